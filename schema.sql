@@ -1,0 +1,47 @@
+-- The whole database of a plugrack instance, as a fresh install has it: <data>/plugrack.db.
+-- Times are milliseconds since 1970-01-01 UTC. A change here raises VERSION in src/store/schema.rs and adds a migration there.
+
+-- What the host knows of itself: instance_id, and what else must outlive a restart.
+CREATE TABLE settings (
+    key   TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- What the operator has decided about each plugin, and the account of its key-value namespace.
+-- A plugin has a row once something was decided or stored for it; the row stays when its file goes.
+CREATE TABLE plugins (
+    id       TEXT PRIMARY KEY,
+    enabled  INTEGER NOT NULL DEFAULT 1 CHECK (enabled IN (0, 1)),
+    kv_rev   INTEGER NOT NULL DEFAULT 0,   -- the last revision given out; never goes back
+    kv_keys  INTEGER NOT NULL DEFAULT 0,   -- keys held
+    kv_bytes INTEGER NOT NULL DEFAULT 0    -- bytes held by keys and values
+) STRICT, WITHOUT ROWID;
+
+-- The operator's settings for a plugin, handed to it in `init`. Values are JSON.
+CREATE TABLE config (
+    plugin TEXT NOT NULL,
+    key    TEXT NOT NULL,
+    value  TEXT NOT NULL CHECK (json_valid(value)),
+    PRIMARY KEY (plugin, key)
+) STRICT, WITHOUT ROWID;
+
+-- What happened to each plugin: started, ready, crashed, refused, stopped, …
+CREATE TABLE events (
+    seq    INTEGER PRIMARY KEY AUTOINCREMENT,
+    plugin TEXT    NOT NULL,
+    at     INTEGER NOT NULL,
+    kind   TEXT    NOT NULL,
+    detail TEXT    NOT NULL
+) STRICT;
+CREATE INDEX events_by_plugin ON events (plugin, seq);
+
+-- The key-value store, a namespace a plugin.
+CREATE TABLE kv (
+    plugin     TEXT    NOT NULL,
+    key        TEXT    NOT NULL,
+    rev        INTEGER NOT NULL,
+    expires_at INTEGER,                    -- NULL: never
+    value      BLOB    NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX kv_by_key ON kv (plugin, key);
+CREATE INDEX kv_by_expiry ON kv (expires_at) WHERE expires_at IS NOT NULL;

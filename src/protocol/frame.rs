@@ -1,0 +1,287 @@
+//! Frames on a stream: two lengths, a JSON head, a raw body. See `docs/protocol.md`, section 2.
+//!
+//! Reading is resumable: a read that ends early with an error such as `WouldBlock` loses nothing, and the next call goes on
+//! where it stopped. So a caller may set short timeouts on the stream and look after other things in between.
+
+use super::message::{MAX_BODY, MAX_HEAD, Malformed, Message};
+use serde::Serialize;
+use std::io::{self, Read};
+
+/// The two lengths before head and body, in bytes.
+const LENGTHS: usize = 8;
+
+/// The buffer of a reader in bytes: a batch of small frames in one read.
+const BUFFER: usize = 64 * 1024;
+
+/// One frame, borrowed from its reader's buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frame<'a> {
+    /// The head as it came: JSON.
+    pub head: &'a [u8],
+    /// The body.
+    pub body: &'a [u8],
+}
+
+impl Frame<'_> {
+    /// Reads the head.
+    ///
+    /// # Errors
+    /// When it is not a message of the protocol.
+    pub fn message(&self) -> Result<Message, Malformed> {
+        Message::parse(self.head)
+    }
+}
+
+/// Why no frame could be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The stream ended between two frames.
+    #[error("the connection was closed")]
+    Closed,
+    /// The stream ended inside a frame.
+    #[error("the connection was closed inside a frame")]
+    Cut,
+    /// A length out of bounds.
+    #[error("a frame's {part} length of {length} is not within {least}-{most}")]
+    Length {
+        /// Head or body.
+        part: &'static str,
+        /// As received.
+        length: u32,
+        /// The least allowed.
+        least: usize,
+        /// The most allowed.
+        most: usize,
+    },
+    /// The stream failed, or has nothing for now.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Why a message does not fit a frame.
+#[derive(Debug, thiserror::Error)]
+pub enum EncodeError {
+    /// Over [`MAX_HEAD`].
+    #[error("the head of {0} bytes is over the limit of {MAX_HEAD}")]
+    Head(usize),
+    /// Over [`MAX_BODY`].
+    #[error("the body of {0} bytes is over the limit of {MAX_BODY}")]
+    Body(usize),
+    /// Not expressible in JSON.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+}
+
+/// Appends a frame to `out`, which stays as it was on an error.
+///
+/// # Errors
+/// When head or body are over their limits.
+pub fn encode(out: &mut Vec<u8>, head: &impl Serialize, body: &[u8]) -> Result<(), EncodeError> {
+    if body.len() > MAX_BODY {
+        return Err(EncodeError::Body(body.len()));
+    }
+    let start = out.len();
+    out.extend_from_slice(&[0; LENGTHS]);
+    if let Err(error) = serde_json::to_writer(&mut *out, head) {
+        out.truncate(start);
+        return Err(error.into());
+    }
+    let length = out.len() - start - LENGTHS;
+    match (u32::try_from(length), u32::try_from(body.len())) {
+        (Ok(head_length), Ok(body_length)) if length <= MAX_HEAD => {
+            out[start..start + 4].copy_from_slice(&head_length.to_be_bytes());
+            out[start + 4..start + LENGTHS].copy_from_slice(&body_length.to_be_bytes());
+            out.extend_from_slice(body);
+            Ok(())
+        }
+        _ => {
+            out.truncate(start);
+            Err(EncodeError::Head(length))
+        }
+    }
+}
+
+/// Reads frames from a stream through a buffer of its own.
+#[derive(Debug)]
+pub struct FrameReader<R> {
+    stream: R,
+    buffer: Vec<u8>,
+    /// What has been received and not yet given out: `buffer[start..end]`.
+    start: usize,
+    end: usize,
+}
+
+impl<R: Read> FrameReader<R> {
+    /// A reader that has read nothing yet.
+    pub fn new(stream: R) -> Self {
+        Self { stream, buffer: Vec::new(), start: 0, end: 0 }
+    }
+
+    /// The stream below.
+    pub fn stream(&mut self) -> &mut R {
+        &mut self.stream
+    }
+
+    /// The next frame.
+    ///
+    /// # Errors
+    /// At the end of the stream, on a length out of bounds, and as the stream fails. After an [`io::ErrorKind::WouldBlock`],
+    /// `TimedOut` or `Interrupted` a further call goes on where this one stopped; after any other the stream is of no more use.
+    pub fn read(&mut self) -> Result<Frame<'_>, ReadError> {
+        let (head, body) = loop {
+            match self.lengths()? {
+                Some((head, body)) if self.end - self.start >= LENGTHS + head + body => break (head, body),
+                Some((head, body)) => self.fill(LENGTHS + head + body)?,
+                None => self.fill(LENGTHS)?,
+            }
+        };
+        let at = self.start + LENGTHS;
+        self.start = at + head + body;
+        Ok(Frame { head: &self.buffer[at..at + head], body: &self.buffer[at + head..at + head + body] })
+    }
+
+    /// Whether a whole frame is at hand, so that [`FrameReader::read`] gives it without touching the stream.
+    pub fn is_ready(&self) -> bool {
+        matches!(self.lengths(), Ok(Some((head, body))) if self.end - self.start >= LENGTHS + head + body)
+    }
+
+    /// Gives back the memory of a buffer that holds nothing: for a connection that falls idle.
+    pub fn release(&mut self) {
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+            self.buffer = Vec::new();
+        }
+    }
+
+    /// The lengths of the next frame, checked, once they are here.
+    fn lengths(&self) -> Result<Option<(usize, usize)>, ReadError> {
+        let Some(bytes) = self.buffer[self.start..self.end].first_chunk::<LENGTHS>() else { return Ok(None) };
+        let [a, b, c, d, e, f, g, h] = *bytes;
+        let check = |part, length: u32, least, most| match usize::try_from(length) {
+            Ok(fits) if (least..=most).contains(&fits) => Ok(fits),
+            _ => Err(ReadError::Length { part, length, least, most }),
+        };
+        let head = check("head", u32::from_be_bytes([a, b, c, d]), 1, MAX_HEAD)?;
+        let body = check("body", u32::from_be_bytes([e, f, g, h]), 0, MAX_BODY)?;
+        Ok(Some((head, body)))
+    }
+
+    /// One read from the stream, with room in the buffer for a frame of `frame` bytes.
+    fn fill(&mut self, frame: usize) -> Result<(), ReadError> {
+        let held = self.end - self.start;
+        if self.start > 0 && (held == 0 || self.start + frame > self.buffer.len()) {
+            self.buffer.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, held);
+        }
+        let room = frame.max(BUFFER);
+        if self.buffer.len() < room {
+            self.buffer.resize(room, 0);
+        }
+        match self.stream.read(&mut self.buffer[self.end..])? {
+            0 if held == 0 => Err(ReadError::Closed),
+            0 => Err(ReadError::Cut),
+            n => {
+                self.end += n;
+                Ok(())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::message::{Data, Ping};
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    /// Gives its bytes in pieces of the given sizes, with a `WouldBlock` before each.
+    struct Drip<'a> {
+        bytes: &'a [u8],
+        sizes: std::iter::Cycle<std::vec::IntoIter<usize>>,
+        blocked: bool,
+    }
+
+    impl Read for Drip<'_> {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            self.blocked = !self.blocked;
+            if self.blocked {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            let n = self.sizes.next().unwrap().min(buf.len()).min(self.bytes.len());
+            buf[..n].copy_from_slice(&self.bytes[..n]);
+            self.bytes = &self.bytes[n..];
+            Ok(n)
+        }
+    }
+
+    fn unhex(hex: &Value) -> Vec<u8> {
+        let hex = hex.as_str().unwrap();
+        (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap()).collect()
+    }
+
+    #[test]
+    fn golden_frames() {
+        let vectors: Value = serde_json::from_str(include_str!("../../tests/protocol/frames.json")).unwrap();
+        for case in vectors["valid"].as_array().unwrap() {
+            let bytes = unhex(&case["hex"]);
+            let mut reader = FrameReader::new(&bytes[..]);
+            let frame = reader.read().unwrap();
+            assert_eq!(serde_json::from_slice::<Value>(frame.head).unwrap(), case["head"], "{}", case["name"]);
+            assert_eq!(frame.body, unhex(&case["body_hex"]), "{}", case["name"]);
+            assert_eq!(frame.message().unwrap().kind(), case["head"]["type"]);
+            assert!(matches!(reader.read(), Err(ReadError::Closed)));
+        }
+        for case in vectors["invalid"].as_array().unwrap() {
+            let bytes = unhex(&case["hex"]);
+            let mut reader = FrameReader::new(&bytes[..]);
+            let refused = reader.read().map_or(true, |frame| frame.message().is_err());
+            assert!(refused, "{}", case["name"]);
+        }
+        for case in vectors["cut"].as_array().unwrap() {
+            let bytes = unhex(&case["hex"]);
+            assert!(matches!(FrameReader::new(&bytes[..]).read(), Err(ReadError::Cut)), "{}", case["name"]);
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_not_sent() {
+        let mut out = b"before".to_vec();
+        assert!(matches!(encode(&mut out, &Ping { id: 1 }, &vec![0; MAX_BODY + 1]), Err(EncodeError::Body(_))));
+        assert!(matches!(encode(&mut out, &"x".repeat(MAX_HEAD), &[]), Err(EncodeError::Head(_))));
+        assert_eq!(out, b"before");
+        encode(&mut out, &Ping { id: 1 }, &vec![0; MAX_BODY]).unwrap();
+    }
+
+    proptest! {
+        #[test]
+        fn frames_survive_any_cutting(
+            bodies in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..3000), 1..20),
+            sizes in prop::collection::vec(1usize..5000, 1..10),
+        ) {
+            let mut bytes = Vec::new();
+            for (id, body) in bodies.iter().enumerate() {
+                encode(&mut bytes, &Data { id: id as u64, more: true, aborted: false }, body).unwrap();
+            }
+            let mut reader = FrameReader::new(Drip { bytes: &bytes, sizes: sizes.into_iter().cycle(), blocked: false });
+            for (id, body) in bodies.iter().enumerate() {
+                let frame = loop {
+                    match reader.read() {
+                        Ok(frame) => break (frame.message().unwrap().id(), frame.body.to_vec()),
+                        Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                };
+                prop_assert_eq!(&frame, &(id as u64, body.clone()));
+            }
+        }
+
+        #[test]
+        fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let mut reader = FrameReader::new(&bytes[..]);
+            while let Ok(frame) = reader.read() {
+                let _ = frame.message().is_ok();
+            }
+        }
+    }
+}

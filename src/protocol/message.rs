@@ -1,0 +1,633 @@
+//! The messages of the plugin protocol, its version and its limits. No I/O.
+//!
+//! A message is the JSON head of a frame; the frame's body travels beside it, see [`super::frame`].
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// The protocol version this crate speaks, as `init` and metadata name it.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Largest head of a frame in bytes: room for the headers of any sane request, small enough to hold one per connection.
+pub const MAX_HEAD: usize = 64 * 1024;
+
+/// Largest body of a frame in bytes. Longer bodies go on in [`Data`] frames, so this bounds what either side must hold.
+pub const MAX_BODY: usize = 1024 * 1024;
+
+/// Largest request body in bytes that comes whole in its `http` frame; a longer one streams.
+pub const MAX_INLINE_BODY: usize = 64 * 1024;
+
+/// Largest `id`: 2^53 − 1, the largest integer every JSON implementation holds exactly.
+pub const MAX_ID: u64 = (1 << 53) - 1;
+
+/// Largest key of the key-value store in bytes.
+pub const MAX_KEY: usize = 512;
+
+/// Largest value of the key-value store in bytes: what one frame holds.
+pub const MAX_VALUE: usize = MAX_BODY;
+
+/// Most writes in one `txn`.
+pub const MAX_TXN_OPS: usize = 128;
+
+/// Most entries of one page of `list`.
+pub const MAX_LIST_LIMIT: u32 = 1000;
+
+/// Entries of a page of `list` that names no limit.
+pub const DEFAULT_LIST_LIMIT: u32 = 100;
+
+/// Longest `ttl_ms`: ten years, so that an expiry never leaves the range of a signed 64-bit clock.
+pub const MAX_TTL_MS: u64 = 315_360_000_000;
+
+/// Header names that belong to one hop and are never passed through (RFC 9110, section 7.6.1).
+pub const HOP_BY_HOP: [&str; 9] = [
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// Header fields in order, repeats kept: name and value.
+pub type Headers = Vec<(String, String)>;
+
+/// Any message, as a receiver meets it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Message {
+    /// Host to plugin: the first message on the first connection.
+    Init(Box<Init>),
+    /// Plugin to host: the answer to `init`.
+    Ready(Ready),
+    /// Host to plugin: a web request.
+    Http(Box<Http>),
+    /// Plugin to host: the answer to `http`.
+    Response(Response),
+    /// Either way: more of a body.
+    Data(Data),
+    /// Either way: an operation on the key-value store.
+    Kv(Box<Kv>),
+    /// Either way: the answer to `kv`.
+    Result(KvResult),
+    /// Either way: the answer to a request that failed.
+    Error(Failure),
+    /// Host to plugin: are you there?
+    Ping(Ping),
+    /// Plugin to host: the answer to `ping`.
+    Pong(Pong),
+    /// Host to plugin: the last message on a connection.
+    Shutdown(Shutdown),
+}
+
+/// Why a head is not a message.
+#[derive(Debug, thiserror::Error)]
+pub enum Malformed {
+    /// Not a JSON object with the fields its type requires.
+    #[error("the head is not a valid message: {0}")]
+    Json(#[from] serde_json::Error),
+    /// A type this protocol version does not know.
+    #[error("unknown message type \"{0}\"")]
+    UnknownType(String),
+    /// An id beyond [`MAX_ID`].
+    #[error("id {0} is over the limit of {MAX_ID}")]
+    Id(u64),
+}
+
+impl Message {
+    /// Reads a head.
+    ///
+    /// # Errors
+    /// When it is not a JSON object, or not a message of this protocol.
+    pub fn parse(head: &[u8]) -> Result<Self, Malformed> {
+        /// The type alone, so that each message is then read straight into its own struct.
+        #[derive(Deserialize)]
+        struct Tag<'a> {
+            #[serde(borrow, rename = "type")]
+            kind: std::borrow::Cow<'a, str>,
+        }
+        let tag: Tag<'_> = serde_json::from_slice(head)?;
+        let message = match &*tag.kind {
+            "response" => Self::Response(serde_json::from_slice(head)?),
+            "data" => Self::Data(serde_json::from_slice(head)?),
+            "http" => Self::Http(serde_json::from_slice(head)?),
+            "kv" => Self::Kv(serde_json::from_slice(head)?),
+            "result" => Self::Result(serde_json::from_slice(head)?),
+            "error" => Self::Error(serde_json::from_slice(head)?),
+            "ping" => Self::Ping(serde_json::from_slice(head)?),
+            "pong" => Self::Pong(serde_json::from_slice(head)?),
+            "init" => Self::Init(serde_json::from_slice(head)?),
+            "ready" => Self::Ready(serde_json::from_slice(head)?),
+            "shutdown" => Self::Shutdown(serde_json::from_slice(head)?),
+            other => return Err(Malformed::UnknownType(other.chars().take(64).collect())),
+        };
+        match message.id() {
+            id if id > MAX_ID => Err(Malformed::Id(id)),
+            _ => Ok(message),
+        }
+    }
+
+    /// The id that ties a request to its reply.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        match self {
+            Self::Init(m) => m.id,
+            Self::Ready(m) => m.id,
+            Self::Http(m) => m.id,
+            Self::Response(m) => m.id,
+            Self::Data(m) => m.id,
+            Self::Kv(m) => m.id,
+            Self::Result(m) => m.id,
+            Self::Error(m) => m.id,
+            Self::Ping(m) => m.id,
+            Self::Pong(m) => m.id,
+            Self::Shutdown(m) => m.id,
+        }
+    }
+
+    /// The message's `type`, as the protocol spells it.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Init(_) => "init",
+            Self::Ready(_) => "ready",
+            Self::Http(_) => "http",
+            Self::Response(_) => "response",
+            Self::Data(_) => "data",
+            Self::Kv(_) => "kv",
+            Self::Result(_) => "result",
+            Self::Error(_) => "error",
+            Self::Ping(_) => "ping",
+            Self::Pong(_) => "pong",
+            Self::Shutdown(_) => "shutdown",
+        }
+    }
+}
+
+/// What a plugin is told before anything else.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename = "init")]
+pub struct Init {
+    /// Repeated by the reply.
+    pub id: u64,
+    /// The version the host speaks.
+    pub protocol: u32,
+    /// The identity of the installation: a UUID version 4.
+    pub instance_id: String,
+    /// The plugin's own id.
+    pub plugin_id: String,
+    /// Where the plugin listens.
+    pub socket_path: String,
+    /// Where the host listens for the plugin's calls.
+    pub host_socket: String,
+    /// The file the plugin's output goes to.
+    pub log_path: String,
+    /// The plugin's own directory.
+    pub data_dir: String,
+    /// The licence token set for this plugin.
+    pub license: Option<String>,
+    /// The operator's settings for this plugin.
+    pub config: Map<String, Value>,
+    /// Who is hosting.
+    pub host: HostInfo,
+}
+
+/// Name and version of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostInfo {
+    /// The program's name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+}
+
+/// A web request for the plugin's route.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename = "http")]
+pub struct Http {
+    /// Repeated by the reply.
+    pub id: u64,
+    /// As the client sent it.
+    pub method: String,
+    /// What follows the mount, not decoded; begins with `/`.
+    pub path: String,
+    /// What follows the first `?`, not decoded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub query: Option<String>,
+    /// The plugin's route.
+    pub mount: String,
+    /// In order, repeats kept, names in lower case.
+    #[serde(default)]
+    pub headers: Headers,
+    /// The client's address, empty when it is not known.
+    #[serde(default)]
+    pub remote: String,
+    /// Whether the body goes on in `data` frames.
+    #[serde(default)]
+    pub more: bool,
+}
+
+/// The answer to [`Http`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename = "response")]
+pub struct Response {
+    /// The request's id.
+    pub id: u64,
+    /// 200–599.
+    pub status: u16,
+    /// In order, repeats kept.
+    #[serde(default)]
+    pub headers: Headers,
+    /// Whether the body goes on in `data` frames.
+    #[serde(default)]
+    pub more: bool,
+}
+
+/// More of a body.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename = "data")]
+pub struct Data {
+    /// The request's id.
+    pub id: u64,
+    /// Whether the body still goes on.
+    pub more: bool,
+    /// Whether the body ends here before its time, because the plugin has answered already.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub aborted: bool,
+}
+
+/// An operation on the key-value store. The host asks `get`, `set` and `delete`; a plugin may ask any.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename = "kv")]
+pub struct Kv {
+    /// Repeated by the reply.
+    pub id: u64,
+    /// What to do, and with which fields.
+    #[serde(flatten)]
+    pub op: KvOp,
+}
+
+/// The operations of the key-value store. A value to set is the frame's body.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "lowercase")]
+pub enum KvOp {
+    /// Reads a value.
+    Get {
+        /// Which.
+        key: String,
+    },
+    /// Writes a value.
+    Set(SetOp),
+    /// Removes a value.
+    Delete(DeleteOp),
+    /// Adds to a decimal number.
+    Incr(IncrOp),
+    /// Lists a page of keys.
+    List(ListOp),
+    /// Several writes, all or nothing; they are the body.
+    Txn,
+}
+
+/// `set`: writes a value.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetOp {
+    /// Which.
+    pub key: String,
+    /// Milliseconds until it expires; never, when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_ms: Option<u64>,
+    /// Only when the key is there with this revision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_rev: Option<u64>,
+    /// Only when the key is not there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub if_absent: bool,
+}
+
+/// `delete`: removes a value.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeleteOp {
+    /// Which.
+    pub key: String,
+    /// Only when the key is there with this revision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_rev: Option<u64>,
+}
+
+/// `incr`: adds to a decimal number.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IncrOp {
+    /// Which.
+    pub key: String,
+    /// What to add.
+    #[serde(default = "one")]
+    pub delta: i64,
+    /// Milliseconds until it expires, when this `incr` makes the key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_ms: Option<u64>,
+}
+
+fn one() -> i64 {
+    1
+}
+
+/// `list`: a page of keys in byte order.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListOp {
+    /// Only keys that begin with this.
+    #[serde(default)]
+    pub prefix: String,
+    /// Only keys that come after this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+    /// At most this many entries, 1–[`MAX_LIST_LIMIT`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// Whether the entries carry their values.
+    #[serde(default)]
+    pub values: bool,
+}
+
+/// One write of a `txn`, an element of its body.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "lowercase")]
+pub enum TxnOp {
+    /// Writes a value: exactly one of `value` and `value_base64`.
+    Set {
+        /// Key and preconditions.
+        #[serde(flatten)]
+        set: SetOp,
+        /// The value as text.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        value: Option<String>,
+        /// The value as bytes.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        value_base64: Option<String>,
+    },
+    /// Removes a value.
+    Delete(DeleteOp),
+    /// Adds to a decimal number.
+    Incr(IncrOp),
+}
+
+/// The outcome of one write, an element of a `txn`'s result.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriteOutcome {
+    /// For `delete`: whether the key was there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub found: Option<bool>,
+    /// For `set` and `incr`: the new revision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rev: Option<u64>,
+    /// For `incr`: the sum.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<i64>,
+}
+
+/// One entry of a page of `list`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListEntry {
+    /// The key.
+    pub key: String,
+    /// Its revision.
+    pub rev: u64,
+    /// The value's length in bytes.
+    pub size: u64,
+    /// Milliseconds until it expires.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_in_ms: Option<u64>,
+    /// The value, where it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value_base64: Option<String>,
+}
+
+/// The answer to [`Kv`]. A value that was read is the frame's body.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename = "result")]
+pub struct KvResult {
+    /// The request's id.
+    pub id: u64,
+    /// For `get` and `delete`: whether the key was there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub found: Option<bool>,
+    /// The value's revision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rev: Option<u64>,
+    /// For `incr`: the sum.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<i64>,
+    /// For `get`: milliseconds until the value expires.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_in_ms: Option<u64>,
+    /// For `list`: what to pass as `after` for the next page, absent on the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// The answer to a request that failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename = "error")]
+pub struct Failure {
+    /// The request's id.
+    pub id: u64,
+    /// A word a program can branch on, in snake case.
+    pub code: String,
+    /// One sentence for people.
+    pub message: String,
+    /// For `txn`: the place of the write that failed, from 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<usize>,
+}
+
+/// Declares the messages that are an id and nothing else.
+macro_rules! bare {
+    ($($(#[$doc:meta])* $name:ident = $tag:literal;)*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(tag = "type", rename = $tag)]
+        pub struct $name {
+            /// Ties request and reply.
+            pub id: u64,
+        }
+    )*};
+}
+
+bare! {
+    /// The answer to [`Init`]: the plugin serves.
+    Ready = "ready";
+    /// Are you there?
+    Ping = "ping";
+    /// The answer to [`Ping`].
+    Pong = "pong";
+    /// The last message on a connection: finish what is under way on it, then end it.
+    Shutdown = "shutdown";
+}
+
+/// Why a response's head may not reach a client.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadResponse {
+    /// Outside 200–599.
+    #[error("status {0} is not within 200-599")]
+    Status(u16),
+    /// Not an HTTP token.
+    #[error("header name {0:?} is not an HTTP token")]
+    HeaderName(String),
+    /// A character that has no place in a header.
+    #[error("the value of header {0:?} holds a control character or one beyond U+00FF")]
+    HeaderValue(String),
+    /// Not one decimal number.
+    #[error("content-length {0:?} is not one decimal number")]
+    ContentLength(String),
+    /// Two of them.
+    #[error("content-length is set twice")]
+    RepeatedContentLength,
+    /// Agrees with nothing.
+    #[error("content-length is {declared} but the body has {actual} bytes")]
+    BodyLength {
+        /// What the header says.
+        declared: u64,
+        /// What was sent.
+        actual: u64,
+    },
+    /// A body where there can be none.
+    #[error("a response of status {0} must have no body")]
+    Bodiless(u16),
+}
+
+impl Response {
+    /// Whether this status never has a body.
+    #[must_use]
+    pub fn is_bodiless(&self) -> bool {
+        matches!(self.status, 204 | 304)
+    }
+
+    /// Checks the head against section 4 of the protocol, with the first piece of the body, and gives the `content-length` it declares.
+    ///
+    /// # Errors
+    /// The first rule it breaks.
+    pub fn check(&self, first: &[u8], head_request: bool) -> Result<Option<u64>, BadResponse> {
+        if !(200..=599).contains(&self.status) {
+            return Err(BadResponse::Status(self.status));
+        }
+        if self.is_bodiless() && (self.more || !first.is_empty()) {
+            return Err(BadResponse::Bodiless(self.status));
+        }
+        let mut declared = None;
+        for (name, value) in &self.headers {
+            if name.is_empty() || !name.bytes().all(is_token) {
+                return Err(BadResponse::HeaderName(name.chars().take(64).collect()));
+            }
+            if !value.chars().all(is_field_char) {
+                return Err(BadResponse::HeaderValue(name.clone()));
+            }
+            if name.eq_ignore_ascii_case("content-length") {
+                if declared.is_some() {
+                    return Err(BadResponse::RepeatedContentLength);
+                }
+                let digits = value.bytes().all(|b| b.is_ascii_digit());
+                let length = value.parse().ok().filter(|_| digits);
+                declared = Some(length.ok_or_else(|| BadResponse::ContentLength(value.chars().take(64).collect()))?);
+            }
+        }
+        let actual = first.len() as u64;
+        match declared {
+            Some(declared) if !head_request && !self.is_bodiless() && (actual > declared || (!self.more && actual < declared)) => {
+                Err(BadResponse::BodyLength { declared, actual })
+            }
+            declared => Ok(declared),
+        }
+    }
+}
+
+/// A byte of an HTTP token (RFC 9110, section 5.6.2).
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// A character of a header value; each stands for one byte (RFC 9110, section 5.5: HTAB, SP, VCHAR, obs-text).
+fn is_field_char(c: char) -> bool {
+    matches!(c, '\t' | ' '..='~' | '\u{80}'..='\u{ff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn response(status: u16, headers: &[(&str, &str)], more: bool) -> Response {
+        let headers = headers.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+        Response { id: 1, status, headers, more }
+    }
+
+    #[test]
+    fn a_response_that_breaks_a_rule_is_named() {
+        let cases: &[(Response, &[u8], &str)] = &[
+            (response(199, &[], false), b"", "status 199 is not within 200-599"),
+            (response(600, &[], false), b"", "status 600 is not within 200-599"),
+            (response(200, &[("a b", "x")], false), b"", "header name \"a b\" is not an HTTP token"),
+            (response(200, &[("", "x")], false), b"", "header name \"\" is not an HTTP token"),
+            (
+                response(200, &[("x", "a\r\nset-cookie: b=c")], false),
+                b"",
+                "the value of header \"x\" holds a control character or one beyond U+00FF",
+            ),
+            (
+                response(200, &[("x", "☕")], false),
+                b"",
+                "the value of header \"x\" holds a control character or one beyond U+00FF",
+            ),
+            (
+                response(200, &[("content-length", "+3")], false),
+                b"abc",
+                "content-length \"+3\" is not one decimal number",
+            ),
+            (
+                response(200, &[("content-length", "3"), ("Content-Length", "3")], false),
+                b"abc",
+                "content-length is set twice",
+            ),
+            (
+                response(200, &[("content-length", "4")], false),
+                b"abc",
+                "content-length is 4 but the body has 3 bytes",
+            ),
+            (
+                response(200, &[("content-length", "2")], true),
+                b"abc",
+                "content-length is 2 but the body has 3 bytes",
+            ),
+            (response(204, &[], false), b"x", "a response of status 204 must have no body"),
+            (response(304, &[], true), b"", "a response of status 304 must have no body"),
+        ];
+        for (response, body, reason) in cases {
+            let error = response.check(body, false).unwrap_err();
+            assert_eq!(error.to_string(), *reason);
+        }
+    }
+
+    #[test]
+    fn a_response_that_keeps_the_rules_passes() {
+        assert_eq!(response(200, &[("x-a", "é\t~")], false).check(b"abc", false), Ok(None));
+        assert_eq!(response(200, &[("content-length", "3")], false).check(b"abc", false), Ok(Some(3)));
+        assert_eq!(response(200, &[("content-length", "9")], true).check(b"abc", false), Ok(Some(9)));
+        assert_eq!(response(200, &[("content-length", "9")], false).check(b"", true), Ok(Some(9)));
+        assert_eq!(response(304, &[("content-length", "9")], false).check(b"", false), Ok(Some(9)));
+    }
+
+    #[test]
+    fn kv_requests_read_as_the_protocol_spells_them() {
+        let read = |json: &str| match Message::parse(json.as_bytes()) {
+            Ok(Message::Kv(kv)) => kv.op,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(read(r#"{"type":"kv","id":1,"op":"get","key":"a"}"#), KvOp::Get { key: "a".into() });
+        assert_eq!(
+            read(r#"{"type":"kv","id":1,"op":"incr","key":"a"}"#),
+            KvOp::Incr(IncrOp { key: "a".into(), delta: 1, ttl_ms: None })
+        );
+        assert_eq!(read(r#"{"type":"kv","id":1,"op":"list"}"#), KvOp::List(ListOp::default()));
+        assert_eq!(read(r#"{"type":"kv","id":1,"op":"txn"}"#), KvOp::Txn);
+        assert!(Message::parse(br#"{"type":"kv","id":1,"op":"drop","key":"a"}"#).is_err());
+        assert!(Message::parse(br#"{"type":"kv","id":1,"op":"get"}"#).is_err());
+    }
+}

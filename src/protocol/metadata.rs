@@ -1,0 +1,248 @@
+//! What a plugin says of itself with `--metadata`: read and checked. No I/O.
+
+use super::message::PROTOCOL_VERSION;
+use serde::{Deserialize, Serialize};
+
+/// Largest output of `--metadata` in bytes: room for an icon of 32 KiB and the rest.
+pub const MAX_METADATA: usize = 64 * 1024;
+
+/// Longest id in bytes, so that it fits a file name and a DNS label.
+pub const MAX_ID_LENGTH: usize = 63;
+
+/// Longest route in bytes.
+pub const MAX_ROUTE: usize = 128;
+
+/// Longest name in characters, and version in bytes.
+pub const MAX_NAME: usize = 64;
+
+/// Longest icon that is text, in Unicode code points: four emoji with their modifiers and joiners.
+pub const MAX_ICON_CHARS: usize = 16;
+
+/// Longest icon that is a `data:` URI, in bytes.
+pub const MAX_ICON_URI: usize = 32 * 1024;
+
+/// Longest description, author or homepage in characters.
+pub const MAX_TEXT: usize = 512;
+
+/// Most connections the host opens to one plugin.
+pub const MAX_CONCURRENCY: u32 = 256;
+
+/// Routes the host keeps for itself, with all below them.
+pub const RESERVED_ROUTES: [&str; 4] = ["/api", "/admin", "/healthz", "/metrics"];
+
+/// Who a plugin is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Metadata {
+    /// Names the plugin everywhere: `[a-z0-9][a-z0-9-]{0,62}`.
+    pub id: String,
+    /// For people.
+    pub name: String,
+    /// The plugin's own version.
+    pub version: String,
+    /// An emoji, a few characters, or a `data:image/…` URI.
+    pub icon: String,
+    /// Where on the web it is put: `/segment(/segment)*`.
+    pub route: String,
+    /// The protocol version it speaks.
+    #[serde(default = "default_protocol")]
+    pub protocol: u32,
+    /// How many connections the host may hold open to it at once.
+    #[serde(default = "default_concurrency")]
+    pub concurrency: u32,
+    /// What it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// Who wrote it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub author: Option<String>,
+    /// Where to read more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub homepage: Option<String>,
+}
+
+fn default_protocol() -> u32 {
+    PROTOCOL_VERSION
+}
+
+fn default_concurrency() -> u32 {
+    1
+}
+
+/// Why metadata is refused: one sentence that names the field and the rule.
+#[derive(Debug, thiserror::Error)]
+pub enum BadMetadata {
+    /// Not the JSON object it has to be.
+    #[error("the metadata is not a JSON object with the required fields: {0}")]
+    Json(#[from] serde_json::Error),
+    /// A field breaks its form.
+    #[error("the metadata's {field} {value:?} is not valid: {rule}")]
+    Field {
+        /// Which.
+        field: &'static str,
+        /// What it holds, cut to a length that fits a line.
+        value: String,
+        /// What it must be.
+        rule: &'static str,
+    },
+    /// A route of the host's own.
+    #[error("the route {0} belongs to the host")]
+    Reserved(String),
+    /// Another protocol version.
+    #[error("the plugin speaks protocol {0}, this host speaks {PROTOCOL_VERSION}")]
+    Protocol(u32),
+}
+
+impl Metadata {
+    /// Reads and checks what `--metadata` printed.
+    ///
+    /// # Errors
+    /// When it is not JSON, lacks a field, or a field breaks its form.
+    pub fn parse(json: &[u8]) -> Result<Self, BadMetadata> {
+        let metadata: Self = serde_json::from_slice(json)?;
+        metadata.check()?;
+        Ok(metadata)
+    }
+
+    /// Checks every field against the protocol's table.
+    ///
+    /// # Errors
+    /// The first field that breaks its form.
+    pub fn check(&self) -> Result<(), BadMetadata> {
+        let text = |value: &str, most: usize| value.chars().count() <= most && !value.chars().any(char::is_control);
+        let require = |holds: bool, field: &'static str, value: &str, rule: &'static str| match holds {
+            true => Ok(()),
+            false => Err(BadMetadata::Field { field, value: value.chars().take(80).collect(), rule }),
+        };
+        require(is_plugin_id(&self.id), "id", &self.id, "1-63 of a-z, 0-9 and -, not beginning with -")?;
+        let name = !self.name.trim().is_empty() && text(&self.name, MAX_NAME);
+        require(name, "name", &self.name, "1-64 characters, no control characters")?;
+        let version = (1..=MAX_NAME).contains(&self.version.len()) && self.version.bytes().all(|b| (0x20..0x7f).contains(&b));
+        require(version, "version", &self.version, "1-64 printable ASCII characters")?;
+        require(is_icon(&self.icon), "icon", &self.icon, "an emoji, 1-4 characters, or a data:image/ URI of at most 32 KiB")?;
+        require(is_route(&self.route), "route", &self.route, "/segment(/segment)*, segments of a-z, 0-9 and . _ -, at most 128 bytes")?;
+        if is_reserved(&self.route) {
+            return Err(BadMetadata::Reserved(self.route.clone()));
+        }
+        if self.protocol != PROTOCOL_VERSION {
+            return Err(BadMetadata::Protocol(self.protocol));
+        }
+        let concurrency = (1..=MAX_CONCURRENCY).contains(&self.concurrency);
+        require(concurrency, "concurrency", &self.concurrency.to_string(), "a whole number from 1 to 256")?;
+        for (field, value) in [("description", &self.description), ("author", &self.author), ("homepage", &self.homepage)] {
+            let value = value.as_deref().unwrap_or_default();
+            require(text(value, MAX_TEXT), field, value, "at most 512 characters, no control characters")?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a string has the form of a plugin id, which makes it safe as a file name and in a path.
+#[must_use]
+pub fn is_plugin_id(id: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    (1..=MAX_ID_LENGTH).contains(&id.len()) && id.bytes().all(allowed) && !id.starts_with('-')
+}
+
+fn is_icon(icon: &str) -> bool {
+    match icon.strip_prefix("data:") {
+        Some(uri) => uri.starts_with("image/") && icon.len() <= MAX_ICON_URI && icon.bytes().all(|b| (0x21..0x7f).contains(&b)),
+        None => !icon.trim().is_empty() && icon.chars().count() <= MAX_ICON_CHARS && !icon.chars().any(char::is_control),
+    }
+}
+
+fn is_route(route: &str) -> bool {
+    let segment = |s: &str| {
+        s.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
+            && s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b))
+    };
+    route.len() <= MAX_ROUTE && route.strip_prefix('/').is_some_and(|rest| rest.split('/').all(segment))
+}
+
+fn is_reserved(route: &str) -> bool {
+    RESERVED_ROUTES.iter().any(|kept| route.strip_prefix(kept).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn notes() -> Value {
+        json!({"id": "notes", "name": "Notes", "version": "1.0.0", "icon": "📝", "route": "/notes"})
+    }
+
+    fn with(field: &str, value: Value) -> Vec<u8> {
+        let mut metadata = notes();
+        metadata[field] = value;
+        serde_json::to_vec(&metadata).unwrap()
+    }
+
+    #[test]
+    fn the_required_fields_are_enough() {
+        let metadata = Metadata::parse(notes().to_string().as_bytes()).unwrap();
+        assert_eq!((metadata.protocol, metadata.concurrency), (1, 1));
+        for field in ["id", "name", "version", "icon", "route"] {
+            let mut lacking = notes();
+            lacking.as_object_mut().unwrap().remove(field);
+            let error = Metadata::parse(lacking.to_string().as_bytes()).unwrap_err().to_string();
+            assert!(error.contains(field), "{error}");
+        }
+    }
+
+    #[test]
+    fn each_field_is_held_to_its_form() {
+        let good: &[(&str, Value)] = &[
+            ("id", json!("a")),
+            ("id", json!("0-9")),
+            ("id", json!("x".repeat(63))),
+            ("name", json!("é".repeat(64))),
+            ("icon", json!("👩‍👩‍👧‍👦")),
+            ("icon", json!("data:image/png;base64,AAAA")),
+            ("route", json!("/a/b.c/d_e-f")),
+            ("route", json!("/apis")),
+            ("concurrency", json!(256)),
+            ("unknown", json!({"later": true})),
+        ];
+        for (field, value) in good {
+            assert!(Metadata::parse(&with(field, value.clone())).is_ok(), "{field} {value}");
+        }
+        let bad: &[(&str, Value)] = &[
+            ("id", json!("")),
+            ("id", json!("-a")),
+            ("id", json!("A")),
+            ("id", json!("a/b")),
+            ("id", json!("..")),
+            ("id", json!("x".repeat(64))),
+            ("id", json!(7)),
+            ("name", json!("")),
+            ("name", json!(" ")),
+            ("name", json!("a\nb")),
+            ("name", json!("x".repeat(65))),
+            ("version", json!("")),
+            ("version", json!("1.0\t")),
+            ("icon", json!("")),
+            ("icon", json!("x".repeat(17))),
+            ("icon", json!("data:text/html,<script>")),
+            ("icon", json!(format!("data:image/png;base64,{}", "A".repeat(32 * 1024)))),
+            ("route", json!("/")),
+            ("route", json!("notes")),
+            ("route", json!("/notes/")),
+            ("route", json!("/Notes")),
+            ("route", json!("/a//b")),
+            ("route", json!("/../etc")),
+            ("route", json!("/a b")),
+            ("route", json!(format!("/{}", "x".repeat(128)))),
+            ("route", json!("/api")),
+            ("route", json!("/api/x")),
+            ("route", json!("/healthz")),
+            ("concurrency", json!(0)),
+            ("concurrency", json!(257)),
+            ("concurrency", json!("4")),
+            ("protocol", json!(2)),
+            ("author", json!("x".repeat(513))),
+        ];
+        for (field, value) in bad {
+            assert!(Metadata::parse(&with(field, value.clone())).is_err(), "{field} {value}");
+        }
+    }
+}

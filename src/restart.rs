@@ -1,0 +1,166 @@
+//! How a plugin's end is answered: exit reason and history in, decision out. Pure: time is passed in.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// First wait before a crashed plugin is started again.
+const FIRST_BACKOFF: Duration = Duration::from_millis(500);
+
+/// Longest such wait: a plugin that needs a service which comes back should not lag far behind it.
+const MAX_BACKOFF: Duration = Duration::from_secs(60);
+
+/// Share by which each wait is varied either way, so that plugins which fell together do not all rise together.
+const JITTER: f64 = 0.2;
+
+/// A plugin that ran this long has recovered, and its next crash is its first again.
+const STEADY: Duration = Duration::from_secs(60);
+
+/// This many ends within [`LOOP_WINDOW`] are a crash loop.
+const LOOP_EXITS: usize = 5;
+
+/// The time in which [`LOOP_EXITS`] ends are a crash loop.
+const LOOP_WINDOW: Duration = Duration::from_secs(300);
+
+/// How often a crash-looping plugin is tried, for ever.
+const LOOP_RETRY: Duration = Duration::from_secs(300);
+
+/// How a plugin's process, or its start, came to an end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// Exit code.
+    Code(i32),
+    /// Killed by this signal.
+    Signal(i32),
+    /// It could not be started, or was stopped by the host because it did not do its part.
+    Failed,
+}
+
+/// What to do about an end that nobody asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Decision {
+    /// Start again after the wait.
+    Retry(Duration),
+    /// Start again after the wait; it keeps ending.
+    CrashLoop(Duration),
+    /// Starting it again would change nothing.
+    Refuse,
+}
+
+impl Exit {
+    /// Whether the plugin says that starting it again would change nothing. The codes are those of sysexits.h
+    /// (64 usage, 77 permission, 78 configuration) and of a shell (126 not executable, 127 not found).
+    fn is_permanent(self) -> bool {
+        matches!(self, Self::Code(64 | 77 | 78 | 126 | 127))
+    }
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let meaning = |code| match code {
+            64 => " (usage)",
+            75 => " (temporary failure)",
+            77 => " (permission denied)",
+            78 => " (licence or configuration refused)",
+            126 => " (not executable)",
+            127 => " (not found)",
+            _ => "",
+        };
+        match *self {
+            Self::Code(code) => write!(f, "exit code {code}{}", meaning(code)),
+            Self::Signal(signal) => match signal_hook::low_level::signal_name(signal) {
+                Some(name) => write!(f, "killed by signal {signal} ({name})"),
+                None => write!(f, "killed by signal {signal}"),
+            },
+            Self::Failed => f.write_str("did not start"),
+        }
+    }
+}
+
+/// The recent ends of one plugin.
+#[derive(Debug, Default)]
+pub(crate) struct History {
+    ends: VecDeque<Instant>,
+    failures: u32,
+}
+
+impl History {
+    /// Notes an end at `now` of a process that ran for `uptime`, and decides. `random` is uniform in 0–1.
+    pub(crate) fn ended(&mut self, exit: Exit, uptime: Duration, now: Instant, random: f64) -> Decision {
+        if exit.is_permanent() {
+            return Decision::Refuse;
+        }
+        if uptime >= STEADY {
+            *self = Self::default();
+        }
+        self.failures = self.failures.saturating_add(1);
+        self.ends.push_back(now);
+        while self.ends.len() > LOOP_EXITS || self.ends.front().is_some_and(|end| now.duration_since(*end) > LOOP_WINDOW) {
+            self.ends.pop_front();
+        }
+        let vary = |wait: Duration| wait.mul_f64(1.0 - JITTER + 2.0 * JITTER * random);
+        if self.ends.len() == LOOP_EXITS {
+            return Decision::CrashLoop(vary(LOOP_RETRY));
+        }
+        let doublings = self.failures.saturating_sub(1).min(16);
+        Decision::Retry(vary((FIRST_BACKOFF * 2u32.pow(doublings)).min(MAX_BACKOFF)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIDDLE: f64 = 0.5;
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn permanent_codes_are_refused_and_others_are_retried() {
+        for (exit, permanent) in [
+            (Exit::Code(64), true),
+            (Exit::Code(77), true),
+            (Exit::Code(78), true),
+            (Exit::Code(126), true),
+            (Exit::Code(127), true),
+            (Exit::Code(0), false),
+            (Exit::Code(1), false),
+            (Exit::Code(75), false),
+            (Exit::Signal(9), false),
+            (Exit::Failed, false),
+        ] {
+            let decision = History::default().ended(exit, SECOND, Instant::now(), MIDDLE);
+            assert_eq!(decision == Decision::Refuse, permanent, "{exit}");
+        }
+    }
+
+    #[test]
+    fn waits_double_then_a_loop_is_called_one_and_a_steady_run_forgives() {
+        let mut history = History::default();
+        let start = Instant::now();
+        let waits: Vec<_> = (0..4).map(|i| history.ended(Exit::Code(1), SECOND, start + SECOND * i, MIDDLE)).collect();
+        let expected: Vec<_> = [500, 1000, 2000, 4000].map(|ms| Decision::Retry(Duration::from_millis(ms))).into();
+        assert_eq!(waits, expected);
+        let fifth = history.ended(Exit::Code(1), SECOND, start + SECOND * 4, MIDDLE);
+        assert_eq!(fifth, Decision::CrashLoop(LOOP_RETRY));
+        let after_a_steady_run = history.ended(Exit::Code(1), STEADY, start + SECOND * 100, MIDDLE);
+        assert_eq!(after_a_steady_run, Decision::Retry(FIRST_BACKOFF));
+    }
+
+    #[test]
+    fn ends_far_apart_are_no_loop_and_the_wait_is_capped() {
+        let mut history = History::default();
+        let start = Instant::now();
+        let mut last = Decision::Refuse;
+        for i in 0..40 {
+            last = history.ended(Exit::Signal(11), SECOND, start + LOOP_WINDOW * i, MIDDLE);
+        }
+        assert_eq!(last, Decision::Retry(MAX_BACKOFF));
+    }
+
+    #[test]
+    fn jitter_stays_within_a_fifth() {
+        for (random, ms) in [(0.0, 400), (1.0, 600)] {
+            let decision = History::default().ended(Exit::Code(1), SECOND, Instant::now(), random);
+            assert_eq!(decision, Decision::Retry(Duration::from_millis(ms)));
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! The operator's settings for each plugin: JSON values by key.
+
+use super::{Store, StoreError};
+use rusqlite::params;
+use serde_json::{Map, Value};
+
+impl Store {
+    /// All settings of a plugin, as `init` hands them over.
+    pub(crate) fn config(&self, plugin: &str) -> Result<Map<String, Value>, StoreError> {
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached("SELECT key, value FROM config WHERE plugin = ?1 ORDER BY key")?;
+            let rows = statement.query_map([plugin], |row| Ok((row.get(0)?, row.get::<_, String>(1)?)))?;
+            // The schema's CHECK lets only JSON in.
+            let parse = |(key, json): (String, String)| (key, serde_json::from_str(&json).unwrap_or(Value::Null));
+            Ok(rows.map(|row| row.map(parse)).collect::<Result<_, _>>()?)
+        })
+    }
+
+    /// Sets one setting.
+    pub(crate) fn set_config(&self, plugin: &str, key: &str, value: &Value) -> Result<(), StoreError> {
+        let (plugin, key, json) = (plugin.to_owned(), key.to_owned(), value.to_string());
+        self.write(move |connection| {
+            let sql = "INSERT INTO config (plugin, key, value) VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET value = excluded.value";
+            connection.execute(sql, params![plugin, key, json])?;
+            Ok(())
+        })
+    }
+
+    /// Removes one setting, and says whether it was there.
+    pub(crate) fn unset_config(&self, plugin: &str, key: &str) -> Result<bool, StoreError> {
+        let (plugin, key) = (plugin.to_owned(), key.to_owned());
+        self.write(move |connection| Ok(connection.execute("DELETE FROM config WHERE plugin = ?1 AND key = ?2", params![plugin, key])? > 0))
+    }
+}

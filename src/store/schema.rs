@@ -1,0 +1,62 @@
+//! Makes a connection ready: pragmas, and the schema at this program's version.
+
+use super::StoreError;
+use rusqlite::{Connection, TransactionBehavior};
+use std::time::Duration;
+
+/// The version of `schema.sql`, kept in `user_version`.
+pub(super) const VERSION: i64 = 1;
+
+/// Marks the file as ours in `application_id`: "plgr".
+const APPLICATION_ID: i64 = 0x706c_6772;
+
+/// The whole database as a fresh install has it.
+const SCHEMA: &str = include_str!("../../schema.sql");
+
+/// How long a connection waits for a lock. Only another program's access, such as a backup's, can hold one for long.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Page cache of a connection in KiB: the host's memory is budgeted, and the kernel caches the file as well.
+const CACHE_KIB: i64 = 1024;
+
+/// Size in bytes to which the write-ahead log is cut back after a checkpoint.
+const WAL_LIMIT: i64 = 8 * 1024 * 1024;
+
+/// Sets a connection up for reading and writing.
+///
+/// `synchronous=FULL` in WAL mode syncs the log at every commit: what is acknowledged survives a power cut.
+pub(super) fn prepare(connection: &Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
+    connection.pragma_update(None, "journal_size_limit", WAL_LIMIT)?;
+    connection.pragma_update(None, "trusted_schema", false)
+}
+
+/// Sets a connection up for reading.
+pub(super) fn prepare_reader(connection: &Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
+    connection.pragma_update(None, "trusted_schema", false)
+}
+
+/// Brings the database to this program's version. The version is read inside the transaction that changes it, so that two
+/// programs that start at once cannot both migrate.
+pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let pragma = |name| transaction.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    let (version, application) = (pragma("user_version")?, pragma("application_id")?);
+    let tables: i64 = transaction.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    match (application, version) {
+        (APPLICATION_ID, VERSION) => Ok(()),
+        (APPLICATION_ID, newer) if newer > VERSION => Err(StoreError::Newer { found: newer }),
+        (0, 0) if tables == 0 => {
+            transaction.execute_batch(SCHEMA)?;
+            transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+            transaction.pragma_update(None, "user_version", VERSION)?;
+            Ok(transaction.commit()?)
+        }
+        _ => Err(StoreError::Foreign),
+    }
+}

@@ -1,0 +1,38 @@
+//! What the host knows of itself, and what the operator has decided about each plugin.
+
+use super::{Store, StoreError};
+use rusqlite::{OptionalExtension, params};
+use uuid::Uuid;
+
+/// The setting that holds the identity of the installation.
+const INSTANCE_ID: &str = "instance_id";
+
+impl Store {
+    /// The identity of this installation: made once, the same ever after.
+    pub(crate) fn instance_id(&self) -> Result<Uuid, StoreError> {
+        let text: String = self.write(|connection| {
+            let fresh = Uuid::new_v4().to_string();
+            connection.execute("INSERT INTO settings (key, value) VALUES (?1, ?2) ON CONFLICT DO NOTHING", params![INSTANCE_ID, fresh])?;
+            Ok::<_, StoreError>(connection.query_row("SELECT value FROM settings WHERE key = ?1", [INSTANCE_ID], |row| row.get(0))?)
+        })?;
+        Uuid::parse_str(&text).map_err(|_| StoreError::BadInstanceId(text))
+    }
+
+    /// Whether the operator lets a plugin run; one never decided about may.
+    pub(crate) fn is_enabled(&self, plugin: &str) -> Result<bool, StoreError> {
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached("SELECT enabled FROM plugins WHERE id = ?1")?;
+            Ok(statement.query_row([plugin], |row| row.get(0)).optional()?.unwrap_or(true))
+        })
+    }
+
+    /// Notes whether a plugin may run.
+    pub(crate) fn set_enabled(&self, plugin: &str, enabled: bool) -> Result<(), StoreError> {
+        let plugin = plugin.to_owned();
+        self.write(move |connection| {
+            let sql = "INSERT INTO plugins (id, enabled) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET enabled = excluded.enabled";
+            connection.execute(sql, params![plugin, enabled])?;
+            Ok(())
+        })
+    }
+}
