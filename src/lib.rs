@@ -15,8 +15,57 @@ pub mod protocol;
 pub mod sdk;
 
 #[cfg(feature = "host")]
+mod api;
+#[cfg(feature = "host")]
+mod callback;
+#[cfg(feature = "host")]
+mod cli;
+#[cfg(feature = "host")]
+mod client;
+#[cfg(feature = "host")]
+mod config;
+#[cfg(feature = "host")]
+mod data_dir;
+#[cfg(feature = "host")]
+mod discovery;
+#[cfg(feature = "host")]
+mod exchange;
+#[cfg(feature = "host")]
+mod host;
+#[cfg(feature = "host")]
+mod http;
+#[cfg(feature = "host")]
+mod link;
+#[cfg(feature = "host")]
+mod output;
+#[cfg(feature = "host")]
+mod pages;
+#[cfg(feature = "host")]
+mod plugin;
+#[cfg(feature = "host")]
+mod preflight;
+#[cfg(feature = "host")]
+mod process;
+#[cfg(feature = "host")]
+mod queue;
+#[cfg(feature = "host")]
+mod rack;
+#[cfg(feature = "host")]
 mod restart;
 #[cfg(feature = "host")]
 mod route;
 #[cfg(feature = "host")]
+mod server;
+#[cfg(feature = "host")]
 mod store;
+#[cfg(feature = "host")]
+mod supervisor;
+#[cfg(feature = "host")]
+mod worker;
+
+/// Runs the `plugrack` command: its whole `main`.
+#[cfg(feature = "host")]
+#[must_use]
+pub fn main() -> std::process::ExitCode {
+    cli::main()
+}

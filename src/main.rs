@@ -1,1 +1,7 @@
-fn main() {}
+//! The `plugrack` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    plugrack::main()
+}

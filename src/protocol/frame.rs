@@ -125,19 +125,21 @@ impl<R: Read> FrameReader<R> {
     /// The next frame.
     ///
     /// # Errors
-    /// At the end of the stream, on a length out of bounds, and as the stream fails. After an [`io::ErrorKind::WouldBlock`],
-    /// `TimedOut` or `Interrupted` a further call goes on where this one stopped; after any other the stream is of no more use.
+    /// As [`FrameReader::wait`].
     pub fn read(&mut self) -> Result<Frame<'_>, ReadError> {
-        let (head, body) = loop {
-            match self.lengths()? {
-                Some((head, body)) if self.end - self.start >= LENGTHS + head + body => break (head, body),
-                Some((head, body)) => self.fill(LENGTHS + head + body)?,
-                None => self.fill(LENGTHS)?,
-            }
-        };
+        let (head, body) = self.receive()?;
         let at = self.start + LENGTHS;
         self.start = at + head + body;
         Ok(Frame { head: &self.buffer[at..at + head], body: &self.buffer[at + head..at + head + body] })
+    }
+
+    /// Reads until a whole frame is at hand, which [`FrameReader::read`] then gives without touching the stream.
+    ///
+    /// # Errors
+    /// At the end of the stream, on a length out of bounds, and as the stream fails. After an [`io::ErrorKind::WouldBlock`],
+    /// `TimedOut` or `Interrupted` a further call goes on where this one stopped; after any other the stream is of no more use.
+    pub fn wait(&mut self) -> Result<(), ReadError> {
+        self.receive().map(drop)
     }
 
     /// Whether a whole frame is at hand, so that [`FrameReader::read`] gives it without touching the stream.
@@ -150,6 +152,17 @@ impl<R: Read> FrameReader<R> {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
             self.buffer = Vec::new();
+        }
+    }
+
+    /// Receives the rest of a frame, and gives the lengths of its head and body.
+    fn receive(&mut self) -> Result<(usize, usize), ReadError> {
+        loop {
+            match self.lengths()? {
+                Some((head, body)) if self.end - self.start >= LENGTHS + head + body => return Ok((head, body)),
+                Some((head, body)) => self.fill(LENGTHS + head + body)?,
+                None => self.fill(LENGTHS)?,
+            }
         }
     }
 

@@ -8,7 +8,7 @@ mod config;
 pub(crate) mod events;
 pub(crate) mod kv;
 mod schema;
-mod settings;
+pub(crate) mod settings;
 
 use kv::Limits;
 
@@ -143,6 +143,11 @@ impl Store {
         E: From<StoreError> + Send + 'static,
     {
         self.begin(change)?.wait()
+    }
+
+    /// Waits until all that was begun before is committed.
+    pub(crate) fn sync(&self) -> Result<(), StoreError> {
+        self.write(|_| Ok(()))
     }
 
     /// Reads from what is committed.

@@ -1,11 +1,18 @@
 //! What the host knows of itself, and what the operator has decided about each plugin.
 
 use super::{Store, StoreError};
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+use std::path::Path;
 use uuid::Uuid;
 
 /// The setting that holds the identity of the installation.
 const INSTANCE_ID: &str = "instance_id";
+
+/// The identity in the database at `path`, read beside a host that may be running.
+pub(crate) fn read_instance_id(path: &Path) -> Result<String, StoreError> {
+    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    Ok(connection.query_row("SELECT value FROM settings WHERE key = ?1", [INSTANCE_ID], |row| row.get(0))?)
+}
 
 impl Store {
     /// The identity of this installation: made once, the same ever after.

@@ -1,0 +1,370 @@
+//! The operator's API, under `/api`: JSON, for the holder of the token. See `docs/operations.md`.
+
+pub(crate) mod view;
+
+use crate::exchange::{Client, Failed, Job, KvFailure, KvJob};
+use crate::output;
+use crate::plugin::Plugin;
+use crate::protocol::message::{DeleteOp, KvOp, ListOp, MAX_KEY, MAX_VALUE, SetOp};
+use crate::rack::{Entry, Rack};
+use crate::store::kv::KvError;
+use crate::supervisor::Command;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use crossbeam_channel::bounded;
+use percent_encoding::percent_decode_str;
+use serde::Serialize;
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use subtle::ConstantTimeEq;
+
+/// Lines of a log that `logs` gives when not told how many.
+const DEFAULT_LOG_LINES: usize = 100;
+
+/// Most lines of a log in one answer.
+const MAX_LOG_LINES: usize = 10_000;
+
+/// Longest key of a setting in bytes.
+const MAX_CONFIG_KEY: usize = 128;
+
+/// Largest value of a setting in bytes: all of them must fit the head of `init`.
+const MAX_CONFIG_VALUE: usize = 16 * 1024;
+
+/// Largest settings of a plugin together, in bytes.
+const MAX_CONFIG: usize = 48 * 1024;
+
+/// The API of a rack.
+pub(crate) struct Api {
+    rack: Arc<Rack>,
+    token: String,
+    /// How long an operation on a plugin's keys may take.
+    kv_timeout: Duration,
+}
+
+/// An answer.
+pub(crate) struct Reply {
+    /// HTTP status.
+    pub(crate) status: u16,
+    /// JSON.
+    pub(crate) body: String,
+}
+
+impl Reply {
+    fn ok(value: &impl Serialize) -> Self {
+        match serde_json::to_string(value) {
+            Ok(body) => Self { status: 200, body },
+            Err(error) => Self::error(500, "internal", &error.to_string()),
+        }
+    }
+
+    fn error(status: u16, code: &str, message: &str) -> Self {
+        Self { status, body: error_body(code, message) }
+    }
+}
+
+/// The JSON of an error, as every part of the host sends it.
+pub(crate) fn error_body(code: &str, message: &str) -> String {
+    json!({"error": {"code": code, "message": message}}).to_string()
+}
+
+/// What went wrong, on its way to a [`Reply`].
+struct Refused {
+    status: u16,
+    code: String,
+    message: String,
+}
+
+impl Refused {
+    fn new(status: u16, code: &str, message: impl Into<String>) -> Self {
+        Self { status, code: code.into(), message: message.into() }
+    }
+
+    fn internal(error: impl std::fmt::Display) -> Self {
+        log::error!("api: {error}");
+        Self::new(500, "internal", error.to_string())
+    }
+}
+
+type Handled = Result<Reply, Refused>;
+
+/// A request, taken apart.
+struct Call<'a> {
+    method: &'a str,
+    /// Path segments below `/api`, decoded.
+    path: Vec<String>,
+    query: HashMap<String, String>,
+    body: Vec<u8>,
+}
+
+impl Api {
+    /// The API of a rack, for whoever has the token.
+    pub(crate) fn new(rack: Arc<Rack>, token: String, kv_timeout: Duration) -> Self {
+        Self { rack, token, kv_timeout }
+    }
+
+    /// Answers a request to `url`, as it was sent, from a client that shows `authorization`.
+    pub(crate) fn handle(&self, method: &str, url: &str, authorization: Option<&str>, client: &mut dyn Client) -> Reply {
+        self.try_handle(method, url, authorization, client)
+            .unwrap_or_else(|refused| Reply::error(refused.status, &refused.code, &refused.message))
+    }
+
+    fn try_handle(&self, method: &str, url: &str, authorization: Option<&str>, client: &mut dyn Client) -> Handled {
+        let token = authorization.and_then(|value| value.split_once(' ')).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+        let allowed = token.is_some_and(|(_, token)| token.trim().as_bytes().ct_eq(self.token.as_bytes()).into());
+        if !allowed {
+            let message = "the API needs the header Authorization: Bearer TOKEN, with the token in the file admin-token of the data directory";
+            return Err(Refused::new(401, "unauthorized", message));
+        }
+        let (path, query) = url.split_once('?').unwrap_or((url, ""));
+        // A key may hold encoded slashes, so the path is cut before it is decoded.
+        let path = path.strip_prefix("/api").unwrap_or(path).split('/').skip(1).map(decode).collect::<Result<Vec<_>, _>>()?;
+        let pair = |pair: &str| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            Ok((decode(&name.replace('+', " "))?, decode(&value.replace('+', " "))?))
+        };
+        let query = query.split('&').filter(|part| !part.is_empty()).map(pair).collect::<Result<_, Refused>>()?;
+        let body = read_body(client)?;
+        self.route(&Call { method, path, query, body })
+    }
+
+    fn route(&self, call: &Call<'_>) -> Handled {
+        let path: Vec<&str> = call.path.iter().map(String::as_str).collect();
+        match (call.method, path.as_slice()) {
+            ("GET", ["instance"]) => Ok(self.instance()),
+            ("GET", ["plugins"]) => Ok(Reply::ok(&json!({"plugins": view::list(&self.rack)}))),
+            ("POST", ["rescan"]) => self.rescan(),
+            ("GET", ["plugins", id]) => self.show(id),
+            ("POST", ["plugins", id, verb @ ("start" | "stop" | "restart" | "enable" | "disable")]) => self.command(id, verb),
+            ("GET", ["plugins", id, "logs"]) => self.logs(id, call),
+            ("GET", ["plugins", id, "config"]) => self.config(id),
+            ("PUT", ["plugins", id, "config", key]) => self.set_config(id, key, &call.body),
+            ("DELETE", ["plugins", id, "config", key]) => self.unset_config(id, key),
+            ("GET", ["plugins", id, "kv"]) => self.kv_list(id, call),
+            ("GET", ["plugins", id, "kv", key]) => self.kv(id, KvOp::Get { key: key_of(key)? }, Vec::new()),
+            ("PUT", ["plugins", id, "kv", key]) => {
+                if call.body.len() > MAX_VALUE {
+                    return Err(Refused::new(413, "too_large", format!("a value is at most {MAX_VALUE} bytes")));
+                }
+                self.kv(id, KvOp::Set(SetOp { key: key_of(key)?, ..SetOp::default() }), call.body.clone())
+            }
+            ("DELETE", ["plugins", id, "kv", key]) => self.kv(id, KvOp::Delete(DeleteOp { key: key_of(key)?, if_rev: None }), Vec::new()),
+            (_, path) => Err(self.unknown(call.method, path)),
+        }
+    }
+
+    /// Whether it is the path or the method that is wrong.
+    fn unknown(&self, method: &str, path: &[&str]) -> Refused {
+        let methods = match path {
+            ["instance"] | ["plugins"] | ["plugins", _] | ["plugins", _, "logs" | "config" | "kv"] => "GET",
+            ["rescan"] | ["plugins", _, "start" | "stop" | "restart" | "enable" | "disable"] => "POST",
+            ["plugins", _, "config", _] => "PUT and DELETE",
+            ["plugins", _, "kv", _] => "GET, PUT and DELETE",
+            _ => return Refused::new(404, "not_found", format!("there is no /api/{}", path.join("/"))),
+        };
+        Refused::new(405, "method_not_allowed", format!("/api/{} takes {methods}, not {method}", path.join("/")))
+    }
+
+    fn instance(&self) -> Reply {
+        let host = self.rack.host();
+        Reply::ok(&json!({"instance_id": host.instance_id.to_string(), "version": env!("CARGO_PKG_VERSION")}))
+    }
+
+    fn rescan(&self) -> Handled {
+        let changes = self.rack.rescan().map_err(|error| Refused::internal(format!("the plugins directory cannot be read: {error}")))?;
+        Ok(Reply::ok(&changes))
+    }
+
+    fn show(&self, id: &str) -> Handled {
+        view::one(&self.rack, id).map_err(Refused::internal)?.map(|plugin| Reply::ok(&plugin)).ok_or_else(|| no_plugin(id))
+    }
+
+    fn command(&self, id: &str, verb: &str) -> Handled {
+        let plugin = self.plugin(id)?;
+        match verb {
+            "start" if !plugin.status().enabled => {
+                return Err(Refused::new(409, "disabled", format!("the plugin {id} is disabled: enable it, which starts it too")));
+            }
+            "start" => self.rack.command(&plugin, Command::Start),
+            "stop" => self.rack.command(&plugin, Command::Stop),
+            "restart" if !plugin.status().enabled => {
+                return Err(Refused::new(409, "disabled", format!("the plugin {id} is disabled: enable it, which starts it too")));
+            }
+            "restart" => self.rack.command(&plugin, Command::Restart),
+            _ => self.rack.set_enabled(&plugin, verb == "enable").map_err(Refused::internal)?,
+        }
+        self.show(id)
+    }
+
+    fn logs(&self, id: &str, call: &Call<'_>) -> Handled {
+        let plugin = self.plugin(id)?;
+        let lines = call.number("lines", DEFAULT_LOG_LINES, 1..=MAX_LOG_LINES)?;
+        let lines = output::tail(&self.rack.host().data.log(plugin.id()), lines).map_err(Refused::internal)?;
+        Ok(Reply::ok(&json!({"lines": lines})))
+    }
+
+    fn config(&self, id: &str) -> Handled {
+        let plugin = self.plugin(id)?;
+        Ok(Reply::ok(&json!({"config": self.rack.host().store.config(plugin.id()).map_err(Refused::internal)?})))
+    }
+
+    fn set_config(&self, id: &str, key: &str, body: &[u8]) -> Handled {
+        let plugin = self.plugin(id)?;
+        if !(1..=MAX_CONFIG_KEY).contains(&key.len()) || key.chars().any(char::is_control) {
+            return Err(Refused::new(400, "bad_key", format!("a setting's key is 1-{MAX_CONFIG_KEY} bytes without control characters")));
+        }
+        let value: Value = serde_json::from_slice(body).map_err(|error| Refused::new(400, "bad_request", format!("the value is not JSON: {error}")))?;
+        let store = &self.rack.host().store;
+        let others = store.config(plugin.id()).map_err(Refused::internal)?;
+        let all: usize = others.iter().filter(|(other, _)| *other != key).map(|(key, value)| key.len() + value.to_string().len()).sum();
+        let size = value.to_string().len();
+        if size > MAX_CONFIG_VALUE || all + key.len() + size > MAX_CONFIG {
+            let message = format!("a setting is at most {MAX_CONFIG_VALUE} bytes, and all of a plugin's together {MAX_CONFIG}");
+            return Err(Refused::new(413, "too_large", message));
+        }
+        store.set_config(plugin.id(), key, &value).map_err(Refused::internal)?;
+        self.configured(&plugin)
+    }
+
+    fn unset_config(&self, id: &str, key: &str) -> Handled {
+        let plugin = self.plugin(id)?;
+        match self.rack.host().store.unset_config(plugin.id(), key).map_err(Refused::internal)? {
+            true => self.configured(&plugin),
+            false => Err(Refused::new(404, "not_found", format!("the plugin {id} has no setting {key:?}"))),
+        }
+    }
+
+    /// A plugin that was refused tries again with its new settings; one that runs gets them when it starts the next time.
+    fn configured(&self, plugin: &Plugin) -> Handled {
+        drop(plugin.control.send(Command::Reconsider));
+        let running = plugin.status().pid.is_some();
+        Ok(Reply::ok(&json!({"config": self.rack.host().store.config(plugin.id()).map_err(Refused::internal)?, "restart_needed": running})))
+    }
+
+    /// What the store has, whether the plugin runs or not.
+    fn kv_list(&self, id: &str, call: &Call<'_>) -> Handled {
+        let plugin = self.plugin(id)?;
+        let text = |name: &str| call.query.get(name).cloned();
+        let list = ListOp {
+            prefix: text("prefix").unwrap_or_default(),
+            after: text("after"),
+            limit: Some(u32::try_from(call.number("limit", 100, 1..=1000)?).unwrap_or(u32::MAX)),
+            values: false,
+        };
+        let answer = self.rack.host().store.kv(plugin.id(), KvOp::List(list), &[]).wait().map_err(|error| kv_refused(&error))?;
+        let keys: Value = serde_json::from_slice(&answer.body).map_err(Refused::internal)?;
+        Ok(Reply::ok(&json!({"keys": keys, "next": answer.result.next})))
+    }
+
+    /// An operation on a key, which the plugin does.
+    fn kv(&self, id: &str, op: KvOp, value: Vec<u8>) -> Handled {
+        let plugin = self.plugin(id)?;
+        let (reply, answered) = bounded(1);
+        let key = match &op {
+            KvOp::Get { key } => key.clone(),
+            KvOp::Set(set) => set.key.clone(),
+            KvOp::Delete(delete) => delete.key.clone(),
+            _ => String::new(),
+        };
+        let reading = matches!(op, KvOp::Get { .. });
+        plugin.submit(Job::Kv(KvJob { op, value, reply, arrived: Instant::now() }));
+        // The worker answers in time; this wait only outlasts it.
+        match answered.recv_timeout(self.kv_timeout + Duration::from_secs(5)) {
+            Ok(Ok((result, value))) if reading => match result.found {
+                Some(false) => Err(Refused::new(404, "not_found", format!("the plugin {id} has no key {key:?}"))),
+                _ => {
+                    let (text, base64) = match String::from_utf8(value) {
+                        Ok(text) => (Some(text), None),
+                        Err(error) => (None, Some(BASE64.encode(error.into_bytes()))),
+                    };
+                    Ok(Reply::ok(&json!({"key": key, "rev": result.rev, "value": text, "value_base64": base64})))
+                }
+            },
+            Ok(Ok((result, _))) => Ok(Reply::ok(&json!({"key": key, "rev": result.rev, "found": result.found}))),
+            Ok(Err(KvFailure::Refused(failure))) => Err(Refused { status: status_of(&failure.code), code: failure.code, message: failure.message }),
+            Ok(Err(KvFailure::Failed(Failed::Timeout))) | Err(_) => Err(Refused::new(504, "timeout", format!("the plugin {id} did not answer in time"))),
+            Ok(Err(KvFailure::Failed(Failed::Unavailable { .. }))) => Err(Refused::new(503, "unavailable", format!("the plugin {id} does not run"))),
+            Ok(Err(KvFailure::Failed(Failed::Overloaded))) => Err(Refused::new(503, "overloaded", format!("the plugin {id} has too much waiting"))),
+            Ok(Err(KvFailure::Failed(_))) => {
+                Err(Refused::new(502, "bad_gateway", format!("the plugin {id} gave no valid answer; its log has the reason")))
+            }
+        }
+    }
+
+    fn plugin(&self, id: &str) -> Result<Arc<Plugin>, Refused> {
+        self.rack.plugin(id).ok_or_else(|| match self.rack.entries().into_iter().find(|(file, entry)| is_named(id, file, entry)) {
+            Some((_, Entry::Refused { reason, .. })) => Refused::new(409, "refused", format!("{id} is refused: {reason}")),
+            _ => no_plugin(id),
+        })
+    }
+}
+
+/// Whether a name means what is in the plugins directory under `file`.
+fn is_named(name: &str, file: &str, entry: &Entry) -> bool {
+    match entry {
+        Entry::Accepted { plugin, .. } => plugin.id() == name,
+        Entry::Refused { id, .. } => file == name || id.as_deref() == Some(name),
+    }
+}
+
+impl Call<'_> {
+    fn number(&self, name: &str, default: usize, range: std::ops::RangeInclusive<usize>) -> Result<usize, Refused> {
+        match self.query.get(name).map(|text| text.parse()) {
+            None => Ok(default),
+            Some(Ok(number)) if range.contains(&number) => Ok(number),
+            _ => Err(Refused::new(400, "bad_request", format!("{name} is a whole number from {} to {}", range.start(), range.end()))),
+        }
+    }
+}
+
+fn read_body(client: &mut dyn Client) -> Result<Vec<u8>, Refused> {
+    let mut body = Vec::new();
+    let mut buffer = [0; 8192];
+    loop {
+        match client.read_body(&mut buffer) {
+            Ok(0) => return Ok(body),
+            Ok(n) => body.extend_from_slice(&buffer[..n]),
+            Err(error) => return Err(Refused::new(400, "bad_request", format!("the body did not come whole: {error}"))),
+        }
+        // The store takes no more than this, and settings less.
+        if body.len() > MAX_VALUE {
+            return Err(Refused::new(413, "too_large", format!("the API takes bodies of at most {MAX_VALUE} bytes")));
+        }
+    }
+}
+
+fn decode(part: &str) -> Result<String, Refused> {
+    let text = percent_decode_str(part).decode_utf8();
+    text.map(Into::into).map_err(|_| Refused::new(400, "bad_request", "the path or query is not UTF-8"))
+}
+
+fn key_of(key: &str) -> Result<String, Refused> {
+    match key.len() {
+        1..=MAX_KEY => Ok(key.to_owned()),
+        length => Err(Refused::new(400, "bad_key", format!("a key is 1-{MAX_KEY} bytes, this one has {length}"))),
+    }
+}
+
+fn kv_refused(error: &KvError) -> Refused {
+    Refused::new(status_of(error.code()), error.code(), error.to_string())
+}
+
+/// The HTTP status for a code of the protocol; a plugin may use others.
+fn status_of(code: &str) -> u16 {
+    match code {
+        "bad_request" | "bad_key" => 400,
+        "forbidden" => 403,
+        "not_found" => 404,
+        "conflict" => 409,
+        "too_large" => 413,
+        "internal" => 500,
+        "busy" => 503,
+        "quota" => 507,
+        _ => 422,
+    }
+}
+
+fn no_plugin(id: &str) -> Refused {
+    Refused::new(404, "not_found", format!("there is no plugin {id}"))
+}

@@ -1,0 +1,119 @@
+//! Plugins as the operator is shown them.
+
+use crate::plugin::{Plugin, State};
+use crate::protocol::metadata::Metadata;
+use crate::rack::{Entry, Rack};
+use crate::store::StoreError;
+use crate::store::events::Event;
+use serde::Serialize;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+/// Events shown with a plugin.
+const SHOWN_EVENTS: u32 = 20;
+
+/// A plugin in the list.
+#[derive(Debug, Serialize)]
+pub(crate) struct Summary {
+    /// Its id; that it gave itself, where it was refused later than that.
+    id: Option<String>,
+    /// Its name in the plugins directory.
+    file: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    route: Option<String>,
+    state: State,
+    /// Why it is in that state; empty when there is nothing to explain.
+    reason: String,
+    enabled: bool,
+}
+
+/// A plugin in full.
+#[derive(Debug, Serialize)]
+pub(crate) struct Details {
+    #[serde(flatten)]
+    summary: Summary,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata: Option<Metadata>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    process: Option<Process>,
+    /// Newest first.
+    events: Vec<Event>,
+}
+
+/// A plugin's process.
+#[derive(Debug, Serialize)]
+struct Process {
+    pid: Option<i32>,
+    /// Since when it is in its state, in milliseconds since 1970-01-01 UTC.
+    since: i64,
+    /// Seconds until it is started again.
+    retry_in: Option<f32>,
+    /// Starts by itself.
+    restarts: u64,
+    /// Requests answered.
+    answered: u64,
+    /// Requests waiting.
+    waiting: usize,
+    /// Connections open to it.
+    connections: usize,
+    program: String,
+    log: String,
+}
+
+/// All there is in the plugins directory, by name there.
+pub(crate) fn list(rack: &Rack) -> Vec<Summary> {
+    rack.entries().into_iter().map(|(file, entry)| summary(file, &entry)).collect()
+}
+
+/// One plugin, by its id or, when it was refused, by the name of its file.
+pub(crate) fn one(rack: &Rack, id: &str) -> Result<Option<Details>, StoreError> {
+    let entry = rack.entries().into_iter().find(|(file, entry)| super::is_named(id, file, entry));
+    let Some((file, entry)) = entry else { return Ok(None) };
+    let (metadata, process) = match &entry {
+        Entry::Accepted { plugin, .. } => (Some(plugin.metadata.clone()), Some(process(rack, plugin))),
+        Entry::Refused { .. } => (None, None),
+    };
+    let events = rack.host().store.events(id, SHOWN_EVENTS)?;
+    Ok(Some(Details { summary: summary(file, &entry), metadata, process, events }))
+}
+
+fn summary(file: String, entry: &Entry) -> Summary {
+    match entry {
+        Entry::Refused { id, reason } => {
+            let (id, reason) = (id.clone(), reason.clone());
+            Summary { id, file, name: None, version: None, route: None, state: State::Refused, reason, enabled: true }
+        }
+        Entry::Accepted { plugin, .. } => {
+            let (metadata, status) = (plugin.metadata.clone(), plugin.status());
+            Summary {
+                id: Some(metadata.id),
+                file,
+                name: Some(metadata.name),
+                version: Some(metadata.version),
+                route: Some(metadata.route),
+                state: status.state,
+                reason: status.reason,
+                enabled: status.enabled,
+            }
+        }
+    }
+}
+
+fn process(rack: &Rack, plugin: &Plugin) -> Process {
+    let status = plugin.status();
+    Process {
+        pid: status.pid,
+        since: status.since,
+        retry_in: status.retry_at.map(|at| at.saturating_duration_since(Instant::now()).as_secs_f32()),
+        restarts: status.restarts,
+        answered: plugin.answered.load(Ordering::Relaxed),
+        waiting: plugin.queue.len(),
+        connections: plugin.connections.load(Ordering::Relaxed),
+        program: plugin.program.display().to_string(),
+        log: rack.host().data.log(plugin.id()).display().to_string(),
+    }
+}

@@ -1,0 +1,414 @@
+//! The command line: what can be said to plugrack, and what it prints.
+
+use crate::client::{ApiClient, segment};
+use crate::config::{DEFAULT_DATA, Serve};
+use crate::data_dir::DataDir;
+use crate::output::{self, Follower};
+use crate::process;
+use crate::protocol::metadata::is_plugin_id;
+use crate::server;
+use crate::store::settings::read_instance_id;
+use anyhow::{Context, Result, bail};
+use clap::{Args, Parser, Subcommand};
+use crossbeam_channel::never;
+use serde_json::Value;
+use std::ffi::OsStr;
+use std::io::{self, IsTerminal, Read, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// How often `logs -f` looks for more.
+const FOLLOW_PAUSE: Duration = Duration::from_millis(200);
+
+/// Hosts plugins: executables in any language, each on the web under its own route.
+#[derive(Debug, Parser)]
+#[command(version, about, long_about = None, max_term_width = 100, after_help = "\
+Begin with:
+  plugrack serve --data ./var            start a host; put plugins in ./var/plugins
+  curl http://127.0.0.1:8080/            see them
+  plugrack --data ./var list             see how they are")]
+struct Cli {
+    /// The host's directory: database, logs, token, sockets
+    #[arg(long, global = true, value_name = "DIR", env = "PLUGRACK_DATA", default_value = DEFAULT_DATA)]
+    data: PathBuf,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the host, until SIGTERM or SIGINT; SIGHUP looks for new plugins
+    Serve(Box<Serve>),
+    /// Print the instance id, whether the host runs or not
+    Instance,
+    /// List the plugins and how they are
+    List(Output),
+    /// Show all about one plugin
+    Show {
+        /// Its id, or the name of a file that was refused
+        id: String,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Start a plugin that is stopped, or waiting after a crash
+    Start(OnePlugin),
+    /// Stop a plugin, until it is started or the host is
+    Stop(OnePlugin),
+    /// Stop a plugin and start it again, with its present settings
+    Restart(OnePlugin),
+    /// Let a plugin run, now and after every start of the host
+    Enable(OnePlugin),
+    /// Stop a plugin, and keep it from running until it is enabled
+    Disable(OnePlugin),
+    /// Print the last lines a plugin has printed
+    Logs {
+        /// Its id
+        id: String,
+        /// Go on with what it prints from now on
+        #[arg(short, long)]
+        follow: bool,
+        /// How many lines
+        #[arg(short = 'n', long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=10_000))]
+        lines: u32,
+    },
+    /// Read and write a plugin's keys, as the plugin lets them be
+    Kv {
+        /// The plugin's id
+        id: String,
+        #[command(subcommand)]
+        action: KvAction,
+    },
+    /// Read and write the settings a plugin is started with
+    Config {
+        /// The plugin's id
+        id: String,
+        #[command(subcommand)]
+        action: ConfigAction,
+    },
+    /// Look for plugins that were added, replaced or removed
+    Rescan(Output),
+}
+
+#[derive(Debug, Args)]
+struct Output {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct OnePlugin {
+    /// Its id
+    id: String,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Debug, Subcommand)]
+enum KvAction {
+    /// Print a value, just as it is
+    Get {
+        key: String,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Write a value
+    Set {
+        key: String,
+        /// The value; - reads it from standard input
+        value: String,
+    },
+    /// Remove a key
+    Delete { key: String },
+    /// List the keys in the store
+    List {
+        /// Only keys that begin with this
+        #[arg(long, default_value = "")]
+        prefix: String,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigAction {
+    /// Print one setting, or all of them
+    Get { key: Option<String> },
+    /// Change a setting; a value that is not JSON is taken as a string
+    Set { key: String, value: String },
+    /// Remove a setting
+    Unset { key: String },
+}
+
+/// The whole program. Exit codes: 0 done, 1 failed, 2 not understood.
+pub(crate) fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().as_deref() == Some(OsStr::new(process::SHIM)) {
+        return process::shim_main(arguments);
+    }
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // `plugrack list | head` is not an error.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Where standard error is gone there is nobody to tell.
+            drop(writeln!(io::stderr(), "plugrack: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+fn run(cli: Cli) -> Result<()> {
+    let api = || ApiClient::new(&DataDir::open(&cli.data)?);
+    match cli.command {
+        Command::Serve(settings) => {
+            env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+            server::serve(&cli.data, &settings)
+        }
+        Command::Instance => {
+            let database = DataDir::open(&cli.data)?.database();
+            if !database.exists() {
+                bail!("there is no instance at {} yet: it is made when the host first runs", cli.data.display());
+            }
+            let id = read_instance_id(&database).with_context(|| format!("cannot read {}", database.display()))?;
+            print(&format!("{id}\n"))
+        }
+        Command::List(output) => output.print(&api()?.call("GET", "/plugins", b"")?, list),
+        Command::Show { id, output } => output.print(&api()?.call("GET", &format!("/plugins/{}", segment(&id)), b"")?, show),
+        Command::Start(plugin) => plugin.command(&api()?, "start"),
+        Command::Stop(plugin) => plugin.command(&api()?, "stop"),
+        Command::Restart(plugin) => plugin.command(&api()?, "restart"),
+        Command::Enable(plugin) => plugin.command(&api()?, "enable"),
+        Command::Disable(plugin) => plugin.command(&api()?, "disable"),
+        Command::Logs { id, follow, lines } => logs(&DataDir::open(&cli.data)?, &id, follow, lines as usize),
+        Command::Kv { id, action } => kv(&api()?, &id, action),
+        Command::Config { id, action } => config(&api()?, &id, action),
+        Command::Rescan(output) => output.print(&api()?.call("POST", "/rescan", b"")?, changes),
+    }
+}
+
+fn print(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}
+
+impl Output {
+    /// Prints an answer: as it is, or as `text` puts it.
+    fn print(&self, answer: &Value, text: impl FnOnce(&Value) -> String) -> Result<()> {
+        print(&if self.json { format!("{answer:#}\n") } else { text(answer) })
+    }
+}
+
+impl OnePlugin {
+    fn command(&self, api: &ApiClient, verb: &str) -> Result<()> {
+        let answer = api.call("POST", &format!("/plugins/{}/{verb}", segment(&self.id)), b"")?;
+        self.output.print(&answer, |plugin| format!("{}: {}\n", self.id, state(plugin)))?;
+        let running = matches!(verb, "start" | "restart" | "enable");
+        if running && answer["state"] != "ready" {
+            bail!("{} is not ready: plugrack logs {} may say more", self.id, self.id);
+        }
+        Ok(())
+    }
+}
+
+/// The state of a plugin and why it is in it, in a line.
+fn state(plugin: &Value) -> String {
+    let state = word(&plugin["state"]).replace('_', " ");
+    match word(&plugin["reason"]) {
+        "" => state,
+        reason => format!("{state}: {reason}"),
+    }
+}
+
+/// A JSON string's text; empty for what is none.
+fn word(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+fn items(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
+fn list(answer: &Value) -> String {
+    let heading = ["ID", "VERSION", "ROUTE", "STATE"].map(str::to_owned);
+    let row = |plugin: &Value| {
+        let id = plugin["id"].as_str().unwrap_or_else(|| word(&plugin["file"]));
+        [id.to_owned(), word(&plugin["version"]).to_owned(), word(&plugin["route"]).to_owned(), state(plugin)]
+    };
+    let rows: Vec<[String; 4]> = std::iter::once(heading).chain(items(&answer["plugins"]).map(row)).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let (id, version, route) = (width(0), width(1), width(2));
+    rows.iter().map(|[a, b, c, d]| format!("{a:id$}  {b:version$}  {c:route$}  {d}\n")).collect()
+}
+
+fn show(plugin: &Value) -> String {
+    let mut out = String::new();
+    let mut line = |name: &str, value: &str| {
+        if !value.is_empty() {
+            out.push_str(&format!("{name:<13}{value}\n"));
+        }
+    };
+    let (metadata, process) = (&plugin["metadata"], &plugin["process"]);
+    line("id", word(&plugin["id"]));
+    for name in ["name", "version", "route"] {
+        line(name, word(&plugin[name]));
+    }
+    for name in ["description", "author", "homepage"] {
+        line(name, word(&metadata[name]));
+    }
+    line("state", &state(plugin));
+    line("enabled", if plugin["enabled"] == true { "yes" } else { "no" });
+    if let Some(since) = process["since"].as_i64() {
+        line("since", &time(since));
+    }
+    if let Some(seconds) = process["retry_in"].as_f64() {
+        line("next try", &format!("in {seconds:.1} s"));
+    }
+    for (name, field) in [("pid", "pid"), ("restarts", "restarts"), ("answered", "answered"), ("waiting", "waiting"), ("connections", "connections")]
+    {
+        line(name, &process[field].as_i64().map(|number| number.to_string()).unwrap_or_default());
+    }
+    line("file", word(&plugin["file"]));
+    line("program", word(&process["program"]));
+    line("log", word(&process["log"]));
+    let events = items(&plugin["events"]).map(|event| {
+        let (kind, detail) = (word(&event["kind"]), word(&event["detail"]));
+        let separator = if detail.is_empty() { "" } else { ": " };
+        format!("  {}  {kind}{separator}{detail}\n", time(event["at"].as_i64().unwrap_or_default()))
+    });
+    let events: String = events.collect();
+    if events.is_empty() { out } else { format!("{out}events, newest first\n{events}") }
+}
+
+/// Milliseconds since 1970 as a time of day, UTC.
+fn time(ms: i64) -> String {
+    jiff::Timestamp::from_millisecond(ms).map(|time| format!("{time:.3}")).unwrap_or_default()
+}
+
+fn changes(answer: &Value) -> String {
+    let mut out = String::new();
+    for kind in ["added", "changed", "removed", "refused"] {
+        let names: Vec<&str> = items(&answer[kind]).map(word).collect();
+        if !names.is_empty() {
+            out.push_str(&format!("{kind}: {}\n", names.join(", ")));
+        }
+    }
+    if out.is_empty() { "nothing has changed\n".into() } else { out }
+}
+
+/// Reads the log itself, so that it can be read when the host does not run.
+fn logs(data: &DataDir, id: &str, follow: bool, lines: usize) -> Result<()> {
+    if !is_plugin_id(id) {
+        bail!("{id:?} is not a plugin's id");
+    }
+    let path = data.log(id);
+    if !path.exists() && !follow {
+        bail!("the plugin {id} has printed nothing yet: there is no {}", path.display());
+    }
+    let mut follower = Follower::at_end(path.clone())?;
+    for line in output::tail(&path, lines)? {
+        print(&format!("{line}\n"))?;
+    }
+    while follow {
+        match follower.next_line()? {
+            Some(line) => print(&format!("{line}\n"))?,
+            // Nothing comes from this channel but the end of the pause.
+            None => never::<()>().recv_timeout(FOLLOW_PAUSE).unwrap_or_default(),
+        }
+    }
+    Ok(())
+}
+
+fn kv(api: &ApiClient, id: &str, action: KvAction) -> Result<()> {
+    let path = |key: &str| format!("/plugins/{}/kv/{}", segment(id), segment(key));
+    match action {
+        KvAction::Get { key, output } => {
+            let answer = api.call("GET", &path(&key), b"")?;
+            if output.json {
+                return output.print(&answer, |_| String::new());
+            }
+            let mut value = match answer["value_base64"].as_str() {
+                Some(base64) => base64::Engine::decode(&base64::engine::general_purpose::STANDARD, base64)?,
+                None => word(&answer["value"]).as_bytes().to_vec(),
+            };
+            let mut out = io::stdout().lock();
+            if out.is_terminal() {
+                // A value is shown on a line of its own, and cannot harm the terminal.
+                value = String::from_utf8_lossy(&value).chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect::<String>().into_bytes();
+                value.push(b'\n');
+            }
+            out.write_all(&value)?;
+            Ok(out.flush()?)
+        }
+        KvAction::Set { key, value } => {
+            let mut bytes = value.into_bytes();
+            if bytes == b"-" {
+                bytes.clear();
+                io::stdin().lock().read_to_end(&mut bytes)?;
+            }
+            api.call("PUT", &path(&key), &bytes).map(drop)
+        }
+        KvAction::Delete { key } => match api.call("DELETE", &path(&key), b"")?["found"].as_bool() {
+            Some(false) => bail!("the plugin {id} has no key {key:?}"),
+            _ => Ok(()),
+        },
+        KvAction::List { prefix, output } => {
+            let mut keys = Vec::new();
+            let mut after = None;
+            loop {
+                let after_part = after.map(|after: String| format!("&after={}", segment(&after))).unwrap_or_default();
+                let page = api.call("GET", &format!("/plugins/{}/kv?limit=1000&prefix={}{after_part}", segment(id), segment(&prefix)), b"")?;
+                keys.extend(items(&page["keys"]).cloned());
+                after = page["next"].as_str().map(str::to_owned);
+                if after.is_none() {
+                    break;
+                }
+            }
+            output.print(&Value::Array(keys), |keys| {
+                let line = |entry: &Value| format!("{}  {} bytes, revision {}\n", word(&entry["key"]).escape_debug(), entry["size"], entry["rev"]);
+                items(keys).map(line).collect()
+            })
+        }
+    }
+}
+
+fn config(api: &ApiClient, id: &str, action: ConfigAction) -> Result<()> {
+    let path = format!("/plugins/{}/config", segment(id));
+    let answer = match action {
+        ConfigAction::Get { key: None } => return print(&format!("{:#}\n", api.call("GET", &path, b"")?["config"])),
+        ConfigAction::Get { key: Some(key) } => {
+            let answer = api.call("GET", &path, b"")?;
+            return match answer["config"].get(&key) {
+                Some(value) => print(&format!("{value}\n")),
+                None => bail!("the plugin {id} has no setting {key:?}"),
+            };
+        }
+        ConfigAction::Set { key, value } => {
+            let value = serde_json::from_str(&value).unwrap_or(Value::String(value));
+            api.call("PUT", &format!("{path}/{}", segment(&key)), value.to_string().as_bytes())?
+        }
+        ConfigAction::Unset { key } => api.call("DELETE", &format!("{path}/{}", segment(&key)), b"")?,
+    };
+    match answer["restart_needed"].as_bool() {
+        Some(true) => print(&format!("{id} has it from its next start on: plugrack restart {id}\n")),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,170 @@
+//! The data directory: where everything is that the host keeps, who may read it, and the lock that lets only one host in.
+
+use anyhow::{Context, Result, bail};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use uuid::Uuid;
+
+/// Longest path of a Unix socket in bytes: `sun_path` of `sockaddr_un` is 108 with the closing zero, see unix(7).
+const MAX_SOCKET_PATH: usize = 107;
+
+/// Paths below the data directory. All are absolute.
+#[derive(Debug, Clone)]
+pub(crate) struct DataDir {
+    root: PathBuf,
+}
+
+/// Held by the host that uses a data directory; freed by the kernel however the host ends.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    _file: File,
+}
+
+impl DataDir {
+    /// Opens a data directory, and makes it with mode 0700 where it is missing.
+    pub(crate) fn create(path: &Path) -> Result<Self> {
+        make_private_dir(path).with_context(|| format!("cannot make the data directory {} (choose another with --data)", path.display()))?;
+        let data = Self::open(path)?;
+        for dir in [data.run(), data.logs(), data.plugin_data("")] {
+            make_private_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        }
+        Ok(data)
+    }
+
+    /// Opens a data directory that must be there.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let root = fs::canonicalize(path)
+            .with_context(|| format!("there is no data directory at {} (name the host's with --data or PLUGRACK_DATA)", path.display()))?;
+        Ok(Self { root })
+    }
+
+    /// Takes the directory for this process.
+    pub(crate) fn lock(&self) -> Result<Lock> {
+        let path = self.root.join("lock");
+        let mut file = private_file().create(true).truncate(false).read(true).write(true).open(&path)?;
+        match file.try_lock() {
+            Ok(()) => {
+                file.set_len(0)?;
+                writeln!(file, "{}", std::process::id())?;
+                Ok(Lock { _file: file })
+            }
+            Err(TryLockError::WouldBlock) => {
+                let mut pid = String::new();
+                file.read_to_string(&mut pid)?;
+                bail!("another plugrack (process {}) runs on {}: stop it, or choose another --data", pid.trim(), self.root.display())
+            }
+            Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+        }
+    }
+
+    /// The database.
+    pub(crate) fn database(&self) -> PathBuf {
+        self.root.join("plugrack.db")
+    }
+
+    /// Sockets and what else holds only while the host runs.
+    pub(crate) fn run(&self) -> PathBuf {
+        self.root.join("run")
+    }
+
+    /// The host's socket for the plugins' calls.
+    pub(crate) fn host_socket(&self) -> PathBuf {
+        self.run().join("host.sock")
+    }
+
+    /// The address the host listens on, as a file.
+    pub(crate) fn listen(&self) -> PathBuf {
+        self.run().join("listen")
+    }
+
+    /// Where a plugin listens.
+    pub(crate) fn plugin_socket(&self, id: &str) -> PathBuf {
+        // A plugin called "host" has its own name too.
+        self.run().join(format!("{id}.plugin.sock"))
+    }
+
+    /// The log files.
+    pub(crate) fn logs(&self) -> PathBuf {
+        self.root.join("logs")
+    }
+
+    /// The log of a plugin.
+    pub(crate) fn log(&self, id: &str) -> PathBuf {
+        self.logs().join(format!("{id}.log"))
+    }
+
+    /// A plugin's own directory.
+    pub(crate) fn plugin_data(&self, id: &str) -> PathBuf {
+        self.root.join("plugin-data").join(id)
+    }
+
+    /// Where plugins are looked for unless told otherwise.
+    pub(crate) fn plugins(&self) -> PathBuf {
+        self.root.join("plugins")
+    }
+
+    /// Removes what an earlier host left in the run directory. Only for the holder of the lock.
+    pub(crate) fn sweep_run(&self) -> io::Result<()> {
+        for entry in fs::read_dir(self.run())? {
+            fs::remove_file(entry?.path())?;
+        }
+        Ok(())
+    }
+
+    /// The operator's token, made on first run.
+    pub(crate) fn admin_token(&self) -> Result<String> {
+        match self.read_admin_token() {
+            Ok(token) => Ok(token),
+            Err(error) if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::NotFound) => {
+                // Two random UUIDs are 244 random bits.
+                let token = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
+                // Written beside and renamed, so that a token is there whole or not at all.
+                let mut file = tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o600)).tempfile_in(&self.root)?;
+                writeln!(file, "{token}")?;
+                file.as_file().sync_all()?;
+                file.persist(self.root.join("admin-token"))?;
+                Ok(token)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The operator's token, which a host has made.
+    pub(crate) fn read_admin_token(&self) -> Result<String> {
+        let path = self.root.join("admin-token");
+        let mut file = File::open(&path).with_context(|| format!("cannot read the operator's token {}", path.display()))?;
+        let mode = file.metadata()?.mode();
+        if mode & 0o077 != 0 {
+            bail!("{} may be read by others (mode {:03o}): chmod 600 it", path.display(), mode & 0o777);
+        }
+        let mut token = String::new();
+        file.read_to_string(&mut token)?;
+        match token.trim() {
+            "" => bail!("{} is empty: remove it, and the next start makes a new one", path.display()),
+            token => Ok(token.to_owned()),
+        }
+    }
+
+    /// Whether the path of a plugin's socket fits an address.
+    pub(crate) fn check_socket_path(&self, id: &str) -> Result<(), String> {
+        let length = self.plugin_socket(id).as_os_str().len();
+        match length <= MAX_SOCKET_PATH {
+            true => Ok(()),
+            false => Err(format!("its socket path would have {length} bytes, over the system's limit of {MAX_SOCKET_PATH}: use a shorter --data")),
+        }
+    }
+}
+
+/// Makes a directory that only its owner can enter, with its parents.
+pub(crate) fn make_private_dir(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Options for a file that only its owner can read.
+pub(crate) fn private_file() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.mode(0o600);
+    options
+}

@@ -1,0 +1,160 @@
+//! What a plugin is asked, and who asks, as the rack sees them: nothing here knows which HTTP library is in front.
+
+use crate::protocol::message::{Failure, Http, KvOp, KvResult, Response};
+use crossbeam_channel::Sender;
+use std::io;
+use std::time::Instant;
+
+/// How often a request that a plugin lost may be given to another connection.
+const MAX_RETRIES: u8 = 1;
+
+/// A request on its way to a plugin. However it ends, whoever asks is answered.
+pub(crate) enum Job {
+    /// From the web.
+    Web(WebJob),
+    /// From the operator, for one of the plugin's keys.
+    Kv(KvJob),
+}
+
+/// A web request.
+pub(crate) struct WebJob {
+    /// The message to send; its id and `more` are set by the worker.
+    pub(crate) request: Http,
+    /// How much of a body there is to read.
+    pub(crate) body: BodyLength,
+    /// Who asks.
+    pub(crate) client: Box<dyn Client>,
+    /// When it came in: its deadlines count from here.
+    pub(crate) arrived: Instant,
+    /// How often it has been lost with a connection.
+    pub(crate) retries: u8,
+}
+
+/// An operation on a plugin's keys.
+pub(crate) struct KvJob {
+    /// `get`, `set` or `delete`.
+    pub(crate) op: KvOp,
+    /// The value to set.
+    pub(crate) value: Vec<u8>,
+    /// Where the answer goes.
+    pub(crate) reply: Sender<KvReply>,
+    /// When it came in.
+    pub(crate) arrived: Instant,
+}
+
+/// The answer to an operation: the result and the value read.
+pub(crate) type KvReply = Result<(KvResult, Vec<u8>), KvFailure>;
+
+/// Why an operation was not done.
+#[derive(Debug)]
+pub(crate) enum KvFailure {
+    /// The plugin's own word.
+    Refused(Failure),
+    /// The host's.
+    Failed(Failed),
+}
+
+/// How long a request's body is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BodyLength {
+    /// As declared; 0 where there is none.
+    Known(u64),
+    /// It comes in chunks.
+    Unknown,
+}
+
+/// Why a request gets no answer but the host's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Failed {
+    /// The client's body did not come whole, or broke its framing.
+    BadBody,
+    /// There is nothing at the path.
+    NotFound,
+    /// Not with this method.
+    MethodNotAllowed,
+    /// The client's body is over the limit.
+    TooLarge,
+    /// The request's head does not fit the protocol.
+    HeadTooLarge,
+    /// The plugin broke the protocol, answered with an error, or its connection was lost.
+    BadGateway,
+    /// The plugin is not there now; try again after so many seconds.
+    Unavailable {
+        /// For `retry-after`.
+        retry_after: u64,
+    },
+    /// The plugin has too many requests waiting.
+    Overloaded,
+    /// No answer began in time.
+    Timeout,
+}
+
+/// The client's end of a request. Dropped unanswered, it answers that the host failed.
+pub(crate) trait Client: Send {
+    /// Reads more of the request's body; 0 at its end. An error of kind `FileTooLarge` means that it is over the limit.
+    fn read_body(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
+
+    /// Sends the head of an answer that was checked, and the first piece of its body; with `more` unset that is all.
+    fn answer(&mut self, response: &Response, first: &[u8]) -> io::Result<()>;
+
+    /// Sends another piece of the body; `last` ends the answer.
+    fn piece(&mut self, bytes: &[u8], last: bool) -> io::Result<()>;
+
+    /// Breaks off an answer that has begun, so that the client can see that it is not whole.
+    fn cut(&mut self);
+
+    /// Answers with the host's own error.
+    fn fail(&mut self, failed: Failed);
+}
+
+impl Job {
+    /// When it came in.
+    pub(crate) fn arrived(&self) -> Instant {
+        match self {
+            Self::Web(job) => job.arrived,
+            Self::Kv(job) => job.arrived,
+        }
+    }
+
+    /// Answers with the host's own error.
+    pub(crate) fn fail(self, failed: Failed) {
+        match self {
+            Self::Web(job) => job.fail(failed),
+            Self::Kv(job) => job.reply(Err(KvFailure::Failed(failed))),
+        }
+    }
+}
+
+impl WebJob {
+    /// Whether the request has no body and changes nothing, so that it may be sent behind others and sent again (RFC 9110, 9.2).
+    pub(crate) fn is_safe(&self) -> bool {
+        matches!(self.request.method.as_str(), "GET" | "HEAD") && self.body == BodyLength::Known(0)
+    }
+
+    /// Whether the answer's body is not sent.
+    pub(crate) fn is_head(&self) -> bool {
+        self.request.method == "HEAD"
+    }
+
+    /// Answers with the host's own error.
+    pub(crate) fn fail(mut self, failed: Failed) {
+        self.client.fail(failed);
+    }
+
+    /// Marks the request as lost with its connection; gives it back when it may be sent again.
+    pub(crate) fn lost(mut self) -> Option<Self> {
+        if self.is_safe() && self.retries < MAX_RETRIES {
+            self.retries += 1;
+            return Some(self);
+        }
+        self.fail(Failed::BadGateway);
+        None
+    }
+}
+
+impl KvJob {
+    /// Answers; whoever asked may have gone.
+    pub(crate) fn reply(self, reply: KvReply) {
+        drop(self.reply.try_send(reply));
+    }
+}

@@ -1,0 +1,538 @@
+//! The web side: tiny_http receives requests, the dispatcher sends each where it belongs, and [`TinyClient`] answers.
+//!
+//! The dispatcher is one thread, the only one that calls `recv`, and it waits for nothing else. What may take time is done by
+//! others: plugins' requests by their workers, the operator's API by the desk, refusals with a body still to be read by the usher.
+
+use crate::api::{self, Api};
+use crate::exchange::{BodyLength, Client, Failed, Job, WebJob};
+use crate::pages;
+use crate::protocol::message::{HOP_BY_HOP, Headers, Http, Response};
+use crate::rack::Rack;
+use crate::route::Target;
+use crossbeam_channel::{Receiver, Sender, bounded};
+use std::io::{self, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+use tiny_http::{HTTPVersion, Request, Server};
+use uuid::Uuid;
+
+/// Time in which a client must send or take something, else its connection is closed. Also how long an idle connection is kept.
+const CLIENT_IDLE: Duration = Duration::from_secs(15);
+
+/// Threads for the operator's API: a command that waits for its plugin takes one.
+const DESK_THREADS: usize = 4;
+
+/// Requests that may wait for the API.
+const DESK_QUEUE: usize = 64;
+
+/// Threads that refuse requests whose body is still to be read away.
+const USHER_THREADS: usize = 2;
+
+/// Requests that may wait to be refused so.
+const USHER_QUEUE: usize = 256;
+
+/// Body length in bytes up to which tiny_http reads a body before it hands the request over.
+const PREREAD: u64 = 1024;
+
+/// `retry-after` in seconds of the host's own refusals: what is full empties quickly, if at all.
+const OVERLOAD_RETRY_AFTER: u64 = 1;
+
+/// The listening side of the host.
+pub(crate) struct Front {
+    server: Arc<Server>,
+    address: SocketAddr,
+    max_body: u64,
+    /// Set when no new request is to be taken.
+    closing: AtomicBool,
+    /// A request's id is this and a number.
+    id_prefix: String,
+    ids: AtomicU64,
+}
+
+impl Front {
+    /// Begins to listen.
+    pub(crate) fn listen(address: SocketAddr, max_body: u64) -> io::Result<Self> {
+        let listener = TcpListener::bind(address)?;
+        // Connections inherit these from the listener on Linux; tiny_http gives no other way to them.
+        rustix::net::sockopt::set_tcp_nodelay(&listener, true)?;
+        for timeout in [rustix::net::sockopt::Timeout::Recv, rustix::net::sockopt::Timeout::Send] {
+            rustix::net::sockopt::set_socket_timeout(&listener, timeout, Some(CLIENT_IDLE))?;
+        }
+        let address = listener.local_addr()?;
+        let server = Server::from_listener(listener, None).map_err(|error| io::Error::other(error.to_string()))?;
+        let id_prefix = Uuid::new_v4().simple().to_string()[..12].to_owned();
+        let (closing, ids) = (AtomicBool::new(false), AtomicU64::new(1));
+        Ok(Self { server: Arc::new(server), address, max_body, closing, id_prefix, ids })
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Answers requests, on threads of its own, until told to close.
+    pub(crate) fn serve(self: &Arc<Self>, rack: &Arc<Rack>, api: &Arc<Api>) -> io::Result<()> {
+        let (desk, at_desk) = bounded::<TinyClient>(DESK_QUEUE);
+        let (usher, to_usher) = bounded::<(Request, Failed)>(USHER_QUEUE);
+        for number in 1..=DESK_THREADS {
+            let (api, queue) = (Arc::clone(api), at_desk.clone());
+            std::thread::Builder::new().name(format!("desk-{number}")).spawn(move || attend(&api, &queue))?;
+        }
+        for number in 1..=USHER_THREADS {
+            let queue = to_usher.clone();
+            std::thread::Builder::new().name(format!("usher-{number}")).spawn(move || refuse_all(&queue))?;
+        }
+        let dispatcher = Dispatcher { front: Arc::clone(self), rack: Arc::clone(rack), desk, usher };
+        std::thread::Builder::new().name("dispatcher".into()).spawn(move || dispatcher.run())?;
+        Ok(())
+    }
+
+    /// Takes no new request from now on; each is answered that the host stops.
+    pub(crate) fn close(&self) {
+        self.closing.store(true, Ordering::Release);
+    }
+
+    fn request_id(&self) -> String {
+        format!("{}-{:x}", self.id_prefix, self.ids.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+struct Dispatcher {
+    front: Arc<Front>,
+    rack: Arc<Rack>,
+    desk: Sender<TinyClient>,
+    usher: Sender<(Request, Failed)>,
+}
+
+impl Dispatcher {
+    fn run(&self) {
+        loop {
+            match self.front.server.recv() {
+                Ok(request) => {
+                    // A panic while one request is handled must not end the thread that hands out all others.
+                    if catch_unwind(AssertUnwindSafe(|| self.dispatch(request))).is_err() {
+                        log::error!("a request made the dispatcher panic");
+                    }
+                }
+                Err(error) => log::error!("no further connection can be accepted: {error}"),
+            }
+        }
+    }
+
+    /// Sends a request where it belongs. Never waits.
+    fn dispatch(&self, request: Request) {
+        let body = match body_length(&request, self.front.max_body) {
+            Ok(body) => body,
+            Err(failed) => return self.refuse(request, failed),
+        };
+        if self.front.closing.load(Ordering::Acquire) {
+            return self.refuse(request, Failed::Unavailable { retry_after: OVERLOAD_RETRY_AFTER });
+        }
+        let target = origin_form(request.url());
+        let (path, query) = match target.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (target, None),
+        };
+        let routes = self.rack.routes();
+        match routes.resolve(path) {
+            Target::Plugin { plugin, mount, path } => {
+                let http = self.message(&request, mount, path, query);
+                let plugin = Arc::clone(plugin);
+                let client = Box::new(TinyClient::new(request, body, self.front.max_body));
+                plugin.submit(Job::Web(WebJob { request: http, body, client, arrived: Instant::now(), retries: 0 }));
+            }
+            Target::Api(_) => {
+                let client = TinyClient::new(request, body, self.front.max_body);
+                if let Err(full) = self.desk.try_send(client) {
+                    self.refuse_client(full.into_inner(), Failed::Overloaded);
+                }
+            }
+            _ if body != BodyLength::Known(0) => self.refuse(request, Failed::NotFound),
+            Target::Index | Target::Health if !matches!(request.method().as_str(), "GET" | "HEAD") => {
+                self.refuse(request, Failed::MethodNotAllowed);
+            }
+            Target::Health => TinyClient::new(request, body, 0).respond(200, "text/plain; charset=utf-8", b"ok\n", &[]),
+            Target::Index => {
+                let html = header(&request, "accept").is_some_and(|accept| accept.contains("text/html"));
+                let (kind, page) = pages::index(&self.rack, html);
+                TinyClient::new(request, body, 0).respond(200, kind, page.as_bytes(), &pages::HEADERS);
+            }
+            Target::Nothing => self.refuse(request, Failed::NotFound),
+        }
+    }
+
+    fn refuse_client(&self, client: TinyClient, failed: Failed) {
+        if let Some(request) = client.into_request() {
+            self.refuse(request, failed);
+        }
+    }
+
+    /// Answers with the host's own error. Where a body is still to come the usher does, for it has to be read away.
+    fn refuse(&self, request: Request, failed: Failed) {
+        let length = request.body_length().unwrap_or(0) as u64;
+        let waits = length > PREREAD || header(&request, "transfer-encoding").is_some() || header(&request, "expect").is_some();
+        if length > undrainable() {
+            // Dropping it would make tiny_http allocate as much, which no machine survives. It stays with its connection.
+            log::warn!("a request that announced a body of {length} bytes is left unanswered");
+            return std::mem::forget(request);
+        }
+        if waits {
+            if let Err(full) = self.usher.try_send((request, failed)) {
+                let (request, failed) = full.into_inner();
+                refuse_now(request, failed);
+            }
+        } else {
+            TinyClient::new(request, BodyLength::Known(0), 0).fail(failed);
+        }
+    }
+
+    /// The message for a plugin.
+    fn message(&self, request: &Request, mount: &str, path: &str, query: Option<&str>) -> Http {
+        let remote = request.remote_addr().map(|address| address.ip().to_canonical().to_string()).unwrap_or_default();
+        Http {
+            id: 0,
+            method: request.method().as_str().to_owned(),
+            path: path.to_owned(),
+            query: query.map(str::to_owned),
+            mount: mount.to_owned(),
+            headers: self.headers(request, mount, &remote),
+            remote,
+            more: false,
+        }
+    }
+
+    /// The request's headers as a plugin gets them: those of one hop removed, the host's own added.
+    fn headers(&self, request: &Request, mount: &str, remote: &str) -> Headers {
+        let named: Vec<String> = request
+            .headers()
+            .iter()
+            .filter(|header| header.field.equiv("connection"))
+            .flat_map(|header| header.value.as_str().split(','))
+            .map(|name| name.trim().to_ascii_lowercase())
+            .collect();
+        let mut headers = Headers::with_capacity(request.headers().len() + 4);
+        for header in request.headers() {
+            let name = header.field.as_str().as_str().to_ascii_lowercase();
+            let ours = matches!(&*name, "expect" | "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-prefix" | "x-request-id");
+            if !ours && !HOP_BY_HOP.contains(&&*name) && !named.contains(&name) {
+                headers.push((name, header.value.as_str().to_owned()));
+            }
+        }
+        headers.push(("x-forwarded-for".into(), remote.to_owned()));
+        headers.push(("x-forwarded-proto".into(), "http".into()));
+        headers.push(("x-forwarded-prefix".into(), mount.to_owned()));
+        headers.push(("x-request-id".into(), self.front.request_id()));
+        headers
+    }
+}
+
+/// The API's threads.
+fn attend(api: &Api, queue: &Receiver<TinyClient>) {
+    for mut client in queue {
+        let handled = catch_unwind(AssertUnwindSafe(|| {
+            let Some(request) = client.request() else { return };
+            let (method, url) = (request.method().as_str().to_owned(), request.url().to_owned());
+            let authorization = header(request, "authorization").map(str::to_owned);
+            let reply = api.handle(&method, origin_form(&url), authorization.as_deref(), &mut client);
+            client.respond(reply.status, "application/json", reply.body.as_bytes(), &[("cache-control", "no-store")]);
+        }));
+        if handled.is_err() {
+            log::error!("a request made the API panic");
+        }
+    }
+}
+
+/// The usher's threads.
+fn refuse_all(queue: &Receiver<(Request, Failed)>) {
+    for (request, failed) in queue {
+        refuse_now(request, failed);
+    }
+}
+
+/// Answers first and reads the rest of the body away after, which is the order of tiny_http's own `respond`.
+fn refuse_now(request: Request, failed: Failed) {
+    let (status, retry_after, body) = refusal(failed);
+    let answered = catch_unwind(AssertUnwindSafe(|| {
+        let mut response = tiny_http::Response::from_string(body).with_status_code(status);
+        let retry_after = retry_after.map(|seconds| ("retry-after", seconds.to_string()));
+        for (name, value) in [("content-type", "application/json".to_owned())].into_iter().chain(retry_after) {
+            if let Ok(header) = tiny_http::Header::from_bytes(name, value) {
+                response.add_header(header);
+            }
+        }
+        request.respond(response)
+    }));
+    match answered {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => log::debug!("a refusal did not reach its client: {error}"),
+        Err(_) => log::error!("a refusal made tiny_http panic"),
+    }
+}
+
+/// Body length from which a request cannot be dropped: tiny_http allocates what is left of a body to read it away.
+fn undrainable() -> u64 {
+    rustix::system::sysinfo().totalram as u64 / 2
+}
+
+/// How much body a request has; refuses lengths that are over the limit or do not say one thing.
+fn body_length(request: &Request, max_body: u64) -> Result<BodyLength, Failed> {
+    let all = |name: &'static str| request.headers().iter().filter(move |header| header.field.equiv(name)).map(|header| header.value.as_str());
+    let mut lengths = all("content-length");
+    let mut encodings = all("transfer-encoding");
+    match (lengths.next(), encodings.next()) {
+        (None, None) => Ok(BodyLength::Known(0)),
+        (Some(length), None) if lengths.next().is_none() && !length.is_empty() && length.bytes().all(|b| b.is_ascii_digit()) => {
+            match length.parse() {
+                Ok(length) if length <= max_body => Ok(BodyLength::Known(length)),
+                _ => Err(Failed::TooLarge),
+            }
+        }
+        (None, Some(encoding)) if encodings.next().is_none() && encoding.eq_ignore_ascii_case("chunked") => Ok(BodyLength::Unknown),
+        _ => Err(Failed::BadBody),
+    }
+}
+
+/// The target as a path: absolute-form is reduced (RFC 9112, section 3.2.2).
+fn origin_form(target: &str) -> &str {
+    match target.strip_prefix("http://").or_else(|| target.strip_prefix("https://")) {
+        Some(rest) => rest.find('/').map_or("/", |at| &rest[at..]),
+        None => target,
+    }
+}
+
+fn header<'a>(request: &'a Request, name: &'static str) -> Option<&'a str> {
+    request.headers().iter().find(|header| header.field.equiv(name)).map(|header| header.value.as_str())
+}
+
+/// Status, `retry-after` and JSON body of the host's own errors.
+fn refusal(failed: Failed) -> (u16, Option<u64>, String) {
+    let (status, retry_after, code, message) = match failed {
+        Failed::BadBody => (400, None, "bad_request", "the request's body did not come whole, or its length is not well given".into()),
+        Failed::NotFound => (404, None, "not_found", "there is nothing at this path".into()),
+        Failed::MethodNotAllowed => (405, None, "method_not_allowed", "only GET and HEAD are answered here".into()),
+        Failed::TooLarge => (413, None, "too_large", "the request's body is over the limit (serve --max-body)".to_owned()),
+        Failed::HeadTooLarge => (431, None, "head_too_large", "the request's headers are over the limit of 64 KiB".into()),
+        Failed::BadGateway => (502, None, "bad_gateway", "the plugin gave no valid answer; its log has the reason".into()),
+        Failed::Unavailable { retry_after } => (503, Some(retry_after), "unavailable", "the plugin is not available now".into()),
+        Failed::Overloaded => (503, Some(OVERLOAD_RETRY_AFTER), "overloaded", "too many requests are waiting".into()),
+        Failed::Timeout => (504, None, "timeout", "the plugin did not answer in time".into()),
+    };
+    (status, retry_after, api::error_body(code, &message))
+}
+
+/// A client of tiny_http's, with its request or, once it is being answered, its answer.
+pub(crate) struct TinyClient {
+    state: ClientState,
+    head: bool,
+    version: HTTPVersion,
+    close: bool,
+    /// Bytes of the body still allowed.
+    allowance: u64,
+    /// Whether all of the request's body has been read, or there was none.
+    read: bool,
+    chunked: bool,
+}
+
+enum ClientState {
+    Asking(Box<Request>),
+    Answering(Box<dyn Write + Send>),
+    Answered,
+}
+
+impl TinyClient {
+    fn new(request: Request, body: BodyLength, max_body: u64) -> Self {
+        let close = header(&request, "connection").is_some_and(|value| value.to_ascii_lowercase().contains("close"));
+        Self {
+            head: request.method().as_str() == "HEAD",
+            version: request.http_version().clone(),
+            close,
+            allowance: max_body,
+            read: body == BodyLength::Known(0),
+            chunked: false,
+            state: ClientState::Asking(Box::new(request)),
+        }
+    }
+
+    /// The request, while it is not answered.
+    pub(crate) fn request(&self) -> Option<&Request> {
+        match &self.state {
+            ClientState::Asking(request) => Some(request),
+            _ => None,
+        }
+    }
+
+    fn into_request(mut self) -> Option<Request> {
+        match std::mem::replace(&mut self.state, ClientState::Answered) {
+            ClientState::Asking(request) => Some(*request),
+            _ => None,
+        }
+    }
+
+    /// Sends a whole answer of the host's own.
+    fn respond(&mut self, status: u16, content_type: &str, body: &[u8], headers: &[(&str, &str)]) {
+        let mut head = self.head_start(status);
+        for (name, value) in [("content-type", content_type)].iter().chain(headers) {
+            put_header(&mut head, name, value);
+        }
+        put_header(&mut head, "content-length", &body.len().to_string());
+        head.extend_from_slice(b"\r\n");
+        if !self.head {
+            head.extend_from_slice(body);
+        }
+        // A client that has gone needs no answer.
+        drop(self.begin().and_then(|out| send(out, &head)));
+        self.state = ClientState::Answered;
+    }
+
+    fn head_start(&self, status: u16) -> Vec<u8> {
+        let mut head = Vec::with_capacity(512);
+        let reason = tiny_http::StatusCode(status).default_reason_phrase();
+        head.extend_from_slice(format!("HTTP/1.1 {status} {reason}\r\n").as_bytes());
+        if self.close {
+            put_header(&mut head, "connection", "close");
+        }
+        head
+    }
+
+    /// Turns to answering. What is left of the request's body is read away by tiny_http here.
+    fn begin(&mut self) -> io::Result<&mut (dyn Write + Send)> {
+        match std::mem::replace(&mut self.state, ClientState::Answered) {
+            ClientState::Asking(request) => self.state = ClientState::Answering(request.into_writer()),
+            other => self.state = other,
+        }
+        match &mut self.state {
+            ClientState::Answering(out) => Ok(out.as_mut()),
+            _ => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+}
+
+impl Client for TinyClient {
+    fn read_body(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let ClientState::Asking(request) = &mut self.state else { return Ok(0) };
+        let n = request.as_reader().read(buffer)?;
+        self.read |= n == 0;
+        match self.allowance.checked_sub(n as u64) {
+            Some(left) => self.allowance = left,
+            None => return Err(io::ErrorKind::FileTooLarge.into()),
+        }
+        Ok(n)
+    }
+
+    fn answer(&mut self, response: &Response, first: &[u8]) -> io::Result<()> {
+        let mut head = self.head_start(response.status);
+        let (mut has_length, mut has_date) = (false, false);
+        for (name, value) in &response.headers {
+            has_length |= name.eq_ignore_ascii_case("content-length");
+            has_date |= name.eq_ignore_ascii_case("date");
+            if !HOP_BY_HOP.iter().any(|hop| name.eq_ignore_ascii_case(hop)) {
+                put_header(&mut head, name, value);
+            }
+        }
+        if !has_date {
+            put_header(&mut head, "date", &httpdate::fmt_http_date(SystemTime::now()));
+        }
+        let bodiless = self.head || response.is_bodiless();
+        if !has_length && !bodiless {
+            if !response.more {
+                put_header(&mut head, "content-length", &first.len().to_string());
+            } else if self.version >= HTTPVersion(1, 1) {
+                put_header(&mut head, "transfer-encoding", "chunked");
+                self.chunked = true;
+            }
+        }
+        head.extend_from_slice(b"\r\n");
+        if !bodiless {
+            self.put_piece(&mut head, first, !response.more);
+        }
+        let sent = self.begin().and_then(|out| send(out, &head));
+        if !response.more {
+            self.state = ClientState::Answered;
+        }
+        sent
+    }
+
+    fn piece(&mut self, bytes: &[u8], last: bool) -> io::Result<()> {
+        let mut piece = Vec::new();
+        let sent = match (self.head, self.chunked) {
+            (true, _) => Ok(()),
+            (false, false) if !bytes.is_empty() => self.begin().and_then(|out| send(out, bytes)),
+            (false, false) => Ok(()),
+            (false, true) => {
+                self.put_piece(&mut piece, bytes, last);
+                self.begin().and_then(|out| send(out, &piece))
+            }
+        };
+        if last {
+            self.state = ClientState::Answered;
+        }
+        sent
+    }
+
+    fn cut(&mut self) {
+        if self.chunked {
+            // Not the beginning of a chunk: the client sees that the answer is broken, not that it has ended.
+            drop(self.begin().and_then(|out| send(out, b"!\r\n")));
+        }
+        self.state = ClientState::Answered;
+    }
+
+    fn fail(&mut self, failed: Failed) {
+        if !self.read
+            && let ClientState::Asking(_) = &self.state
+            && let ClientState::Asking(request) = std::mem::replace(&mut self.state, ClientState::Answered)
+        {
+            return refuse_now(*request, failed);
+        }
+        let (status, retry_after, body) = refusal(failed);
+        let retry_after = retry_after.map(|seconds| seconds.to_string());
+        let headers: Vec<_> = retry_after.iter().map(|seconds| ("retry-after", seconds.as_str())).collect();
+        self.respond(status, "application/json", body.as_bytes(), &headers);
+    }
+}
+
+impl TinyClient {
+    /// Appends a piece of the body as it goes on the wire.
+    fn put_piece(&self, out: &mut Vec<u8>, bytes: &[u8], last: bool) {
+        if !self.chunked {
+            return out.extend_from_slice(bytes);
+        }
+        if !bytes.is_empty() {
+            out.extend_from_slice(format!("{:x}\r\n", bytes.len()).as_bytes());
+            out.extend_from_slice(bytes);
+            out.extend_from_slice(b"\r\n");
+        }
+        if last {
+            out.extend_from_slice(b"0\r\n\r\n");
+        }
+    }
+}
+
+impl Drop for TinyClient {
+    fn drop(&mut self) {
+        if matches!(self.state, ClientState::Asking(_)) {
+            self.fail(Failed::BadGateway);
+        }
+    }
+}
+
+/// One write, for head and body together, and nothing held back.
+fn send(out: &mut (dyn Write + Send), bytes: &[u8]) -> io::Result<()> {
+    out.write_all(bytes)?;
+    out.flush()
+}
+
+/// Appends a header line. Each character of a value is one byte (see `Response::check`).
+fn put_header(head: &mut Vec<u8>, name: &str, value: &str) {
+    head.extend_from_slice(name.as_bytes());
+    head.extend_from_slice(b": ");
+    if value.is_ascii() {
+        head.extend_from_slice(value.as_bytes());
+    } else {
+        head.extend(value.chars().map(|c| u8::try_from(u32::from(c)).unwrap_or(b'?')));
+    }
+    head.extend_from_slice(b"\r\n");
+}

@@ -1,0 +1,178 @@
+//! The host's connection to a plugin: frames over a Unix stream, with deadlines, sending and receiving at once where it must.
+
+use crate::process::timespec;
+use crate::protocol::frame::{EncodeError, Frame, FrameReader, ReadError, encode};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
+use serde::Serialize;
+use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long a wait on the stream goes on before the caller may look after other things. Deadlines are kept to this precision.
+const TICK: Duration = Duration::from_millis(100);
+
+/// The id of the first request on a connection; `init` on the first one.
+pub(crate) const FIRST_ID: u64 = 1;
+
+/// Memory in bytes that a connection keeps for sending when it falls idle.
+const KEPT: usize = 16 * 1024;
+
+/// A connection to a plugin.
+pub(crate) struct Link {
+    frames: FrameReader<Duplex>,
+    next_id: u64,
+}
+
+/// How a wait for a frame ended without one.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Lost {
+    /// The deadline passed.
+    #[error("no answer in time")]
+    Deadline,
+    /// The caller's own reason to stop waiting.
+    #[error("interrupted")]
+    Interrupted,
+    /// The connection is of no more use.
+    #[error(transparent)]
+    Broken(#[from] ReadError),
+}
+
+/// What became of an attempt to send.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Sent {
+    /// All is on its way.
+    All,
+    /// The plugin does not take more, and has sent something itself.
+    Answered,
+}
+
+impl Link {
+    /// Connects to a plugin that listens at `path`. Does not wait for one that is not there, or is not accepting.
+    pub(crate) fn connect(path: &Path) -> io::Result<Self> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+        let stream = UnixStream::from(socket);
+        stream.set_nonblocking(false)?;
+        stream.set_read_timeout(Some(TICK))?;
+        Ok(Self { frames: FrameReader::new(Duplex { stream, outgoing: Vec::new(), sent: 0 }), next_id: FIRST_ID })
+    }
+
+    /// An id for the next request, unique on this connection.
+    pub(crate) fn next_id(&mut self) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        id
+    }
+
+    /// Puts a frame behind what is to be sent.
+    pub(crate) fn queue(&mut self, head: &impl Serialize, body: &[u8]) -> Result<(), EncodeError> {
+        encode(&mut self.frames.stream().outgoing, head, body)
+    }
+
+    /// Bytes waiting to be sent.
+    pub(crate) fn queued(&mut self) -> usize {
+        let duplex = self.frames.stream();
+        duplex.outgoing.len() - duplex.sent
+    }
+
+    /// Sends what is queued. Stops when the plugin does not take it and has sent something, or at the deadline.
+    pub(crate) fn flush(&mut self, deadline: Instant, interrupted: impl Fn() -> bool) -> Result<Sent, Lost> {
+        let duplex = self.frames.stream();
+        loop {
+            if duplex.send_some().map_err(ReadError::Io)? {
+                return Ok(Sent::All);
+            }
+            if interrupted() {
+                return Err(Lost::Interrupted);
+            }
+            let left = deadline.checked_duration_since(Instant::now()).ok_or(Lost::Deadline)?;
+            if duplex.poll(PollFlags::IN | PollFlags::OUT, left.min(TICK)).contains(PollFlags::IN) {
+                return Ok(Sent::Answered);
+            }
+        }
+    }
+
+    /// Whether the plugin has sent something that was not received yet.
+    pub(crate) fn has_answer(&mut self) -> bool {
+        self.frames.is_ready() || self.frames.stream().poll(PollFlags::IN, Duration::ZERO).contains(PollFlags::IN)
+    }
+
+    /// Waits until a whole frame is here, which [`Link::take`] then gives. What is still to be sent is sent meanwhile.
+    pub(crate) fn wait(&mut self, deadline: Instant, interrupted: impl Fn() -> bool) -> Result<(), Lost> {
+        loop {
+            match self.frames.wait() {
+                Ok(()) => return Ok(()),
+                Err(ReadError::Io(error)) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                    if interrupted() {
+                        return Err(Lost::Interrupted);
+                    }
+                    if Instant::now() >= deadline {
+                        return Err(Lost::Deadline);
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// The frame that was waited for.
+    pub(crate) fn take(&mut self) -> Result<Frame<'_>, ReadError> {
+        self.frames.read()
+    }
+
+    /// Gives back memory that an idle connection does not need.
+    pub(crate) fn release(&mut self) {
+        self.frames.release();
+        let duplex = self.frames.stream();
+        if duplex.outgoing.is_empty() {
+            duplex.outgoing.shrink_to(KEPT);
+        }
+    }
+}
+
+/// The stream, and what is still to be sent on it.
+struct Duplex {
+    stream: UnixStream,
+    outgoing: Vec<u8>,
+    sent: usize,
+}
+
+impl Duplex {
+    /// Sends what the plugin takes now, and says whether that was all.
+    fn send_some(&mut self) -> io::Result<bool> {
+        while self.sent < self.outgoing.len() {
+            match rustix::net::send(&self.stream, &self.outgoing[self.sent..], SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+                Ok(n) => self.sent += n,
+                Err(Errno::AGAIN) => return Ok(false),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.outgoing.clear();
+        self.sent = 0;
+        Ok(true)
+    }
+
+    /// What the stream is ready for, within a time. An end or an error reads as ready to receive, where it then shows.
+    fn poll(&self, interest: PollFlags, time: Duration) -> PollFlags {
+        let mut fds = [PollFd::new(&self.stream, interest)];
+        match poll(&mut fds, Some(&timespec(time))) {
+            Ok(_) if fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR) => PollFlags::IN,
+            Ok(_) => fds[0].revents(),
+            Err(_) => PollFlags::empty(),
+        }
+    }
+}
+
+impl Read for Duplex {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if !self.outgoing.is_empty() && !self.send_some()? && !self.poll(PollFlags::IN | PollFlags::OUT, TICK).contains(PollFlags::IN) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.stream.read(buffer)
+    }
+}

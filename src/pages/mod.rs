@@ -1,0 +1,103 @@
+//! The pages the host serves itself: for now the list of plugins at `/`.
+
+use crate::plugin::{Plugin, State};
+use crate::rack::{Entry, Rack};
+use std::fmt::Write;
+use std::sync::Arc;
+
+/// Headers of a page: it needs nothing but its own style, and images where an icon is one.
+pub(crate) const HEADERS: [(&str, &str); 4] = [
+    ("content-security-policy", "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"),
+    ("x-content-type-options", "nosniff"),
+    ("cache-control", "no-store"),
+    ("referrer-policy", "same-origin"),
+];
+
+const TOP: &str = "<!doctype html>
+<html lang=\"en\">
+<meta charset=\"utf-8\">
+<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">
+<title>plugrack</title>
+<style>
+:root { color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif }
+body { max-width: 40rem; margin: 2rem auto; padding: 0 1rem }
+ul { list-style: none; padding: 0 }
+li a, li div { display: flex; gap: 1rem; align-items: center; padding: .6rem; border-radius: .5rem; text-decoration: none; color: inherit }
+li a:hover, li a:focus { background: color-mix(in srgb, currentColor 10%, transparent) }
+.icon { font-size: 1.8rem; width: 2.4rem; text-align: center; overflow: hidden; flex: none }
+.icon img { width: 2rem; height: 2rem }
+small { opacity: .7; display: block }
+</style>
+<h1>plugrack</h1>
+";
+
+/// The list of plugins, as a page or as plain text: its content type and its text.
+pub(crate) fn index(rack: &Rack, html: bool) -> (&'static str, String) {
+    let plugins: Vec<Arc<Plugin>> = rack
+        .entries()
+        .into_values()
+        .filter_map(|entry| match entry {
+            Entry::Accepted { plugin, .. } => Some(plugin),
+            Entry::Refused { .. } => None,
+        })
+        .collect();
+    if html { ("text/html; charset=utf-8", page(&plugins)) } else { ("text/plain; charset=utf-8", text(&plugins)) }
+}
+
+fn text(plugins: &[Arc<Plugin>]) -> String {
+    let mut out = String::new();
+    for plugin in plugins {
+        let m = &plugin.metadata;
+        put(&mut out, format_args!("{:<24} {} {} ({})\n", m.route, m.name, m.version, state(plugin)));
+    }
+    if plugins.is_empty() { "no plugins yet\n".into() } else { out }
+}
+
+fn page(plugins: &[Arc<Plugin>]) -> String {
+    let mut out = TOP.to_owned();
+    if plugins.is_empty() {
+        out.push_str("<p>No plugins yet: put one in the plugins directory, and run <code>plugrack rescan</code>.\n");
+        return out;
+    }
+    out.push_str("<ul>\n");
+    for plugin in plugins {
+        let m = &plugin.metadata;
+        let icon = match m.icon.starts_with("data:") {
+            true => format!("<img src=\"{}\" alt=\"\">", escape(&m.icon)),
+            false => escape(&m.icon),
+        };
+        let up = plugin.status().state == State::Ready;
+        let about = if up { m.description.clone().unwrap_or_default() } else { state(plugin) };
+        let (open, close) = if up { (format!("<a href=\"{}\">", escape(&m.route)), "</a>") } else { ("<div>".into(), "</div>") };
+        let name = escape(&m.name);
+        let about = escape(&about);
+        put(&mut out, format_args!("<li>{open}<span class=\"icon\">{icon}</span><span>{name}<small>{about}</small></span>{close}\n"));
+    }
+    out.push_str("</ul>\n");
+    out
+}
+
+/// The state in words; why it is so is not for everybody.
+fn state(plugin: &Plugin) -> String {
+    plugin.status().state.name().replace('_', " ")
+}
+
+fn put(out: &mut String, what: std::fmt::Arguments<'_>) {
+    // Writing to a string does not fail.
+    out.write_fmt(what).unwrap_or_default();
+}
+
+fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            c => out.push(c),
+        }
+    }
+    out
+}

@@ -1,0 +1,203 @@
+//! One plugin as the rest of the host sees it: who it is, how it is, and the door its requests go through.
+
+use crate::exchange::{Failed, Job};
+use crate::output::PluginLog;
+use crate::protocol::metadata::Metadata;
+use crate::queue::Queue;
+use crate::supervisor::Command;
+use crossbeam_channel::Sender;
+use serde::Serialize;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long a request waits for a plugin that is starting or restarting.
+pub(crate) const HOLD: Duration = Duration::from_secs(2);
+
+/// `retry-after` in seconds for a plugin that is starting.
+pub(crate) const STARTING_RETRY_AFTER: u64 = 2;
+
+/// `retry-after` in seconds for a plugin that will not be back by itself soon.
+const DOWN_RETRY_AFTER: u64 = 60;
+
+/// The state of a plugin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum State {
+    /// Its process was started and is not ready yet.
+    Starting,
+    /// It answers requests.
+    Ready,
+    /// It was told to end.
+    Stopping,
+    /// It does not run, because the operator wants it so.
+    Stopped,
+    /// It ended by itself and will be started again.
+    BackingOff,
+    /// It keeps ending by itself; it is tried now and then.
+    CrashLooping,
+    /// Starting it again would change nothing.
+    Refused,
+}
+
+impl State {
+    /// The state's name, as the API and the events spell it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+            Self::BackingOff => "backing_off",
+            Self::CrashLooping => "crash_looping",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// What the operator is told of a plugin.
+#[derive(Debug, Clone)]
+pub(crate) struct Status {
+    /// How it is.
+    pub(crate) state: State,
+    /// Since when, in milliseconds since 1970-01-01 UTC.
+    pub(crate) since: i64,
+    /// Why, in a sentence; empty when there is nothing to explain.
+    pub(crate) reason: String,
+    /// Its process.
+    pub(crate) pid: Option<i32>,
+    /// When it is started again.
+    pub(crate) retry_at: Option<Instant>,
+    /// How often it has been started again by itself.
+    pub(crate) restarts: u64,
+    /// Whether it may run.
+    pub(crate) enabled: bool,
+}
+
+/// What the door does with a request.
+#[repr(u8)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Door {
+    /// Refuses it: the plugin will not be there soon.
+    Shut = 0,
+    /// Keeps it for a while: the plugin is about to be there.
+    Holding = 1,
+    /// Lets it in.
+    Open = 2,
+}
+
+/// A plugin of the rack.
+pub(crate) struct Plugin {
+    /// Who it is.
+    pub(crate) metadata: Metadata,
+    /// The name of its file in the plugins directory.
+    pub(crate) file: String,
+    /// What is executed.
+    pub(crate) program: PathBuf,
+    /// Requests on their way to it.
+    pub(crate) queue: Queue,
+    /// What it prints.
+    pub(crate) log: PluginLog,
+    /// Its supervisor.
+    pub(crate) control: Sender<Command>,
+    /// Requests answered by it.
+    pub(crate) answered: AtomicU64,
+    /// Connections that wait for a request.
+    pub(crate) idle: AtomicUsize,
+    /// Connections open, or about to be.
+    pub(crate) connections: AtomicUsize,
+    /// Whether another connection has been asked for.
+    pub(crate) growing: AtomicBool,
+    door: AtomicU8,
+    status: Mutex<Status>,
+}
+
+impl Plugin {
+    /// A plugin that was not started yet.
+    pub(crate) fn new(metadata: Metadata, file: String, program: PathBuf, log: PluginLog, control: Sender<Command>, status: Status) -> Self {
+        let queue = Queue::new(metadata.concurrency as usize);
+        Self {
+            metadata,
+            file,
+            program,
+            queue,
+            log,
+            control,
+            answered: AtomicU64::new(0),
+            idle: AtomicUsize::new(0),
+            connections: AtomicUsize::new(0),
+            growing: AtomicBool::new(false),
+            door: AtomicU8::new(Door::Shut as u8),
+            status: Mutex::new(status),
+        }
+    }
+
+    /// The plugin's id.
+    pub(crate) fn id(&self) -> &str {
+        &self.metadata.id
+    }
+
+    /// Takes a request: it is answered by the plugin, or at once or later by the host. Never waits.
+    pub(crate) fn submit(&self, job: Job) {
+        match self.door.load(Ordering::Acquire) {
+            door if door == Door::Open as u8 => {
+                self.queue.push(job);
+                self.ask_to_grow();
+            }
+            door if door == Door::Holding as u8 => self.queue.push(job),
+            _ => job.fail(Failed::Unavailable { retry_after: self.retry_after() }),
+        }
+    }
+
+    /// Asks for one more connection when more requests wait than those there are can take at once.
+    pub(crate) fn ask_to_grow(&self) {
+        let busy = self.queue.len() > self.idle.load(Ordering::Relaxed);
+        let room = self.connections.load(Ordering::Relaxed) < self.metadata.concurrency as usize;
+        if busy && room && !self.growing.swap(true, Ordering::Relaxed) && self.control.try_send(Command::Grow).is_err() {
+            self.growing.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// How the plugin is.
+    pub(crate) fn status(&self) -> Status {
+        self.lock_status().clone()
+    }
+
+    /// Notes its process. Only its supervisor does, here and below.
+    pub(crate) fn set_pid(&self, pid: Option<i32>) {
+        self.lock_status().pid = pid;
+    }
+
+    /// Notes when it is started again.
+    pub(crate) fn set_retry(&self, at: Option<Instant>) {
+        self.lock_status().retry_at = at;
+    }
+
+    /// Notes whether it may run.
+    pub(crate) fn set_enabled(&self, enabled: bool) {
+        self.lock_status().enabled = enabled;
+    }
+
+    /// Counts a start by itself.
+    pub(crate) fn count_restart(&self) {
+        self.lock_status().restarts += 1;
+    }
+
+    /// Changes what is told of the plugin.
+    pub(crate) fn set_status(&self, door: Door, change: impl FnOnce(&mut Status)) {
+        change(&mut self.lock_status());
+        self.door.store(door as u8, Ordering::Release);
+    }
+
+    fn retry_after(&self) -> u64 {
+        let status = self.lock_status();
+        let until = status.retry_at.map(|at| at.saturating_duration_since(Instant::now()).as_secs() + 1);
+        until.unwrap_or(DOWN_RETRY_AFTER)
+    }
+
+    fn lock_status(&self) -> MutexGuard<'_, Status> {
+        // A status is plain values: one that was being changed is still one.
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

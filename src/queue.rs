@@ -1,0 +1,59 @@
+//! The requests that wait for one plugin: a bounded channel that outlives the plugin's processes.
+
+use crate::exchange::{Failed, Job};
+use crossbeam_channel::{Receiver, Sender, bounded};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+/// Places in the queue for each connection the plugin may have.
+const PLACES_PER_CONNECTION: usize = 64;
+
+/// Most places, so that no plugin holds more than its share of the host's memory and of its clients.
+const MAX_PLACES: usize = 1024;
+
+/// The queue of one plugin.
+pub(crate) struct Queue {
+    sender: Sender<Job>,
+    receiver: Receiver<Job>,
+    expiring: Mutex<()>,
+}
+
+impl Queue {
+    /// A queue for a plugin of so many connections.
+    pub(crate) fn new(concurrency: usize) -> Self {
+        let (sender, receiver) = bounded((concurrency * PLACES_PER_CONNECTION).min(MAX_PLACES));
+        Self { sender, receiver, expiring: Mutex::new(()) }
+    }
+
+    /// Puts a request in; one for which there is no place is answered so.
+    pub(crate) fn push(&self, job: Job) {
+        if let Err(refused) = self.sender.try_send(job) {
+            refused.into_inner().fail(Failed::Overloaded);
+        }
+    }
+
+    /// Where workers take requests from.
+    pub(crate) fn jobs(&self) -> &Receiver<Job> {
+        &self.receiver
+    }
+
+    /// How many requests wait.
+    pub(crate) fn len(&self) -> usize {
+        self.receiver.len()
+    }
+
+    /// Answers the requests that have waited for `limit` or longer; the others keep their order.
+    pub(crate) fn expire(&self, limit: Duration, failed: Failed) {
+        // One at a time is enough, and two would mix the order.
+        let Ok(_alone) = self.expiring.try_lock() else { return };
+        let now = Instant::now();
+        let waiting: Vec<Job> = self.receiver.try_iter().take(self.receiver.len()).collect();
+        for job in waiting {
+            if now.saturating_duration_since(job.arrived()) >= limit {
+                job.fail(failed);
+            } else {
+                self.push(job);
+            }
+        }
+    }
+}

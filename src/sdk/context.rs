@@ -1,0 +1,115 @@
+//! What the host tells a plugin, and what a plugin may tell the host in return: that it cannot start.
+
+use super::kv::Kv;
+use crate::protocol::message::{HostInfo, Init};
+use serde_json::{Map, Value};
+use std::fmt::Display;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// What the host has told this plugin, and the plugin's store. A clone is cheap and may go to any thread.
+#[derive(Debug, Clone)]
+pub struct Context(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    init: Init,
+    kv: Kv,
+    stopping: AtomicBool,
+}
+
+impl Context {
+    pub(super) fn new(init: Init) -> Self {
+        let kv = Kv::new((&init.host_socket).into());
+        Self(Arc::new(Inner { init, kv, stopping: AtomicBool::new(false) }))
+    }
+
+    /// The identity of this installation: a UUID, the same for its whole life.
+    #[must_use]
+    pub fn instance_id(&self) -> &str {
+        &self.0.init.instance_id
+    }
+
+    /// The plugin's own id.
+    #[must_use]
+    pub fn plugin_id(&self) -> &str {
+        &self.0.init.plugin_id
+    }
+
+    /// The licence token the operator has set for this plugin.
+    #[must_use]
+    pub fn license(&self) -> Option<&str> {
+        self.0.init.license.as_deref()
+    }
+
+    /// The operator's settings for this plugin.
+    #[must_use]
+    pub fn config(&self) -> &Map<String, Value> {
+        &self.0.init.config
+    }
+
+    /// The plugin's own directory, which is also its working directory.
+    #[must_use]
+    pub fn data_dir(&self) -> &Path {
+        Path::new(&self.0.init.data_dir)
+    }
+
+    /// The file the plugin's output goes to. The host rotates it: read it at most.
+    #[must_use]
+    pub fn log_path(&self) -> &Path {
+        Path::new(&self.0.init.log_path)
+    }
+
+    /// Name and version of the host.
+    #[must_use]
+    pub fn host(&self) -> &HostInfo {
+        &self.0.init.host
+    }
+
+    /// The plugin's namespace of the host's key-value store.
+    #[must_use]
+    pub fn kv(&self) -> &Kv {
+        &self.0.kv
+    }
+
+    /// Whether the host has asked the plugin to stop. Work without an end should then come to one: 3 s after asking, the host
+    /// ends the process. A busy connection is looked at between the pieces of a streaming response.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.0.stopping.load(Ordering::Acquire)
+    }
+
+    pub(super) fn stop(&self) {
+        self.0.stopping.store(true, Ordering::Release);
+    }
+}
+
+/// Why a plugin cannot start, for the operator to read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    message: String,
+    temporary: bool,
+}
+
+impl Refusal {
+    /// Licence or configuration will not do. The host does not start the plugin again until one of them changes, or its file.
+    pub fn new(reason: impl Display) -> Self {
+        Self { message: reason.to_string(), temporary: false }
+    }
+
+    /// Something is missing that may come back, such as a database. The host tries again, at growing intervals.
+    pub fn temporary(reason: impl Display) -> Self {
+        Self { message: reason.to_string(), temporary: true }
+    }
+
+    pub(super) fn code(&self) -> &'static str {
+        if self.temporary { "unavailable" } else { "refused" }
+    }
+
+    /// The exit codes of sysexits.h that the protocol names.
+    pub(super) fn exit_code(&self) -> u8 {
+        if self.temporary { 75 } else { 78 }
+    }
+}

@@ -1,0 +1,101 @@
+//! What is done about each message of a connection, in their order.
+
+use super::answer::answer;
+use super::connection::{Connection, End};
+use super::context::Context;
+use super::kv::KvError;
+use super::operation::Operation;
+use super::request::{BodyError, Request};
+use super::response::Response;
+use super::server::Server;
+use super::{Error, log};
+use crate::protocol::message::{Failure, Http, Kv, Message, Pong};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+/// A message that took longer than this was slow.
+const SLOW: Duration = Duration::from_millis(1);
+
+/// For so many messages after a slow one, each reply is written at once: collecting them saves little there, and would hold a
+/// reply back for as long as the next request takes.
+const WARY: u32 = 64;
+
+/// Serves a connection until it is over.
+pub(super) fn serve(server: &Server, connection: &mut Connection) -> Result<(), End> {
+    let mut wary = 0;
+    loop {
+        let message = connection.receive()?;
+        let received = Instant::now();
+        match (message, server.context()) {
+            (Message::Init(init), _) => server.init(*init, connection)?,
+            (Message::Http(message), Some(context)) => http(server, context, connection, *message)?,
+            (Message::Kv(message), Some(context)) => kv(server, context, connection, &message)?,
+            (Message::Ping(ping), Some(_)) => connection.send(&Pong { id: ping.id }, &[])?,
+            (Message::Shutdown(_), Some(context)) => {
+                context.stop();
+                return connection.flush();
+            }
+            (message, _) => return Err(End::Fault(format!("{} is out of place", message.kind()))),
+        }
+        if received.elapsed() > SLOW {
+            wary = WARY;
+        }
+        if wary > 0 {
+            wary -= 1;
+            connection.flush()?;
+        }
+    }
+}
+
+fn http(server: &Server, context: &Context, connection: &mut Connection, message: Http) -> Result<(), End> {
+    let mut request = Request::new(message, connection, context);
+    let response = match catch_unwind(AssertUnwindSafe(|| (server.handlers.http)(&mut request))) {
+        Ok(Ok(response)) => response,
+        Ok(Err(error)) => failed(&request, &error),
+        // The panic hook has written the message.
+        Err(_) => Response::internal_error(),
+    };
+    answer(request, response)
+}
+
+/// The response for a handler that failed.
+fn failed(request: &Request<'_>, error: &Error) -> Response {
+    if let Some(too_large @ BodyError::TooLarge(_)) = error.downcast_ref() {
+        return Response::text(too_large.to_string()).status(413);
+    }
+    let mut reason = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        reason.push_str(": ");
+        reason.push_str(&error.to_string());
+        source = error.source();
+    }
+    log(format_args!("{} {}: {reason}", request.method(), request.path()));
+    Response::internal_error()
+}
+
+fn kv(server: &Server, context: &Context, connection: &mut Connection, message: &Kv) -> Result<(), End> {
+    let id = message.id;
+    let outcome = match Operation::new(&message.op, connection.body()) {
+        None => Err(KvError::refused("bad_request", "a plugin is asked for get, set and delete alone")),
+        Some(operation) => {
+            let performed = catch_unwind(AssertUnwindSafe(|| (server.handlers.kv)(context, operation)));
+            performed.unwrap_or_else(|_| Err(KvError::refused("internal", "the plugin failed")))
+        }
+    };
+    match outcome {
+        Ok(outcome) => {
+            let (head, value) = outcome.into_result(id);
+            if let Some(error) = connection.reply(id, &head, &value)? {
+                log(format_args!("an operator's request for a key cannot be answered: {error}"));
+            }
+            Ok(())
+        }
+        Err(KvError::Refused { code, message, index }) => connection.send(&Failure { id, code, message, index }, &[]),
+        Err(KvError::Io(error)) => {
+            log(format_args!("the host's store cannot be reached: {error}"));
+            let message = format!("the plugin cannot reach the host's store: {error}");
+            connection.send(&Failure { id, code: "internal".to_owned(), message, index: None }, &[])
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! The Rust SDK: what a plugin written in Rust needs, on the standard library's threads and blocking sockets.
+//!
+//! A plugin describes itself, and serves:
+//!
+//! ```no_run
+//! use plugrack::sdk::{Error, Plugin, Request, Response};
+//! use std::process::ExitCode;
+//!
+//! fn main() -> ExitCode {
+//!     Plugin::new("visits", "Visits", "1.0.0", "🔢", "/visits").concurrency(4).serve(visit)
+//! }
+//!
+//! fn visit(request: &mut Request) -> Result<Response, Error> {
+//!     if request.method() != "POST" {
+//!         return Ok(Response::text("post here\n").status(405).header("allow", "POST"));
+//!     }
+//!     let visits = request.kv().incr("visits", 1)?;
+//!     Ok(Response::text(format!("visit number {visits}\n")))
+//! }
+//! ```
+//!
+//! A handler may return anything that is [`IntoResponse`]: text, bytes, a status with either, or a `Result` of these.
+//! What it needs from the host it has from its [`Context`]: the operator's settings, its directory, its key-value store.
+//!
+//! Standard output and standard error both go to the plugin's log. With the crate's default features off this module is all
+//! that is compiled besides [`crate::protocol`].
+
+mod answer;
+mod connection;
+mod context;
+mod dispatch;
+mod kv;
+mod operation;
+mod plugin;
+mod pool;
+mod request;
+mod response;
+mod server;
+#[cfg(test)]
+mod tests;
+
+pub use crate::protocol::message::{HostInfo, ListOp, WriteOutcome};
+pub use crate::protocol::metadata::Metadata;
+pub use context::{Context, Refusal};
+pub use kv::{Entry, Kv, KvError, Listed, Page, SetOptions, Write};
+pub use operation::{Operation, Outcome};
+pub use plugin::Plugin;
+pub use request::{BodyError, Request};
+pub use response::{IntoResponse, Response};
+
+/// Any error: what a handler may fail with.
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// Writes a line to the plugin's log. A log that is gone is no reason to fail.
+fn log(line: std::fmt::Arguments<'_>) {
+    use std::io::Write;
+    drop(writeln!(std::io::stderr(), "{line}"));
+}

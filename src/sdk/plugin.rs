@@ -1,0 +1,186 @@
+//! A plugin: who it is and what it does.
+
+use super::context::{Context, Refusal};
+use super::kv::KvError;
+use super::operation::{Operation, Outcome};
+use super::request::Request;
+use super::response::IntoResponse;
+use super::server::{Handlers, InitHandler, KvHandler, Server};
+use super::{Error, log};
+use crate::protocol::message::PROTOCOL_VERSION;
+use crate::protocol::metadata::Metadata;
+use std::io::Write;
+use std::os::unix::net::UnixListener;
+use std::process::ExitCode;
+
+/// The exit code for a call that makes no sense, from sysexits.h.
+const USAGE: u8 = 64;
+
+/// A plugin under construction: its metadata and its handlers. [`Plugin::serve`] runs it.
+pub struct Plugin {
+    metadata: Metadata,
+    init: Box<InitHandler>,
+    kv: Box<KvHandler>,
+}
+
+impl Plugin {
+    /// A plugin with the metadata it must have; the protocol's table gives their form.
+    ///
+    /// `id` names it everywhere, `name` is for people, `icon` an emoji or a `data:image/…` URI, and `route` where on the web it is put.
+    #[must_use]
+    pub fn new(id: &str, name: &str, version: &str, icon: &str, route: &str) -> Self {
+        Metadata {
+            id: id.to_owned(),
+            name: name.to_owned(),
+            version: version.to_owned(),
+            icon: icon.to_owned(),
+            route: route.to_owned(),
+            protocol: PROTOCOL_VERSION,
+            concurrency: 1,
+            description: None,
+            author: None,
+            homepage: None,
+        }
+        .into()
+    }
+
+    /// How many requests are handled at once, each on a thread of its own: 1–256, and 1 unless set.
+    #[must_use]
+    pub fn concurrency(mut self, connections: u32) -> Self {
+        self.metadata.concurrency = connections;
+        self
+    }
+
+    /// What it does, in at most 512 characters.
+    #[must_use]
+    pub fn description(mut self, text: &str) -> Self {
+        self.metadata.description = Some(text.to_owned());
+        self
+    }
+
+    /// Who wrote it.
+    #[must_use]
+    pub fn author(mut self, text: &str) -> Self {
+        self.metadata.author = Some(text.to_owned());
+        self
+    }
+
+    /// Where to read more.
+    #[must_use]
+    pub fn homepage(mut self, url: &str) -> Self {
+        self.metadata.homepage = Some(url.to_owned());
+        self
+    }
+
+    /// Called once before any request, within 10 s of the start: to look at the settings, open files, start threads.
+    /// A [`Refusal`] ends the plugin, and the operator is shown its reason.
+    ///
+    /// ```no_run
+    /// # use plugrack::sdk::{Plugin, Refusal};
+    /// # let plugin = Plugin::new("a", "A", "1", "a", "/a");
+    /// plugin.on_init(|context| match context.config().get("title") {
+    ///     Some(_) => Ok(()),
+    ///     None => Err(Refusal::new("set a title")),
+    /// });
+    /// ```
+    #[must_use]
+    pub fn on_init(mut self, handler: impl Fn(&Context) -> Result<(), Refusal> + Send + Sync + 'static) -> Self {
+        self.init = Box::new(handler);
+        self
+    }
+
+    /// Called for the operator's reads and writes of the plugin's keys, to check, refuse or compute them. Without it each
+    /// operation is performed as it is. A [`KvError::Refused`] reaches the operator with its code and message.
+    ///
+    /// ```no_run
+    /// # use plugrack::sdk::{KvError, Operation, Plugin};
+    /// # let plugin = Plugin::new("a", "A", "1", "a", "/a");
+    /// plugin.on_kv(|context, operation| match operation {
+    ///     Operation::Set { key: "color", value } if value != b"red" => Err(KvError::refused("bad_color", "only red will do")),
+    ///     _ => operation.perform(context.kv()),
+    /// });
+    /// ```
+    #[must_use]
+    pub fn on_kv(
+        mut self,
+        handler: impl Fn(&Context, Operation<'_>) -> Result<Outcome, KvError> + Send + Sync + 'static,
+    ) -> Self {
+        self.kv = Box::new(handler);
+        self
+    }
+
+    /// Runs the plugin as the host has called it, and gives what `main` returns: with `--metadata` it prints its metadata;
+    /// otherwise it answers requests with `handler` until the host tells it to stop.
+    ///
+    /// A handler that fails or panics is answered with status 500, and the reason goes to the plugin's log.
+    pub fn serve<R: IntoResponse>(self, handler: impl Fn(&mut Request<'_>) -> R + Send + Sync + 'static) -> ExitCode {
+        if std::env::args_os().nth(1).is_some_and(|argument| argument == "--metadata") {
+            return self.print_metadata();
+        }
+        let Some(socket) = std::env::var_os("PLUGRACK_SOCKET") else {
+            log(format_args!("{} is a plugin: plugrack starts it, and PLUGRACK_SOCKET is not set", self.metadata.id));
+            return ExitCode::from(USAGE);
+        };
+        match UnixListener::bind(&socket) {
+            Ok(listener) => self.serve_on(listener, handler),
+            Err(error) => {
+                log(format_args!("cannot listen on {}: {error}", socket.display()));
+                ExitCode::FAILURE
+            }
+        }
+    }
+
+    /// Serves the connections of a socket until the host tells the plugin to stop.
+    pub(super) fn serve_on<R: IntoResponse>(
+        self,
+        listener: UnixListener,
+        handler: impl Fn(&mut Request<'_>) -> R + Send + Sync + 'static,
+    ) -> ExitCode {
+        let http = Box::new(move |request: &mut Request<'_>| handler(request).into_response());
+        Server::new(self.metadata.concurrency, Handlers { init: self.init, kv: self.kv, http }).run(listener)
+    }
+
+    fn print_metadata(&self) -> ExitCode {
+        match self.checked_metadata().and_then(|json| Ok(writeln!(std::io::stdout(), "{json}")?)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                log(format_args!("{error}"));
+                ExitCode::FAILURE
+            }
+        }
+    }
+
+    /// The metadata as JSON, if the host will take it.
+    fn checked_metadata(&self) -> Result<String, Error> {
+        self.metadata.check()?;
+        Ok(serde_json::to_string(&self.metadata)?)
+    }
+}
+
+impl From<Metadata> for Plugin {
+    fn from(metadata: Metadata) -> Self {
+        Self { metadata, init: Box::new(|_| Ok(())), kv: Box::new(|context, operation| operation.perform(context.kv())) }
+    }
+}
+
+impl std::fmt::Debug for Plugin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Plugin").field("metadata", &self.metadata).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metadata_is_what_the_host_takes() {
+        let plugin = Plugin::new("probe", "Probe", "1.0.0", "🔬", "/probe").concurrency(4);
+        let plugin = plugin.description("what").author("who").homepage("where");
+        let metadata = Metadata::parse(plugin.checked_metadata().unwrap().as_bytes()).unwrap();
+        assert_eq!(metadata, plugin.metadata);
+        assert_eq!((&*metadata.id, metadata.concurrency, metadata.homepage.as_deref()), ("probe", 4, Some("where")));
+        let refused = Plugin::new("Probe", "Probe", "1.0.0", "🔬", "/probe").checked_metadata().unwrap_err();
+        assert!(refused.to_string().contains("id"), "{refused}");
+    }
+}

@@ -1,0 +1,764 @@
+"""Write a plugrack plugin in Python: one file, standard library only, Python 3.8 and later.
+
+Copy this file beside your plugin. A whole plugin, the executable file `plugin`:
+
+    #!/usr/bin/env python3
+    import plugrack
+
+    plugin = plugrack.Plugin(id="hello", name="Hello", version="1.0.0", icon="👋", route="/hello")
+
+    @plugin.http
+    def hello(request):
+        visits = plugin.store.incr("visits")
+        return f"Hello {request.params.get('name', 'world')}, visit {visits}\\n"
+
+    plugin.run()
+
+A stream is a generator; each piece reaches the client as it is yielded:
+
+    @plugin.http
+    def clock(request):
+        def events():
+            while not plugin.stopping.wait(1):
+                yield f"data: {time.ctime()}\\n\\n"
+        return plugrack.Response(events(), content_type="text/event-stream")
+
+Threads: every connection of the host is served by a thread of its own, one request after the other. With a
+`concurrency` above 1 handlers therefore run side by side. With 1 they do not, except that a request the host has given
+up may still be running when the next one begins.
+
+Standard output and standard error are the plugin's log; the SDK logs there as `logging.getLogger("plugrack")`.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import logging
+import os
+import socket
+import struct
+import sys
+import threading
+from contextlib import closing
+from typing import (Any, Callable, Dict, Generator, Iterable, Iterator, List, Mapping, NamedTuple, NoReturn, Optional,
+                    Tuple, TypeVar, Union)
+from urllib.parse import parse_qsl
+
+__all__ = ["Plugin", "Context", "Request", "Response", "Headers", "Store", "Entry",
+           "Error", "Conflict", "Refuse", "HTTPError", "Disconnected"]
+
+_LENGTHS = struct.Struct(">II")
+_MAX_HEAD = 65_536
+_MAX_BODY = 1_048_576
+_MAX_ID = 2**53 - 1
+_RECEIVE = 65_536
+_STORE_CONNECTIONS = 32  # of the 64 that the host allows a plugin
+_EXIT_USAGE = 64
+_EXIT_REFUSED = 78
+
+_to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+_log = logging.getLogger("plugrack")
+
+_Handler = TypeVar("_Handler", bound=Callable[..., Any])
+_Parts = Generator[Tuple[bytes, bool], None, None]
+
+
+# ---- Errors ----------------------------------------------------------------------------------------------------------
+
+class Error(Exception):
+    """A failure with a code: what the store raises, and what a `kv` handler raises to refuse an operation.
+
+    The codes of the host are those of the protocol: `bad_request`, `bad_key`, `too_large`, `conflict`, `quota`, `busy`
+    and `internal`. The SDK adds `disconnected`: the host did not answer, and whether a write was made is not known.
+    """
+
+    def __init__(self, code: str, message: str, index: Optional[int] = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.index = index  #: the place of the write that failed, for `Store.txn`
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
+
+
+class Conflict(Error):
+    """A precondition (`if_rev`, `if_absent`) does not hold; nothing was written."""
+
+
+class Refuse(Exception):
+    """Raised by the `init` handler: the plugin cannot run with this configuration or licence, so do not try again.
+
+    The operator is shown the message, and the process exits 78.
+    """
+
+    def __init__(self, message: str, code: str = "config") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class HTTPError(Exception):
+    """Raised by an `http` handler to answer with this status and the message as plain text."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Disconnected(ConnectionError):
+    """The client or the host went away while a request was being read or answered. Clean up and let it pass."""
+
+
+class _ProtocolError(Exception):
+    """The peer sent something the protocol does not allow; the connection is closed."""
+
+
+# ---- Frames ----------------------------------------------------------------------------------------------------------
+
+def _encode(head: Mapping[str, Any], body: bytes) -> bytes:
+    text = _to_json(head).encode()
+    if len(text) > _MAX_HEAD:
+        raise Error("too_large", f"a head of {len(text)} bytes; a frame holds {_MAX_HEAD}")
+    if len(body) > _MAX_BODY:
+        raise Error("too_large", f"a body of {len(body)} bytes; a frame holds {_MAX_BODY}")
+    return b"".join((_LENGTHS.pack(len(text), len(body)), text, body))
+
+
+def _error_head(number: int, code: str, message: str) -> Dict[str, Any]:
+    # The text may be anybody's: cut to fit a head, and without lone surrogates, which UTF-8 cannot carry.
+    text = message[:4000].encode("utf-8", "replace").decode()
+    return {"type": "error", "id": number, "code": code, "message": text}
+
+
+class _Wire:
+    """Frames over one socket, received through a buffer so that frames sent together cost one system call."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._buffer = bytearray()
+        self._seen = 0  # how far shutdown_waits() has looked ahead
+
+    def send(self, head: Mapping[str, Any], body: bytes = b"") -> None:
+        frame = _encode(head, body)
+        try:
+            self._sock.sendall(frame)
+        except OSError as error:
+            raise Disconnected(str(error)) from None
+
+    def read(self) -> Tuple[Dict[str, Any], bytes]:
+        """The next frame. Raises Disconnected at the end of the stream."""
+        while True:
+            found = self._parse(0)
+            if found:
+                head, start, end = found
+                body = bytes(self._buffer[start:end])
+                del self._buffer[:end]
+                self._seen = 0
+                return head, body
+            self._receive()
+
+    def shutdown_waits(self) -> bool:
+        """Whether a `shutdown` stands behind what is under way. Never blocks, and looks at each frame once."""
+        if len(self._buffer) <= _RECEIVE:
+            self._receive(socket.MSG_DONTWAIT)
+        while True:
+            found = self._parse(self._seen)
+            if not found:
+                return False
+            head, _, end = found
+            if head["type"] == "shutdown":
+                return True
+            self._seen = end
+
+    def idle(self) -> bool:
+        """Whether the stream is open and holds nothing unread."""
+        try:
+            return not self._receive(socket.MSG_DONTWAIT) and not self._buffer
+        except Disconnected:
+            return False
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def _receive(self, flags: int = 0) -> bool:
+        try:
+            data = self._sock.recv(_RECEIVE, flags)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise Disconnected(str(error)) from None
+        if not data:
+            raise Disconnected("the connection has ended")
+        self._buffer += data
+        return True
+
+    def _parse(self, at: int) -> Optional[Tuple[Dict[str, Any], int, int]]:
+        """The frame at this place of the buffer: head, start and end of its body. None while it is not all there."""
+        buffer = self._buffer
+        if len(buffer) < at + _LENGTHS.size:
+            return None
+        head_size, body_size = _LENGTHS.unpack_from(buffer, at)
+        if not 1 <= head_size <= _MAX_HEAD or body_size > _MAX_BODY:
+            raise _ProtocolError(f"a frame of lengths {head_size} and {body_size}")
+        begin = at + _LENGTHS.size
+        start = begin + head_size
+        end = start + body_size
+        if len(buffer) < end:
+            return None
+        try:
+            head = json.loads(buffer[begin:start].decode())
+        except (ValueError, RecursionError):
+            raise _ProtocolError("a head that is not JSON in UTF-8") from None
+        if not isinstance(head, dict) or not isinstance(head.get("type"), str):
+            raise _ProtocolError("a head without a type")
+        number = head.get("id")
+        if type(number) is not int or not 0 <= number <= _MAX_ID:
+            raise _ProtocolError("a head without a valid id")
+        return head, start, end
+
+
+# ---- HTTP ------------------------------------------------------------------------------------------------------------
+
+class Headers(List[Tuple[str, str]]):
+    """Header pairs in order, repeats kept. Names compare without regard to case."""
+
+    def get(self, name: str, default: Optional[str] = None) -> Optional[str]:
+        """The first value of this name."""
+        return next(iter(self.get_all(name)), default)
+
+    def get_all(self, name: str) -> List[str]:
+        """Every value of this name."""
+        name = name.lower()
+        return [value for key, value in self if key.lower() == name]
+
+
+class Request:
+    """An HTTP request. Its body is read on demand, and must be read before the answer begins.
+
+    Reading raises Disconnected where the client goes away: let it pass, there is nobody left to answer.
+    """
+
+    method: str  #: as the client sent it
+    path: str  #: what follows the mount, not decoded; begins with "/"
+    query: Optional[str]  #: what follows the "?", not decoded; None where there is no "?"
+    mount: str  #: the plugin's route; links are made with it
+    headers: Headers
+    remote: str  #: the client's address, "" when it is not known
+
+    def __init__(self, wire: _Wire, head: Mapping[str, Any], body: bytes) -> None:
+        try:
+            self.method = head["method"]
+            self.path = head["path"]
+            self.mount = head["mount"]
+            self.headers = Headers((name, value) for name, value in head["headers"])
+        except (KeyError, TypeError, ValueError):
+            raise _ProtocolError("an http message without its fields") from None
+        self.query = head.get("query")
+        self.remote = head.get("remote", "")
+        self._id = head["id"]
+        self._wire = wire
+        self._unread = body
+        self._more = bool(head.get("more"))
+        self._aborted = False
+        self._whole: Optional[bytes] = None
+
+    @property
+    def params(self) -> Dict[str, str]:
+        """The query's parameters, decoded; of a repeated one the first."""
+        return _first_values(self.query or "")
+
+    def chunks(self) -> Iterator[bytes]:
+        """The body in the pieces in which it arrives, however large it is."""
+        while True:
+            piece = self.read(_MAX_BODY)
+            if not piece:
+                return
+            yield piece
+
+    def read(self, size: int) -> bytes:
+        """The next bytes of the body: at least one and at most `size`, or b"" at the end."""
+        while self._more and not self._unread:
+            self._unread = self._next()
+        if self._aborted:
+            raise RuntimeError("the request's body was given up: it must be read before the answer begins")
+        piece, self._unread = self._unread[:size], self._unread[size:]
+        return piece
+
+    def body(self, limit: Optional[int] = 16 * _MAX_BODY) -> bytes:
+        """The whole body. One over `limit` bytes (None: no limit) raises HTTPError 413."""
+        if self._whole is None:
+            pieces, size = [], 0
+            for piece in self.chunks():
+                pieces.append(piece)
+                size += len(piece)
+                if limit is not None and size > limit:
+                    raise HTTPError(413, f"the request's body is over {limit} bytes")
+            self._whole = b"".join(pieces)
+        return self._whole
+
+    def text(self, limit: Optional[int] = 16 * _MAX_BODY) -> str:
+        """The whole body as UTF-8, with U+FFFD for what is none."""
+        return self.body(limit).decode("utf-8", "replace")
+
+    def json(self, limit: Optional[int] = 16 * _MAX_BODY) -> Any:
+        """The whole body as JSON. Raises HTTPError 400 where it is none."""
+        try:
+            return json.loads(self.body(limit))
+        except (ValueError, RecursionError):
+            raise HTTPError(400, "the request's body is not JSON") from None
+
+    def form(self, limit: Optional[int] = 16 * _MAX_BODY) -> Dict[str, str]:
+        """The fields of an HTML form (application/x-www-form-urlencoded); of a repeated one the first."""
+        return _first_values(self.text(limit))
+
+    def _next(self) -> bytes:
+        head, body = self._wire.read()
+        if head["type"] != "data" or head["id"] != self._id:
+            raise _ProtocolError(f"{head['type']} inside the body of a request")
+        self._more = bool(head.get("more"))
+        self._aborted = bool(head.get("aborted"))
+        return body
+
+    def _drop_rest(self) -> None:
+        """Once the answer has begun: what is left of the body stands before the next request."""
+        unfinished = self._more
+        while self._more:
+            self._next()
+        self._aborted = self._aborted or unfinished
+
+
+def _first_values(text: str) -> Dict[str, str]:
+    values: Dict[str, str] = {}
+    for name, value in parse_qsl(text, keep_blank_values=True):
+        values.setdefault(name, value)
+    return values
+
+
+class Response:
+    """An answer.
+
+    `body` is bytes, text (sent as UTF-8), a dict or list (sent as JSON), or any other iterable of bytes or text, which
+    is streamed: each piece is sent as it is produced. A stream's head goes out with its first piece, so yield b"" to
+    send it at once, and yield something at least every 60 s. The iterable's `close()`, where it has one, is called when
+    the stream ends and also when the client goes away.
+
+    `headers` is a mapping or pairs. `content_type` defaults to text/plain for text, application/json for JSON and
+    application/octet-stream otherwise, unless the headers have one or there is no body.
+    """
+
+    def __init__(self, body: Any = b"", status: int = 200,
+                 headers: Union[Mapping[str, Any], Iterable[Tuple[str, Any]], None] = None,
+                 content_type: Optional[str] = None) -> None:
+        self.status = status
+        pairs = () if headers is None else headers.items() if isinstance(headers, Mapping) else headers
+        self.headers = Headers((str(name), str(value)) for name, value in pairs)
+        usual = "application/octet-stream"
+        if isinstance(body, str):
+            body, usual = body.encode(), "text/plain; charset=utf-8"
+        elif isinstance(body, (dict, list)):
+            body, usual = _to_json(body).encode(), "application/json"
+        elif isinstance(body, (bytearray, memoryview)):
+            body = bytes(body)
+        elif not isinstance(body, Iterable):
+            raise TypeError(f"a response's body cannot be {type(body).__name__}")
+        self.body: Union[bytes, Iterable[Union[bytes, str]]] = body
+        if content_type or (body and self.headers.get("content-type") is None):
+            self.headers.append(("content-type", content_type or usual))
+
+    def _parts(self, method: str) -> _Parts:
+        """The body in pieces that fit a frame, each with whether more follow."""
+        if isinstance(self.body, bytes):
+            yield from _split(self.body, False)
+            return
+        try:
+            if method == "HEAD":  # the body goes nowhere; it stays a stream, for its length is not 0 but unknown
+                yield b"", True
+            else:
+                for piece in self.body:
+                    yield from _split(piece.encode() if isinstance(piece, str) else piece, True)
+            yield b"", False
+        finally:
+            close = getattr(self.body, "close", None)
+            if close:
+                close()
+
+
+def _split(data: bytes, more: bool) -> _Parts:
+    for at in range(0, len(data) or 1, _MAX_BODY):
+        yield data[at:at + _MAX_BODY], more or at + _MAX_BODY < len(data)
+
+
+def _begin(result: Any, method: str) -> Tuple[Response, Tuple[bytes, bool], _Parts]:
+    """What a handler returned: the response, its first part and the others. A stream that fails at once fails here."""
+    if isinstance(result, tuple):
+        status, body = result
+        result = Response(body, status)
+    elif not isinstance(result, Response):
+        result = Response(result)
+    parts = result._parts(method)
+    return result, next(parts), parts
+
+
+# ---- The store -------------------------------------------------------------------------------------------------------
+
+class Entry(NamedTuple):
+    """A key of the store and what is known of it."""
+
+    key: str
+    value: Optional[bytes]  #: None in a list made without values
+    rev: int  #: the revision: every write of the key gives it a new one
+    size: int  #: of the value, in bytes
+    expires_in_ms: Optional[int]  #: None where it does not expire
+
+
+class Store:
+    """The plugin's own keys in the host's store. May be used from any thread.
+
+    Keys are text of 1 to 512 bytes, values are bytes (text is stored as UTF-8) of at most 1 MiB. What a method wrote is
+    on disk when it returns. Each raises Error with the host's code, Conflict where a precondition does not hold.
+    `ttl` is in seconds; without it a value does not expire.
+    """
+
+    def __init__(self, path: Optional[str] = None) -> None:
+        """`path` is the host's socket, by default $PLUGRACK_HOST_SOCKET. Nothing is opened before the first call."""
+        self._path = path or os.environ.get("PLUGRACK_HOST_SOCKET", "")
+        self._slots = threading.BoundedSemaphore(_STORE_CONNECTIONS)
+        self._idle: List[_Wire] = []  # the most recently used last; append and pop are atomic
+        self._numbers = itertools.count(1)
+
+    def get(self, key: str) -> Optional[bytes]:
+        """The value, or None where the key is not there."""
+        entry = self.get_entry(key)
+        return None if entry is None else entry.value
+
+    def get_entry(self, key: str) -> Optional[Entry]:
+        """The value with its revision and time to live, or None where the key is not there."""
+        head, value = self._call({"op": "get", "key": key})
+        if not head["found"]:
+            return None
+        return Entry(key, value, head["rev"], len(value), head.get("expires_in_ms"))
+
+    def set(self, key: str, value: Union[bytes, str], ttl: Optional[float] = None, if_rev: Optional[int] = None,
+            if_absent: bool = False) -> int:
+        """Write the value; returns its revision.
+
+        `if_rev`: only where the key is there with this revision. `if_absent`: only where it is not there.
+        """
+        fields = _fields(op="set", key=key, ttl=ttl, if_rev=if_rev, if_absent=if_absent)
+        rev: int = self._call(fields, _bytes(value))[0]["rev"]
+        return rev
+
+    def delete(self, key: str, if_rev: Optional[int] = None) -> bool:
+        """Delete the key; returns whether it was there."""
+        found: bool = self._call(_fields(op="delete", key=key, if_rev=if_rev))[0]["found"]
+        return found
+
+    def incr(self, key: str, delta: int = 1, ttl: Optional[float] = None) -> int:
+        """Add `delta` to a decimal 64-bit integer, 0 where the key is not there; returns the sum.
+
+        `ttl` counts when this makes the key; a key that is there keeps its own.
+        """
+        total: int = self._call(_fields(op="incr", key=key, delta=delta, ttl=ttl))[0]["value"]
+        return total
+
+    def list(self, prefix: str = "", after: Optional[str] = None, values: bool = False) -> Iterator[Entry]:
+        """The entries whose keys begin with `prefix` and come after `after`, in byte order of the keys.
+
+        They are fetched a page at a time as the iteration goes on, so they are no snapshot.
+        """
+        while True:
+            fields = _fields(op="list", prefix=prefix, after=after, limit=1000, values=values)
+            head, page = self._call(fields)
+            for item in json.loads(page):
+                text = item.get("value_base64")
+                yield Entry(item["key"], None if text is None else base64.b64decode(text), item["rev"], item["size"],
+                            item.get("expires_in_ms"))
+            after = head.get("next")
+            if after is None:
+                return
+
+    def txn(self, writes: Iterable[Mapping[str, Any]]) -> List[Dict[str, Any]]:
+        """Make 1 to 128 writes, all or none, in order.
+
+        A write is a mapping of "op" ("set", "delete" or "incr") and the arguments of the method of that name:
+        {"op": "set", "key": "a", "value": b"1", "ttl": 60}. Returns what each gave: {"rev": N}, {"found": True} or
+        {"value": N, "rev": N}. An Error has the place of the write that failed as `index`.
+        """
+        body = _to_json([_fields(**write) for write in writes]).encode()
+        results: List[Dict[str, Any]] = json.loads(self._call({"op": "txn"}, body)[1])
+        return results
+
+    def _call(self, fields: Mapping[str, Any], body: bytes = b"") -> Tuple[Dict[str, Any], bytes]:
+        number = next(self._numbers)
+        with self._slots:
+            wire = self._connection()
+            try:
+                wire.send({"type": "kv", "id": number, **fields}, body)
+                head, value = wire.read()
+                if head["id"] != number or head["type"] not in ("result", "error"):
+                    raise _ProtocolError(f"a {head['type']} of id {head['id']} in reply to {number}")
+            except (Disconnected, _ProtocolError) as error:
+                wire.close()
+                raise Error("disconnected", str(error)) from None
+            except BaseException:
+                wire.close()  # what is on the way would be taken for the next reply
+                raise
+            self._idle.append(wire)
+        if head["type"] == "error":
+            kind = Conflict if head["code"] == "conflict" else Error
+            raise kind(head["code"], head["message"], head.get("index"))
+        return head, value
+
+    def _connection(self) -> _Wire:
+        # One that the host has closed meanwhile is found out before a request is sent on it. A request is never sent
+        # again: a write that got no reply may have been made.
+        while self._idle:
+            wire = self._idle.pop()
+            if wire.idle():
+                return wire
+            wire.close()
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.connect(self._path)
+        except OSError as error:
+            sock.close()
+            raise Error("disconnected", f"the host's socket {self._path!r}: {error}") from None
+        return _Wire(sock)
+
+
+def _bytes(value: Union[bytes, str]) -> bytes:
+    return value.encode() if isinstance(value, str) else bytes(value)
+
+
+def _fields(**arguments: Any) -> Dict[str, Any]:
+    """A method's arguments as the protocol has them: those not given are left out, and times are in milliseconds."""
+    fields = {name: value for name, value in arguments.items() if value is not None}
+    if "ttl" in fields:
+        fields["ttl_ms"] = round(fields.pop("ttl") * 1000)
+    if "value" in fields:
+        fields["value_base64"] = base64.b64encode(_bytes(fields.pop("value"))).decode()
+    return fields
+
+
+# ---- The plugin ------------------------------------------------------------------------------------------------------
+
+class Context(NamedTuple):
+    """What the host tells a plugin when it starts."""
+
+    protocol: int  #: the version the host speaks
+    instance_id: str  #: the identity of this installation, a UUID
+    plugin_id: str
+    socket_path: str
+    host_socket: str
+    log_path: str  #: the file this plugin's output goes to
+    data_dir: str  #: the plugin's own directory, also its working directory
+    license: Optional[str]  #: the licence token the operator has set for this plugin
+    config: Dict[str, Any]  #: the operator's settings for this plugin
+    host: Dict[str, str]  #: name and version of the host
+
+
+class Plugin:
+    """A plugin: its metadata, its handlers, and `run()`.
+
+    The arguments are the fields of the metadata. `concurrency` is how many connections, and so requests at a time, the
+    host may have open.
+    """
+
+    store: Store  #: the plugin's keys in the host's store
+    context: Optional[Context]  #: what `init` brought; None before
+    stopping: threading.Event  #: set when the host shuts the plugin down: streams without an end must end, within 3 s
+
+    def __init__(self, *, id: str, name: str, version: str, icon: str, route: str, concurrency: int = 1,
+                 description: Optional[str] = None, author: Optional[str] = None,
+                 homepage: Optional[str] = None) -> None:
+        self.metadata = _fields(id=id, name=name, version=version, icon=icon, route=route, protocol=1,
+                                concurrency=concurrency, description=description, author=author, homepage=homepage)
+        self.store = Store()
+        self.context = None
+        self.stopping = threading.Event()
+        self._handle_http: Callable[[Request], Any] = lambda request: (404, "not found\n")
+        self._handle_init: Callable[[Context], Any] = lambda context: None
+        self._handle_kv: Callable[[str, str, bytes], Any] = self._kv_in_store
+        self._ready = False
+        self._lock = threading.Lock()
+        self._connections = 0
+        self._exit_code = 0
+        self._ended = threading.Event()
+
+    def http(self, handler: _Handler) -> _Handler:
+        """Decorator: `handler(request)` answers the HTTP requests.
+
+        It returns a Response or what can be the body of one, or a pair (status, body). An HTTPError it raises is the
+        answer; any other exception is logged and answered with 500. In the middle of a stream, when it is too late for
+        that, it cuts the answer short.
+        """
+        self._handle_http = handler
+        return handler
+
+    def init(self, handler: _Handler) -> _Handler:
+        """Decorator: `handler(context)` is called once before any request; the host gives it 10 s.
+
+        Refuse, where it is raised, tells the host not to try again; after any other exception it does.
+        """
+        self._handle_init = handler
+        return handler
+
+    def kv(self, handler: _Handler) -> _Handler:
+        """Decorator: `handler(op, key, value)` performs the operator's reads and writes of the plugin's keys.
+
+        `op` is "get", "set" or "delete"; `value` is b"" but for "set". It returns for "get" an Entry, bytes, text or
+        None (not there), for "set" the revision or None, for "delete" whether the key was there; or it raises Error.
+        Without such a handler the operations are performed in the plugin's store.
+        """
+        self._handle_kv = handler
+        return handler
+
+    def run(self) -> NoReturn:
+        """Be the plugin: print the metadata if called with `--metadata`, else serve until the host shuts it down.
+
+        Exits 0 after that, 78 when `init` refused, 1 when it failed, 64 when not started by a host. SIGTERM has its
+        default action: the process ends at once, by the signal.
+        """
+        for stream in (sys.stdout, sys.stderr):  # the log is read line by line, and in UTF-8 whatever the locale
+            stream.reconfigure(  # type: ignore[union-attr]
+                encoding="utf-8", errors="backslashreplace", line_buffering=True)
+        if "--metadata" in sys.argv[1:]:
+            print(_to_json(self.metadata))
+            sys.exit(0)
+        path = os.environ.get("PLUGRACK_SOCKET")
+        if not path:
+            print(f"{self.metadata['name']} is a plugin: plugrack starts it, with PLUGRACK_SOCKET set "
+                  "(--metadata prints what it is).", file=sys.stderr)
+            sys.exit(_EXIT_USAGE)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(path)
+            listener.listen()
+            # A daemon, as nothing can wake it from accept() when the last connection has ended.
+            threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+            self._ended.wait()
+            sys.exit(self._exit_code)
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            sock, _ = listener.accept()
+            with self._lock:
+                self._connections += 1
+            threading.Thread(target=self._serve, args=(_Wire(sock),), daemon=True).start()
+
+    def _end(self, exit_code: int) -> None:
+        self._exit_code = exit_code
+        self._ended.set()
+
+    def _serve(self, wire: _Wire) -> None:
+        """One connection, from its first message to its end."""
+        try:
+            while self._serve_message(wire, *wire.read()):
+                pass
+        except Disconnected:
+            pass
+        except _ProtocolError as error:
+            _log.error("the host broke the protocol, so the connection is closed: %s", error)
+        except Exception:
+            _log.exception("the connection is closed, and the answer under way is cut")
+        finally:
+            wire.close()
+            with self._lock:
+                self._connections -= 1
+                last = self._connections == 0
+            if last and self.stopping.is_set():
+                self._end(0)
+
+    def _serve_message(self, wire: _Wire, head: Dict[str, Any], body: bytes) -> bool:
+        """Handle one message; returns whether the connection goes on."""
+        kind, number = head["type"], head["id"]
+        if (kind == "init") == self._ready:
+            raise _ProtocolError(f"{kind} out of place")
+        if kind == "http":
+            self._serve_http(wire, Request(wire, head, body))
+        elif kind == "ping":
+            wire.send({"type": "pong", "id": number})
+        elif kind == "kv":
+            self._serve_kv(wire, head, body)
+        elif kind == "init":
+            return self._serve_init(wire, head)
+        elif kind == "shutdown":
+            self.stopping.set()
+            return False
+        else:
+            raise _ProtocolError(f"a message of type {kind!r}")
+        return True
+
+    def _serve_init(self, wire: _Wire, head: Dict[str, Any]) -> bool:
+        try:
+            self.context = Context._make(head.get(name) for name in Context._fields)
+            self._handle_init(self.context)
+        except Exception as error:
+            if isinstance(error, Refuse):
+                _log.error("%s", error)
+                reply, exit_code = _error_head(head["id"], error.code, str(error)), _EXIT_REFUSED
+            else:
+                _log.exception("the plugin cannot start")
+                reply, exit_code = _error_head(head["id"], "internal", f"{type(error).__name__}: {error}"), 1
+            wire.send(reply)
+            self._end(exit_code)
+            return False
+        self._ready = True
+        wire.send({"type": "ready", "id": head["id"]})
+        return True
+
+    def _serve_http(self, wire: _Wire, request: Request) -> None:
+        try:
+            response, first, parts = _begin(self._handle_http(request), request.method)
+        except (Disconnected, _ProtocolError):
+            raise
+        except HTTPError as error:
+            response, first, parts = _begin((error.status, f"{error}\n"), request.method)
+        except Exception:
+            _log.exception("%s %s failed", request.method, request.path)
+            response, first, parts = _begin((500, "internal error\n"), request.method)
+        with closing(parts):
+            head = {"type": "response", "id": request._id, "status": response.status, "headers": response.headers}
+            if first[1] and isinstance(response.body, bytes) and response.headers.get("content-length") is None:
+                response.headers.append(("content-length", str(len(response.body))))
+            for part, more in itertools.chain((first,), parts):
+                head["more"] = more
+                wire.send(head, part)
+                if head["type"] == "response":
+                    # Now, not at the end: the host reads on in the answer only when it is rid of the request's body.
+                    request._drop_rest()
+                    head = {"type": "data", "id": request._id}
+                if more and wire.shutdown_waits():
+                    self.stopping.set()
+
+    def _serve_kv(self, wire: _Wire, head: Dict[str, Any], value: bytes) -> None:
+        reply, body = {"type": "result", "id": head["id"]}, b""
+        try:
+            op, key = head.get("op"), head.get("key")
+            if op not in ("get", "set", "delete") or not isinstance(key, str):
+                raise Error("bad_request", "kv takes get, set or delete, and a key")
+            result = self._handle_kv(op, key, value)
+            if op == "delete":
+                reply["found"] = bool(result)
+            elif op == "set":
+                reply.update(_fields(rev=result))
+            else:
+                reply["found"] = result is not None
+                if isinstance(result, Entry):
+                    reply.update(_fields(rev=result.rev, expires_in_ms=result.expires_in_ms))
+                    result = result.value
+                body = _bytes(result or b"")
+        except Error as error:
+            reply = _error_head(head["id"], error.code, error.message)
+        except Exception:
+            _log.exception("kv %s failed", head.get("op"))
+            reply = _error_head(head["id"], "internal", "the plugin failed; its log has the reason")
+        wire.send(reply, body)
+
+    def _kv_in_store(self, op: str, key: str, value: bytes) -> Union[Entry, int, bool, None]:
+        if op == "get":
+            return self.store.get_entry(key)
+        if op == "set":
+            return self.store.set(key, value)
+        return self.store.delete(key)

@@ -1,0 +1,572 @@
+//! The supervisor of one plugin: a thread that owns its process, its state and the life of its workers.
+//!
+//! Everything that can happen to a plugin arrives here as a [`Command`], and the state is changed in one place, [`Supervisor::enter`],
+//! which records each change as an event. The thread lives as long as the rack has the plugin: its children die with it.
+
+use crate::exchange::Failed;
+use crate::host::Host;
+use crate::link::{FIRST_ID, Link, Lost};
+use crate::output;
+use crate::plugin::{Door, HOLD, Plugin, STARTING_RETRY_AFTER, State};
+use crate::preflight;
+use crate::process::Process;
+use crate::protocol::message::{HostInfo, Init, Message, PROTOCOL_VERSION};
+use crate::restart::{Decision, Exit, History};
+use crate::store::now_ms;
+use crate::worker::{Life, Worker};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use std::ffi::OsStr;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Commands that may wait for a supervisor. It never waits longer than a tick for anything, so they do not pile up.
+pub(crate) const COMMANDS: usize = 64;
+
+/// Time a plugin has to end by itself after `shutdown`.
+const SHUTDOWN_TIME: Duration = Duration::from_secs(3);
+
+/// Time it then has after SIGTERM, before SIGKILL.
+const TERMINATE_TIME: Duration = Duration::from_secs(2);
+
+/// Pause between attempts to connect to a plugin that starts.
+const CONNECT_PAUSE: Duration = Duration::from_millis(5);
+
+/// How often requests that are held are looked after.
+const HOLD_TICK: Duration = Duration::from_millis(100);
+
+/// Stack of a worker in bytes: its buffers are on the heap.
+const WORKER_STACK: usize = 512 * 1024;
+
+/// What a supervisor is told.
+pub(crate) enum Command {
+    /// Start the plugin if it does not run. Told the outcome by the channel's end.
+    Start(Sender<()>),
+    /// Stop it. Told the end by the channel's.
+    Stop(Sender<()>),
+    /// Stop it, then start it.
+    Restart(Sender<()>),
+    /// Stop it, and end the supervisor.
+    Quit,
+    /// The operator has changed whether it may run.
+    Enabled(bool),
+    /// What it is configured with has changed: a plugin that was refused may try again.
+    Reconsider,
+    /// It could use another connection.
+    Grow,
+    /// A process has ended.
+    Exited {
+        /// Which.
+        life: u64,
+    },
+    /// A process does not do its part.
+    Unresponsive {
+        /// Which.
+        life: u64,
+        /// In what.
+        why: String,
+    },
+}
+
+/// Where a supervisor is.
+enum Phase {
+    /// No process.
+    Down { retry_at: Option<Instant> },
+    /// A process that is not ready yet; `link` once it listens, `told` why it will not start once it has said so.
+    Starting { running: Running, link: Option<Link>, deadline: Instant, told: Option<String> },
+    /// A process that answers.
+    Ready { running: Running },
+    /// A process that is to end.
+    Stopping { running: Running, terminate_at: Option<Instant>, kill_at: Instant, then: Then },
+}
+
+/// A process and what belongs to it.
+struct Running {
+    process: Process,
+    life: Arc<Life>,
+    /// Dropped to stop the workers.
+    stop: Option<Sender<()>>,
+    started: Instant,
+}
+
+/// What follows when a process that was made to end has ended.
+enum Then {
+    Stay,
+    Start,
+    /// It was ended because of a fault of its own.
+    Fault(String),
+}
+
+/// The supervisor of one plugin.
+pub(crate) struct Supervisor {
+    plugin: Arc<Plugin>,
+    host: Arc<Host>,
+    commands: Receiver<Command>,
+    phase: Phase,
+    history: History,
+    lives: u64,
+    quitting: bool,
+    /// Who waits for the plugin to be settled: ready, or down.
+    waiting: Vec<Sender<()>>,
+}
+
+impl Supervisor {
+    /// The supervisor of a plugin that does not run.
+    pub(crate) fn new(plugin: Arc<Plugin>, host: Arc<Host>, commands: Receiver<Command>) -> Self {
+        let phase = Phase::Down { retry_at: None };
+        Self { plugin, host, commands, phase, history: History::default(), lives: 0, quitting: false, waiting: Vec::new() }
+    }
+
+    /// Starts the plugin if it may run, and looks after it until told to quit.
+    pub(crate) fn run(mut self) {
+        if self.plugin.status().enabled {
+            self.start();
+        } else {
+            self.enter(State::Stopped, Door::Shut, "stopped", "disabled by the operator");
+        }
+        loop {
+            let command = match self.next_wake() {
+                Some(wake) => self.commands.recv_deadline(wake),
+                None => self.commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match command {
+                Ok(command) => self.obey(command),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => self.quitting = true,
+            }
+            self.step();
+            if self.quitting && matches!(self.phase, Phase::Down { .. }) {
+                return;
+            }
+        }
+    }
+
+    /// When there is something to do without being told.
+    fn next_wake(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let phase = match &self.phase {
+            Phase::Down { retry_at } => *retry_at,
+            Phase::Starting { link: None, .. } => Some(now + CONNECT_PAUSE),
+            // Then the wait is on the link, in `step`.
+            Phase::Starting { .. } => Some(now),
+            Phase::Ready { .. } => None,
+            Phase::Stopping { terminate_at, kill_at, .. } => Some(terminate_at.unwrap_or(*kill_at)),
+        };
+        let held = (!matches!(self.phase, Phase::Ready { .. }) && self.holds()).then_some(now + HOLD_TICK);
+        [phase, held].into_iter().flatten().min()
+    }
+
+    /// Whether requests may be waiting for the plugin to come up.
+    fn holds(&self) -> bool {
+        match &self.phase {
+            Phase::Down { retry_at } => retry_at.is_some_and(|at| at.saturating_duration_since(Instant::now()) < HOLD),
+            Phase::Stopping { then, .. } => !matches!(then, Then::Stay),
+            _ => true,
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Start(done) => {
+                self.waiting.push(done);
+                match &mut self.phase {
+                    Phase::Down { .. } => {
+                        self.history = History::default();
+                        self.start();
+                    }
+                    Phase::Stopping { then, .. } => *then = Then::Start,
+                    Phase::Starting { .. } => {}
+                    Phase::Ready { .. } => self.waiting.clear(),
+                }
+            }
+            Command::Stop(done) => {
+                self.waiting.push(done);
+                self.stop("stopped by the operator", Then::Stay);
+            }
+            Command::Restart(done) => {
+                self.waiting.push(done);
+                self.history = History::default();
+                if matches!(self.phase, Phase::Down { .. }) {
+                    self.start();
+                } else {
+                    self.stop("restarted by the operator", Then::Start);
+                }
+            }
+            Command::Quit => {
+                self.quitting = true;
+                self.stop("the host stops", Then::Stay);
+            }
+            Command::Enabled(enabled) => self.plugin.set_enabled(enabled),
+            Command::Reconsider => {
+                let status = self.plugin.status();
+                if matches!(status.state, State::Refused) && status.enabled {
+                    self.start();
+                }
+            }
+            Command::Grow => match &self.phase {
+                Phase::Ready { running } if self.plugin.connections.load(Ordering::Relaxed) < self.plugin.metadata.concurrency as usize => {
+                    self.spawn_worker(&running.life, None);
+                }
+                _ => self.plugin.growing.store(false, Ordering::Relaxed),
+            },
+            Command::Exited { life } => self.exited(life),
+            Command::Unresponsive { life, why } => {
+                if matches!(&self.phase, Phase::Ready { running } if running.life.number == life) {
+                    self.fault(why);
+                }
+            }
+        }
+    }
+
+    /// Does what is due by now.
+    fn step(&mut self) {
+        let now = Instant::now();
+        match &mut self.phase {
+            Phase::Down { retry_at: Some(at) } if now >= *at && !self.quitting => {
+                self.plugin.count_restart();
+                self.start();
+            }
+            Phase::Starting { .. } => self.go_on_starting(now),
+            Phase::Stopping { running, terminate_at, kill_at, .. } => {
+                if terminate_at.is_some_and(|at| now >= at) {
+                    *terminate_at = None;
+                    running.process.terminate();
+                } else if now >= *kill_at {
+                    *kill_at = now + TERMINATE_TIME;
+                    running.process.kill();
+                }
+            }
+            Phase::Down { .. } | Phase::Ready { .. } => {}
+        }
+        if !matches!(self.phase, Phase::Ready { .. }) && self.holds() {
+            self.plugin.queue.expire(HOLD, Failed::Unavailable { retry_after: STARTING_RETRY_AFTER });
+        }
+    }
+
+    /// Starts a process.
+    fn start(&mut self) {
+        if self.quitting {
+            return;
+        }
+        self.enter(State::Starting, Door::Holding, "starting", "");
+        match self.spawn() {
+            Ok(running) => {
+                let deadline = running.started + self.host.start_timeout;
+                let pid = running.process.pid().as_raw_nonzero().get();
+                self.plugin.set_pid(Some(pid));
+                self.phase = Phase::Starting { running, link: None, deadline, told: None };
+            }
+            Err(StartError::Permanent(why)) => self.down(Decision::Refuse, &why),
+            Err(StartError::Passing(why)) => {
+                let decision = self.decide(Exit::Failed, Duration::ZERO);
+                self.down(decision, &why);
+            }
+        }
+    }
+
+    fn spawn(&mut self) -> Result<Running, StartError> {
+        preflight::check(&self.plugin.program).map_err(StartError::Permanent)?;
+        let (data, id) = (&self.host.data, self.plugin.id());
+        data.check_socket_path(id).map_err(StartError::Permanent)?;
+        let passing = |what: &str, error: std::io::Error| StartError::Passing(format!("{what}: {error}"));
+        let home = data.plugin_data(id);
+        crate::data_dir::make_private_dir(&home).map_err(|error| passing("cannot make its data directory", error))?;
+        let socket = data.plugin_socket(id);
+        remove_socket(&socket).map_err(|error| passing("cannot remove its old socket", error))?;
+        self.lives += 1;
+        let (stop, stopped) = bounded(0);
+        let host_socket = data.host_socket();
+        let version = PROTOCOL_VERSION.to_string();
+        let env: [(&str, &OsStr); 5] = [
+            ("PLUGRACK_SOCKET", socket.as_os_str()),
+            ("PLUGRACK_HOST_SOCKET", host_socket.as_os_str()),
+            ("PLUGRACK_PROTOCOL", version.as_ref()),
+            ("PLUGRACK_PLUGIN_ID", id.as_ref()),
+            ("HOME", home.as_os_str()),
+        ];
+        let start = || Process::start(&self.plugin.program, &home, &env, &self.plugin.log, id);
+        let process = self
+            .host
+            .sessions
+            .enter(id, start, |process| process.pid().as_raw_nonzero().get())
+            .map_err(|error| passing("cannot start its process", error))?;
+        let life = Life {
+            number: self.lives,
+            socket,
+            stop: stopped,
+            stopping: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            request_timeout: self.host.request_timeout,
+        };
+        let running = Running { process, life: Arc::new(life), stop: Some(stop), started: Instant::now() };
+        let (control, number) = (self.plugin.control.clone(), self.lives);
+        // Without a supervisor there is nobody to tell.
+        let tell = move || drop(control.send(Command::Exited { life: number }));
+        match running.process.on_exit(id, tell) {
+            Ok(()) => Ok(running),
+            Err(error) => {
+                self.finish(running);
+                Err(passing("cannot watch its process", error))
+            }
+        }
+    }
+
+    /// Goes on with a start: connects, says `init`, waits for `ready`; each for no longer than a tick.
+    fn go_on_starting(&mut self, now: Instant) {
+        if matches!(&self.phase, Phase::Starting { link: None, .. }) {
+            return self.try_init(now);
+        }
+        let Phase::Starting { running: _, link: Some(open), deadline, told } = &mut self.phase else { return };
+        if now >= *deadline {
+            return self.too_late("it did not answer init with ready");
+        }
+        let reply = match open.wait(now, || false) {
+            Ok(()) => open.take().map_err(|error| error.to_string()).and_then(|frame| frame.message().map_err(|error| error.to_string())),
+            // It has said why it cannot start; what follows is its end.
+            Err(Lost::Deadline | Lost::Interrupted) => return,
+            Err(Lost::Broken(_)) if told.is_some() => return,
+            Err(Lost::Broken(error)) => Err(error.to_string()),
+        };
+        match reply {
+            Ok(Message::Ready(ready)) if ready.id == FIRST_ID => self.ready(),
+            Ok(Message::Error(error)) => *told = Some(format!("{} ({})", error.message, error.code)),
+            Ok(other) => self.fault(format!("it answered init with {} (id {})", other.kind(), other.id())),
+            // A process that ends here closes its connection a moment before its exit code is known, which says more.
+            Err(error) => *told = Some(format!("its connection ended before it was ready: {error}")),
+        }
+    }
+
+    /// Connects to a process that starts and says `init` to it, if it listens by now.
+    fn try_init(&mut self, now: Instant) {
+        let Phase::Starting { running, deadline, .. } = &self.phase else { return };
+        let Ok(mut opened) = Link::connect(&running.life.socket) else {
+            if now >= *deadline {
+                self.too_late("it did not listen on its socket");
+            }
+            return;
+        };
+        let init = self.init(opened.next_id());
+        match init.and_then(|init| opened.queue(&init, &[]).map_err(|error| error.to_string())) {
+            Ok(()) => {
+                if let Phase::Starting { link, .. } = &mut self.phase {
+                    *link = Some(opened);
+                }
+            }
+            Err(error) => self.fault(format!("cannot tell it init: {error}")),
+        }
+    }
+
+    fn too_late(&mut self, what: &str) {
+        self.fault(format!("{what} within {} s", self.host.start_timeout.as_secs_f32()));
+    }
+
+    /// Ends a process that does not do its part.
+    fn fault(&mut self, why: String) {
+        self.stop(&why.clone(), Then::Fault(why));
+    }
+
+    fn init(&self, id: u64) -> Result<Init, String> {
+        let (data, plugin) = (&self.host.data, self.plugin.id());
+        let text = |path: PathBuf| path.to_string_lossy().into_owned();
+        Ok(Init {
+            id,
+            protocol: PROTOCOL_VERSION,
+            instance_id: self.host.instance_id.to_string(),
+            plugin_id: plugin.to_owned(),
+            socket_path: text(data.plugin_socket(plugin)),
+            host_socket: text(data.host_socket()),
+            log_path: text(data.log(plugin)),
+            data_dir: text(data.plugin_data(plugin)),
+            license: None,
+            config: self.host.store.config(plugin).map_err(|error| error.to_string())?,
+            host: HostInfo { name: env!("CARGO_PKG_NAME").into(), version: env!("CARGO_PKG_VERSION").into() },
+        })
+    }
+
+    fn ready(&mut self) {
+        match std::mem::replace(&mut self.phase, Phase::Down { retry_at: None }) {
+            Phase::Starting { running, link: Some(link), .. } => {
+                self.spawn_worker(&running.life, Some(link));
+                self.phase = Phase::Ready { running };
+                self.enter(State::Ready, Door::Open, "ready", "");
+            }
+            phase => self.phase = phase,
+        }
+    }
+
+    /// Starts a worker with a connection, or one that opens its own.
+    fn spawn_worker(&self, life: &Arc<Life>, link: Option<Link>) {
+        let (plugin, life) = (Arc::clone(&self.plugin), Arc::clone(life));
+        plugin.connections.fetch_add(1, Ordering::Relaxed);
+        let thread = std::thread::Builder::new().name(format!("worker-{}", plugin.id())).stack_size(WORKER_STACK);
+        let spawned = thread.spawn(move || {
+            let worker = match link {
+                Some(link) => Some(Worker::new(Arc::clone(&plugin), life, link)),
+                None => Worker::connect(Arc::clone(&plugin), life),
+            };
+            plugin.growing.store(false, Ordering::Relaxed);
+            plugin.ask_to_grow();
+            if let Some(worker) = worker {
+                worker.run();
+            }
+            plugin.connections.fetch_sub(1, Ordering::Relaxed);
+        });
+        if let Err(error) = spawned {
+            self.plugin.connections.fetch_sub(1, Ordering::Relaxed);
+            self.plugin.growing.store(false, Ordering::Relaxed);
+            log::error!("{}: cannot start a worker thread: {error}", self.plugin.id());
+        }
+    }
+
+    /// Makes the process end, if there is one: by asking its workers to say so to it, or by a signal when it is not ready or at fault.
+    fn stop(&mut self, why: &str, then: Then) {
+        let door = if matches!(then, Then::Stay) { Door::Shut } else { Door::Holding };
+        let now = Instant::now();
+        match std::mem::replace(&mut self.phase, Phase::Down { retry_at: None }) {
+            Phase::Down { .. } => self.stopped(why),
+            Phase::Starting { running, .. } => self.stopping(running, now, door, why, then),
+            Phase::Ready { running } if matches!(then, Then::Fault(_)) => self.stopping(running, now, door, why, then),
+            Phase::Ready { running } => self.stopping(running, now + SHUTDOWN_TIME, door, why, then),
+            Phase::Stopping { running, terminate_at, kill_at, .. } => self.phase = Phase::Stopping { running, terminate_at, kill_at, then },
+        }
+    }
+
+    fn stopping(&mut self, mut running: Running, terminate_at: Instant, door: Door, why: &str, then: Then) {
+        running.life.stopping.store(true, Ordering::Relaxed);
+        running.stop = None;
+        self.phase = Phase::Stopping { running, terminate_at: Some(terminate_at), kill_at: terminate_at + TERMINATE_TIME, then };
+        self.enter(State::Stopping, door, "stopping", why);
+    }
+
+    /// A process has ended by itself or as it was told.
+    fn exited(&mut self, number: u64) {
+        let current = match &self.phase {
+            Phase::Down { .. } => None,
+            Phase::Starting { running, .. } | Phase::Ready { running } | Phase::Stopping { running, .. } => Some(running.life.number),
+        };
+        if current != Some(number) {
+            return;
+        }
+        let (running, told, then) = match std::mem::replace(&mut self.phase, Phase::Down { retry_at: None }) {
+            Phase::Starting { running, told, .. } => (running, told, None),
+            Phase::Ready { running } => (running, None, None),
+            Phase::Stopping { running, then, .. } => (running, None, Some(then)),
+            Phase::Down { .. } => return,
+        };
+        let uptime = running.started.elapsed();
+        let exit = self.finish(running);
+        match then {
+            Some(Then::Stay) => self.stopped(&exit.to_string()),
+            Some(Then::Start) => {
+                self.host.store.note_event(self.plugin.id(), "stopped", &exit.to_string());
+                self.start();
+            }
+            Some(Then::Fault(why)) => {
+                let decision = self.decide(Exit::Failed, uptime);
+                self.down(decision, &why);
+            }
+            None => {
+                let decision = self.decide(exit, uptime);
+                let why = match told.or_else(|| self.last_words()) {
+                    Some(words) => format!("{exit}: {words}"),
+                    None => exit.to_string(),
+                };
+                self.down(decision, &why);
+            }
+        }
+    }
+
+    /// Ends what belongs to a process that has ended.
+    fn finish(&self, running: Running) -> Exit {
+        let Running { process, life, stop, .. } = running;
+        life.stopping.store(true, Ordering::Relaxed);
+        life.ended.store(true, Ordering::Relaxed);
+        drop(stop);
+        let session = process.pid().as_raw_nonzero().get();
+        let exit = process.reap();
+        self.host.sessions.leave(session);
+        self.plugin.set_pid(None);
+        // A socket that stays is removed before the next start.
+        drop(remove_socket(&life.socket));
+        exit
+    }
+
+    /// The last line the plugin itself has printed.
+    fn last_words(&self) -> Option<String> {
+        let lines = output::tail(&self.host.data.log(self.plugin.id()), 1).ok()?;
+        let (_, text) = lines.last()?.split_once(' ')?;
+        (!text.starts_with("plugrack: ")).then(|| text.chars().take(300).collect())
+    }
+
+    fn decide(&mut self, exit: Exit, uptime: Duration) -> Decision {
+        // A random UUID's first byte is as good a die as any.
+        let random = f64::from(uuid::Uuid::new_v4().as_bytes()[0]) / 255.0;
+        self.history.ended(exit, uptime, Instant::now(), random)
+    }
+
+    /// The plugin does not run, because of what happened.
+    fn down(&mut self, decision: Decision, why: &str) {
+        if self.quitting {
+            return self.stopped(why);
+        }
+        let (state, kind, wait) = match decision {
+            Decision::Retry(wait) => (State::BackingOff, "crashed", Some(wait)),
+            Decision::CrashLoop(wait) => (State::CrashLooping, "crash_looping", Some(wait)),
+            Decision::Refuse => (State::Refused, "refused", None),
+        };
+        let retry_at = wait.map(|wait| Instant::now() + wait);
+        self.phase = Phase::Down { retry_at };
+        self.plugin.set_retry(retry_at);
+        let door = if self.holds() { Door::Holding } else { Door::Shut };
+        self.enter(state, door, kind, why);
+    }
+
+    /// The plugin does not run, as it was wanted.
+    fn stopped(&mut self, why: &str) {
+        self.phase = Phase::Down { retry_at: None };
+        self.enter(State::Stopped, Door::Shut, "stopped", why);
+    }
+
+    /// Changes the state: the one place that does.
+    fn enter(&mut self, state: State, door: Door, kind: &str, reason: &str) {
+        let id = self.plugin.id();
+        if !matches!(state, State::BackingOff | State::CrashLooping) {
+            self.plugin.set_retry(None);
+        }
+        self.plugin.set_status(door, |status| {
+            (status.state, status.since) = (state, now_ms());
+            status.reason.clear();
+            status.reason.push_str(reason);
+        });
+        let level = match state {
+            State::BackingOff | State::CrashLooping | State::Refused => log::Level::Warn,
+            _ => log::Level::Info,
+        };
+        let separator = if reason.is_empty() { "" } else { ": " };
+        log::log!(level, "{id}: {kind}{separator}{reason}");
+        self.host.store.note_event(id, kind, reason);
+        if door == Door::Shut {
+            self.plugin.queue.expire(Duration::ZERO, Failed::Unavailable { retry_after: STARTING_RETRY_AFTER });
+        }
+        if !matches!(state, State::Starting | State::Stopping) {
+            self.waiting.clear();
+        }
+    }
+}
+
+/// Why a process could not be started.
+enum StartError {
+    /// Trying again would change nothing.
+    Permanent(String),
+    /// It may work later.
+    Passing(String),
+}
+
+fn remove_socket(path: &std::path::Path) -> std::io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

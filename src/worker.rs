@@ -1,0 +1,534 @@
+//! A worker: a thread that owns one connection to a plugin. It takes requests from the plugin's queue, sends them, and hands
+//! the answers to the clients as they come.
+//!
+//! Requests that are safe to repeat are sent several at a time while the plugin is quick, so that one write and one read serve
+//! many. Everything else goes alone. When a connection is lost the worker opens another; when the plugin's process ends or is to
+//! stop, so does the worker.
+
+use crate::exchange::{BodyLength, Failed, Job, KvFailure, KvJob, WebJob};
+use crate::link::{Link, Lost, Sent};
+use crate::plugin::Plugin;
+use crate::protocol::frame::ReadError;
+use crate::protocol::message::{Data, Kv, MAX_INLINE_BODY, Message, Ping, Response, Shutdown};
+use crate::supervisor::Command;
+use crossbeam_channel::{Receiver, RecvTimeoutError, select};
+use std::collections::VecDeque;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Idle time after which the plugin is asked whether it is there.
+const PING_AFTER: Duration = Duration::from_secs(15);
+
+/// Time it has to say so.
+const PING_TIME: Duration = Duration::from_secs(5);
+
+/// Pings in a row without an answer after which the plugin is restarted.
+const MAX_MISSES: u32 = 3;
+
+/// Idle pings after which a connection beyond the first is closed.
+const IDLE_PINGS: u32 = 4;
+
+/// Most requests sent before their answers came.
+const MAX_DEPTH: usize = 32;
+
+/// Bytes of requests after which no more are sent before answers came: less than a socket's buffer holds, so that the write
+/// never waits for a plugin that is itself waiting to be read.
+const MAX_BATCH: usize = 64 * 1024;
+
+/// A plugin that needs longer for a request, on average, gets one at a time: the next would only wait behind it.
+const QUICK: Duration = Duration::from_millis(1);
+
+/// Time without progress after which a streaming body, up or down, is given up.
+const STREAM_IDLE: Duration = Duration::from_secs(60);
+
+/// Time to open another connection after one was lost.
+const RECONNECT_TIME: Duration = Duration::from_secs(5);
+
+/// Pause between attempts to connect.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
+
+/// The life of one process of a plugin, as its workers see it.
+pub(crate) struct Life {
+    /// Which process of the plugin, counted from 1.
+    pub(crate) number: u64,
+    /// Where it listens.
+    pub(crate) socket: PathBuf,
+    /// Closes when the workers are to stop.
+    pub(crate) stop: Receiver<()>,
+    /// The process is to stop, or has ended.
+    pub(crate) stopping: AtomicBool,
+    /// The process has ended.
+    pub(crate) ended: AtomicBool,
+    /// Time for an answer to begin.
+    pub(crate) request_timeout: Duration,
+}
+
+/// What a worker's connection does next.
+enum Next {
+    Job(Job),
+    Ping,
+    Stop,
+}
+
+/// Whether the connection may be used further.
+type Outcome = Result<(), Broken>;
+
+/// The connection may not be used further.
+struct Broken;
+
+/// A worker and its connection.
+pub(crate) struct Worker {
+    plugin: Arc<Plugin>,
+    life: Arc<Life>,
+    link: Link,
+    /// Average time the plugin needs for a request, none of which has been measured at first.
+    pace: Option<Duration>,
+    /// A request taken from the queue that has to go alone, after those before it.
+    held: Option<Job>,
+    misses: u32,
+    idle_pings: u32,
+    /// The first worker of a process stays for its whole life.
+    first: bool,
+}
+
+impl Worker {
+    /// A worker with a connection that is ready for requests.
+    pub(crate) fn new(plugin: Arc<Plugin>, life: Arc<Life>, link: Link) -> Self {
+        Self { plugin, life, link, pace: None, held: None, misses: 0, idle_pings: 0, first: true }
+    }
+
+    /// A further worker, which opens its connection itself.
+    pub(crate) fn connect(plugin: Arc<Plugin>, life: Arc<Life>) -> Option<Self> {
+        let link = connect(&plugin, &life)?;
+        Some(Self { first: false, ..Self::new(plugin, life, link) })
+    }
+
+    /// Works until the process ends or is to stop, or the connection is not needed any more.
+    pub(crate) fn run(mut self) {
+        loop {
+            let outcome = match self.next() {
+                Next::Job(job) => self.serve(job),
+                Next::Ping if !self.first && self.idle_pings >= IDLE_PINGS => return,
+                Next::Ping => self.ping(),
+                Next::Stop => return self.shut_down(),
+            };
+            if outcome.is_err() {
+                match connect(&self.plugin, &self.life) {
+                    Some(link) => self.link = link,
+                    None => {
+                        if let Some(job) = self.held.take() {
+                            self.plugin.queue.push(job);
+                        }
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn next(&mut self) -> Next {
+        let jobs = self.plugin.queue.jobs();
+        if let Some(job) = self.held.take().or_else(|| jobs.try_recv().ok()) {
+            return Next::Job(job);
+        }
+        self.link.release();
+        self.plugin.idle.fetch_add(1, Ordering::Relaxed);
+        let next = select! {
+            recv(jobs) -> job => job.map_or(Next::Stop, Next::Job),
+            recv(self.life.stop) -> _ => jobs.try_recv().map_or(Next::Stop, Next::Job),
+            default(PING_AFTER) => Next::Ping,
+        };
+        self.plugin.idle.fetch_sub(1, Ordering::Relaxed);
+        next
+    }
+
+    /// Does what is asked, unless it has waited too long.
+    fn serve(&mut self, job: Job) -> Outcome {
+        self.idle_pings = 0;
+        if job.arrived().elapsed() >= self.life.request_timeout {
+            job.fail(Failed::Timeout);
+            return Ok(());
+        }
+        match job {
+            Job::Web(job) => self.serve_web(job),
+            Job::Kv(job) => self.operate(job),
+        }
+    }
+
+    /// Sends a request, with others that wait where that is sound, and gives the answers to their clients.
+    fn serve_web(&mut self, first: WebJob) -> Outcome {
+        let begun = Instant::now();
+        let timeout = self.life.request_timeout;
+        let mut outstanding = VecDeque::with_capacity(1);
+        let mut deadline = first.arrived + timeout;
+        if first.body == BodyLength::Known(0) {
+            let depth = if first.is_safe() { self.depth() } else { 1 };
+            self.send(first, &mut outstanding);
+            while outstanding.len() < depth && self.link.queued() < MAX_BATCH {
+                match self.plugin.queue.jobs().try_recv() {
+                    Ok(Job::Web(job)) if job.is_safe() => self.send(job, &mut outstanding),
+                    Ok(job) => {
+                        self.held = Some(job);
+                        break;
+                    }
+                    Err(_) => break,
+                }
+            }
+        } else if let Some(sent) = self.upload(first)? {
+            // A client may take its time for the body; the plugin's begins when it has it.
+            deadline = Instant::now() + timeout;
+            outstanding.push_back(sent);
+        }
+        let sent = outstanding.len();
+        while let Some((id, job)) = outstanding.pop_front() {
+            if self.answer(id, job, deadline, !outstanding.is_empty()).is_err() {
+                self.give_back(outstanding);
+                return Err(Broken);
+            }
+        }
+        self.measure(begun.elapsed(), sent);
+        Ok(())
+    }
+
+    /// How many requests to send before their answers come.
+    fn depth(&self) -> usize {
+        match self.pace {
+            Some(pace) if pace < QUICK => {
+                let connections = self.plugin.connections.load(Ordering::Relaxed).max(1);
+                (1 + self.plugin.queue.len() / connections).min(MAX_DEPTH)
+            }
+            _ => 1,
+        }
+    }
+
+    fn measure(&mut self, elapsed: Duration, requests: usize) {
+        if let Some(each) = u32::try_from(requests).ok().and_then(|requests| elapsed.checked_div(requests)) {
+            self.pace = Some(self.pace.map_or(each, |pace| (pace * 7 + each) / 8));
+        }
+        self.plugin.answered.fetch_add(requests as u64, Ordering::Relaxed);
+    }
+
+    /// Queues a request that has no body.
+    fn send(&mut self, mut job: WebJob, outstanding: &mut VecDeque<(u64, WebJob)>) {
+        let id = self.link.next_id();
+        (job.request.id, job.request.more) = (id, false);
+        match self.link.queue(&job.request, &[]) {
+            Ok(()) => outstanding.push_back((id, job)),
+            // Only a head beyond what a frame holds gets here.
+            Err(_) => job.fail(Failed::HeadTooLarge),
+        }
+    }
+
+    /// Sends a request with its body, as far as the plugin wants it. Gives nothing when the client was answered already.
+    fn upload(&mut self, mut job: WebJob) -> Result<Option<(u64, WebJob)>, Broken> {
+        let mut buffer = vec![0; MAX_INLINE_BODY];
+        let mut length = 0;
+        let mut ended = false;
+        while length < buffer.len() && !ended {
+            match job.client.read_body(&mut buffer[length..]) {
+                Ok(n) => {
+                    length += n;
+                    ended = n == 0 || job.body == BodyLength::Known(length as u64);
+                }
+                Err(error) => {
+                    job.fail(body_failure(&error));
+                    return Ok(None);
+                }
+            }
+        }
+        let id = self.link.next_id();
+        (job.request.id, job.request.more) = (id, !ended);
+        if self.link.queue(&job.request, &buffer[..length]).is_err() {
+            job.fail(Failed::HeadTooLarge);
+            return Ok(None);
+        }
+        let mut total = length as u64;
+        while !ended {
+            let Ok(sent) = self.link.flush(Instant::now() + STREAM_IDLE, || self.life.ended.load(Ordering::Relaxed)) else {
+                self.plugin.log.note(&format!("the body of {} {} was not taken", job.request.method, job.request.path));
+                job.fail(Failed::BadGateway);
+                return Err(Broken);
+            };
+            if sent == Sent::Answered || self.link.has_answer() {
+                // The plugin wants no more of the body. What is queued goes out while its answer comes in.
+                self.queue_data(&Data { id, more: false, aborted: true }, &[])?;
+                break;
+            }
+            match job.client.read_body(&mut buffer) {
+                Ok(n) => {
+                    total += n as u64;
+                    ended = n == 0 || job.body == BodyLength::Known(total);
+                    self.queue_data(&Data { id, more: !ended, aborted: false }, &buffer[..n])?;
+                }
+                Err(error) => {
+                    // Closing the connection is how the plugin learns that the rest will not come.
+                    job.fail(body_failure(&error));
+                    return Err(Broken);
+                }
+            }
+        }
+        Ok(Some((id, job)))
+    }
+
+    fn queue_data(&mut self, data: &Data, body: &[u8]) -> Outcome {
+        self.link.queue(data, body).map_err(|_| Broken)
+    }
+
+    /// Waits for the answer to a request and hands it to its client. An error means that the connection is of no more use;
+    /// `followed` says that other requests are outstanding behind this one.
+    fn answer(&mut self, id: u64, mut job: WebJob, deadline: Instant, followed: bool) -> Outcome {
+        let response = loop {
+            match self.wait(deadline) {
+                Ok(()) => {}
+                Err(Lost::Deadline) => {
+                    self.plugin.log.note(&format!("no answer to {} {} in time", job.request.method, job.request.path));
+                    job.fail(Failed::Timeout);
+                    return Err(Broken);
+                }
+                Err(lost) => {
+                    self.note_lost(&lost);
+                    if let Some(job) = job.lost() {
+                        self.plugin.queue.push(Job::Web(job));
+                    }
+                    return Err(Broken);
+                }
+            }
+            let Ok(frame) = self.link.take() else { return self.violation(job, "a frame could not be read") };
+            match frame.message() {
+                // The late answer to a ping.
+                Ok(Message::Pong(pong)) if pong.id < id => {}
+                Ok(Message::Response(response)) if response.id == id => {
+                    if let Err(bad) = response.check(frame.body, job.is_head()) {
+                        let whole = !response.more;
+                        return self.bad_response(job, &bad.to_string(), whole);
+                    }
+                    let delivered = job.client.answer(&response, frame.body);
+                    if !response.more {
+                        // A client that has gone has no use for its answer, and the connection none the worse for it.
+                        drop(delivered);
+                        return Ok(());
+                    }
+                    let streamed = frame.body.len() as u64;
+                    delivered.map_err(|_| Broken)?;
+                    break (response, streamed);
+                }
+                Ok(Message::Error(error)) if error.id == id => {
+                    let reason = format!("it answered with the error {}: {}", error.code, error.message);
+                    return self.bad_response(job, &reason, true);
+                }
+                Ok(other) => {
+                    let what = format!("a {} with id {} came where the answer to request {id} was due", other.kind(), other.id());
+                    return self.violation(job, &what);
+                }
+                Err(malformed) => return self.violation(job, &malformed.to_string()),
+            }
+        };
+        let (response, streamed) = response;
+        let relayed = self.relay(&mut job, &response, streamed);
+        // Requests behind a stream have waited for it long enough; a new connection begins with a clean slate.
+        if followed { Err(Broken) } else { relayed }
+    }
+
+    /// Passes on an answer that goes on in `data` frames.
+    fn relay(&mut self, job: &mut WebJob, response: &Response, mut streamed: u64) -> Outcome {
+        self.pace = None;
+        let header = |name: &str| response.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str());
+        let declared: Option<u64> = header("content-length").and_then(|value| value.parse().ok()).filter(|_| !job.is_head());
+        // Clients of an event stream connect again by themselves, so it need not hold up a stop.
+        let events = header("content-type").is_some_and(|value| value.starts_with("text/event-stream"));
+        let (life, plugin) = (&self.life, &self.plugin);
+        let ending = || events && life.stopping.load(Ordering::Relaxed);
+        loop {
+            let interrupted = || {
+                plugin.queue.expire(life.request_timeout, Failed::Timeout);
+                life.ended.load(Ordering::Relaxed) || ending()
+            };
+            let waited = self.link.wait(Instant::now() + STREAM_IDLE, interrupted);
+            if ending() {
+                // The end of an event stream is not an error.
+                drop(job.client.piece(&[], true));
+                return Err(Broken);
+            }
+            match waited {
+                Ok(()) => {}
+                Err(lost) => return self.cut(job, &format!("an answer broke off: {lost}")),
+            }
+            let Ok(frame) = self.link.take() else { return self.cut(job, "an answer broke off") };
+            let data = match frame.message() {
+                Ok(Message::Data(data)) if data.id == response.id => data,
+                Ok(other) => return self.cut(job, &format!("a {} came where data was due", other.kind())),
+                Err(malformed) => return self.cut(job, &malformed.to_string()),
+            };
+            streamed += frame.body.len() as u64;
+            let short = !data.more && declared.is_some_and(|declared| streamed != declared);
+            if short || declared.is_some_and(|declared| streamed > declared) {
+                return self.cut(job, &format!("an answer's content-length is {}, it has sent {streamed} bytes", declared.unwrap_or_default()));
+            }
+            if job.client.piece(frame.body, !data.more).is_err() {
+                return if data.more { Err(Broken) } else { Ok(()) };
+            }
+            if !data.more {
+                return Ok(());
+            }
+        }
+    }
+
+    fn cut(&self, job: &mut WebJob, why: &str) -> Outcome {
+        self.plugin.log.note(why);
+        job.client.cut();
+        Err(Broken)
+    }
+
+    /// The plugin's answer breaks a rule: the client gets none of it.
+    fn bad_response(&self, job: WebJob, why: &str, whole: bool) -> Outcome {
+        self.plugin.log.note(&format!("the answer to {} {} was refused: {why}", job.request.method, job.request.path));
+        job.fail(Failed::BadGateway);
+        if whole { Ok(()) } else { Err(Broken) }
+    }
+
+    /// The plugin broke the protocol: nothing that follows on the connection can be trusted.
+    fn violation(&self, job: WebJob, what: &str) -> Outcome {
+        self.plugin.log.note(&format!("protocol error: {what}"));
+        job.fail(Failed::BadGateway);
+        Err(Broken)
+    }
+
+    /// Waits for a frame, and on the way answers requests that have waited in the queue for too long.
+    fn wait(&mut self, deadline: Instant) -> Result<(), Lost> {
+        let (life, plugin) = (&self.life, &self.plugin);
+        self.link.wait(deadline, || {
+            plugin.queue.expire(life.request_timeout, Failed::Timeout);
+            life.ended.load(Ordering::Relaxed)
+        })
+    }
+
+    fn note_lost(&self, lost: &Lost) {
+        if !matches!(lost, Lost::Broken(ReadError::Closed)) && !self.life.ended.load(Ordering::Relaxed) {
+            self.plugin.log.note(&format!("a connection was given up: {lost}"));
+        }
+    }
+
+    /// Puts requests whose connection was lost back into the queue, or answers them.
+    fn give_back(&self, lost: VecDeque<(u64, WebJob)>) {
+        for job in lost.into_iter().filter_map(|(_, job)| job.lost()) {
+            self.plugin.queue.push(Job::Web(job));
+        }
+    }
+
+    /// Passes on an operation of the operator's.
+    fn operate(&mut self, mut job: KvJob) -> Outcome {
+        let id = self.link.next_id();
+        let kv = Kv { id, op: job.op.clone() };
+        if self.link.queue(&kv, &std::mem::take(&mut job.value)).is_err() {
+            job.reply(Err(KvFailure::Failed(Failed::TooLarge)));
+            return Ok(());
+        }
+        let deadline = job.arrived + self.life.request_timeout;
+        loop {
+            if let Err(lost) = self.wait(deadline) {
+                self.note_lost(&lost);
+                let failed = if matches!(lost, Lost::Deadline) { Failed::Timeout } else { Failed::BadGateway };
+                job.reply(Err(KvFailure::Failed(failed)));
+                return Err(Broken);
+            }
+            let answer = self.link.take().map(|frame| (frame.message(), frame.body));
+            match answer {
+                Ok((Ok(Message::Pong(pong)), _)) if pong.id < id => {}
+                Ok((Ok(Message::Result(result)), body)) if result.id == id => {
+                    job.reply(Ok((result, body.to_vec())));
+                    return Ok(());
+                }
+                Ok((Ok(Message::Error(error)), _)) if error.id == id => {
+                    job.reply(Err(KvFailure::Refused(error)));
+                    return Ok(());
+                }
+                _ => {
+                    self.plugin.log.note("protocol error: something else came where the result of a kv operation was due");
+                    job.reply(Err(KvFailure::Failed(Failed::BadGateway)));
+                    return Err(Broken);
+                }
+            }
+        }
+    }
+
+    fn ping(&mut self) -> Outcome {
+        self.idle_pings += 1;
+        let id = self.link.next_id();
+        self.link.queue(&Ping { id }, &[]).map_err(|_| Broken)?;
+        let deadline = Instant::now() + PING_TIME;
+        loop {
+            match self.wait(deadline) {
+                Ok(()) => {}
+                Err(Lost::Deadline) => {
+                    self.misses += 1;
+                    if self.misses >= MAX_MISSES {
+                        report(&self.plugin, &self.life, format!("it did not answer {MAX_MISSES} pings in a row"));
+                    }
+                    return Ok(());
+                }
+                Err(lost) => {
+                    self.note_lost(&lost);
+                    return Err(Broken);
+                }
+            }
+            match self.link.take().map(|frame| frame.message()) {
+                Ok(Ok(Message::Pong(pong))) if pong.id == id => {
+                    self.misses = 0;
+                    return Ok(());
+                }
+                Ok(Ok(Message::Pong(pong))) if pong.id < id => {}
+                _ => {
+                    self.plugin.log.note("protocol error: something else came where a pong was due");
+                    return Err(Broken);
+                }
+            }
+        }
+    }
+
+    /// Tells the plugin that no more comes on this connection, and keeps it open until the plugin has ended it.
+    fn shut_down(mut self) {
+        let id = self.link.next_id();
+        if self.life.ended.load(Ordering::Relaxed) || self.link.queue(&Shutdown { id }, &[]).is_err() {
+            return;
+        }
+        // The supervisor ends the process in time, and with it this wait.
+        let deadline = Instant::now() + STREAM_IDLE;
+        let ended = || self.life.ended.load(Ordering::Relaxed);
+        while self.link.wait(deadline, ended).is_ok() && self.link.take().is_ok() {}
+    }
+}
+
+/// Opens a connection; gives none when the process has ended, is to stop, or does not take it in time.
+fn connect(plugin: &Plugin, life: &Life) -> Option<Link> {
+    let deadline = Instant::now() + RECONNECT_TIME;
+    loop {
+        match Link::connect(&life.socket) {
+            Ok(link) => return Some(link),
+            Err(_) if life.stopping.load(Ordering::Relaxed) => return None,
+            Err(error) if Instant::now() >= deadline => {
+                report(plugin, life, format!("it takes no connection: {error}"));
+                return None;
+            }
+            Err(_) => match life.stop.recv_timeout(RECONNECT_PAUSE) {
+                Err(RecvTimeoutError::Timeout) => {}
+                _ => return None,
+            },
+        }
+    }
+}
+
+/// Tells the supervisor that the process does not do its part.
+fn report(plugin: &Plugin, life: &Life, why: String) {
+    // A supervisor that is gone has no process either.
+    drop(plugin.control.send(Command::Unresponsive { life: life.number, why }));
+}
+
+fn body_failure(error: &io::Error) -> Failed {
+    match error.kind() {
+        io::ErrorKind::FileTooLarge => Failed::TooLarge,
+        _ => Failed::BadBody,
+    }
+}

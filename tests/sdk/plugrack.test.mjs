@@ -1,0 +1,916 @@
+// The Node SDK and the clock example against docs/protocol.md: real plugin processes, and a host made of raw frames that shares
+// no code with the SDK. Run with `node --test tests/sdk/`.
+
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { copyFileSync, cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { connect, createServer } from 'node:net';
+import { join } from 'node:path';
+import { after, before, describe, test } from 'node:test';
+import { setTimeout as delay } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import { FrameDecoder, encodeFrame } from '../../src/sdk/plugrack.mjs';
+
+const ROOT = fileURLToPath(new URL('../..', import.meta.url));
+const SDK = join(ROOT, 'src/sdk/plugrack.mjs');
+const GOLDEN = JSON.parse(readFileSync(join(ROOT, 'tests/protocol/frames.json'), 'utf8'));
+const MIB = 1048576;
+
+/** A test that fails rather than hangs. */
+const check = (name, body) => test(name, { timeout: 10_000 }, body);
+
+// What is under test runs this. Its paths are named for what the tests do with them.
+const FIXTURE = `
+import { HttpError, Plugin, PluginError, Refuse, Reply } from './plugrack.mjs';
+import { Readable } from 'node:stream';
+import { setInterval, setTimeout } from 'node:timers/promises';
+
+const plugin = new Plugin({ id: 'fixture', name: 'Fixture', version: '1.0.0', icon: '🧪', route: '/fixture', concurrency: 8 });
+const AsyncFunction = (async () => {}).constructor;
+let release, produced = 0;
+const held = new Promise((resolve) => (release = resolve));
+
+async function* ticks(signal) {
+  try {
+    for await (const _ of setInterval(5, null, { signal })) yield 'tick';
+  } finally {
+    console.error('ticks released');
+  }
+}
+async function* obstinate() {
+  try {
+    for (;;) yield (await setTimeout(1), 'more');
+  } finally {
+    console.error('obstinate released');
+  }
+}
+async function* flood() {
+  for (;; produced++) yield Buffer.alloc(65536);
+}
+async function* breaking() {
+  yield 'one';
+  throw new Error('broken in the middle');
+}
+
+const paths = {
+  '/text': () => 'grüße\\n',
+  '/bytes': () => new Uint8Array([0, 255, 10]),
+  '/json': () => ({ a: [1, 'ü'] }),
+  '/null': () => null,
+  '/nothing': () => {},
+  '/promise': () => new Reply(Promise.resolve('slip')),
+  '/request': (r) => ({ method: r.method, path: r.path, query: r.query, q: r.params.getAll('q'), mount: r.mount, remote: r.remote,
+    headers: [...r.headers], cookie: r.headers.get('Cookie'), tags: r.headers.get('X-Tag'), each: r.headers.getAll('x-tag'),
+    none: r.headers.get('x') }),
+  '/cookies': () => new Reply(null, { status: 204, headers: { 'set-cookie': ['a=1', 'b=2'] } }),
+  '/pairs': () => new Reply('x', { headers: [['Set-Cookie', 'a=1'], ['Content-Type', 'text/css'], ['Set-Cookie', 'b=2']] }),
+  '/number': (r) => r.query,
+  '/slow-number': async (r) => (await setTimeout(r.query % 3), r.query),
+  '/echo': async (r) => new Reply(await r.body({ limit: 64 * ${MIB} })),
+  '/limited': async (r) => r.text({ limit: 10 }),
+  '/parsed': async (r) => r.json(),
+  '/pieces': async (r) => {
+    const sizes = [];
+    for await (const piece of r) sizes.push(piece.length);
+    return sizes;
+  },
+  '/cut': async (r) => {
+    try { await r.body(); } catch (error) { console.error('cut:', error.name, r.signal.aborted); throw error; }
+  },
+  '/early': () => new Reply('enough', { status: 202 }),
+  '/late-reader': (r) => new Reply((async function* () {
+    yield 'begun ';
+    try { await r.body(); } catch (error) { yield error.name; }
+  })()),
+  '/big': () => Buffer.alloc(2.5 * ${MIB}, 'big'),
+  '/three': () => new Reply(['one', Buffer.from('two'), '', 'three'].values(), { headers: { 'content-type': 'text/x-three' } }),
+  '/big-piece': () => new Reply([Buffer.alloc(2 * ${MIB} + 5, 'x')].values()),
+  '/ticks': (r) => new Reply(ticks(r.signal)),
+  '/obstinate': () => new Reply(obstinate()),
+  '/readable': () => new Reply(Readable.from(['a', 'b']).on('close', () => console.error('readable closed'))),
+  '/flood': () => new Reply(flood()),
+  '/produced': () => String(produced),
+  '/hold': async () => (await held, 'held'),
+  '/release': () => (release(), 'released'),
+  '/later': async () => (await setTimeout(50), 'later'),
+  '/patient': async (r) => setTimeout(60_000, 'never', { signal: r.signal }),
+  '/fails': () => { throw new Error('a bug'); },
+  '/teapot': () => { throw new HttpError(418, 'short and stout'); },
+  '/breaks': () => new Reply(breaking()),
+  '/bad-piece': () => new Reply([5].values()),
+  // Runs a snippet with the store at hand.
+  '/run': async (r) => {
+    const outcome = await new AsyncFunction('kv', await r.text())(plugin.kv)
+      .catch(({ name, code, message, index }) => ({ name, code, message, index }));
+    return new Reply(JSON.stringify(outcome ?? null, (_, v) => (typeof v === 'bigint' ? v + 'n' : v)));
+  },
+};
+
+plugin.onHttp((request) => (paths[request.path] ?? (() => new Reply('?', { status: 404 })))(request));
+plugin.onInit((context) => {
+  if (context.config.refuse) throw new Refuse('no licence, no service', 'no_license');
+  if (context.config.crash) throw new TypeError('init is broken');
+  if (context.config.show) console.error(JSON.stringify(context));
+  if (context.config.guard) {
+    plugin.onKv(async (operation) => {
+      if (operation.key === 'forbidden') throw new PluginError('forbidden', 'not for you');
+      if (operation.key === 'bug') throw new Error('a bug in onKv');
+      if (operation.key === 'computed') return { found: true, value: 'computed:' + operation.op };
+      return plugin.kv.perform(operation);
+    });
+  }
+});
+plugin.run();
+`;
+
+// The fake host --------------------------------------------------------------------------------------------------------
+
+function frame(head, body = '') {
+  const headBytes = Buffer.from(typeof head === 'string' ? head : JSON.stringify(head));
+  const bodyBytes = Buffer.from(body);
+  const lengths = Buffer.alloc(8);
+  lengths.writeUInt32BE(headBytes.length, 0);
+  lengths.writeUInt32BE(bodyBytes.length, 4);
+  return Buffer.concat([lengths, headBytes, bodyBytes]);
+}
+
+const http = (id, path, fields = {}) => {
+  const [bare, query] = path.split('?');
+  const defaults = { method: 'GET', path: bare, query, mount: '/fixture', headers: [], remote: '192.0.2.7', more: false };
+  return { type: 'http', id, ...defaults, ...fields };
+};
+
+/** One end of a connection, in frames. */
+class Wire {
+  #buffer = Buffer.alloc(0);
+  #wake = null;
+
+  constructor(socket) {
+    this.socket = socket;
+    socket.on('error', () => {}); // the end of it is what counts
+    for (const event of ['readable', 'end', 'close']) socket.on(event, () => this.#wake?.());
+  }
+
+  send(head, body) {
+    return this.socket.write(frame(head, body));
+  }
+
+  /** The next frame, or null at the end. Reads no more than it needs, so that a stream can be left unread. */
+  async receive() {
+    const lengths = await this.#bytes(8);
+    if (!lengths) return null;
+    const head = await this.#bytes(lengths.readUInt32BE(0));
+    const body = await this.#bytes(lengths.readUInt32BE(4));
+    return body && { head: JSON.parse(head.toString()), body };
+  }
+
+  async #bytes(count) {
+    const parts = [this.#buffer];
+    let size = this.#buffer.length;
+    while (size < count) {
+      const chunk = this.socket.read();
+      if (chunk) {
+        parts.push(chunk);
+        size += chunk.length;
+      } else if (this.socket.readableEnded || this.socket.destroyed) return null;
+      else await new Promise((wake) => (this.#wake = wake));
+    }
+    const all = Buffer.concat(parts);
+    this.#buffer = all.subarray(count);
+    return all.subarray(0, count);
+  }
+
+  async call(head, body) {
+    this.send(head, body);
+    return this.receive();
+  }
+
+  /** Collects the whole answer to request 1. */
+  async answer() {
+    const { head, body: first } = await this.receive();
+    assert.deepEqual([head.type, head.id], ['response', 1]);
+    const frames = [first];
+    for (let more = head.more; more; ) {
+      const next = await this.receive();
+      assert.deepEqual([next.head.type, next.head.id], ['data', 1]);
+      frames.push(next.body);
+      more = next.head.more;
+    }
+    return { status: head.status, headers: head.headers, frames, body: Buffer.concat(frames) };
+  }
+
+  get(path, fields, body) {
+    this.send(http(1, path, fields), body);
+    return this.answer();
+  }
+
+  async text(path, fields, body) {
+    return (await this.get(path, fields, body)).body.toString();
+  }
+
+  close() {
+    this.socket.destroy();
+  }
+}
+
+const running = new Set();
+process.on('exit', () => running.forEach((child) => child.kill('SIGKILL')));
+
+const installFixture = (dir) => writeFileSync(join(dir, 'plugin.mjs'), FIXTURE);
+
+/** A plugin's process in a directory of its own. */
+class Process {
+  dir = mkdtempSync('/tmp/pr-'); // short: the address of a Unix socket has 107 bytes
+  log = '';
+  #wires = [];
+
+  /** Runs `command` with `args` in the directory that `install` has filled; by default the fixture. */
+  constructor({ args = [], env = {}, install = installFixture, command = [process.execPath, 'plugin.mjs'] } = {}) {
+    this.socketPath = join(this.dir, 'p.sock');
+    this.hostPath = join(this.dir, 'h.sock');
+    copyFileSync(SDK, join(this.dir, 'plugrack.mjs'));
+    install(this.dir);
+    const sockets = { PLUGRACK_SOCKET: this.socketPath, PLUGRACK_HOST_SOCKET: this.hostPath };
+    this.child = spawn(command[0], [...command.slice(1), ...args], {
+      cwd: this.dir,
+      env: { PATH: process.env.PATH, HOME: this.dir, ...sockets, ...env },
+      stdio: ['ignore', 'pipe', 'pipe'],
+    });
+    running.add(this.child);
+    this.out = '';
+    this.child.stdout.on('data', (chunk) => (this.out += chunk));
+    this.child.stderr.on('data', (chunk) => (this.log += chunk));
+    this.exit = once(this.child, 'close').then(([code, signal]) => signal ?? code);
+  }
+
+  /** Connects, trying until the plugin listens. */
+  async connect() {
+    for (;;) {
+      const socket = connect(this.socketPath);
+      try {
+        await once(socket, 'connect');
+        const wire = new Wire(socket);
+        this.#wires.push(wire);
+        return wire;
+      } catch (error) {
+        if (this.child.exitCode !== null) throw new Error(`the plugin has exited: ${this.log}`, { cause: error });
+        await delay(5);
+      }
+    }
+  }
+
+  /** The first connection, with `init` sent; resolves to it and the reply. */
+  async init(config = {}) {
+    const wire = await this.connect();
+    const reply = await wire.call({
+      type: 'init', id: 0, protocol: 1, instance_id: '5f0c3f0e-3d3b-4c0a-9a43-3d5d1f1f7a10', plugin_id: 'fixture',
+      socket_path: this.socketPath, host_socket: this.hostPath, log_path: '/dev/null', data_dir: this.dir,
+      license: null, config, host: { name: 'fake', version: '0' },
+    });
+    return { wire, reply };
+  }
+
+  /** Starts the plugin up to `ready`; resolves to its first connection. */
+  async ready(config) {
+    const { wire, reply } = await this.init(config);
+    assert.deepEqual(reply.head, { type: 'ready', id: 0 });
+    return wire;
+  }
+
+  /** Resolves once the plugin has written this to stderr. */
+  async logged(text) {
+    while (!this.log.includes(text)) await once(this.child.stderr, 'data');
+  }
+
+  async stop() {
+    this.#wires.forEach((wire) => wire.close());
+    this.child.kill('SIGKILL');
+    await this.exit;
+    running.delete(this.child);
+    rmSync(this.dir, { recursive: true });
+  }
+}
+
+/** Starts a process that ends with the test. */
+function start(t, options) {
+  const plugin = new Process(options);
+  t.after(() => plugin.stop());
+  return plugin;
+}
+
+/** The host's socket: a store in memory that answers in order, and does `disturb` before each answer. */
+async function hostStore(t, path) {
+  const store = { entries: new Map(), requests: [], connections: 0, disturb: async () => {} };
+  let rev = 0;
+  const set = (key, value) => (store.entries.set(key, { value: Buffer.from(value), rev: ++rev }), { rev });
+  const operations = {
+    get: ({ key }) => {
+      const entry = store.entries.get(key);
+      return entry ? [{ found: true, rev: entry.rev, expires_in_ms: entry.ttl }, entry.value] : [{ found: false }];
+    },
+    set: (head, body) => {
+      if (head.if_absent && store.entries.has(head.key)) return [{ type: 'error', code: 'conflict', message: 'it is there' }];
+      const result = set(head.key, body);
+      store.entries.get(head.key).ttl = head.ttl_ms;
+      return [result];
+    },
+    delete: ({ key }) => [{ found: store.entries.delete(key) }],
+    incr: ({ key, delta }) => {
+      const value = BigInt(store.entries.get(key)?.value.toString() ?? 0) + BigInt(delta);
+      set(key, String(value));
+      return [{ value, rev }];
+    },
+    list: ({ prefix = '', after = '', values }) => {
+      const keys = [...store.entries.keys()].sort().filter((key) => key.startsWith(prefix) && key > after);
+      const page = keys.slice(0, 2).map((key) => {
+        const { value, rev } = store.entries.get(key);
+        return { key, rev, size: value.length, value_base64: values ? value.toString('base64') : undefined };
+      });
+      return [{ next: keys.length > 2 ? page[1].key : undefined }, JSON.stringify(page)];
+    },
+    // Only shows what it was asked to do; a sum is always one that a number cannot hold.
+    txn: (_, body) => {
+      store.transaction = JSON.parse(body);
+      const failing = store.transaction.findIndex((write) => write.if_rev === 999);
+      if (failing >= 0) return [{ type: 'error', code: 'conflict', message: 'no such revision', index: failing }];
+      const results = store.transaction.map(({ op }) => ({ value: op === 'incr' ? 9007199254740993n : undefined, rev: ++rev }));
+      return [{}, json(results)];
+    },
+  };
+  // A host with 64-bit integers writes all their digits.
+  const json = (value) => JSON.stringify(value, (_, v) => (typeof v === 'bigint' ? `#${v}#` : v)).replace(/"#(-?\d+)#"/g, '$1');
+
+  const server = createServer(async (socket) => {
+    store.connections++;
+    const wire = new Wire(socket);
+    for (let request; (request = await wire.receive()); ) {
+      store.requests.push(request.head);
+      await store.disturb(wire);
+      if (socket.destroyed) return;
+      const [fields, body] = operations[request.head.op](request.head, request.body);
+      socket.write(frame(json({ type: 'result', id: request.head.id, ...fields }), body));
+    }
+  });
+  server.listen(path);
+  await once(server, 'listening');
+  t.after(() => server.close());
+  return store;
+}
+
+// Frames ---------------------------------------------------------------------------------------------------------------
+
+describe('frames', () => {
+  const hex = (text) => Buffer.from(text, 'hex');
+  const decode = (chunks) => {
+    const decoder = new FrameDecoder();
+    return chunks.flatMap((chunk) => [...decoder.push(chunk)]).map(({ head, body }) => ({ head, body: body.toString('hex') }));
+  };
+
+  for (const { name, hex: bytes, head, body_hex: body } of GOLDEN.valid) {
+    check(`valid: ${name}`, () => {
+      const whole = hex(bytes);
+      assert.deepEqual(decode([whole]), [{ head, body }]);
+      assert.deepEqual(decode([...whole].map((byte) => Buffer.of(byte))), [{ head, body }], 'byte by byte');
+      assert.deepEqual(decode([whole, Buffer.concat([whole, whole])]).length, 3);
+      assert.equal(Buffer.concat(encodeFrame(head, hex(body))).toString('hex'), bytes);
+    });
+  }
+  for (const { name, hex: bytes } of GOLDEN.invalid) {
+    check(`invalid: ${name}`, () => assert.throws(() => decode([hex(bytes)]), { code: 'protocol_error' }));
+  }
+  for (const { name, hex: bytes } of GOLDEN.cut) {
+    check(`cut: ${name}`, () => assert.deepEqual(decode([hex(bytes)]), []));
+  }
+
+  check('cut anywhere, they are the same', () => {
+    const bodies = [0, 1, 40000, MIB].map((size) => Buffer.alloc(size, 'abc'));
+    const stream = Buffer.concat(bodies.flatMap((body, id) => encodeFrame({ type: 'data', id }, body)));
+    for (const step of [7, 100, 65536, stream.length]) {
+      const chunks = [];
+      for (let at = 0; at < stream.length; at += step) chunks.push(stream.subarray(at, at + step));
+      assert.deepEqual(decode(chunks).map(({ body }) => body), bodies.map((body) => body.toString('hex')));
+    }
+  });
+
+  check('what does not fit a frame is refused', () => {
+    assert.throws(() => encodeFrame({ type: 'data', id: 1 }, Buffer.alloc(MIB + 1)), { code: 'too_large' });
+    assert.throws(() => encodeFrame({ type: 'error', id: 1, message: 'x'.repeat(65536) }), { code: 'too_large' });
+  });
+});
+
+// The process ----------------------------------------------------------------------------------------------------------
+
+describe('the process', () => {
+  check('--metadata prints one object and exits 0', async (t) => {
+    const plugin = start(t, { args: ['--metadata'] });
+    assert.equal(await plugin.exit, 0);
+    assert.deepEqual(JSON.parse(plugin.out), {
+      id: 'fixture', name: 'Fixture', version: '1.0.0', icon: '🧪', route: '/fixture', protocol: 1, concurrency: 8,
+    });
+  });
+
+  check('without PLUGRACK_SOCKET it says so and exits 64', async (t) => {
+    const plugin = start(t, { env: { PLUGRACK_SOCKET: '' } });
+    assert.equal(await plugin.exit, 64);
+    assert.match(plugin.log, /^fixture: PLUGRACK_SOCKET is not set.*\n$/);
+  });
+
+  check('init hands the context to onInit and answers ready', async (t) => {
+    const plugin = start(t);
+    await plugin.ready({ show: true });
+    await plugin.logged('\n');
+    assert.deepEqual(JSON.parse(plugin.log), {
+      instanceId: '5f0c3f0e-3d3b-4c0a-9a43-3d5d1f1f7a10', pluginId: 'fixture', socketPath: plugin.socketPath,
+      hostSocket: plugin.hostPath, logPath: '/dev/null', dataDir: plugin.dir, license: null, config: { show: true },
+      host: { name: 'fake', version: '0' },
+    });
+  });
+
+  check('Refuse answers error, says why and exits 78', async (t) => {
+    const plugin = start(t);
+    const { reply } = await plugin.init({ refuse: true });
+    assert.deepEqual(reply.head, { type: 'error', id: 0, code: 'no_license', message: 'no licence, no service' });
+    assert.equal(await plugin.exit, 78);
+    assert.equal(plugin.log, 'no licence, no service\n');
+  });
+
+  check('any other error in onInit answers error, shows the stack and exits 1', async (t) => {
+    const plugin = start(t);
+    const { reply } = await plugin.init({ crash: true });
+    assert.deepEqual(reply.head, { type: 'error', id: 0, code: 'internal', message: 'init is broken' });
+    assert.equal(await plugin.exit, 1);
+    assert.match(plugin.log, /TypeError: init is broken\n\s+at .*plugin\.mjs/);
+  });
+
+  check('shutdown finishes what is under way on every connection and exits 0', async (t) => {
+    const plugin = start(t);
+    const wires = [await plugin.ready(), await plugin.connect(), await plugin.connect(), await plugin.connect()];
+    const [idle, busy, streaming, patient] = wires;
+    streaming.send(http(5, '/ticks'));
+    assert.equal((await streaming.receive()).head.type, 'response');
+    patient.send(http(6, '/patient'));
+    busy.send(http(7, '/later'));
+    busy.send(http(8, '/text'));
+    wires.forEach((wire) => wire.send({ type: 'shutdown', id: 9 }));
+
+    assert.equal(await idle.receive(), null);
+    assert.equal((await busy.receive()).body.toString(), 'later');
+    assert.equal((await busy.receive()).body.toString(), 'grüße\n');
+    assert.equal(await busy.receive(), null);
+    let last;
+    for (let next; (next = await streaming.receive()); last = next);
+    assert.equal(last.head.more, false, 'a stream that heeds the signal ends properly');
+    assert.equal((await patient.receive()).head.status, 503);
+    assert.equal(await plugin.exit, 0);
+    assert.equal(plugin.log, 'ticks released\n');
+  });
+
+  check('shutdown on one connection leaves the others', async (t) => {
+    const plugin = start(t);
+    const [first, second] = [await plugin.ready(), await plugin.connect()];
+    assert.equal(await second.text('/text'), 'grüße\n');
+    assert.equal(await first.call({ type: 'shutdown', id: 1 }), null);
+    assert.equal(await second.text('/text'), 'grüße\n');
+    assert.equal(await second.call({ type: 'shutdown', id: 2 }), null);
+    assert.equal(await plugin.exit, 0);
+  });
+
+  check('SIGTERM ends it at once', async (t) => {
+    const plugin = start(t);
+    const wire = await plugin.ready();
+    wire.send(http(1, '/obstinate'));
+    await wire.receive();
+    plugin.child.kill('SIGTERM');
+    assert.equal(await plugin.exit, 'SIGTERM');
+  });
+
+  check('before init nothing else is in place, and init only once', async (t) => {
+    const plugin = start(t);
+    assert.equal(await (await plugin.connect()).call({ type: 'ping', id: 1 }), null);
+    const wire = await plugin.ready();
+    assert.equal(await wire.call({ type: 'init', id: 2, protocol: 1 }), null);
+    assert.equal(await (await plugin.connect()).text('/text'), 'grüße\n');
+  });
+});
+
+// HTTP -----------------------------------------------------------------------------------------------------------------
+
+describe('http', () => {
+  let plugin;
+  before(async () => {
+    plugin = new Process();
+    await plugin.ready();
+  });
+  after(() => plugin.stop());
+
+  const json = (wire, path, fields, body) => wire.text(path, fields, body).then(JSON.parse);
+
+  check('results become responses', async () => {
+    const wire = await plugin.connect();
+    const summary = async (path) => {
+      const { status, headers, body } = await wire.get(path);
+      return [status, headers, body.toString('latin1')];
+    };
+    const typed = (type) => [['content-type', type]];
+    assert.deepEqual(await summary('/text'), [200, typed('text/plain; charset=utf-8'), Buffer.from('grüße\n').toString('latin1')]);
+    assert.deepEqual(await summary('/bytes'), [200, typed('application/octet-stream'), '\0\xff\n']);
+    assert.deepEqual(await summary('/json'), [200, typed('application/json'), Buffer.from('{"a":[1,"ü"]}').toString('latin1')]);
+    assert.deepEqual(await summary('/null'), [200, [], '']);
+    assert.deepEqual(await summary('/teapot'), [418, typed('text/plain; charset=utf-8'), 'short and stout\n']);
+    assert.deepEqual(await summary('/none'), [404, typed('text/plain; charset=utf-8'), '?']);
+    assert.deepEqual(await summary('/cookies'), [204, [['set-cookie', 'a=1'], ['set-cookie', 'b=2']], '']);
+    assert.deepEqual((await summary('/pairs'))[1], [['Set-Cookie', 'a=1'], ['Content-Type', 'text/css'], ['Set-Cookie', 'b=2']]);
+  });
+
+  check('a handler that fails answers 500 and shows the stack', async () => {
+    const wire = await plugin.connect();
+    for (const [path, complaint] of [
+      ['/fails', /Error: a bug\n\s+at .*plugin\.mjs/],
+      ['/nothing', /TypeError: a reply cannot be undefined/],
+      ['/promise', /TypeError: a reply cannot be an instance of Promise/],
+    ]) {
+      const { status, body } = await wire.get(path);
+      assert.deepEqual([status, body.toString()], [500, 'internal error\n']);
+      while (!complaint.test(plugin.log)) await once(plugin.child.stderr, 'data');
+    }
+  });
+
+  check('the request is what the host sent', async () => {
+    const wire = await plugin.connect();
+    const headers = [['x-tag', 'a'], ['cookie', 'c=1'], ['x-tag', 'b'], ['cookie', 'd=2']];
+    assert.deepEqual(await json(wire, '/request?q=1&q=%C3%BC', { method: 'PURGE', headers }), {
+      method: 'PURGE', path: '/request', query: 'q=1&q=%C3%BC', q: ['1', 'ü'], mount: '/fixture', remote: '192.0.2.7',
+      headers, cookie: 'c=1; d=2', tags: 'a, b', each: ['a', 'b'], none: null,
+    });
+    assert.equal((await json(wire, '/request')).query, '');
+  });
+
+  check('fifty requests in one write are answered in order', async () => {
+    const wire = await plugin.connect();
+    wire.socket.write(Buffer.concat(Array.from({ length: 50 }, (_, id) => frame(http(id, `/slow-number?${id}`)))));
+    for (let id = 0; id < 50; id++) {
+      const { head, body } = await wire.receive();
+      assert.deepEqual([head.id, body.toString()], [id, String(id)]);
+    }
+  });
+
+  check('connections are served side by side', async () => {
+    const [slow, quick] = [await plugin.connect(), await plugin.connect()];
+    slow.send(http(1, '/patient'));
+    assert.equal(await quick.text('/text'), 'grüße\n');
+    slow.close();
+  });
+
+  check('every byte of a body comes back', async () => {
+    const wire = await plugin.connect();
+    const all = Buffer.from(Array.from({ length: 256 }, (_, byte) => byte));
+    for (const body of [Buffer.alloc(0), all, Buffer.alloc(16384, all), Buffer.alloc(16385, all), Buffer.alloc(MIB, all)]) {
+      const { body: answer, frames } = await wire.get('/echo', { method: 'POST' }, body);
+      assert.ok(answer.equals(body));
+      assert.equal(frames.length, 1);
+    }
+  });
+
+  const post = (wire, path, pieces) => {
+    wire.send(http(1, path, { method: 'POST', more: true }), pieces[0]);
+    pieces.slice(1).forEach((piece, at) => wire.send({ type: 'data', id: 1, more: at < pieces.length - 2 }, piece));
+    return wire.answer();
+  };
+
+  check('a body that streams up comes whole, or piece by piece', async () => {
+    const wire = await plugin.connect();
+    const pieces = [3, MIB, 0, MIB, 70000, 0].map((size, at) => Buffer.alloc(size, String(at)));
+    const { headers, frames, body } = await post(wire, '/echo', pieces);
+    assert.ok(body.equals(Buffer.concat(pieces)));
+    assert.deepEqual(frames.map((each) => each.length), [MIB, MIB, 70003, 0]);
+    assert.deepEqual(headers.find(([name]) => name === 'content-length'), ['content-length', String(body.length)]);
+    assert.equal((await post(wire, '/pieces', pieces)).body.toString(), JSON.stringify([3, MIB, MIB, 70000]));
+  });
+
+  check('a body over the limit answers 413, one that is not JSON 400', async () => {
+    const wire = await plugin.connect();
+    assert.equal(await wire.text('/limited', {}, 'ten bytes.'), 'ten bytes.');
+    assert.equal((await wire.get('/limited', {}, 'ten bytes..')).status, 413);
+    assert.equal(await wire.text('/parsed', {}, '{"a":1}'), '{"a":1}');
+    assert.equal((await wire.get('/parsed', {}, '{"a":')).status, 400);
+  });
+
+  check('an early answer drops the rest of the body', async () => {
+    const wire = await plugin.connect();
+    wire.send(http(1, '/early', { method: 'POST', more: true }), 'some');
+    const { head, body } = await wire.receive();
+    assert.deepEqual([head.status, body.toString()], [202, 'enough']);
+    wire.send({ type: 'data', id: 1, more: true }, Buffer.alloc(MIB));
+    wire.send({ type: 'data', id: 1, more: false, aborted: true });
+    assert.equal(await wire.text('/text'), 'grüße\n');
+  });
+
+  check('a body cannot be read once the answer has begun', async () => {
+    const wire = await plugin.connect();
+    wire.send(http(1, '/late-reader', { method: 'POST', more: true }), 'some');
+    wire.send({ type: 'data', id: 1, more: false, aborted: true });
+    assert.equal((await wire.answer()).body.toString(), 'begun AbortError');
+    assert.equal(await wire.text('/late-reader', {}, 'whole'), 'begun AbortError', 'nor one that is there');
+  });
+
+  check('a body that is cut rejects, and the plugin goes on', async () => {
+    const wire = await plugin.connect();
+    wire.send(http(1, '/cut', { method: 'POST', more: true }), 'some');
+    wire.close();
+    await plugin.logged('cut: AbortError true\n');
+    assert.equal(await (await plugin.connect()).text('/text'), 'grüße\n');
+  });
+
+  check('another request inside a body is a protocol error', async () => {
+    const wire = await plugin.connect();
+    wire.send(http(1, '/echo', { method: 'POST', more: true }), 'some');
+    assert.equal(await wire.call(http(2, '/text')), null);
+  });
+
+  check('a large answer goes in frames of 1 MiB, with its length', async () => {
+    const { headers, frames } = await (await plugin.connect()).get('/big');
+    assert.deepEqual(frames.map((each) => each.length), [MIB, MIB, MIB / 2, 0]);
+    assert.deepEqual(headers.at(-1), ['content-length', String(2.5 * MIB)]);
+  });
+
+  check('a stream is sent piece by piece', async () => {
+    const wire = await plugin.connect();
+    const { headers, frames } = await wire.get('/three');
+    assert.deepEqual(headers, [['content-type', 'text/x-three']]);
+    assert.deepEqual(frames.map(String), ['', 'one', 'two', 'three', '']);
+    assert.deepEqual((await wire.get('/big-piece')).frames.map((each) => each.length), [0, MIB, MIB, 5, 0]);
+    assert.equal(await wire.text('/readable'), 'ab');
+  });
+
+  check('HEAD has the head of GET, and leaves streams unread', async () => {
+    const wire = await plugin.connect();
+    const { headers, frames } = await wire.get('/big', { method: 'HEAD' });
+    assert.deepEqual(frames.map((each) => each.length), [0]);
+    assert.deepEqual(headers.at(-1), ['content-length', String(2.5 * MIB)]);
+    assert.deepEqual((await wire.get('/flood', { method: 'HEAD' })).frames.map(String), ['']);
+    const logged = plugin.log.split('readable closed').length;
+    assert.equal(await wire.text('/readable', { method: 'HEAD' }), '');
+    while (plugin.log.split('readable closed').length === logged) await once(plugin.child.stderr, 'data');
+    assert.equal(await wire.text('/produced'), '0');
+  });
+
+  check('a stream that fails in the middle cuts the connection', async () => {
+    for (const [path, complaint] of [
+      ['/breaks', 'Error: broken in the middle\n'],
+      ['/bad-piece', 'TypeError: expected a string or bytes, not 5\n'],
+    ]) {
+      const wire = await plugin.connect();
+      wire.send(http(1, path));
+      let last;
+      for (let next; (next = await wire.receive()); last = next);
+      assert.notEqual(last?.head.more, false);
+      await plugin.logged(complaint);
+    }
+  });
+
+  check('when the connection ends in a stream, its generator is returned', async () => {
+    for (const [path, trace] of [['/ticks', 'ticks released\n'], ['/obstinate', 'obstinate released\n']]) {
+      const wire = await plugin.connect();
+      wire.send(http(1, path));
+      while ((await wire.receive()).body.length === 0);
+      wire.close();
+      await plugin.logged(trace);
+    }
+    assert.equal(await (await plugin.connect()).text('/text'), 'grüße\n');
+    assert.doesNotMatch(plugin.log, /AbortError:/, 'that is no fault to be logged');
+  });
+
+  check('a stream waits for a host that does not read', async () => {
+    const [flood, other] = [await plugin.connect(), await plugin.connect()];
+    flood.send(http(1, '/flood'));
+    await flood.receive();
+    for (let before = -1, now; (now = Number(await other.text('/produced'))) !== before; before = now);
+    assert.ok(Number(await other.text('/produced')) < 32, 'pieces of 64 KiB');
+    flood.close();
+  });
+
+  check('requests wait in the socket when the queue is full', async () => {
+    const [full, other] = [await plugin.connect(), await plugin.connect()];
+    full.send(http(0, '/hold'));
+    for (let id = 1; id <= 16; id++) full.send(http(id, '/echo'), Buffer.alloc(MIB, String(id)));
+    for (let before = -1; full.socket.writableLength !== before; await other.text('/text')) before = full.socket.writableLength;
+    assert.ok(full.socket.writableLength > 8 * MIB);
+    assert.equal(await other.text('/release'), 'released');
+    assert.equal((await full.receive()).body.toString(), 'held');
+    for (let id = 1; id <= 16; id++) assert.ok((await full.receive()).body.equals(Buffer.alloc(MIB, String(id))));
+  });
+
+  check('ping', async () => {
+    const wire = await plugin.connect();
+    assert.deepEqual((await wire.call({ type: 'ping', id: 11 })).head, { type: 'pong', id: 11 });
+    wire.socket.write(Buffer.from(GOLDEN.valid.find(({ name }) => name === 'ping').hex, 'hex'));
+    assert.deepEqual((await wire.receive()).head, { type: 'pong', id: 3 });
+  });
+
+  check('a protocol error closes its connection, and only that', async () => {
+    const other = await plugin.connect();
+    const outOfPlace = ['data', 'pong', 'dance'].map((type) => frame({ type, id: 1 }));
+    for (const bytes of [...GOLDEN.invalid.map(({ hex }) => Buffer.from(hex, 'hex')), ...outOfPlace]) {
+      const wire = await plugin.connect();
+      wire.socket.write(bytes);
+      assert.equal(await wire.receive(), null);
+    }
+    for (const { hex } of GOLDEN.cut) (await plugin.connect()).socket.end(Buffer.from(hex, 'hex'));
+    assert.equal(await other.text('/text'), 'grüße\n');
+  });
+});
+
+// The store ------------------------------------------------------------------------------------------------------------
+
+describe('kv', () => {
+  /** A plugin and its store; `run` runs a snippet in the plugin. */
+  async function withStore(t, config) {
+    const plugin = start(t);
+    const store = await hostStore(t, plugin.hostPath);
+    const wire = await plugin.ready(config);
+    return { plugin, store, wire, run: async (snippet) => JSON.parse(await wire.text('/run', { method: 'POST' }, snippet)) };
+  }
+
+  check('every call, in the form the protocol has', async (t) => {
+    const { store, run } = await withStore(t);
+    assert.equal(await run(`return kv.get('a')`), null);
+    assert.equal(await run(`return kv.set('a', 'ü', { ttlMs: 5000, ifAbsent: true })`), 1);
+    assert.deepEqual(store.requests.at(-1), { type: 'kv', id: 2, op: 'set', key: 'a', ttl_ms: 5000, if_absent: true });
+    assert.equal(await run(`return (await kv.get('a')).toString()`), 'ü');
+    assert.deepEqual(await run(`const { value, ...rest } = await kv.getEntry('a'); return rest`), { rev: 1, expiresInMs: 5000 });
+    assert.equal(await run(`return kv.set('empty', new Uint8Array(0), { ifRev: 7 })`), 2);
+    assert.equal(store.requests.at(-1).if_rev, 7);
+    assert.equal(await run(`return (await kv.get('empty')).length`), 0);
+    assert.deepEqual(await run(`return [await kv.delete('a', { ifRev: 1 }), await kv.delete('a')]`), [true, false]);
+    assert.deepEqual(await run(`return [await kv.incr('n'), await kv.incr('n', -3, { ttlMs: 9 })]`), [1, -2]);
+    assert.deepEqual(await run(`return kv.incr('n', Number.MAX_SAFE_INTEGER)`), Number.MAX_SAFE_INTEGER - 2);
+    assert.deepEqual(await run(`return kv.incr('n', 4)`), '9007199254740993n');
+  });
+
+  check('list fetches page by page', async (t) => {
+    const { store, run } = await withStore(t);
+    await run(`for (const key of ['b', 'pa', 'pb', 'pc', 'pd', 'pe']) await kv.set(key, 'of ' + key)`);
+    const list = (options) => run(`
+      const all = [];
+      for await (const entry of kv.list(${options})) all.push({ ...entry, value: entry.value?.toString() });
+      return all;`);
+    assert.deepEqual((await list('')).map(({ key }) => key), ['b', 'pa', 'pb', 'pc', 'pd', 'pe']);
+    store.requests.length = 0;
+    const found = await list(`{ prefix: 'p', values: true }`);
+    assert.deepEqual(found[1], { key: 'pb', rev: 3, size: 5, value: 'of pb' });
+    assert.equal(found.length, 5);
+    assert.deepEqual(store.requests.map(({ after }) => after), [undefined, 'pb', 'pd']);
+    assert.deepEqual(await list(`{ prefix: 'q' }`), []);
+  });
+
+  check('txn writes together, and tells which write failed', async (t) => {
+    const { store, run } = await withStore(t);
+    assert.deepEqual(await run(`
+      return kv.txn([
+        { op: 'set', key: 'a', value: '1', ttlMs: 5 },
+        { op: 'set', key: 'b', value: Buffer.from([255]) },
+        { op: 'incr', key: 'n', delta: 2 },
+      ])`), [{ rev: 1 }, { rev: 2 }, { value: '9007199254740993n', rev: 3 }]);
+    assert.deepEqual(store.transaction, [
+      { op: 'set', key: 'a', value: '1', ttl_ms: 5 }, { op: 'set', key: 'b', value_base64: '/w==' }, { op: 'incr', key: 'n', delta: 2 },
+    ]);
+    assert.deepEqual(await run(`return kv.txn([{ op: 'delete', key: 'a' }, { op: 'delete', key: 'b', ifRev: 999 }])`), {
+      name: 'PluginError', code: 'conflict', message: 'no such revision', index: 1,
+    });
+  });
+
+  check('calls made side by side go over one connection and get their own answers', async (t) => {
+    const { store, run } = await withStore(t);
+    const numbers = Array.from({ length: 300 }, (_, n) => n);
+    assert.deepEqual(await run(`
+      const numbers = Array.from({ length: 300 }, (_, n) => n);
+      await Promise.all(numbers.map((n) => kv.set('k' + n, 'v' + n)));
+      const values = await Promise.all(numbers.map((n) => kv.get('k' + n)));
+      return values.map((value) => Number(value.toString().slice(1)));`), numbers);
+    assert.equal(store.connections, 1);
+  });
+
+  check("errors have the host's code, and what cannot be sent fails by itself", async (t) => {
+    const { run, store } = await withStore(t);
+    await run(`return kv.set('a', '1')`);
+    assert.deepEqual(await run(`
+      const code = (call) => call.then(() => 'done', (error) => error.code ?? error.name);
+      return Promise.all([
+        code(kv.set('a', '2', { ifAbsent: true })), code(kv.set('b', Buffer.alloc(${MIB} + 1))), code(kv.get('\\ud800')),
+        code(kv.get('x'.repeat(70000))), code(kv.set('c', { not: 'bytes' })), code(kv.get('a')),
+      ]);`), ['conflict', 'too_large', 'bad_key', 'too_large', 'TypeError', 'done']);
+    assert.equal(store.connections, 1);
+  });
+
+  check('a lost connection fails what is outstanding; the next call connects again', async (t) => {
+    const { store, run } = await withStore(t);
+    let count = 0;
+    store.disturb = (wire) => ++count === 2 && wire.close();
+    assert.deepEqual(await run(`
+      const calls = await Promise.allSettled([kv.set('a', '1'), kv.set('b', '2'), kv.set('c', '3')]);
+      return calls.map(({ value, reason }) => value ?? reason.code);`), [1, 'disconnected', 'disconnected']);
+    assert.equal(await run(`return kv.set('d', '4')`), 2);
+    assert.deepEqual(store.requests.map(({ key }) => key), ['a', 'b', 'd'], 'nothing is sent again');
+    assert.equal(store.connections, 2);
+  });
+
+  check('a reply that answers no request ends the connection', async (t) => {
+    const { store, run } = await withStore(t);
+    store.disturb = (wire) => wire.send({ type: 'result', id: 999 });
+    assert.equal((await run(`return kv.get('a')`)).code, 'protocol_error');
+    store.disturb = () => {};
+    assert.equal(await run(`return kv.get('a')`), null);
+  });
+
+  check('without a host the call fails', async (t) => {
+    const plugin = start(t);
+    const wire = await plugin.ready();
+    assert.match(await wire.text('/run', {}, `return kv.get('a')`), /"disconnected".*ENOENT/);
+  });
+
+  check("the operator's operations go to the store by default", async (t) => {
+    const { wire } = await withStore(t);
+    const kv = async (op, key, body) => {
+      const reply = await wire.call({ type: 'kv', id: 9, op, key }, body);
+      return [reply.head, reply.body.toString()];
+    };
+    const result = (fields) => ({ type: 'result', id: 9, ...fields });
+    assert.deepEqual(await kv('get', 'color'), [result({ found: false }), '']);
+    assert.deepEqual(await kv('set', 'color', 'grün'), [result({ rev: 1 }), '']);
+    assert.deepEqual(await kv('get', 'color'), [result({ found: true, rev: 1 }), 'grün']);
+    assert.deepEqual(await kv('delete', 'color'), [result({ found: true }), '']);
+    assert.deepEqual(await kv('delete', 'color'), [result({ found: false }), '']);
+    assert.equal((await kv('dance', 'color'))[0].code, 'bad_request');
+  });
+
+  check('onKv checks, refuses and computes', async (t) => {
+    const { plugin, wire } = await withStore(t, { guard: true });
+    const kv = async (key) => wire.call({ type: 'kv', id: 9, op: 'get', key });
+    assert.deepEqual((await kv('forbidden')).head, { type: 'error', id: 9, code: 'forbidden', message: 'not for you' });
+    assert.deepEqual((await kv('bug')).head, { type: 'error', id: 9, code: 'internal', message: 'a bug in onKv' });
+    assert.equal((await kv('computed')).body.toString(), 'computed:get');
+    assert.deepEqual((await kv('other')).head, { type: 'result', id: 9, found: false });
+    await plugin.logged('Error: a bug in onKv');
+    assert.doesNotMatch(plugin.log, /not for you/);
+  });
+});
+
+// The clock ------------------------------------------------------------------------------------------------------------
+
+describe('the clock example', () => {
+  const clock = {
+    command: ['./plugin'],
+    install: (dir) => cpSync(join(ROOT, 'plugins-examples/clock'), dir, { recursive: true, verbatimSymlinks: true }),
+  };
+  const ISO = /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$/;
+
+  check('describes itself', async (t) => {
+    const plugin = start(t, { ...clock, args: ['--metadata'] });
+    assert.equal(await plugin.exit, 0);
+    const { id, name, icon, route, concurrency } = JSON.parse(plugin.out);
+    assert.deepEqual({ id, name, icon, route, concurrency }, { id: 'clock', name: 'Clock', icon: '🕰️', route: '/clock', concurrency: 64 });
+  });
+
+  check('serves a page, a line of text, and refuses the rest', async (t) => {
+    const wire = await start(t, clock).ready();
+    const browser = { headers: [['accept', 'text/html,*/*;q=0.8']], mount: '/clock' };
+    const type = ({ headers }) => headers.find(([name]) => name === 'content-type')[1];
+    const page = await wire.get('/', browser);
+    assert.equal(type(page), 'text/html; charset=utf-8');
+    assert.match(page.body.toString(), /new EventSource\('\/clock\/events'\)/);
+    const text = await wire.get('/', { headers: [['accept', '*/*']] });
+    assert.equal(type(text), 'text/plain; charset=utf-8');
+    assert.match(text.body.toString().trimEnd(), ISO);
+    const head = await wire.get('/', { ...browser, method: 'HEAD' });
+    assert.deepEqual([head.status, type(head), head.body.length], [200, 'text/html; charset=utf-8', 0]);
+    assert.equal(type(await wire.get('/events', { method: 'HEAD' })), 'text/event-stream; charset=utf-8');
+    assert.equal((await wire.get('/nowhere')).status, 404);
+    const post = await wire.get('/', { method: 'POST' });
+    assert.equal(post.status, 405);
+    assert.ok(post.headers.some(([name, value]) => name === 'allow' && value === 'GET, HEAD'));
+  });
+
+  check('events come one at a time, until the client goes', async (t) => {
+    const plugin = start(t, clock);
+    const wire = await plugin.ready();
+    wire.send(http(1, '/events'));
+    const { head } = await wire.receive();
+    assert.ok(head.headers.some(([name, value]) => name === 'cache-control' && value === 'no-store'));
+    const times = [];
+    while (times.length < 3) {
+      const [, event, data] = (await wire.receive()).body.toString().match(/^event: (.*)\ndata: (.*)\n\n$/);
+      assert.equal(event, 'tick');
+      assert.match(data, ISO);
+      times.push(Date.parse(data));
+    }
+    for (const gap of [times[1] - times[0], times[2] - times[1]]) {
+      assert.ok(gap > 500 && gap < 2500, `${gap} ms between two events`);
+    }
+    const second = await plugin.connect();
+    wire.close();
+    assert.equal(await second.call({ type: 'shutdown', id: 2 }), null);
+    assert.equal(await plugin.exit, 0);
+    assert.equal(plugin.log, '');
+  });
+});

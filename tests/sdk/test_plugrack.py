@@ -1,0 +1,1002 @@
+"""The Python SDK and the Python examples, driven by a small host that is written here from docs/protocol.md alone.
+
+    python3 -m unittest discover -s tests/sdk
+
+The plugins are real processes, run by the Python that runs the tests. Every test has its own directory and its own
+sockets, so test runs do not disturb each other.
+"""
+
+import base64
+import bisect
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+from pathlib import Path
+from urllib.parse import urlencode
+
+sys.dont_write_bytecode = True  # the SDK is imported from the source tree, which stays clean
+ROOT = Path(__file__).resolve().parents[2]
+SDK = ROOT / "src" / "sdk" / "plugrack.py"
+EXAMPLES = ROOT / "plugins-examples"
+FRAMES = json.loads((ROOT / "tests" / "protocol" / "frames.json").read_text("utf-8"))
+MIB = 1_048_576
+PATIENCE = 10  # seconds until something that does not happen fails a test
+
+sys.path.insert(0, str(SDK.parent))
+import plugrack  # noqa: E402
+
+PLUGIN = r'''
+import hashlib, sys, threading, time
+import plugrack
+
+plugin = plugrack.Plugin(id="bench", name="Bench", version="1.0.0", icon="🧪", route="/bench", concurrency=8)
+meeting = threading.Barrier(3)
+
+@plugin.init
+def init(context):
+    if context.license == "expired":
+        raise plugrack.Refuse("the licence has expired", "license")
+    if context.license == "broken":
+        raise RuntimeError("no disk")
+    print("started with", context.config)
+
+def echo(request):
+    return plugrack.Response(request.body(), headers=[("x-query", request.query), ("x-remote", request.remote)])
+
+def look(request):
+    return {"method": request.method, "path": request.path, "params": request.params, "mount": request.mount,
+            "cookies": request.headers.get_all("Cookie"), "host": request.headers.get("HOST"),
+            "none": request.headers.get("absent")}
+
+def digest(request):
+    whole = hashlib.sha256()
+    for piece in request.chunks():
+        whole.update(piece)
+    return whole.hexdigest()
+
+def read(request):
+    pieces = []
+    while True:
+        piece = request.read(3)
+        if not piece:
+            return pieces and b"|".join(pieces)
+        pieces.append(piece)
+
+def events(request):
+    yield "one"
+    yield b"two"
+    yield "thr\u00e9\u00e9"
+
+def fails_at_once(request):
+    raise RuntimeError("at once")
+    yield
+
+def fails_later(request):
+    yield "begun"
+    raise RuntimeError("later")
+
+class endless:
+    """Endless for a test, that is; and no generator, which Python closes by itself when it is dropped."""
+    def __init__(self, request):
+        self.pieces = iter([b"x" * 10000] * 5000)
+    def __iter__(self):
+        return self.pieces
+    def close(self):
+        open("closed", "w").close()
+
+def until_stopped(request):
+    yield b""
+    for _ in range(1000):  # not for ever: a host that waits for the end must fail
+        if plugin.stopping.wait(0.01):
+            yield "over"
+            return
+        yield "tick"
+
+def lazy_echo(request):
+    yield b""
+    yield from request.chunks()
+
+def large(request):
+    return bytes(range(256)) * 4096 * 3 + b"end"
+
+def meet(request):
+    meeting.wait(10)
+    return "met"
+
+def boom(request):
+    raise ValueError("secret")
+
+def visits(request):
+    return str(plugin.store.incr("visits"))
+
+ROUTES = {f.__name__: f for f in (echo, look, digest, read, events, fails_at_once, fails_later, endless, until_stopped,
+                                  lazy_echo, large, meet, boom, visits)}
+ROUTES.update(
+    early=lambda request: (403, "no"),
+    limited=lambda request: request.body(limit=10),
+    json=lambda request: request.json(),
+    form=lambda request: request.form(),
+    cookies=lambda request: plugrack.Response("", 204, [("set-cookie", "a=b"), ("Set-Cookie", "c=d")]),
+    html=lambda request: plugrack.Response("<p>", 201, {"x-number": 5}, content_type="text/html"),
+    wrong=lambda request: None,
+)
+
+@plugin.http
+def handle(request):
+    return ROUTES[request.path[1:]](request)
+
+plugin.run()
+'''
+
+OWN_KV = r'''
+import plugrack
+plugin = plugrack.Plugin(id="own", name="Own", version="1.0.0", icon="o", route="/own")
+
+@plugin.kv
+def kv(op, key, value):
+    if key == "locked":
+        raise plugrack.Error("read_only", "this key cannot be written")
+    if key == "broken":
+        raise RuntimeError("secret")
+    return {"get": "computed" if key == "there" else None, "set": 7, "delete": key == "there"}[op]
+
+plugin.run()
+'''
+
+
+# ---- A host ----------------------------------------------------------------------------------------------------------
+
+def frame(head, body=b""):
+    text = json.dumps(head).encode()
+    return struct.pack(">II", len(text), len(body)) + text + body
+
+
+class Connection:
+    """One connection to a plugin, or of a plugin to the store."""
+
+    def __init__(self, sock):
+        self.sock = sock
+        self.input = sock.makefile("rb")
+
+    def write(self, data):
+        self.sock.sendall(data)
+
+    def send(self, head, body=b""):
+        self.write(frame(head, body))
+
+    def receive(self):
+        """The next frame; None at the end of the stream, wherever it comes."""
+        try:
+            lengths = self.input.read(8)
+            if len(lengths) < 8:
+                return None
+            head, body = (self.input.read(size) for size in struct.unpack(">II", lengths))
+        except ConnectionError:  # what the peer had not read when it closed makes the end a reset
+            return None
+        return json.loads(head.decode()), body
+
+    def ask(self, head, body=b""):
+        self.send(head, body)
+        return self.receive()
+
+    def http(self, path, body=b"", method="GET", headers=(), more=False, query=None, number=7):
+        head = {"type": "http", "id": number, "method": method, "path": path, "mount": "/bench",
+                "headers": [["host", "example.org"], *headers], "remote": "203.0.113.9", "more": more}
+        if query is not None:
+            head["query"] = query
+        self.send(head, body)
+
+    def response(self):
+        """A whole response: its head, and its body, put together."""
+        head, body = self.receive()
+        whole, more = body, head.get("more")
+        while more:
+            part, body = self.receive()
+            assert part["type"] == "data" and part["id"] == head["id"], part
+            whole, more = whole + body, part["more"]
+        return head, whole
+
+    def get(self, path, body=b"", **options):
+        self.http(path, body, **options)
+        return self.response()
+
+    def close(self):
+        self.input.close()
+        self.sock.close()
+
+
+class Store:
+    """The host's socket, with the namespace of one plugin."""
+
+    PAGE = 3  # keys in a page of `list`, few so that there are several pages
+
+    def __init__(self, path):
+        self.path = str(path)
+        self.values = {}  # key: (value, rev, ttl_ms)
+        self.rev = 0
+        self.lock = threading.Lock()
+        self.requests = []
+        self.connections = []
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(self.path)
+        self.listener.listen(128)
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        while True:
+            try:
+                connection = Connection(self.listener.accept()[0])
+            except OSError:
+                return
+            with self.lock:
+                self.connections.append(connection)
+            threading.Thread(target=self.serve, args=(connection,), daemon=True).start()
+
+    def serve(self, connection):
+        try:
+            while True:
+                found = connection.receive()
+                if not found or found[0].get("key") == "cut":
+                    return
+                head, body = found
+                with self.lock:
+                    self.requests.append(head)
+                    reply, value = self.perform(head, body)
+                connection.send({"type": "result", "id": head["id"], **reply}, value)
+        except OSError:
+            pass
+        finally:
+            connection.close()
+
+    def perform(self, head, body):
+        op, key = head["op"], head.get("key")
+        there = self.values.get(key)
+        if key == "busy":
+            return {"type": "error", "code": "busy", "message": "try again"}, b""
+        if head.get("if_absent") and there or "if_rev" in head and (not there or there[1] != head["if_rev"]):
+            return {"type": "error", "code": "conflict", "message": "it is not so"}, b""
+        if op == "get":
+            if not there:
+                return {"found": False}, b""
+            expires = {"expires_in_ms": there[2]} if there[2] else {}
+            return {"found": True, "rev": there[1], **expires}, there[0]
+        if op == "delete":
+            return {"found": self.values.pop(key, None) is not None}, b""
+        if op == "list":
+            keys = sorted(name for name in self.values if name.startswith(head.get("prefix", "")))
+            keys = keys[bisect.bisect_right(keys, head.get("after", "")):]
+            page = []
+            for name in keys[:self.PAGE]:
+                value, rev, ttl = self.values[name]
+                page.append({"key": name, "rev": rev, "size": len(value)})
+                if head.get("values"):
+                    page[-1]["value_base64"] = base64.b64encode(value).decode()
+            more = {"next": keys[self.PAGE - 1]} if len(keys) > self.PAGE else {}
+            return more, json.dumps(page).encode()
+        if op == "txn":
+            results = []
+            for index, write in enumerate(json.loads(body.decode())):
+                result, _ = self.perform(write, base64.b64decode(write.get("value_base64", "")))
+                if "code" in result:
+                    return {**result, "index": index}, b""
+                results.append(result)
+            return {}, json.dumps(results).encode()
+        self.rev += 1
+        if op == "incr":
+            total = int(there[0] if there else 0) + head.get("delta", 1)
+            self.values[key] = (b"%d" % total, self.rev, head.get("ttl_ms"))
+            return {"value": total, "rev": self.rev}, b""
+        self.values[key] = (body, self.rev, head.get("ttl_ms"))
+        return {"rev": self.rev}, b""
+
+    def hang_up(self):
+        """Close the connections, as a host that restarts does."""
+        with self.lock:
+            for connection in self.connections:
+                try:
+                    connection.sock.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass
+            self.connections.clear()
+
+    def close(self):
+        self.listener.close()
+        self.hang_up()
+
+
+class Process:
+    """A plugin that runs."""
+
+    def __init__(self, executable, directory, store=None):
+        self.directory = Path(tempfile.mkdtemp(dir=str(directory)))
+        self.log_path = self.directory / "log"
+        self.socket_path = str(self.directory / "s")
+        self.connections = []
+        with open(self.log_path, "wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, str(executable)], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                cwd=str(self.directory), start_new_session=True,
+                env={"PATH": os.environ.get("PATH", ""), "HOME": str(self.directory),
+                     "PLUGRACK_SOCKET": self.socket_path, "PLUGRACK_HOST_SOCKET": store.path if store else "/nowhere",
+                     "PLUGRACK_PROTOCOL": "1", "PLUGRACK_PLUGIN_ID": "bench"})
+
+    def connect(self):
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            sock = socket.socket(socket.AF_UNIX)
+            sock.settimeout(PATIENCE)
+            try:
+                sock.connect(self.socket_path)
+            except OSError:
+                sock.close()
+                if time.monotonic() > deadline or self.process.poll() is not None:
+                    raise AssertionError("the plugin does not listen: " + self.log()) from None
+                time.sleep(0.005)
+                continue
+            self.connections.append(Connection(sock))
+            return self.connections[-1]
+
+    def init(self, **fields):
+        """The first connection, and the reply to `init` on it."""
+        connection = self.connect()
+        return connection, connection.ask({
+            "type": "init", "id": 1, "protocol": 1, "instance_id": "5f0c3f0e-3d3b-4c0a-9a43-3d5d1f1f7a10",
+            "plugin_id": "bench", "socket_path": self.socket_path, "host_socket": "", "log_path": str(self.log_path),
+            "data_dir": str(self.directory), "license": None, "config": {},
+            "host": {"name": "test", "version": "0"}, **fields})
+
+    def log(self):
+        return self.log_path.read_text("utf-8")
+
+    def wait(self):
+        return self.process.wait(PATIENCE)
+
+    def kill(self):
+        for connection in self.connections:
+            connection.close()
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.process.wait()
+
+
+class TestCase(unittest.TestCase):
+    def setUp(self):
+        # Not $TMPDIR: the path of a Unix socket is at most about 100 bytes long.
+        self.directory = Path(tempfile.mkdtemp(prefix="pr-", dir="/tmp"))
+        self.addCleanup(shutil.rmtree, str(self.directory))
+
+    def store(self):
+        store = Store(self.directory / "host")
+        self.addCleanup(store.close)
+        return store
+
+    def launch(self, plugin, store=None):
+        """Start a plugin: an example by its path, or one by its text. It does not outlive the test."""
+        executable = self.directory / "plugin"
+        if isinstance(plugin, Path):
+            shutil.copy(str(plugin), str(executable))
+        else:
+            executable.write_text(plugin, "utf-8")
+        shutil.copy(str(SDK), str(self.directory))
+        process = Process(executable, self.directory, store)
+        self.addCleanup(process.kill)
+        return process
+
+    def start(self, plugin=PLUGIN, store=None, **fields):
+        """A plugin that is ready, and its first connection."""
+        process = self.launch(plugin, store)
+        connection, reply = process.init(**fields)
+        self.assertEqual(reply, ({"type": "ready", "id": 1}, b""))
+        return process, connection
+
+    def eventually(self, condition):
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            self.assertLess(time.monotonic(), deadline, "it did not happen")
+            time.sleep(0.005)
+
+    def assert_alive(self, connection):
+        self.assertEqual(connection.ask({"type": "ping", "id": 99}), ({"type": "pong", "id": 99}, b""))
+
+
+# ---- Frames ----------------------------------------------------------------------------------------------------------
+
+class FrameTest(TestCase):
+    def wire(self, data):
+        """The SDK's end of a connection on which these bytes came, and then the end."""
+        ours, theirs = socket.socketpair()
+        self.addCleanup(theirs.close)
+        ours.sendall(data)
+        ours.close()
+        return plugrack._Wire(theirs)
+
+    def test_valid(self):
+        for vector in FRAMES["valid"]:
+            with self.subTest(vector["name"]):
+                data = bytes.fromhex(vector["hex"])
+                expected = vector["head"], bytes.fromhex(vector["body_hex"])
+                wire = self.wire(data + data)
+                self.assertEqual(wire.read(), expected)
+                self.assertEqual(wire.read(), expected)
+                with self.assertRaises(plugrack.Disconnected):
+                    wire.read()
+                self.assertEqual(plugrack._encode(*expected), data)
+
+    def test_invalid(self):
+        for vector in FRAMES["invalid"]:
+            with self.subTest(vector["name"]), self.assertRaises(plugrack._ProtocolError):
+                self.wire(bytes.fromhex(vector["hex"])).read()
+
+    def test_cut(self):
+        for vector in FRAMES["cut"]:
+            with self.subTest(vector["name"]), self.assertRaises(plugrack.Disconnected):
+                self.wire(bytes.fromhex(vector["hex"])).read()
+
+    def test_a_plugin_closes_the_connection_and_lives(self):
+        for plugin in (PLUGIN, EXAMPLES / "counter" / "plugin"):
+            process, connection = self.start(plugin)
+            for vector in FRAMES["invalid"]:
+                with self.subTest(vector["name"]):
+                    connection.write(bytes.fromhex(vector["hex"]))
+                    self.assertIsNone(connection.receive())
+                    connection.close()
+                    connection = process.connect()
+            self.assert_alive(connection)
+
+    def test_out_of_place(self):
+        process, first = self.start()
+        fields = {"method": "GET", "path": "/look", "mount": "/bench", "headers": []}
+        for head in ({"type": "init", "id": 2}, {"type": "data", "id": 2}, {"type": "pong", "id": 2},
+                     {"type": "what", "id": 2}, {"type": "http", "id": 2}, {**fields, "type": "http", "id": -1},
+                     {**fields, "type": "http", "id": 2, "headers": 5}):
+            with self.subTest(head):
+                connection = process.connect()
+                self.assertIsNone(connection.ask(head))
+        self.assert_alive(first)
+        self.assertNotIn("Traceback", process.log())
+
+    def test_nothing_before_init(self):
+        process = self.launch(PLUGIN)
+        self.assertIsNone(process.connect().ask({"type": "ping", "id": 1}))
+        self.assertEqual(process.init()[1][0]["type"], "ready")
+
+
+# ---- From start to exit ----------------------------------------------------------------------------------------------
+
+class LifeTest(TestCase):
+    def test_metadata_of_the_examples(self):
+        for name in ("notes", "counter"):
+            with self.subTest(name):
+                shutil.copy(str(EXAMPLES / name / "plugin"), str(self.directory))
+                shutil.copy(str(SDK), str(self.directory))
+                done = subprocess.run([str(self.directory / "plugin"), "--metadata"], stdout=subprocess.PIPE,
+                                      env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": "/"})
+                self.assertEqual(done.returncode, 0)
+                metadata = json.loads(done.stdout.decode())
+                self.assertEqual((metadata["id"], metadata["route"]), (name, "/" + name))
+                self.assertRegex(metadata["version"], r"^\d+\.\d+\.\d+$")
+                self.assertTrue(metadata["name"] and metadata["icon"])
+
+    def test_by_hand(self):
+        plugin = self.directory / "plugin"
+        plugin.write_text(OWN_KV, "utf-8")
+        shutil.copy(str(SDK), str(self.directory))
+        done = subprocess.run([sys.executable, str(plugin)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={})
+        self.assertEqual((done.returncode, done.stdout), (64, b""))
+        self.assertRegex(done.stderr.decode(), r"^Own is a plugin.*PLUGRACK_SOCKET.*\n$")
+
+    def test_init(self):
+        process, _ = self.start(config={"title": "caffè"})
+        # Through the log while the plugin runs: what is printed must not wait in a buffer.
+        self.eventually(lambda: "started with {'title': 'caffè'}\n" in process.log())
+
+    def test_refuse(self):
+        process = self.launch(PLUGIN)
+        connection, reply = process.init(license="expired")
+        self.assertEqual(reply[0], {"type": "error", "id": 1, "code": "license", "message": "the licence has expired"})
+        self.assertIsNone(connection.receive())
+        self.assertEqual(process.wait(), 78)
+        self.assertEqual(process.log(), "the licence has expired\n")
+
+    def test_init_fails(self):
+        process = self.launch(PLUGIN)
+        _, reply = process.init(license="broken")
+        self.assertEqual(reply[0], {"type": "error", "id": 1, "code": "internal", "message": "RuntimeError: no disk"})
+        self.assertEqual(process.wait(), 1)
+        self.assertIn("Traceback", process.log())
+
+    def test_shutdown_with_several_connections(self):
+        process, first = self.start()
+        streaming, busy, idle = (process.connect() for _ in range(3))
+        streaming.http("/until_stopped")
+        self.assertTrue(streaming.receive()[0]["more"])
+        self.assert_alive(idle)
+        first.send({"type": "shutdown", "id": 50})
+        self.assertIsNone(first.receive())
+        received = [streaming.receive()]
+        while received[-1][0]["more"]:
+            received.append(streaming.receive())
+        self.assertEqual(received[-2][1], b"over")
+        for number in range(100):  # the plugin goes on until the last connection has ended
+            self.assertEqual(busy.get("/echo", b"%d" % number)[1], b"%d" % number)
+        busy.http("/echo", b"last")
+        for connection in (streaming, busy, idle):
+            connection.send({"type": "shutdown", "id": 51})
+        self.assertEqual(busy.response()[1], b"last")
+        for connection in (streaming, busy, idle):
+            self.assertIsNone(connection.receive())
+        self.assertEqual(process.wait(), 0)
+        self.assertNotIn("Traceback", process.log())
+
+    def test_shutdown_reaches_the_only_connection_in_mid_stream(self):
+        process, connection = self.start()
+        connection.write(frame({"type": "http", "id": 7, "method": "GET", "path": "/until_stopped", "mount": "/bench",
+                                "headers": []}) + frame({"type": "shutdown", "id": 8}))
+        self.assertTrue(connection.response()[1].endswith(b"over"))
+        self.assertIsNone(connection.receive())
+        self.assertEqual(process.wait(), 0)
+
+    def test_shutdown_arrives_in_mid_stream(self):
+        process, connection = self.start()
+        connection.http("/until_stopped")
+        connection.receive()
+        connection.send({"type": "shutdown", "id": 8})
+        while connection.receive():
+            pass
+        self.assertEqual(process.wait(), 0)
+
+    def test_one_connection_left_does_not_end_the_plugin(self):
+        process, first = self.start()
+        first.close()
+        second = process.connect()
+        self.assert_alive(second)
+        second.send({"type": "shutdown", "id": 8})
+        self.assertEqual(process.wait(), 0)
+
+    def test_terminate(self):
+        process, connection = self.start()
+        connection.http("/until_stopped")
+        connection.receive()
+        process.process.terminate()
+        self.assertEqual(process.wait(), -signal.SIGTERM)
+
+
+# ---- HTTP ------------------------------------------------------------------------------------------------------------
+
+class HttpTest(TestCase):
+    def setUp(self):
+        super().setUp()
+        self.process, self.connection = self.start()
+
+    def test_request(self):
+        head, body = self.connection.get("/look", query="a=1&a=2&b=%C3%A9+x&c=",
+                                         headers=[["cookie", "a=b"], ["cookie", "c=d"]])
+        self.assertEqual((head["status"], head["headers"]), (200, [["content-type", "application/json"]]))
+        self.assertEqual(json.loads(body.decode()), {
+            "method": "GET", "path": "/look", "params": {"a": "1", "b": "é x", "c": ""}, "mount": "/bench",
+            "cookies": ["a=b", "c=d"], "host": "example.org", "none": None})
+
+    def test_every_byte(self):
+        data = bytes(range(256)) * 4096
+        head, body = self.connection.get("/echo", data, method="POST", query="q%20")
+        self.assertEqual(body, data)
+        self.assertEqual(head["headers"], [["x-query", "q%20"], ["x-remote", "203.0.113.9"],
+                                           ["content-type", "application/octet-stream"]])
+
+    def test_forms_of_answers(self):
+        head, body = self.connection.get("/cookies")
+        self.assertEqual((head, body), ({"type": "response", "id": 7, "status": 204, "more": False, "headers":
+                                         [["set-cookie", "a=b"], ["Set-Cookie", "c=d"]]}, b""))
+        head, body = self.connection.get("/html")
+        self.assertEqual((head["status"], head["headers"], body),
+                         (201, [["x-number", "5"], ["content-type", "text/html"]], b"<p>"))
+        head, body = self.connection.get("/early")
+        self.assertEqual((head["status"], head["headers"], body),
+                         (403, [["content-type", "text/plain; charset=utf-8"]], b"no"))
+
+    def test_bodies(self):
+        self.assertEqual(self.connection.get("/json", b'[1,{"a":"\xc3\xa9"}]')[1], '[1,{"a":"é"}]'.encode())
+        self.assertEqual(self.connection.get("/json", b"{nope")[0]["status"], 400)
+        self.assertEqual(self.connection.get("/json", b"[" * 100_000)[0]["status"], 400)
+        self.assertEqual(self.connection.get("/form", b"a=1&b=%26+&a=2")[1], b'{"a":"1","b":"& "}')
+        self.assertEqual(self.connection.get("/read", b"12345678")[1], b"123|456|78")
+
+    def test_pipelining(self):
+        requests = b"".join(
+            frame({"type": "http", "id": number, "method": "GET", "path": "/echo", "query": str(number),
+                   "mount": "/bench", "headers": [], "remote": ""}, b"%d" % number)
+            if number % 5 else frame({"type": "ping", "id": number}) for number in range(50))
+        self.connection.write(requests)
+        for number in range(50):
+            head, body = self.connection.receive()
+            self.assertEqual(head["id"], number)
+            self.assertEqual((head["type"], body), ("response", b"%d" % number) if number % 5 else ("pong", b""))
+
+    def test_a_frame_in_single_bytes(self):
+        for byte in frame({"type": "ping", "id": 5}):
+            self.connection.write(bytes([byte]))
+        self.assertEqual(self.connection.receive()[0], {"type": "pong", "id": 5})
+
+    def test_stream_up(self):
+        data = [bytes([number]) * size for number, size in enumerate((10, MIB, 0, 5, MIB))]
+        self.connection.http("/digest", data[0], more=True)
+        for piece in data[1:]:
+            self.connection.send({"type": "data", "id": 7, "more": True}, piece)
+        self.connection.send({"type": "data", "id": 7, "more": False})
+        self.assertEqual(self.connection.response()[1].decode(), hashlib.sha256(b"".join(data)).hexdigest())
+
+    def test_stream_down(self):
+        self.connection.http("/events")
+        received = [self.connection.receive() for _ in range(4)]
+        self.assertEqual([(head["type"], head["more"], body) for head, body in received], [
+            ("response", True, b"one"), ("data", True, b"two"), ("data", True, "thréé".encode()), ("data", False, b"")])
+
+    def test_large_answer(self):
+        head, body = self.connection.get("/large")
+        self.assertEqual(body, bytes(range(256)) * 4096 * 3 + b"end")
+        self.assertIn(["content-length", str(len(body))], head["headers"])
+
+    def test_head_of_a_stream(self):
+        self.connection.http("/endless", method="HEAD")
+        self.assertEqual(self.connection.response()[1], b"")
+        self.assert_alive(self.connection)
+
+    def test_early_answer(self):
+        self.connection.http("/early", b"begin", more=True)
+        self.connection.send({"type": "data", "id": 7, "more": True}, b"x" * MIB)
+        self.assertEqual(self.connection.receive()[0]["status"], 403)
+        self.connection.send({"type": "data", "id": 7, "more": False, "aborted": True})
+        self.assert_alive(self.connection)
+
+    def test_early_answer_that_is_large(self):
+        # The host sends its body before it reads on, more than the sockets hold: so does the plugin with its answer.
+        self.connection.http("/large", b"begin", more=True)
+        head, first = self.connection.receive()
+        for _ in range(3):
+            self.connection.send({"type": "data", "id": 7, "more": True}, b"x" * MIB)
+        self.connection.send({"type": "data", "id": 7, "more": False, "aborted": True})
+        size = len(first)
+        while head["more"]:
+            head, body = self.connection.receive()
+            size += len(body)
+        self.assertEqual(size, 3 * MIB + 3)
+        self.assert_alive(self.connection)
+
+    def test_a_body_read_too_late_cuts_the_answer(self):
+        for end in ({"aborted": True}, {}):  # without "aborted" the host had sent all of it before the answer came
+            with self.subTest(end):
+                connection = self.process.connect()
+                connection.http("/lazy_echo", b"begin", more=True)
+                self.assertTrue(connection.receive()[0]["more"])
+                connection.send({"type": "data", "id": 7, "more": False, **end}, b"end")
+                while True:
+                    received = connection.receive()
+                    if received is None:
+                        break
+                    self.assertTrue(received[0]["more"])
+        self.assertEqual(self.process.log().count("RuntimeError: the request"), 2)
+
+    def test_limit(self):
+        self.assertEqual(self.connection.get("/limited", b"0123456789")[0]["status"], 200)
+        self.connection.http("/limited", b"01234", more=True)
+        self.connection.send({"type": "data", "id": 7, "more": True}, b"567890")
+        self.assertEqual(self.connection.receive()[0]["status"], 413)
+        self.connection.send({"type": "data", "id": 7, "more": False, "aborted": True})
+        self.assert_alive(self.connection)
+
+    def test_failures(self):
+        for path in ("/boom", "/wrong", "/fails_at_once", "/no-such-key"):
+            with self.subTest(path):
+                head, body = self.connection.get(path)
+                self.assertEqual((head["status"], body), (500, b"internal error\n"))
+        self.assertIn("ValueError: secret", self.process.log())
+        self.connection.http("/fails_later")
+        self.assertEqual(self.connection.receive()[1], b"begun")
+        self.assertIsNone(self.connection.receive())
+        self.assertIn("RuntimeError: later", self.process.log())
+        self.assert_alive(self.process.connect())
+
+    def test_client_gone_while_streaming_down(self):
+        self.connection.http("/endless")
+        self.connection.receive()
+        self.connection.close()
+        self.eventually((self.process.directory / "closed").exists)
+        self.assert_alive(self.process.connect())
+        self.assertNotIn("Traceback", self.process.log())
+
+    def test_client_gone_while_streaming_up(self):
+        self.connection.http("/digest", b"begin", more=True)
+        self.connection.close()
+        self.assert_alive(self.process.connect())
+        self.assertNotIn("Traceback", self.process.log())
+
+    def test_concurrency(self):
+        connections = [self.connection, self.process.connect(), self.process.connect()]
+        for connection in connections:
+            connection.http("/meet")
+        self.assertEqual([connection.response()[1] for connection in connections], [b"met"] * 3)
+
+
+# ---- KV --------------------------------------------------------------------------------------------------------------
+
+class KvTest(TestCase):
+    def test_default_handler(self):
+        self.check_default_handler(PLUGIN)
+
+    def test_counter_passes_on(self):
+        self.check_default_handler(EXAMPLES / "counter" / "plugin")
+
+    def check_default_handler(self, plugin):
+        _, connection = self.start(plugin, self.store())
+
+        def kv(op, body=b"", key="färbe"):
+            head, value = connection.ask({"type": "kv", "id": 9, "op": op, "key": key}, body)
+            self.assertEqual(head.pop("id"), 9)
+            return head, value
+
+        value = bytes(range(256))
+        self.assertEqual(kv("get"), ({"type": "result", "found": False}, b""))
+        self.assertEqual(kv("set", value), ({"type": "result", "rev": 1}, b""))
+        self.assertEqual(kv("get"), ({"type": "result", "found": True, "rev": 1}, value))
+        self.assertEqual(kv("delete"), ({"type": "result", "found": True}, b""))
+        self.assertEqual(kv("delete"), ({"type": "result", "found": False}, b""))
+        self.assertEqual(kv("set", b"x", "busy"), ({"type": "error", "code": "busy", "message": "try again"}, b""))
+
+    def test_own_handler(self):
+        process, connection = self.start(OWN_KV)
+
+        def kv(op, key):
+            return connection.ask({"type": "kv", "id": 9, "op": op, "key": key})
+
+        self.assertEqual(kv("get", "there"), ({"type": "result", "id": 9, "found": True}, b"computed"))
+        self.assertEqual(kv("get", "else"), ({"type": "result", "id": 9, "found": False}, b""))
+        self.assertEqual(kv("set", "there"), ({"type": "result", "id": 9, "rev": 7}, b""))
+        self.assertEqual(kv("delete", "else"), ({"type": "result", "id": 9, "found": False}, b""))
+        self.assertEqual(kv("set", "locked")[0], {"type": "error", "id": 9, "code": "read_only",
+                                                  "message": "this key cannot be written"})
+        self.assertEqual(kv("get", "broken")[0]["code"], "internal")
+        self.assertIn("RuntimeError: secret", process.log())
+        self.assertEqual(kv("list", "x")[0]["code"], "bad_request")
+        self.assertEqual(connection.ask({"type": "kv", "id": 9, "op": "get"})[0]["code"], "bad_request")
+        self.assertEqual(connection.get("/")[0]["status"], 404)
+
+    def test_store_is_gone(self):
+        _, connection = self.start()
+        self.assertEqual(connection.ask({"type": "kv", "id": 9, "op": "get", "key": "k"})[0]["code"], "disconnected")
+
+
+class StoreTest(TestCase):
+    def setUp(self):
+        super().setUp()
+        self.host = self.store()
+        self.client = plugrack.Store(self.host.path)
+        self.addCleanup(lambda: [wire.close() for wire in self.client._idle])
+
+    def test_operations(self):
+        client = self.client
+        self.assertIsNone(client.get("a"))
+        self.assertIsNone(client.get_entry("a"))
+        self.assertEqual(client.set("a", "é", ttl=1.5), 1)
+        self.assertEqual(client.get_entry("a"), plugrack.Entry("a", "é".encode(), 1, 2, 1500))
+        self.assertEqual(client.set("a", b""), 2)
+        self.assertEqual(client.get("a"), b"")
+        self.assertEqual(client.set("a", b"x" * MIB, if_rev=2), 3)
+        self.assertEqual(client.get("a"), b"x" * MIB)
+        self.assertEqual(client.incr("n"), 1)
+        self.assertEqual(client.incr("n", -5, ttl=60), -4)
+        self.assertEqual(self.host.requests[-1]["ttl_ms"], 60_000)
+        self.assertTrue(client.delete("a", if_rev=3))
+        self.assertFalse(client.delete("a"))
+        self.assertEqual(len(self.host.connections), 1)
+
+    def test_list(self):
+        keys = [f"k/{number}" for number in range(7)]
+        for key in keys:
+            self.client.set(key, key.upper())
+        self.client.set("other", "")
+        self.assertEqual([(entry.key, entry.value) for entry in self.client.list("k/")], [(key, None) for key in keys])
+        self.assertEqual([entry.value for entry in self.client.list("k/", after="k/4", values=True)], [b"K/5", b"K/6"])
+        self.assertEqual(len(list(self.client.list())), 8)
+        self.assertEqual(list(self.client.list("none")), [])
+
+    def test_txn(self):
+        self.assertEqual(self.client.txn([{"op": "set", "key": "a", "value": b"\xff", "ttl": 2},
+                                          {"op": "incr", "key": "n", "delta": 2}, {"op": "delete", "key": "n"}]),
+                         [{"rev": 1}, {"value": 2, "rev": 2}, {"found": True}])
+        self.assertEqual(self.host.values, {"a": (b"\xff", 1, 2000)})
+        with self.assertRaises(plugrack.Conflict) as caught:
+            self.client.txn([{"op": "delete", "key": "b"},
+                             {"op": "set", "key": "a", "value": "", "if_absent": True}])
+        self.assertEqual(caught.exception.index, 1)
+
+    def test_errors(self):
+        self.client.set("a", b"1")
+        with self.assertRaises(plugrack.Conflict) as caught:
+            self.client.set("a", b"2", if_absent=True)
+        self.assertEqual(caught.exception.code, "conflict")
+        with self.assertRaises(plugrack.Conflict):
+            self.client.delete("a", if_rev=5)
+        for key, value, code in (("busy", b"", "busy"), ("a", b"x" * (MIB + 1), "too_large"),
+                                 ("k" * 70_000, b"", "too_large")):
+            with self.subTest(code), self.assertRaises(plugrack.Error) as caught:
+                self.client.set(key, value)
+            self.assertEqual(caught.exception.code, code)
+        self.assertEqual(self.client.get("a"), b"1")
+
+    def test_a_write_without_a_reply_is_not_repeated(self):
+        with self.assertRaises(plugrack.Error) as caught:
+            self.client.set("cut", b"")
+        self.assertEqual(caught.exception.code, "disconnected")
+        self.assertEqual(len(self.host.connections), 1)
+        self.assertEqual(self.client.incr("n"), 1)
+
+    def test_an_idle_connection_that_was_closed_is_replaced(self):
+        self.assertEqual(self.client.incr("n"), 1)
+        self.host.hang_up()
+        self.assertEqual(self.client.incr("n"), 2)
+
+    def test_eight_threads(self):
+        failures = []
+
+        def work(name):
+            try:
+                for number in range(50):
+                    self.client.incr("n")
+                    self.client.set(name, str(number))
+                    self.assertEqual(self.client.get(name), str(number).encode())
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=work, args=(f"thread {number}",)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE)
+        self.assertEqual(failures, [])
+        self.assertEqual(self.client.get("n"), b"400")
+        self.assertLessEqual(len(self.host.connections), 8)
+
+    def test_connections_are_bounded(self):
+        threads = [threading.Thread(target=self.client.incr, args=("n",)) for _ in range(100)]
+        with self.host.lock:  # nothing is answered, so every connection that may be opened is
+            for thread in threads:
+                thread.start()
+        for thread in threads:
+            thread.join(PATIENCE)
+        self.assertEqual(self.client.get("n"), b"100")
+        self.assertLessEqual(len(self.host.connections), 64)
+
+
+# ---- The examples ----------------------------------------------------------------------------------------------------
+
+class CounterTest(TestCase):
+    def test_counts_across_restarts(self):
+        store = self.store()
+        for visit in (1, 2):
+            process, connection = self.start(EXAMPLES / "counter" / "plugin", store)
+            head, body = connection.get("/")
+            self.assertEqual((head["status"], body), (200, b"You are visitor number %d.\n" % visit))
+            connection.send({"type": "shutdown", "id": 2})
+            self.assertIsNone(connection.receive())
+            self.assertEqual(process.wait(), 0)
+
+    def test_request_with_a_body(self):
+        _, connection = self.start(EXAMPLES / "counter" / "plugin", self.store())
+        connection.http("/", b"begin", method="POST", more=True)
+        connection.send({"type": "data", "id": 7, "more": True}, b"x" * MIB)
+        connection.send({"type": "data", "id": 7, "more": False})
+        self.assertEqual(connection.response()[0]["status"], 200)
+        self.assertEqual(connection.get("/else")[0]["status"], 404)
+
+    def test_goes_on_with_the_next_connection(self):
+        process, connection = self.start(EXAMPLES / "counter" / "plugin", self.store())
+        connection.http("/", b"begin", more=True)
+        connection.close()
+        self.assertEqual(process.connect().get("/")[1], b"You are visitor number 1.\n")
+
+
+class NotesTest(TestCase):
+    HTML = [["accept", "text/html,*/*;q=0.8"]]
+
+    def setUp(self):
+        super().setUp()
+        self.host = self.store()
+        self.run_notes()
+
+    def run_notes(self, **fields):
+        self.process, self.connection = self.start(EXAMPLES / "notes" / "plugin", self.host, **fields)
+
+    def post(self, path, headers=(), **fields):
+        return self.connection.get(path, urlencode(fields).encode(), method="POST", headers=headers)
+
+    def page(self):
+        head, body = self.connection.get("/", headers=self.HTML)
+        self.assertEqual(head["status"], 200)
+        self.assertIn(["content-type", "text/html; charset=utf-8"], head["headers"])
+        return body.decode()
+
+    def notes(self):
+        return json.loads(self.connection.get("/notes.json")[1].decode())
+
+    def test_from_adding_to_deleting(self):
+        self.assertIn("No notes yet", self.page())
+        head, _ = self.post("/", text="<b>buy & milk</b>\r\nand é", headers=self.HTML)
+        self.assertEqual(head["status"], 303)
+        self.assertIn(["location", "/bench"], head["headers"])
+        self.post("/", text="second")
+        second, first = self.notes()
+        self.assertEqual((first["text"], second["text"]), ("<b>buy & milk</b>\nand é", "second"))
+        page = self.page()
+        self.assertIn("&lt;b&gt;buy &amp; milk&lt;/b&gt;\nand é", page)
+        self.assertNotIn("<b>", page)
+        targets = set(re.findall(r'(?:href|action)="([^"]*)"', page))
+        self.assertEqual(targets, {"/bench", "/bench/"} | {
+            f"/bench/{verb}/{note['id']}" for verb in ("edit", "delete") for note in (first, second)})
+        self.assertEqual(self.post("/edit/" + first["id"], text="bread", rev=first["rev"])[0]["status"], 303)
+        self.assertEqual(self.notes()[1]["text"], "bread")
+        self.assertEqual(self.post("/edit/" + first["id"], text="late", rev=first["rev"])[0]["status"], 409)
+        self.assertEqual(self.post("/edit/" + first["id"], text="no rev")[0]["status"], 400)
+        self.assertEqual(self.post("/delete/" + second["id"])[0]["status"], 303)
+        self.assertEqual([note["text"] for note in self.notes()], ["bread"])
+
+    def test_survive_a_restart(self):
+        self.post("/", text="kept")
+        self.connection.send({"type": "shutdown", "id": 2})
+        self.assertEqual(self.process.wait(), 0)
+        self.run_notes(config={"title": "Mine <3"})
+        self.assertEqual(self.notes()[0]["text"], "kept")
+        self.assertIn("<title>Mine &lt;3</title>", self.page())
+
+    def test_at_a_terminal(self):
+        head, body = self.connection.get("/", headers=[["accept", "*/*"], ["x-forwarded-proto", "https"]])
+        self.assertEqual(head["headers"], [["content-type", "text/plain; charset=utf-8"]])
+        self.assertEqual(body.decode(), "Notes: nothing yet\n\nAdd one:  curl -d text='…' https://example.org/bench\n")
+        self.assertEqual(self.post("/", text="milk\nbread")[1], b"Added.\n")
+        self.assertRegex(self.connection.get("/")[1].decode(),
+                         r"^Notes: 1\n\n\d{4}-\d\d-\d\d \d\d:\d\d\n    milk\n    bread\n\nAdd one")
+
+    def test_mistakes(self):
+        for status, path, fields in ((400, "/", {"text": " \r\n "}), (400, "/", {}), (413, "/", {"text": "é" * 10_001}),
+                                     (413, "/", {"text": "x" * 300_000}), (404, "/nowhere", {}), (404, "/delete/", {}),
+                                     (409, "/edit/none", {"text": "x", "rev": 1})):
+            with self.subTest(path=path, status=status):
+                head, body = self.post(path, self.HTML, **fields)
+                self.assertEqual(head["status"], status)
+                self.assertIn(b'<a href="/bench">Back</a>', body)
+        self.assertIn(b"10,001", self.post("/", text="é" * 10_001)[1])
+        self.assertEqual(self.connection.get("/", method="DELETE")[0]["status"], 405)
+        self.assertEqual(self.connection.get("/nowhere")[0]["status"], 404)
+        self.assertEqual(self.notes(), [])
+
+    def test_forms_of_other_sites(self):
+        for origin in ("https://evil.example", "null", "http://example.org.evil.example"):
+            self.assertEqual(self.post("/", [["origin", origin]], text="x")[0]["status"], 403)
+        self.assertEqual(self.post("/", [["origin", "http://Example.org"]], text="x")[0]["status"], 303)
+        self.assertEqual(len(self.notes()), 1)
+
+    def test_notes_of_the_operator(self):
+        key = 'note/odd "/ <name>'
+        self.connection.ask({"type": "kv", "id": 3, "op": "set", "key": key}, b"by hand \xff")
+        page = self.page()
+        self.assertIn("by hand \ufffd", page)
+        self.assertIn("odd &quot;/ &lt;name&gt;", page)
+        target = re.search(r'action="/bench(/delete/[^"]*)"', page).group(1)
+        self.assertEqual(self.post(target)[0]["status"], 303)
+        self.assertEqual(self.notes(), [])
+
+
+if __name__ == "__main__":
+    unittest.main()
