@@ -1,19 +1,24 @@
 //! The web side: tiny_http receives requests, the dispatcher sends each where it belongs, and [`TinyClient`] answers.
 //!
+//! tiny_http is helped over three of its weaknesses from outside: connections get their timeouts from the listener, a listener
+//! with a timeout needs a connection now and then, and one whose accept failed is given to a new tiny_http (`docs/architecture.md`).
+//!
 //! The dispatcher is one thread, the only one that calls `recv`, and it waits for nothing else. What may take time is done by
 //! others: plugins' requests by their workers, the operator's API by the desk, refusals with a body still to be read by the usher.
 
 use crate::api::{self, Api};
 use crate::exchange::{BodyLength, Client, Failed, Job, WebJob};
 use crate::pages;
+use crate::process::SMALL_STACK;
 use crate::protocol::message::{HOP_BY_HOP, Headers, Http, Response};
 use crate::rack::Rack;
 use crate::route::Target;
 use crossbeam_channel::{Receiver, Sender, bounded};
+use rustix::net::sockopt;
 use std::io::{self, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 use tiny_http::{HTTPVersion, Request, Server};
@@ -21,6 +26,19 @@ use uuid::Uuid;
 
 /// Time in which a client must send or take something, else its connection is closed. Also how long an idle connection is kept.
 const CLIENT_IDLE: Duration = Duration::from_secs(15);
+
+/// How often the host connects to itself. tiny_http can leave a connection of a burst without a thread until one falls free, and
+/// stops accepting when no connection came for [`CLIENT_IDLE`]; a connection that is closed at once mends both.
+const NUDGE: Duration = Duration::from_secs(1);
+
+/// Time for the host to connect to itself.
+const NUDGE_TIME: Duration = Duration::from_secs(1);
+
+/// Failures to accept within [`FAILURE_WINDOW`] after which the host gives up, so that its supervisor starts it afresh.
+const MAX_FAILURES: usize = 3;
+
+/// The time in which [`MAX_FAILURES`] are too many.
+const FAILURE_WINDOW: Duration = Duration::from_secs(60);
 
 /// Threads for the operator's API: a command that waits for its plugin takes one.
 const DESK_THREADS: usize = 4;
@@ -42,30 +60,43 @@ const OVERLOAD_RETRY_AFTER: u64 = 1;
 
 /// The listening side of the host.
 pub(crate) struct Front {
-    server: Arc<Server>,
+    listener: TcpListener,
     address: SocketAddr,
     max_body: u64,
     /// Set when no new request is to be taken.
     closing: AtomicBool,
+    /// When accepting failed of late.
+    failures: Mutex<Vec<Instant>>,
+    /// Closed when accepting has failed for good.
+    alive: Mutex<Option<Sender<()>>>,
     /// A request's id is this and a number.
     id_prefix: String,
     ids: AtomicU64,
 }
 
 impl Front {
-    /// Begins to listen.
-    pub(crate) fn listen(address: SocketAddr, max_body: u64) -> io::Result<Self> {
+    /// Begins to listen. The channel closes when accepting has failed for good.
+    pub(crate) fn listen(address: SocketAddr, max_body: u64) -> io::Result<(Self, Receiver<()>)> {
         let listener = TcpListener::bind(address)?;
         // Connections inherit these from the listener on Linux; tiny_http gives no other way to them.
-        rustix::net::sockopt::set_tcp_nodelay(&listener, true)?;
-        for timeout in [rustix::net::sockopt::Timeout::Recv, rustix::net::sockopt::Timeout::Send] {
-            rustix::net::sockopt::set_socket_timeout(&listener, timeout, Some(CLIENT_IDLE))?;
+        sockopt::set_tcp_nodelay(&listener, true)?;
+        for timeout in [sockopt::Timeout::Recv, sockopt::Timeout::Send] {
+            sockopt::set_socket_timeout(&listener, timeout, Some(CLIENT_IDLE))?;
         }
         let address = listener.local_addr()?;
-        let server = Server::from_listener(listener, None).map_err(|error| io::Error::other(error.to_string()))?;
         let id_prefix = Uuid::new_v4().simple().to_string()[..12].to_owned();
-        let (closing, ids) = (AtomicBool::new(false), AtomicU64::new(1));
-        Ok(Self { server: Arc::new(server), address, max_body, closing, id_prefix, ids })
+        let (alive, failed) = bounded(0);
+        let front = Self {
+            listener,
+            address,
+            max_body,
+            closing: AtomicBool::new(false),
+            failures: Mutex::default(),
+            alive: Mutex::new(Some(alive)),
+            id_prefix,
+            ids: AtomicU64::new(1),
+        };
+        Ok((front, failed))
     }
 
     /// Where it listens.
@@ -85,9 +116,39 @@ impl Front {
             let queue = to_usher.clone();
             std::thread::Builder::new().name(format!("usher-{number}")).spawn(move || refuse_all(&queue))?;
         }
-        let dispatcher = Dispatcher { front: Arc::clone(self), rack: Arc::clone(rack), desk, usher };
-        std::thread::Builder::new().name("dispatcher".into()).spawn(move || dispatcher.run())?;
+        Arc::new(Dispatcher { front: Arc::clone(self), rack: Arc::clone(rack), desk, usher }).start()?;
+        let front = Arc::clone(self);
+        std::thread::Builder::new().name("nudge".into()).stack_size(SMALL_STACK).spawn(move || front.nudge())?;
         Ok(())
+    }
+
+    /// Connects to the host now and then, see [`NUDGE`].
+    fn nudge(&self) {
+        let mut address = self.address;
+        if address.ip().is_unspecified() {
+            address.set_ip(if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
+        }
+        let ticks = crossbeam_channel::tick(NUDGE);
+        while ticks.recv().is_ok() {
+            if let Err(error) = TcpStream::connect_timeout(&address, NUDGE_TIME) {
+                log::debug!("the host cannot connect to itself: {error}");
+            }
+        }
+    }
+
+    /// Notes a failure to accept, and says whether to go on.
+    fn go_on_after(&self, error: &io::Error) -> bool {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        failures.retain(|at| now.duration_since(*at) < FAILURE_WINDOW);
+        failures.push(now);
+        if failures.len() < MAX_FAILURES {
+            log::warn!("accepting connections failed and is begun again: {error}");
+            return true;
+        }
+        log::error!("accepting connections failed {MAX_FAILURES} times within {} s: {error}", FAILURE_WINDOW.as_secs());
+        *self.alive.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        false
     }
 
     /// Takes no new request from now on; each is answered that the host stops.
@@ -108,16 +169,31 @@ struct Dispatcher {
 }
 
 impl Dispatcher {
-    fn run(&self) {
+    /// Gives the listener to a tiny_http, and its requests to a thread.
+    fn start(self: Arc<Self>) -> io::Result<()> {
+        let listener = self.front.listener.try_clone()?;
+        let server = Server::from_listener(listener, None).map_err(|error| io::Error::other(error.to_string()))?;
+        std::thread::Builder::new().name("dispatcher".into()).spawn(move || self.run(&server))?;
+        Ok(())
+    }
+
+    fn run(self: Arc<Self>, server: &Server) {
         loop {
-            match self.front.server.recv() {
+            match server.recv() {
                 Ok(request) => {
                     // A panic while one request is handled must not end the thread that hands out all others.
                     if catch_unwind(AssertUnwindSafe(|| self.dispatch(request))).is_err() {
                         log::error!("a request made the dispatcher panic");
                     }
                 }
-                Err(error) => log::error!("no further connection can be accepted: {error}"),
+                // This tiny_http accepts no more. It is kept for the connections it has, and another takes the new ones.
+                Err(error) => {
+                    if self.front.go_on_after(&error)
+                        && let Err(error) = Arc::clone(&self).start()
+                    {
+                        log::error!("accepting connections cannot be begun again: {error}");
+                    }
+                }
             }
         }
     }

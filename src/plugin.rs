@@ -91,8 +91,6 @@ pub(crate) enum Door {
 pub(crate) struct Plugin {
     /// Who it is.
     pub(crate) metadata: Metadata,
-    /// The name of its file in the plugins directory.
-    pub(crate) file: String,
     /// What is executed.
     pub(crate) program: PathBuf,
     /// Requests on their way to it.
@@ -115,11 +113,10 @@ pub(crate) struct Plugin {
 
 impl Plugin {
     /// A plugin that was not started yet.
-    pub(crate) fn new(metadata: Metadata, file: String, program: PathBuf, log: PluginLog, control: Sender<Command>, status: Status) -> Self {
+    pub(crate) fn new(metadata: Metadata, program: PathBuf, log: PluginLog, control: Sender<Command>, status: Status) -> Self {
         let queue = Queue::new(metadata.concurrency as usize);
         Self {
             metadata,
-            file,
             program,
             queue,
             log,

@@ -95,8 +95,8 @@ impl Process {
     fn signal(&self, signal: Signal) {
         if !self.reaped {
             // Until the shim has made its session there is no group. One that has ended needs no signal.
-            drop(rustix::process::kill_process(self.pid, signal));
-            drop(rustix::process::kill_process_group(self.pid, signal));
+            rustix::process::kill_process(self.pid, signal).unwrap_or_default();
+            rustix::process::kill_process_group(self.pid, signal).unwrap_or_default();
         }
     }
 

@@ -153,7 +153,7 @@ impl Rack {
         let log = PluginLog::new(self.host.data.log(&id));
         let status =
             Status { state: State::Stopped, since: now_ms(), reason: String::new(), pid: None, retry_at: None, restarts: 0, enabled };
-        let plugin = Arc::new(Plugin::new(metadata, found.file.clone(), found.program.clone(), log, control, status));
+        let plugin = Arc::new(Plugin::new(metadata, found.program.clone(), log, control, status));
         let supervisor = Supervisor::new(Arc::clone(&plugin), Arc::clone(&self.host), commands);
         let (alive, ended) = bounded(0);
         let thread = std::thread::Builder::new().name(format!("plugin-{id}"));
@@ -180,7 +180,7 @@ impl Rack {
         let (done, settled) = bounded(0);
         if plugin.control.send(command(done)).is_ok() {
             // It ends by the channel's end, or is told as it is by then.
-            drop(settled.recv_timeout(SETTLE_TIME));
+            settled.recv_timeout(SETTLE_TIME).unwrap_or_default();
         }
     }
 

@@ -6,27 +6,29 @@ use crate::config::Serve;
 use crate::data_dir::{DataDir, private_file};
 use crate::host::{Host, Sessions};
 use crate::http::Front;
+use crate::process::SMALL_STACK;
 use crate::rack::Rack;
 use crate::store::Store;
 use crate::store::kv::Limits;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
+use crossbeam_channel::{select, unbounded};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 /// Runs the host until it is told to stop.
 pub(crate) fn serve(data: &Path, settings: &Serve) -> Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("cannot watch for signals")?;
     // A second SIGTERM or SIGINT ends the host at once; its plugins die with it.
     let stopping = Arc::new(AtomicBool::new(false));
     for signal in [SIGTERM, SIGINT] {
         signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&stopping))?;
         signal_hook::flag::register(signal, Arc::clone(&stopping))?;
     }
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("cannot watch for signals")?;
 
     let data = DataDir::create(data)?;
     let _lock = data.lock()?;
@@ -41,7 +43,7 @@ pub(crate) fn serve(data: &Path, settings: &Serve) -> Result<()> {
     let plugins = fs::canonicalize(&plugins)?;
 
     let address = settings.listen;
-    let front = Front::listen(address, settings.max_body).with_context(|| format!("cannot listen on {address} (choose another with --listen)"))?;
+    let (front, failed) = Front::listen(address, settings.max_body).with_context(|| format!("cannot listen on {address} (choose another with --listen)"))?;
     let front = Arc::new(front);
     let host = Host {
         instance_id,
@@ -65,17 +67,21 @@ pub(crate) fn serve(data: &Path, settings: &Serve) -> Result<()> {
         log::warn!("{} is open to the network, in plain HTTP: put a reverse proxy with TLS in front", front.address());
     }
 
-    for signal in &mut signals {
-        if signal == SIGHUP {
-            match rack.rescan() {
-                Ok(changes) => log::info!("looked through the plugins directory again: {changes:?}"),
-                Err(error) => log::error!("the plugins directory cannot be read: {error}"),
-            }
+    let (sender, received) = unbounded();
+    let watch = move || signals.forever().all(|signal| sender.send(signal).is_ok());
+    std::thread::Builder::new().name("signals".into()).stack_size(SMALL_STACK).spawn(watch)?;
+    let outcome = loop {
+        select! {
+            recv(received) -> signal => match signal {
+                Ok(SIGHUP) => match rack.rescan() {
+                    Ok(changes) => log::info!("looked through the plugins directory again: {changes:?}"),
+                    Err(error) => log::error!("the plugins directory cannot be read: {error}"),
+                },
+                _ => break Ok(()),
+            },
+            recv(failed) -> _ => break Err(anyhow!("no connections can be accepted any more")),
         }
-        if stopping.load(Ordering::Relaxed) {
-            break;
-        }
-    }
+    };
 
     log::info!("stopping");
     front.close();
@@ -83,7 +89,7 @@ pub(crate) fn serve(data: &Path, settings: &Serve) -> Result<()> {
     store.sync().context("the last events were not recorded")?;
     data.sweep_run().context("cannot clear the run directory")?;
     log::info!("stopped");
-    Ok(())
+    outcome
 }
 
 /// Notes where the host listens, for the operator's commands: whole or not at all.

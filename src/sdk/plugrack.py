@@ -632,13 +632,13 @@ class Plugin:
             print(f"{self.metadata['name']} is a plugin: plugrack starts it, with PLUGRACK_SOCKET set "
                   "(--metadata prints what it is).", file=sys.stderr)
             sys.exit(_EXIT_USAGE)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-            listener.bind(path)
-            listener.listen()
-            # A daemon, as nothing can wake it from accept() when the last connection has ended.
-            threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
-            self._ended.wait()
-            sys.exit(self._exit_code)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(path)
+        listener.listen()
+        # A daemon, and the listener is not closed under it: nothing can wake it when the last connection has ended.
+        threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+        self._ended.wait()
+        sys.exit(self._exit_code)
 
     def _accept(self, listener: socket.socket) -> None:
         while True:

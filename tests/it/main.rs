@@ -1,1 +1,5 @@
+//! The integration tests: the real binary, real sockets, real children.
 
+mod support;
+
+mod lifecycle;

@@ -1,0 +1,148 @@
+//! A plain HTTP/1.1 client over a socket, which shows exactly what came.
+
+use super::PATIENCE;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+
+/// A connection to a server.
+pub(crate) struct Client {
+    stream: BufReader<TcpStream>,
+}
+
+/// An answer.
+#[derive(Debug, Default)]
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    /// Names in lower case.
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Reply {
+    /// The first header of a name.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+    }
+
+    /// All headers of a name.
+    pub(crate) fn all(&self, name: &str) -> Vec<&str> {
+        self.headers.iter().filter(|(n, _)| n == name).map(|(_, value)| value.as_str()).collect()
+    }
+
+    /// The body as text.
+    pub(crate) fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    /// The body as JSON.
+    #[track_caller]
+    pub(crate) fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+}
+
+impl Client {
+    pub(crate) fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        Self { stream: BufReader::with_capacity(64 * 1024, stream) }
+    }
+
+    /// Sends bytes as they are.
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
+        self.stream.get_mut().write_all(bytes).unwrap();
+    }
+
+    #[track_caller]
+    pub(crate) fn get(&mut self, path: &str) -> Reply {
+        self.request("GET", path, &[], b"")
+    }
+
+    /// Sends a request and reads its answer.
+    #[track_caller]
+    pub(crate) fn request(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
+        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: test\r\n");
+        for (name, value) in headers {
+            head.push_str(&format!("{name}: {value}\r\n"));
+        }
+        if !body.is_empty() {
+            head.push_str(&format!("content-length: {}\r\n", body.len()));
+        }
+        head.push_str("\r\n");
+        self.send(&[head.as_bytes(), body].concat());
+        self.reply(method == "HEAD")
+    }
+
+    /// Reads an answer, its interim ones passed over.
+    #[track_caller]
+    pub(crate) fn reply(&mut self, head_request: bool) -> Reply {
+        let mut reply = self.reply_head();
+        while (100..200).contains(&reply.status) {
+            reply = self.reply_head();
+        }
+        if !head_request && !matches!(reply.status, 204 | 304) {
+            while let Some(piece) = self.body_piece(&reply) {
+                reply.body.extend(piece);
+            }
+        }
+        reply
+    }
+
+    /// Reads the head of an answer alone.
+    #[track_caller]
+    pub(crate) fn reply_head(&mut self) -> Reply {
+        let line = self.line();
+        let status = line.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)).and_then(|code| code.parse().ok());
+        let status = status.unwrap_or_else(|| panic!("not a status line: {line:?}"));
+        let mut headers = Vec::new();
+        loop {
+            let line = self.line();
+            match line.split_once(": ") {
+                Some((name, value)) => headers.push((name.to_ascii_lowercase(), value.to_owned())),
+                None => break assert!(line.is_empty(), "not a header: {line:?}"),
+            }
+        }
+        Reply { status, headers, body: Vec::new() }
+    }
+
+    /// Reads the next piece of a body: a chunk, or all that was declared. Nothing at its end.
+    #[track_caller]
+    pub(crate) fn body_piece(&mut self, reply: &Reply) -> Option<Vec<u8>> {
+        let mut piece = Vec::new();
+        if reply.header("transfer-encoding") == Some("chunked") {
+            let line = self.line();
+            let size = usize::from_str_radix(&line, 16).unwrap_or_else(|_| panic!("not a chunk size: {line:?}"));
+            piece.resize(size, 0);
+            self.stream.read_exact(&mut piece).unwrap();
+            assert_eq!(self.line(), "");
+        } else if let Some(length) = reply.header("content-length") {
+            piece.resize(length.parse::<usize>().unwrap() - reply.body.len(), 0);
+            self.stream.read_exact(&mut piece).unwrap();
+        } else {
+            self.stream.read_to_end(&mut piece).unwrap();
+        }
+        (!piece.is_empty()).then_some(piece)
+    }
+
+    /// Whether the server has closed the connection, or broken it.
+    pub(crate) fn is_closed(&mut self) -> bool {
+        !matches!(self.stream.read(&mut [0; 1]), Ok(1..))
+    }
+
+    /// Reads whatever comes until the end of the connection.
+    pub(crate) fn rest(&mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        // A reset is an end too.
+        drop(self.stream.read_to_end(&mut rest));
+        rest
+    }
+
+    #[track_caller]
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.stream.read_line(&mut line).unwrap();
+        line.strip_suffix("\r\n").unwrap_or_else(|| panic!("a line cut short: {line:?}")).to_owned()
+    }
+}

@@ -1,0 +1,335 @@
+//! A real host in a directory of its own, and what a test needs to talk to it.
+
+pub(crate) mod http;
+
+use http::{Client, Reply};
+use serde_json::{Value, json};
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// How long anything is waited for: far beyond what it takes, so that a slow machine fails no test.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The binary under test.
+pub(crate) fn binary() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_plugrack"))
+}
+
+/// The repository.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Waits until `check` gives something.
+#[track_caller]
+pub(crate) fn wait_for<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = check() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "waited too long for {what}");
+        pause(Duration::from_millis(10));
+    }
+}
+
+/// Lets time pass, where time itself is what the test needs.
+pub(crate) fn pause(time: Duration) {
+    #[expect(clippy::disallowed_methods, reason = "the one place where tests wait")]
+    std::thread::sleep(time);
+}
+
+/// A command with nothing of the tests' environment but the path.
+pub(crate) fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    #[expect(clippy::disallowed_methods, reason = "the one place where tests start processes")]
+    let mut command = Command::new(program);
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).stdin(Stdio::null());
+    command
+}
+
+/// The `hello` example, built.
+pub(crate) fn hello() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let built = BUILT.get_or_init(|| {
+        let target = binary().parent().and_then(Path::parent).unwrap();
+        let mut cargo = command(env!("CARGO"));
+        cargo.args(["build", "--quiet", "--package", "hello", "--target-dir"]).arg(target).current_dir(root());
+        for name in ["HOME", "CARGO_HOME", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN"] {
+            cargo.envs(std::env::var_os(name).map(|value| (name, value)));
+        }
+        assert!(cargo.status().unwrap().success());
+        target.join("debug/hello")
+    });
+    built.clone()
+}
+
+/// Copies a directory's files, with their modes and links, into a new directory.
+pub(crate) fn copy_dir(from: &Path, to: &Path) {
+    let status = command("cp").arg("-a").arg(from).arg(to).status().unwrap();
+    assert!(status.success());
+}
+
+/// Metadata of a fake plugin.
+pub(crate) fn metadata(id: &str) -> Value {
+    json!({"id": id, "name": id, "version": "1.0.0", "icon": "🧪", "route": format!("/{id}"), "concurrency": 4})
+}
+
+/// A directory for a host, before it is started.
+pub(crate) struct Site {
+    dir: TempDir,
+    arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+}
+
+impl Site {
+    pub(crate) fn new() -> Self {
+        // Short, for the sake of socket paths.
+        let dir = tempfile::Builder::new().prefix("rack").tempdir_in("/tmp").unwrap();
+        fs::create_dir(dir.path().join("plugins")).unwrap();
+        Self { dir, arguments: Vec::new(), environment: Vec::new() }
+    }
+
+    /// Further arguments of `plugrack serve`.
+    pub(crate) fn args(mut self, arguments: &[&str]) -> Self {
+        self.arguments.extend(arguments.iter().map(|&argument| argument.to_owned()));
+        self
+    }
+
+    /// A variable in the host's environment.
+    pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// The host's data directory.
+    pub(crate) fn data(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The plugins directory.
+    pub(crate) fn plugins(&self) -> PathBuf {
+        self.dir.path().join("plugins")
+    }
+
+    /// Installs a fake plugin that behaves, of which the path of a request decides what it does.
+    pub(crate) fn fake(self, id: &str) -> Self {
+        self.fake_with(id, &json!({"metadata": metadata(id)}))
+    }
+
+    /// Installs a fake plugin that starts in some mode.
+    pub(crate) fn fake_mode(self, id: &str, mode: &str) -> Self {
+        self.fake_with(id, &json!({"metadata": metadata(id), "mode": mode}))
+    }
+
+    /// Installs a fake plugin with all its settings, see `tests/fixtures/fake_plugin.py`.
+    pub(crate) fn fake_with(self, file: &str, settings: &Value) -> Self {
+        install_fake(&self.plugins(), file, settings);
+        self
+    }
+
+    /// Installs an example as `make run` does.
+    pub(crate) fn example(self, name: &str) -> Self {
+        let to = self.plugins().join(name);
+        if name == "hello" {
+            fs::copy(hello(), to).unwrap();
+            return self;
+        }
+        copy_dir(&root().join("plugins-examples").join(name), &to);
+        for sdk in ["plugrack.py", "plugrack.mjs"] {
+            fs::copy(root().join("src/sdk").join(sdk), to.join(sdk)).unwrap();
+        }
+        self
+    }
+
+    /// Puts a file in the plugins directory.
+    pub(crate) fn file(self, name: &str, content: &[u8], mode: u32) -> Self {
+        write_file(&self.plugins().join(name), content, mode);
+        self
+    }
+
+    /// The command that serves this directory, on a free port.
+    pub(crate) fn serve(&self) -> Command {
+        let mut serve = command(binary());
+        serve.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(self.data()).args(&self.arguments);
+        serve.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        serve
+    }
+
+    /// Starts the host and waits until it listens.
+    #[track_caller]
+    pub(crate) fn start(self) -> Server {
+        let log = fs::File::options().create(true).append(true).open(self.data().join("host.log")).unwrap();
+        let mut child = self.serve().stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let listen = self.data().join("run/listen");
+        let address = wait_for("the host to listen", || {
+            if let Some(status) = child.try_wait().unwrap() {
+                panic!("the host ended with {status}: {}", fs::read_to_string(self.data().join("host.log")).unwrap_or_default());
+            }
+            fs::read_to_string(&listen).ok().and_then(|address| address.trim().parse().ok())
+        });
+        Server { site: Some(self), child: Some(child), address }
+    }
+
+    /// Runs the host to its end, which must come by itself: its exit status and log.
+    pub(crate) fn run_to_end(&self) -> Output {
+        self.serve().output().unwrap()
+    }
+
+    /// Runs an operator's command.
+    pub(crate) fn cli(&self, arguments: &[&str]) -> Output {
+        command(binary()).arg("--data").arg(self.data()).args(arguments).output().unwrap()
+    }
+}
+
+/// Installs a fake plugin, or replaces it.
+pub(crate) fn install_fake(plugins: &Path, file: &str, settings: &Value) {
+    let dir = plugins.join(file);
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join("fake.json"), settings.to_string()).unwrap();
+    write_file(&dir.join("plugin"), &fs::read(root().join("tests/fixtures/fake_plugin.py")).unwrap(), 0o755);
+}
+
+/// Writes a file by renaming, so that a replaced one is another file.
+pub(crate) fn write_file(path: &Path, content: &[u8], mode: u32) {
+    let fresh = path.with_extension("fresh");
+    fs::write(&fresh, content).unwrap();
+    fs::set_permissions(&fresh, fs::Permissions::from_mode(mode)).unwrap();
+    fs::rename(fresh, path).unwrap();
+}
+
+/// A running host. Dropping it kills it.
+pub(crate) struct Server {
+    site: Option<Site>,
+    child: Option<Child>,
+    pub(crate) address: std::net::SocketAddr,
+}
+
+impl Server {
+    /// Its directory.
+    pub(crate) fn site(&self) -> &Site {
+        self.site.as_ref().unwrap()
+    }
+
+    /// The host's process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
+    /// What the host has logged.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.site().data().join("host.log")).unwrap()
+    }
+
+    /// A client with a connection of its own.
+    pub(crate) fn client(&self) -> Client {
+        Client::connect(self.address)
+    }
+
+    /// One GET on a connection of its own.
+    #[track_caller]
+    pub(crate) fn get(&self, path: &str) -> Reply {
+        self.client().get(path)
+    }
+
+    /// One request on a connection of its own.
+    #[track_caller]
+    pub(crate) fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
+        self.client().request(method, path, headers, body)
+    }
+
+    /// A call of the operator's API: its status and JSON.
+    #[track_caller]
+    pub(crate) fn api(&self, method: &str, path: &str, body: &[u8]) -> (u16, Value) {
+        let token = fs::read_to_string(self.site().data().join("admin-token")).unwrap();
+        let reply = self.request(method, &format!("/api{path}"), &[("authorization", &format!("Bearer {}", token.trim()))], body);
+        (reply.status, serde_json::from_slice(&reply.body).unwrap())
+    }
+
+    /// An operator's command: its output, which must be that of success.
+    #[track_caller]
+    pub(crate) fn cli(&self, arguments: &[&str]) -> String {
+        let output = self.site().cli(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// An operator's command that must fail: what it complains of.
+    #[track_caller]
+    pub(crate) fn cli_fails(&self, arguments: &[&str]) -> String {
+        let output = self.site().cli(arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    /// A plugin as the API shows it.
+    #[track_caller]
+    pub(crate) fn plugin(&self, id: &str) -> Value {
+        self.api("GET", &format!("/plugins/{id}"), b"").1
+    }
+
+    /// Waits until a plugin is in a state.
+    #[track_caller]
+    pub(crate) fn wait_state(&self, id: &str, state: &str) -> Value {
+        let mut last = Value::Null;
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            last = self.plugin(id);
+            if last["state"] == state {
+                return last;
+            }
+            pause(Duration::from_millis(10));
+        }
+        panic!("{id} is not {state}: {last:#}\n{}", self.log());
+    }
+
+    /// Sends the host a signal, by name.
+    pub(crate) fn signal(&self, name: &str) {
+        let status = command("kill").args(["-s", name, &self.pid().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+
+    /// Stops the host by SIGTERM and gives its exit status and its directory.
+    #[track_caller]
+    pub(crate) fn stop(mut self) -> (ExitStatus, Site) {
+        self.signal("TERM");
+        let mut child = self.child.take().unwrap();
+        let status = wait_for("the host to stop", || child.try_wait().unwrap());
+        (status, self.site.take().unwrap())
+    }
+
+    /// Kills the host and gives its directory.
+    pub(crate) fn kill(mut self) -> Site {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        self.site.take().unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        if let Some(site) = &self.site
+            && std::thread::panicking()
+        {
+            let mut log = String::new();
+            fs::File::open(site.data().join("host.log")).unwrap().read_to_string(&mut log).unwrap();
+            eprintln!("the host's log:\n{log}");
+        }
+    }
+}
+
+/// Whether a process is there and not a zombie.
+pub(crate) fn is_alive(pid: i64) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.trim_start().starts_with(['Z', 'X']))
+}
