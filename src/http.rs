@@ -18,8 +18,8 @@ use rustix::net::sockopt;
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use tiny_http::{HTTPVersion, Request, Server};
 use uuid::Uuid;
@@ -218,7 +218,7 @@ impl Dispatcher {
                 let http = self.message(&request, mount, path, query);
                 let plugin = Arc::clone(plugin);
                 let client = Box::new(TinyClient::new(request, body, self.front.max_body));
-                plugin.submit(Job::Web(WebJob { request: http, body, client, arrived: Instant::now(), retries: 0 }));
+                plugin.submit(Job::Web(Box::new(WebJob { request: http, body, client, arrived: Instant::now(), retries: 0 })));
             }
             Target::Api(_) => {
                 let client = TinyClient::new(request, body, self.front.max_body);
@@ -292,7 +292,8 @@ impl Dispatcher {
         let mut headers = Headers::with_capacity(request.headers().len() + 4);
         for header in request.headers() {
             let name = header.field.as_str().as_str().to_ascii_lowercase();
-            let ours = matches!(&*name, "expect" | "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-prefix" | "x-request-id");
+            let ours =
+                matches!(&*name, "expect" | "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-prefix" | "x-request-id");
             if !ours && !HOP_BY_HOP.contains(&&*name) && !named.contains(&name) {
                 headers.push((name, header.value.as_str().to_owned()));
             }
@@ -355,7 +356,9 @@ fn undrainable() -> u64 {
 
 /// How much body a request has; refuses lengths that are over the limit or do not say one thing.
 fn body_length(request: &Request, max_body: u64) -> Result<BodyLength, Failed> {
-    let all = |name: &'static str| request.headers().iter().filter(move |header| header.field.equiv(name)).map(|header| header.value.as_str());
+    let all = |name: &'static str| {
+        request.headers().iter().filter(move |header| header.field.equiv(name)).map(|header| header.value.as_str())
+    };
     let mut lengths = all("content-length");
     let mut encodings = all("transfer-encoding");
     match (lengths.next(), encodings.next()) {
@@ -366,7 +369,9 @@ fn body_length(request: &Request, max_body: u64) -> Result<BodyLength, Failed> {
                 _ => Err(Failed::TooLarge),
             }
         }
-        (None, Some(encoding)) if encodings.next().is_none() && encoding.eq_ignore_ascii_case("chunked") => Ok(BodyLength::Unknown),
+        (None, Some(encoding)) if encodings.next().is_none() && encoding.eq_ignore_ascii_case("chunked") => {
+            Ok(BodyLength::Unknown)
+        }
         _ => Err(Failed::BadBody),
     }
 }
@@ -386,7 +391,9 @@ fn header<'a>(request: &'a Request, name: &'static str) -> Option<&'a str> {
 /// Status, `retry-after` and JSON body of the host's own errors.
 fn refusal(failed: Failed) -> (u16, Option<u64>, String) {
     let (status, retry_after, code, message) = match failed {
-        Failed::BadBody => (400, None, "bad_request", "the request's body did not come whole, or its length is not well given".into()),
+        Failed::BadBody => {
+            (400, None, "bad_request", "the request's body did not come whole, or its length is not well given".into())
+        }
         Failed::NotFound => (404, None, "not_found", "there is nothing at this path".into()),
         Failed::MethodNotAllowed => (405, None, "method_not_allowed", "only GET and HEAD are answered here".into()),
         Failed::TooLarge => (413, None, "too_large", "the request's body is over the limit (serve --max-body)".to_owned()),

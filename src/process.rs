@@ -171,7 +171,9 @@ pub(crate) fn output(program: &Path, argument: &str, time: Duration, limit: usiz
     let exit = loop {
         match process.child.try_wait() {
             Ok(Some(status)) => break exit_of(status),
-            Ok(None) if Instant::now() < deadline => crossbeam_channel::never::<()>().recv_timeout(Duration::from_millis(1)).unwrap_or_default(),
+            Ok(None) if Instant::now() < deadline => {
+                crossbeam_channel::never::<()>().recv_timeout(Duration::from_millis(1)).unwrap_or_default()
+            }
             _ => return Err(format!("{argument} did not end within {} s", time.as_secs_f32())),
         }
     };

@@ -206,7 +206,9 @@ impl Supervisor {
                 }
             }
             Command::Grow => match &self.phase {
-                Phase::Ready { running } if self.plugin.connections.load(Ordering::Relaxed) < self.plugin.metadata.concurrency as usize => {
+                Phase::Ready { running }
+                    if self.plugin.connections.load(Ordering::Relaxed) < self.plugin.metadata.concurrency as usize =>
+                {
                     self.spawn_worker(&running.life, None);
                 }
                 _ => self.plugin.growing.store(false, Ordering::Relaxed),
@@ -323,7 +325,10 @@ impl Supervisor {
             return self.too_late("it did not answer init with ready");
         }
         let reply = match open.wait(now, || false) {
-            Ok(()) => open.take().map_err(|error| error.to_string()).and_then(|frame| frame.message().map_err(|error| error.to_string())),
+            Ok(()) => open
+                .take()
+                .map_err(|error| error.to_string())
+                .and_then(|frame| frame.message().map_err(|error| error.to_string())),
             // It has said why it cannot start; what follows is its end.
             Err(Lost::Deadline | Lost::Interrupted) => return,
             Err(Lost::Broken(_)) if told.is_some() => return,
@@ -429,7 +434,9 @@ impl Supervisor {
             Phase::Starting { running, .. } => self.stopping(running, now, door, why, then),
             Phase::Ready { running } if matches!(then, Then::Fault(_)) => self.stopping(running, now, door, why, then),
             Phase::Ready { running } => self.stopping(running, now + SHUTDOWN_TIME, door, why, then),
-            Phase::Stopping { running, terminate_at, kill_at, .. } => self.phase = Phase::Stopping { running, terminate_at, kill_at, then },
+            Phase::Stopping { running, terminate_at, kill_at, .. } => {
+                self.phase = Phase::Stopping { running, terminate_at, kill_at, then }
+            }
         }
     }
 
@@ -444,7 +451,9 @@ impl Supervisor {
     fn exited(&mut self, number: u64) {
         let current = match &self.phase {
             Phase::Down { .. } => None,
-            Phase::Starting { running, .. } | Phase::Ready { running } | Phase::Stopping { running, .. } => Some(running.life.number),
+            Phase::Starting { running, .. } | Phase::Ready { running } | Phase::Stopping { running, .. } => {
+                Some(running.life.number)
+            }
         };
         if current != Some(number) {
             return;

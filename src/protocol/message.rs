@@ -532,7 +532,9 @@ impl Response {
         }
         let actual = first.len() as u64;
         match declared {
-            Some(declared) if !head_request && !self.is_bodiless() && (actual > declared || (!self.more && actual < declared)) => {
+            Some(declared)
+                if !head_request && !self.is_bodiless() && (actual > declared || (!self.more && actual < declared)) =>
+            {
                 Err(BadResponse::BodyLength { declared, actual })
             }
             declared => Ok(declared),
@@ -576,26 +578,10 @@ mod tests {
                 b"",
                 "the value of header \"x\" holds a control character or one beyond U+00FF",
             ),
-            (
-                response(200, &[("content-length", "+3")], false),
-                b"abc",
-                "content-length \"+3\" is not one decimal number",
-            ),
-            (
-                response(200, &[("content-length", "3"), ("Content-Length", "3")], false),
-                b"abc",
-                "content-length is set twice",
-            ),
-            (
-                response(200, &[("content-length", "4")], false),
-                b"abc",
-                "content-length is 4 but the body has 3 bytes",
-            ),
-            (
-                response(200, &[("content-length", "2")], true),
-                b"abc",
-                "content-length is 2 but the body has 3 bytes",
-            ),
+            (response(200, &[("content-length", "+3")], false), b"abc", "content-length \"+3\" is not one decimal number"),
+            (response(200, &[("content-length", "3"), ("Content-Length", "3")], false), b"abc", "content-length is set twice"),
+            (response(200, &[("content-length", "4")], false), b"abc", "content-length is 4 but the body has 3 bytes"),
+            (response(200, &[("content-length", "2")], true), b"abc", "content-length is 2 but the body has 3 bytes"),
             (response(204, &[], false), b"x", "a response of status 204 must have no body"),
             (response(304, &[], true), b"", "a response of status 304 must have no body"),
         ];

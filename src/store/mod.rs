@@ -112,7 +112,10 @@ impl Store {
     }
 
     /// Hands a change to the writer without waiting for it. Dropping the ticket does not drop the change.
-    pub(crate) fn begin<T, E>(&self, change: impl FnOnce(&Connection) -> Result<T, E> + Send + 'static) -> Result<Ticket<T, E>, StoreError>
+    pub(crate) fn begin<T, E>(
+        &self,
+        change: impl FnOnce(&Connection) -> Result<T, E> + Send + 'static,
+    ) -> Result<Ticket<T, E>, StoreError>
     where
         T: Send + 'static,
         E: From<StoreError> + Send + 'static,
@@ -173,7 +176,8 @@ impl Inner {
     }
 
     fn open_reader(&self) -> rusqlite::Result<Connection> {
-        let connection = Connection::open_with_flags(&self.path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        let connection =
+            Connection::open_with_flags(&self.path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
         schema::prepare_reader(&connection)?;
         Ok(connection)
     }
@@ -200,7 +204,10 @@ fn write_all(connection: &Connection, queue: &Receiver<Change>, limits: Limits) 
         if Instant::now() >= next_sweep {
             let sweep: Change = Box::new(move |connection| {
                 let swept = kv::sweep_all(connection, limits);
-                (swept.is_ok(), Box::new(move |_| swept.unwrap_or_else(|error| log::warn!("store: expired keys were not removed: {error}"))))
+                (
+                    swept.is_ok(),
+                    Box::new(move |_| swept.unwrap_or_else(|error| log::warn!("store: expired keys were not removed: {error}"))),
+                )
             });
             write_batch(connection, std::iter::once(sweep));
             next_sweep = Instant::now() + SWEEP_EVERY;
