@@ -4,4 +4,7 @@
 
 mod support;
 
+mod discovery;
+mod identity;
 mod lifecycle;
+mod operator;

@@ -164,9 +164,18 @@ impl Site {
     /// Starts the host and waits until it listens.
     #[track_caller]
     pub(crate) fn start(self) -> Server {
+        let serve = self.serve();
+        self.start_as(serve)
+    }
+
+    /// Starts the host by a command of the test's own, which must serve this directory.
+    #[track_caller]
+    pub(crate) fn start_as(self, mut serve: Command) -> Server {
         let log = fs::File::options().create(true).append(true).open(self.data().join("host.log")).unwrap();
-        let mut child = self.serve().stdout(Stdio::null()).stderr(log).spawn().unwrap();
         let listen = self.data().join("run/listen");
+        // A host that was killed has left its own.
+        drop(fs::remove_file(&listen));
+        let mut child = serve.stdout(Stdio::null()).stderr(log).spawn().unwrap();
         let address = wait_for("the host to listen", || {
             if let Some(status) = child.try_wait().unwrap() {
                 panic!("the host ended with {status}: {}", fs::read_to_string(self.data().join("host.log")).unwrap_or_default());
@@ -185,6 +194,11 @@ impl Site {
     pub(crate) fn cli(&self, arguments: &[&str]) -> Output {
         command(binary()).arg("--data").arg(self.data()).args(arguments).output().unwrap()
     }
+}
+
+/// A plugin that is a shell script: it answers `--metadata`, and runs `run` otherwise.
+pub(crate) fn script(metadata: &Value, run: &str) -> String {
+    format!("#!/bin/sh\nif [ \"$1\" = --metadata ]; then printf '%s' '{metadata}'; exit; fi\n{run}\n")
 }
 
 /// Installs a fake plugin, or replaces it.
@@ -296,8 +310,14 @@ impl Server {
 
     /// Stops the host by SIGTERM and gives its exit status and its directory.
     #[track_caller]
-    pub(crate) fn stop(mut self) -> (ExitStatus, Site) {
+    pub(crate) fn stop(self) -> (ExitStatus, Site) {
         self.signal("TERM");
+        self.ended()
+    }
+
+    /// Waits until the host, which was told to, has ended, and gives its exit status and its directory.
+    #[track_caller]
+    pub(crate) fn ended(mut self) -> (ExitStatus, Site) {
         let mut child = self.child.take().unwrap();
         let status = wait_for("the host to stop", || child.try_wait().unwrap());
         (status, self.site.take().unwrap())

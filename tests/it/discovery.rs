@@ -1,0 +1,380 @@
+//! What is found in the plugins directory, what is refused and why, and what a further look changes.
+
+use crate::support::{Server, Site, install_fake, is_alive, metadata, script, wait_for, write_file};
+use serde_json::{Value, json};
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+
+/// Metadata with one field changed, or removed by null.
+fn metadata_but(id: &str, field: &str, value: Value) -> Value {
+    let mut metadata = metadata(id);
+    match value {
+        Value::Null => drop(metadata.as_object_mut().unwrap().remove(field)),
+        value => metadata[field] = value,
+    }
+    metadata
+}
+
+/// An ELF header for some machine, and nothing behind it.
+fn elf(machine: u16) -> Vec<u8> {
+    let mut elf = vec![0; 64];
+    elf[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+    elf[16] = 2;
+    elf[18..20].copy_from_slice(&machine.to_le_bytes());
+    elf
+}
+
+/// This machine's number in an ELF header, by the test's own.
+fn own_machine() -> u16 {
+    let own = fs::read("/proc/self/exe").unwrap();
+    u16::from_le_bytes([own[18], own[19]])
+}
+
+/// The entry of a file in the list of plugins.
+#[track_caller]
+fn listed(server: &Server, file: &str) -> Value {
+    let list = server.api("GET", "/plugins", b"").1;
+    let entry = list["plugins"].as_array().unwrap().iter().find(|entry| entry["file"] == file);
+    entry.unwrap_or_else(|| panic!("{file} is not listed: {list:#}")).clone()
+}
+
+/// Starts a host with files that cannot be plugins, and looks for the reason of each in all places an operator looks.
+/// A plugin beside them must run all the same.
+#[track_caller]
+fn refused(site: Site, cases: &[(&str, &str)]) {
+    let server = site.fake("good").start();
+    server.wait_state("good", "ready");
+    assert_eq!(server.get("/good/x").status, 200);
+    let (text, log) = (server.cli(&["list"]), server.log());
+    for (file, reason) in cases {
+        let entry = listed(&server, file);
+        assert_eq!(entry["state"], "refused", "{entry:#}");
+        let why = entry["reason"].as_str().unwrap();
+        assert!(why.contains(reason), "{file}: {why:?} does not say {reason:?}");
+        assert!(!why.chars().any(char::is_control), "{file}: {why:?}");
+        assert!(text.lines().any(|line| line.contains(why)), "{file}: not in the list\n{text}");
+        assert!(log.lines().any(|line| line.contains(&format!("{file}: refused: {why}"))), "{file}: not in the log\n{log}");
+        assert!(server.cli(&["show", file]).contains(why));
+        assert_eq!(server.plugin(file)["events"][0]["detail"], why, "{file}");
+        let (status, answer) = server.api("POST", &format!("/plugins/{file}/start"), b"");
+        assert_eq!((status, &answer["error"]["code"]), (409, &json!("refused")), "{answer}");
+    }
+    let found = server.api("GET", "/plugins", b"").1["plugins"].as_array().unwrap().len();
+    assert_eq!(found, cases.len() + 1);
+}
+
+#[test]
+fn files_and_directories_are_found_and_dotfiles_are_not() {
+    // The file runs what is in a directory that is hidden.
+    let file = b"#!/bin/sh\nexec \"$(dirname \"$0\")/.hidden/plugin\" \"$@\"\n";
+    let site = Site::new().fake("dir").file("file", file, 0o755).file(".dotfile", b"", 0o755);
+    install_fake(&site.plugins(), ".hidden", &json!({"metadata": metadata("of-a-file")}));
+    symlink("dir", site.plugins().join(".link")).unwrap();
+    let server = site.start();
+    for id in ["dir", "of-a-file"] {
+        server.wait_state(id, "ready");
+        assert_eq!(server.get(&format!("/{id}/x")).text(), format!("GET /x of {id}"));
+    }
+    let list = server.api("GET", "/plugins", b"").1;
+    let files: Vec<_> = list["plugins"].as_array().unwrap().iter().map(|plugin| &plugin["file"]).collect();
+    assert_eq!(files, ["dir", "file"]);
+    assert!(!server.log().contains("refused"), "{}", server.log());
+}
+
+#[test]
+fn links_lead_to_plugins() {
+    let site = Site::new();
+    install_fake(site.data(), "elsewhere", &json!({"metadata": metadata("linked")}));
+    symlink("../elsewhere", site.plugins().join("linked")).unwrap();
+    let server = site.start();
+    server.wait_state("linked", "ready");
+    assert_eq!(server.get("/linked/x").status, 200);
+}
+
+#[test]
+fn a_missing_plugins_directory_is_made() {
+    let site = Site::new();
+    fs::remove_dir(site.plugins()).unwrap();
+    let server = site.start();
+    assert!(server.site().plugins().is_dir());
+    assert_eq!(server.api("GET", "/plugins", b"").1, json!({"plugins": []}));
+    assert_eq!(server.get("/").text(), "no plugins yet\n");
+}
+
+#[test]
+fn what_cannot_be_executed_is_refused() {
+    let site = Site::new()
+        .file("not-executable", b"#!/bin/sh\n", 0o644)
+        .file("empty", b"", 0o755)
+        .file("text", b"just text", 0o755)
+        .file("foreign", &elf(22), 0o755)
+        .file("truncated", &elf(own_machine()), 0o755)
+        .file("no-interpreter", b"#!/no/such/interpreter -x\n", 0o755)
+        .file("no-env", b"#!/usr/bin/env nosuch\n", 0o755)
+        .file("from-windows", b"#!/bin/sh\r\n", 0o755);
+    for dir in ["dir-empty", "dir-dir", "dir-not-executable"] {
+        fs::create_dir(site.plugins().join(dir)).unwrap();
+    }
+    fs::create_dir(site.plugins().join("dir-dir/plugin")).unwrap();
+    write_file(&site.plugins().join("dir-not-executable/plugin"), b"#!/bin/sh\n", 0o600);
+    symlink("/no/such/file", site.plugins().join("dangling")).unwrap();
+    let cases = [
+        ("not-executable", "not executable: chmod +x"),
+        ("empty", "empty"),
+        ("text", "neither a program"),
+        ("foreign", "built for s390x, this machine is"),
+        ("truncated", "cut short"),
+        ("no-interpreter", "interpreter /no/such/interpreter is not installed"),
+        ("no-env", "interpreter nosuch is not installed"),
+        ("from-windows", "CR LF"),
+        ("dir-empty", "no executable file named plugin"),
+        ("dir-dir", "not a regular file"),
+        ("dir-not-executable", "not executable: chmod +x"),
+        ("dangling", "No such file"),
+    ];
+    refused(site, &cases);
+}
+
+#[test]
+fn what_does_not_say_who_it_is_is_refused() {
+    let cases = [
+        ("silent", "exit 0", "not a JSON object"),
+        ("not-json", "echo hello", "not a JSON object"),
+        ("array", "echo '[]'", "not a JSON object"),
+        ("failing", "echo first >&2; echo 'no database' >&2; exit 3", "exit code 3: no database"),
+        ("mute", "exit 1", "exit code 1: it printed nothing on standard error"),
+        ("killed", "kill -9 $$", "killed by signal 9 (SIGKILL)"),
+        ("chatty", "head -c 70000 /dev/zero", "printed more than 65536 bytes"),
+        ("endless", "exec yes", "printed more than 65536 bytes"),
+        ("loud", "head -c 70000 /dev/zero >&2; exit 4", "exit code 4"),
+        ("coloured", "printf '\\033[31mred\\007\\n' >&2; exit 5", "[31mred"),
+        ("hanging", "exec sleep 60", "did not end within 5 s"),
+        // A child that keeps the output open must not hold the host up beyond the time it has.
+        ("forking", "sleep 60 & exit 6", "exit code 6"),
+    ];
+    let mut site = Site::new();
+    for (file, run, _) in cases {
+        site = site.file(file, format!("#!/bin/sh\n{run}\n").as_bytes(), 0o755);
+    }
+    refused(site, &cases.map(|(file, _, reason)| (file, reason)));
+}
+
+#[test]
+fn metadata_that_breaks_the_rules_is_refused() {
+    let long = |length: usize| json!("x".repeat(length));
+    let cases: Vec<(&str, &str, Value, &str)> = vec![
+        ("no-id", "id", Value::Null, "missing field `id`"),
+        ("no-name", "name", Value::Null, "missing field `name`"),
+        ("no-version", "version", Value::Null, "missing field `version`"),
+        ("no-icon", "icon", Value::Null, "missing field `icon`"),
+        ("no-route", "route", Value::Null, "missing field `route`"),
+        ("id-upper", "id", json!("Upper"), "id \"Upper\" is not valid"),
+        ("id-path", "id", json!("../x"), "id \"../x\" is not valid"),
+        ("id-dash", "id", json!("-x"), "id \"-x\" is not valid"),
+        ("id-empty", "id", json!(""), "id \"\" is not valid"),
+        ("id-long", "id", long(64), "id \"xxx"),
+        ("id-number", "id", json!(7), "invalid type: integer `7`"),
+        ("name-empty", "name", json!(""), "name \"\" is not valid"),
+        ("name-long", "name", long(65), "name \"xxx"),
+        ("name-control", "name", json!("a\nb"), "name \"a\\nb\" is not valid"),
+        ("version-empty", "version", json!(""), "version \"\" is not valid"),
+        ("version-unicode", "version", json!("1.0-ü"), "version \"1.0-ü\" is not valid"),
+        ("icon-empty", "icon", json!(""), "icon \"\" is not valid"),
+        ("icon-long", "icon", json!("a long text for an icon"), "icon \"a long"),
+        ("icon-uri", "icon", json!("data:text/html,x"), "icon \"data:text"),
+        ("route-root", "route", json!("/"), "route \"/\" is not valid"),
+        ("route-bare", "route", json!("x"), "route \"x\" is not valid"),
+        ("route-slash", "route", json!("/x/"), "route \"/x/\" is not valid"),
+        ("route-dots", "route", json!("/x/../y"), "route \"/x/../y\" is not valid"),
+        ("route-upper", "route", json!("/X"), "route \"/X\" is not valid"),
+        ("route-long", "route", json!(format!("/{}", "x".repeat(128))), "route \"/xxx"),
+        ("route-api", "route", json!("/api"), "route /api belongs to the host"),
+        ("route-below-api", "route", json!("/api/x"), "route /api/x belongs to the host"),
+        ("route-healthz", "route", json!("/healthz"), "route /healthz belongs to the host"),
+        ("route-admin", "route", json!("/admin"), "route /admin belongs to the host"),
+        ("route-metrics", "route", json!("/metrics"), "route /metrics belongs to the host"),
+        ("protocol-2", "protocol", json!(2), "speaks protocol 2, this host speaks 1"),
+        ("protocol-0", "protocol", json!(0), "speaks protocol 0, this host speaks 1"),
+        ("concurrency-0", "concurrency", json!(0), "concurrency \"0\" is not valid"),
+        ("concurrency-257", "concurrency", json!(257), "concurrency \"257\" is not valid"),
+        ("description-long", "description", long(513), "description \"xxx"),
+    ];
+    let mut site = Site::new();
+    for (file, field, value, _) in &cases {
+        site = site.file(file, script(&metadata_but(file, field, value.clone()), "exit 1").as_bytes(), 0o755);
+    }
+    let cases: Vec<_> = cases.iter().map(|(file, _, _, reason)| (*file, *reason)).collect();
+    refused(site, &cases);
+}
+
+#[test]
+fn of_two_with_the_same_id_or_route_the_first_by_name_is_taken() {
+    let site = Site::new()
+        .fake("a-first")
+        .file("b-same-id", script(&metadata_but("a-first", "route", json!("/other")), "exit 1").as_bytes(), 0o755)
+        .file("c-same-route", script(&metadata_but("c-same-route", "route", json!("/a-first")), "exit 1").as_bytes(), 0o755);
+    let server = site.start();
+    server.wait_state("a-first", "ready");
+    assert_eq!(server.get("/a-first/x").text(), "GET /x of a-first");
+    for (file, reason) in [("b-same-id", "the id a-first is taken by a-first"), ("c-same-route", "the route /a-first is taken by a-first")] {
+        let entry = listed(&server, file);
+        assert_eq!((&entry["state"], &entry["reason"]), (&json!("refused"), &json!(reason)));
+        assert!(server.log().contains(reason) && server.cli(&["list"]).contains(reason));
+    }
+}
+
+#[test]
+fn a_route_below_anothers_is_its_own() {
+    let inner = json!({"metadata": metadata_but("inner", "route", json!("/outer/inner"))});
+    let server = Site::new().fake("outer").fake_with("inner", &inner).start();
+    for id in ["outer", "inner"] {
+        server.wait_state(id, "ready");
+    }
+    assert_eq!(server.get("/outer/inner/x").text(), "GET /x of inner");
+    assert_eq!(server.get("/outer/innermost").text(), "GET /innermost of outer");
+}
+
+#[test]
+fn metadata_is_asked_for_with_the_documented_environment_alone() {
+    let site = Site::new().env("SECRET", "x").env("LANG", "C.UTF-8").env("TZ", "UTC").env("HOME", "/root");
+    let seen = site.data().join("seen");
+    let run = format!("#!/bin/sh\ntr '\\0' '\\n' </proc/$$/environ | sort >{}\npwd >>{0}\n", seen.display());
+    let server = site.file("curious", run.as_bytes(), 0o755).start();
+    let seen = fs::read_to_string(seen).unwrap();
+    let path = std::env::var("PATH").unwrap();
+    assert_eq!(seen, format!("HOME=/\nLANG=C.UTF-8\nPATH={path}\nTZ=UTC\n/\n"));
+    assert_eq!(listed(&server, "curious")["state"], "refused");
+}
+
+#[test]
+fn a_rescan_finds_what_was_added_changed_and_removed_and_leaves_the_rest_alone() {
+    let server = Site::new().fake("keep").fake("change").fake("gone").start();
+    let pids = ["keep", "change", "gone"].map(|id| server.wait_state(id, "ready")["process"]["pid"].as_i64().unwrap());
+    assert_eq!(server.cli(&["rescan"]), "nothing has changed\n");
+
+    let plugins = server.site().plugins();
+    install_fake(&plugins, "added", &json!({"metadata": metadata("added")}));
+    install_fake(&plugins, "change", &json!({"metadata": metadata_but("change", "version", json!("2.0.0"))}));
+    fs::remove_dir_all(plugins.join("gone")).unwrap();
+    write_file(&plugins.join("refused"), b"", 0o755);
+    let changes: Value = serde_json::from_str(&server.cli(&["rescan", "--json"])).unwrap();
+    assert_eq!(changes, json!({"added": ["added"], "changed": ["change"], "removed": ["gone"], "refused": ["refused"]}));
+
+    server.wait_state("added", "ready");
+    assert_eq!(server.get("/added/x").text(), "GET /x of added");
+    let changed = server.wait_state("change", "ready");
+    assert_eq!(changed["version"], "2.0.0");
+    assert!(changed["process"]["pid"] != pids[1] && !is_alive(pids[1]));
+    assert_eq!(server.get("/change/x").status, 200);
+    assert_eq!(server.get("/gone/x").status, 404);
+    assert_eq!(server.api("GET", "/plugins/gone", b"").0, 404);
+    assert!(!is_alive(pids[2]));
+    let kept = server.plugin("keep");
+    assert_eq!((&kept["state"], &kept["process"]["pid"]), (&json!("ready"), &json!(pids[0])));
+    assert!(is_alive(pids[0]) && server.get("/keep/x").status == 200);
+    // A second look finds nothing new.
+    assert_eq!(server.cli(&["rescan"]), "refused: refused\n");
+}
+
+#[test]
+fn a_rescan_that_the_plugins_live_through_fails_no_request() {
+    let server = Site::new().fake("p").start();
+    server.wait_state("p", "ready");
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            let mut client = server.client();
+            let mut asked = 0;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                assert_eq!(client.get("/p/x").status, 200);
+                asked += 1;
+            }
+            asked
+        });
+        for name in ["q", "r", "s"] {
+            install_fake(&server.site().plugins(), name, &json!({"metadata": metadata(name)}));
+            let (status, changes) = server.api("POST", "/rescan", b"");
+            assert_eq!((status, &changes["added"]), (200, &json!([name])));
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(asking.join().unwrap() > 10);
+    });
+}
+
+#[test]
+fn sighup_looks_again() {
+    let server = Site::new().fake("gone").start();
+    server.wait_state("gone", "ready");
+    let plugins = server.site().plugins();
+    install_fake(&plugins, "added", &json!({"metadata": metadata("added")}));
+    fs::remove_dir_all(plugins.join("gone")).unwrap();
+    server.signal("HUP");
+    wait_for("the new plugin", || (server.get("/added/x").status == 200).then_some(()));
+    assert_eq!(server.get("/gone/x").status, 404);
+    assert!(server.log().contains("looked through the plugins directory again"), "{}", server.log());
+}
+
+#[test]
+fn what_was_mended_is_accepted_and_what_was_broken_is_refused() {
+    let same_id = json!({"metadata": metadata_but("first", "route", json!("/second"))});
+    let same_route = json!({"metadata": metadata_but("third", "route", json!("/first"))});
+    let site = Site::new().fake("first").fake_with("second", &same_id).fake_with("third", &same_route).fake("mode").fake("breaks");
+    let plugins = site.plugins();
+    let chmod = |file: &str, mode| fs::set_permissions(plugins.join(file).join("plugin"), fs::Permissions::from_mode(mode)).unwrap();
+    chmod("mode", 0o644);
+    let server = site.start();
+    let pid = server.wait_state("breaks", "ready")["process"]["pid"].as_i64().unwrap();
+    for file in ["second", "third", "mode"] {
+        assert_eq!(listed(&server, file)["state"], "refused");
+    }
+
+    chmod("mode", 0o755);
+    chmod("breaks", 0o644);
+    install_fake(&plugins, "second", &json!({"metadata": metadata("second")}));
+    let changes = server.api("POST", "/rescan", b"").1;
+    assert_eq!(changes, json!({"added": ["mode", "second"], "changed": [], "removed": ["breaks"], "refused": ["breaks", "third"]}));
+    for id in ["mode", "second"] {
+        server.wait_state(id, "ready");
+        assert_eq!(server.get(&format!("/{id}/x")).text(), format!("GET /x of {id}"));
+    }
+    assert!(!is_alive(pid));
+    assert_eq!(server.get("/breaks/x").status, 404);
+
+    // When the first is gone its route is free for the third, which was not touched.
+    fs::remove_dir_all(plugins.join("first")).unwrap();
+    let changes = server.api("POST", "/rescan", b"").1;
+    assert_eq!(changes, json!({"added": ["third"], "changed": [], "removed": ["first"], "refused": ["breaks"]}));
+    server.wait_state("third", "ready");
+    assert_eq!(server.get("/first/x").text(), "GET /x of third");
+}
+
+#[test]
+fn two_plugins_can_swap_their_routes() {
+    let at = |id: &str, route: &str| json!({"metadata": metadata_but(id, "route", json!(route))});
+    let server = Site::new().fake_with("a", &at("a", "/x")).fake_with("b", &at("b", "/y")).start();
+    for id in ["a", "b"] {
+        server.wait_state(id, "ready");
+    }
+    let plugins = server.site().plugins();
+    install_fake(&plugins, "a", &at("a", "/y"));
+    install_fake(&plugins, "b", &at("b", "/x"));
+    assert_eq!(server.api("POST", "/rescan", b"").1["changed"], json!(["a", "b"]));
+    for id in ["a", "b"] {
+        server.wait_state(id, "ready");
+    }
+    assert_eq!((server.get("/x/p").text(), server.get("/y/p").text()), ("GET /p of b", "GET /p of a"));
+}
+
+#[test]
+fn a_plugins_directory_that_cannot_be_read_changes_nothing() {
+    let server = Site::new().fake("p").start();
+    server.wait_state("p", "ready");
+    let plugins = server.site().plugins();
+    let away = server.site().data().join("away");
+    fs::rename(&plugins, &away).unwrap();
+    let complaint = server.cli_fails(&["rescan"]);
+    assert!(complaint.contains("the plugins directory cannot be read"), "{complaint}");
+    assert_eq!(server.get("/p/x").status, 200);
+    fs::rename(&away, &plugins).unwrap();
+    assert_eq!(server.cli(&["rescan"]), "nothing has changed\n");
+}

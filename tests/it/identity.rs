@@ -1,0 +1,247 @@
+//! Who the installation is, who may touch it, and what the host refuses to start on.
+
+use crate::support::{Site, binary, command};
+use rusqlite::Connection;
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// What a command complained of, which must be one line that needs no reading of logs.
+#[track_caller]
+fn one_sentence(output: &Output) -> String {
+    let text = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(text.starts_with("plugrack: "), "{text}");
+    text
+}
+
+/// `plugrack serve` with nothing else said.
+fn bare_serve() -> Command {
+    let mut serve = command(binary());
+    serve.arg("serve");
+    serve
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+fn instance(site: &Site) -> String {
+    let output = site.cli(&["instance"]);
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_instance_and_its_token_outlive_restarts_and_kills() {
+    let server = Site::new().start();
+    let (id, token_path) = (server.cli(&["instance"]), server.site().data().join("admin-token"));
+    let token = fs::read_to_string(&token_path).unwrap();
+    let uuid = id.strip_suffix('\n').unwrap();
+    let version_4 = uuid.len() == 36 && uuid.as_bytes()[14] == b'4' && matches!(uuid.as_bytes()[19], b'8' | b'9' | b'a' | b'b');
+    assert!(version_4, "{uuid}");
+    assert_eq!(server.api("GET", "/instance", b"").1["instance_id"], uuid);
+
+    let site = server.stop().1;
+    assert_eq!(instance(&site), id);
+    let server = site.start();
+    assert_eq!(server.cli(&["instance"]), id);
+    let site = server.kill();
+    assert_eq!(instance(&site), id);
+    let server = site.start();
+    assert_eq!(server.api("GET", "/instance", b"").1["instance_id"], uuid);
+    assert_eq!(fs::read_to_string(&token_path).unwrap(), token);
+}
+
+#[test]
+fn two_installations_are_two_instances() {
+    let [a, b] = [Site::new().start(), Site::new().start()];
+    assert_ne!(a.cli(&["instance"]), b.cli(&["instance"]));
+}
+
+#[test]
+fn where_there_is_no_instance_that_is_said() {
+    let site = Site::new();
+    let complaint = one_sentence(&site.cli(&["instance"]));
+    assert!(complaint.contains("no instance") && complaint.contains(site.data().to_str().unwrap()), "{complaint}");
+    let nowhere = site.data().join("nowhere");
+    let complaint = one_sentence(&command(binary()).arg("--data").arg(&nowhere).arg("instance").output().unwrap());
+    assert!(complaint.contains(nowhere.to_str().unwrap()) && complaint.contains("--data"), "{complaint}");
+    assert!(!nowhere.exists());
+}
+
+#[test]
+fn a_second_host_is_refused_and_the_first_goes_on() {
+    let server = Site::new().fake("p").start();
+    let before = server.wait_state("p", "ready")["process"]["pid"].clone();
+    let complaint = one_sentence(&server.site().run_to_end());
+    assert!(complaint.contains(&server.pid().to_string()), "{complaint}");
+    assert!(complaint.contains("stop it") && complaint.contains("--data"), "{complaint}");
+
+    assert_eq!(server.get("/p/x").status, 200);
+    assert_eq!(server.get("/p/init").json()["type"], "init");
+    assert_eq!(server.plugin("p")["process"]["pid"], before);
+    server.cli(&["list"]);
+
+    // However it ended, the kernel has freed the lock.
+    let server = server.kill().start();
+    server.wait_state("p", "ready");
+}
+
+#[test]
+fn a_database_of_a_newer_version_is_refused_and_left_as_it_is() {
+    let site = Site::new().start().stop().1;
+    let database = site.data().join("plugrack.db");
+    Connection::open(&database).unwrap().pragma_update(None, "user_version", 99).unwrap();
+    let before = fs::read(&database).unwrap();
+    let complaint = one_sentence(&site.run_to_end());
+    assert!(complaint.contains("99") && complaint.contains("newer"), "{complaint}");
+    assert!(complaint.contains(database.to_str().unwrap()), "{complaint}");
+    assert!(fs::read(&database).unwrap() == before, "the database was changed");
+}
+
+#[test]
+fn a_file_that_is_no_database_of_ours_is_refused_and_left_as_it_is() {
+    type Make = fn(&Path);
+    let cases: [(Make, &str); 3] = [
+        (|path| Connection::open(path).unwrap().execute_batch("CREATE TABLE cats (name TEXT)").unwrap(), "not a plugrack database"),
+        (|path| fs::write(path, b"garbage ".repeat(2000)).unwrap(), "not a database"),
+        // The right beginning does not make it one.
+        (|path| fs::write(path, [&b"SQLite format 3\0"[..], &b"\xff".repeat(8000)].concat()).unwrap(), "not a"),
+    ];
+    for (make, reason) in cases {
+        let site = Site::new();
+        let database = site.data().join("plugrack.db");
+        make(&database);
+        let before = fs::read(&database).unwrap();
+        for output in [site.run_to_end(), site.cli(&["instance"])] {
+            let complaint = one_sentence(&output);
+            assert!(complaint.contains(database.to_str().unwrap()), "{complaint}");
+        }
+        let complaint = one_sentence(&site.run_to_end());
+        assert!(complaint.contains(reason), "{complaint}");
+        assert!(fs::read(&database).unwrap() == before, "{reason}: the file was changed");
+    }
+}
+
+/// What others could open below `dir`: by its own mode, with no directory above that keeps them out.
+fn open_to_others(dir: &Path, found: &mut Vec<PathBuf>) {
+    if mode(dir) & 0o077 == 0 {
+        return;
+    }
+    for entry in fs::read_dir(dir).unwrap() {
+        let entry = entry.unwrap();
+        match entry.file_type().unwrap() {
+            kind if kind.is_dir() => open_to_others(&entry.path(), found),
+            kind if kind.is_symlink() => {}
+            _ if mode(&entry.path()) & 0o077 != 0 => found.push(entry.path()),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn what_the_host_keeps_is_not_open_to_others() {
+    let site = Site::new().fake("p");
+    // A directory that others may enter is what `mkdir` makes.
+    for path in [site.data(), &site.plugins()] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let server = site.start();
+    server.wait_state("p", "ready");
+    assert_eq!(server.get("/p/print?text=x").status, 200);
+    let data = server.site().data();
+    let mut found = Vec::new();
+    open_to_others(data, &mut found);
+    // Plugins are the operator's files, and host.log is this test's.
+    found.retain(|path| !path.starts_with(data.join("plugins")) && !path.ends_with("host.log"));
+    assert!(found.is_empty(), "{found:?}");
+
+    assert_eq!(mode(&data.join("admin-token")), 0o600);
+    for dir in ["run", "logs", "plugin-data", "plugin-data/p"] {
+        assert_eq!(mode(&data.join(dir)), 0o700, "{dir}");
+    }
+    // The test would hold of a host that makes none of these.
+    assert!(data.join("plugrack.db").is_file() && data.join("logs/p.log").is_file());
+    let sockets = fs::read_dir(data.join("run")).unwrap().filter(|entry| entry.as_ref().unwrap().file_type().unwrap().is_socket());
+    assert_eq!(sockets.count(), 2);
+}
+
+#[test]
+fn a_data_directory_is_made_for_its_owner_alone() {
+    let site = Site::new();
+    let data = site.data().join("deep/data");
+    // The port is taken, so that the host ends by itself when all else is done.
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut serve = bare_serve();
+    serve.arg("--data").arg(&data).args(["--listen", &taken.local_addr().unwrap().to_string()]);
+    one_sentence(&serve.output().unwrap());
+    assert_eq!(mode(&data), 0o700);
+}
+
+#[test]
+fn a_token_that_others_may_read_is_refused() {
+    let server = Site::new().start();
+    let token = server.site().data().join("admin-token");
+    fs::set_permissions(&token, fs::Permissions::from_mode(0o640)).unwrap();
+    let complaint = server.cli_fails(&["list"]);
+    assert!(complaint.contains("admin-token") && complaint.contains("chmod 600"), "{complaint}");
+    let site = server.stop().1;
+    let complaint = one_sentence(&site.run_to_end());
+    assert!(complaint.contains("admin-token") && complaint.contains("chmod 600"), "{complaint}");
+
+    fs::write(&token, "").unwrap();
+    fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).unwrap();
+    let complaint = one_sentence(&site.run_to_end());
+    assert!(complaint.contains("empty"), "{complaint}");
+}
+
+#[test]
+fn the_environment_says_what_the_arguments_do_not() {
+    let site = Site::new();
+    let (data, plugins) = (site.data().to_owned(), site.data().join("mine"));
+    let mut serve = bare_serve();
+    serve.env("PLUGRACK_DATA", &data).env("PLUGRACK_PLUGINS", &plugins).env("PLUGRACK_LISTEN", "127.0.0.1:0");
+    let server = site.start_as(serve);
+    assert_eq!(server.get("/healthz").status, 200);
+    assert!(plugins.is_dir());
+    let list = command(binary()).arg("list").env("PLUGRACK_DATA", &data).output().unwrap();
+    assert!(list.status.success(), "{list:?}");
+    let site = server.stop().1;
+
+    // Each variable would keep the host from starting; the arguments win.
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut serve = site.serve();
+    serve.arg("--plugins").arg(&plugins);
+    serve.env("PLUGRACK_DATA", "/proc/nowhere").env("PLUGRACK_PLUGINS", "/proc/nowhere");
+    serve.env("PLUGRACK_LISTEN", taken.local_addr().unwrap().to_string());
+    let server = site.start_as(serve);
+    assert_eq!(server.get("/healthz").status, 200);
+}
+
+#[test]
+fn a_port_in_use_is_said_in_a_sentence() {
+    let site = Site::new();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let complaint = one_sentence(&bare_serve().arg("--data").arg(site.data()).args(["--listen", &address]).output().unwrap());
+    assert!(complaint.contains(&address) && complaint.contains("--listen") && complaint.contains("in use"), "{complaint}");
+}
+
+#[test]
+fn unless_told_otherwise_only_this_machine_is_served() {
+    let help = bare_serve().arg("--help").output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap().split_ascii_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(help.contains("[default: 127.0.0.1:8080]"), "{help}");
+}
+
+#[test]
+fn a_data_directory_that_cannot_be_made_is_said_in_a_sentence() {
+    let site = Site::new().file("file", b"", 0o644);
+    let blocked = site.plugins().join("file/data");
+    let complaint = one_sentence(&bare_serve().arg("--data").arg(&blocked).output().unwrap());
+    assert!(complaint.contains(blocked.to_str().unwrap()) && complaint.contains("--data"), "{complaint}");
+}
