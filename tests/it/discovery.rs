@@ -216,7 +216,9 @@ fn of_two_with_the_same_id_or_route_the_first_by_name_is_taken() {
     let server = site.start();
     server.wait_state("a-first", "ready");
     assert_eq!(server.get("/a-first/x").text(), "GET /x of a-first");
-    for (file, reason) in [("b-same-id", "the id a-first is taken by a-first"), ("c-same-route", "the route /a-first is taken by a-first")] {
+    for (file, reason) in
+        [("b-same-id", "the id a-first is taken by a-first"), ("c-same-route", "the route /a-first is taken by a-first")]
+    {
         let entry = listed(&server, file);
         assert_eq!((&entry["state"], &entry["reason"]), (&json!("refused"), &json!(reason)));
         assert!(server.log().contains(reason) && server.cli(&["list"]).contains(reason));
@@ -318,9 +320,11 @@ fn sighup_looks_again() {
 fn what_was_mended_is_accepted_and_what_was_broken_is_refused() {
     let same_id = json!({"metadata": metadata_but("first", "route", json!("/second"))});
     let same_route = json!({"metadata": metadata_but("third", "route", json!("/first"))});
-    let site = Site::new().fake("first").fake_with("second", &same_id).fake_with("third", &same_route).fake("mode").fake("breaks");
+    let site =
+        Site::new().fake("first").fake_with("second", &same_id).fake_with("third", &same_route).fake("mode").fake("breaks");
     let plugins = site.plugins();
-    let chmod = |file: &str, mode| fs::set_permissions(plugins.join(file).join("plugin"), fs::Permissions::from_mode(mode)).unwrap();
+    let chmod =
+        |file: &str, mode| fs::set_permissions(plugins.join(file).join("plugin"), fs::Permissions::from_mode(mode)).unwrap();
     chmod("mode", 0o644);
     let server = site.start();
     let pid = server.wait_state("breaks", "ready")["process"]["pid"].as_i64().unwrap();
@@ -332,7 +336,10 @@ fn what_was_mended_is_accepted_and_what_was_broken_is_refused() {
     chmod("breaks", 0o644);
     install_fake(&plugins, "second", &json!({"metadata": metadata("second")}));
     let changes = server.api("POST", "/rescan", b"").1;
-    assert_eq!(changes, json!({"added": ["mode", "second"], "changed": [], "removed": ["breaks"], "refused": ["breaks", "third"]}));
+    assert_eq!(
+        changes,
+        json!({"added": ["mode", "second"], "changed": [], "removed": ["breaks"], "refused": ["breaks", "third"]})
+    );
     for id in ["mode", "second"] {
         server.wait_state(id, "ready");
         assert_eq!(server.get(&format!("/{id}/x")).text(), format!("GET /x of {id}"));

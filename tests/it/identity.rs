@@ -107,7 +107,10 @@ fn a_database_of_a_newer_version_is_refused_and_left_as_it_is() {
 fn a_file_that_is_no_database_of_ours_is_refused_and_left_as_it_is() {
     type Make = fn(&Path);
     let cases: [(Make, &str); 3] = [
-        (|path| Connection::open(path).unwrap().execute_batch("CREATE TABLE cats (name TEXT)").unwrap(), "not a plugrack database"),
+        (
+            |path| Connection::open(path).unwrap().execute_batch("CREATE TABLE cats (name TEXT)").unwrap(),
+            "not a plugrack database",
+        ),
         (|path| fs::write(path, b"garbage ".repeat(2000)).unwrap(), "not a database"),
         // The right beginning does not make it one.
         (|path| fs::write(path, [&b"SQLite format 3\0"[..], &b"\xff".repeat(8000)].concat()).unwrap(), "not a"),
@@ -166,7 +169,8 @@ fn what_the_host_keeps_is_not_open_to_others() {
     }
     // The test would hold of a host that makes none of these.
     assert!(data.join("plugrack.db").is_file() && data.join("logs/p.log").is_file());
-    let sockets = fs::read_dir(data.join("run")).unwrap().filter(|entry| entry.as_ref().unwrap().file_type().unwrap().is_socket());
+    let sockets =
+        fs::read_dir(data.join("run")).unwrap().filter(|entry| entry.as_ref().unwrap().file_type().unwrap().is_socket());
     assert_eq!(sockets.count(), 2);
 }
 

@@ -206,7 +206,17 @@ pub(crate) fn install_fake(plugins: &Path, file: &str, settings: &Value) {
     let dir = plugins.join(file);
     fs::create_dir_all(&dir).unwrap();
     fs::write(dir.join("fake.json"), settings.to_string()).unwrap();
-    write_file(&dir.join("plugin"), &fs::read(root().join("tests/fixtures/fake_plugin.py")).unwrap(), 0o755);
+    let program = fs::read_to_string(root().join("tests/fixtures/fake_plugin.py")).unwrap();
+    write_file(&dir.join("plugin"), program.replacen("/usr/bin/env python3", python(), 1).as_bytes(), 0o755);
+}
+
+/// The Python itself: what is found in the path may be a script that starts it slowly, with variables of its own.
+fn python() -> &'static str {
+    static FOUND: OnceLock<String> = OnceLock::new();
+    FOUND.get_or_init(|| {
+        let found = command("python3").args(["-c", "import sys; print(sys.executable, end='')"]).output().unwrap();
+        String::from_utf8(found.stdout).unwrap()
+    })
 }
 
 /// Writes a file by renaming, so that a replaced one is another file.
