@@ -106,6 +106,17 @@ fn a_plugin_has_the_documented_environment_and_nothing_else_of_the_hosts() {
     assert_eq!(about["cwd"], env["HOME"]);
     assert_eq!((&about["pid"], &about["sid"]), (&json!(pid), &json!(pid)));
     assert_eq!(about["umask"], 0o077);
+}
+
+#[test]
+fn a_plugin_has_no_open_files_but_its_own() {
+    let site = Site::new().fake("p");
+    // What the host was started with open is not the plugin's either.
+    let mut serve = crate::support::command("/bin/sh");
+    serve.args(["-c", "exec 9</dev/null; exec \"$@\"", "sh"]).arg(site.serve().get_program()).args(site.serve().get_args());
+    let server = site.start_as(serve);
+    ready(&server, "p");
+    let about = server.get("/p/env").json();
     let fds: BTreeMap<u32, String> = serde_json::from_value(about["fds"].clone()).unwrap();
     assert_eq!(fds[&0], "/dev/null");
     assert!(fds[&1].starts_with("pipe:") && fds[&1] == fds[&2], "{fds:?}");
@@ -261,9 +272,9 @@ fn a_refused_plugin_tries_again_by_itself_when_its_settings_change() {
     let server = Site::new().fake_mode("p", "needs-config").start();
     let reason = server.wait_state("p", "refused")["reason"].clone();
     assert!(reason.as_str().unwrap().contains("set token, please"), "{reason}");
-    server.cli(&["config", "set", "p", "other", "x"]);
+    server.cli(&["config", "p", "set", "other", "x"]);
     wait_for("a second try", || (events(&server, "p", "refused").len() == 2).then_some(()));
-    server.cli(&["config", "set", "p", "token", "secret"]);
+    server.cli(&["config", "p", "set", "token", "secret"]);
     ready(&server, "p");
     assert_eq!(server.get("/p/init").json()["config"], json!({"other": "x", "token": "secret"}));
 }
