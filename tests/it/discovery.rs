@@ -356,6 +356,22 @@ fn what_was_mended_is_accepted_and_what_was_broken_is_refused() {
 }
 
 #[test]
+fn a_name_means_the_plugin_that_has_it_before_a_refused_file() {
+    let server = Site::new().fake_with("z-original", &json!({"metadata": metadata("p")})).start();
+    server.wait_state("p", "ready");
+    // One that came later, with a file of an earlier name; and a file that has the id for its name.
+    install_fake(&server.site().plugins(), "a-copy", &json!({"metadata": metadata("p")}));
+    write_file(&server.site().plugins().join("p"), b"", 0o755);
+    assert_eq!(server.api("POST", "/rescan", b"").1["refused"], json!(["a-copy", "p"]));
+    assert_eq!(server.get("/p/x").status, 200);
+    let plugin = server.plugin("p");
+    assert_eq!((&plugin["state"], &plugin["file"]), (&json!("ready"), &json!("z-original")), "{plugin:#}");
+    assert_eq!(server.api("POST", "/plugins/p/restart", b"").1["state"], "ready");
+    let copy = server.plugin("a-copy");
+    assert_eq!((&copy["state"], &copy["reason"]), (&json!("refused"), &json!("the id p is taken by z-original")));
+}
+
+#[test]
 fn two_plugins_can_swap_their_routes() {
     let at = |id: &str, route: &str| json!({"metadata": metadata_but(id, "route", json!(route))});
     let server = Site::new().fake_with("a", &at("a", "/x")).fake_with("b", &at("b", "/y")).start();

@@ -242,6 +242,15 @@ fn unless_told_otherwise_only_this_machine_is_served() {
     assert!(help.contains("[default: 127.0.0.1:8080]"), "{help}");
 }
 
+/// The address of a Unix socket has room for 107 bytes.
+#[test]
+fn a_data_directory_whose_path_is_too_long_for_sockets_is_said_in_a_sentence() {
+    let site = Site::new();
+    let data = site.data().join("long".repeat(25));
+    let complaint = one_sentence(&bare_serve().args(["--listen", "127.0.0.1:0", "--data"]).arg(&data).output().unwrap());
+    assert!(complaint.contains("socket") && complaint.contains("shorter --data"), "{complaint}");
+}
+
 #[test]
 fn a_data_directory_that_cannot_be_made_is_said_in_a_sentence() {
     let site = Site::new().file("file", b"", 0o644);

@@ -4,6 +4,7 @@ use crate::support::{Server, Site, install_fake, is_alive, metadata, pause, scri
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 fn pid_of(plugin: &Value) -> i64 {
@@ -215,6 +216,12 @@ fn a_plugin_that_fails_for_now_is_tried_again() {
         assert!(plugin["process"]["retry_in"].as_f64().unwrap() <= 5.0);
         wait_for("another start", || (server.plugin(&id)["process"]["restarts"].as_i64().unwrap() >= 1).then_some(()));
     }
+    // A stop ends the tries.
+    assert_eq!(server.api("POST", "/plugins/p1/stop", b"").1["state"], "stopped");
+    let tries = events(&server, "p1", "starting").len();
+    pause(Duration::from_millis(1500));
+    assert_eq!((&server.plugin("p1")["state"], events(&server, "p1", "starting").len()), (&json!("stopped"), tries));
+
     let recovered = server.wait_state("once", "ready");
     assert_eq!(recovered["process"]["restarts"], 1);
     assert_eq!(server.get("/once/x").status, 200);
@@ -322,6 +329,25 @@ fn the_operator_stops_and_starts_a_plugin() {
         assert_eq!(ask(&server, "restart")["state"], "ready");
         assert_eq!(server.plugin("p")["process"]["restarts"], 0);
     }
+}
+
+#[test]
+fn commands_given_at_once_leave_one_process() {
+    let server = &Site::new().fake("p").start();
+    let first = ready(server, "p");
+    let verbs = ["restart", "stop", "restart", "start", "restart", "stop", "start", "restart"];
+    let answers: Vec<Value> = std::thread::scope(|scope| {
+        let asked = verbs.map(|verb| scope.spawn(move || by_api(server, verb)));
+        asked.into_iter().map(|answer| answer.join().unwrap()).collect()
+    });
+    server.api("POST", "/plugins/p/start", b"");
+    let last = ready(server, "p");
+    let seen = answers.iter().filter_map(|answer| answer["process"]["pid"].as_i64()).chain([first]);
+    for pid in seen.filter(|pid| *pid != last) {
+        assert!(!is_alive(pid), "{pid} is left");
+    }
+    assert_eq!(server.plugin("p")["process"]["restarts"], 0);
+    assert_eq!(server.get("/p/x").status, 200);
 }
 
 #[test]
@@ -455,12 +481,32 @@ fn a_second_sigterm_ends_the_host_at_once_with_its_plugins() {
 }
 
 #[test]
+fn a_host_that_is_told_to_stop_while_it_still_starts_does() {
+    let site = Site::new().fake("p");
+    let marker = site.data().join("asked");
+    let ask = format!("#!/bin/sh\necho $$ >{0}.new; mv {0}.new {0}; exec sleep 60\n", marker.display());
+    let site = site.file("slow", ask.as_bytes(), 0o755);
+    let mut child = site.serve().stderr(Stdio::null()).spawn().unwrap();
+    let asked = wait_for("the question", || fs::read_to_string(&marker).ok()).trim().parse().unwrap();
+    let status = crate::support::command("kill").args(["-s", "TERM", &child.id().to_string()]).status().unwrap();
+    assert!(status.success());
+    let begin = Instant::now();
+    let status = wait_for("the host to stop", || child.try_wait().unwrap());
+    assert!(begin.elapsed() < Duration::from_secs(8));
+    assert_eq!(status.code(), Some(0), "{status}");
+    assert!(!is_alive(asked));
+    assert_eq!(fs::read_dir(site.data().join("run")).unwrap().count(), 0);
+}
+
+#[test]
 fn plugins_die_with_a_host_that_is_killed_and_the_next_one_starts() {
     let server = Site::new().fake("p").fake_mode("q", "ignore-term").start();
     let pids = ["p", "q"].map(|id| ready(&server, id));
     let site = server.kill();
     assert!(site.data().join("run/host.sock").exists(), "what is swept by the next host");
-    pids.map(wait_gone);
+    for pid in pids {
+        wait_gone(pid);
+    }
     let server = site.start();
     for id in ["p", "q"] {
         assert!(!pids.contains(&ready(&server, id)));
