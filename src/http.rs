@@ -519,8 +519,9 @@ impl Client for TinyClient {
             put_header(&mut head, "date", &httpdate::fmt_http_date(SystemTime::now()));
         }
         let bodiless = self.head || response.is_bodiless();
-        if !has_length && !bodiless {
-            if !response.more {
+        let whole = !response.more && (!bodiless || !first.is_empty());
+        if !has_length && (whole || !bodiless) {
+            if whole {
                 put_header(&mut head, "content-length", &first.len().to_string());
             } else if self.version >= HTTPVersion(1, 1) {
                 put_header(&mut head, "transfer-encoding", "chunked");
