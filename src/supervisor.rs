@@ -148,7 +148,7 @@ impl Supervisor {
         let now = Instant::now();
         let phase = match &self.phase {
             Phase::Down { retry_at } => *retry_at,
-            Phase::Starting { link: None, .. } => Some(now + CONNECT_PAUSE),
+            Phase::Starting { link: None, .. } | Phase::Starting { told: Some(_), .. } => Some(now + CONNECT_PAUSE),
             // Then the wait is on the link, in `step`.
             Phase::Starting { .. } => Some(now),
             Phase::Ready { .. } => None,
@@ -407,16 +407,17 @@ impl Supervisor {
         plugin.connections.fetch_add(1, Ordering::Relaxed);
         let thread = std::thread::Builder::new().name(format!("worker-{}", plugin.id())).stack_size(WORKER_STACK);
         let spawned = thread.spawn(move || {
+            let place = Place { plugin: &plugin, life: &life };
             let worker = match link {
-                Some(link) => Some(Worker::new(Arc::clone(&plugin), life, link)),
-                None => Worker::connect(Arc::clone(&plugin), life),
+                Some(link) => Some(Worker::new(Arc::clone(&plugin), Arc::clone(&life), link)),
+                None => Worker::connect(Arc::clone(&plugin), Arc::clone(&life)),
             };
             plugin.growing.store(false, Ordering::Relaxed);
             plugin.ask_to_grow();
             if let Some(worker) = worker {
                 worker.run();
             }
-            plugin.connections.fetch_sub(1, Ordering::Relaxed);
+            drop(place);
         });
         if let Err(error) = spawned {
             self.plugin.connections.fetch_sub(1, Ordering::Relaxed);
@@ -561,6 +562,23 @@ impl Supervisor {
         }
         if !matches!(state, State::Starting | State::Stopping) {
             self.waiting.clear();
+        }
+    }
+}
+
+/// A worker's place among its plugin's connections, given back when it ends, however it does.
+struct Place<'a> {
+    plugin: &'a Plugin,
+    life: &'a Life,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.plugin.connections.fetch_sub(1, Ordering::Relaxed);
+        if std::thread::panicking() {
+            let why = "a worker panicked".to_owned();
+            // A supervisor that is gone has no process either.
+            drop(self.plugin.control.send(Command::Unresponsive { life: self.life.number, why }));
         }
     }
 }
