@@ -162,13 +162,8 @@ impl Plugin {
     }
 
     /// Notes its process. Only its supervisor does, here and below.
-    pub(crate) fn set_pid(&self, pid: Option<i32>) {
-        self.lock_status().pid = pid;
-    }
-
-    /// Notes when it is started again.
-    pub(crate) fn set_retry(&self, at: Option<Instant>) {
-        self.lock_status().retry_at = at;
+    pub(crate) fn set_pid(&self, pid: i32) {
+        self.lock_status().pid = Some(pid);
     }
 
     /// Notes whether it may run.

@@ -91,6 +91,12 @@ struct Running {
     started: Instant,
 }
 
+impl Running {
+    fn pid(&self) -> i32 {
+        self.process.pid()
+    }
+}
+
 /// What follows when a process that was made to end has ended.
 enum Then {
     Stay,
@@ -252,12 +258,12 @@ impl Supervisor {
         if self.quitting {
             return;
         }
+        self.phase = Phase::Down { retry_at: None };
         self.enter(State::Starting, Door::Holding, "starting", "");
         match self.spawn() {
             Ok(running) => {
                 let deadline = running.started + self.host.start_timeout;
-                let pid = running.process.pid().as_raw_nonzero().get();
-                self.plugin.set_pid(Some(pid));
+                self.plugin.set_pid(running.pid());
                 self.phase = Phase::Starting { running, link: None, deadline, told: None };
             }
             Err(StartError::Permanent(why)) => self.down(Decision::Refuse, &why),
@@ -289,11 +295,8 @@ impl Supervisor {
             ("HOME", home.as_os_str()),
         ];
         let start = || Process::start(&self.plugin.program, &home, &env, &self.plugin.log, id);
-        let process = self
-            .host
-            .sessions
-            .enter(id, start, |process| process.pid().as_raw_nonzero().get())
-            .map_err(|error| passing("cannot start its process", error))?;
+        let process =
+            self.host.sessions.enter(id, start, Process::pid).map_err(|error| passing("cannot start its process", error))?;
         let life = Life {
             number: self.lives,
             socket,
@@ -494,10 +497,9 @@ impl Supervisor {
         life.stopping.store(true, Ordering::Relaxed);
         life.ended.store(true, Ordering::Relaxed);
         drop(stop);
-        let session = process.pid().as_raw_nonzero().get();
+        let session = process.pid();
         let exit = process.reap();
         self.host.sessions.leave(session);
-        self.plugin.set_pid(None);
         // A socket that stays is removed before the next start.
         drop(remove_socket(&life.socket));
         exit
@@ -528,7 +530,6 @@ impl Supervisor {
         };
         let retry_at = wait.map(|wait| Instant::now() + wait);
         self.phase = Phase::Down { retry_at };
-        self.plugin.set_retry(retry_at);
         let door = if self.holds() { Door::Holding } else { Door::Shut };
         self.enter(state, door, kind, why);
     }
@@ -542,11 +543,14 @@ impl Supervisor {
     /// Changes the state: the one place that does.
     fn enter(&mut self, state: State, door: Door, kind: &str, reason: &str) {
         let id = self.plugin.id();
-        if !matches!(state, State::BackingOff | State::CrashLooping) {
-            self.plugin.set_retry(None);
-        }
+        let (pid, retry_at) = match &self.phase {
+            Phase::Down { retry_at } => (None, *retry_at),
+            Phase::Starting { running, .. } | Phase::Ready { running } | Phase::Stopping { running, .. } => {
+                (Some(running.pid()), None)
+            }
+        };
         self.plugin.set_status(door, |status| {
-            (status.state, status.since) = (state, now_ms());
+            (status.state, status.since, status.pid, status.retry_at) = (state, now_ms(), pid, retry_at);
             status.reason.clear();
             status.reason.push_str(reason);
         });
