@@ -156,6 +156,12 @@ impl Plugin {
         }
     }
 
+    /// Tells the supervisor that a process does not do its part, and in what.
+    pub(crate) fn unresponsive(&self, life: u64, why: String) {
+        // A supervisor that is gone has no process either.
+        drop(self.control.send(Command::Unresponsive { life, why }));
+    }
+
     /// How the plugin is.
     pub(crate) fn status(&self) -> Status {
         self.lock_status().clone()

@@ -580,9 +580,7 @@ impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.plugin.connections.fetch_sub(1, Ordering::Relaxed);
         if std::thread::panicking() {
-            let why = "a worker panicked".to_owned();
-            // A supervisor that is gone has no process either.
-            drop(self.plugin.control.send(Command::Unresponsive { life: self.life.number, why }));
+            self.plugin.unresponsive(self.life.number, "a worker panicked".into());
         }
     }
 }
