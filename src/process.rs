@@ -234,7 +234,7 @@ pub(crate) fn shim_main(mut arguments: impl Iterator<Item = OsString>) -> ExitCo
 fn complain(what: std::fmt::Arguments<'_>, code: u8) -> ExitCode {
     use io::Write;
     // Where standard error is gone there is nobody to tell.
-    drop(writeln!(io::stderr(), "plugrack: {what}"));
+    drop(writeln!(io::stderr(), "{what}"));
     ExitCode::from(code)
 }
 
