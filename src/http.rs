@@ -219,7 +219,7 @@ impl Dispatcher {
     fn dispatch(&self, request: Request) {
         if !self.front.busy.swap(true, Ordering::Relaxed) {
             // Full means that it is about to wake.
-            drop(self.front.wake.0.try_send(()));
+            self.front.wake.0.try_send(()).unwrap_or_default();
         }
         let body = match body_length(&request, self.front.max_body) {
             Ok(body) => body,
