@@ -265,7 +265,6 @@ impl Supervisor {
             Ok(running) => {
                 let deadline = running.started + self.host.start_timeout;
                 self.plugin.set_pid(running.pid());
-                self.plugin.log.note(&format!("started as process {}", running.pid()));
                 self.phase = Phase::Starting { running, link: None, deadline, told: None, broken: None };
             }
             Err(StartError::Permanent(why)) => self.down(Decision::Refuse, &why),
@@ -286,6 +285,8 @@ impl Supervisor {
         let socket = data.plugin_socket(id);
         remove_socket(&socket).map_err(|error| passing("cannot remove its old socket", error))?;
         self.lives += 1;
+        // Also what divides the last words of this process from those of the one before.
+        self.plugin.log.note("starting");
         let (stop, stopped) = bounded(0);
         let host_socket = data.host_socket();
         let version = PROTOCOL_VERSION.to_string();
