@@ -10,7 +10,6 @@ use crate::link::{Link, Lost, Sent};
 use crate::plugin::Plugin;
 use crate::protocol::frame::ReadError;
 use crate::protocol::message::{Data, Kv, MAX_INLINE_BODY, Message, Ping, Response, Shutdown};
-use crate::supervisor::Command;
 use crossbeam_channel::{Receiver, RecvTimeoutError, select};
 use std::collections::VecDeque;
 use std::io;
@@ -469,7 +468,7 @@ impl Worker {
                 Err(Lost::Deadline) => {
                     self.misses += 1;
                     if self.misses >= MAX_MISSES {
-                        report(&self.plugin, &self.life, format!("it did not answer {MAX_MISSES} pings in a row"));
+                        self.plugin.unresponsive(self.life.number, format!("it did not answer {MAX_MISSES} pings in a row"));
                     }
                     return Ok(());
                 }
@@ -513,7 +512,7 @@ fn connect(plugin: &Plugin, life: &Life) -> Option<Link> {
             Ok(link) => return Some(link),
             Err(_) if life.stopping.load(Ordering::Relaxed) => return None,
             Err(error) if Instant::now() >= deadline => {
-                report(plugin, life, format!("it takes no connection: {error}"));
+                plugin.unresponsive(life.number, format!("it takes no connection: {error}"));
                 return None;
             }
             Err(_) => match life.stop.recv_timeout(RECONNECT_PAUSE) {
@@ -522,12 +521,6 @@ fn connect(plugin: &Plugin, life: &Life) -> Option<Link> {
             },
         }
     }
-}
-
-/// Tells the supervisor that the process does not do its part.
-fn report(plugin: &Plugin, life: &Life, why: String) {
-    // A supervisor that is gone has no process either.
-    drop(plugin.control.send(Command::Unresponsive { life: life.number, why }));
 }
 
 fn body_failure(error: &io::Error) -> Failed {

@@ -8,6 +8,7 @@ use crate::protocol::message::{
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use rusqlite::{Connection, OptionalExtension, params};
+use serde_json::Value;
 
 /// What each plugin's namespace may hold.
 #[derive(Debug, Clone, Copy)]
@@ -274,21 +275,22 @@ impl Write {
 }
 
 fn parse_txn(body: &[u8]) -> Result<Vec<Write>, KvError> {
-    let ops: Vec<TxnOp> = serde_json::from_slice(body)
+    let ops: Vec<Value> = serde_json::from_slice(body)
         .map_err(|error| KvError::BadRequest(format!("the body is not an array of writes: {error}")))?;
     if !(1..=MAX_TXN_OPS).contains(&ops.len()) {
         return Err(KvError::BadRequest(format!("{} writes are not within 1-{MAX_TXN_OPS}", ops.len())));
     }
     let parse = |(index, op)| {
-        let write = match op {
-            TxnOp::Delete(delete) => Write::delete(delete),
-            TxnOp::Incr(incr) => Write::incr(incr),
-            TxnOp::Set { set, value: Some(text), value_base64: None } => Write::set(set, text.into_bytes()),
-            TxnOp::Set { set, value: None, value_base64: Some(base64) } => match BASE64.decode(base64) {
+        let write = match serde_json::from_value(op) {
+            Err(error) => Err(KvError::BadRequest(format!("it is not a write: {error}"))),
+            Ok(TxnOp::Delete(delete)) => Write::delete(delete),
+            Ok(TxnOp::Incr(incr)) => Write::incr(incr),
+            Ok(TxnOp::Set { set, value: Some(text), value_base64: None }) => Write::set(set, text.into_bytes()),
+            Ok(TxnOp::Set { set, value: None, value_base64: Some(base64) }) => match BASE64.decode(base64) {
                 Ok(value) => Write::set(set, value),
                 Err(error) => Err(KvError::BadRequest(format!("value_base64: {error}"))),
             },
-            TxnOp::Set { .. } => Err(KvError::BadRequest("a set has exactly one of value and value_base64".into())),
+            Ok(TxnOp::Set { .. }) => Err(KvError::BadRequest("a set has exactly one of value and value_base64".into())),
         };
         write.map_err(|error| KvError::Txn { index, error: Box::new(error) })
     };

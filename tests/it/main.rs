@@ -5,6 +5,7 @@
 mod support;
 
 mod discovery;
+mod docs;
 mod identity;
 mod lifecycle;
 mod operator;
