@@ -250,7 +250,7 @@ fn a_plugin_that_keeps_ending_is_in_a_crash_loop_until_the_operator_starts_it() 
 fn a_plugin_that_does_not_start_as_it_must_is_ended_and_tried_again() {
     let cases = [
         ("hang-init", "it was not ready within 2 s: it did not answer init"),
-        ("no-listen", "it was not ready within 2 s: it did not listen"),
+        ("no-listen", "it was not ready within 2 s: it does not listen on its socket"),
         ("wrong-reply", "it answered init with pong (id 1)"),
     ];
     let mut site = Site::new().args(&["--start-timeout", "2s"]);
