@@ -236,7 +236,7 @@ fn a_log_is_followed() {
             sender.send(line).unwrap();
         }
     });
-    let mut next = || received.recv_timeout(PATIENCE).unwrap().split_once(' ').unwrap().1.to_owned();
+    let next = || received.recv_timeout(PATIENCE).unwrap().split_once(' ').unwrap().1.to_owned();
     assert_eq!(next(), "before on stderr");
     for text in ["one", "two"] {
         print(&server, text);
