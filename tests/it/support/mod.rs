@@ -164,9 +164,11 @@ impl Site {
     /// Starts the host and waits until it listens.
     #[track_caller]
     pub(crate) fn start(self) -> Server {
+        let listen = self.data().join("run/listen");
+        // A host that was killed has left its own.
+        fs::remove_file(&listen).unwrap_or_default();
         let log = fs::File::options().create(true).append(true).open(self.data().join("host.log")).unwrap();
         let mut child = self.serve().stdout(Stdio::null()).stderr(log).spawn().unwrap();
-        let listen = self.data().join("run/listen");
         let address = wait_for("the host to listen", || {
             if let Some(status) = child.try_wait().unwrap() {
                 panic!("the host ended with {status}: {}", fs::read_to_string(self.data().join("host.log")).unwrap_or_default());
