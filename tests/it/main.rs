@@ -3,4 +3,5 @@
 mod support;
 
 mod kv;
+mod layers;
 mod lifecycle;

@@ -53,17 +53,23 @@ pub(crate) fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     command
 }
 
+/// Cargo, in the repository.
+pub(crate) fn cargo() -> Command {
+    let mut cargo = command(env!("CARGO"));
+    for name in ["HOME", "CARGO_HOME", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN"] {
+        cargo.envs(std::env::var_os(name).map(|value| (name, value)));
+    }
+    cargo.current_dir(root());
+    cargo
+}
+
 /// The `hello` example, built.
 pub(crate) fn hello() -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     let built = BUILT.get_or_init(|| {
         let target = binary().parent().and_then(Path::parent).unwrap();
-        let mut cargo = command(env!("CARGO"));
-        cargo.args(["build", "--quiet", "--package", "hello", "--target-dir"]).arg(target).current_dir(root());
-        for name in ["HOME", "CARGO_HOME", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN"] {
-            cargo.envs(std::env::var_os(name).map(|value| (name, value)));
-        }
-        assert!(cargo.status().unwrap().success());
+        let build = cargo().args(["build", "--quiet", "--package", "hello", "--target-dir"]).arg(target).status();
+        assert!(build.unwrap().success());
         target.join("debug/hello")
     });
     built.clone()
