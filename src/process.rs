@@ -66,8 +66,8 @@ impl Process {
     }
 
     /// The process id, which is that of its session and of its process group too.
-    pub(crate) fn pid(&self) -> Pid {
-        self.pid
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
     }
 
     /// Calls `then`, on a thread of its own, when the process has ended. It stays to be reaped, so its id cannot pass to another.
@@ -171,7 +171,9 @@ pub(crate) fn output(program: &Path, argument: &str, time: Duration, limit: usiz
     let exit = loop {
         match process.child.try_wait() {
             Ok(Some(status)) => break exit_of(status),
-            Ok(None) if Instant::now() < deadline => crossbeam_channel::never::<()>().recv_timeout(Duration::from_millis(1)).unwrap_or_default(),
+            Ok(None) if Instant::now() < deadline => {
+                crossbeam_channel::never::<()>().recv_timeout(Duration::from_millis(1)).unwrap_or_default()
+            }
             _ => return Err(format!("{argument} did not end within {} s", time.as_secs_f32())),
         }
     };

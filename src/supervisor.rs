@@ -91,6 +91,12 @@ struct Running {
     started: Instant,
 }
 
+impl Running {
+    fn pid(&self) -> i32 {
+        self.process.pid()
+    }
+}
+
 /// What follows when a process that was made to end has ended.
 enum Then {
     Stay,
@@ -148,7 +154,7 @@ impl Supervisor {
         let now = Instant::now();
         let phase = match &self.phase {
             Phase::Down { retry_at } => *retry_at,
-            Phase::Starting { link: None, .. } => Some(now + CONNECT_PAUSE),
+            Phase::Starting { link: None, .. } | Phase::Starting { told: Some(_), .. } => Some(now + CONNECT_PAUSE),
             // Then the wait is on the link, in `step`.
             Phase::Starting { .. } => Some(now),
             Phase::Ready { .. } => None,
@@ -206,7 +212,9 @@ impl Supervisor {
                 }
             }
             Command::Grow => match &self.phase {
-                Phase::Ready { running } if self.plugin.connections.load(Ordering::Relaxed) < self.plugin.metadata.concurrency as usize => {
+                Phase::Ready { running }
+                    if self.plugin.connections.load(Ordering::Relaxed) < self.plugin.metadata.concurrency as usize =>
+                {
                     self.spawn_worker(&running.life, None);
                 }
                 _ => self.plugin.growing.store(false, Ordering::Relaxed),
@@ -250,12 +258,12 @@ impl Supervisor {
         if self.quitting {
             return;
         }
+        self.phase = Phase::Down { retry_at: None };
         self.enter(State::Starting, Door::Holding, "starting", "");
         match self.spawn() {
             Ok(running) => {
                 let deadline = running.started + self.host.start_timeout;
-                let pid = running.process.pid().as_raw_nonzero().get();
-                self.plugin.set_pid(Some(pid));
+                self.plugin.set_pid(running.pid());
                 self.phase = Phase::Starting { running, link: None, deadline, told: None };
             }
             Err(StartError::Permanent(why)) => self.down(Decision::Refuse, &why),
@@ -287,11 +295,8 @@ impl Supervisor {
             ("HOME", home.as_os_str()),
         ];
         let start = || Process::start(&self.plugin.program, &home, &env, &self.plugin.log, id);
-        let process = self
-            .host
-            .sessions
-            .enter(id, start, |process| process.pid().as_raw_nonzero().get())
-            .map_err(|error| passing("cannot start its process", error))?;
+        let process =
+            self.host.sessions.enter(id, start, Process::pid).map_err(|error| passing("cannot start its process", error))?;
         let life = Life {
             number: self.lives,
             socket,
@@ -323,7 +328,10 @@ impl Supervisor {
             return self.too_late("it did not answer init with ready");
         }
         let reply = match open.wait(now, || false) {
-            Ok(()) => open.take().map_err(|error| error.to_string()).and_then(|frame| frame.message().map_err(|error| error.to_string())),
+            Ok(()) => open
+                .take()
+                .map_err(|error| error.to_string())
+                .and_then(|frame| frame.message().map_err(|error| error.to_string())),
             // It has said why it cannot start; what follows is its end.
             Err(Lost::Deadline | Lost::Interrupted) => return,
             Err(Lost::Broken(_)) if told.is_some() => return,
@@ -402,16 +410,17 @@ impl Supervisor {
         plugin.connections.fetch_add(1, Ordering::Relaxed);
         let thread = std::thread::Builder::new().name(format!("worker-{}", plugin.id())).stack_size(WORKER_STACK);
         let spawned = thread.spawn(move || {
+            let place = Place { plugin: &plugin, life: &life };
             let worker = match link {
-                Some(link) => Some(Worker::new(Arc::clone(&plugin), life, link)),
-                None => Worker::connect(Arc::clone(&plugin), life),
+                Some(link) => Some(Worker::new(Arc::clone(&plugin), Arc::clone(&life), link)),
+                None => Worker::connect(Arc::clone(&plugin), Arc::clone(&life)),
             };
             plugin.growing.store(false, Ordering::Relaxed);
             plugin.ask_to_grow();
             if let Some(worker) = worker {
                 worker.run();
             }
-            plugin.connections.fetch_sub(1, Ordering::Relaxed);
+            drop(place);
         });
         if let Err(error) = spawned {
             self.plugin.connections.fetch_sub(1, Ordering::Relaxed);
@@ -429,7 +438,9 @@ impl Supervisor {
             Phase::Starting { running, .. } => self.stopping(running, now, door, why, then),
             Phase::Ready { running } if matches!(then, Then::Fault(_)) => self.stopping(running, now, door, why, then),
             Phase::Ready { running } => self.stopping(running, now + SHUTDOWN_TIME, door, why, then),
-            Phase::Stopping { running, terminate_at, kill_at, .. } => self.phase = Phase::Stopping { running, terminate_at, kill_at, then },
+            Phase::Stopping { running, terminate_at, kill_at, .. } => {
+                self.phase = Phase::Stopping { running, terminate_at, kill_at, then }
+            }
         }
     }
 
@@ -444,7 +455,9 @@ impl Supervisor {
     fn exited(&mut self, number: u64) {
         let current = match &self.phase {
             Phase::Down { .. } => None,
-            Phase::Starting { running, .. } | Phase::Ready { running } | Phase::Stopping { running, .. } => Some(running.life.number),
+            Phase::Starting { running, .. } | Phase::Ready { running } | Phase::Stopping { running, .. } => {
+                Some(running.life.number)
+            }
         };
         if current != Some(number) {
             return;
@@ -484,10 +497,9 @@ impl Supervisor {
         life.stopping.store(true, Ordering::Relaxed);
         life.ended.store(true, Ordering::Relaxed);
         drop(stop);
-        let session = process.pid().as_raw_nonzero().get();
+        let session = process.pid();
         let exit = process.reap();
         self.host.sessions.leave(session);
-        self.plugin.set_pid(None);
         // A socket that stays is removed before the next start.
         drop(remove_socket(&life.socket));
         exit
@@ -518,7 +530,6 @@ impl Supervisor {
         };
         let retry_at = wait.map(|wait| Instant::now() + wait);
         self.phase = Phase::Down { retry_at };
-        self.plugin.set_retry(retry_at);
         let door = if self.holds() { Door::Holding } else { Door::Shut };
         self.enter(state, door, kind, why);
     }
@@ -532,11 +543,14 @@ impl Supervisor {
     /// Changes the state: the one place that does.
     fn enter(&mut self, state: State, door: Door, kind: &str, reason: &str) {
         let id = self.plugin.id();
-        if !matches!(state, State::BackingOff | State::CrashLooping) {
-            self.plugin.set_retry(None);
-        }
+        let (pid, retry_at) = match &self.phase {
+            Phase::Down { retry_at } => (None, *retry_at),
+            Phase::Starting { running, .. } | Phase::Ready { running } | Phase::Stopping { running, .. } => {
+                (Some(running.pid()), None)
+            }
+        };
         self.plugin.set_status(door, |status| {
-            (status.state, status.since) = (state, now_ms());
+            (status.state, status.since, status.pid, status.retry_at) = (state, now_ms(), pid, retry_at);
             status.reason.clear();
             status.reason.push_str(reason);
         });
@@ -552,6 +566,21 @@ impl Supervisor {
         }
         if !matches!(state, State::Starting | State::Stopping) {
             self.waiting.clear();
+        }
+    }
+}
+
+/// A worker's place among its plugin's connections, given back when it ends, however it does.
+struct Place<'a> {
+    plugin: &'a Plugin,
+    life: &'a Life,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.plugin.connections.fetch_sub(1, Ordering::Relaxed);
+        if std::thread::panicking() {
+            self.plugin.unresponsive(self.life.number, "a worker panicked".into());
         }
     }
 }
