@@ -410,7 +410,7 @@ fn a_txn_is_all_or_nothing_and_its_error_names_the_write_that_failed() {
 }
 
 #[test]
-fn a_key_is_1_to_512_bytes_of_utf_8() {
+fn a_key_is_1_to_512_bytes_of_utf_8_and_what_is_none_is_refused() {
     let server = server();
     let mut wire = Wire::new(&server, "p", "a");
     let longest = "é".repeat(256);
@@ -427,7 +427,7 @@ fn a_key_is_1_to_512_bytes_of_utf_8() {
     }
     // JSON can spell half a character, which no UTF-8 holds.
     let half = wire.send(&frame(br#"{"type":"kv","id":7,"op":"set","key":"\ud800"}"#, b"1"), 1);
-    assert_eq!((half[0].code(), &half[0].head["id"]), ("bad_key", &json!(7)));
+    assert_eq!((half[0].code(), &half[0].head["id"]), ("bad_request", &json!(7)));
 }
 
 #[test]
