@@ -8,3 +8,4 @@ mod docs;
 mod kv;
 mod layers;
 mod lifecycle;
+mod limits;
