@@ -1,6 +1,6 @@
 //! A plugin's own calls: `docs/protocol.md`, section 5, over the host's socket.
 
-use crate::support::{Server, Site, is_alive, wait_for};
+use crate::support::{Server, Site, wait_for};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
@@ -676,8 +676,7 @@ fn a_plugin_that_starts_again_has_all_its_places() {
     let pid = server.wait_state("p", "ready")["process"]["pid"].as_i64().unwrap();
     assert!((0..CONNECTIONS).all(|n| !Wire::new(&server, "p", n).is_closed()));
     server.request("POST", "/p/crash", &[], b"");
-    wait_for("its end", || (!is_alive(pid)).then_some(()));
-    server.wait_state("p", "ready");
+    server.wait_restarted("p", pid);
     let mut names = 0..;
     let mut open = 0;
     wait_for("all places", || {

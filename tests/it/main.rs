@@ -5,6 +5,7 @@
 mod support;
 
 mod docs;
+mod durability;
 mod kv;
 mod layers;
 mod lifecycle;

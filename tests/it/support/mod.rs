@@ -296,6 +296,15 @@ impl Server {
         panic!("{id} is not {state}: {last:#}\n{}", self.log());
     }
 
+    /// Waits until a plugin is ready in another process than that of `pid`.
+    #[track_caller]
+    pub(crate) fn wait_restarted(&self, id: &str, pid: i64) -> Value {
+        wait_for("another process of the plugin", || {
+            let plugin = self.plugin(id);
+            (plugin["state"] == "ready" && plugin["process"]["pid"] != pid).then_some(plugin)
+        })
+    }
+
     /// Sends the host a signal, by name.
     pub(crate) fn signal(&self, name: &str) {
         let status = command("kill").args(["-s", name, &self.pid().to_string()]).status().unwrap();
