@@ -13,7 +13,7 @@ use crate::process::SMALL_STACK;
 use crate::protocol::message::{HOP_BY_HOP, Headers, Http, Response};
 use crate::rack::Rack;
 use crate::route::Target;
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded, never};
 use rustix::net::sockopt;
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
@@ -30,6 +30,12 @@ const CLIENT_IDLE: Duration = Duration::from_secs(15);
 /// How often the host connects to itself. tiny_http can leave a connection of a burst without a thread until one falls free, and
 /// stops accepting when no connection came for [`CLIENT_IDLE`]; a connection that is closed at once mends both.
 const NUDGE: Duration = Duration::from_secs(1);
+
+/// How often it does so while requests come: each time one connection that was left without a thread gets one.
+const BUSY_NUDGE: Duration = Duration::from_millis(10);
+
+/// How long after a request requests are said to come.
+const BUSY_TIME: Duration = Duration::from_secs(2);
 
 /// Time for the host to connect to itself.
 const NUDGE_TIME: Duration = Duration::from_secs(1);
@@ -65,6 +71,9 @@ pub(crate) struct Front {
     max_body: u64,
     /// Set when no new request is to be taken.
     closing: AtomicBool,
+    /// Set by each request, and wakes the thread that nudges.
+    busy: AtomicBool,
+    wake: (Sender<()>, Receiver<()>),
     /// When accepting failed of late.
     failures: Mutex<Vec<Instant>>,
     /// Closed when accepting has failed for good.
@@ -91,6 +100,8 @@ impl Front {
             address,
             max_body,
             closing: AtomicBool::new(false),
+            busy: AtomicBool::new(false),
+            wake: bounded(1),
             failures: Mutex::default(),
             alive: Mutex::new(Some(alive)),
             id_prefix,
@@ -124,8 +135,17 @@ impl Front {
         if address.ip().is_unspecified() {
             address.set_ip(if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
         }
-        let ticks = crossbeam_channel::tick(NUDGE);
-        while ticks.recv().is_ok() {
+        let mut busy_until = Instant::now();
+        loop {
+            if Instant::now() < busy_until {
+                // Nothing comes from this channel but the end of the pause.
+                never::<()>().recv_timeout(BUSY_NUDGE).unwrap_or_default();
+            } else {
+                self.wake.1.recv_timeout(NUDGE).unwrap_or_default();
+            }
+            if self.busy.swap(false, Ordering::Relaxed) {
+                busy_until = Instant::now() + BUSY_TIME;
+            }
             if let Err(error) = TcpStream::connect_timeout(&address, NUDGE_TIME) {
                 log::debug!("the host cannot connect to itself: {error}");
             }
@@ -197,6 +217,10 @@ impl Dispatcher {
 
     /// Sends a request where it belongs. Never waits.
     fn dispatch(&self, request: Request) {
+        if !self.front.busy.swap(true, Ordering::Relaxed) {
+            // Full means that it is about to wake.
+            self.front.wake.0.try_send(()).unwrap_or_default();
+        }
         let body = match body_length(&request, self.front.max_body) {
             Ok(body) => body,
             Err(failed) => return self.refuse(request, failed),

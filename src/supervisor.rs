@@ -74,8 +74,9 @@ pub(crate) enum Command {
 enum Phase {
     /// No process.
     Down { retry_at: Option<Instant> },
-    /// A process that is not ready yet; `link` once it listens, `told` why it will not start once it has said so.
-    Starting { running: Running, link: Option<Link>, deadline: Instant, told: Option<String> },
+    /// A process that is not ready yet: `link` once it listens, `told` why it will not start once it has said so, `broken` what
+    /// happened to the link.
+    Starting { running: Running, link: Option<Link>, deadline: Instant, told: Option<String>, broken: Option<String> },
     /// A process that answers.
     Ready { running: Running },
     /// A process that is to end.
@@ -154,7 +155,7 @@ impl Supervisor {
         let now = Instant::now();
         let phase = match &self.phase {
             Phase::Down { retry_at } => *retry_at,
-            Phase::Starting { link: None, .. } | Phase::Starting { told: Some(_), .. } => Some(now + CONNECT_PAUSE),
+            Phase::Starting { link: None, .. } | Phase::Starting { broken: Some(_), .. } => Some(now + CONNECT_PAUSE),
             // Then the wait is on the link, in `step`.
             Phase::Starting { .. } => Some(now),
             Phase::Ready { .. } => None,
@@ -264,7 +265,7 @@ impl Supervisor {
             Ok(running) => {
                 let deadline = running.started + self.host.start_timeout;
                 self.plugin.set_pid(running.pid());
-                self.phase = Phase::Starting { running, link: None, deadline, told: None };
+                self.phase = Phase::Starting { running, link: None, deadline, told: None, broken: None };
             }
             Err(StartError::Permanent(why)) => self.down(Decision::Refuse, &why),
             Err(StartError::Passing(why)) => {
@@ -284,6 +285,8 @@ impl Supervisor {
         let socket = data.plugin_socket(id);
         remove_socket(&socket).map_err(|error| passing("cannot remove its old socket", error))?;
         self.lives += 1;
+        // Also what divides the last words of this process from those of the one before.
+        self.plugin.log.note("starting");
         let (stop, stopped) = bounded(0);
         let host_socket = data.host_socket();
         let version = PROTOCOL_VERSION.to_string();
@@ -323,18 +326,20 @@ impl Supervisor {
         if matches!(&self.phase, Phase::Starting { link: None, .. }) {
             return self.try_init(now);
         }
-        let Phase::Starting { running: _, link: Some(open), deadline, told } = &mut self.phase else { return };
+        let Phase::Starting { link: Some(open), deadline, told, broken, .. } = &mut self.phase else { return };
         if now >= *deadline {
-            return self.too_late("it did not answer init with ready");
+            let what = told.take().or_else(|| broken.take());
+            return self.too_late(what.as_deref().unwrap_or("it did not answer init"));
+        }
+        if broken.is_some() {
+            return;
         }
         let reply = match open.wait(now, || false) {
             Ok(()) => open
                 .take()
                 .map_err(|error| error.to_string())
                 .and_then(|frame| frame.message().map_err(|error| error.to_string())),
-            // It has said why it cannot start; what follows is its end.
             Err(Lost::Deadline | Lost::Interrupted) => return,
-            Err(Lost::Broken(_)) if told.is_some() => return,
             Err(Lost::Broken(error)) => Err(error.to_string()),
         };
         match reply {
@@ -342,7 +347,7 @@ impl Supervisor {
             Ok(Message::Error(error)) => *told = Some(format!("{} ({})", error.message, error.code)),
             Ok(other) => self.fault(format!("it answered init with {} (id {})", other.kind(), other.id())),
             // A process that ends here closes its connection a moment before its exit code is known, which says more.
-            Err(error) => *told = Some(format!("its connection ended before it was ready: {error}")),
+            Err(error) => *broken = Some(format!("its connection ended before it was ready: {error}")),
         }
     }
 
@@ -351,7 +356,7 @@ impl Supervisor {
         let Phase::Starting { running, deadline, .. } = &self.phase else { return };
         let Ok(mut opened) = Link::connect(&running.life.socket) else {
             if now >= *deadline {
-                self.too_late("it did not listen on its socket");
+                self.too_late("it does not listen on its socket");
             }
             return;
         };
@@ -367,7 +372,7 @@ impl Supervisor {
     }
 
     fn too_late(&mut self, what: &str) {
-        self.fault(format!("{what} within {} s", self.host.start_timeout.as_secs_f32()));
+        self.fault(format!("it was not ready within {} s: {what}", self.host.start_timeout.as_secs_f32()));
     }
 
     /// Ends a process that does not do its part.
@@ -462,10 +467,10 @@ impl Supervisor {
         if current != Some(number) {
             return;
         }
-        let (running, told, then) = match std::mem::replace(&mut self.phase, Phase::Down { retry_at: None }) {
-            Phase::Starting { running, told, .. } => (running, told, None),
-            Phase::Ready { running } => (running, None, None),
-            Phase::Stopping { running, then, .. } => (running, None, Some(then)),
+        let (running, told, broken, then) = match std::mem::replace(&mut self.phase, Phase::Down { retry_at: None }) {
+            Phase::Starting { running, told, broken, .. } => (running, told, broken, None),
+            Phase::Ready { running } => (running, None, None, None),
+            Phase::Stopping { running, then, .. } => (running, None, None, Some(then)),
             Phase::Down { .. } => return,
         };
         let uptime = running.started.elapsed();
@@ -482,7 +487,7 @@ impl Supervisor {
             }
             None => {
                 let decision = self.decide(exit, uptime);
-                let why = match told.or_else(|| self.last_words()) {
+                let why = match told.or_else(|| self.last_words()).or(broken) {
                     Some(words) => format!("{exit}: {words}"),
                     None => exit.to_string(),
                 };
@@ -505,7 +510,7 @@ impl Supervisor {
         exit
     }
 
-    /// The last line the plugin itself has printed.
+    /// The last line the process has printed, if it has printed any since it was started.
     fn last_words(&self) -> Option<String> {
         let lines = output::tail(&self.host.data.log(self.plugin.id()), 1).ok()?;
         let (_, text) = lines.last()?.split_once(' ')?;

@@ -87,6 +87,9 @@ pub enum Malformed {
     /// Not text.
     #[error("the head is not UTF-8: {0}")]
     Utf8(#[from] std::str::Utf8Error),
+    /// JSON of another kind: serde would take an array for a struct.
+    #[error("the head is not a JSON object")]
+    NotAnObject,
     /// Not a JSON object with the fields its type requires.
     #[error("the head is not a valid message: {0}")]
     Json(#[from] serde_json::Error),
@@ -111,6 +114,9 @@ impl Message {
             kind: std::borrow::Cow<'a, str>,
         }
         let head = std::str::from_utf8(head)?;
+        if !head.trim_ascii_start().starts_with('{') {
+            return Err(Malformed::NotAnObject);
+        }
         let tag: Tag<'_> = serde_json::from_str(head)?;
         let message = match &*tag.kind {
             "response" => Self::Response(serde_json::from_str(head)?),
