@@ -78,7 +78,7 @@ struct Wire<'a> {
 }
 
 impl<'a> Wire<'a> {
-    fn new(server: &'a Server, plugin: &'a str, name: impl ToString) -> Self {
+    fn new(server: &'a Server, plugin: &'a str, name: &(impl ToString + ?Sized)) -> Self {
         Self { server, plugin, name: name.to_string(), id: 0 }
     }
 
@@ -210,7 +210,7 @@ fn every_operation_answers_as_the_protocol_says() {
 fn values_are_any_bytes_from_none_to_1_mib() {
     let server = server();
     let mut wire = Wire::new(&server, "p", "a");
-    let binary: Vec<u8> = (0..MIB).map(|n| (n ^ (n >> 8)) as u8).collect();
+    let binary: Vec<u8> = (0..MIB).map(|n| (n ^ (n >> 8)).to_le_bytes()[0]).collect();
     for value in [&b""[..], b"\0", b"\xff\xfe\r\n\r\n", &binary] {
         wire.set("v", value);
         let answer = wire.get("v");
@@ -578,7 +578,7 @@ fn pipelined_requests_are_answered_in_order_and_a_read_sees_the_write_before_it(
 fn large_values_can_be_pipelined() {
     let server = server();
     let mut wire = Wire::new(&server, "p", "a");
-    let value = |n: u64| vec![n as u8; MIB - 1];
+    let value = |n: u64| vec![n.to_le_bytes()[0]; MIB - 1];
     let sent: Vec<u8> = (0..5).flat_map(|n| request(n, &json!({"op": "set", "key": n.to_string()}), &value(n))).collect();
     let answers = wire.send(&sent, 5);
     assert_eq!(answers.iter().map(|answer| answer.fields()["rev"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
@@ -644,29 +644,29 @@ fn a_protocol_error_closes_that_connection_only() {
 #[test]
 fn a_sixty_fifth_connection_is_closed_and_places_come_back() {
     let server = Site::new().fake("p").fake("q").start();
-    let mut wires: Vec<_> = (0..CONNECTIONS).map(|n| Wire::new(&server, "p", n)).collect();
+    let mut wires: Vec<_> = (0..CONNECTIONS).map(|n| Wire::new(&server, "p", &n)).collect();
     for wire in &mut wires {
         assert!(!wire.is_closed(), "{}", wire.name);
     }
     let names = CONNECTIONS..;
     for name in names.clone().take(3) {
-        assert!(Wire::new(&server, "p", name).is_closed());
+        assert!(Wire::new(&server, "p", &name).is_closed());
     }
     assert!(server.log().contains("p: it has 64 connections to the host, a further one is closed"));
-    assert!(!Wire::new(&server, "q", 0).is_closed(), "each plugin has its own places");
+    assert!(!Wire::new(&server, "q", &0).is_closed(), "each plugin has its own places");
     assert!(wires.iter_mut().all(|wire| !wire.is_closed()));
 
     wires.drain(..2).for_each(Wire::close);
     let mut names = names.skip(3);
     for _ in 0..2 {
         let mut again = wait_for("a place", || {
-            let mut wire = Wire::new(&server, "p", names.next()?);
+            let mut wire = Wire::new(&server, "p", &names.next()?);
             (!wire.is_closed()).then_some(wire)
         });
         again.set("a", b"");
         wires.push(again);
     }
-    assert!(Wire::new(&server, "p", names.next().unwrap()).is_closed());
+    assert!(Wire::new(&server, "p", &names.next().unwrap()).is_closed());
 }
 
 /// The end of a process gives all its places back.
@@ -674,13 +674,13 @@ fn a_sixty_fifth_connection_is_closed_and_places_come_back() {
 fn a_plugin_that_starts_again_has_all_its_places() {
     let server = server();
     let pid = server.wait_state("p", "ready")["process"]["pid"].as_i64().unwrap();
-    assert!((0..CONNECTIONS).all(|n| !Wire::new(&server, "p", n).is_closed()));
+    assert!((0..CONNECTIONS).all(|n| !Wire::new(&server, "p", &n).is_closed()));
     server.request("POST", "/p/crash", &[], b"");
     server.wait_restarted("p", pid);
     let mut names = 0..;
     let mut open = 0;
     wait_for("all places", || {
-        open += usize::from(!Wire::new(&server, "p", names.next().unwrap()).is_closed());
+        open += usize::from(!Wire::new(&server, "p", &names.next().unwrap()).is_closed());
         (open == CONNECTIONS).then_some(())
     });
 }
@@ -745,7 +745,7 @@ fn a_store_with_too_much_to_do_is_busy_and_writes_what_it_has_acknowledged() {
     let database = rusqlite::Connection::open(server.site().data().join("plugrack.db")).unwrap();
     let mut probe = Wire::new(&server, "p", "probe");
     probe.set("probe", b"");
-    let wires: Vec<_> = (0..24).map(|n| Wire::new(&server, "p", n)).collect();
+    let wires: Vec<_> = (0..24).map(|n| Wire::new(&server, "p", &n)).collect();
     database.execute_batch("BEGIN IMMEDIATE").unwrap();
     for wire in &wires {
         let key = |n: usize| json!({"op": "set", "key": format!("{}/{n}", wire.name)});

@@ -10,3 +10,4 @@ mod kv;
 mod layers;
 mod lifecycle;
 mod limits;
+mod sdk;
