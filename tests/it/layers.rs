@@ -21,6 +21,7 @@ const LAYERS: [&[&str]; 5] = [
         "store/kv",
         "store/schema",
         "store/settings",
+        "client_socket",
         "exchange",
         "config",
     ],
