@@ -328,20 +328,11 @@ impl Api {
     }
 
     fn plugin(&self, id: &str) -> Result<Arc<Plugin>, Refused> {
-        self.rack.plugin(id).ok_or_else(|| {
-            match self.rack.entries().into_iter().find(|(file, entry)| is_named(id, file, entry)) {
-                Some((_, Entry::Refused { reason, .. })) => Refused::new(409, "refused", format!("{id} is refused: {reason}")),
-                _ => no_plugin(id),
-            }
-        })
-    }
-}
-
-/// Whether a name means what is in the plugins directory under `file`.
-fn is_named(name: &str, file: &str, entry: &Entry) -> bool {
-    match entry {
-        Entry::Accepted { plugin, .. } => plugin.id() == name,
-        Entry::Refused { id, .. } => file == name || id.as_deref() == Some(name),
+        match self.rack.find(id) {
+            Some((_, Entry::Accepted { plugin, .. })) => Ok(plugin),
+            Some((_, Entry::Refused { reason, .. })) => Err(Refused::new(409, "refused", format!("{id} is refused: {reason}"))),
+            None => Err(no_plugin(id)),
+        }
     }
 }
 
