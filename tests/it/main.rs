@@ -6,6 +6,11 @@ mod support;
 
 mod discovery;
 mod docs;
+mod durability;
 mod identity;
+mod kv;
+mod layers;
 mod lifecycle;
+mod limits;
 mod operator;
+mod sdk;

@@ -53,17 +53,23 @@ pub(crate) fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     command
 }
 
+/// Cargo, in the repository.
+pub(crate) fn cargo() -> Command {
+    let mut cargo = command(env!("CARGO"));
+    for name in ["HOME", "CARGO_HOME", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN"] {
+        cargo.envs(std::env::var_os(name).map(|value| (name, value)));
+    }
+    cargo.current_dir(root());
+    cargo
+}
+
 /// The `hello` example, built.
 pub(crate) fn hello() -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     let built = BUILT.get_or_init(|| {
         let target = binary().parent().and_then(Path::parent).unwrap();
-        let mut cargo = command(env!("CARGO"));
-        cargo.args(["build", "--quiet", "--package", "hello", "--target-dir"]).arg(target).current_dir(root());
-        for name in ["HOME", "CARGO_HOME", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN"] {
-            cargo.envs(std::env::var_os(name).map(|value| (name, value)));
-        }
-        assert!(cargo.status().unwrap().success());
+        let build = cargo().args(["build", "--quiet", "--package", "hello", "--target-dir"]).arg(target).status();
+        assert!(build.unwrap().success());
         target.join("debug/hello")
     });
     built.clone()
@@ -174,7 +180,7 @@ impl Site {
         let log = fs::File::options().create(true).append(true).open(self.data().join("host.log")).unwrap();
         let listen = self.data().join("run/listen");
         // A host that was killed has left its own.
-        drop(fs::remove_file(&listen));
+        fs::remove_file(&listen).unwrap_or_default();
         let mut child = serve.stdout(Stdio::null()).stderr(log).spawn().unwrap();
         let address = wait_for("the host to listen", || {
             if let Some(status) = child.try_wait().unwrap() {
@@ -310,6 +316,15 @@ impl Server {
             pause(Duration::from_millis(10));
         }
         panic!("{id} is not {state}: {last:#}\n{}", self.log());
+    }
+
+    /// Waits until a plugin is ready in another process than that of `pid`.
+    #[track_caller]
+    pub(crate) fn wait_restarted(&self, id: &str, pid: i64) -> Value {
+        wait_for("another process of the plugin", || {
+            let plugin = self.plugin(id);
+            (plugin["state"] == "ready" && plugin["process"]["pid"] != pid).then_some(plugin)
+        })
     }
 
     /// Sends the host a signal, by name.

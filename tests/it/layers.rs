@@ -1,0 +1,274 @@
+//! The shape of the repository: which source file may use which, what it depends on, and what lies at its top.
+
+use crate::support::{cargo, command, root};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+/// The source files from the bottom up. A file uses those of the layers below its own, and its neighbours, though not in a circle.
+const LAYERS: [&[&str]; 5] = [
+    &["protocol/mod", "protocol/message", "protocol/metadata", "restart", "route"],
+    &[
+        "protocol/frame",
+        "data_dir",
+        "output",
+        "preflight",
+        "process",
+        "link",
+        "store/mod",
+        "store/config",
+        "store/events",
+        "store/kv",
+        "store/schema",
+        "store/settings",
+        "client_socket",
+        "exchange",
+        "config",
+    ],
+    &["host", "queue", "worker", "supervisor", "plugin", "callback", "discovery", "rack"],
+    &["api/mod", "api/view", "pages/mod", "http", "client"],
+    &["server", "cli", "lib", "main"],
+];
+
+/// The one circle: a plugin holds the sender of its supervisor's commands.
+const CIRCLE: (&str, &str) = ("plugin", "supervisor");
+
+/// What the SDK may use beside itself, so that plugin authors get nothing of the host.
+const SDK_USES: &str = "protocol";
+
+/// Async runtimes and what they are made of: every wait here is a thread's.
+const ASYNC: [&str; 11] = [
+    "tokio",
+    "async-std",
+    "async-executor",
+    "async-io",
+    "smol",
+    "futures-executor",
+    "mio",
+    "polling",
+    "hyper",
+    "actix-rt",
+    "monoio",
+];
+
+/// All that may lie at the top of the repository.
+const TOP: [&str; 16] = [
+    "Cargo.toml",
+    "Cargo.lock",
+    "Makefile",
+    "README.md",
+    "CHANGELOG.md",
+    "LICENSE-MIT",
+    "LICENSE-APACHE",
+    "schema.sql",
+    "src",
+    "tests",
+    "plugins-examples",
+    "docs",
+    "clippy.toml",
+    "rustfmt.toml",
+    ".gitignore",
+    ".ci",
+];
+
+/// Source files by their path below `src`, without the suffix, and their code without comments.
+fn sources() -> BTreeMap<String, String> {
+    let src = root().join("src");
+    let mut sources = BTreeMap::new();
+    let mut folders = vec![src.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let name = path.with_extension("");
+                let code = fs::read_to_string(&path).unwrap();
+                let code: Vec<_> = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+                sources.insert(name.strip_prefix(&src).unwrap().to_str().unwrap().to_owned(), code.join("\n"));
+            }
+        }
+    }
+    sources
+}
+
+/// The folder of a file: that of its module's files, or the file itself where it stands alone.
+fn folder(file: &str) -> &str {
+    file.split_once('/').map_or(file, |(folder, _)| folder)
+}
+
+/// The files that a file's code names by paths that begin with `crate::` or `super::`.
+fn uses(file: &str, code: &str, files: &BTreeSet<&str>) -> BTreeSet<String> {
+    let parent = match file.rsplit_once('/') {
+        Some((folder, "mod")) => folder.rsplit_once('/').map_or("", |(outer, _)| outer),
+        Some((folder, _)) => folder,
+        None => "",
+    };
+    let mut used = BTreeSet::new();
+    for (root, base) in [("crate::", ""), ("super::", parent)] {
+        for (at, _) in code.match_indices(root) {
+            if !code[..at].ends_with(|before: char| before.is_alphanumeric() || before == '_') {
+                for path in expand(&code[at + root.len()..]) {
+                    used.extend(resolve(base, &path, files));
+                }
+            }
+        }
+    }
+    used.remove(file);
+    used
+}
+
+/// The paths at the beginning of some code, groups in braces taken apart.
+fn expand(code: &str) -> Vec<String> {
+    let name = code.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default();
+    if let Some(group) = code.strip_prefix('{') {
+        let mut depth = 0;
+        let mut paths = Vec::new();
+        let mut start = 0;
+        for (at, c) in group.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' if depth > 0 => depth -= 1,
+                ',' | '}' if depth == 0 => {
+                    paths.extend(expand(group[start..at].trim()));
+                    start = at + 1;
+                    if c == '}' {
+                        break;
+                    }
+                }
+                _ => {}
+            }
+        }
+        return paths;
+    }
+    match code[name.len()..].strip_prefix("::") {
+        Some(rest) => expand(rest).into_iter().map(|rest| format!("{name}/{rest}")).collect(),
+        None => vec![name.to_owned()],
+    }
+}
+
+/// The file a path leads to: that of its innermost module.
+fn resolve(base: &str, path: &str, files: &BTreeSet<&str>) -> Option<String> {
+    let mut found = None;
+    let mut module = base.to_owned();
+    for segment in path.split('/') {
+        module = format!("{module}/{segment}").trim_start_matches('/').to_owned();
+        found = [module.clone(), format!("{module}/mod")].into_iter().find(|file| files.contains(file.as_str())).or(found);
+    }
+    found
+}
+
+fn layer(file: &str) -> Option<usize> {
+    LAYERS.iter().position(|files| files.contains(&file))
+}
+
+#[test]
+fn paths_are_read_as_the_compiler_reads_them() {
+    let files = BTreeSet::from(["lib", "a", "b/mod", "b/c", "d"]);
+    let used = |file: &str, code: &str| uses(file, code, &files).into_iter().collect::<Vec<_>>();
+    for (file, code, expected) in [
+        ("d", "use crate::a::Thing;", &["a"][..]),
+        ("d", "use crate::{a::{self, X}, b::{Y, c::{Z}}};", &["a", "b/c", "b/mod"]),
+        ("d", "use crate::b::c;\nuse crate::b::{\n    c::A,\n    B,\n};", &["b/c", "b/mod"]),
+        ("d", "fn f() { crate::b::c::g(); crate::a::h() }", &["a", "b/c"]),
+        ("d", "use other_crate::a; use super::*; use std::a;", &[]),
+        ("d", "use super::a;", &["a"]),
+        ("b/c", "use super::Y;\nmod tests { use super::*; }", &[]),
+        ("b/mod", "use c::X;\nuse super::a;", &["a"]),
+    ] {
+        assert_eq!(used(file, code), expected, "{file}: {code}");
+    }
+}
+
+#[test]
+fn every_source_file_has_a_layer_and_every_layer_its_files() {
+    let sources = sources();
+    let known: BTreeSet<_> = LAYERS.concat().into_iter().collect();
+    let files: BTreeSet<_> = sources.keys().map(String::as_str).filter(|file| folder(file) != "sdk").collect();
+    assert_eq!(known.len(), LAYERS.concat().len(), "a file is in two layers");
+    assert_eq!(files, known, "the files in src, and those in the table");
+}
+
+#[test]
+fn a_source_file_uses_only_what_lies_below_it() {
+    let sources = sources();
+    let files: BTreeSet<_> = sources.keys().map(String::as_str).collect();
+    let mut faults = Vec::new();
+    for (file, code) in &sources {
+        for used in uses(file, code, &files) {
+            let allowed = match (layer(file), layer(&used)) {
+                _ if folder(file) == "sdk" => ["sdk", SDK_USES].contains(&folder(&used)),
+                (Some(user), Some(below)) => below <= user,
+                _ => false,
+            };
+            if !allowed {
+                faults.push(format!("{file} uses {used}"));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{faults:#?}");
+}
+
+/// A folder counts as one here: its files belong together.
+#[test]
+fn no_source_files_use_each_other_in_a_circle() {
+    let sources = sources();
+    let files: BTreeSet<_> = sources.keys().map(String::as_str).collect();
+    let mut edges: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+    for (file, code) in &sources {
+        let used = uses(file, code, &files).into_iter().map(|used| folder(&used).to_owned());
+        let used = used.filter(|used| used != folder(file) && (folder(file), used.as_str()) != CIRCLE);
+        edges.entry(folder(file)).or_default().extend(used);
+    }
+    // What uses nothing that is left, or is used by nothing, is in no circle; what cannot be taken away is.
+    loop {
+        let left: BTreeSet<_> = edges.keys().map(|&file| file.to_owned()).collect();
+        let used = edges.values().flatten().cloned().collect::<BTreeSet<_>>();
+        edges.retain(|file, _| used.contains(*file));
+        edges.values_mut().for_each(|used| used.retain(|used| left.contains(used)));
+        edges.retain(|_, used| !used.is_empty());
+        if edges.len() == left.len() {
+            break;
+        }
+    }
+    assert!(edges.is_empty(), "among these there is a circle: {edges:#?}");
+}
+
+#[test]
+fn there_is_no_async_runtime() {
+    let lock = fs::read_to_string(root().join("Cargo.lock")).unwrap();
+    let locked: BTreeSet<_> = lock.lines().filter_map(|line| line.strip_prefix("name = \"")?.strip_suffix('"')).collect();
+    assert!(locked.contains("tiny_http") && locked.contains("rusqlite"), "{locked:?}");
+    let found: Vec<_> = ASYNC.iter().filter(|name| locked.contains(*name)).collect();
+    assert!(found.is_empty(), "{found:?}");
+}
+
+#[test]
+fn the_library_for_plugin_authors_holds_nothing_of_the_host() {
+    let tree = |features: &[&str]| {
+        let tree = cargo()
+            .args(["tree", "--locked", "--offline", "-p", "plugrack", "-e", "normal", "--prefix", "none"])
+            .args(features)
+            .output()
+            .unwrap();
+        assert!(tree.status.success(), "{}", String::from_utf8_lossy(&tree.stderr));
+        let tree = String::from_utf8(tree.stdout).unwrap();
+        tree.lines().filter_map(|line| line.split(' ').next().map(str::to_owned)).collect::<BTreeSet<_>>()
+    };
+    let (whole, library) = (tree(&[]), tree(&["--no-default-features"]));
+    for host in ["tiny_http", "rusqlite", "clap", "rustix", "ureq", "crossbeam-channel"] {
+        assert!(whole.contains(host) && !library.contains(host), "{host}: {library:?}");
+    }
+    assert!(library.contains("serde_json"));
+}
+
+#[test]
+fn the_top_of_the_repository_holds_what_belongs_there_only() {
+    let listed = command("git").args(["-c", "safe.directory=*", "ls-files", "-z"]).current_dir(root()).output().unwrap();
+    assert!(listed.status.success(), "the tests run in a checkout: {}", String::from_utf8_lossy(&listed.stderr));
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let top: BTreeSet<_> = listed.split_terminator('\0').filter_map(|path| Path::new(path).iter().next()?.to_str()).collect();
+    assert!(top.contains("src"), "{top:?}");
+    let strange: Vec<_> = top.iter().filter(|name| !TOP.contains(name)).collect();
+    assert!(strange.is_empty(), "{strange:?}");
+}
