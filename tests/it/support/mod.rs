@@ -165,8 +165,10 @@ impl Site {
     #[track_caller]
     pub(crate) fn start(self) -> Server {
         let log = fs::File::options().create(true).append(true).open(self.data().join("host.log")).unwrap();
-        let mut child = self.serve().stdout(Stdio::null()).stderr(log).spawn().unwrap();
         let listen = self.data().join("run/listen");
+        // One that was killed leaves its address behind.
+        drop(fs::remove_file(&listen));
+        let mut child = self.serve().stdout(Stdio::null()).stderr(log).spawn().unwrap();
         let address = wait_for("the host to listen", || {
             if let Some(status) = child.try_wait().unwrap() {
                 panic!("the host ended with {status}: {}", fs::read_to_string(self.data().join("host.log")).unwrap_or_default());
