@@ -4,3 +4,6 @@ mod support;
 
 mod lifecycle;
 mod scenarios;
+mod streaming;
+mod web;
+mod web_faults;

@@ -75,6 +75,17 @@ impl Client {
         self.reply(method == "HEAD")
     }
 
+    /// Sends a request with its body in chunks and reads its answer.
+    #[track_caller]
+    pub(crate) fn request_chunked(&mut self, method: &str, path: &str, chunks: &[&[u8]]) -> Reply {
+        self.send(format!("{method} {path} HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n").as_bytes());
+        for data in chunks {
+            self.send(&chunk(data));
+        }
+        self.send(b"0\r\n\r\n");
+        self.reply(false)
+    }
+
     /// Reads an answer, its interim ones passed over.
     #[track_caller]
     pub(crate) fn reply(&mut self, head_request: bool) -> Reply {
@@ -145,4 +156,9 @@ impl Client {
         self.stream.read_line(&mut line).unwrap();
         line.strip_suffix("\r\n").unwrap_or_else(|| panic!("a line cut short: {line:?}")).to_owned()
     }
+}
+
+/// A chunk of a body as it goes on the wire.
+pub(crate) fn chunk(data: &[u8]) -> Vec<u8> {
+    [format!("{:x}\r\n", data.len()).as_bytes(), data, b"\r\n"].concat()
 }
