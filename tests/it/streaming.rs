@@ -9,20 +9,15 @@ use std::process::Stdio;
 
 const MIB: u64 = 1 << 20;
 
-/// A block of the data that goes up and down: it begins with the place it has, as what is left at that place, so that none can
-/// be lost, doubled or out of order without being noticed.
-fn block(left: u64) -> Vec<u8> {
-    let mut block: Vec<u8> = (0..=255).cycle().take(256 << 10).collect();
-    block[..8].copy_from_slice(&left.to_be_bytes());
-    block.truncate(usize::try_from(left).unwrap_or(usize::MAX));
-    block
-}
-
-/// All blocks of so many bytes.
+/// Data of so many bytes, as the fake plugin's `/download` makes it. A block begins with how much is left, so that none can be
+/// lost, doubled or out of order without being noticed.
 fn blocks(bytes: u64) -> impl Iterator<Item = Vec<u8>> {
+    let pattern: Vec<u8> = (0..=255).cycle().take(256 << 10).collect();
     let mut left = bytes;
     std::iter::from_fn(move || {
-        let block = block(left);
+        let mut block = pattern.clone();
+        block[..8].copy_from_slice(&left.to_be_bytes());
+        block.truncate(usize::try_from(left).unwrap_or(usize::MAX));
         left -= block.len() as u64;
         (!block.is_empty()).then_some(block)
     })
