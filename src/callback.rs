@@ -5,7 +5,7 @@
 use crate::host::Host;
 use crate::process::SMALL_STACK;
 use crate::protocol::frame::{EncodeError, FrameReader, ReadError, encode};
-use crate::protocol::message::{Failure, KvOp, Message};
+use crate::protocol::message::{Failure, KvOp, MAX_ID, Malformed, Message};
 use crate::store::kv::Call;
 use crossbeam_channel::never;
 use rustix::net::sockopt::socket_peercred;
@@ -144,13 +144,15 @@ fn serve(stream: &UnixStream, host: &Host, plugin: &str) -> Result<(), Closed> {
                 pending.calls.push_back((kv.id, host.store.kv(plugin, kv.op, frame.body)));
             }
             Ok(other) => return Err(Closed::Protocol(format!("a plugin does not send {}", other.kind()))),
-            Err(malformed) => match kv_id(frame.head) {
-                Some(id) => {
-                    pending.settle()?;
-                    pending.fail(id, "bad_request", &malformed.to_string(), None)?;
-                }
-                None => return Err(Closed::Protocol(malformed.to_string())),
-            },
+            Err(malformed) => {
+                let id = match &malformed {
+                    Malformed::Json(_) => kv_id(frame.head),
+                    _ => None,
+                };
+                let Some(id) = id else { return Err(Closed::Protocol(malformed.to_string())) };
+                pending.settle()?;
+                pending.fail(id, "bad_request", &malformed.to_string(), None)?;
+            }
         }
         if !frames.is_ready() || pending.is_much() {
             pending.settle()?;
@@ -167,13 +169,13 @@ fn serve(stream: &UnixStream, host: &Host, plugin: &str) -> Result<(), Closed> {
 /// The id of a `kv` request whose other fields cannot be read.
 fn kv_id(head: &[u8]) -> Option<u64> {
     #[derive(Deserialize)]
-    struct Request<'a> {
+    struct Request {
         #[serde(rename = "type")]
-        kind: &'a str,
+        kind: String,
         id: u64,
     }
-    let request: Request<'_> = serde_json::from_slice(head).ok()?;
-    (request.kind == "kv").then_some(request.id)
+    let request: Request = serde_json::from_slice(head).ok()?;
+    (request.kind == "kv" && request.id <= MAX_ID).then_some(request.id)
 }
 
 /// Requests under way, in order, and the replies that are ready to be sent.

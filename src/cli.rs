@@ -271,8 +271,13 @@ fn show(plugin: &Value) -> String {
     if let Some(seconds) = process["retry_in"].as_f64() {
         line("next try", &format!("in {seconds:.1} s"));
     }
-    for (name, field) in [("pid", "pid"), ("restarts", "restarts"), ("answered", "answered"), ("waiting", "waiting"), ("connections", "connections")]
-    {
+    for (name, field) in [
+        ("pid", "pid"),
+        ("restarts", "restarts"),
+        ("answered", "answered"),
+        ("waiting", "waiting"),
+        ("connections", "connections"),
+    ] {
         line(name, &process[field].as_i64().map(|number| number.to_string()).unwrap_or_default());
     }
     line("file", word(&plugin["file"]));
@@ -309,21 +314,23 @@ fn logs(data: &DataDir, id: &str, follow: bool, lines: usize) -> Result<()> {
         bail!("{id:?} is not a plugin's id");
     }
     let path = data.log(id);
-    if !path.exists() && !follow {
-        bail!("the plugin {id} has printed nothing yet: there is no {}", path.display());
+    if !path.exists() && !data.plugin_data(id).exists() {
+        bail!("there is no plugin {id}, or it was never started");
     }
     let mut follower = Follower::at_end(path.clone())?;
     for line in output::tail(&path, lines)? {
         print(&format!("{line}\n"))?;
     }
-    while follow {
+    if !follow {
+        return Ok(());
+    }
+    loop {
         match follower.next_line()? {
             Some(line) => print(&format!("{line}\n"))?,
             // Nothing comes from this channel but the end of the pause.
             None => never::<()>().recv_timeout(FOLLOW_PAUSE).unwrap_or_default(),
         }
     }
-    Ok(())
 }
 
 fn kv(api: &ApiClient, id: &str, action: KvAction) -> Result<()> {
@@ -341,7 +348,11 @@ fn kv(api: &ApiClient, id: &str, action: KvAction) -> Result<()> {
             let mut out = io::stdout().lock();
             if out.is_terminal() {
                 // A value is shown on a line of its own, and cannot harm the terminal.
-                value = String::from_utf8_lossy(&value).chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect::<String>().into_bytes();
+                value = String::from_utf8_lossy(&value)
+                    .chars()
+                    .map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c })
+                    .collect::<String>()
+                    .into_bytes();
                 value.push(b'\n');
             }
             out.write_all(&value)?;
@@ -364,7 +375,11 @@ fn kv(api: &ApiClient, id: &str, action: KvAction) -> Result<()> {
             let mut after = None;
             loop {
                 let after_part = after.map(|after: String| format!("&after={}", segment(&after))).unwrap_or_default();
-                let page = api.call("GET", &format!("/plugins/{}/kv?limit=1000&prefix={}{after_part}", segment(id), segment(&prefix)), b"")?;
+                let page = api.call(
+                    "GET",
+                    &format!("/plugins/{}/kv?limit=1000&prefix={}{after_part}", segment(id), segment(&prefix)),
+                    b"",
+                )?;
                 keys.extend(items(&page["keys"]).cloned());
                 after = page["next"].as_str().map(str::to_owned);
                 if after.is_none() {
@@ -372,7 +387,9 @@ fn kv(api: &ApiClient, id: &str, action: KvAction) -> Result<()> {
                 }
             }
             output.print(&Value::Array(keys), |keys| {
-                let line = |entry: &Value| format!("{}  {} bytes, revision {}\n", word(&entry["key"]).escape_debug(), entry["size"], entry["rev"]);
+                let line = |entry: &Value| {
+                    format!("{}  {} bytes, revision {}\n", word(&entry["key"]).escape_debug(), entry["size"], entry["rev"])
+                };
                 items(keys).map(line).collect()
             })
         }

@@ -32,7 +32,9 @@ impl ApiClient {
         let path = data.listen();
         let address = match fs::read_to_string(&path) {
             Ok(address) => address.trim().to_owned(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => bail!("no host runs on this data directory: start it with plugrack serve"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                bail!("no host runs on this data directory: start it with plugrack serve")
+            }
             Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
         };
         let config = Agent::config_builder().http_status_as_error(false).timeout_global(Some(CALL_TIME)).proxy(None).build();

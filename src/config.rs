@@ -48,7 +48,9 @@ pub(crate) struct Serve {
 }
 
 fn parse_size(text: &str) -> Result<u64, String> {
-    text.parse::<ByteSize>().map(|size| size.as_u64()).map_err(|_| "a size is a number of bytes, or one with KiB, MiB or GiB".into())
+    text.parse::<ByteSize>()
+        .map(|size| size.as_u64())
+        .map_err(|_| "a size is a number of bytes, or one with KiB, MiB or GiB".into())
 }
 
 fn parse_body_size(text: &str) -> Result<u64, String> {
@@ -76,6 +78,8 @@ mod tests {
         assert!(parse_body_size("2TiB").is_err() && parse_body_size("lots").is_err() && parse_body_size("-1").is_err());
         assert_eq!(parse_time("30s"), Ok(Duration::from_secs(30)));
         assert_eq!(parse_time("250ms"), Ok(Duration::from_millis(250)));
-        assert!(parse_time("0s").is_err() && parse_time("1h").is_err() && parse_time("-1s").is_err() && parse_time("soon").is_err());
+        assert!(
+            parse_time("0s").is_err() && parse_time("1h").is_err() && parse_time("-1s").is_err() && parse_time("soon").is_err()
+        );
     }
 }

@@ -25,7 +25,8 @@ pub(crate) struct Lock {
 impl DataDir {
     /// Opens a data directory, and makes it with mode 0700 where it is missing.
     pub(crate) fn create(path: &Path) -> Result<Self> {
-        make_private_dir(path).with_context(|| format!("cannot make the data directory {} (choose another with --data)", path.display()))?;
+        make_private_dir(path)
+            .with_context(|| format!("cannot make the data directory {} (choose another with --data)", path.display()))?;
         let data = Self::open(path)?;
         for dir in [data.run(), data.logs(), data.plugin_data("")] {
             make_private_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
@@ -35,8 +36,9 @@ impl DataDir {
 
     /// Opens a data directory that must be there.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let root = fs::canonicalize(path)
-            .with_context(|| format!("there is no data directory at {} (name the host's with --data or PLUGRACK_DATA)", path.display()))?;
+        let root = fs::canonicalize(path).with_context(|| {
+            format!("there is no data directory at {} (name the host's with --data or PLUGRACK_DATA)", path.display())
+        })?;
         Ok(Self { root })
     }
 
@@ -53,7 +55,11 @@ impl DataDir {
             Err(TryLockError::WouldBlock) => {
                 let mut pid = String::new();
                 file.read_to_string(&mut pid)?;
-                bail!("another plugrack (process {}) runs on {}: stop it, or choose another --data", pid.trim(), self.root.display())
+                bail!(
+                    "another plugrack (process {}) runs on {}: stop it, or choose another --data",
+                    pid.trim(),
+                    self.root.display()
+                )
             }
             Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
         }
@@ -152,7 +158,9 @@ impl DataDir {
         let length = self.plugin_socket(id).as_os_str().len();
         match length <= MAX_SOCKET_PATH {
             true => Ok(()),
-            false => Err(format!("its socket path would have {length} bytes, over the system's limit of {MAX_SOCKET_PATH}: use a shorter --data")),
+            false => Err(format!(
+                "its socket path would have {length} bytes, over the system's limit of {MAX_SOCKET_PATH}: use a shorter --data"
+            )),
         }
     }
 }

@@ -11,9 +11,9 @@ const MAX_RETRIES: u8 = 1;
 /// A request on its way to a plugin. However it ends, whoever asks is answered.
 pub(crate) enum Job {
     /// From the web.
-    Web(WebJob),
+    Web(Box<WebJob>),
     /// From the operator, for one of the plugin's keys.
-    Kv(KvJob),
+    Kv(Box<KvJob>),
 }
 
 /// A web request.
@@ -142,7 +142,7 @@ impl WebJob {
     }
 
     /// Marks the request as lost with its connection; gives it back when it may be sent again.
-    pub(crate) fn lost(mut self) -> Option<Self> {
+    pub(crate) fn lost(mut self: Box<Self>) -> Option<Box<Self>> {
         if self.is_safe() && self.retries < MAX_RETRIES {
             self.retries += 1;
             return Some(self);

@@ -32,7 +32,12 @@ pub(crate) struct Sessions {
 
 impl Sessions {
     /// Starts a process by `start`, and notes its session as `plugin`'s before anyone can ask for it.
-    pub(crate) fn enter<P>(&self, plugin: &str, start: impl FnOnce() -> io::Result<P>, pid: impl FnOnce(&P) -> i32) -> io::Result<P> {
+    pub(crate) fn enter<P>(
+        &self,
+        plugin: &str,
+        start: impl FnOnce() -> io::Result<P>,
+        pid: impl FnOnce(&P) -> i32,
+    ) -> io::Result<P> {
         let mut plugins = self.lock();
         let process = start()?;
         plugins.insert(pid(&process), plugin.into());

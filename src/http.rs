@@ -4,7 +4,7 @@
 //! with a timeout needs a connection now and then, and one whose accept failed is given to a new tiny_http (`docs/architecture.md`).
 //!
 //! The dispatcher is one thread, the only one that calls `recv`, and it waits for nothing else. What may take time is done by
-//! others: plugins' requests by their workers, the operator's API by the desk, refusals with a body still to be read by the usher.
+//! others: plugins' requests by their workers, the operator's API by the desk, refusals with a body still to be read by ushers.
 
 use crate::api::{self, Api};
 use crate::exchange::{BodyLength, Client, Failed, Job, WebJob};
@@ -13,13 +13,13 @@ use crate::process::SMALL_STACK;
 use crate::protocol::message::{HOP_BY_HOP, Headers, Http, Response};
 use crate::rack::Rack;
 use crate::route::Target;
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded, never};
 use rustix::net::sockopt;
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 use tiny_http::{HTTPVersion, Request, Server};
 use uuid::Uuid;
@@ -30,6 +30,12 @@ const CLIENT_IDLE: Duration = Duration::from_secs(15);
 /// How often the host connects to itself. tiny_http can leave a connection of a burst without a thread until one falls free, and
 /// stops accepting when no connection came for [`CLIENT_IDLE`]; a connection that is closed at once mends both.
 const NUDGE: Duration = Duration::from_secs(1);
+
+/// How often it does so while requests come: each time one connection that was left without a thread gets one.
+const BUSY_NUDGE: Duration = Duration::from_millis(10);
+
+/// How long after a request requests are said to come.
+const BUSY_TIME: Duration = Duration::from_secs(2);
 
 /// Time for the host to connect to itself.
 const NUDGE_TIME: Duration = Duration::from_secs(1);
@@ -46,11 +52,11 @@ const DESK_THREADS: usize = 4;
 /// Requests that may wait for the API.
 const DESK_QUEUE: usize = 64;
 
-/// Threads that refuse requests whose body is still to be read away.
-const USHER_THREADS: usize = 2;
+/// Most requests that are refused at once while their body is still to be read away, each on a thread of its own.
+const MAX_USHERS: usize = 512;
 
-/// Requests that may wait to be refused so.
-const USHER_QUEUE: usize = 256;
+/// Most bytes of a chunked body that are read away, so that the connection can go on, before its request is refused.
+const MAX_DRAIN: usize = 1024 * 1024;
 
 /// Body length in bytes up to which tiny_http reads a body before it hands the request over.
 const PREREAD: u64 = 1024;
@@ -65,6 +71,9 @@ pub(crate) struct Front {
     max_body: u64,
     /// Set when no new request is to be taken.
     closing: AtomicBool,
+    /// Set by each request, and wakes the thread that nudges.
+    busy: AtomicBool,
+    wake: (Sender<()>, Receiver<()>),
     /// When accepting failed of late.
     failures: Mutex<Vec<Instant>>,
     /// Closed when accepting has failed for good.
@@ -91,6 +100,8 @@ impl Front {
             address,
             max_body,
             closing: AtomicBool::new(false),
+            busy: AtomicBool::new(false),
+            wake: bounded(1),
             failures: Mutex::default(),
             alive: Mutex::new(Some(alive)),
             id_prefix,
@@ -107,16 +118,12 @@ impl Front {
     /// Answers requests, on threads of its own, until told to close.
     pub(crate) fn serve(self: &Arc<Self>, rack: &Arc<Rack>, api: &Arc<Api>) -> io::Result<()> {
         let (desk, at_desk) = bounded::<TinyClient>(DESK_QUEUE);
-        let (usher, to_usher) = bounded::<(Request, Failed)>(USHER_QUEUE);
         for number in 1..=DESK_THREADS {
             let (api, queue) = (Arc::clone(api), at_desk.clone());
             std::thread::Builder::new().name(format!("desk-{number}")).spawn(move || attend(&api, &queue))?;
         }
-        for number in 1..=USHER_THREADS {
-            let queue = to_usher.clone();
-            std::thread::Builder::new().name(format!("usher-{number}")).spawn(move || refuse_all(&queue))?;
-        }
-        Arc::new(Dispatcher { front: Arc::clone(self), rack: Arc::clone(rack), desk, usher }).start()?;
+        let ushers = Arc::new(AtomicUsize::new(0));
+        Arc::new(Dispatcher { front: Arc::clone(self), rack: Arc::clone(rack), desk, ushers }).start()?;
         let front = Arc::clone(self);
         std::thread::Builder::new().name("nudge".into()).stack_size(SMALL_STACK).spawn(move || front.nudge())?;
         Ok(())
@@ -128,8 +135,17 @@ impl Front {
         if address.ip().is_unspecified() {
             address.set_ip(if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
         }
-        let ticks = crossbeam_channel::tick(NUDGE);
-        while ticks.recv().is_ok() {
+        let mut busy_until = Instant::now();
+        loop {
+            if Instant::now() < busy_until {
+                // Nothing comes from this channel but the end of the pause.
+                never::<()>().recv_timeout(BUSY_NUDGE).unwrap_or_default();
+            } else {
+                self.wake.1.recv_timeout(NUDGE).unwrap_or_default();
+            }
+            if self.busy.swap(false, Ordering::Relaxed) {
+                busy_until = Instant::now() + BUSY_TIME;
+            }
             if let Err(error) = TcpStream::connect_timeout(&address, NUDGE_TIME) {
                 log::debug!("the host cannot connect to itself: {error}");
             }
@@ -165,7 +181,8 @@ struct Dispatcher {
     front: Arc<Front>,
     rack: Arc<Rack>,
     desk: Sender<TinyClient>,
-    usher: Sender<(Request, Failed)>,
+    /// Threads that refuse a request now.
+    ushers: Arc<AtomicUsize>,
 }
 
 impl Dispatcher {
@@ -200,6 +217,10 @@ impl Dispatcher {
 
     /// Sends a request where it belongs. Never waits.
     fn dispatch(&self, request: Request) {
+        if !self.front.busy.swap(true, Ordering::Relaxed) {
+            // Full means that it is about to wake.
+            self.front.wake.0.try_send(()).unwrap_or_default();
+        }
         let body = match body_length(&request, self.front.max_body) {
             Ok(body) => body,
             Err(failed) => return self.refuse(request, failed),
@@ -218,7 +239,7 @@ impl Dispatcher {
                 let http = self.message(&request, mount, path, query);
                 let plugin = Arc::clone(plugin);
                 let client = Box::new(TinyClient::new(request, body, self.front.max_body));
-                plugin.submit(Job::Web(WebJob { request: http, body, client, arrived: Instant::now(), retries: 0 }));
+                plugin.submit(Job::Web(Box::new(WebJob { request: http, body, client, arrived: Instant::now(), retries: 0 })));
             }
             Target::Api(_) => {
                 let client = TinyClient::new(request, body, self.front.max_body);
@@ -246,7 +267,7 @@ impl Dispatcher {
         }
     }
 
-    /// Answers with the host's own error. Where a body is still to come the usher does, for it has to be read away.
+    /// Answers with the host's own error. Where a body is still to come an usher does, for it has to be read away.
     fn refuse(&self, request: Request, failed: Failed) {
         let length = request.body_length().unwrap_or(0) as u64;
         let waits = length > PREREAD || header(&request, "transfer-encoding").is_some() || header(&request, "expect").is_some();
@@ -255,13 +276,23 @@ impl Dispatcher {
             log::warn!("a request that announced a body of {length} bytes is left unanswered");
             return std::mem::forget(request);
         }
-        if waits {
-            if let Err(full) = self.usher.try_send((request, failed)) {
-                let (request, failed) = full.into_inner();
+        if !waits {
+            return TinyClient::new(request, BodyLength::Known(0), 0).fail(failed);
+        }
+        let ushers = Arc::clone(&self.ushers);
+        if ushers.fetch_add(1, Ordering::Relaxed) < MAX_USHERS {
+            let usher = std::thread::Builder::new().name("usher".into()).stack_size(SMALL_STACK);
+            let refusing = move || {
                 refuse_now(request, failed);
+                ushers.fetch_sub(1, Ordering::Relaxed);
+            };
+            if let Err(error) = usher.spawn(refusing) {
+                self.ushers.fetch_sub(1, Ordering::Relaxed);
+                log::warn!("a request was dropped: cannot start a thread to refuse it: {error}");
             }
         } else {
-            TinyClient::new(request, BodyLength::Known(0), 0).fail(failed);
+            ushers.fetch_sub(1, Ordering::Relaxed);
+            refuse_now(request, failed);
         }
     }
 
@@ -282,17 +313,13 @@ impl Dispatcher {
 
     /// The request's headers as a plugin gets them: those of one hop removed, the host's own added.
     fn headers(&self, request: &Request, mount: &str, remote: &str) -> Headers {
-        let named: Vec<String> = request
-            .headers()
-            .iter()
-            .filter(|header| header.field.equiv("connection"))
-            .flat_map(|header| header.value.as_str().split(','))
-            .map(|name| name.trim().to_ascii_lowercase())
-            .collect();
+        let named =
+            connection_options(request.headers().iter().map(|header| (header.field.as_str().as_str(), header.value.as_str())));
         let mut headers = Headers::with_capacity(request.headers().len() + 4);
         for header in request.headers() {
             let name = header.field.as_str().as_str().to_ascii_lowercase();
-            let ours = matches!(&*name, "expect" | "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-prefix" | "x-request-id");
+            let ours =
+                matches!(&*name, "expect" | "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-prefix" | "x-request-id");
             if !ours && !HOP_BY_HOP.contains(&&*name) && !named.contains(&name) {
                 headers.push((name, header.value.as_str().to_owned()));
             }
@@ -321,15 +348,10 @@ fn attend(api: &Api, queue: &Receiver<TinyClient>) {
     }
 }
 
-/// The usher's threads.
-fn refuse_all(queue: &Receiver<(Request, Failed)>) {
-    for (request, failed) in queue {
-        refuse_now(request, failed);
-    }
-}
-
-/// Answers first and reads the rest of the body away after, which is the order of tiny_http's own `respond`.
-fn refuse_now(request: Request, failed: Failed) {
+/// Answers first and reads the rest of the body away after, which is the order of tiny_http's own `respond`. A chunked body
+/// tiny_http would leave where it is, to be taken for the next request, so that is read away before.
+fn refuse_now(mut request: Request, failed: Failed) {
+    drain_chunked(&mut request);
     let (status, retry_after, body) = refusal(failed);
     let answered = catch_unwind(AssertUnwindSafe(|| {
         let mut response = tiny_http::Response::from_string(body).with_status_code(status);
@@ -348,6 +370,16 @@ fn refuse_now(request: Request, failed: Failed) {
     }
 }
 
+/// Reads a chunked body away, up to [`MAX_DRAIN`].
+fn drain_chunked(request: &mut Request) {
+    if header(request, "transfer-encoding").is_some() {
+        let mut body = io::Read::take(request.as_reader(), MAX_DRAIN as u64);
+        if let Err(error) = io::copy(&mut body, &mut io::sink()) {
+            log::debug!("the body of a refused request did not come whole: {error}");
+        }
+    }
+}
+
 /// Body length from which a request cannot be dropped: tiny_http allocates what is left of a body to read it away.
 fn undrainable() -> u64 {
     rustix::system::sysinfo().totalram as u64 / 2
@@ -355,7 +387,9 @@ fn undrainable() -> u64 {
 
 /// How much body a request has; refuses lengths that are over the limit or do not say one thing.
 fn body_length(request: &Request, max_body: u64) -> Result<BodyLength, Failed> {
-    let all = |name: &'static str| request.headers().iter().filter(move |header| header.field.equiv(name)).map(|header| header.value.as_str());
+    let all = |name: &'static str| {
+        request.headers().iter().filter(move |header| header.field.equiv(name)).map(|header| header.value.as_str())
+    };
     let mut lengths = all("content-length");
     let mut encodings = all("transfer-encoding");
     match (lengths.next(), encodings.next()) {
@@ -366,7 +400,9 @@ fn body_length(request: &Request, max_body: u64) -> Result<BodyLength, Failed> {
                 _ => Err(Failed::TooLarge),
             }
         }
-        (None, Some(encoding)) if encodings.next().is_none() && encoding.eq_ignore_ascii_case("chunked") => Ok(BodyLength::Unknown),
+        (None, Some(encoding)) if encodings.next().is_none() && encoding.eq_ignore_ascii_case("chunked") => {
+            Ok(BodyLength::Unknown)
+        }
         _ => Err(Failed::BadBody),
     }
 }
@@ -379,6 +415,12 @@ fn origin_form(target: &str) -> &str {
     }
 }
 
+/// The headers that `connection` names as belonging to this hop, in lower case.
+fn connection_options<'a>(headers: impl Iterator<Item = (&'a str, &'a str)>) -> Vec<String> {
+    let options = headers.filter(|(name, _)| name.eq_ignore_ascii_case("connection")).flat_map(|(_, value)| value.split(','));
+    options.map(|name| name.trim().to_ascii_lowercase()).collect()
+}
+
 fn header<'a>(request: &'a Request, name: &'static str) -> Option<&'a str> {
     request.headers().iter().find(|header| header.field.equiv(name)).map(|header| header.value.as_str())
 }
@@ -386,7 +428,9 @@ fn header<'a>(request: &'a Request, name: &'static str) -> Option<&'a str> {
 /// Status, `retry-after` and JSON body of the host's own errors.
 fn refusal(failed: Failed) -> (u16, Option<u64>, String) {
     let (status, retry_after, code, message) = match failed {
-        Failed::BadBody => (400, None, "bad_request", "the request's body did not come whole, or its length is not well given".into()),
+        Failed::BadBody => {
+            (400, None, "bad_request", "the request's body did not come whole, or its length is not well given".into())
+        }
         Failed::NotFound => (404, None, "not_found", "there is nothing at this path".into()),
         Failed::MethodNotAllowed => (405, None, "method_not_allowed", "only GET and HEAD are answered here".into()),
         Failed::TooLarge => (413, None, "too_large", "the request's body is over the limit (serve --max-body)".to_owned()),
@@ -476,7 +520,12 @@ impl TinyClient {
     /// Turns to answering. What is left of the request's body is read away by tiny_http here.
     fn begin(&mut self) -> io::Result<&mut (dyn Write + Send)> {
         match std::mem::replace(&mut self.state, ClientState::Answered) {
-            ClientState::Asking(request) => self.state = ClientState::Answering(request.into_writer()),
+            ClientState::Asking(mut request) => {
+                if !self.read {
+                    drain_chunked(&mut request);
+                }
+                self.state = ClientState::Answering(request.into_writer());
+            }
             other => self.state = other,
         }
         match &mut self.state {
@@ -501,19 +550,22 @@ impl Client for TinyClient {
     fn answer(&mut self, response: &Response, first: &[u8]) -> io::Result<()> {
         let mut head = self.head_start(response.status);
         let (mut has_length, mut has_date) = (false, false);
+        let named = connection_options(response.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())));
         for (name, value) in &response.headers {
             has_length |= name.eq_ignore_ascii_case("content-length");
             has_date |= name.eq_ignore_ascii_case("date");
-            if !HOP_BY_HOP.iter().any(|hop| name.eq_ignore_ascii_case(hop)) {
-                put_header(&mut head, name, value);
+            let name = name.to_ascii_lowercase();
+            if !HOP_BY_HOP.contains(&&*name) && !named.contains(&name) {
+                put_header(&mut head, &name, value);
             }
         }
         if !has_date {
             put_header(&mut head, "date", &httpdate::fmt_http_date(SystemTime::now()));
         }
         let bodiless = self.head || response.is_bodiless();
-        if !has_length && !bodiless {
-            if !response.more {
+        let whole = !response.more && (!bodiless || !first.is_empty());
+        if !has_length && (whole || !bodiless) {
+            if whole {
                 put_header(&mut head, "content-length", &first.len().to_string());
             } else if self.version >= HTTPVersion(1, 1) {
                 put_header(&mut head, "transfer-encoding", "chunked");

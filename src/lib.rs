@@ -6,10 +6,10 @@
 //! The rooms, from the bottom up; a file uses only the layers below its own:
 //!
 //! * words: [`protocol`]'s messages and metadata, `restart`, `route`
-//! * one resource each: frames, `process`, `output`, `store`, `data_dir`
-//! * the rack: `queue`, `worker`, `supervisor`, `rack`, `callback`
-//! * edges: `http`, `api`, `pages`, `cli`, `client`, `config`
-//! * wiring: `server`
+//! * one resource each: frames, `link`, `process`, `preflight`, `output`, `store`, `data_dir`, `exchange`, `config`
+//! * the rack: `queue`, `worker`, `plugin`, `supervisor`, `discovery`, `rack`, `host`, `callback`
+//! * edges: `http`, `api`, `pages`, `client`
+//! * wiring: `server`, `cli`
 
 pub mod protocol;
 pub mod sdk;

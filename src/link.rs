@@ -170,7 +170,10 @@ impl Duplex {
 
 impl Read for Duplex {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if !self.outgoing.is_empty() && !self.send_some()? && !self.poll(PollFlags::IN | PollFlags::OUT, TICK).contains(PollFlags::IN) {
+        if !self.outgoing.is_empty()
+            && !self.send_some()?
+            && !self.poll(PollFlags::IN | PollFlags::OUT, TICK).contains(PollFlags::IN)
+        {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         self.stream.read(buffer)

@@ -156,19 +156,20 @@ impl Plugin {
         }
     }
 
+    /// Tells the supervisor that a process does not do its part, and in what.
+    pub(crate) fn unresponsive(&self, life: u64, why: String) {
+        // A supervisor that is gone has no process either.
+        drop(self.control.send(Command::Unresponsive { life, why }));
+    }
+
     /// How the plugin is.
     pub(crate) fn status(&self) -> Status {
         self.lock_status().clone()
     }
 
     /// Notes its process. Only its supervisor does, here and below.
-    pub(crate) fn set_pid(&self, pid: Option<i32>) {
-        self.lock_status().pid = pid;
-    }
-
-    /// Notes when it is started again.
-    pub(crate) fn set_retry(&self, at: Option<Instant>) {
-        self.lock_status().retry_at = at;
+    pub(crate) fn set_pid(&self, pid: i32) {
+        self.lock_status().pid = Some(pid);
     }
 
     /// Notes whether it may run.

@@ -5,6 +5,7 @@
 
 use crate::output::PluginLog;
 use crate::restart::Exit;
+use crossbeam_channel::{Receiver, Sender, bounded};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions};
 use std::ffi::{OsStr, OsString};
@@ -27,6 +28,9 @@ pub(crate) const SMALL_STACK: usize = 128 * 1024;
 /// What is kept of a child's standard error when its standard output is what matters, in bytes.
 const MAX_ERROR_OUTPUT: usize = 4096;
 
+/// How long the last output of a process that has ended is waited for.
+const LAST_OUTPUT_TIME: Duration = Duration::from_millis(200);
+
 /// How often a wait for output looks whether the child has ended while another process keeps its output open.
 const EXIT_CHECK: Duration = Duration::from_millis(50);
 
@@ -42,6 +46,8 @@ pub(crate) struct Process {
     child: Child,
     pid: Pid,
     reaped: bool,
+    /// Closes when all it printed is written down.
+    captured: Option<Receiver<()>>,
 }
 
 impl Process {
@@ -50,24 +56,29 @@ impl Process {
         let (reader, writer) = io::pipe()?;
         let mut command = shim(program, home);
         command.envs(env.iter().copied()).stdout(writer.try_clone()?).stderr(writer);
-        let process = Self::spawn(&mut command)?;
+        let mut process = Self::spawn(&mut command)?;
         // The command holds the write end, without which the capture can come to its end.
         drop(command);
         let log = log.clone();
         let thread = std::thread::Builder::new().name(format!("log-{name}")).stack_size(SMALL_STACK);
-        thread.spawn(move || log.capture(reader))?;
+        let (capturing, captured) = bounded(0);
+        process.captured = Some(captured);
+        thread.spawn(move || {
+            log.capture(reader);
+            drop::<Sender<()>>(capturing);
+        })?;
         Ok(process)
     }
 
     fn spawn(command: &mut Command) -> io::Result<Self> {
         let child = command.spawn()?;
         let pid = Pid::from_child(&child);
-        Ok(Self { child, pid, reaped: false })
+        Ok(Self { child, pid, reaped: false, captured: None })
     }
 
     /// The process id, which is that of its session and of its process group too.
-    pub(crate) fn pid(&self) -> Pid {
-        self.pid
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
     }
 
     /// Calls `then`, on a thread of its own, when the process has ended. It stays to be reaped, so its id cannot pass to another.
@@ -100,7 +111,7 @@ impl Process {
         }
     }
 
-    /// Kills what is left of the process and its group, waits for its end, and says what it was.
+    /// Kills what is left of the process and its group, waits for its end and its last output, and says what the end was.
     pub(crate) fn reap(mut self) -> Exit {
         self.end()
     }
@@ -109,6 +120,10 @@ impl Process {
         self.kill();
         let status = self.child.wait();
         self.reaped = true;
+        if let Some(captured) = &self.captured {
+            // Another process may have taken the output along, and keep it open.
+            captured.recv_timeout(LAST_OUTPUT_TIME).unwrap_or_default();
+        }
         status.map_or(Exit::Failed, exit_of)
     }
 }
@@ -171,7 +186,9 @@ pub(crate) fn output(program: &Path, argument: &str, time: Duration, limit: usiz
     let exit = loop {
         match process.child.try_wait() {
             Ok(Some(status)) => break exit_of(status),
-            Ok(None) if Instant::now() < deadline => crossbeam_channel::never::<()>().recv_timeout(Duration::from_millis(1)).unwrap_or_default(),
+            Ok(None) if Instant::now() < deadline => {
+                crossbeam_channel::never::<()>().recv_timeout(Duration::from_millis(1)).unwrap_or_default()
+            }
             _ => return Err(format!("{argument} did not end within {} s", time.as_secs_f32())),
         }
     };
@@ -232,7 +249,7 @@ pub(crate) fn shim_main(mut arguments: impl Iterator<Item = OsString>) -> ExitCo
 fn complain(what: std::fmt::Arguments<'_>, code: u8) -> ExitCode {
     use io::Write;
     // Where standard error is gone there is nobody to tell.
-    drop(writeln!(io::stderr(), "plugrack: {what}"));
+    drop(writeln!(io::stderr(), "{what}"));
     ExitCode::from(code)
 }
 

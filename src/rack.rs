@@ -139,7 +139,11 @@ impl Rack {
         }
         let is_plugin = |file: &String| matches!(after.get(file), Some(Entry::Accepted { .. }));
         let was_accepted = |entry: &Entry| matches!(entry, Entry::Accepted { .. });
-        changes.removed = gone.into_iter().filter(|(file, entry)| was_accepted(entry) && !is_plugin(file)).map(|(file, _)| file.clone()).collect();
+        changes.removed = gone
+            .into_iter()
+            .filter(|(file, entry)| was_accepted(entry) && !is_plugin(file))
+            .map(|(file, _)| file.clone())
+            .collect();
         changes.refused = after.iter().filter(|(_, entry)| !was_accepted(entry)).map(|(file, _)| file.clone()).collect();
         self.publish(after);
         Ok(changes)
@@ -151,8 +155,15 @@ impl Rack {
         let enabled = self.host.store.is_enabled(&id).map_err(|error| format!("cannot read whether it is enabled: {error}"))?;
         let (control, commands) = bounded(COMMANDS);
         let log = PluginLog::new(self.host.data.log(&id));
-        let status =
-            Status { state: State::Stopped, since: now_ms(), reason: String::new(), pid: None, retry_at: None, restarts: 0, enabled };
+        let status = Status {
+            state: State::Stopped,
+            since: now_ms(),
+            reason: String::new(),
+            pid: None,
+            retry_at: None,
+            restarts: 0,
+            enabled,
+        };
         let plugin = Arc::new(Plugin::new(metadata, found.program.clone(), log, control, status));
         let supervisor = Supervisor::new(Arc::clone(&plugin), Arc::clone(&self.host), commands);
         let (alive, ended) = bounded(0);
@@ -207,7 +218,9 @@ impl Rack {
 /// Why a plugin cannot be beside those there are.
 fn conflict(entries: &BTreeMap<String, Entry>, metadata: &Metadata) -> Option<String> {
     entries.iter().find_map(|(file, entry)| match entry {
-        Entry::Accepted { plugin, .. } if plugin.id() == metadata.id => Some(format!("the id {} is taken by {file}", metadata.id)),
+        Entry::Accepted { plugin, .. } if plugin.id() == metadata.id => {
+            Some(format!("the id {} is taken by {file}", metadata.id))
+        }
         Entry::Accepted { plugin, .. } if plugin.metadata.route == metadata.route => {
             Some(format!("the route {} is taken by {file}", metadata.route))
         }

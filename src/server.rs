@@ -43,7 +43,8 @@ pub(crate) fn serve(data: &Path, settings: &Serve) -> Result<()> {
     let plugins = fs::canonicalize(&plugins)?;
 
     let address = settings.listen;
-    let (front, failed) = Front::listen(address, settings.max_body).with_context(|| format!("cannot listen on {address} (choose another with --listen)"))?;
+    let (front, failed) = Front::listen(address, settings.max_body)
+        .with_context(|| format!("cannot listen on {address} (choose another with --listen)"))?;
     let front = Arc::new(front);
     let host = Host {
         instance_id,

@@ -74,8 +74,9 @@ pub(crate) enum Command {
 enum Phase {
     /// No process.
     Down { retry_at: Option<Instant> },
-    /// A process that is not ready yet; `link` once it listens, `told` why it will not start once it has said so.
-    Starting { running: Running, link: Option<Link>, deadline: Instant, told: Option<String> },
+    /// A process that is not ready yet: `link` once it listens, `told` why it will not start once it has said so, `broken` what
+    /// happened to the link.
+    Starting { running: Running, link: Option<Link>, deadline: Instant, told: Option<String>, broken: Option<String> },
     /// A process that answers.
     Ready { running: Running },
     /// A process that is to end.
@@ -89,6 +90,12 @@ struct Running {
     /// Dropped to stop the workers.
     stop: Option<Sender<()>>,
     started: Instant,
+}
+
+impl Running {
+    fn pid(&self) -> i32 {
+        self.process.pid()
+    }
 }
 
 /// What follows when a process that was made to end has ended.
@@ -148,7 +155,7 @@ impl Supervisor {
         let now = Instant::now();
         let phase = match &self.phase {
             Phase::Down { retry_at } => *retry_at,
-            Phase::Starting { link: None, .. } => Some(now + CONNECT_PAUSE),
+            Phase::Starting { link: None, .. } | Phase::Starting { broken: Some(_), .. } => Some(now + CONNECT_PAUSE),
             // Then the wait is on the link, in `step`.
             Phase::Starting { .. } => Some(now),
             Phase::Ready { .. } => None,
@@ -206,7 +213,9 @@ impl Supervisor {
                 }
             }
             Command::Grow => match &self.phase {
-                Phase::Ready { running } if self.plugin.connections.load(Ordering::Relaxed) < self.plugin.metadata.concurrency as usize => {
+                Phase::Ready { running }
+                    if self.plugin.connections.load(Ordering::Relaxed) < self.plugin.metadata.concurrency as usize =>
+                {
                     self.spawn_worker(&running.life, None);
                 }
                 _ => self.plugin.growing.store(false, Ordering::Relaxed),
@@ -250,13 +259,13 @@ impl Supervisor {
         if self.quitting {
             return;
         }
+        self.phase = Phase::Down { retry_at: None };
         self.enter(State::Starting, Door::Holding, "starting", "");
         match self.spawn() {
             Ok(running) => {
                 let deadline = running.started + self.host.start_timeout;
-                let pid = running.process.pid().as_raw_nonzero().get();
-                self.plugin.set_pid(Some(pid));
-                self.phase = Phase::Starting { running, link: None, deadline, told: None };
+                self.plugin.set_pid(running.pid());
+                self.phase = Phase::Starting { running, link: None, deadline, told: None, broken: None };
             }
             Err(StartError::Permanent(why)) => self.down(Decision::Refuse, &why),
             Err(StartError::Passing(why)) => {
@@ -276,6 +285,8 @@ impl Supervisor {
         let socket = data.plugin_socket(id);
         remove_socket(&socket).map_err(|error| passing("cannot remove its old socket", error))?;
         self.lives += 1;
+        // Also what divides the last words of this process from those of the one before.
+        self.plugin.log.note("starting");
         let (stop, stopped) = bounded(0);
         let host_socket = data.host_socket();
         let version = PROTOCOL_VERSION.to_string();
@@ -287,11 +298,8 @@ impl Supervisor {
             ("HOME", home.as_os_str()),
         ];
         let start = || Process::start(&self.plugin.program, &home, &env, &self.plugin.log, id);
-        let process = self
-            .host
-            .sessions
-            .enter(id, start, |process| process.pid().as_raw_nonzero().get())
-            .map_err(|error| passing("cannot start its process", error))?;
+        let process =
+            self.host.sessions.enter(id, start, Process::pid).map_err(|error| passing("cannot start its process", error))?;
         let life = Life {
             number: self.lives,
             socket,
@@ -318,15 +326,20 @@ impl Supervisor {
         if matches!(&self.phase, Phase::Starting { link: None, .. }) {
             return self.try_init(now);
         }
-        let Phase::Starting { running: _, link: Some(open), deadline, told } = &mut self.phase else { return };
+        let Phase::Starting { link: Some(open), deadline, told, broken, .. } = &mut self.phase else { return };
         if now >= *deadline {
-            return self.too_late("it did not answer init with ready");
+            let what = told.take().or_else(|| broken.take());
+            return self.too_late(what.as_deref().unwrap_or("it did not answer init"));
+        }
+        if broken.is_some() {
+            return;
         }
         let reply = match open.wait(now, || false) {
-            Ok(()) => open.take().map_err(|error| error.to_string()).and_then(|frame| frame.message().map_err(|error| error.to_string())),
-            // It has said why it cannot start; what follows is its end.
+            Ok(()) => open
+                .take()
+                .map_err(|error| error.to_string())
+                .and_then(|frame| frame.message().map_err(|error| error.to_string())),
             Err(Lost::Deadline | Lost::Interrupted) => return,
-            Err(Lost::Broken(_)) if told.is_some() => return,
             Err(Lost::Broken(error)) => Err(error.to_string()),
         };
         match reply {
@@ -334,7 +347,7 @@ impl Supervisor {
             Ok(Message::Error(error)) => *told = Some(format!("{} ({})", error.message, error.code)),
             Ok(other) => self.fault(format!("it answered init with {} (id {})", other.kind(), other.id())),
             // A process that ends here closes its connection a moment before its exit code is known, which says more.
-            Err(error) => *told = Some(format!("its connection ended before it was ready: {error}")),
+            Err(error) => *broken = Some(format!("its connection ended before it was ready: {error}")),
         }
     }
 
@@ -343,7 +356,7 @@ impl Supervisor {
         let Phase::Starting { running, deadline, .. } = &self.phase else { return };
         let Ok(mut opened) = Link::connect(&running.life.socket) else {
             if now >= *deadline {
-                self.too_late("it did not listen on its socket");
+                self.too_late("it does not listen on its socket");
             }
             return;
         };
@@ -359,7 +372,7 @@ impl Supervisor {
     }
 
     fn too_late(&mut self, what: &str) {
-        self.fault(format!("{what} within {} s", self.host.start_timeout.as_secs_f32()));
+        self.fault(format!("it was not ready within {} s: {what}", self.host.start_timeout.as_secs_f32()));
     }
 
     /// Ends a process that does not do its part.
@@ -402,16 +415,17 @@ impl Supervisor {
         plugin.connections.fetch_add(1, Ordering::Relaxed);
         let thread = std::thread::Builder::new().name(format!("worker-{}", plugin.id())).stack_size(WORKER_STACK);
         let spawned = thread.spawn(move || {
+            let place = Place { plugin: &plugin, life: &life };
             let worker = match link {
-                Some(link) => Some(Worker::new(Arc::clone(&plugin), life, link)),
-                None => Worker::connect(Arc::clone(&plugin), life),
+                Some(link) => Some(Worker::new(Arc::clone(&plugin), Arc::clone(&life), link)),
+                None => Worker::connect(Arc::clone(&plugin), Arc::clone(&life)),
             };
             plugin.growing.store(false, Ordering::Relaxed);
             plugin.ask_to_grow();
             if let Some(worker) = worker {
                 worker.run();
             }
-            plugin.connections.fetch_sub(1, Ordering::Relaxed);
+            drop(place);
         });
         if let Err(error) = spawned {
             self.plugin.connections.fetch_sub(1, Ordering::Relaxed);
@@ -429,7 +443,9 @@ impl Supervisor {
             Phase::Starting { running, .. } => self.stopping(running, now, door, why, then),
             Phase::Ready { running } if matches!(then, Then::Fault(_)) => self.stopping(running, now, door, why, then),
             Phase::Ready { running } => self.stopping(running, now + SHUTDOWN_TIME, door, why, then),
-            Phase::Stopping { running, terminate_at, kill_at, .. } => self.phase = Phase::Stopping { running, terminate_at, kill_at, then },
+            Phase::Stopping { running, terminate_at, kill_at, .. } => {
+                self.phase = Phase::Stopping { running, terminate_at, kill_at, then }
+            }
         }
     }
 
@@ -444,15 +460,17 @@ impl Supervisor {
     fn exited(&mut self, number: u64) {
         let current = match &self.phase {
             Phase::Down { .. } => None,
-            Phase::Starting { running, .. } | Phase::Ready { running } | Phase::Stopping { running, .. } => Some(running.life.number),
+            Phase::Starting { running, .. } | Phase::Ready { running } | Phase::Stopping { running, .. } => {
+                Some(running.life.number)
+            }
         };
         if current != Some(number) {
             return;
         }
-        let (running, told, then) = match std::mem::replace(&mut self.phase, Phase::Down { retry_at: None }) {
-            Phase::Starting { running, told, .. } => (running, told, None),
-            Phase::Ready { running } => (running, None, None),
-            Phase::Stopping { running, then, .. } => (running, None, Some(then)),
+        let (running, told, broken, then) = match std::mem::replace(&mut self.phase, Phase::Down { retry_at: None }) {
+            Phase::Starting { running, told, broken, .. } => (running, told, broken, None),
+            Phase::Ready { running } => (running, None, None, None),
+            Phase::Stopping { running, then, .. } => (running, None, None, Some(then)),
             Phase::Down { .. } => return,
         };
         let uptime = running.started.elapsed();
@@ -469,7 +487,7 @@ impl Supervisor {
             }
             None => {
                 let decision = self.decide(exit, uptime);
-                let why = match told.or_else(|| self.last_words()) {
+                let why = match told.or_else(|| self.last_words()).or(broken) {
                     Some(words) => format!("{exit}: {words}"),
                     None => exit.to_string(),
                 };
@@ -484,16 +502,15 @@ impl Supervisor {
         life.stopping.store(true, Ordering::Relaxed);
         life.ended.store(true, Ordering::Relaxed);
         drop(stop);
-        let session = process.pid().as_raw_nonzero().get();
+        let session = process.pid();
         let exit = process.reap();
         self.host.sessions.leave(session);
-        self.plugin.set_pid(None);
         // A socket that stays is removed before the next start.
         drop(remove_socket(&life.socket));
         exit
     }
 
-    /// The last line the plugin itself has printed.
+    /// The last line the process has printed, if it has printed any since it was started.
     fn last_words(&self) -> Option<String> {
         let lines = output::tail(&self.host.data.log(self.plugin.id()), 1).ok()?;
         let (_, text) = lines.last()?.split_once(' ')?;
@@ -518,7 +535,6 @@ impl Supervisor {
         };
         let retry_at = wait.map(|wait| Instant::now() + wait);
         self.phase = Phase::Down { retry_at };
-        self.plugin.set_retry(retry_at);
         let door = if self.holds() { Door::Holding } else { Door::Shut };
         self.enter(state, door, kind, why);
     }
@@ -532,11 +548,14 @@ impl Supervisor {
     /// Changes the state: the one place that does.
     fn enter(&mut self, state: State, door: Door, kind: &str, reason: &str) {
         let id = self.plugin.id();
-        if !matches!(state, State::BackingOff | State::CrashLooping) {
-            self.plugin.set_retry(None);
-        }
+        let (pid, retry_at) = match &self.phase {
+            Phase::Down { retry_at } => (None, *retry_at),
+            Phase::Starting { running, .. } | Phase::Ready { running } | Phase::Stopping { running, .. } => {
+                (Some(running.pid()), None)
+            }
+        };
         self.plugin.set_status(door, |status| {
-            (status.state, status.since) = (state, now_ms());
+            (status.state, status.since, status.pid, status.retry_at) = (state, now_ms(), pid, retry_at);
             status.reason.clear();
             status.reason.push_str(reason);
         });
@@ -552,6 +571,21 @@ impl Supervisor {
         }
         if !matches!(state, State::Starting | State::Stopping) {
             self.waiting.clear();
+        }
+    }
+}
+
+/// A worker's place among its plugin's connections, given back when it ends, however it does.
+struct Place<'a> {
+    plugin: &'a Plugin,
+    life: &'a Life,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.plugin.connections.fetch_sub(1, Ordering::Relaxed);
+        if std::thread::panicking() {
+            self.plugin.unresponsive(self.life.number, "a worker panicked".into());
         }
     }
 }

@@ -10,7 +10,6 @@ use crate::link::{Link, Lost, Sent};
 use crate::plugin::Plugin;
 use crate::protocol::frame::ReadError;
 use crate::protocol::message::{Data, Kv, MAX_INLINE_BODY, Message, Ping, Response, Shutdown};
-use crate::supervisor::Command;
 use crossbeam_channel::{Receiver, RecvTimeoutError, select};
 use std::collections::VecDeque;
 use std::io;
@@ -154,12 +153,12 @@ impl Worker {
         }
         match job {
             Job::Web(job) => self.serve_web(job),
-            Job::Kv(job) => self.operate(job),
+            Job::Kv(job) => self.operate(*job),
         }
     }
 
     /// Sends a request, with others that wait where that is sound, and gives the answers to their clients.
-    fn serve_web(&mut self, first: WebJob) -> Outcome {
+    fn serve_web(&mut self, first: Box<WebJob>) -> Outcome {
         let begun = Instant::now();
         let timeout = self.life.request_timeout;
         let mut outstanding = VecDeque::with_capacity(1);
@@ -212,7 +211,7 @@ impl Worker {
     }
 
     /// Queues a request that has no body.
-    fn send(&mut self, mut job: WebJob, outstanding: &mut VecDeque<(u64, WebJob)>) {
+    fn send(&mut self, mut job: Box<WebJob>, outstanding: &mut VecDeque<(u64, Box<WebJob>)>) {
         let id = self.link.next_id();
         (job.request.id, job.request.more) = (id, false);
         match self.link.queue(&job.request, &[]) {
@@ -223,7 +222,7 @@ impl Worker {
     }
 
     /// Sends a request with its body, as far as the plugin wants it. Gives nothing when the client was answered already.
-    fn upload(&mut self, mut job: WebJob) -> Result<Option<(u64, WebJob)>, Broken> {
+    fn upload(&mut self, mut job: Box<WebJob>) -> Result<Option<(u64, Box<WebJob>)>, Broken> {
         let mut buffer = vec![0; MAX_INLINE_BODY];
         let mut length = 0;
         let mut ended = false;
@@ -279,7 +278,7 @@ impl Worker {
 
     /// Waits for the answer to a request and hands it to its client. An error means that the connection is of no more use;
     /// `followed` says that other requests are outstanding behind this one.
-    fn answer(&mut self, id: u64, mut job: WebJob, deadline: Instant, followed: bool) -> Outcome {
+    fn answer(&mut self, id: u64, mut job: Box<WebJob>, deadline: Instant, followed: bool) -> Outcome {
         let response = loop {
             match self.wait(deadline) {
                 Ok(()) => {}
@@ -335,7 +334,8 @@ impl Worker {
     /// Passes on an answer that goes on in `data` frames.
     fn relay(&mut self, job: &mut WebJob, response: &Response, mut streamed: u64) -> Outcome {
         self.pace = None;
-        let header = |name: &str| response.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str());
+        let header =
+            |name: &str| response.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str());
         let declared: Option<u64> = header("content-length").and_then(|value| value.parse().ok()).filter(|_| !job.is_head());
         // Clients of an event stream connect again by themselves, so it need not hold up a stop.
         let events = header("content-type").is_some_and(|value| value.starts_with("text/event-stream"));
@@ -365,7 +365,10 @@ impl Worker {
             streamed += frame.body.len() as u64;
             let short = !data.more && declared.is_some_and(|declared| streamed != declared);
             if short || declared.is_some_and(|declared| streamed > declared) {
-                return self.cut(job, &format!("an answer's content-length is {}, it has sent {streamed} bytes", declared.unwrap_or_default()));
+                return self.cut(
+                    job,
+                    &format!("an answer's content-length is {}, it has sent {streamed} bytes", declared.unwrap_or_default()),
+                );
             }
             if job.client.piece(frame.body, !data.more).is_err() {
                 return if data.more { Err(Broken) } else { Ok(()) };
@@ -383,14 +386,14 @@ impl Worker {
     }
 
     /// The plugin's answer breaks a rule: the client gets none of it.
-    fn bad_response(&self, job: WebJob, why: &str, whole: bool) -> Outcome {
+    fn bad_response(&self, job: Box<WebJob>, why: &str, whole: bool) -> Outcome {
         self.plugin.log.note(&format!("the answer to {} {} was refused: {why}", job.request.method, job.request.path));
         job.fail(Failed::BadGateway);
         if whole { Ok(()) } else { Err(Broken) }
     }
 
     /// The plugin broke the protocol: nothing that follows on the connection can be trusted.
-    fn violation(&self, job: WebJob, what: &str) -> Outcome {
+    fn violation(&self, job: Box<WebJob>, what: &str) -> Outcome {
         self.plugin.log.note(&format!("protocol error: {what}"));
         job.fail(Failed::BadGateway);
         Err(Broken)
@@ -412,7 +415,7 @@ impl Worker {
     }
 
     /// Puts requests whose connection was lost back into the queue, or answers them.
-    fn give_back(&self, lost: VecDeque<(u64, WebJob)>) {
+    fn give_back(&self, lost: VecDeque<(u64, Box<WebJob>)>) {
         for job in lost.into_iter().filter_map(|(_, job)| job.lost()) {
             self.plugin.queue.push(Job::Web(job));
         }
@@ -465,7 +468,7 @@ impl Worker {
                 Err(Lost::Deadline) => {
                     self.misses += 1;
                     if self.misses >= MAX_MISSES {
-                        report(&self.plugin, &self.life, format!("it did not answer {MAX_MISSES} pings in a row"));
+                        self.plugin.unresponsive(self.life.number, format!("it did not answer {MAX_MISSES} pings in a row"));
                     }
                     return Ok(());
                 }
@@ -509,7 +512,7 @@ fn connect(plugin: &Plugin, life: &Life) -> Option<Link> {
             Ok(link) => return Some(link),
             Err(_) if life.stopping.load(Ordering::Relaxed) => return None,
             Err(error) if Instant::now() >= deadline => {
-                report(plugin, life, format!("it takes no connection: {error}"));
+                plugin.unresponsive(life.number, format!("it takes no connection: {error}"));
                 return None;
             }
             Err(_) => match life.stop.recv_timeout(RECONNECT_PAUSE) {
@@ -518,12 +521,6 @@ fn connect(plugin: &Plugin, life: &Life) -> Option<Link> {
             },
         }
     }
-}
-
-/// Tells the supervisor that the process does not do its part.
-fn report(plugin: &Plugin, life: &Life, why: String) {
-    // A supervisor that is gone has no process either.
-    drop(plugin.control.send(Command::Unresponsive { life: life.number, why }));
 }
 
 fn body_failure(error: &io::Error) -> Failed {

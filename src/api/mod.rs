@@ -111,7 +111,8 @@ impl Api {
     }
 
     fn try_handle(&self, method: &str, url: &str, authorization: Option<&str>, client: &mut dyn Client) -> Handled {
-        let token = authorization.and_then(|value| value.split_once(' ')).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+        let token =
+            authorization.and_then(|value| value.split_once(' ')).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
         let allowed = token.is_some_and(|(_, token)| token.trim().as_bytes().ct_eq(self.token.as_bytes()).into());
         if !allowed {
             let message = "the API needs the header Authorization: Bearer TOKEN, with the token in the file admin-token of the data directory";
@@ -149,7 +150,9 @@ impl Api {
                 }
                 self.kv(id, KvOp::Set(SetOp { key: key_of(key)?, ..SetOp::default() }), call.body.clone())
             }
-            ("DELETE", ["plugins", id, "kv", key]) => self.kv(id, KvOp::Delete(DeleteOp { key: key_of(key)?, if_rev: None }), Vec::new()),
+            ("DELETE", ["plugins", id, "kv", key]) => {
+                self.kv(id, KvOp::Delete(DeleteOp { key: key_of(key)?, if_rev: None }), Vec::new())
+            }
             (_, path) => Err(self.unknown(call.method, path)),
         }
     }
@@ -172,7 +175,8 @@ impl Api {
     }
 
     fn rescan(&self) -> Handled {
-        let changes = self.rack.rescan().map_err(|error| Refused::internal(format!("the plugins directory cannot be read: {error}")))?;
+        let changes =
+            self.rack.rescan().map_err(|error| Refused::internal(format!("the plugins directory cannot be read: {error}")))?;
         Ok(Reply::ok(&changes))
     }
 
@@ -184,12 +188,20 @@ impl Api {
         let plugin = self.plugin(id)?;
         match verb {
             "start" if !plugin.status().enabled => {
-                return Err(Refused::new(409, "disabled", format!("the plugin {id} is disabled: enable it, which starts it too")));
+                return Err(Refused::new(
+                    409,
+                    "disabled",
+                    format!("the plugin {id} is disabled: enable it, which starts it too"),
+                ));
             }
             "start" => self.rack.command(&plugin, Command::Start),
             "stop" => self.rack.command(&plugin, Command::Stop),
             "restart" if !plugin.status().enabled => {
-                return Err(Refused::new(409, "disabled", format!("the plugin {id} is disabled: enable it, which starts it too")));
+                return Err(Refused::new(
+                    409,
+                    "disabled",
+                    format!("the plugin {id} is disabled: enable it, which starts it too"),
+                ));
             }
             "restart" => self.rack.command(&plugin, Command::Restart),
             _ => self.rack.set_enabled(&plugin, verb == "enable").map_err(Refused::internal)?,
@@ -212,12 +224,18 @@ impl Api {
     fn set_config(&self, id: &str, key: &str, body: &[u8]) -> Handled {
         let plugin = self.plugin(id)?;
         if !(1..=MAX_CONFIG_KEY).contains(&key.len()) || key.chars().any(char::is_control) {
-            return Err(Refused::new(400, "bad_key", format!("a setting's key is 1-{MAX_CONFIG_KEY} bytes without control characters")));
+            return Err(Refused::new(
+                400,
+                "bad_key",
+                format!("a setting's key is 1-{MAX_CONFIG_KEY} bytes without control characters"),
+            ));
         }
-        let value: Value = serde_json::from_slice(body).map_err(|error| Refused::new(400, "bad_request", format!("the value is not JSON: {error}")))?;
+        let value: Value = serde_json::from_slice(body)
+            .map_err(|error| Refused::new(400, "bad_request", format!("the value is not JSON: {error}")))?;
         let store = &self.rack.host().store;
         let others = store.config(plugin.id()).map_err(Refused::internal)?;
-        let all: usize = others.iter().filter(|(other, _)| *other != key).map(|(key, value)| key.len() + value.to_string().len()).sum();
+        let all: usize =
+            others.iter().filter(|(other, _)| *other != key).map(|(key, value)| key.len() + value.to_string().len()).sum();
         let size = value.to_string().len();
         if size > MAX_CONFIG_VALUE || all + key.len() + size > MAX_CONFIG {
             let message = format!("a setting is at most {MAX_CONFIG_VALUE} bytes, and all of a plugin's together {MAX_CONFIG}");
@@ -239,7 +257,9 @@ impl Api {
     fn configured(&self, plugin: &Plugin) -> Handled {
         drop(plugin.control.send(Command::Reconsider));
         let running = plugin.status().pid.is_some();
-        Ok(Reply::ok(&json!({"config": self.rack.host().store.config(plugin.id()).map_err(Refused::internal)?, "restart_needed": running})))
+        Ok(Reply::ok(
+            &json!({"config": self.rack.host().store.config(plugin.id()).map_err(Refused::internal)?, "restart_needed": running}),
+        ))
     }
 
     /// What the store has, whether the plugin runs or not.
@@ -268,7 +288,7 @@ impl Api {
             _ => String::new(),
         };
         let reading = matches!(op, KvOp::Get { .. });
-        plugin.submit(Job::Kv(KvJob { op, value, reply, arrived: Instant::now() }));
+        plugin.submit(Job::Kv(Box::new(KvJob { op, value, reply, arrived: Instant::now() })));
         // The worker answers in time; this wait only outlasts it.
         match answered.recv_timeout(self.kv_timeout + Duration::from_secs(5)) {
             Ok(Ok((result, value))) if reading => match result.found {
@@ -282,10 +302,18 @@ impl Api {
                 }
             },
             Ok(Ok((result, _))) => Ok(Reply::ok(&json!({"key": key, "rev": result.rev, "found": result.found}))),
-            Ok(Err(KvFailure::Refused(failure))) => Err(Refused { status: status_of(&failure.code), code: failure.code, message: failure.message }),
-            Ok(Err(KvFailure::Failed(Failed::Timeout))) | Err(_) => Err(Refused::new(504, "timeout", format!("the plugin {id} did not answer in time"))),
-            Ok(Err(KvFailure::Failed(Failed::Unavailable { .. }))) => Err(Refused::new(503, "unavailable", format!("the plugin {id} does not run"))),
-            Ok(Err(KvFailure::Failed(Failed::Overloaded))) => Err(Refused::new(503, "overloaded", format!("the plugin {id} has too much waiting"))),
+            Ok(Err(KvFailure::Refused(failure))) => {
+                Err(Refused { status: status_of(&failure.code), code: failure.code, message: failure.message })
+            }
+            Ok(Err(KvFailure::Failed(Failed::Timeout))) | Err(_) => {
+                Err(Refused::new(504, "timeout", format!("the plugin {id} did not answer in time")))
+            }
+            Ok(Err(KvFailure::Failed(Failed::Unavailable { .. }))) => {
+                Err(Refused::new(503, "unavailable", format!("the plugin {id} does not run")))
+            }
+            Ok(Err(KvFailure::Failed(Failed::Overloaded))) => {
+                Err(Refused::new(503, "overloaded", format!("the plugin {id} has too much waiting")))
+            }
             Ok(Err(KvFailure::Failed(_))) => {
                 Err(Refused::new(502, "bad_gateway", format!("the plugin {id} gave no valid answer; its log has the reason")))
             }
@@ -293,9 +321,11 @@ impl Api {
     }
 
     fn plugin(&self, id: &str) -> Result<Arc<Plugin>, Refused> {
-        self.rack.plugin(id).ok_or_else(|| match self.rack.entries().into_iter().find(|(file, entry)| is_named(id, file, entry)) {
-            Some((_, Entry::Refused { reason, .. })) => Refused::new(409, "refused", format!("{id} is refused: {reason}")),
-            _ => no_plugin(id),
+        self.rack.plugin(id).ok_or_else(|| {
+            match self.rack.entries().into_iter().find(|(file, entry)| is_named(id, file, entry)) {
+                Some((_, Entry::Refused { reason, .. })) => Refused::new(409, "refused", format!("{id} is refused: {reason}")),
+                _ => no_plugin(id),
+            }
         })
     }
 }
@@ -313,7 +343,11 @@ impl Call<'_> {
         match self.query.get(name).map(|text| text.parse()) {
             None => Ok(default),
             Some(Ok(number)) if range.contains(&number) => Ok(number),
-            _ => Err(Refused::new(400, "bad_request", format!("{name} is a whole number from {} to {}", range.start(), range.end()))),
+            _ => Err(Refused::new(
+                400,
+                "bad_request",
+                format!("{name} is a whole number from {} to {}", range.start(), range.end()),
+            )),
         }
     }
 }

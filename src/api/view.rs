@@ -1,6 +1,6 @@
 //! Plugins as the operator is shown them.
 
-use crate::plugin::{Plugin, State};
+use crate::plugin::{Plugin, State, Status};
 use crate::protocol::metadata::Metadata;
 use crate::rack::{Entry, Rack};
 use crate::store::StoreError;
@@ -66,45 +66,50 @@ struct Process {
 
 /// All there is in the plugins directory, by name there.
 pub(crate) fn list(rack: &Rack) -> Vec<Summary> {
-    rack.entries().into_iter().map(|(file, entry)| summary(file, &entry)).collect()
+    let summary = |(file, entry)| match entry {
+        Entry::Accepted { plugin, .. } => accepted(file, &plugin, plugin.status()),
+        Entry::Refused { id, reason } => refused(file, &id, &reason),
+    };
+    rack.entries().into_iter().map(summary).collect()
 }
 
 /// One plugin, by its id or, when it was refused, by the name of its file.
 pub(crate) fn one(rack: &Rack, id: &str) -> Result<Option<Details>, StoreError> {
     let entry = rack.entries().into_iter().find(|(file, entry)| super::is_named(id, file, entry));
     let Some((file, entry)) = entry else { return Ok(None) };
-    let (metadata, process) = match &entry {
-        Entry::Accepted { plugin, .. } => (Some(plugin.metadata.clone()), Some(process(rack, plugin))),
-        Entry::Refused { .. } => (None, None),
-    };
     let events = rack.host().store.events(id, SHOWN_EVENTS)?;
-    Ok(Some(Details { summary: summary(file, &entry), metadata, process, events }))
+    let details = match &entry {
+        Entry::Accepted { plugin, .. } => {
+            // One look at the status, so that all that is shown is of one moment.
+            let status = plugin.status();
+            let (metadata, process) = (Some(plugin.metadata.clone()), Some(process(rack, plugin, &status)));
+            Details { summary: accepted(file, plugin, status), metadata, process, events }
+        }
+        Entry::Refused { id, reason } => Details { summary: refused(file, id, reason), metadata: None, process: None, events },
+    };
+    Ok(Some(details))
 }
 
-fn summary(file: String, entry: &Entry) -> Summary {
-    match entry {
-        Entry::Refused { id, reason } => {
-            let (id, reason) = (id.clone(), reason.clone());
-            Summary { id, file, name: None, version: None, route: None, state: State::Refused, reason, enabled: true }
-        }
-        Entry::Accepted { plugin, .. } => {
-            let (metadata, status) = (plugin.metadata.clone(), plugin.status());
-            Summary {
-                id: Some(metadata.id),
-                file,
-                name: Some(metadata.name),
-                version: Some(metadata.version),
-                route: Some(metadata.route),
-                state: status.state,
-                reason: status.reason,
-                enabled: status.enabled,
-            }
-        }
+fn refused(file: String, id: &Option<String>, reason: &str) -> Summary {
+    let (id, reason) = (id.clone(), reason.to_owned());
+    Summary { id, file, name: None, version: None, route: None, state: State::Refused, reason, enabled: true }
+}
+
+fn accepted(file: String, plugin: &Plugin, status: Status) -> Summary {
+    let metadata = plugin.metadata.clone();
+    Summary {
+        id: Some(metadata.id),
+        file,
+        name: Some(metadata.name),
+        version: Some(metadata.version),
+        route: Some(metadata.route),
+        state: status.state,
+        reason: status.reason,
+        enabled: status.enabled,
     }
 }
 
-fn process(rack: &Rack, plugin: &Plugin) -> Process {
-    let status = plugin.status();
+fn process(rack: &Rack, plugin: &Plugin, status: &Status) -> Process {
     Process {
         pid: status.pid,
         since: status.since,

@@ -71,7 +71,10 @@ fn page(plugins: &[Arc<Plugin>]) -> String {
         let (open, close) = if up { (format!("<a href=\"{}\">", escape(&m.route)), "</a>") } else { ("<div>".into(), "</div>") };
         let name = escape(&m.name);
         let about = escape(&about);
-        put(&mut out, format_args!("<li>{open}<span class=\"icon\">{icon}</span><span>{name}<small>{about}</small></span>{close}\n"));
+        put(
+            &mut out,
+            format_args!("<li>{open}<span class=\"icon\">{icon}</span><span>{name}<small>{about}</small></span>{close}\n"),
+        );
     }
     out.push_str("</ul>\n");
     out

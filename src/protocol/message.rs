@@ -84,6 +84,12 @@ pub enum Message {
 /// Why a head is not a message.
 #[derive(Debug, thiserror::Error)]
 pub enum Malformed {
+    /// Not text.
+    #[error("the head is not UTF-8: {0}")]
+    Utf8(#[from] std::str::Utf8Error),
+    /// JSON of another kind: serde would take an array for a struct.
+    #[error("the head is not a JSON object")]
+    NotAnObject,
     /// Not a JSON object with the fields its type requires.
     #[error("the head is not a valid message: {0}")]
     Json(#[from] serde_json::Error),
@@ -107,19 +113,23 @@ impl Message {
             #[serde(borrow, rename = "type")]
             kind: std::borrow::Cow<'a, str>,
         }
-        let tag: Tag<'_> = serde_json::from_slice(head)?;
+        let head = std::str::from_utf8(head)?;
+        if !head.trim_ascii_start().starts_with('{') {
+            return Err(Malformed::NotAnObject);
+        }
+        let tag: Tag<'_> = serde_json::from_str(head)?;
         let message = match &*tag.kind {
-            "response" => Self::Response(serde_json::from_slice(head)?),
-            "data" => Self::Data(serde_json::from_slice(head)?),
-            "http" => Self::Http(serde_json::from_slice(head)?),
-            "kv" => Self::Kv(serde_json::from_slice(head)?),
-            "result" => Self::Result(serde_json::from_slice(head)?),
-            "error" => Self::Error(serde_json::from_slice(head)?),
-            "ping" => Self::Ping(serde_json::from_slice(head)?),
-            "pong" => Self::Pong(serde_json::from_slice(head)?),
-            "init" => Self::Init(serde_json::from_slice(head)?),
-            "ready" => Self::Ready(serde_json::from_slice(head)?),
-            "shutdown" => Self::Shutdown(serde_json::from_slice(head)?),
+            "response" => Self::Response(serde_json::from_str(head)?),
+            "data" => Self::Data(serde_json::from_str(head)?),
+            "http" => Self::Http(serde_json::from_str(head)?),
+            "kv" => Self::Kv(serde_json::from_str(head)?),
+            "result" => Self::Result(serde_json::from_str(head)?),
+            "error" => Self::Error(serde_json::from_str(head)?),
+            "ping" => Self::Ping(serde_json::from_str(head)?),
+            "pong" => Self::Pong(serde_json::from_str(head)?),
+            "init" => Self::Init(serde_json::from_str(head)?),
+            "ready" => Self::Ready(serde_json::from_str(head)?),
+            "shutdown" => Self::Shutdown(serde_json::from_str(head)?),
             other => return Err(Malformed::UnknownType(other.chars().take(64).collect())),
         };
         match message.id() {
@@ -532,7 +542,9 @@ impl Response {
         }
         let actual = first.len() as u64;
         match declared {
-            Some(declared) if !head_request && !self.is_bodiless() && (actual > declared || (!self.more && actual < declared)) => {
+            Some(declared)
+                if !head_request && !self.is_bodiless() && (actual > declared || (!self.more && actual < declared)) =>
+            {
                 Err(BadResponse::BodyLength { declared, actual })
             }
             declared => Ok(declared),
@@ -576,26 +588,10 @@ mod tests {
                 b"",
                 "the value of header \"x\" holds a control character or one beyond U+00FF",
             ),
-            (
-                response(200, &[("content-length", "+3")], false),
-                b"abc",
-                "content-length \"+3\" is not one decimal number",
-            ),
-            (
-                response(200, &[("content-length", "3"), ("Content-Length", "3")], false),
-                b"abc",
-                "content-length is set twice",
-            ),
-            (
-                response(200, &[("content-length", "4")], false),
-                b"abc",
-                "content-length is 4 but the body has 3 bytes",
-            ),
-            (
-                response(200, &[("content-length", "2")], true),
-                b"abc",
-                "content-length is 2 but the body has 3 bytes",
-            ),
+            (response(200, &[("content-length", "+3")], false), b"abc", "content-length \"+3\" is not one decimal number"),
+            (response(200, &[("content-length", "3"), ("Content-Length", "3")], false), b"abc", "content-length is set twice"),
+            (response(200, &[("content-length", "4")], false), b"abc", "content-length is 4 but the body has 3 bytes"),
+            (response(200, &[("content-length", "2")], true), b"abc", "content-length is 2 but the body has 3 bytes"),
             (response(204, &[], false), b"x", "a response of status 204 must have no body"),
             (response(304, &[], true), b"", "a response of status 304 must have no body"),
         ];

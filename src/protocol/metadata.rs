@@ -119,7 +119,12 @@ impl Metadata {
         let version = (1..=MAX_NAME).contains(&self.version.len()) && self.version.bytes().all(|b| (0x20..0x7f).contains(&b));
         require(version, "version", &self.version, "1-64 printable ASCII characters")?;
         require(is_icon(&self.icon), "icon", &self.icon, "an emoji, 1-4 characters, or a data:image/ URI of at most 32 KiB")?;
-        require(is_route(&self.route), "route", &self.route, "/segment(/segment)*, segments of a-z, 0-9 and . _ -, at most 128 bytes")?;
+        require(
+            is_route(&self.route),
+            "route",
+            &self.route,
+            "/segment(/segment)*, segments of a-z, 0-9 and . _ -, at most 128 bytes",
+        )?;
         if is_reserved(&self.route) {
             return Err(BadMetadata::Reserved(self.route.clone()));
         }

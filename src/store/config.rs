@@ -20,7 +20,8 @@ impl Store {
     pub(crate) fn set_config(&self, plugin: &str, key: &str, value: &Value) -> Result<(), StoreError> {
         let (plugin, key, json) = (plugin.to_owned(), key.to_owned(), value.to_string());
         self.write(move |connection| {
-            let sql = "INSERT INTO config (plugin, key, value) VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET value = excluded.value";
+            let sql =
+                "INSERT INTO config (plugin, key, value) VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET value = excluded.value";
             connection.execute(sql, params![plugin, key, json])?;
             Ok(())
         })
@@ -29,6 +30,8 @@ impl Store {
     /// Removes one setting, and says whether it was there.
     pub(crate) fn unset_config(&self, plugin: &str, key: &str) -> Result<bool, StoreError> {
         let (plugin, key) = (plugin.to_owned(), key.to_owned());
-        self.write(move |connection| Ok(connection.execute("DELETE FROM config WHERE plugin = ?1 AND key = ?2", params![plugin, key])? > 0))
+        self.write(move |connection| {
+            Ok(connection.execute("DELETE FROM config WHERE plugin = ?1 AND key = ?2", params![plugin, key])? > 0)
+        })
     }
 }

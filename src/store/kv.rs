@@ -2,12 +2,13 @@
 
 use super::{Store, StoreError, Ticket, now_ms};
 use crate::protocol::message::{
-    DEFAULT_LIST_LIMIT, DeleteOp, IncrOp, KvOp, KvResult, ListEntry, ListOp, MAX_BODY, MAX_KEY, MAX_LIST_LIMIT, MAX_TTL_MS, MAX_TXN_OPS,
-    MAX_VALUE, SetOp, TxnOp, WriteOutcome,
+    DEFAULT_LIST_LIMIT, DeleteOp, IncrOp, KvOp, KvResult, ListEntry, ListOp, MAX_BODY, MAX_KEY, MAX_LIST_LIMIT, MAX_TTL_MS,
+    MAX_TXN_OPS, MAX_VALUE, SetOp, TxnOp, WriteOutcome,
 };
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use rusqlite::{Connection, OptionalExtension, params};
+use serde_json::Value;
 
 /// What each plugin's namespace may hold.
 #[derive(Debug, Clone, Copy)]
@@ -274,20 +275,22 @@ impl Write {
 }
 
 fn parse_txn(body: &[u8]) -> Result<Vec<Write>, KvError> {
-    let ops: Vec<TxnOp> = serde_json::from_slice(body).map_err(|error| KvError::BadRequest(format!("the body is not an array of writes: {error}")))?;
+    let ops: Vec<Value> = serde_json::from_slice(body)
+        .map_err(|error| KvError::BadRequest(format!("the body is not an array of writes: {error}")))?;
     if !(1..=MAX_TXN_OPS).contains(&ops.len()) {
         return Err(KvError::BadRequest(format!("{} writes are not within 1-{MAX_TXN_OPS}", ops.len())));
     }
     let parse = |(index, op)| {
-        let write = match op {
-            TxnOp::Delete(delete) => Write::delete(delete),
-            TxnOp::Incr(incr) => Write::incr(incr),
-            TxnOp::Set { set, value: Some(text), value_base64: None } => Write::set(set, text.into_bytes()),
-            TxnOp::Set { set, value: None, value_base64: Some(base64) } => match BASE64.decode(base64) {
+        let write = match serde_json::from_value(op) {
+            Err(error) => Err(KvError::BadRequest(format!("it is not a write: {error}"))),
+            Ok(TxnOp::Delete(delete)) => Write::delete(delete),
+            Ok(TxnOp::Incr(incr)) => Write::incr(incr),
+            Ok(TxnOp::Set { set, value: Some(text), value_base64: None }) => Write::set(set, text.into_bytes()),
+            Ok(TxnOp::Set { set, value: None, value_base64: Some(base64) }) => match BASE64.decode(base64) {
                 Ok(value) => Write::set(set, value),
                 Err(error) => Err(KvError::BadRequest(format!("value_base64: {error}"))),
             },
-            TxnOp::Set { .. } => Err(KvError::BadRequest("a set has exactly one of value and value_base64".into())),
+            Ok(TxnOp::Set { .. }) => Err(KvError::BadRequest("a set has exactly one of value and value_base64".into())),
         };
         write.map_err(|error| KvError::Txn { index, error: Box::new(error) })
     };
@@ -304,7 +307,9 @@ fn check_key(key: &str) -> Result<(), KvError> {
 
 fn check_ttl(ttl_ms: Option<u64>) -> Result<(), KvError> {
     match ttl_ms {
-        Some(ttl) if !(1..=MAX_TTL_MS).contains(&ttl) => Err(KvError::BadRequest(format!("ttl_ms {ttl} is not within 1-{MAX_TTL_MS}"))),
+        Some(ttl) if !(1..=MAX_TTL_MS).contains(&ttl) => {
+            Err(KvError::BadRequest(format!("ttl_ms {ttl} is not within 1-{MAX_TTL_MS}")))
+        }
         _ => Ok(()),
     }
 }
@@ -362,7 +367,9 @@ impl<'a> Namespace<'a> {
                 let present = self.find(&delete.key)?;
                 check_rev(&delete.key, delete.if_rev, present.as_ref())?;
                 if let Some(entry) = &present {
-                    self.connection.prepare_cached("DELETE FROM kv WHERE plugin = ?1 AND key = ?2")?.execute(params![self.plugin, delete.key])?;
+                    self.connection
+                        .prepare_cached("DELETE FROM kv WHERE plugin = ?1 AND key = ?2")?
+                        .execute(params![self.plugin, delete.key])?;
                     self.keys = self.keys.saturating_sub(1);
                     self.bytes = self.bytes.saturating_sub(entry.size);
                 }
@@ -374,7 +381,8 @@ impl<'a> Namespace<'a> {
                     Some(entry) => (self.number(&incr.key)?, entry.expires_at),
                     None => (0, self.expiry(incr.ttl_ms)),
                 };
-                let out_of_range = || KvError::BadRequest(format!("{old} plus {} is out of the range of a 64-bit signed integer", incr.delta));
+                let out_of_range =
+                    || KvError::BadRequest(format!("{old} plus {} is out of the range of a 64-bit signed integer", incr.delta));
                 let sum = old.checked_add(incr.delta).ok_or_else(out_of_range)?;
                 let rev = self.put(&incr.key, sum.to_string().as_bytes(), expires_at, present.as_ref())?;
                 Ok(WriteOutcome { found: None, rev: Some(rev), value: Some(sum) })
@@ -418,7 +426,10 @@ impl<'a> Namespace<'a> {
             self.sweep()?;
             if !fits(self) {
                 let Limits { keys, bytes } = self.limits;
-                return Err(KvError::Quota(format!("the plugin holds {} of {keys} keys and {} of {bytes} bytes", self.keys, self.bytes)));
+                return Err(KvError::Quota(format!(
+                    "the plugin holds {} of {keys} keys and {} of {bytes} bytes",
+                    self.keys, self.bytes
+                )));
             }
         }
         self.rev += 1;
@@ -434,8 +445,11 @@ impl<'a> Namespace<'a> {
     fn sweep(&mut self) -> Result<(), KvError> {
         let sql = "SELECT count(*), coalesce(sum(octet_length(key) + octet_length(value)), 0) FROM kv WHERE plugin = ?1 AND expires_at <= ?2";
         let mut statement = self.connection.prepare_cached(sql)?;
-        let (keys, bytes): (u64, u64) = statement.query_row(params![self.plugin, self.now], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        self.connection.prepare_cached("DELETE FROM kv WHERE plugin = ?1 AND expires_at <= ?2")?.execute(params![self.plugin, self.now])?;
+        let (keys, bytes): (u64, u64) =
+            statement.query_row(params![self.plugin, self.now], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        self.connection
+            .prepare_cached("DELETE FROM kv WHERE plugin = ?1 AND expires_at <= ?2")?
+            .execute(params![self.plugin, self.now])?;
         self.keys = self.keys.saturating_sub(keys);
         self.bytes = self.bytes.saturating_sub(bytes);
         Ok(())
@@ -459,7 +473,9 @@ fn check_rev(key: &str, if_rev: Option<u64>, present: Option<&Entry>) -> Result<
         (Some(wanted), Some(entry)) if entry.rev != wanted => {
             Err(KvError::Conflict(format!("the key {key:?} has revision {}, not {wanted}", entry.rev)))
         }
-        (Some(wanted), None) => Err(KvError::Conflict(format!("the key {key:?} is not there, so it does not have revision {wanted}"))),
+        (Some(wanted), None) => {
+            Err(KvError::Conflict(format!("the key {key:?} is not there, so it does not have revision {wanted}")))
+        }
         _ => Ok(()),
     }
 }

@@ -12,8 +12,11 @@ pub(crate) mod settings;
 
 use kv::Limits;
 
+use crate::data_dir::private_file;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use rusqlite::{Connection, OpenFlags};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -43,6 +46,9 @@ pub(crate) enum StoreError {
     /// Somebody else's database.
     #[error("the file is not a plugrack database")]
     Foreign,
+    /// The file cannot be made or opened.
+    #[error("{0}")]
+    File(Arc<std::io::Error>),
     /// An identity that somebody has changed by hand.
     #[error("the instance id in the database, {0:?}, is not a UUID")]
     BadInstanceId(String),
@@ -98,9 +104,17 @@ impl<T, E: From<StoreError>> Ticket<T, E> {
 impl Store {
     /// Opens the database at `path`, makes it on first run, and starts its writer.
     pub(crate) fn open(path: &Path, limits: Limits) -> Result<Self, StoreError> {
+        // SQLite would make it readable by all; its other files take over the mode of this one.
+        let file = private_file()
+            .create(true)
+            .append(true)
+            .open(path)
+            .and_then(|file| file.set_permissions(Permissions::from_mode(0o600)));
+        file.map_err(|error| StoreError::File(Arc::new(error)))?;
         let mut connection = Connection::open(path)?;
-        schema::prepare(&connection)?;
+        // First, for it finds out whether the file is ours to change.
         schema::migrate(&mut connection)?;
+        schema::prepare(&connection)?;
         let (changes, queue) = bounded(WRITE_QUEUE);
         let writer = std::thread::Builder::new()
             .name("store-writer".into())
@@ -112,7 +126,10 @@ impl Store {
     }
 
     /// Hands a change to the writer without waiting for it. Dropping the ticket does not drop the change.
-    pub(crate) fn begin<T, E>(&self, change: impl FnOnce(&Connection) -> Result<T, E> + Send + 'static) -> Result<Ticket<T, E>, StoreError>
+    pub(crate) fn begin<T, E>(
+        &self,
+        change: impl FnOnce(&Connection) -> Result<T, E> + Send + 'static,
+    ) -> Result<Ticket<T, E>, StoreError>
     where
         T: Send + 'static,
         E: From<StoreError> + Send + 'static,
@@ -173,7 +190,8 @@ impl Inner {
     }
 
     fn open_reader(&self) -> rusqlite::Result<Connection> {
-        let connection = Connection::open_with_flags(&self.path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        let connection =
+            Connection::open_with_flags(&self.path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
         schema::prepare_reader(&connection)?;
         Ok(connection)
     }
@@ -200,7 +218,10 @@ fn write_all(connection: &Connection, queue: &Receiver<Change>, limits: Limits) 
         if Instant::now() >= next_sweep {
             let sweep: Change = Box::new(move |connection| {
                 let swept = kv::sweep_all(connection, limits);
-                (swept.is_ok(), Box::new(move |_| swept.unwrap_or_else(|error| log::warn!("store: expired keys were not removed: {error}"))))
+                (
+                    swept.is_ok(),
+                    Box::new(move |_| swept.unwrap_or_else(|error| log::warn!("store: expired keys were not removed: {error}"))),
+                )
             });
             write_batch(connection, std::iter::once(sweep));
             next_sweep = Instant::now() + SWEEP_EVERY;

@@ -44,19 +44,26 @@ pub(super) fn prepare_reader(connection: &Connection) -> rusqlite::Result<()> {
 /// Brings the database to this program's version. The version is read inside the transaction that changes it, so that two
 /// programs that start at once cannot both migrate.
 pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    // A first look that changes nothing: beginning to write would touch a file that is not ours.
+    check(connection)?;
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let pragma = |name| transaction.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
-    let (version, application) = (pragma("user_version")?, pragma("application_id")?);
-    let tables: i64 = transaction.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
-    match (application, version) {
-        (APPLICATION_ID, VERSION) => Ok(()),
-        (APPLICATION_ID, newer) if newer > VERSION => Err(StoreError::Newer { found: newer }),
-        (0, 0) if tables == 0 => {
-            transaction.execute_batch(SCHEMA)?;
-            transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-            transaction.pragma_update(None, "user_version", VERSION)?;
-            Ok(transaction.commit()?)
-        }
+    if check(&transaction)? == 0 {
+        transaction.execute_batch(SCHEMA)?;
+        transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+        transaction.pragma_update(None, "user_version", VERSION)?;
+    }
+    Ok(transaction.commit()?)
+}
+
+/// The version of a database of ours, 0 for one that is still empty.
+fn check(connection: &Connection) -> Result<i64, StoreError> {
+    let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    match (pragma("application_id")?, pragma("user_version")?) {
+        (APPLICATION_ID, version) if version > VERSION => Err(StoreError::Newer { found: version }),
+        (APPLICATION_ID, version) => Ok(version),
+        (0, 0) if tables == 0 => Ok(0),
         _ => Err(StoreError::Foreign),
     }
 }

@@ -19,8 +19,13 @@ impl Store {
     pub(crate) fn instance_id(&self) -> Result<Uuid, StoreError> {
         let text: String = self.write(|connection| {
             let fresh = Uuid::new_v4().to_string();
-            connection.execute("INSERT INTO settings (key, value) VALUES (?1, ?2) ON CONFLICT DO NOTHING", params![INSTANCE_ID, fresh])?;
-            Ok::<_, StoreError>(connection.query_row("SELECT value FROM settings WHERE key = ?1", [INSTANCE_ID], |row| row.get(0))?)
+            connection.execute(
+                "INSERT INTO settings (key, value) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
+                params![INSTANCE_ID, fresh],
+            )?;
+            Ok::<_, StoreError>(
+                connection.query_row("SELECT value FROM settings WHERE key = ?1", [INSTANCE_ID], |row| row.get(0))?,
+            )
         })?;
         Uuid::parse_str(&text).map_err(|_| StoreError::BadInstanceId(text))
     }
@@ -37,7 +42,8 @@ impl Store {
     pub(crate) fn set_enabled(&self, plugin: &str, enabled: bool) -> Result<(), StoreError> {
         let plugin = plugin.to_owned();
         self.write(move |connection| {
-            let sql = "INSERT INTO plugins (id, enabled) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET enabled = excluded.enabled";
+            let sql =
+                "INSERT INTO plugins (id, enabled) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET enabled = excluded.enabled";
             connection.execute(sql, params![plugin, enabled])?;
             Ok(())
         })
