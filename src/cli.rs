@@ -118,6 +118,7 @@ enum KvAction {
     Set {
         key: String,
         /// The value; - reads it from standard input
+        #[arg(allow_hyphen_values = true)]
         value: String,
     },
     /// Remove a key
@@ -137,7 +138,11 @@ enum ConfigAction {
     /// Print one setting, or all of them
     Get { key: Option<String> },
     /// Change a setting; a value that is not JSON is taken as a string
-    Set { key: String, value: String },
+    Set {
+        key: String,
+        #[arg(allow_hyphen_values = true)]
+        value: String,
+    },
     /// Remove a setting
     Unset { key: String },
 }

@@ -28,6 +28,7 @@ impl DataDir {
         make_private_dir(path)
             .with_context(|| format!("cannot make the data directory {} (choose another with --data)", path.display()))?;
         let data = Self::open(path)?;
+        check_socket_path(&data.host_socket()).map_err(anyhow::Error::msg)?;
         for dir in [data.run(), data.logs(), data.plugin_data("")] {
             make_private_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         }
@@ -154,14 +155,18 @@ impl DataDir {
     }
 
     /// Whether the path of a plugin's socket fits an address.
-    pub(crate) fn check_socket_path(&self, id: &str) -> Result<(), String> {
-        let length = self.plugin_socket(id).as_os_str().len();
-        match length <= MAX_SOCKET_PATH {
-            true => Ok(()),
-            false => Err(format!(
-                "its socket path would have {length} bytes, over the system's limit of {MAX_SOCKET_PATH}: use a shorter --data"
-            )),
-        }
+    pub(crate) fn check_plugin_socket(&self, id: &str) -> Result<(), String> {
+        check_socket_path(&self.plugin_socket(id))
+    }
+}
+
+fn check_socket_path(path: &Path) -> Result<(), String> {
+    match path.as_os_str().len() {
+        0..=MAX_SOCKET_PATH => Ok(()),
+        length => Err(format!(
+            "the socket {} has a path of {length} bytes, over the system's limit of {MAX_SOCKET_PATH}: use a shorter --data",
+            path.display()
+        )),
     }
 }
 

@@ -7,6 +7,7 @@
 //! others: plugins' requests by their workers, the operator's API by the desk, refusals with a body still to be read by ushers.
 
 use crate::api::{self, Api};
+use crate::client_socket::ClientSocket;
 use crate::exchange::{BodyLength, Client, Failed, Job, WebJob};
 use crate::pages;
 use crate::process::SMALL_STACK;
@@ -40,6 +41,9 @@ const BUSY_TIME: Duration = Duration::from_secs(2);
 /// Time for the host to connect to itself.
 const NUDGE_TIME: Duration = Duration::from_secs(1);
 
+/// Pause before accepting is begun again: what it failed for, such as open files, may be there again.
+const FAILURE_PAUSE: Duration = Duration::from_secs(1);
+
 /// Failures to accept within [`FAILURE_WINDOW`] after which the host gives up, so that its supervisor starts it afresh.
 const MAX_FAILURES: usize = 3;
 
@@ -55,8 +59,8 @@ const DESK_QUEUE: usize = 64;
 /// Most requests that are refused at once while their body is still to be read away, each on a thread of its own.
 const MAX_USHERS: usize = 512;
 
-/// Most bytes of a chunked body that are read away, so that the connection can go on, before its request is refused.
-const MAX_DRAIN: usize = 1024 * 1024;
+/// Most bytes of a body that are read away before its request is refused: what a socket's buffer holds, and more.
+const MAX_DRAIN: u64 = 16 * 1024 * 1024;
 
 /// Body length in bytes up to which tiny_http reads a body before it hands the request over.
 const PREREAD: u64 = 1024;
@@ -194,6 +198,21 @@ impl Dispatcher {
         Ok(())
     }
 
+    /// Starts anew after a pause, beside the connections there are.
+    fn start_again(self: Arc<Self>) {
+        let starting = move || {
+            never::<()>().recv_timeout(FAILURE_PAUSE).unwrap_or_default();
+            if let Err(error) = Arc::clone(&self).start()
+                && self.front.go_on_after(&error)
+            {
+                self.start_again();
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("accept-again".into()).stack_size(SMALL_STACK).spawn(starting) {
+            log::error!("accepting connections cannot be begun again: {error}");
+        }
+    }
+
     fn run(self: Arc<Self>, server: &Server) {
         loop {
             match server.recv() {
@@ -205,10 +224,8 @@ impl Dispatcher {
                 }
                 // This tiny_http accepts no more. It is kept for the connections it has, and another takes the new ones.
                 Err(error) => {
-                    if self.front.go_on_after(&error)
-                        && let Err(error) = Arc::clone(&self).start()
-                    {
-                        log::error!("accepting connections cannot be begun again: {error}");
+                    if self.front.go_on_after(&error) {
+                        Arc::clone(&self).start_again();
                     }
                 }
             }
@@ -267,32 +284,26 @@ impl Dispatcher {
         }
     }
 
-    /// Answers with the host's own error. Where a body is still to come an usher does, for it has to be read away.
+    /// Answers with the host's own error. Where a body is still to come an usher does, for that may take time.
     fn refuse(&self, request: Request, failed: Failed) {
-        let length = request.body_length().unwrap_or(0) as u64;
-        let waits = length > PREREAD || header(&request, "transfer-encoding").is_some() || header(&request, "expect").is_some();
-        if length > undrainable() {
-            // Dropping it would make tiny_http allocate as much, which no machine survives. It stays with its connection.
-            log::warn!("a request that announced a body of {length} bytes is left unanswered");
-            return std::mem::forget(request);
-        }
-        if !waits {
+        let whole = request.body_length().unwrap_or(0) as u64 <= PREREAD && header(&request, "transfer-encoding").is_none();
+        if whole && header(&request, "expect").is_none() {
             return TinyClient::new(request, BodyLength::Known(0), 0).fail(failed);
         }
+        let mut client = TinyClient::new(request, BodyLength::Unknown, 0);
         let ushers = Arc::clone(&self.ushers);
         if ushers.fetch_add(1, Ordering::Relaxed) < MAX_USHERS {
-            let usher = std::thread::Builder::new().name("usher".into()).stack_size(SMALL_STACK);
             let refusing = move || {
-                refuse_now(request, failed);
+                client.fail(failed);
                 ushers.fetch_sub(1, Ordering::Relaxed);
             };
-            if let Err(error) = usher.spawn(refusing) {
+            if let Err(error) = std::thread::Builder::new().name("usher".into()).stack_size(SMALL_STACK).spawn(refusing) {
                 self.ushers.fetch_sub(1, Ordering::Relaxed);
                 log::warn!("a request was dropped: cannot start a thread to refuse it: {error}");
             }
         } else {
             ushers.fetch_sub(1, Ordering::Relaxed);
-            refuse_now(request, failed);
+            client.fail(failed);
         }
     }
 
@@ -340,42 +351,11 @@ fn attend(api: &Api, queue: &Receiver<TinyClient>) {
             let (method, url) = (request.method().as_str().to_owned(), request.url().to_owned());
             let authorization = header(request, "authorization").map(str::to_owned);
             let reply = api.handle(&method, origin_form(&url), authorization.as_deref(), &mut client);
-            client.respond(reply.status, "application/json", reply.body.as_bytes(), &[("cache-control", "no-store")]);
+            let headers: Vec<_> = [("cache-control", "no-store")].into_iter().chain(reply.header).collect();
+            client.respond(reply.status, "application/json", reply.body.as_bytes(), &headers);
         }));
         if handled.is_err() {
             log::error!("a request made the API panic");
-        }
-    }
-}
-
-/// Answers first and reads the rest of the body away after, which is the order of tiny_http's own `respond`. A chunked body
-/// tiny_http would leave where it is, to be taken for the next request, so that is read away before.
-fn refuse_now(mut request: Request, failed: Failed) {
-    drain_chunked(&mut request);
-    let (status, retry_after, body) = refusal(failed);
-    let answered = catch_unwind(AssertUnwindSafe(|| {
-        let mut response = tiny_http::Response::from_string(body).with_status_code(status);
-        let retry_after = retry_after.map(|seconds| ("retry-after", seconds.to_string()));
-        for (name, value) in [("content-type", "application/json".to_owned())].into_iter().chain(retry_after) {
-            if let Ok(header) = tiny_http::Header::from_bytes(name, value) {
-                response.add_header(header);
-            }
-        }
-        request.respond(response)
-    }));
-    match answered {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => log::debug!("a refusal did not reach its client: {error}"),
-        Err(_) => log::error!("a refusal made tiny_http panic"),
-    }
-}
-
-/// Reads a chunked body away, up to [`MAX_DRAIN`].
-fn drain_chunked(request: &mut Request) {
-    if header(request, "transfer-encoding").is_some() {
-        let mut body = io::Read::take(request.as_reader(), MAX_DRAIN as u64);
-        if let Err(error) = io::copy(&mut body, &mut io::sink()) {
-            log::debug!("the body of a refused request did not come whole: {error}");
         }
     }
 }
@@ -425,22 +405,22 @@ fn header<'a>(request: &'a Request, name: &'static str) -> Option<&'a str> {
     request.headers().iter().find(|header| header.field.equiv(name)).map(|header| header.value.as_str())
 }
 
-/// Status, `retry-after` and JSON body of the host's own errors.
-fn refusal(failed: Failed) -> (u16, Option<u64>, String) {
-    let (status, retry_after, code, message) = match failed {
-        Failed::BadBody => {
-            (400, None, "bad_request", "the request's body did not come whole, or its length is not well given".into())
-        }
-        Failed::NotFound => (404, None, "not_found", "there is nothing at this path".into()),
-        Failed::MethodNotAllowed => (405, None, "method_not_allowed", "only GET and HEAD are answered here".into()),
-        Failed::TooLarge => (413, None, "too_large", "the request's body is over the limit (serve --max-body)".to_owned()),
-        Failed::HeadTooLarge => (431, None, "head_too_large", "the request's headers are over the limit of 64 KiB".into()),
-        Failed::BadGateway => (502, None, "bad_gateway", "the plugin gave no valid answer; its log has the reason".into()),
-        Failed::Unavailable { retry_after } => (503, Some(retry_after), "unavailable", "the plugin is not available now".into()),
-        Failed::Overloaded => (503, Some(OVERLOAD_RETRY_AFTER), "overloaded", "too many requests are waiting".into()),
-        Failed::Timeout => (504, None, "timeout", "the plugin did not answer in time".into()),
+/// Status, a header that belongs to it, and JSON body of the host's own errors.
+fn refusal(failed: Failed) -> (u16, Option<(&'static str, String)>, String) {
+    let retry = |seconds: u64| Some(("retry-after", seconds.to_string()));
+    let allow = Some(("allow", "GET, HEAD".to_owned()));
+    let (status, header, code, message) = match failed {
+        Failed::BadBody => (400, None, "bad_request", "the request's body did not come whole, or its length is not well given"),
+        Failed::NotFound => (404, None, "not_found", "there is nothing at this path"),
+        Failed::MethodNotAllowed => (405, allow, "method_not_allowed", "only GET and HEAD are answered here"),
+        Failed::TooLarge => (413, None, "too_large", "the request's body is over the limit (serve --max-body)"),
+        Failed::HeadTooLarge => (431, None, "head_too_large", "the request's headers are over the limit of 64 KiB"),
+        Failed::BadGateway => (502, None, "bad_gateway", "the plugin gave no valid answer; its log has the reason"),
+        Failed::Unavailable { retry_after } => (503, retry(retry_after), "unavailable", "the plugin is not available now"),
+        Failed::Overloaded => (503, retry(OVERLOAD_RETRY_AFTER), "overloaded", "too many requests are waiting"),
+        Failed::Timeout => (504, None, "timeout", "the plugin did not answer in time"),
     };
-    (status, retry_after, api::error_body(code, &message))
+    (status, header, api::error_body(code, message))
 }
 
 /// A client of tiny_http's, with its request or, once it is being answered, its answer.
@@ -451,9 +431,12 @@ pub(crate) struct TinyClient {
     close: bool,
     /// Bytes of the body still allowed.
     allowance: u64,
-    /// Whether all of the request's body has been read, or there was none.
+    /// Whether nothing of the request's body is left on the connection.
     read: bool,
+    /// How much of it that is, where it is known.
+    left: Option<u64>,
     chunked: bool,
+    address: Option<SocketAddr>,
 }
 
 enum ClientState {
@@ -470,8 +453,14 @@ impl TinyClient {
             version: request.http_version().clone(),
             close,
             allowance: max_body,
-            read: body == BodyLength::Known(0),
+            // tiny_http has a small body already, unless the client waits to be asked for it.
+            read: matches!(body, BodyLength::Known(length) if length <= PREREAD) && header(&request, "expect").is_none(),
+            left: match body {
+                BodyLength::Known(length) => Some(length),
+                BodyLength::Unknown => None,
+            },
             chunked: false,
+            address: request.remote_addr().copied(),
             state: ClientState::Asking(Box::new(request)),
         }
     }
@@ -493,39 +482,81 @@ impl TinyClient {
 
     /// Sends a whole answer of the host's own.
     fn respond(&mut self, status: u16, content_type: &str, body: &[u8], headers: &[(&str, &str)]) {
-        let mut head = self.head_start(status);
-        for (name, value) in [("content-type", content_type)].iter().chain(headers) {
-            put_header(&mut head, name, value);
-        }
-        put_header(&mut head, "content-length", &body.len().to_string());
-        head.extend_from_slice(b"\r\n");
-        if !self.head {
-            head.extend_from_slice(body);
-        }
+        let answer = self.whole_answer(status, content_type, body, headers);
         // A client that has gone needs no answer.
-        drop(self.begin().and_then(|out| send(out, &head)));
+        drop(self.begin().and_then(|out| send(out, &answer)));
         self.state = ClientState::Answered;
+    }
+
+    fn whole_answer(&self, status: u16, content_type: &str, body: &[u8], headers: &[(&str, &str)]) -> Vec<u8> {
+        let mut answer = self.head_start(status);
+        for (name, value) in [("content-type", content_type)].iter().chain(headers) {
+            put_header(&mut answer, name, value);
+        }
+        put_header(&mut answer, "content-length", &body.len().to_string());
+        answer.extend_from_slice(b"\r\n");
+        if !self.head {
+            answer.extend_from_slice(body);
+        }
+        answer
+    }
+
+    /// Refuses a request that announced a body of which tiny_http must not be rid: dropping it would make tiny_http allocate as
+    /// much, which no machine survives. Its files and its thread stay, but the client is answered and its connection ended.
+    fn fail_past_tiny_http(&mut self, status: u16, headers: &[(&str, &str)], body: &str) {
+        let answer = self.whole_answer(status, "application/json", body.as_bytes(), headers);
+        let sent = self.socket().and_then(|socket| {
+            socket.send(&answer)?;
+            socket.end()
+        });
+        if let Err(error) = sent {
+            log::debug!("a client's connection cannot be ended: {error}");
+        }
+        if let ClientState::Asking(request) = std::mem::replace(&mut self.state, ClientState::Answered) {
+            log::warn!(
+                "a request announced a body of {} bytes; its connection is ended, and some memory lost",
+                request.body_length().unwrap_or(0)
+            );
+            std::mem::forget(request);
+        }
     }
 
     fn head_start(&self, status: u16) -> Vec<u8> {
         let mut head = Vec::with_capacity(512);
         let reason = tiny_http::StatusCode(status).default_reason_phrase();
         head.extend_from_slice(format!("HTTP/1.1 {status} {reason}\r\n").as_bytes());
-        if self.close {
+        // What is not read of a body cannot be told from a next request, so then this answer is the last.
+        if self.close || !self.read {
             put_header(&mut head, "connection", "close");
         }
         head
     }
 
-    /// Turns to answering. What is left of the request's body is read away by tiny_http here.
-    fn begin(&mut self) -> io::Result<&mut (dyn Write + Send)> {
-        match std::mem::replace(&mut self.state, ClientState::Answered) {
-            ClientState::Asking(mut request) => {
-                if !self.read {
-                    drain_chunked(&mut request);
-                }
-                self.state = ClientState::Answering(request.into_writer());
+    fn socket(&self) -> io::Result<ClientSocket> {
+        ClientSocket::find(self.address.ok_or(io::ErrorKind::NotFound)?)
+    }
+
+    /// Takes no more of the request's body, and reads away what has come of it, for tiny_http would take it for the next request.
+    fn give_up_body(&mut self) {
+        if let Err(error) = self.socket().and_then(|socket| socket.stop_reading()) {
+            log::debug!("a client's connection cannot be ended: {error}");
+        }
+        let ClientState::Asking(request) = &mut self.state else { return };
+        if header(request, "expect").is_none() {
+            let mut body = io::Read::take(request.as_reader(), MAX_DRAIN);
+            if let Err(error) = io::copy(&mut body, &mut io::sink()) {
+                log::debug!("the body of a refused request did not come whole: {error}");
             }
+        }
+    }
+
+    /// Turns to answering.
+    fn begin(&mut self) -> io::Result<&mut (dyn Write + Send)> {
+        if !self.read {
+            self.give_up_body();
+        }
+        match std::mem::replace(&mut self.state, ClientState::Answered) {
+            ClientState::Asking(request) => self.state = ClientState::Answering(request.into_writer()),
             other => self.state = other,
         }
         match &mut self.state {
@@ -539,7 +570,8 @@ impl Client for TinyClient {
     fn read_body(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let ClientState::Asking(request) = &mut self.state else { return Ok(0) };
         let n = request.as_reader().read(buffer)?;
-        self.read |= n == 0;
+        self.left = self.left.map(|left| left.saturating_sub(n as u64));
+        self.read |= n == 0 || self.left == Some(0);
         match self.allowance.checked_sub(n as u64) {
             Some(left) => self.allowance = left,
             None => return Err(io::ErrorKind::FileTooLarge.into()),
@@ -602,22 +634,21 @@ impl Client for TinyClient {
 
     fn cut(&mut self) {
         if self.chunked {
-            // Not the beginning of a chunk: the client sees that the answer is broken, not that it has ended.
+            // Not the beginning of a chunk: where the connection cannot be ended, the client sees all the same that this is no end.
             drop(self.begin().and_then(|out| send(out, b"!\r\n")));
+        }
+        if let Err(error) = self.socket().and_then(|socket| socket.end()) {
+            log::debug!("a client's connection cannot be ended: {error}");
         }
         self.state = ClientState::Answered;
     }
 
     fn fail(&mut self, failed: Failed) {
-        if !self.read
-            && let ClientState::Asking(_) = &self.state
-            && let ClientState::Asking(request) = std::mem::replace(&mut self.state, ClientState::Answered)
-        {
-            return refuse_now(*request, failed);
+        let (status, header, body) = refusal(failed);
+        let headers: Vec<_> = header.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        if self.request().is_some_and(|request| request.body_length().unwrap_or(0) as u64 > undrainable()) {
+            return self.fail_past_tiny_http(status, &headers, &body);
         }
-        let (status, retry_after, body) = refusal(failed);
-        let retry_after = retry_after.map(|seconds| seconds.to_string());
-        let headers: Vec<_> = retry_after.iter().map(|seconds| ("retry-after", seconds.as_str())).collect();
         self.respond(status, "application/json", body.as_bytes(), &headers);
     }
 }

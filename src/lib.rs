@@ -23,6 +23,8 @@ mod cli;
 #[cfg(feature = "host")]
 mod client;
 #[cfg(feature = "host")]
+mod client_socket;
+#[cfg(feature = "host")]
 mod config;
 #[cfg(feature = "host")]
 mod data_dir;

@@ -4,6 +4,7 @@ use crate::exchange::{Failed, Job};
 use crate::output::PluginLog;
 use crate::protocol::metadata::Metadata;
 use crate::queue::Queue;
+use crate::store::now_ms;
 use crate::supervisor::Command;
 use crossbeam_channel::Sender;
 use serde::Serialize;
@@ -112,8 +113,10 @@ pub(crate) struct Plugin {
 }
 
 impl Plugin {
-    /// A plugin that was not started yet.
-    pub(crate) fn new(metadata: Metadata, program: PathBuf, log: PluginLog, control: Sender<Command>, status: Status) -> Self {
+    /// A plugin whose supervisor is about to begin: one that may run is as good as starting.
+    pub(crate) fn new(metadata: Metadata, program: PathBuf, log: PluginLog, control: Sender<Command>, enabled: bool) -> Self {
+        let (state, door) = if enabled { (State::Starting, Door::Holding) } else { (State::Stopped, Door::Shut) };
+        let status = Status { state, since: now_ms(), reason: String::new(), pid: None, retry_at: None, restarts: 0, enabled };
         let queue = Queue::new(metadata.concurrency as usize);
         Self {
             metadata,
@@ -125,7 +128,7 @@ impl Plugin {
             idle: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
             growing: AtomicBool::new(false),
-            door: AtomicU8::new(Door::Shut as u8),
+            door: AtomicU8::new(door as u8),
             status: Mutex::new(status),
         }
     }

@@ -262,6 +262,8 @@ fn confine(host: u32) -> io::Result<()> {
     if parent.and_then(|pid| u32::try_from(pid).ok()) != Some(host) {
         return Err(io::Error::other("the host is gone"));
     }
+    // The host's own files close by themselves; these are what it was started with.
+    close_fds::set_fds_cloexec(3, &[]);
     rustix::thread::set_no_new_privs(true)?;
     rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
     let allowed = rustix::process::getrlimit(Resource::Nofile).maximum.unwrap_or(MAX_OPEN_FILES).min(MAX_OPEN_FILES);

@@ -3,10 +3,10 @@
 use crate::discovery::{self, Fingerprint, Found};
 use crate::host::Host;
 use crate::output::PluginLog;
-use crate::plugin::{Plugin, State, Status};
+use crate::plugin::Plugin;
 use crate::protocol::metadata::Metadata;
 use crate::route::Routes;
-use crate::store::{StoreError, now_ms};
+use crate::store::StoreError;
 use crate::supervisor::{COMMANDS, Command, Supervisor};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use serde::Serialize;
@@ -89,12 +89,16 @@ impl Rack {
         self.lock().clone()
     }
 
-    /// A plugin by its id.
-    pub(crate) fn plugin(&self, id: &str) -> Option<Arc<Plugin>> {
-        self.lock().values().find_map(|entry| match entry {
-            Entry::Accepted { plugin, .. } if plugin.id() == id => Some(Arc::clone(plugin)),
-            _ => None,
-        })
+    /// What a name means: the plugin with that id, else what was refused under that file name, else what was refused with that id.
+    /// Given with its name in the plugins directory.
+    pub(crate) fn find(&self, name: &str) -> Option<(String, Entry)> {
+        let entries = self.lock();
+        let means = |(file, entry): &(&String, &Entry), rank| match entry {
+            Entry::Accepted { plugin, .. } => rank == 0 && plugin.id() == name,
+            Entry::Refused { id, .. } => (rank == 1 && *file == name) || (rank == 2 && id.as_deref() == Some(name)),
+        };
+        let found = (0..3).find_map(|rank| entries.iter().find(|entry| means(entry, rank)));
+        found.map(|(file, entry)| (file.clone(), entry.clone()))
     }
 
     /// Looks through the plugins directory: starts what is new, stops what is gone, and replaces what is another file now.
@@ -155,16 +159,7 @@ impl Rack {
         let enabled = self.host.store.is_enabled(&id).map_err(|error| format!("cannot read whether it is enabled: {error}"))?;
         let (control, commands) = bounded(COMMANDS);
         let log = PluginLog::new(self.host.data.log(&id));
-        let status = Status {
-            state: State::Stopped,
-            since: now_ms(),
-            reason: String::new(),
-            pid: None,
-            retry_at: None,
-            restarts: 0,
-            enabled,
-        };
-        let plugin = Arc::new(Plugin::new(metadata, found.program.clone(), log, control, status));
+        let plugin = Arc::new(Plugin::new(metadata, found.program.clone(), log, control, enabled));
         let supervisor = Supervisor::new(Arc::clone(&plugin), Arc::clone(&self.host), commands);
         let (alive, ended) = bounded(0);
         let thread = std::thread::Builder::new().name(format!("plugin-{id}"));

@@ -12,6 +12,7 @@ use crate::store::Store;
 use crate::store::kv::Limits;
 use anyhow::{Context, Result, anyhow};
 use crossbeam_channel::{select, unbounded};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::fs;
@@ -30,6 +31,7 @@ pub(crate) fn serve(data: &Path, settings: &Serve) -> Result<()> {
         signal_hook::flag::register(signal, Arc::clone(&stopping))?;
     }
 
+    raise_file_limit();
     let data = DataDir::create(data)?;
     let _lock = data.lock()?;
     data.sweep_run().context("cannot clear the run directory")?;
@@ -91,6 +93,14 @@ pub(crate) fn serve(data: &Path, settings: &Serve) -> Result<()> {
     data.sweep_run().context("cannot clear the run directory")?;
     log::info!("stopped");
     outcome
+}
+
+/// Allows as many open files as the system lets this process have: each client and each plugin takes some.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        log::warn!("the limit of open files cannot be raised: {error}");
+    }
 }
 
 /// Notes where the host listens, for the operator's commands: whole or not at all.

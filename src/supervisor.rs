@@ -278,7 +278,7 @@ impl Supervisor {
     fn spawn(&mut self) -> Result<Running, StartError> {
         preflight::check(&self.plugin.program).map_err(StartError::Permanent)?;
         let (data, id) = (&self.host.data, self.plugin.id());
-        data.check_socket_path(id).map_err(StartError::Permanent)?;
+        data.check_plugin_socket(id).map_err(StartError::Permanent)?;
         let passing = |what: &str, error: std::io::Error| StartError::Passing(format!("{what}: {error}"));
         let home = data.plugin_data(id);
         crate::data_dir::make_private_dir(&home).map_err(|error| passing("cannot make its data directory", error))?;

@@ -49,18 +49,22 @@ pub(crate) struct Reply {
     pub(crate) status: u16,
     /// JSON.
     pub(crate) body: String,
+    /// A header that belongs to the status.
+    pub(crate) header: Option<(&'static str, &'static str)>,
 }
 
 impl Reply {
     fn ok(value: &impl Serialize) -> Self {
         match serde_json::to_string(value) {
-            Ok(body) => Self { status: 200, body },
-            Err(error) => Self::error(500, "internal", &error.to_string()),
+            Ok(body) => Self { status: 200, body, header: None },
+            Err(error) => Refused::internal(error).into(),
         }
     }
+}
 
-    fn error(status: u16, code: &str, message: &str) -> Self {
-        Self { status, body: error_body(code, message) }
+impl From<Refused> for Reply {
+    fn from(refused: Refused) -> Self {
+        Self { status: refused.status, body: error_body(&refused.code, &refused.message), header: refused.header }
     }
 }
 
@@ -74,11 +78,16 @@ struct Refused {
     status: u16,
     code: String,
     message: String,
+    header: Option<(&'static str, &'static str)>,
 }
 
 impl Refused {
     fn new(status: u16, code: &str, message: impl Into<String>) -> Self {
-        Self { status, code: code.into(), message: message.into() }
+        Self { status, code: code.into(), message: message.into(), header: None }
+    }
+
+    fn with(self, name: &'static str, value: &'static str) -> Self {
+        Self { header: Some((name, value)), ..self }
     }
 
     fn internal(error: impl std::fmt::Display) -> Self {
@@ -106,8 +115,7 @@ impl Api {
 
     /// Answers a request to `url`, as it was sent, from a client that shows `authorization`.
     pub(crate) fn handle(&self, method: &str, url: &str, authorization: Option<&str>, client: &mut dyn Client) -> Reply {
-        self.try_handle(method, url, authorization, client)
-            .unwrap_or_else(|refused| Reply::error(refused.status, &refused.code, &refused.message))
+        self.try_handle(method, url, authorization, client).unwrap_or_else(Reply::from)
     }
 
     fn try_handle(&self, method: &str, url: &str, authorization: Option<&str>, client: &mut dyn Client) -> Handled {
@@ -116,7 +124,7 @@ impl Api {
         let allowed = token.is_some_and(|(_, token)| token.trim().as_bytes().ct_eq(self.token.as_bytes()).into());
         if !allowed {
             let message = "the API needs the header Authorization: Bearer TOKEN, with the token in the file admin-token of the data directory";
-            return Err(Refused::new(401, "unauthorized", message));
+            return Err(Refused::new(401, "unauthorized", message).with("www-authenticate", "Bearer"));
         }
         let (path, query) = url.split_once('?').unwrap_or((url, ""));
         // A key may hold encoded slashes, so the path is cut before it is decoded.
@@ -162,11 +170,12 @@ impl Api {
         let methods = match path {
             ["instance"] | ["plugins"] | ["plugins", _] | ["plugins", _, "logs" | "config" | "kv"] => "GET",
             ["rescan"] | ["plugins", _, "start" | "stop" | "restart" | "enable" | "disable"] => "POST",
-            ["plugins", _, "config", _] => "PUT and DELETE",
-            ["plugins", _, "kv", _] => "GET, PUT and DELETE",
+            ["plugins", _, "config", _] => "PUT, DELETE",
+            ["plugins", _, "kv", _] => "GET, PUT, DELETE",
             _ => return Refused::new(404, "not_found", format!("there is no /api/{}", path.join("/"))),
         };
-        Refused::new(405, "method_not_allowed", format!("/api/{} takes {methods}, not {method}", path.join("/")))
+        let message = format!("/api/{} takes {methods}, not {method}", path.join("/"));
+        Refused::new(405, "method_not_allowed", message).with("allow", methods)
     }
 
     fn instance(&self) -> Reply {
@@ -302,9 +311,7 @@ impl Api {
                 }
             },
             Ok(Ok((result, _))) => Ok(Reply::ok(&json!({"key": key, "rev": result.rev, "found": result.found}))),
-            Ok(Err(KvFailure::Refused(failure))) => {
-                Err(Refused { status: status_of(&failure.code), code: failure.code, message: failure.message })
-            }
+            Ok(Err(KvFailure::Refused(failure))) => Err(Refused::new(status_of(&failure.code), &failure.code, failure.message)),
             Ok(Err(KvFailure::Failed(Failed::Timeout))) | Err(_) => {
                 Err(Refused::new(504, "timeout", format!("the plugin {id} did not answer in time")))
             }
@@ -321,20 +328,11 @@ impl Api {
     }
 
     fn plugin(&self, id: &str) -> Result<Arc<Plugin>, Refused> {
-        self.rack.plugin(id).ok_or_else(|| {
-            match self.rack.entries().into_iter().find(|(file, entry)| is_named(id, file, entry)) {
-                Some((_, Entry::Refused { reason, .. })) => Refused::new(409, "refused", format!("{id} is refused: {reason}")),
-                _ => no_plugin(id),
-            }
-        })
-    }
-}
-
-/// Whether a name means what is in the plugins directory under `file`.
-fn is_named(name: &str, file: &str, entry: &Entry) -> bool {
-    match entry {
-        Entry::Accepted { plugin, .. } => plugin.id() == name,
-        Entry::Refused { id, .. } => file == name || id.as_deref() == Some(name),
+        match self.rack.find(id) {
+            Some((_, Entry::Accepted { plugin, .. })) => Ok(plugin),
+            Some((_, Entry::Refused { reason, .. })) => Err(Refused::new(409, "refused", format!("{id} is refused: {reason}"))),
+            None => Err(no_plugin(id)),
+        }
     }
 }
 

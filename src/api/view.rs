@@ -75,8 +75,7 @@ pub(crate) fn list(rack: &Rack) -> Vec<Summary> {
 
 /// One plugin, by its id or, when it was refused, by the name of its file.
 pub(crate) fn one(rack: &Rack, id: &str) -> Result<Option<Details>, StoreError> {
-    let entry = rack.entries().into_iter().find(|(file, entry)| super::is_named(id, file, entry));
-    let Some((file, entry)) = entry else { return Ok(None) };
+    let Some((file, entry)) = rack.find(id) else { return Ok(None) };
     let events = rack.host().store.events(id, SHOWN_EVENTS)?;
     let details = match &entry {
         Entry::Accepted { plugin, .. } => {
