@@ -152,7 +152,11 @@ fn plugin_listens_on_socket() {
         assert!(fs::metadata(socket(&server, id)).unwrap().file_type().is_socket());
         let mut stream = connect(&server, id);
         for number in [3, 4] {
-            assert_eq!(say(&mut stream, &json!({"type": "ping", "id": number}), b"").0, json!({"type": "pong", "id": number}), "{id}");
+            assert_eq!(
+                say(&mut stream, &json!({"type": "ping", "id": number}), b"").0,
+                json!({"type": "pong", "id": number}),
+                "{id}"
+            );
         }
     }
     let told = server.get("/fake/env").json()["env"]["PLUGRACK_SOCKET"].clone();

@@ -1,9 +1,10 @@
 //! What a client of the web sees, and what a plugin sees of it.
 
 use crate::support::http::{Client, Reply, chunk};
-use crate::support::{Server, Site};
+use crate::support::{Server, Site, wait_for};
 use serde_json::{Value, json};
 use std::collections::HashSet;
+use std::fs;
 
 /// A host with the fake plugin `p`, ready.
 fn server_of_p() -> Server {
@@ -72,7 +73,8 @@ fn headers_of_a_request_keep_their_order_and_repeats() {
     let request = server.request("GET", "/p/request", &headers, b"").json();
     assert_eq!(
         request["headers"].as_array().unwrap()[..6],
-        [["host", "test"], ["cookie", "a=b"], ["x-one", "1"], ["x-two", "2"], ["cookie", "c=d"], ["x-empty", ""]].map(|pair| json!(pair))
+        [["host", "test"], ["cookie", "a=b"], ["x-one", "1"], ["x-two", "2"], ["cookie", "c=d"], ["x-empty", ""]]
+            .map(|pair| json!(pair))
     );
 }
 
@@ -143,9 +145,9 @@ fn a_header_value_may_hold_any_byte_of_latin_1() {
     let server = server_of_p();
     let mut client = server.client();
     client.send(b"GET /p/header?name=X-Name&value=%C3%A9%09%C3%BF HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
-    let answer = client.rest();
-    assert!(answer.starts_with(b"HTTP/1.1 200 "));
-    let line = b"\r\nX-Name: \xe9\t\xff\r\n";
+    let answer = client.rest().to_ascii_lowercase();
+    assert!(answer.starts_with(b"http/1.1 200 "));
+    let line = b"\r\nx-name: \xe9\t\xff\r\n";
     assert!(answer.windows(line.len()).any(|bytes| bytes == line), "{}", answer.escape_ascii());
 }
 
@@ -232,9 +234,20 @@ fn an_unknown_path_is_404_in_json() {
     }
     // A body nobody reads does not get into the way of the next request.
     for size in [10, 5_000, 100_000] {
-        assert_error(&client.request("POST", "/nothing", &[], &bytes(size)), 404, "not_found");
-        assert_error(&client.request_chunked("POST", "/nothing", &[&bytes(size)]), 404, "not_found");
-        assert_eq!(client.get("/p/x").text(), "GET /x of p");
+        let body = bytes(size);
+        for chunked in [false, true] {
+            let reply = if chunked {
+                client.request_chunked("POST", "/nothing", &[&body])
+            } else {
+                client.request("POST", "/nothing", &[], &body)
+            };
+            assert_error(&reply, 404, "not_found");
+            if reply.header("connection") == Some("close") {
+                assert!(client.is_closed());
+                client = server.client();
+            }
+            assert_eq!(client.get("/p/x").text(), "GET /x of p");
+        }
     }
 }
 
@@ -267,12 +280,9 @@ fn a_body_over_the_limit_is_refused_with_413() {
     let server = Site::new().args(&["--max-body", "100000"]).fake("p").start();
     server.wait_state("p", "ready");
     let (fits, over) = (bytes(100_000), bytes(100_001));
-    let mut client = server.client();
-    for _ in 0..2 {
-        assert!(client.request("POST", "/p/echo", &[], &fits).body == fits);
-        assert_error(&client.request("POST", "/p/echo", &[], &over), 413, "too_large");
-        assert_error(&client.request("POST", "/nothing", &[], &over), 413, "too_large");
-    }
+    assert!(server.request("POST", "/p/echo", &[], &fits).body == fits);
+    assert_error(&server.request("POST", "/p/echo", &[], &over), 413, "too_large");
+    assert_error(&server.request("POST", "/nothing", &[], &over), 413, "too_large");
     assert!(server.client().request_chunked("POST", "/p/echo", &[&fits]).body == fits);
     assert_error(&server.client().request_chunked("POST", "/p/echo", &[&over]), 413, "too_large");
     let in_pieces: Vec<&[u8]> = over.chunks(1000).collect();
@@ -301,7 +311,7 @@ fn what_is_left_of_a_refused_body_is_no_request() {
         let text = String::from_utf8_lossy(&after);
         assert!(text.is_empty() || (text.starts_with("HTTP/1.1 200 ") && text.ends_with("GET /after of p")), "{path}: {text}");
     }
-    let log = std::fs::read_to_string(server.site().data().join("logs/p.log")).unwrap_or_default();
+    let log = fs::read_to_string(server.site().data().join("logs/p.log")).unwrap_or_default();
     assert!(!log.contains("smuggled"), "{log}");
 }
 
@@ -319,29 +329,41 @@ fn clients_whose_refused_body_does_not_come_hold_up_nobody() {
     }
 }
 
+/// Announces a body, sends its beginning, and goes away.
+fn announce(server: &Server, path: &str, length: u64) {
+    let mut client = server.client();
+    client.send(format!("POST {path} HTTP/1.1\r\nhost: test\r\ncontent-length: {length}\r\n\r\nbeginning").as_bytes());
+}
+
 /// A terabyte is more than there is memory for: whoever believes it is dead.
 #[test]
 fn an_announced_gigantic_body_does_no_harm() {
     let server = server_of_p();
-    let fds = || std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count();
-    server.get("/p/x");
-    let before = fds();
-    for length in [1_u64 << 31, 1 << 33, 1 << 40, 1 << 62, u64::MAX] {
+    for length in [1 << 31, 1 << 33, 1 << 40, 1 << 62, u64::MAX] {
         for path in ["/p/echo", "/nothing", "/api/plugins"] {
-            let mut client = server.client();
-            client.send(format!("POST {path} HTTP/1.1\r\nhost: test\r\ncontent-length: {length}\r\n\r\nbeginning").as_bytes());
-            drop(client);
+            announce(&server, path, length);
             assert_eq!(server.get("/p/x").text(), "GET /x of p", "after {length} bytes were announced for {path}");
         }
     }
     assert!(peak_memory(&server) < 40 << 10, "{} KiB", peak_memory(&server));
-    // Such a client is gone for the host too.
-    crate::support::wait_for("the connections to be closed", || (fds() < before + 5).then_some(()));
+}
+
+/// Else a few thousand of them use up all the host's file descriptors.
+#[test]
+fn a_client_that_announced_a_gigantic_body_and_left_leaves_nothing_behind() {
+    let server = server_of_p();
+    let connections = || fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count();
+    let before = connections();
+    for _ in 0..50 {
+        announce(&server, "/p/echo", 1 << 40);
+    }
+    // A few may come and go by themselves.
+    wait_for("the connections to be closed", || (connections() < before + 25).then_some(()));
 }
 
 /// The most memory a host has used so far, in KiB.
 fn peak_memory(server: &Server) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     peak.trim().trim_end_matches(" kB").parse().unwrap()
 }
@@ -447,7 +469,9 @@ fn a_client_that_expects_to_be_told_to_go_on_is_told() {
     let mut client = server.client();
     for size in [5, 2000, 100_000] {
         let body = bytes(size);
-        client.send(format!("POST /p/echo HTTP/1.1\r\nhost: test\r\nexpect: 100-continue\r\ncontent-length: {size}\r\n\r\n").as_bytes());
+        client.send(
+            format!("POST /p/echo HTTP/1.1\r\nhost: test\r\nexpect: 100-continue\r\ncontent-length: {size}\r\n\r\n").as_bytes(),
+        );
         assert_eq!(client.reply_head().status, 100);
         client.send(&body);
         let reply = client.reply_head();
@@ -471,7 +495,8 @@ fn a_crowd_of_clients_is_answered_right() {
                 .spawn_scoped(scope, move || {
                     for round in 0..20 {
                         for (number, client) in clients.iter_mut().enumerate() {
-                            client.send(format!("GET /hello/{thread}-{number}-{round} HTTP/1.1\r\nhost: test\r\n\r\n").as_bytes());
+                            client
+                                .send(format!("GET /hello/{thread}-{number}-{round} HTTP/1.1\r\nhost: test\r\n\r\n").as_bytes());
                         }
                         for (number, client) in clients.iter_mut().enumerate() {
                             assert_eq!(client.reply(false).text(), format!("Hello, {thread}-{number}-{round}!"));

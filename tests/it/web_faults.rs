@@ -28,7 +28,11 @@ fn touch(server: &Server, name: &str) {
 
 /// How often the plugin has printed a line.
 fn printed(server: &Server, text: &str) -> usize {
-    fs::read_to_string(server.site().data().join("logs/p.log")).unwrap_or_default().lines().filter(|line| line.ends_with(text)).count()
+    fs::read_to_string(server.site().data().join("logs/p.log"))
+        .unwrap_or_default()
+        .lines()
+        .filter(|line| line.ends_with(text))
+        .count()
 }
 
 /// Sends a GET on a connection of its own, the answer to be read later.
@@ -90,16 +94,13 @@ fn a_malformed_answer_is_502_and_the_plugin_goes_on() {
 /// Half an answer must not look like a whole one, nor may the next answer on the connection pass for its other half.
 #[test]
 fn an_answer_that_breaks_off_is_seen_to_be_broken() {
-    for path in [
-        "/break",
-        "/break?length",
-        "/download?bytes=300000&declared=300001",
-        "/download?bytes=300000&declared=299999",
-    ] {
+    for path in ["/break", "/break?length", "/download?bytes=300000&declared=300001", "/download?bytes=300000&declared=299999"] {
         let server = server_of_p(Site::new());
         let mut client = server.client();
         let close = "connection: close\r\n";
-        client.send(format!("GET /p{path} HTTP/1.1\r\nhost: test\r\n\r\nGET /healthz HTTP/1.1\r\nhost: test\r\n{close}\r\n").as_bytes());
+        client.send(
+            format!("GET /p{path} HTTP/1.1\r\nhost: test\r\n\r\nGET /healthz HTTP/1.1\r\nhost: test\r\n{close}\r\n").as_bytes(),
+        );
         let head = client.reply_head();
         assert_eq!(head.status, 200, "{path}");
         let rest = client.rest();

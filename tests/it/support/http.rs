@@ -55,6 +55,11 @@ impl Client {
         self.stream.get_mut().write_all(bytes).unwrap();
     }
 
+    /// Sends bytes, and says whether the server still takes them.
+    pub(crate) fn try_send(&mut self, bytes: &[u8]) -> bool {
+        self.stream.get_mut().write_all(bytes).is_ok()
+    }
+
     #[track_caller]
     pub(crate) fn get(&mut self, path: &str) -> Reply {
         self.request("GET", path, &[], b"")
