@@ -329,10 +329,12 @@ fn clients_whose_refused_body_does_not_come_hold_up_nobody() {
     }
 }
 
-/// Announces a body, sends its beginning, and goes away.
+/// Announces a body, sends its beginning, takes the answer, and goes away.
+#[track_caller]
 fn announce(server: &Server, path: &str, length: u64) {
     let mut client = server.client();
     client.send(format!("POST {path} HTTP/1.1\r\nhost: test\r\ncontent-length: {length}\r\n\r\nbeginning").as_bytes());
+    assert_error(&client.reply(false), 413, "too_large");
 }
 
 /// A terabyte is more than there is memory for: whoever believes it is dead.
