@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::net::{SendFlags, Shutdown};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
@@ -37,19 +37,18 @@ impl ClientSocket {
         Err(io::ErrorKind::NotFound.into())
     }
 
-    /// Takes nothing more from the client: what has come can still be read, and then the connection reads as ended.
-    pub(crate) fn stop_reading(&self) -> io::Result<()> {
-        Ok(rustix::net::shutdown(&self.socket, Shutdown::Read)?)
-    }
-
-    /// Ends the connection.
+    /// Ends the connection, after what was sent: what has come can still be read, and nothing comes any more.
     pub(crate) fn end(&self) -> io::Result<()> {
         Ok(rustix::net::shutdown(&self.socket, Shutdown::Both)?)
     }
+}
 
-    /// Sends what fits the socket's buffer, past tiny_http.
-    pub(crate) fn send(&self, bytes: &[u8]) -> io::Result<()> {
-        rustix::net::send(&self.socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?;
+impl Write for ClientSocket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(rustix::net::send(&self.socket, bytes, SendFlags::NOSIGNAL)?)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }

@@ -360,6 +360,13 @@ fn attend(api: &Api, queue: &Receiver<TinyClient>) {
     }
 }
 
+/// Reads away what has come of a body.
+fn drain(request: &mut Request) {
+    if let Err(error) = io::copy(&mut io::Read::take(request.as_reader(), MAX_DRAIN), &mut io::sink()) {
+        log::debug!("the body of a refused request did not come whole: {error}");
+    }
+}
+
 /// Body length from which a request cannot be dropped: tiny_http allocates what is left of a body to read it away.
 fn undrainable() -> u64 {
     rustix::system::sysinfo().totalram as u64 / 2
@@ -442,6 +449,9 @@ pub(crate) struct TinyClient {
 enum ClientState {
     Asking(Box<Request>),
     Answering(Box<dyn Write + Send>),
+    /// Answering past tiny_http, because part of the request's body is left: once tiny_http is rid of the request it takes what is
+    /// left for the next one. So the connection is ended first.
+    Ending(Box<Request>, ClientSocket),
     Answered,
 }
 
@@ -482,13 +492,6 @@ impl TinyClient {
 
     /// Sends a whole answer of the host's own.
     fn respond(&mut self, status: u16, content_type: &str, body: &[u8], headers: &[(&str, &str)]) {
-        let answer = self.whole_answer(status, content_type, body, headers);
-        // A client that has gone needs no answer.
-        drop(self.begin().and_then(|out| send(out, &answer)));
-        self.state = ClientState::Answered;
-    }
-
-    fn whole_answer(&self, status: u16, content_type: &str, body: &[u8], headers: &[(&str, &str)]) -> Vec<u8> {
         let mut answer = self.head_start(status);
         for (name, value) in [("content-type", content_type)].iter().chain(headers) {
             put_header(&mut answer, name, value);
@@ -498,27 +501,9 @@ impl TinyClient {
         if !self.head {
             answer.extend_from_slice(body);
         }
-        answer
-    }
-
-    /// Refuses a request that announced a body of which tiny_http must not be rid: dropping it would make tiny_http allocate as
-    /// much, which no machine survives. Its files and its thread stay, but the client is answered and its connection ended.
-    fn fail_past_tiny_http(&mut self, status: u16, headers: &[(&str, &str)], body: &str) {
-        let answer = self.whole_answer(status, "application/json", body.as_bytes(), headers);
-        let sent = self.socket().and_then(|socket| {
-            socket.send(&answer)?;
-            socket.end()
-        });
-        if let Err(error) = sent {
-            log::debug!("a client's connection cannot be ended: {error}");
-        }
-        if let ClientState::Asking(request) = std::mem::replace(&mut self.state, ClientState::Answered) {
-            log::warn!(
-                "a request announced a body of {} bytes; its connection is ended, and some memory lost",
-                request.body_length().unwrap_or(0)
-            );
-            std::mem::forget(request);
-        }
+        // A client that has gone needs no answer.
+        drop(self.begin().and_then(|out| send(out, &answer)));
+        self.finish();
     }
 
     fn head_start(&self, status: u16) -> Vec<u8> {
@@ -536,32 +521,42 @@ impl TinyClient {
         ClientSocket::find(self.address.ok_or(io::ErrorKind::NotFound)?)
     }
 
-    /// Takes no more of the request's body, and reads away what has come of it, for tiny_http would take it for the next request.
-    fn give_up_body(&mut self) {
-        if let Err(error) = self.socket().and_then(|socket| socket.stop_reading()) {
-            log::debug!("a client's connection cannot be ended: {error}");
-        }
-        let ClientState::Asking(request) = &mut self.state else { return };
-        if header(request, "expect").is_none() {
-            let mut body = io::Read::take(request.as_reader(), MAX_DRAIN);
-            if let Err(error) = io::copy(&mut body, &mut io::sink()) {
-                log::debug!("the body of a refused request did not come whole: {error}");
-            }
+    /// Turns to answering.
+    fn begin(&mut self) -> io::Result<&mut (dyn Write + Send)> {
+        self.state = match std::mem::replace(&mut self.state, ClientState::Answered) {
+            ClientState::Asking(request) if self.read => ClientState::Answering(request.into_writer()),
+            ClientState::Asking(mut request) => match self.socket() {
+                Ok(socket) => ClientState::Ending(request, socket),
+                Err(error) => {
+                    log::debug!("a client's connection cannot be ended: {error}");
+                    drain(&mut request);
+                    ClientState::Answering(request.into_writer())
+                }
+            },
+            other => other,
+        };
+        match &mut self.state {
+            ClientState::Answering(out) => Ok(out.as_mut()),
+            ClientState::Ending(_, socket) => Ok(socket),
+            _ => Err(io::ErrorKind::NotConnected.into()),
         }
     }
 
-    /// Turns to answering.
-    fn begin(&mut self) -> io::Result<&mut (dyn Write + Send)> {
-        if !self.read {
-            self.give_up_body();
-        }
-        match std::mem::replace(&mut self.state, ClientState::Answered) {
-            ClientState::Asking(request) => self.state = ClientState::Answering(request.into_writer()),
-            other => self.state = other,
-        }
-        match &mut self.state {
-            ClientState::Answering(out) => Ok(out.as_mut()),
-            _ => Err(io::ErrorKind::NotConnected.into()),
+    /// The answer has come to its end, or is broken off.
+    fn finish(&mut self) {
+        if let ClientState::Ending(mut request, socket) = std::mem::replace(&mut self.state, ClientState::Answered) {
+            if let Err(error) = socket.end() {
+                log::debug!("a client's connection cannot be ended: {error}");
+            }
+            let length = request.body_length().unwrap_or(0);
+            if length as u64 > undrainable() {
+                // Dropping it would make tiny_http allocate as much, which no machine survives.
+                log::warn!(
+                    "a request announced a body of {length} bytes: its connection is ended, two files and a thread are lost"
+                );
+                return std::mem::forget(request);
+            }
+            drain(&mut request);
         }
     }
 }
@@ -610,7 +605,7 @@ impl Client for TinyClient {
         }
         let sent = self.begin().and_then(|out| send(out, &head));
         if !response.more {
-            self.state = ClientState::Answered;
+            self.finish();
         }
         sent
     }
@@ -627,7 +622,7 @@ impl Client for TinyClient {
             }
         };
         if last {
-            self.state = ClientState::Answered;
+            self.finish();
         }
         sent
     }
@@ -640,15 +635,12 @@ impl Client for TinyClient {
         if let Err(error) = self.socket().and_then(|socket| socket.end()) {
             log::debug!("a client's connection cannot be ended: {error}");
         }
-        self.state = ClientState::Answered;
+        self.finish();
     }
 
     fn fail(&mut self, failed: Failed) {
         let (status, header, body) = refusal(failed);
         let headers: Vec<_> = header.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        if self.request().is_some_and(|request| request.body_length().unwrap_or(0) as u64 > undrainable()) {
-            return self.fail_past_tiny_http(status, &headers, &body);
-        }
         self.respond(status, "application/json", body.as_bytes(), &headers);
     }
 }

@@ -46,6 +46,9 @@ const STREAM_IDLE: Duration = Duration::from_secs(60);
 /// Time to open another connection after one was lost.
 const RECONNECT_TIME: Duration = Duration::from_secs(5);
 
+/// How long a connection that was lost may be the first sign of a process's end.
+const SETTLE_TIME: Duration = Duration::from_millis(100);
+
 /// Pause between attempts to connect.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
 
@@ -290,6 +293,7 @@ impl Worker {
                 Err(lost) => {
                     self.note_lost(&lost);
                     if let Some(job) = job.lost() {
+                        self.settle();
                         self.plugin.queue.push(Job::Web(job));
                     }
                     return Err(Broken);
@@ -408,6 +412,11 @@ impl Worker {
         })
     }
 
+    /// Gives a process that may be ending the time to be seen as ended, so that what it lost is not given to it again.
+    fn settle(&self) {
+        self.life.stop.recv_timeout(SETTLE_TIME).unwrap_or_default();
+    }
+
     fn note_lost(&self, lost: &Lost) {
         if !matches!(lost, Lost::Broken(ReadError::Closed)) && !self.life.ended.load(Ordering::Relaxed) {
             self.plugin.log.note(&format!("a connection was given up: {lost}"));
@@ -416,6 +425,7 @@ impl Worker {
 
     /// Puts requests whose connection was lost back into the queue, or answers them.
     fn give_back(&self, lost: VecDeque<(u64, Box<WebJob>)>) {
+        // `answer` has let the process settle.
         for job in lost.into_iter().filter_map(|(_, job)| job.lost()) {
             self.plugin.queue.push(Job::Web(job));
         }

@@ -13,4 +13,8 @@ mod layers;
 mod lifecycle;
 mod limits;
 mod operator;
+mod scenarios;
 mod sdk;
+mod streaming;
+mod web;
+mod web_faults;

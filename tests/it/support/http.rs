@@ -55,6 +55,11 @@ impl Client {
         self.stream.get_mut().write_all(bytes).unwrap();
     }
 
+    /// Sends bytes, and says whether the server still takes them.
+    pub(crate) fn try_send(&mut self, bytes: &[u8]) -> bool {
+        self.stream.get_mut().write_all(bytes).is_ok()
+    }
+
     #[track_caller]
     pub(crate) fn get(&mut self, path: &str) -> Reply {
         self.request("GET", path, &[], b"")
@@ -73,6 +78,17 @@ impl Client {
         head.push_str("\r\n");
         self.send(&[head.as_bytes(), body].concat());
         self.reply(method == "HEAD")
+    }
+
+    /// Sends a request with its body in chunks and reads its answer.
+    #[track_caller]
+    pub(crate) fn request_chunked(&mut self, method: &str, path: &str, chunks: &[&[u8]]) -> Reply {
+        self.send(format!("{method} {path} HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n").as_bytes());
+        for data in chunks {
+            self.send(&chunk(data));
+        }
+        self.send(b"0\r\n\r\n");
+        self.reply(false)
     }
 
     /// Reads an answer, its interim ones passed over.
@@ -145,4 +161,9 @@ impl Client {
         self.stream.read_line(&mut line).unwrap();
         line.strip_suffix("\r\n").unwrap_or_else(|| panic!("a line cut short: {line:?}")).to_owned()
     }
+}
+
+/// A chunk of a body as it goes on the wire.
+pub(crate) fn chunk(data: &[u8]) -> Vec<u8> {
+    [format!("{:x}\r\n", data.len()).as_bytes(), data, b"\r\n"].concat()
 }

@@ -273,6 +273,16 @@ impl Server {
         self.client().request(method, path, headers, body)
     }
 
+    /// Waits until a plugin's log has all of `lines` in it.
+    #[track_caller]
+    pub(crate) fn wait_logged(&self, id: &str, lines: &[&str]) {
+        let path = self.site().data().join(format!("logs/{id}.log"));
+        for line in lines {
+            let logged = || fs::read_to_string(&path).is_ok_and(|log| log.contains(line)).then_some(());
+            wait_for(&format!("{line:?} in the log of {id}"), logged);
+        }
+    }
+
     /// A call of the operator's API: its status and JSON.
     #[track_caller]
     pub(crate) fn api(&self, method: &str, path: &str, body: &[u8]) -> (u16, Value) {
