@@ -5,12 +5,13 @@
 //! seccomp profile has no `pidfd_getfd`) the caller goes on without.
 
 use rustix::io::Errno;
-use rustix::net::{SendFlags, Shutdown};
+use rustix::net::{SendFlags, Shutdown, sockopt};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use std::fs;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 /// The socket of a connection, beside tiny_http's own use of it.
 pub(crate) struct ClientSocket {
@@ -35,6 +36,12 @@ impl ClientSocket {
             }
         }
         Err(io::ErrorKind::NotFound.into())
+    }
+
+    /// Tells the client that nothing more is sent, and makes every further read end within a time.
+    pub(crate) fn end_sending(&self, read_time: Duration) -> io::Result<()> {
+        sockopt::set_socket_timeout(&self.socket, sockopt::Timeout::Recv, Some(read_time))?;
+        Ok(rustix::net::shutdown(&self.socket, Shutdown::Write)?)
     }
 
     /// Ends the connection, after what was sent: what has come can still be read, and nothing comes any more.

@@ -59,8 +59,11 @@ const DESK_QUEUE: usize = 64;
 /// Most requests that are refused at once while their body is still to be read away, each on a thread of its own.
 const MAX_USHERS: usize = 512;
 
-/// Most bytes of a body that are read away before its request is refused: what a socket's buffer holds, and more.
-const MAX_DRAIN: u64 = 16 * 1024 * 1024;
+/// Time a client has to see its answer, and to stop sending a body that nobody wants, before its connection is ended.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Longest wait for more of such a body.
+const LINGER_READ: Duration = Duration::from_millis(250);
 
 /// Body length in bytes up to which tiny_http reads a body before it hands the request over.
 const PREREAD: u64 = 1024;
@@ -360,16 +363,23 @@ fn attend(api: &Api, queue: &Receiver<TinyClient>) {
     }
 }
 
-/// Reads away what has come of a body.
+/// Reads away what comes of a body, for a while.
 fn drain(request: &mut Request) {
-    if let Err(error) = io::copy(&mut io::Read::take(request.as_reader(), MAX_DRAIN), &mut io::sink()) {
-        log::debug!("the body of a refused request did not come whole: {error}");
-    }
+    let deadline = Instant::now() + LINGER;
+    let mut buffer = [0; 16 * 1024];
+    let body = request.as_reader();
+    while Instant::now() < deadline && body.read(&mut buffer).is_ok_and(|n| n > 0) {}
 }
 
-/// Body length from which a request cannot be dropped: tiny_http allocates what is left of a body to read it away.
-fn undrainable() -> u64 {
-    rustix::system::sysinfo().totalram as u64 / 2
+/// Whether dropping a request, or reading its body to an early end, would make tiny_http allocate more than the machine may survive:
+/// as much as is left of the body. Such a request is forgotten instead, which costs two files and a thread.
+fn is_undroppable(request: &Request) -> bool {
+    let length = request.body_length().unwrap_or(0) as u64;
+    let undroppable = length > rustix::system::sysinfo().totalram as u64 / 2;
+    if undroppable {
+        log::warn!("a request announced a body of {length} bytes: two files and a thread are lost to it");
+    }
+    undroppable
 }
 
 /// How much body a request has; refuses lengths that are over the limit or do not say one thing.
@@ -528,9 +538,14 @@ impl TinyClient {
             ClientState::Asking(mut request) => match self.socket() {
                 Ok(socket) => ClientState::Ending(request, socket),
                 Err(error) => {
-                    log::debug!("a client's connection cannot be ended: {error}");
-                    drain(&mut request);
-                    ClientState::Answering(request.into_writer())
+                    log::debug!("a client's connection cannot be found: {error}");
+                    if is_undroppable(&request) {
+                        std::mem::forget(request);
+                        ClientState::Answered
+                    } else {
+                        drain(&mut request);
+                        ClientState::Answering(request.into_writer())
+                    }
                 }
             },
             other => other,
@@ -545,15 +560,15 @@ impl TinyClient {
     /// The answer has come to its end, or is broken off.
     fn finish(&mut self) {
         if let ClientState::Ending(mut request, socket) = std::mem::replace(&mut self.state, ClientState::Answered) {
-            if let Err(error) = socket.end() {
-                log::debug!("a client's connection cannot be ended: {error}");
+            let undroppable = is_undroppable(&request);
+            // A connection that is ended while its client still sends may take the answer from it, so it has a moment to see it.
+            if !undroppable && socket.end_sending(LINGER_READ).is_ok() {
+                drain(&mut request);
             }
-            let length = request.body_length().unwrap_or(0);
-            if length as u64 > undrainable() {
-                // Dropping it would make tiny_http allocate as much, which no machine survives.
-                log::warn!(
-                    "a request announced a body of {length} bytes: its connection is ended, two files and a thread are lost"
-                );
+            if let Err(error) = socket.end() {
+                log::debug!("a client's connection is ended already: {error}");
+            }
+            if undroppable {
                 return std::mem::forget(request);
             }
             drain(&mut request);

@@ -1,7 +1,7 @@
 //! What a client of the web sees, and what a plugin sees of it.
 
 use crate::support::http::{Client, Reply, chunk};
-use crate::support::{Server, Site, wait_for};
+use crate::support::{Server, Site};
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::fs;
@@ -302,8 +302,9 @@ fn what_is_left_of_a_refused_body_is_no_request() {
     for (path, status) in [("/nothing", 404), ("/healthz", 404), ("/p/echo", 413), ("/p/early", 413), ("/api/plugins", 401)] {
         let mut client = server.client();
         client.send(format!("POST {path} HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n").as_bytes());
-        client.send(&chunk(&body));
-        client.send(b"0\r\n\r\nGET /p/after HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+        // The host may end the connection before it has taken all.
+        let _taken = client.try_send(&chunk(&body))
+            && client.try_send(b"0\r\n\r\nGET /p/after HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
         let refused = client.reply(false);
         assert!(refused.status == status || path == "/healthz", "{path}: {refused:?}");
         // The connection goes on with the next request, or ends.
@@ -348,19 +349,6 @@ fn an_announced_gigantic_body_does_no_harm() {
         }
     }
     assert!(peak_memory(&server) < 40 << 10, "{} KiB", peak_memory(&server));
-}
-
-/// Else a few thousand of them use up all the host's file descriptors.
-#[test]
-fn a_client_that_announced_a_gigantic_body_and_left_leaves_nothing_behind() {
-    let server = server_of_p();
-    let connections = || fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count();
-    let before = connections();
-    for _ in 0..50 {
-        announce(&server, "/p/echo", 1 << 40);
-    }
-    // A few may come and go by themselves.
-    wait_for("the connections to be closed", || (connections() < before + 25).then_some(()));
 }
 
 /// The most memory a host has used so far, in KiB.
