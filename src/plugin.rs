@@ -16,6 +16,13 @@ use std::time::{Duration, Instant};
 /// How long a request waits for a plugin that is starting or restarting.
 pub(crate) const HOLD: Duration = Duration::from_secs(2);
 
+/// Time for a request, on average, below which a plugin is quick: its requests are sent several at a time over few connections,
+/// since more of either would only wait for each other.
+pub(crate) const QUICK: Duration = Duration::from_millis(1);
+
+/// Connections that a quick plugin needs: one is sent to while another is answered.
+const QUICK_CONNECTIONS: usize = 2;
+
 /// `retry-after` in seconds for a plugin that is starting.
 pub(crate) const STARTING_RETRY_AFTER: u64 = 2;
 
@@ -106,6 +113,10 @@ pub(crate) struct Plugin {
     pub(crate) idle: AtomicUsize,
     /// Connections open, or about to be.
     pub(crate) connections: AtomicUsize,
+    /// Connections that are taken by a request for long: a stream, or an answer that is slow to begin.
+    pub(crate) stalled: AtomicUsize,
+    /// Average time for a request of late, in microseconds.
+    pub(crate) pace: AtomicU64,
     /// Whether another connection has been asked for.
     pub(crate) growing: AtomicBool,
     door: AtomicU8,
@@ -127,6 +138,8 @@ impl Plugin {
             answered: AtomicU64::new(0),
             idle: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
+            stalled: AtomicUsize::new(0),
+            pace: AtomicU64::new(0),
             growing: AtomicBool::new(false),
             door: AtomicU8::new(door as u8),
             status: Mutex::new(status),
@@ -153,8 +166,12 @@ impl Plugin {
     /// Asks for one more connection when more requests wait than those there are can take at once.
     pub(crate) fn ask_to_grow(&self) {
         let busy = self.queue.len() > self.idle.load(Ordering::Relaxed);
-        let room = self.connections.load(Ordering::Relaxed) < self.metadata.concurrency as usize;
-        if busy && room && !self.growing.swap(true, Ordering::Relaxed) && self.control.try_send(Command::Grow).is_err() {
+        let connections = self.connections.load(Ordering::Relaxed);
+        let moving = connections.saturating_sub(self.stalled.load(Ordering::Relaxed));
+        let useful = moving < QUICK_CONNECTIONS || Duration::from_micros(self.pace.load(Ordering::Relaxed)) >= QUICK;
+        let room = connections < self.metadata.concurrency as usize;
+        if busy && useful && room && !self.growing.swap(true, Ordering::Relaxed) && self.control.try_send(Command::Grow).is_err()
+        {
             self.growing.store(false, Ordering::Relaxed);
         }
     }

@@ -7,10 +7,11 @@
 
 use crate::exchange::{BodyLength, Failed, Job, KvFailure, KvJob, WebJob};
 use crate::link::{Link, Lost, Sent};
-use crate::plugin::Plugin;
+use crate::plugin::{Plugin, QUICK};
 use crate::protocol::frame::ReadError;
 use crate::protocol::message::{Data, Kv, MAX_INLINE_BODY, Message, Ping, Response, Shutdown};
 use crossbeam_channel::{Receiver, RecvTimeoutError, select};
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
@@ -36,9 +37,6 @@ const MAX_DEPTH: usize = 32;
 /// Bytes of requests after which no more are sent before answers came: less than a socket's buffer holds, so that the write
 /// never waits for a plugin that is itself waiting to be read.
 const MAX_BATCH: usize = 64 * 1024;
-
-/// A plugin that needs longer for a request, on average, gets one at a time: the next would only wait behind it.
-const QUICK: Duration = Duration::from_millis(1);
 
 /// Time without progress after which a streaming body, up or down, is given up.
 const STREAM_IDLE: Duration = Duration::from_secs(60);
@@ -90,6 +88,8 @@ pub(crate) struct Worker {
     pace: Option<Duration>,
     /// A request taken from the queue that has to go alone, after those before it.
     held: Option<Job>,
+    /// Whether this connection is counted among the plugin's stalled ones.
+    stalled: Cell<bool>,
     misses: u32,
     idle_pings: u32,
     /// The first worker of a process stays for its whole life.
@@ -99,7 +99,7 @@ pub(crate) struct Worker {
 impl Worker {
     /// A worker with a connection that is ready for requests.
     pub(crate) fn new(plugin: Arc<Plugin>, life: Arc<Life>, link: Link) -> Self {
-        Self { plugin, life, link, pace: None, held: None, misses: 0, idle_pings: 0, first: true }
+        Self { plugin, life, link, pace: None, held: None, stalled: Cell::new(false), misses: 0, idle_pings: 0, first: true }
     }
 
     /// A further worker, which opens its connection itself.
@@ -117,6 +117,9 @@ impl Worker {
                 Next::Ping => self.ping(),
                 Next::Stop => return self.shut_down(),
             };
+            if self.stalled.take() {
+                self.plugin.stalled.fetch_sub(1, Ordering::Relaxed);
+            }
             if outcome.is_err() {
                 match connect(&self.plugin, &self.life) {
                     Some(link) => self.link = link,
@@ -158,6 +161,15 @@ impl Worker {
             Job::Web(job) => self.serve_web(job),
             Job::Kv(job) => self.operate(*job),
         }
+    }
+
+    /// Notes that the request at hand takes this connection for long, and looks after those that wait for it in vain.
+    fn stall(plugin: &Plugin, life: &Life, stalled: &Cell<bool>) {
+        if !stalled.replace(true) {
+            plugin.stalled.fetch_add(1, Ordering::Relaxed);
+        }
+        plugin.ask_to_grow();
+        plugin.queue.expire(life.request_timeout, Failed::Timeout);
     }
 
     /// Sends a request, with others that wait where that is sound, and gives the answers to their clients.
@@ -208,7 +220,9 @@ impl Worker {
 
     fn measure(&mut self, elapsed: Duration, requests: usize) {
         if let Some(each) = u32::try_from(requests).ok().and_then(|requests| elapsed.checked_div(requests)) {
-            self.pace = Some(self.pace.map_or(each, |pace| (pace * 7 + each) / 8));
+            let pace = self.pace.map_or(each, |pace| (pace * 7 + each) / 8);
+            self.pace = Some(pace);
+            self.plugin.pace.store(u64::try_from(pace.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
         }
         self.plugin.answered.fetch_add(requests as u64, Ordering::Relaxed);
     }
@@ -226,6 +240,8 @@ impl Worker {
 
     /// Sends a request with its body, as far as the plugin wants it. Gives nothing when the client was answered already.
     fn upload(&mut self, mut job: Box<WebJob>) -> Result<Option<(u64, Box<WebJob>)>, Broken> {
+        // A client may take its time to send.
+        Self::stall(&self.plugin, &self.life, &self.stalled);
         let mut buffer = vec![0; MAX_INLINE_BODY];
         let mut length = 0;
         let mut ended = false;
@@ -343,11 +359,12 @@ impl Worker {
         let declared: Option<u64> = header("content-length").and_then(|value| value.parse().ok()).filter(|_| !job.is_head());
         // Clients of an event stream connect again by themselves, so it need not hold up a stop.
         let events = header("content-type").is_some_and(|value| value.starts_with("text/event-stream"));
-        let (life, plugin) = (&self.life, &self.plugin);
+        let (life, plugin, stalled) = (&self.life, &self.plugin, &self.stalled);
+        Self::stall(plugin, life, stalled);
         let ending = || events && life.stopping.load(Ordering::Relaxed);
         loop {
             let interrupted = || {
-                plugin.queue.expire(life.request_timeout, Failed::Timeout);
+                Self::stall(plugin, life, stalled);
                 life.ended.load(Ordering::Relaxed) || ending()
             };
             let waited = self.link.wait(Instant::now() + STREAM_IDLE, interrupted);
@@ -405,9 +422,9 @@ impl Worker {
 
     /// Waits for a frame, and on the way answers requests that have waited in the queue for too long.
     fn wait(&mut self, deadline: Instant) -> Result<(), Lost> {
-        let (life, plugin) = (&self.life, &self.plugin);
+        let (life, plugin, stalled) = (&self.life, &self.plugin, &self.stalled);
         self.link.wait(deadline, || {
-            plugin.queue.expire(life.request_timeout, Failed::Timeout);
+            Self::stall(plugin, life, stalled);
             life.ended.load(Ordering::Relaxed)
         })
     }
