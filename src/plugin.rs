@@ -5,7 +5,6 @@ use crate::output::PluginLog;
 use crate::protocol::metadata::Metadata;
 use crate::queue::Queue;
 use crate::store::now_ms;
-use crate::supervisor::Command;
 use crossbeam_channel::Sender;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -81,6 +80,36 @@ pub(crate) struct Status {
     pub(crate) restarts: u64,
     /// Whether it may run.
     pub(crate) enabled: bool,
+}
+
+/// What a plugin's supervisor is told: everything that can happen to the plugin.
+pub(crate) enum Command {
+    /// Start the plugin if it does not run. Told the outcome by the channel's end.
+    Start(Sender<()>),
+    /// Stop it. Told the end by the channel's.
+    Stop(Sender<()>),
+    /// Stop it, then start it.
+    Restart(Sender<()>),
+    /// Stop it, and end the supervisor.
+    Quit,
+    /// The operator has changed whether it may run.
+    Enabled(bool),
+    /// What it is configured with has changed: a plugin that was refused may try again.
+    Reconsider,
+    /// It could use another connection.
+    Grow,
+    /// A process has ended.
+    Exited {
+        /// Which.
+        life: u64,
+    },
+    /// A process does not do its part.
+    Unresponsive {
+        /// Which.
+        life: u64,
+        /// In what.
+        why: String,
+    },
 }
 
 /// What the door does with a request.

@@ -3,11 +3,11 @@
 use crate::discovery::{self, Fingerprint, Found};
 use crate::host::Host;
 use crate::output::PluginLog;
-use crate::plugin::Plugin;
+use crate::plugin::{Command, Plugin};
 use crate::protocol::metadata::Metadata;
 use crate::route::Routes;
 use crate::store::StoreError;
-use crate::supervisor::{COMMANDS, Command, Supervisor};
+use crate::supervisor::{COMMANDS, Supervisor};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use serde::Serialize;
 use std::collections::BTreeMap;

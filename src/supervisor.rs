@@ -7,7 +7,7 @@ use crate::exchange::Failed;
 use crate::host::Host;
 use crate::link::{FIRST_ID, Link, Lost};
 use crate::output;
-use crate::plugin::{Door, HOLD, Plugin, STARTING_RETRY_AFTER, State};
+use crate::plugin::{Command, Door, HOLD, Plugin, STARTING_RETRY_AFTER, State};
 use crate::preflight;
 use crate::process::Process;
 use crate::protocol::message::{HostInfo, Init, Message, PROTOCOL_VERSION};
@@ -39,36 +39,6 @@ const HOLD_TICK: Duration = Duration::from_millis(100);
 
 /// Stack of a worker in bytes: its buffers are on the heap.
 const WORKER_STACK: usize = 512 * 1024;
-
-/// What a supervisor is told.
-pub(crate) enum Command {
-    /// Start the plugin if it does not run. Told the outcome by the channel's end.
-    Start(Sender<()>),
-    /// Stop it. Told the end by the channel's.
-    Stop(Sender<()>),
-    /// Stop it, then start it.
-    Restart(Sender<()>),
-    /// Stop it, and end the supervisor.
-    Quit,
-    /// The operator has changed whether it may run.
-    Enabled(bool),
-    /// What it is configured with has changed: a plugin that was refused may try again.
-    Reconsider,
-    /// It could use another connection.
-    Grow,
-    /// A process has ended.
-    Exited {
-        /// Which.
-        life: u64,
-    },
-    /// A process does not do its part.
-    Unresponsive {
-        /// Which.
-        life: u64,
-        /// In what.
-        why: String,
-    },
-}
 
 /// Where a supervisor is.
 enum Phase {

@@ -4,11 +4,10 @@ pub(crate) mod view;
 
 use crate::exchange::{Client, Failed, Job, KvFailure, KvJob};
 use crate::output;
-use crate::plugin::Plugin;
+use crate::plugin::{Command, Plugin};
 use crate::protocol::message::{DeleteOp, KvOp, ListOp, MAX_KEY, MAX_VALUE, SetOp};
 use crate::rack::{Entry, Rack};
 use crate::store::kv::KvError;
-use crate::supervisor::Command;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use crossbeam_channel::bounded;
