@@ -16,8 +16,8 @@ use crate::rack::Rack;
 use crate::route::Target;
 use crossbeam_channel::{Receiver, Sender, bounded, never};
 use rustix::net::sockopt;
-use std::io::{self, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,6 +31,9 @@ const CLIENT_IDLE: Duration = Duration::from_secs(15);
 /// How often the host connects to itself. tiny_http can leave a connection of a burst without a thread until one falls free, and
 /// stops accepting when no connection came for [`CLIENT_IDLE`]; a connection that is closed at once mends both.
 const NUDGE: Duration = Duration::from_secs(1);
+
+/// Time in which one of these connections must be taken, else the accepting thread is dead.
+const PROBE_TIME: Duration = Duration::from_secs(5);
 
 /// How often it does so while requests come: each time one connection that was left without a thread gets one.
 const BUSY_NUDGE: Duration = Duration::from_millis(10);
@@ -130,33 +133,10 @@ impl Front {
             std::thread::Builder::new().name(format!("desk-{number}")).spawn(move || attend(&api, &queue))?;
         }
         let ushers = Arc::new(AtomicUsize::new(0));
-        Arc::new(Dispatcher { front: Arc::clone(self), rack: Arc::clone(rack), desk, ushers }).start()?;
-        let front = Arc::clone(self);
-        std::thread::Builder::new().name("nudge".into()).stack_size(SMALL_STACK).spawn(move || front.nudge())?;
+        let dispatcher = Arc::new(Dispatcher { front: Arc::clone(self), rack: Arc::clone(rack), desk, ushers });
+        Arc::clone(&dispatcher).start()?;
+        std::thread::Builder::new().name("nudge".into()).stack_size(SMALL_STACK).spawn(move || dispatcher.nudge())?;
         Ok(())
-    }
-
-    /// Connects to the host now and then, see [`NUDGE`].
-    fn nudge(&self) {
-        let mut address = self.address;
-        if address.ip().is_unspecified() {
-            address.set_ip(if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
-        }
-        let mut busy_until = Instant::now();
-        loop {
-            if Instant::now() < busy_until {
-                // Nothing comes from this channel but the end of the pause.
-                never::<()>().recv_timeout(BUSY_NUDGE).unwrap_or_default();
-            } else {
-                self.wake.1.recv_timeout(NUDGE).unwrap_or_default();
-            }
-            if self.busy.swap(false, Ordering::Relaxed) {
-                busy_until = Instant::now() + BUSY_TIME;
-            }
-            if let Err(error) = TcpStream::connect_timeout(&address, NUDGE_TIME) {
-                log::debug!("the host cannot connect to itself: {error}");
-            }
-        }
     }
 
     /// Notes a failure to accept, and says whether to go on.
@@ -199,6 +179,51 @@ impl Dispatcher {
         let server = Server::from_listener(listener, None).map_err(|error| io::Error::other(error.to_string()))?;
         std::thread::Builder::new().name("dispatcher".into()).spawn(move || self.run(&server))?;
         Ok(())
+    }
+
+    /// Connects to the host now and then, see [`NUDGE`], and finds out by it when connections are accepted no more.
+    fn nudge(self: Arc<Self>) {
+        let mut address = self.front.address;
+        if address.ip().is_unspecified() {
+            address.set_ip(if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
+        }
+        let mut busy_until = Instant::now();
+        let mut last_taken = Instant::now();
+        let mut probe: Option<TcpStream> = None;
+        loop {
+            if Instant::now() < busy_until {
+                // Nothing comes from this channel but the end of the pause.
+                never::<()>().recv_timeout(BUSY_NUDGE).unwrap_or_default();
+            } else {
+                self.front.wake.1.recv_timeout(NUDGE).unwrap_or_default();
+            }
+            if self.front.busy.swap(false, Ordering::Relaxed) {
+                busy_until = Instant::now() + BUSY_TIME;
+            }
+            match TcpStream::connect_timeout(&address, NUDGE_TIME).and_then(|stream| {
+                stream.shutdown(Shutdown::Write)?;
+                stream.set_nonblocking(true)?;
+                Ok(stream)
+            }) {
+                Ok(stream) => probe = probe.or(Some(stream)),
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {}
+                // Nothing is known, such as when this process is out of files.
+                Err(_) => last_taken = Instant::now(),
+            }
+            // tiny_http closes a connection that was ended by its client, once it has taken it.
+            let open =
+                |mut stream: &TcpStream| stream.read(&mut [0]).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+            if !probe.as_ref().is_some_and(open) {
+                probe = None;
+                last_taken = Instant::now();
+            } else if last_taken.elapsed() >= PROBE_TIME {
+                probe = None;
+                last_taken = Instant::now();
+                if self.front.go_on_after(&io::Error::other("the HTTP library takes none any more")) {
+                    Arc::clone(&self).start_again();
+                }
+            }
+        }
     }
 
     /// Starts anew after a pause, beside the connections there are.

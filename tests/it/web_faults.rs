@@ -1,9 +1,10 @@
 //! What a client of the web sees of a plugin that misbehaves, dies, is slow, or is not there.
 
 use crate::support::http::{Client, Reply};
-use crate::support::{Server, Site, is_alive, metadata, wait_for};
+use crate::support::{Server, Site, command, is_alive, metadata, wait_for};
 use serde_json::{Value, json};
 use std::fs;
+use std::io::{Read, Write};
 
 /// A host with the fake plugin `p`, ready.
 fn server_of_p(site: Site) -> Server {
@@ -241,5 +242,35 @@ fn a_plugin_that_does_not_run_is_503_and_not_404() {
         assert_error(&server.get("/px"), 404, "not_found");
         server.cli(&[on, "p"]);
         assert_eq!(server.get("/p/x").text(), "GET /x of p", "after {on}");
+    }
+}
+
+/// tiny_http's accepting thread dies when it is out of files. Then another takes the port, or, when that fails three times in a
+/// minute, the host ends for its supervisor to start it; never is there a host that runs and does not answer.
+#[test]
+fn a_host_that_was_out_of_files_answers_again_or_ends() {
+    let site = Site::new().fake("p");
+    let serve = site.serve();
+    let mut limited = command("sh");
+    limited.args(["-c", "ulimit -n 120; exec \"$0\" \"$@\""]).arg(serve.get_program()).args(serve.get_args());
+    let server = site.start_as(limited);
+    server.wait_state("p", "ready");
+    let crowd: Vec<_> = (0..60).map(|_| std::net::TcpStream::connect(server.address).unwrap()).collect();
+    wait_for("the host to be out of files", || {
+        let files = std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count();
+        (files > 115 || server.log().contains("Too many open files")).then_some(())
+    });
+    drop(crowd);
+    let answers = || {
+        let mut stream = std::net::TcpStream::connect(server.address).ok()?;
+        stream.set_read_timeout(Some(std::time::Duration::from_secs(2))).ok()?;
+        stream.write_all(b"GET /p/x HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        answer.starts_with("HTTP/1.1 200 ").then_some(true)
+    };
+    let answered = wait_for("an answer, or the end", || answers().or_else(|| (!is_alive(server.pid().into())).then_some(false)));
+    if !answered {
+        assert_eq!(server.ended().0.code(), Some(1));
     }
 }
