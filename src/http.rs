@@ -32,8 +32,8 @@ const CLIENT_IDLE: Duration = Duration::from_secs(15);
 /// stops accepting when no connection came for [`CLIENT_IDLE`]; a connection that is closed at once mends both.
 const NUDGE: Duration = Duration::from_secs(1);
 
-/// Time in which one of these connections must be taken, else the accepting thread is dead.
-const PROBE_TIME: Duration = Duration::from_secs(5);
+/// Time in which one of these connections must be taken after tiny_http has panicked, else its accepting thread is dead.
+const PROBE_TIME: Duration = Duration::from_secs(3);
 
 /// How often it does so while requests come: each time one connection that was left without a thread gets one.
 const BUSY_NUDGE: Duration = Duration::from_millis(10);
@@ -84,6 +84,8 @@ pub(crate) struct Front {
     /// Set by each request, and wakes the thread that nudges.
     busy: AtomicBool,
     wake: (Sender<()>, Receiver<()>),
+    /// Set by a panic inside tiny_http: the thread that accepts may be the one that died.
+    panicked: Arc<AtomicBool>,
     /// When accepting failed of late.
     failures: Mutex<Vec<Instant>>,
     /// Closed when accepting has failed for good.
@@ -112,6 +114,7 @@ impl Front {
             closing: AtomicBool::new(false),
             busy: AtomicBool::new(false),
             wake: bounded(1),
+            panicked: Arc::default(),
             failures: Mutex::default(),
             alive: Mutex::new(Some(alive)),
             id_prefix,
@@ -132,6 +135,14 @@ impl Front {
             let (api, queue) = (Arc::clone(api), at_desk.clone());
             std::thread::Builder::new().name(format!("desk-{number}")).spawn(move || attend(&api, &queue))?;
         }
+        let panicked = Arc::clone(&self.panicked);
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if panic.location().is_some_and(|location| location.file().contains("tiny_http")) {
+                panicked.store(true, Ordering::Relaxed);
+            }
+            hook(panic);
+        }));
         let ushers = Arc::new(AtomicUsize::new(0));
         let dispatcher = Arc::new(Dispatcher { front: Arc::clone(self), rack: Arc::clone(rack), desk, ushers });
         Arc::clone(&dispatcher).start()?;
@@ -216,7 +227,7 @@ impl Dispatcher {
             if !probe.as_ref().is_some_and(open) {
                 probe = None;
                 last_taken = Instant::now();
-            } else if last_taken.elapsed() >= PROBE_TIME {
+            } else if last_taken.elapsed() >= PROBE_TIME && self.front.panicked.swap(false, Ordering::Relaxed) {
                 probe = None;
                 last_taken = Instant::now();
                 if self.front.go_on_after(&io::Error::other("the HTTP library takes none any more")) {
