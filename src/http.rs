@@ -143,8 +143,7 @@ impl Front {
             }
             hook(panic);
         }));
-        let ushers = Arc::new(AtomicUsize::new(0));
-        let dispatcher = Arc::new(Dispatcher { front: Arc::clone(self), rack: Arc::clone(rack), desk, ushers });
+        let dispatcher = Arc::new(Dispatcher { front: Arc::clone(self), rack: Arc::clone(rack), desk });
         Arc::clone(&dispatcher).start()?;
         std::thread::Builder::new().name("nudge".into()).stack_size(SMALL_STACK).spawn(move || dispatcher.nudge())?;
         Ok(())
@@ -175,12 +174,13 @@ impl Front {
     }
 }
 
+/// Ushers at work, see [`MAX_USHERS`].
+static USHERS: AtomicUsize = AtomicUsize::new(0);
+
 struct Dispatcher {
     front: Arc<Front>,
     rack: Arc<Rack>,
     desk: Sender<TinyClient>,
-    /// Threads that refuse a request now.
-    ushers: Arc<AtomicUsize>,
 }
 
 impl Dispatcher {
@@ -279,10 +279,10 @@ impl Dispatcher {
         }
         let body = match body_length(&request, self.front.max_body) {
             Ok(body) => body,
-            Err(failed) => return self.refuse(request, failed),
+            Err(failed) => return refuse(request, failed),
         };
         if self.front.closing.load(Ordering::Acquire) {
-            return self.refuse(request, Failed::Unavailable { retry_after: OVERLOAD_RETRY_AFTER });
+            return refuse(request, Failed::Unavailable { retry_after: OVERLOAD_RETRY_AFTER });
         }
         let target = origin_form(request.url());
         let (path, query) = match target.split_once('?') {
@@ -300,12 +300,12 @@ impl Dispatcher {
             Target::Api(_) => {
                 let client = TinyClient::new(request, body, self.front.max_body);
                 if let Err(full) = self.desk.try_send(client) {
-                    self.refuse_client(full.into_inner(), Failed::Overloaded);
+                    full.into_inner().fail(Failed::Overloaded);
                 }
             }
-            _ if body != BodyLength::Known(0) => self.refuse(request, Failed::NotFound),
+            _ if body != BodyLength::Known(0) => refuse(request, Failed::NotFound),
             Target::Index | Target::Health if !matches!(request.method().as_str(), "GET" | "HEAD") => {
-                self.refuse(request, Failed::MethodNotAllowed);
+                refuse(request, Failed::MethodNotAllowed);
             }
             Target::Health => TinyClient::new(request, body, 0).respond(200, "text/plain; charset=utf-8", b"ok\n", &[]),
             Target::Index => {
@@ -313,36 +313,7 @@ impl Dispatcher {
                 let (kind, page) = pages::index(&self.rack, html);
                 TinyClient::new(request, body, 0).respond(200, kind, page.as_bytes(), &pages::HEADERS);
             }
-            Target::Nothing => self.refuse(request, Failed::NotFound),
-        }
-    }
-
-    fn refuse_client(&self, client: TinyClient, failed: Failed) {
-        if let Some(request) = client.into_request() {
-            self.refuse(request, failed);
-        }
-    }
-
-    /// Answers with the host's own error. Where a body is still to come an usher does, for that may take time.
-    fn refuse(&self, request: Request, failed: Failed) {
-        let whole = request.body_length().unwrap_or(0) as u64 <= PREREAD && header(&request, "transfer-encoding").is_none();
-        if whole && header(&request, "expect").is_none() {
-            return TinyClient::new(request, BodyLength::Known(0), 0).fail(failed);
-        }
-        let mut client = TinyClient::new(request, BodyLength::Unknown, 0);
-        let ushers = Arc::clone(&self.ushers);
-        if ushers.fetch_add(1, Ordering::Relaxed) < MAX_USHERS {
-            let refusing = move || {
-                client.fail(failed);
-                ushers.fetch_sub(1, Ordering::Relaxed);
-            };
-            if let Err(error) = std::thread::Builder::new().name("usher".into()).stack_size(SMALL_STACK).spawn(refusing) {
-                self.ushers.fetch_sub(1, Ordering::Relaxed);
-                log::warn!("a request was dropped: cannot start a thread to refuse it: {error}");
-            }
-        } else {
-            ushers.fetch_sub(1, Ordering::Relaxed);
-            client.fail(failed);
+            Target::Nothing => refuse(request, Failed::NotFound),
         }
     }
 
@@ -416,6 +387,17 @@ fn is_undroppable(request: &Request) -> bool {
         log::warn!("a request announced a body of {length} bytes: two files and a thread are lost to it");
     }
     undroppable
+}
+
+/// Answers a request with the host's own error.
+fn refuse(request: Request, failed: Failed) {
+    TinyClient::new(request, BodyLength::Unknown, 0).fail(failed);
+}
+
+/// Whether tiny_http has read the whole body already: it has a small one, unless the client waits to be asked for it.
+fn is_preread(request: &Request) -> bool {
+    let small = request.body_length().unwrap_or(0) as u64 <= PREREAD;
+    small && header(request, "transfer-encoding").is_none() && header(request, "expect").is_none()
 }
 
 /// How much body a request has; refuses lengths that are over the limit or do not say one thing.
@@ -509,8 +491,7 @@ impl TinyClient {
             version: request.http_version().clone(),
             close,
             allowance: max_body,
-            // tiny_http has a small body already, unless the client waits to be asked for it.
-            read: matches!(body, BodyLength::Known(length) if length <= PREREAD) && header(&request, "expect").is_none(),
+            read: is_preread(&request),
             left: match body {
                 BodyLength::Known(length) => Some(length),
                 BodyLength::Unknown => None,
@@ -529,11 +510,26 @@ impl TinyClient {
         }
     }
 
-    fn into_request(mut self) -> Option<Request> {
-        match std::mem::replace(&mut self.state, ClientState::Answered) {
-            ClientState::Asking(request) => Some(*request),
-            _ => None,
+    /// Takes the request out, to be answered elsewhere.
+    fn take(&mut self) -> Self {
+        Self {
+            state: std::mem::replace(&mut self.state, ClientState::Answered),
+            head: self.head,
+            version: self.version.clone(),
+            close: self.close,
+            allowance: self.allowance,
+            read: self.read,
+            left: self.left,
+            chunked: self.chunked,
+            address: self.address,
         }
+    }
+
+    /// Answers with the host's own error, here and now.
+    fn refuse(&mut self, failed: Failed) {
+        let (status, header, body) = refusal(failed);
+        let headers: Vec<_> = header.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        self.respond(status, "application/json", body.as_bytes(), &headers);
     }
 
     /// Sends a whole answer of the host's own.
@@ -689,10 +685,22 @@ impl Client for TinyClient {
         self.finish();
     }
 
+    /// Whoever refuses a request does not wait for what is left of its body: an usher does.
     fn fail(&mut self, failed: Failed) {
-        let (status, header, body) = refusal(failed);
-        let headers: Vec<_> = header.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        self.respond(status, "application/json", body.as_bytes(), &headers);
+        if self.read || USHERS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < MAX_USHERS).then_some(n + 1)).is_err()
+        {
+            return self.refuse(failed);
+        }
+        let mut client = self.take();
+        let usher = std::thread::Builder::new().name("usher".into()).stack_size(SMALL_STACK);
+        let refusing = move || {
+            client.refuse(failed);
+            USHERS.fetch_sub(1, Ordering::Relaxed);
+        };
+        if let Err(error) = usher.spawn(refusing) {
+            USHERS.fetch_sub(1, Ordering::Relaxed);
+            log::warn!("a request was refused without a thread to wait for its body: {error}");
+        }
     }
 }
 
@@ -716,7 +724,7 @@ impl TinyClient {
 impl Drop for TinyClient {
     fn drop(&mut self) {
         if matches!(self.state, ClientState::Asking(_)) {
-            self.fail(Failed::BadGateway);
+            self.refuse(Failed::BadGateway);
         }
     }
 }

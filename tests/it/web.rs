@@ -330,6 +330,24 @@ fn clients_whose_refused_body_does_not_come_hold_up_nobody() {
     }
 }
 
+/// The same for a plugin that does not run: the one thread that hands out requests must not be the one that waits.
+#[test]
+fn bodies_that_do_not_come_for_a_stopped_plugin_hold_up_nobody() {
+    let server = Site::new().fake("p").fake("q").start();
+    for id in ["p", "q"] {
+        server.wait_state(id, "ready");
+    }
+    server.cli(&["stop", "q"]);
+    let mut clients: Vec<Client> = (0..400).map(|_| server.client()).collect();
+    for client in &mut clients {
+        client.send(b"POST /q/echo HTTP/1.1\r\nhost: test\r\ncontent-length: 5000\r\n\r\n");
+    }
+    assert_eq!(server.get("/p/x").text(), "GET /x of p");
+    for client in &mut clients {
+        assert_error(&client.reply(false), 503, "unavailable");
+    }
+}
+
 /// Announces a body, sends its beginning, takes the answer, and goes away.
 #[track_caller]
 fn announce(server: &Server, path: &str, length: u64) {
