@@ -8,7 +8,8 @@ use crate::protocol::frame::{EncodeError, FrameReader, ReadError, encode};
 use crate::protocol::message::{Failure, KvOp, MAX_ID, Malformed, Message};
 use crate::store::kv::Call;
 use crossbeam_channel::never;
-use rustix::net::sockopt::socket_peercred;
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::unistd::{Pid, getsid};
 use serde::Deserialize;
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Write};
@@ -58,10 +59,12 @@ fn accept_all(listener: &UnixListener, host: &Arc<Host>) {
 
 /// Finds out whose a connection is, and serves it on a thread of its own. One that is nobody's is closed.
 fn admit(stream: UnixStream, host: &Arc<Host>, counts: &Counts) -> io::Result<()> {
-    let peer = socket_peercred(&stream)?.pid;
-    let session = rustix::process::getsid(Some(peer)).map(|session| session.as_raw_nonzero().get());
-    let Some(plugin) = session.ok().and_then(|session| host.sessions.plugin(session)) else {
-        log::warn!("process {} is in no plugin's session: its connection to the host socket is closed", peer.as_raw_nonzero());
+    // 0 is a process, or a session's leader, that is outside of this container (PID namespace), and nobody's. By nix because
+    // rustix takes both ids for what is never 0.
+    let peer = getsockopt(&stream, PeerCredentials)?.pid();
+    let session = if peer == 0 { Ok(Pid::from_raw(0)) } else { getsid(Some(Pid::from_raw(peer))) };
+    let Some(plugin) = session.ok().and_then(|session| host.sessions.plugin(session.as_raw())) else {
+        log::warn!("process {peer} is in no plugin's session: its connection to the host socket is closed");
         return Ok(());
     };
     let Some(place) = Place::take(counts, &plugin) else {
