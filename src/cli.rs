@@ -3,6 +3,7 @@
 use crate::client::{ApiClient, segment};
 use crate::config::{DEFAULT_DATA, Serve};
 use crate::data_dir::DataDir;
+use crate::guard;
 use crate::output::{self, Follower};
 use crate::process;
 use crate::protocol::metadata::is_plugin_id;
@@ -12,7 +13,6 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use crossbeam_channel::never;
 use serde_json::Value;
-use std::ffi::OsStr;
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -150,8 +150,13 @@ enum ConfigAction {
 /// The whole program. Exit codes: 0 done, 1 failed, 2 not understood.
 pub(crate) fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().as_deref() == Some(OsStr::new(process::SHIM)) {
-        return process::shim_main(arguments);
+    match arguments.next() {
+        Some(role) if role == process::SHIM => return process::shim_main(arguments),
+        Some(role) if role == guard::GUARD => {
+            start_logging();
+            return guard::guard_main(arguments);
+        }
+        _ => {}
     }
     match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -165,6 +170,10 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
+fn start_logging() {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+}
+
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
@@ -173,7 +182,7 @@ fn run(cli: Cli) -> Result<()> {
     let api = || ApiClient::new(&DataDir::open(&cli.data)?);
     match cli.command {
         Command::Serve(settings) => {
-            env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+            start_logging();
             server::serve(&cli.data, &settings)
         }
         Command::Instance => {

@@ -1,12 +1,16 @@
 //! What every part of the rack shares: the identity, the data directory, the store, and which process belongs to which plugin.
 
 use crate::data_dir::DataDir;
+use crate::guard::Guard;
 use crate::store::Store;
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use uuid::Uuid;
+
+/// The variable that tells a plugin where the host listens to it.
+pub(crate) const HOST_SOCKET_VARIABLE: &str = "PLUGRACK_HOST_SOCKET";
 
 /// Shared by all that serves plugins.
 pub(crate) struct Host {
@@ -25,12 +29,17 @@ pub(crate) struct Host {
 }
 
 /// Sessions of running plugins, by the process id that leads them.
-#[derive(Default)]
 pub(crate) struct Sessions {
     plugins: Mutex<HashMap<i32, Arc<str>>>,
+    guard: Guard,
 }
 
 impl Sessions {
+    /// No session yet. All that come are told to the guard.
+    pub(crate) fn new(guard: Guard) -> Self {
+        Self { plugins: Mutex::default(), guard }
+    }
+
     /// Starts a process by `start`, and notes its session as `plugin`'s before anyone can ask for it.
     pub(crate) fn enter<P>(
         &self,
@@ -40,13 +49,23 @@ impl Sessions {
     ) -> io::Result<P> {
         let mut plugins = self.lock();
         let process = start()?;
-        plugins.insert(pid(&process), plugin.into());
+        let session = pid(&process);
+        self.guard.add(session);
+        plugins.insert(session, plugin.into());
         Ok(process)
     }
 
-    /// Forgets a session whose leader has ended.
-    pub(crate) fn leave(&self, session: i32) {
+    /// Forgets a session whose leader has ended. Where something of it may be `left`, the guard still sees to that.
+    pub(crate) fn leave(&self, session: i32, left: bool) {
         self.lock().remove(&session);
+        if !left {
+            self.guard.remove(session);
+        }
+    }
+
+    /// Ends what is left of all of them.
+    pub(crate) fn finish(&self) {
+        self.guard.finish();
     }
 
     /// The plugin a session belongs to.

@@ -33,6 +33,8 @@ mod discovery;
 #[cfg(feature = "host")]
 mod exchange;
 #[cfg(feature = "host")]
+mod guard;
+#[cfg(feature = "host")]
 mod host;
 #[cfg(feature = "host")]
 mod http;
@@ -52,6 +54,8 @@ mod process;
 mod queue;
 #[cfg(feature = "host")]
 mod rack;
+#[cfg(feature = "host")]
+mod remains;
 #[cfg(feature = "host")]
 mod restart;
 #[cfg(feature = "host")]

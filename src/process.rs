@@ -4,17 +4,24 @@
 //! nothing of ours runs between fork and exec, where little is allowed, and no unsafe code is needed.
 
 use crate::output::PluginLog;
+use crate::remains::{self, Marks};
 use crate::restart::Exit;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions};
+use signal_hook::consts::SIGCHLD;
+use signal_hook::iterator::Signals;
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
-use std::io::{self, Read};
+use std::io::{self, PipeReader, Read};
 use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
+use uuid::Uuid;
 
 /// The first argument that makes the program the shim. Not a subcommand: no operator types it.
 pub(crate) const SHIM: &str = "__exec";
@@ -34,11 +41,56 @@ const LAST_OUTPUT_TIME: Duration = Duration::from_millis(200);
 /// How often a wait for output looks whether the child has ended while another process keeps its output open.
 const EXIT_CHECK: Duration = Duration::from_millis(50);
 
+/// The variable that every child, and so all it starts, has from this run of the host: by it they are found again.
+pub(crate) const RUN_VARIABLE: &str = "PLUGRACK_RUN";
+
+/// The variable that tells a plugin where to listen, and by which what it has left is told from what others have.
+pub(crate) const SOCKET_VARIABLE: &str = "PLUGRACK_SOCKET";
+
+/// Time in which all that a plugin has left is ended.
+const REMAINS_TIME: Duration = Duration::from_secs(1);
+
 /// Variables a child has from the host's environment, which holds secrets otherwise.
 const INHERITED: [&str; 3] = ["PATH", "LANG", "TZ"];
 
 /// Where programs are found when the host has no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+
+/// Children that somebody here waits for.
+static OWN: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+
+fn own() -> MutexGuard<'static, BTreeSet<i32>> {
+    OWN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Which run of the host this is: its value of [`RUN_VARIABLE`].
+pub(crate) fn run_id() -> &'static str {
+    static RUN: LazyLock<String> = LazyLock::new(|| Uuid::new_v4().simple().to_string());
+    &RUN
+}
+
+/// A thread that only waits or copies.
+pub(crate) fn small_thread(name: impl Into<String>) -> thread::Builder {
+    thread::Builder::new().name(name.into()).stack_size(SMALL_STACK)
+}
+
+/// As the first process of a container, reaps the processes that are left to it, on a thread of its own. Elsewhere the system does.
+pub(crate) fn reap_orphans() -> io::Result<()> {
+    if std::process::id() != 1 {
+        return Ok(());
+    }
+    let mut signals = Signals::new([SIGCHLD])?;
+    small_thread("reaper").spawn(move || {
+        for _ in signals.forever() {
+            // While the list is held no child is started, so that what is not in it is nobody's.
+            let own = own();
+            for pid in remains::zombies_of_this_process().into_iter().filter(|pid| !own.contains(&pid.as_raw_nonzero().get())) {
+                rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG).unwrap_or_default();
+            }
+        }
+    })?;
+    Ok(())
+}
 
 /// A running plugin. Dropping it kills and reaps it, with its process group.
 #[derive(Debug)]
@@ -48,6 +100,8 @@ pub(crate) struct Process {
     reaped: bool,
     /// Closes when all it printed is written down.
     captured: Option<Receiver<()>>,
+    /// Where it listens, when it is a plugin at work.
+    socket: Option<OsString>,
 }
 
 impl Process {
@@ -59,21 +113,31 @@ impl Process {
         let mut process = Self::spawn(&mut command)?;
         // The command holds the write end, without which the capture can come to its end.
         drop(command);
+        process.socket = env.iter().find(|(name, _)| *name == SOCKET_VARIABLE).map(|(_, socket)| socket.into());
         let log = log.clone();
-        let thread = std::thread::Builder::new().name(format!("log-{name}")).stack_size(SMALL_STACK);
         let (capturing, captured) = bounded(0);
         process.captured = Some(captured);
-        thread.spawn(move || {
+        small_thread(format!("log-{name}")).spawn(move || {
             log.capture(reader);
             drop::<Sender<()>>(capturing);
         })?;
         Ok(process)
     }
 
+    /// Starts this program again as a helper of the host, `plugrack role argument`. It outlives the host to see to what that leaves.
+    pub(crate) fn helper(role: &str, argument: &str, stdin: PipeReader) -> io::Result<Self> {
+        let mut command = this_program();
+        command.arg(role).arg(argument).stdin(stdin).stdout(Stdio::null()).env_clear();
+        command.envs(std::env::var_os("RUST_LOG").map(|level| ("RUST_LOG", level)));
+        Self::spawn(&mut command)
+    }
+
     fn spawn(command: &mut Command) -> io::Result<Self> {
+        let mut own = own();
         let child = command.spawn()?;
         let pid = Pid::from_child(&child);
-        Ok(Self { child, pid, reaped: false, captured: None })
+        own.insert(pid.as_raw_nonzero().get());
+        Ok(Self { child, pid, reaped: false, captured: None, socket: None })
     }
 
     /// The process id, which is that of its session and of its process group too.
@@ -84,13 +148,17 @@ impl Process {
     /// Calls `then`, on a thread of its own, when the process has ended. It stays to be reaped, so its id cannot pass to another.
     pub(crate) fn on_exit(&self, name: &str, then: impl FnOnce() + Send + 'static) -> io::Result<()> {
         let pid = self.pid;
-        let thread = std::thread::Builder::new().name(format!("wait-{name}")).stack_size(SMALL_STACK);
-        thread.spawn(move || {
-            let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
-            while rustix::process::waitid(WaitId::Pid(pid), options).is_err_and(|error| error == rustix::io::Errno::INTR) {}
+        small_thread(format!("wait-{name}")).spawn(move || {
+            wait(pid);
             then();
         })?;
         Ok(())
+    }
+
+    /// Waits until the process ends by itself, and says what the end was.
+    pub(crate) fn wait(mut self) -> Exit {
+        wait(self.pid);
+        self.end(false)
     }
 
     /// Asks the process and its group to end.
@@ -112,14 +180,22 @@ impl Process {
     }
 
     /// Kills what is left of the process and its group, waits for its end and its last output, and says what the end was.
-    pub(crate) fn reap(mut self) -> Exit {
-        self.end()
+    /// A `thorough` look finds what has left the group, too.
+    pub(crate) fn reap(mut self, thorough: bool) -> Exit {
+        self.end(thorough)
     }
 
-    fn end(&mut self) -> Exit {
+    fn end(&mut self, thorough: bool) -> Exit {
         self.kill();
+        wait(self.pid);
+        if let Some(socket) = self.socket.take().filter(|_| thorough) {
+            // Before it is reaped: until then its id can be no other session's.
+            let marks = Marks { sessions: [self.pid()].into(), variable: (SOCKET_VARIABLE, socket) };
+            remains::end(&marks, REMAINS_TIME);
+        }
         let status = self.child.wait();
         self.reaped = true;
+        own().remove(&self.pid());
         if let Some(captured) = &self.captured {
             // Another process may have taken the output along, and keep it open.
             captured.recv_timeout(LAST_OUTPUT_TIME).unwrap_or_default();
@@ -131,9 +207,15 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if !self.reaped {
-            self.end();
+            self.end(true);
         }
     }
+}
+
+/// Waits until a child has ended. It stays to be reaped.
+fn wait(pid: Pid) {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+    while rustix::process::waitid(WaitId::Pid(pid), options).is_err_and(|error| error == rustix::io::Errno::INTR) {}
 }
 
 fn exit_of(status: ExitStatus) -> Exit {
@@ -221,12 +303,20 @@ pub(crate) fn timespec(duration: Duration) -> Timespec {
     Timespec::try_from(duration).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 })
 }
 
-/// The command that starts `program` through the shim, in `directory`, with an environment of the allowed variables only.
-fn shim(program: &Path, directory: &Path) -> Command {
+/// The command that starts this program again.
+fn this_program() -> Command {
     #[expect(clippy::disallowed_methods, reason = "the one place where children are started")]
     let mut command = Command::new("/proc/self/exe");
-    command.arg0("plugrack").arg(SHIM).arg(std::process::id().to_string()).arg(program);
+    command.arg0("plugrack");
+    command
+}
+
+/// The command that starts `program` through the shim, in `directory`, with an environment of the allowed variables only.
+fn shim(program: &Path, directory: &Path) -> Command {
+    let mut command = this_program();
+    command.arg(SHIM).arg(std::process::id().to_string()).arg(program);
     command.current_dir(directory).stdin(Stdio::null()).env_clear().env("PATH", DEFAULT_PATH).env("HOME", directory);
+    command.env(RUN_VARIABLE, run_id());
     command.envs(INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
     command
 }

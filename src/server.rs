@@ -4,10 +4,12 @@ use crate::api::Api;
 use crate::callback;
 use crate::config::Serve;
 use crate::data_dir::{DataDir, private_file};
-use crate::host::{Host, Sessions};
+use crate::guard::Guard;
+use crate::host::{HOST_SOCKET_VARIABLE, Host, Sessions};
 use crate::http::Front;
-use crate::process::SMALL_STACK;
+use crate::process::{self, SMALL_STACK};
 use crate::rack::Rack;
+use crate::remains::{self, Marks};
 use crate::store::Store;
 use crate::store::kv::Limits;
 use anyhow::{Context, Result, anyhow};
@@ -20,6 +22,10 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+/// Time in which what an earlier run has left behind is ended.
+const REMAINS_TIME: Duration = Duration::from_secs(2);
 
 /// Runs the host until it is told to stop.
 pub(crate) fn serve(data: &Path, settings: &Serve) -> Result<()> {
@@ -35,6 +41,12 @@ pub(crate) fn serve(data: &Path, settings: &Serve) -> Result<()> {
     let data = DataDir::create(data)?;
     let _lock = data.lock()?;
     data.sweep_run().context("cannot clear the run directory")?;
+    let left = remains::end(&Marks::variable(HOST_SOCKET_VARIABLE, data.host_socket().as_os_str()), REMAINS_TIME);
+    if left > 0 {
+        log::warn!("ended {left} processes that an earlier run of the host had left behind");
+    }
+    process::reap_orphans().context("cannot watch for processes to reap")?;
+    let guard = Guard::start().context("cannot start the guard")?;
     let limits = Limits { keys: settings.kv_max_keys, bytes: settings.kv_max_bytes };
     let database = data.database();
     let store = Store::open(&database, limits).with_context(|| format!("cannot open {}", database.display()))?;
@@ -52,7 +64,7 @@ pub(crate) fn serve(data: &Path, settings: &Serve) -> Result<()> {
         instance_id,
         data: data.clone(),
         store: store.clone(),
-        sessions: Sessions::default(),
+        sessions: Sessions::new(guard),
         start_timeout: settings.start_timeout,
         request_timeout: settings.request_timeout,
     };
@@ -89,6 +101,7 @@ pub(crate) fn serve(data: &Path, settings: &Serve) -> Result<()> {
     log::info!("stopping");
     front.close();
     rack.stop_all();
+    rack.host().sessions.finish();
     store.sync().context("the last events were not recorded")?;
     data.sweep_run().context("cannot clear the run directory")?;
     log::info!("stopped");

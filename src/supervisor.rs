@@ -4,12 +4,12 @@
 //! which records each change as an event. The thread lives as long as the rack has the plugin: its children die with it.
 
 use crate::exchange::Failed;
-use crate::host::Host;
+use crate::host::{HOST_SOCKET_VARIABLE, Host};
 use crate::link::{FIRST_ID, Link, Lost};
 use crate::output;
 use crate::plugin::{Command, Door, HOLD, Plugin, STARTING_RETRY_AFTER, State};
 use crate::preflight;
-use crate::process::Process;
+use crate::process::{Process, SOCKET_VARIABLE};
 use crate::protocol::message::{HostInfo, Init, Message, PROTOCOL_VERSION};
 use crate::restart::{Decision, Exit, History};
 use crate::store::now_ms;
@@ -261,8 +261,8 @@ impl Supervisor {
         let host_socket = data.host_socket();
         let version = PROTOCOL_VERSION.to_string();
         let env: [(&str, &OsStr); 5] = [
-            ("PLUGRACK_SOCKET", socket.as_os_str()),
-            ("PLUGRACK_HOST_SOCKET", host_socket.as_os_str()),
+            (SOCKET_VARIABLE, socket.as_os_str()),
+            (HOST_SOCKET_VARIABLE, host_socket.as_os_str()),
             ("PLUGRACK_PROTOCOL", version.as_ref()),
             ("PLUGRACK_PLUGIN_ID", id.as_ref()),
             ("HOME", home.as_os_str()),
@@ -473,8 +473,10 @@ impl Supervisor {
         life.ended.store(true, Ordering::Relaxed);
         drop(stop);
         let session = process.pid();
-        let exit = process.reap();
-        self.host.sessions.leave(session);
+        // When all plugins end, the guard looks for what they have left once, for all of them.
+        let thorough = !self.quitting;
+        let exit = process.reap(thorough);
+        self.host.sessions.leave(session, !thorough);
         // A socket that stays is removed before the next start.
         drop(remove_socket(&life.socket));
         exit

@@ -14,6 +14,8 @@ const LAYERS: [&[&str]; 5] = [
         "output",
         "preflight",
         "process",
+        "remains",
+        "guard",
         "link",
         "store/mod",
         "store/config",

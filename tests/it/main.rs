@@ -13,6 +13,7 @@ mod layers;
 mod lifecycle;
 mod limits;
 mod operator;
+mod orphans;
 mod scenarios;
 mod sdk;
 mod streaming;
