@@ -4,7 +4,7 @@ use crate::client::{ApiClient, segment};
 use crate::config::{DEFAULT_DATA, Serve};
 use crate::data_dir::DataDir;
 use crate::guard;
-use crate::output::{self, Follower};
+use crate::log_file;
 use crate::process;
 use crate::protocol::metadata::is_plugin_id;
 use crate::server;
@@ -331,15 +331,15 @@ fn logs(data: &DataDir, id: &str, follow: bool, lines: usize) -> Result<()> {
     if !path.exists() && !data.plugin_data(id).exists() {
         bail!("there is no plugin {id}, or it was never started");
     }
-    let mut follower = Follower::at_end(path.clone())?;
-    for line in output::tail(&path, lines)? {
+    let (last, mut follower) = log_file::tail(&path, lines).with_context(|| format!("cannot read {}", path.display()))?;
+    for line in last {
         print(&format!("{line}\n"))?;
     }
     if !follow {
         return Ok(());
     }
     loop {
-        match follower.next_line()? {
+        match follower.next_line().with_context(|| format!("cannot read {}", path.display()))? {
             Some(line) => print(&format!("{line}\n"))?,
             // Nothing comes from this channel but the end of the pause.
             None => never::<()>().recv_timeout(FOLLOW_PAUSE).unwrap_or_default(),

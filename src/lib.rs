@@ -41,6 +41,8 @@ mod http;
 #[cfg(feature = "host")]
 mod link;
 #[cfg(feature = "host")]
+mod log_file;
+#[cfg(feature = "host")]
 mod output;
 #[cfg(feature = "host")]
 mod pages;
@@ -66,6 +68,8 @@ mod server;
 mod store;
 #[cfg(feature = "host")]
 mod supervisor;
+#[cfg(feature = "host")]
+mod text;
 #[cfg(feature = "host")]
 mod worker;
 

@@ -1,253 +1,461 @@
-//! A plugin's log: what it prints, line by line, in files that rotate.
+//! A plugin's log: what it prints, line by line, and what the host notes about it.
 //!
-//! Each line begins with the time. Control characters are escaped, so that no line can harm a terminal it is shown on.
+//! Each line begins with the time. A plugin that prints without measure costs itself lines and nobody anything else: what is too
+//! much is read, so that the plugin is not held up, counted, and not written. Its last lines are kept in memory whatever is written.
 
-use crate::data_dir::private_file;
+use crate::log_file::LogFile;
+use crate::text;
+use jiff::Timestamp;
+use memchr::{memchr, memchr_iter, memrchr, memrchr_iter};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use std::collections::VecDeque;
-use std::fmt::Write as _;
-use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io::{self, PipeReader, Read};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
 
 /// Longest line in bytes; a longer one is cut into several.
 const MAX_LINE: usize = 16 * 1024;
 
-/// Size in bytes at which a log file is rotated.
-const MAX_FILE: u64 = 1024 * 1024;
+/// Lines of one plugin that are written in a second: more than people read, and little to any disk.
+const MAX_RATE: u32 = 200;
 
-/// Files kept beside the current one: `<id>.log.1` is the newest of them.
-const ROTATED: u32 = 4;
+/// Bytes of one plugin that are written in a second, escapes not counted: long lines are as hard on a disk as many.
+const MAX_BYTE_RATE: usize = 256 * 1024;
+
+/// The second of [`MAX_RATE`].
+const RATE_WINDOW: Duration = Duration::from_secs(1);
+
+/// How long a line may lack its end before it is written without: a progress bar or a question is to be seen.
+const PARTIAL_TIME: Duration = Duration::from_secs(2);
+
+/// Last lines of a process that are kept in memory.
+const RECENT_LINES: usize = 50;
+
+/// What is kept of each in memory, in bytes.
+const MAX_RECENT: usize = 400;
+
+/// Notes of the host's that may wait while another thread waits for the disk.
+const MAX_NOTES: usize = 64;
+
+/// Longest note of the host's in bytes; it may quote a request.
+const MAX_NOTE: usize = 4096;
+
+/// What is read at once, in bytes: all that a pipe holds, see pipe(7).
+const READ_SIZE: usize = 64 * 1024;
 
 /// A plugin's log, shared by all that write to it.
 #[derive(Clone)]
 pub(crate) struct PluginLog {
-    file: Arc<Mutex<LogFile>>,
+    shared: Arc<Shared>,
 }
 
-struct LogFile {
-    path: PathBuf,
-    /// Open once something was written.
-    file: Option<File>,
-    size: u64,
-    /// Whether the last line could not be written, which is said once.
-    failing: bool,
+struct Shared {
+    /// Held while the disk is waited for, the others never are.
+    file: Mutex<LogFile>,
+    notes: Mutex<Notes>,
+    printed: Mutex<Printed>,
+}
+
+/// Notes that are to be written by whoever has the file.
+#[derive(Default)]
+struct Notes {
+    waiting: VecDeque<(Timestamp, String)>,
+    /// Those there was no room for.
+    lost: u64,
+}
+
+/// What the plugin has printed.
+struct Printed {
+    /// Counts the processes: an earlier one's output may still come, from what it left behind.
+    life: u64,
+    recent: VecDeque<(Timestamp, Vec<u8>)>,
+    /// When the current second is over.
+    window_end: Instant,
+    /// Written in it.
+    lines: u32,
+    bytes: usize,
+    /// Not written, and not told of yet.
+    left_out: u64,
+}
+
+impl Printed {
+    fn has_room(&self) -> bool {
+        self.lines < MAX_RATE && self.bytes < MAX_BYTE_RATE
+    }
+
+    fn remember(&mut self, time: Timestamp, line: &[u8]) {
+        let mut kept = match self.recent.len() {
+            RECENT_LINES => self.recent.pop_front().map(|(_, line)| line).unwrap_or_default(),
+            _ => Vec::new(),
+        };
+        kept.clear();
+        let cut = &line[..line.len().min(MAX_RECENT)];
+        kept.extend_from_slice(if cut.len() < line.len() { &cut[..whole_chars(cut)] } else { cut });
+        self.recent.push_back((time, kept));
+    }
 }
 
 impl PluginLog {
     /// The log at `path`, which is made with its first line.
     pub(crate) fn new(path: PathBuf) -> Self {
-        Self { file: Arc::new(Mutex::new(LogFile { path, file: None, size: 0, failing: false })) }
+        let printed = Printed { life: 0, recent: VecDeque::new(), window_end: Instant::now(), lines: 0, bytes: 0, left_out: 0 };
+        let shared = Shared { file: Mutex::new(LogFile::new(path)), notes: Mutex::default(), printed: Mutex::new(printed) };
+        Self { shared: Arc::new(shared) }
     }
 
-    /// Adds a line the plugin printed. A log that cannot be written costs its lines, never the plugin.
-    pub(crate) fn line(&self, line: &[u8]) {
-        let mut text = format!("{:.3} ", jiff::Timestamp::now());
-        escape(&mut text, line);
-        text.push('\n');
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        let written = file.append(text.as_bytes());
-        if let Err(error) = &written {
-            file.file = None;
-            if !file.failing {
-                log::error!("cannot write {}: {error}", file.path.display());
-            }
+    /// Notes that a process is started, and forgets what the one before has printed.
+    pub(crate) fn begin(&self) {
+        {
+            let mut printed = lock(&self.shared.printed);
+            printed.life += 1;
+            printed.recent.clear();
         }
-        file.failing = written.is_err();
+        self.note("starting");
     }
 
-    /// Adds a line of the host's about the plugin.
+    /// The last lines the current process has printed, written or left out, oldest first: each as in the file, cut to
+    /// [`MAX_RECENT`] bytes of text.
+    pub(crate) fn recent(&self) -> Vec<String> {
+        let printed = lock(&self.shared.printed);
+        let shown = |(time, line): &(Timestamp, Vec<u8>)| {
+            let mut out = format!("{time:.3} ");
+            let most = out.len() + MAX_RECENT;
+            text::escape(&mut out, line);
+            out.truncate(out.floor_char_boundary(most));
+            out
+        };
+        printed.recent.iter().map(shown).collect()
+    }
+
+    /// Adds a line of the host's about the plugin. While another thread waits for the disk this one does not: that one writes
+    /// the note, when it can.
     pub(crate) fn note(&self, text: &str) {
-        self.line(format!("plugrack: {text}").as_bytes());
+        let mut note = format!("plugrack: {text}");
+        note.truncate(note.floor_char_boundary(MAX_NOTE));
+        let mut notes = lock(&self.shared.notes);
+        if notes.waiting.len() < MAX_NOTES {
+            notes.waiting.push_back((Timestamp::now(), note));
+        } else {
+            notes.lost += 1;
+        }
+        drop(notes);
+        self.write_notes();
+    }
+
+    /// Writes the notes that wait, unless another thread has the file: it looks for notes after it let go of it, so none stays.
+    fn write_notes(&self) {
+        while !lock(&self.shared.notes).waiting.is_empty() {
+            let mut file = match self.shared.file.try_lock() {
+                Ok(file) => file,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => return,
+            };
+            self.write_notes_to(&mut file);
+        }
+    }
+
+    fn write_notes_to(&self, file: &mut LogFile) {
+        let Notes { waiting, lost } = std::mem::take(&mut *lock(&self.shared.notes));
+        for (time, note) in waiting {
+            file.add(time, note.as_bytes());
+        }
+        if lost > 0 {
+            file.add(
+                Timestamp::now(),
+                format!("plugrack: {lost} notes were left out, the disk was too slow for them").as_bytes(),
+            );
+        }
+    }
+
+    /// Adds a line behind the notes that wait, however long the disk takes.
+    fn write(&self, time: Timestamp, line: &[u8]) {
+        let mut file = lock(&self.shared.file);
+        self.write_notes_to(&mut file);
+        file.add(time, line);
+        drop(file);
+        self.write_notes();
     }
 
     /// Writes down all that comes from `source`, until its end.
-    pub(crate) fn capture(&self, source: impl Read) {
-        let mut source = BufReader::with_capacity(MAX_LINE, source);
-        let mut line = Vec::new();
-        loop {
-            line.clear();
-            match (&mut source).take(MAX_LINE as u64).read_until(b'\n', &mut line) {
-                Ok(0) => return,
-                Ok(_) => self.line(line.strip_suffix(b"\n").unwrap_or(&line)),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return,
-            }
-        }
+    pub(crate) fn capture(&self, source: PipeReader) {
+        let life = lock(&self.shared.printed).life;
+        Capture { log: self, life, line: Vec::new(), since: None, continued: false }.run(source);
     }
 }
 
-impl LogFile {
-    fn append(&mut self, line: &[u8]) -> io::Result<()> {
-        if self.file.is_some() && self.size + line.len() as u64 > MAX_FILE {
-            self.file = None;
-            rotate(&self.path)?;
-        }
-        let file = match &mut self.file {
-            Some(file) => file,
-            None => {
-                let file = private_file().create(true).append(true).open(&self.path)?;
-                self.size = file.metadata()?.len();
-                self.file.insert(file)
-            }
-        };
-        file.write_all(line)?;
-        self.size += line.len() as u64;
-        Ok(())
-    }
-}
-
-fn rotated(path: &Path, number: u32) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{number}"));
-    name.into()
-}
-
-fn rotate(path: &Path) -> io::Result<()> {
-    for number in (1..ROTATED).rev() {
-        match fs::rename(rotated(path, number), rotated(path, number + 1)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-    }
-    fs::rename(path, rotated(path, 1))
-}
-
-/// Appends bytes as text: UTF-8 as it is, control characters and what is not UTF-8 as `\xNN`. Tabs stay.
-fn escape(out: &mut String, bytes: &[u8]) {
-    let hex = |out: &mut String, bytes: &[u8]| bytes.iter().for_each(|byte| write!(out, "\\x{byte:02x}").unwrap_or_default());
-    for chunk in bytes.utf8_chunks() {
-        for c in chunk.valid().chars() {
-            match c {
-                '\t' => out.push(c),
-                c if c.is_control() => hex(out, c.encode_utf8(&mut [0; 4]).as_bytes()),
-                c => out.push(c),
-            }
-        }
-        hex(out, chunk.invalid());
-    }
-}
-
-/// The last `lines` lines of a log, oldest first, read back through its rotated files.
-pub(crate) fn tail(path: &Path, lines: usize) -> io::Result<Vec<String>> {
-    let mut last = VecDeque::new();
-    for number in 0..=ROTATED {
-        let path = if number == 0 { path.to_owned() } else { rotated(path, number) };
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(error),
-        };
-        let found = BufReader::new(file).split(b'\n').collect::<io::Result<Vec<_>>>()?;
-        for line in found.iter().rev().take(lines - last.len()) {
-            last.push_front(String::from_utf8_lossy(line).into_owned());
-        }
-        if last.len() == lines {
-            break;
-        }
-    }
-    Ok(last.into())
-}
-
-/// Follows a log from its present end, through rotation.
-pub(crate) struct Follower {
-    path: PathBuf,
-    file: Option<BufReader<File>>,
+/// One process's output.
+struct Capture<'a> {
+    log: &'a PluginLog,
+    life: u64,
+    /// The beginning of a line that has not ended.
     line: Vec<u8>,
+    /// Since when there is one.
+    since: Option<Instant>,
+    /// Whether the beginning of the line was written already.
+    continued: bool,
 }
 
-impl Follower {
-    /// Begins at the end of the log as it is now; a log that is not there yet is followed from its beginning.
-    pub(crate) fn at_end(path: PathBuf) -> io::Result<Self> {
-        let file = match File::open(&path) {
-            Ok(mut file) => {
-                file.seek(SeekFrom::End(0))?;
-                Some(BufReader::new(file))
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(error),
-        };
-        Ok(Self { path, file, line: Vec::new() })
-    }
-
-    /// The next line, or nothing for now.
-    pub(crate) fn next_line(&mut self) -> io::Result<Option<String>> {
+impl Capture<'_> {
+    fn run(mut self, mut source: PipeReader) {
+        let mut buffer = vec![0; READ_SIZE];
         loop {
-            if let Some(file) = &mut self.file {
-                file.read_until(b'\n', &mut self.line)?;
-                if self.line.pop_if(|byte| *byte == b'\n').is_some() {
-                    let line = String::from_utf8_lossy(&self.line).into_owned();
-                    self.line.clear();
-                    return Ok(Some(line));
-                }
-                if !self.was_rotated()? {
-                    return Ok(None);
-                }
+            let read = match self.next_wake() {
+                Some(wake) if !is_readable(&source, wake) => None,
+                _ => Some(source.read(&mut buffer)),
+            };
+            let now = Instant::now();
+            self.turn_window(now, false);
+            match read {
+                None => {}
+                Some(Ok(0)) => break,
+                Some(Ok(size)) => self.take(&buffer[..size], now),
+                Some(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Some(Err(_)) => break,
             }
-            // The file at hand is read to its end, and another has its name.
-            match File::open(&self.path) {
-                Ok(file) => self.file = Some(BufReader::new(file)),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-                Err(error) => return Err(error),
+            if self.since.is_some_and(|since| now >= since + PARTIAL_TIME) {
+                self.end_line(false);
+            }
+        }
+        if !self.line.is_empty() {
+            self.end_line(true);
+        }
+        self.turn_window(Instant::now(), true);
+    }
+
+    /// When there is something to write without anything more to read.
+    fn next_wake(&self) -> Option<Instant> {
+        let printed = lock(&self.log.shared.printed);
+        let tell = (printed.left_out > 0).then_some(printed.window_end);
+        [tell, self.since.map(|since| since + PARTIAL_TIME)].into_iter().flatten().min()
+    }
+
+    /// Begins a new second when the current one is over, and tells what was left out by then; at the `end` in any case.
+    fn turn_window(&self, now: Instant, end: bool) {
+        let left_out = {
+            let mut printed = lock(&self.log.shared.printed);
+            if now >= printed.window_end {
+                (printed.window_end, printed.lines, printed.bytes) = (now + RATE_WINDOW, 0, 0);
+            } else if !end {
+                return;
+            }
+            std::mem::take(&mut printed.left_out)
+        };
+        if left_out > 0 {
+            let kib = MAX_BYTE_RATE / 1024;
+            let note = format!("plugrack: {left_out} lines were left out (more than {MAX_RATE} a second, or {kib} KiB)");
+            self.log.write(Timestamp::now(), note.as_bytes());
+        }
+    }
+
+    /// Takes what was read apart into lines.
+    fn take(&mut self, mut rest: &[u8], now: Instant) {
+        while !rest.is_empty() {
+            if self.line.is_empty()
+                && !self.continued
+                && let Some(end) = memrchr(b'\n', rest)
+                && self.leave_out(&rest[..end])
+            {
+                rest = &rest[end + 1..];
+                continue;
+            }
+            let part = &rest[..rest.len().min(MAX_LINE - self.line.len())];
+            let end = memchr(b'\n', part);
+            self.line.extend_from_slice(&part[..end.unwrap_or(part.len())]);
+            self.since.get_or_insert(now);
+            rest = &rest[end.map_or(part.len(), |end| end + 1)..];
+            if end.is_some() {
+                self.end_line(true);
+            } else if self.line.len() == MAX_LINE {
+                // The beginning of a character that is cut goes with what follows.
+                let cut = self.line.split_off(whole_chars(&self.line));
+                self.end_line(false);
+                self.since = (!cut.is_empty()).then_some(now);
+                self.line = cut;
             }
         }
     }
 
-    fn was_rotated(&self) -> io::Result<bool> {
-        use std::os::unix::fs::MetadataExt;
-        let Some(file) = &self.file else { return Ok(true) };
-        let held = file.get_ref().metadata()?;
-        match fs::metadata(&self.path) {
-            Ok(named) => Ok((named.dev(), named.ino()) != (held.dev(), held.ino())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
+    /// Counts whole lines, given without the end of the last, if there is no room for any of them this second.
+    fn leave_out(&mut self, lines: &[u8]) -> bool {
+        let mut printed = lock(&self.log.shared.printed);
+        if printed.has_room() {
+            return false;
         }
+        printed.left_out += 1 + memchr_iter(b'\n', lines).count() as u64;
+        if printed.life == self.life {
+            let time = Timestamp::now();
+            let start = memrchr_iter(b'\n', lines).nth(RECENT_LINES - 1).map_or(0, |before| before + 1);
+            lines[start..].split(|byte| *byte == b'\n').for_each(|line| printed.remember(time, line));
+        }
+        true
     }
+
+    /// Writes the line at hand, or counts it. It is `whole` when what follows is another.
+    fn end_line(&mut self, whole: bool) {
+        // Of a line that was written before its end only the end may be left.
+        if !(whole && self.continued && self.line.is_empty()) {
+            let time = Timestamp::now();
+            let mut printed = lock(&self.log.shared.printed);
+            if printed.life == self.life {
+                printed.remember(time, &self.line);
+            }
+            if printed.has_room() {
+                printed.lines += 1;
+                printed.bytes += self.line.len();
+                drop(printed);
+                self.log.write(time, &self.line);
+            } else {
+                printed.left_out += 1;
+            }
+        }
+        self.continued = !whole;
+        self.line.clear();
+        self.since = None;
+    }
+}
+
+/// How many of these bytes do not belong to a character that is cut at their end.
+fn whole_chars(bytes: &[u8]) -> usize {
+    bytes.len() - bytes.utf8_chunks().last().map_or(0, |chunk| chunk.invalid().len())
+}
+
+/// Waits until there is something to read, or the end of it.
+fn is_readable(source: &PipeReader, until: Instant) -> bool {
+    // A second or two always fits.
+    let left = Timespec::try_from(until.saturating_duration_since(Instant::now())).ok();
+    let mut fds = [PollFd::new(source, PollFlags::IN)];
+    // Where it cannot be waited for, reading says why.
+    !matches!(poll(&mut fds, left.as_ref()), Ok(0) | Err(Errno::INTR))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic between two changes leaves at worst a count that is off.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log_file::tail;
+    use std::io::Write;
+    use std::path::Path;
 
-    fn text(line: &str) -> &str {
-        line.split_once(' ').unwrap().1
+    /// The texts of all lines in a log.
+    fn texts(path: &Path) -> Vec<String> {
+        let lines = tail(path, 10_000).unwrap().0;
+        lines.iter().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect()
+    }
+
+    /// Has a process of its own print some bytes to a log, in one go.
+    fn print(log: &PluginLog, bytes: &[u8]) {
+        let (reader, mut writer) = io::pipe().unwrap();
+        std::thread::scope(|scope| {
+            std::thread::Builder::new().spawn_scoped(scope, || log.capture(reader)).unwrap();
+            writer.write_all(bytes).unwrap();
+            drop(writer);
+        });
+    }
+
+    /// How many lines the notes in some texts say were left out.
+    fn left_out(texts: &[String]) -> u64 {
+        let count = |text: &String| text.strip_prefix("plugrack: ")?.split_once(" lines were left out")?.0.parse::<u64>().ok();
+        texts.iter().filter_map(count).sum()
     }
 
     #[test]
-    fn lines_are_timed_escaped_and_cut() {
+    fn lines_are_timed_escaped_and_cut_between_characters() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p.log");
         let log = PluginLog::new(path.clone());
-        log.capture(&b"plain \xe2\x98\x95\ttab\n\x1b[31mred\x07\n\xff\xfe\nno newline at the end"[..]);
-        log.capture(&[vec![b'x'; MAX_LINE + 5], b"\n".to_vec()].concat()[..]);
-        let lines = tail(&path, 100).unwrap();
-        let texts: Vec<_> = lines.iter().map(|line| text(line)).collect();
-        assert_eq!(texts[..4], ["plain ☕\ttab", "\\x1b[31mred\\x07", "\\xff\\xfe", "no newline at the end"]);
-        assert_eq!((texts[4].len(), texts[5]), (MAX_LINE, "xxxxx"));
-        assert!(lines[0].split_once(' ').unwrap().0.parse::<jiff::Timestamp>().is_ok(), "{}", lines[0]);
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-    }
-
-    #[test]
-    fn a_log_rotates_and_is_read_and_followed_through_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("p.log");
-        let log = PluginLog::new(path.clone());
-        log.line(b"before");
-        let mut follower = Follower::at_end(path.clone()).unwrap();
-        let filler = "x".repeat(10_000);
-        let lines = 700;
-        for i in 0..lines {
-            log.line(format!("{i} {filler}").as_bytes());
-            assert!(text(&follower.next_line().unwrap().unwrap()).starts_with(&format!("{i} ")));
+        print(&log, b"plain \xe2\x98\x95\ttab\n\n\x1b[31mred\x07\r\n\xff\xfe\nno newline at the end");
+        assert_eq!(texts(&path), ["plain ☕\ttab", "", "\\x1b[31mred\\x07\\x0d", "\\xff\\xfe", "no newline at the end"]);
+        let x = |count| "x".repeat(count);
+        for (line, expected) in [
+            (x(MAX_LINE), vec![x(MAX_LINE)]),
+            (x(MAX_LINE + 5), vec![x(MAX_LINE), x(5)]),
+            (x(MAX_LINE - 1) + "☕x", vec![x(MAX_LINE - 1), "☕x".into()]),
+            (x(MAX_LINE - 3) + "☕x", vec![x(MAX_LINE - 3) + "☕", "x".into()]),
+        ] {
+            let before = texts(&path).len();
+            print(&log, format!("{line}\n").as_bytes());
+            assert!(texts(&path)[before..] == expected, "a line of {} bytes", line.len());
         }
-        assert_eq!(follower.next_line().unwrap(), None);
-        let kept = tail(&path, 1000).unwrap();
-        assert!(kept.len() < 700 && text(kept.last().unwrap()).starts_with("699 "));
-        assert_eq!(tail(&path, 200).unwrap().len(), 200);
-        let total: u64 = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
-        assert!(total <= MAX_FILE * u64::from(ROTATED + 1));
+        let lines = tail(&path, 10_000).unwrap().0;
+        assert!(lines.iter().all(|line| line.split_once(' ').unwrap().0.parse::<Timestamp>().is_ok()), "{lines:?}");
     }
 
-    use std::os::unix::fs::PermissionsExt;
+    #[test]
+    fn what_a_plugin_prints_too_fast_is_counted_to_the_line() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, line, count) in [("short", "y\n".to_owned(), 200_000), ("long", "z".repeat(5000) + "\n", 2000)] {
+            let path = dir.path().join(name);
+            let log = PluginLog::new(path.clone());
+            print(&log, line.repeat(count).as_bytes());
+            let texts = texts(&path);
+            let written = texts.iter().filter(|text| !text.starts_with("plugrack: ")).count();
+            assert!(written > 0 && written < count, "{written} of {count}");
+            assert_eq!(written as u64 + left_out(&texts), count as u64, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_flood_that_stops_is_told_of_while_the_plugin_is_silent_and_so_is_a_line_without_an_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p.log");
+        let log = PluginLog::new(path.clone());
+        let (reader, mut writer) = io::pipe().unwrap();
+        std::thread::scope(|scope| {
+            std::thread::Builder::new().spawn_scoped(scope, || log.capture(reader)).unwrap();
+            let mut wait_for = |bytes: &[u8], what: &dyn Fn(&[String]) -> bool| {
+                writer.write_all(bytes).unwrap();
+                let deadline = Instant::now() + Duration::from_secs(30);
+                while !what(&texts(&path)) {
+                    assert!(Instant::now() < deadline, "{:?}", texts(&path));
+                    crossbeam_channel::never::<()>().recv_timeout(Duration::from_millis(20)).unwrap_or_default();
+                }
+            };
+            wait_for(&b"y\n".repeat(5000), &|texts| left_out(texts) + 200 == 5000);
+            wait_for(b"password: ", &|texts| texts.last().unwrap() == "password: ");
+            wait_for(b"\nnext\n", &|texts| texts.ends_with(&["password: ".to_owned(), "next".to_owned()]));
+            drop(writer);
+        });
+    }
+
+    #[test]
+    fn the_last_lines_of_a_process_are_kept_written_or_not_until_the_next_begins() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = PluginLog::new(dir.path().join("p.log"));
+        log.begin();
+        let recent = || log.recent().iter().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect::<Vec<_>>();
+        assert!(recent().is_empty(), "notes are the host's: {:?}", recent());
+        let flood: String = (0..20_000).map(|number| format!("line {number}\n")).collect();
+        print(&log, flood.as_bytes());
+        assert_eq!(recent(), (19_950..20_000).map(|number| format!("line {number}")).collect::<Vec<_>>());
+        print(&log, format!("{}\n{}☕\nlast\x07 words", "\x01".repeat(500), "x".repeat(MAX_RECENT - 1)).as_bytes());
+        let kept = recent();
+        assert_eq!(kept[47..], ["\\x01".repeat(MAX_RECENT / 4), "x".repeat(MAX_RECENT - 1), "last\\x07 words".into()]);
+        assert_eq!(kept.len(), RECENT_LINES);
+        log.begin();
+        assert!(recent().is_empty());
+    }
+
+    #[test]
+    fn notes_do_not_wait_for_a_thread_that_waits_for_the_disk_and_are_written_after_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p.log");
+        let log = PluginLog::new(path.clone());
+        let held = lock(&log.shared.file);
+        (0..MAX_NOTES + 7).for_each(|number| log.note(&format!("note {number}")));
+        assert_eq!(texts(&path), [""; 0]);
+        drop(held);
+        log.write(Timestamp::now(), b"a line");
+        let written = texts(&path);
+        assert_eq!(written.len(), MAX_NOTES + 2);
+        assert_eq!(written[MAX_NOTES - 1], format!("plugrack: note {}", MAX_NOTES - 1));
+        assert_eq!(written[MAX_NOTES..], ["plugrack: 7 notes were left out, the disk was too slow for them", "a line"]);
+        log.note(&"☕".repeat(MAX_NOTE));
+        assert!(texts(&path).last().unwrap().len() <= MAX_NOTE);
+    }
 }

@@ -6,7 +6,6 @@
 use crate::exchange::Failed;
 use crate::host::{HOST_SOCKET_VARIABLE, Host};
 use crate::link::{FIRST_ID, Link, Lost};
-use crate::output;
 use crate::plugin::{Command, Door, HOLD, Plugin, STARTING_RETRY_AFTER, State};
 use crate::preflight;
 use crate::process::{Process, SOCKET_VARIABLE};
@@ -255,8 +254,7 @@ impl Supervisor {
         let socket = data.plugin_socket(id);
         remove_socket(&socket).map_err(|error| passing("cannot remove its old socket", error))?;
         self.lives += 1;
-        // Also what divides the last words of this process from those of the one before.
-        self.plugin.log.note("starting");
+        self.plugin.log.begin();
         let (stop, stopped) = bounded(0);
         let host_socket = data.host_socket();
         let version = PROTOCOL_VERSION.to_string();
@@ -482,11 +480,11 @@ impl Supervisor {
         exit
     }
 
-    /// The last line the process has printed, if it has printed any since it was started.
+    /// The last line with something in it that the process has printed.
     fn last_words(&self) -> Option<String> {
-        let lines = output::tail(&self.host.data.log(self.plugin.id()), 1).ok()?;
-        let (_, text) = lines.last()?.split_once(' ')?;
-        (!text.starts_with("plugrack: ")).then(|| text.chars().take(300).collect())
+        let lines = self.plugin.log.recent();
+        let mut texts = lines.iter().rev().filter_map(|line| line.split_once(' ')).map(|(_, text)| text);
+        texts.find(|text| !text.trim().is_empty()).map(|text| text.chars().take(300).collect())
     }
 
     fn decide(&mut self, exit: Exit, uptime: Duration) -> Decision {

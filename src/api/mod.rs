@@ -3,7 +3,7 @@
 pub(crate) mod view;
 
 use crate::exchange::{Client, Failed, Job, KvFailure, KvJob};
-use crate::output;
+use crate::log_file;
 use crate::plugin::{Command, Plugin};
 use crate::protocol::message::{DeleteOp, KvOp, ListOp, MAX_KEY, MAX_VALUE, SetOp};
 use crate::rack::{Entry, Rack};
@@ -220,7 +220,7 @@ impl Api {
     fn logs(&self, id: &str, call: &Call<'_>) -> Handled {
         let plugin = self.plugin(id)?;
         let lines = call.number("lines", DEFAULT_LOG_LINES, 1..=MAX_LOG_LINES)?;
-        let lines = output::tail(&self.rack.host().data.log(plugin.id()), lines).map_err(Refused::internal)?;
+        let (lines, _) = log_file::tail(&self.rack.host().data.log(plugin.id()), lines).map_err(Refused::internal)?;
         Ok(Reply::ok(&json!({"lines": lines})))
     }
 

@@ -7,10 +7,11 @@ use std::path::Path;
 
 /// The source files from the bottom up. A file uses those of the layers below its own, and its neighbours, though not in a circle.
 const LAYERS: [&[&str]; 5] = [
-    &["protocol/mod", "protocol/message", "protocol/metadata", "restart", "route"],
+    &["protocol/mod", "protocol/message", "protocol/metadata", "restart", "route", "text"],
     &[
         "protocol/frame",
         "data_dir",
+        "log_file",
         "output",
         "preflight",
         "process",
