@@ -2,6 +2,7 @@
 
 use crate::data_dir::DataDir;
 use crate::guard::Guard;
+use crate::memory::Memory;
 use crate::store::Store;
 use std::collections::HashMap;
 use std::io;
@@ -20,6 +21,8 @@ pub(crate) struct Host {
     pub(crate) data: DataDir,
     /// The database.
     pub(crate) store: Store,
+    /// Whether memory has run out.
+    pub(crate) memory: Memory,
     /// Which session is which plugin's.
     pub(crate) sessions: Sessions,
     /// Time a plugin has to become ready.

@@ -43,6 +43,8 @@ mod link;
 #[cfg(feature = "host")]
 mod log_file;
 #[cfg(feature = "host")]
+mod memory;
+#[cfg(feature = "host")]
 mod output;
 #[cfg(feature = "host")]
 mod pages;

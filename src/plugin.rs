@@ -4,12 +4,13 @@ use crate::exchange::{Failed, Job};
 use crate::output::PluginLog;
 use crate::protocol::metadata::Metadata;
 use crate::queue::Queue;
+use crate::restart::Exit;
 use crate::store::now_ms;
 use crossbeam_channel::Sender;
 use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a request waits for a plugin that is starting or restarting.
@@ -80,6 +81,21 @@ pub(crate) struct Status {
     pub(crate) restarts: u64,
     /// Whether it may run.
     pub(crate) enabled: bool,
+    /// The last end that nobody asked for.
+    pub(crate) last_end: Option<Arc<End>>,
+}
+
+/// An end of a plugin's process, or of its start, that nobody asked for.
+#[derive(Debug)]
+pub(crate) struct End {
+    /// When, in milliseconds since 1970-01-01 UTC.
+    pub(crate) at: i64,
+    /// How.
+    pub(crate) exit: Exit,
+    /// How and why, in a sentence.
+    pub(crate) reason: String,
+    /// The last lines it had printed, oldest first.
+    pub(crate) lines: Vec<String>,
 }
 
 /// What a plugin's supervisor is told: everything that can happen to the plugin.
@@ -156,7 +172,16 @@ impl Plugin {
     /// A plugin whose supervisor is about to begin: one that may run is as good as starting.
     pub(crate) fn new(metadata: Metadata, program: PathBuf, log: PluginLog, control: Sender<Command>, enabled: bool) -> Self {
         let (state, door) = if enabled { (State::Starting, Door::Holding) } else { (State::Stopped, Door::Shut) };
-        let status = Status { state, since: now_ms(), reason: String::new(), pid: None, retry_at: None, restarts: 0, enabled };
+        let status = Status {
+            state,
+            since: now_ms(),
+            reason: String::new(),
+            pid: None,
+            retry_at: None,
+            restarts: 0,
+            enabled,
+            last_end: None,
+        };
         let queue = Queue::new(metadata.concurrency as usize);
         Self {
             metadata,
@@ -216,6 +241,17 @@ impl Plugin {
         self.lock_status().clone()
     }
 
+    /// What the operator can do for a plugin of this status to run; nothing when it does, or is about to.
+    pub(crate) fn advice(&self, status: &Status) -> String {
+        let id = self.id();
+        match (status.state, &status.last_end) {
+            (State::Stopped, _) if !status.enabled => format!("plugrack enable {id} lets it run"),
+            (State::Stopped, _) => format!("plugrack start {id} starts it"),
+            (State::BackingOff | State::CrashLooping | State::Refused, Some(end)) => end.exit.advice(id),
+            _ => String::new(),
+        }
+    }
+
     /// Notes its process. Only its supervisor does, here and below.
     pub(crate) fn set_pid(&self, pid: i32) {
         self.lock_status().pid = Some(pid);
@@ -229,6 +265,11 @@ impl Plugin {
     /// Counts a start by itself.
     pub(crate) fn count_restart(&self) {
         self.lock_status().restarts += 1;
+    }
+
+    /// Notes an end that nobody asked for.
+    pub(crate) fn set_last_end(&self, end: End) {
+        self.lock_status().last_end = Some(Arc::new(end));
     }
 
     /// Changes what is told of the plugin.

@@ -1,22 +1,27 @@
 //! Why a file could not be executed, found out before it is tried: the kernel's own word is too short for an operator.
 
+use elf::abi::{EI_NIDENT, PT_INTERP};
+use elf::endian::AnyEndian;
+use elf::file::{FileHeader, parse_ident};
+use elf::segment::SegmentTable;
+use rustix::fs::{Access, AtFlags, CWD, StatVfsMountFlags, accessat, statvfs};
+use rustix::io::Errno;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
-
-/// Where an ELF header says where the program headers are: for 32-bit and for 64-bit files the offset and size of the place,
-/// and the offsets of the size and of the number of the headers (elf(5), Elf32_Ehdr and Elf64_Ehdr).
-const ELF_LAYOUTS: [(u8, ElfLayout); 2] = [(1, (28, 4, 42, 44)), (2, (32, 8, 54, 56))];
-
-/// See [`ELF_LAYOUTS`].
-type ElfLayout = (usize, usize, usize, usize);
 
 /// What of a file is looked at, in bytes: the kernel reads as much to tell how to run it.
 const HEAD: u64 = 256;
 
+/// Most bytes of program headers, and of a loader's path: the kernel takes no more either, see binfmt_elf.c.
+const MAX_PROGRAM_HEADERS: usize = 64 * 1024;
+const MAX_LOADER_PATH: usize = 4096;
+
 /// The machine numbers of ELF headers (`e_machine`), by the names Rust has for the architectures.
-const ELF_MACHINES: [(u64, &str); 9] = [
+const ELF_MACHINES: [(u16, &str); 9] = [
     (3, "x86"),
     (8, "mips"),
     (20, "powerpc"),
@@ -37,40 +42,56 @@ pub(crate) fn check(program: &Path) -> Result<(), String> {
     if metadata.permissions().mode() & 0o111 == 0 {
         return Err(format!("it is not executable: chmod +x {}", program.display()));
     }
+    if statvfs(program).is_ok_and(|system| system.f_flag.contains(StatVfsMountFlags::NOEXEC)) {
+        return Err(
+            "it lies on a file system that is mounted noexec: mount -o remount,exec it, or choose another --plugins".into()
+        );
+    }
+    if accessat(CWD, program, Access::EXEC_OK, AtFlags::EACCESS).is_err_and(|error| error == Errno::ACCESS) {
+        return Err(format!("the host's user may not execute it: see the modes and owners of {}", program.display()));
+    }
+    // A file may be executable and not readable; the kernel will say more.
+    let Ok(file) = File::open(program) else { return Ok(()) };
     let mut head = Vec::new();
-    let read = File::open(program).and_then(|file| file.take(HEAD).read_to_end(&mut head));
-    match read {
-        // A file may be executable and not readable; the kernel will say more.
+    match (&file).take(HEAD).read_to_end(&mut head) {
         Err(_) => Ok(()),
-        Ok(_) if head.starts_with(b"\x7fELF") => check_elf(&head, metadata.len()),
+        Ok(_) if head.starts_with(b"\x7fELF") => check_elf(&file, &head, metadata.len()),
         Ok(_) if head.starts_with(b"#!") => check_script(&head),
         Ok(0) => Err("it is empty".into()),
         Ok(_) => Err("it is neither a program for this system nor a script that begins with #!".into()),
     }
 }
 
-fn check_elf(head: &[u8], length: u64) -> Result<(), String> {
+/// The kernel refuses a file that is cut short with a word that makes the C library try it as a shell script, and one whose
+/// loader is missing with the word for a missing file.
+fn check_elf(file: &File, head: &[u8], length: u64) -> Result<(), String> {
     let cut_short = || "it is an ELF file cut short".to_owned();
-    let little_endian = head.get(5) == Some(&1);
-    let number = |at: usize, size: usize| {
-        let bytes = head.get(at..at + size)?;
-        let fold = |number: u64, byte: &u8| number << 8 | u64::from(*byte);
-        Some(if little_endian { bytes.iter().rev().fold(0, fold) } else { bytes.iter().fold(0, fold) })
+    let tail = head.get(EI_NIDENT..).ok_or_else(cut_short)?;
+    let header = parse_ident::<AnyEndian>(head).and_then(|ident| FileHeader::parse_tail(ident, tail)).map_err(|_| cut_short())?;
+    let here = std::env::consts::ARCH;
+    match ELF_MACHINES.iter().find(|(number, _)| *number == header.e_machine) {
+        Some((_, name)) if *name == here || (*name == "x86" && here == "x86_64") => {}
+        Some((_, name)) => return Err(format!("it is built for {name}, this machine is {here}")),
+        None => return Err(format!("it is built for another machine (ELF number {}), this one is {here}", header.e_machine)),
+    }
+    let size = usize::from(header.e_phnum) * usize::from(header.e_phentsize);
+    if size == 0 || size > MAX_PROGRAM_HEADERS || header.e_phoff.saturating_add(size as u64) > length {
+        return Err(cut_short());
+    }
+    let read = |at, size| {
+        let mut bytes = vec![0; size];
+        file.read_exact_at(&mut bytes, at).map(|()| bytes).map_err(|_| cut_short())
     };
-    let machine = number(18, 2).ok_or_else(cut_short)?;
-    let name = ELF_MACHINES.iter().find(|(number, _)| *number == machine).map(|(_, name)| *name);
-    match name {
-        Some(name) if name == std::env::consts::ARCH || (name == "x86" && std::env::consts::ARCH == "x86_64") => {
-            let layout = ELF_LAYOUTS.iter().find(|(class, _)| Some(class) == head.get(4)).map(|(_, layout)| *layout);
-            let headers_end = layout.and_then(|(place, place_size, size, count)| {
-                let (count, size) = (number(count, 2)?, number(size, 2)?);
-                (count > 0).then_some(number(place, place_size)?.saturating_add(count * size))
-            });
-            // The kernel refuses such a file with a word that makes the C library try it as a shell script.
-            headers_end.filter(|end| *end <= length).map(drop).ok_or_else(cut_short)
-        }
-        Some(name) => Err(format!("it is built for {name}, this machine is {}", std::env::consts::ARCH)),
-        None => Err(format!("it is built for another machine (ELF number {machine}), this one is {}", std::env::consts::ARCH)),
+    let headers = read(header.e_phoff, size)?;
+    let segments = SegmentTable::new(header.endianness, header.class, &headers);
+    let Some(interpreter) = segments.iter().find(|segment| segment.p_type == PT_INTERP) else { return Ok(()) };
+    let size = usize::try_from(interpreter.p_filesz).ok().filter(|size| *size <= MAX_LOADER_PATH).ok_or_else(cut_short)?;
+    let path = read(interpreter.p_offset, size)?;
+    let loader = Path::new(OsStr::from_bytes(path.split(|byte| *byte == 0).next().unwrap_or_default()));
+    if loader.exists() {
+        Ok(())
+    } else {
+        Err(format!("its loader {} is not installed: install that C library, or a static build of the plugin", loader.display()))
     }
 }
 
@@ -110,9 +131,13 @@ mod tests {
         let mut elf = vec![0; 64];
         elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
         elf[18..20].copy_from_slice(&22u16.to_le_bytes());
-        let mut truncated = fs::read("/bin/sh").unwrap();
-        truncated.truncate(64);
-        let cases: [(&[u8], u32, &str); 10] = [
+        let shell = fs::read("/bin/sh").unwrap();
+        let truncated = shell[..64].to_vec();
+        // Another loader's name, as long as the one that is there.
+        let mut foreign = shell.clone();
+        let name = foreign.windows(7).position(|window| window == b"/lib64/").expect("the shell is linked dynamically");
+        foreign[name..name + 7].copy_from_slice(b"/nolib/");
+        let cases: [(&[u8], u32, &str); 11] = [
             (b"#!/bin/sh\n", 0o644, "it is not executable: chmod +x"),
             (b"", 0o755, "it is empty"),
             (b"plain text", 0o755, "it is neither a program"),
@@ -123,6 +148,7 @@ mod tests {
             (&elf, 0o755, "it is built for s390x, this machine is"),
             (b"\x7fELF", 0o755, "it is an ELF file cut short"),
             (&truncated, 0o755, "it is an ELF file cut short"),
+            (&foreign, 0o755, "its loader /nolib/ld-"),
         ];
         for (content, mode, reason) in cases {
             fs::write(&program, content).unwrap();

@@ -200,7 +200,7 @@ impl Process {
             // Another process may have taken the output along, and keep it open.
             captured.recv_timeout(LAST_OUTPUT_TIME).unwrap_or_default();
         }
-        status.map_or(Exit::Failed, exit_of)
+        status.map_or(Exit::Fault, exit_of)
     }
 }
 
@@ -219,11 +219,8 @@ fn wait(pid: Pid) {
 }
 
 fn exit_of(status: ExitStatus) -> Exit {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => Exit::Code(code),
-        (None, Some(signal)) => Exit::Signal(signal),
-        (None, None) => Exit::Failed,
-    }
+    // A process that was waited for has one of the two.
+    status.signal().map_or_else(|| Exit::Code(status.code().unwrap_or_default()), Exit::Signal)
 }
 
 /// Runs `program argument` and gives what it printed, at most `limit` bytes, within `time`.

@@ -31,8 +31,16 @@ pub(crate) enum Exit {
     Code(i32),
     /// Killed by this signal.
     Signal(i32),
-    /// It could not be started, or was stopped by the host because it did not do its part.
-    Failed,
+    /// Killed by SIGKILL while the kernel killed for want of memory.
+    OutOfMemory,
+    /// Its file cannot be executed here.
+    Unfit,
+    /// It does not speak this version of the protocol.
+    Incompatible,
+    /// It could not be started for want of something that may come back.
+    NotStarted,
+    /// It was ended by the host because it did not do its part.
+    Fault,
 }
 
 /// What to do about an end that nobody asked for.
@@ -47,10 +55,34 @@ pub(crate) enum Decision {
 }
 
 impl Exit {
-    /// Whether the plugin says that starting it again would change nothing. The codes are those of sysexits.h
-    /// (64 usage, 77 permission, 78 configuration) and of a shell (126 not executable, 127 not found).
+    /// Whether starting again would change nothing. The codes are those of sysexits.h (64 usage, 77 permission, 78 configuration)
+    /// and of a shell (126 not executable, 127 not found).
     fn is_permanent(self) -> bool {
-        matches!(self, Self::Code(64 | 77 | 78 | 126 | 127))
+        matches!(self, Self::Code(64 | 77 | 78 | 126 | 127) | Self::Unfit | Self::Incompatible)
+    }
+
+    /// Whether the plugin says that this passes by itself (75 of sysexits.h): however often it does, it is no crash loop.
+    fn is_temporary(self) -> bool {
+        self == Self::Code(75)
+    }
+
+    /// What the operator of the plugin `id` can do about it, in a sentence.
+    pub(crate) fn advice(self, id: &str) -> String {
+        match self {
+            Self::Code(64) => "install a build of the plugin that fits this plugrack".into(),
+            Self::Code(75) => "nothing, unless it stays so: it waits for something that it needs".into(),
+            Self::Code(77) => format!("give it the permission that it misses, then: plugrack start {id}"),
+            Self::Code(78) => {
+                format!("give it the setting that it misses, plugrack config {id} set KEY VALUE: it is then tried again")
+            }
+            Self::Code(126 | 127) | Self::Unfit => "put a file there that can be executed: it is then tried again".into(),
+            Self::Incompatible => "install a build of the plugin that speaks the protocol of this plugrack".into(),
+            Self::OutOfMemory => "give the machine or the container more memory, or the plugin less to do".into(),
+            Self::NotStarted => "free or raise what there is too little of: it is tried again by itself".into(),
+            Self::Code(_) | Self::Signal(_) | Self::Fault => {
+                format!("mend what its last lines (plugrack logs {id}) complain of; plugrack start {id} tries it at once")
+            }
+        }
     }
 }
 
@@ -71,7 +103,13 @@ impl std::fmt::Display for Exit {
                 Some(name) => write!(f, "killed by signal {signal} ({name})"),
                 None => write!(f, "killed by signal {signal}"),
             },
-            Self::Failed => f.write_str("did not start"),
+            Self::OutOfMemory => {
+                f.write_str("killed for memory: signal 9 (SIGKILL) while the kernel was killing for want of memory")
+            }
+            Self::Unfit => f.write_str("cannot be executed"),
+            Self::Incompatible => f.write_str("speaks another protocol"),
+            Self::NotStarted => f.write_str("did not start"),
+            Self::Fault => f.write_str("ended by the host"),
         }
     }
 }
@@ -93,7 +131,9 @@ impl History {
             *self = Self::default();
         }
         self.failures = self.failures.saturating_add(1);
-        self.ends.push_back(now);
+        if !exit.is_temporary() {
+            self.ends.push_back(now);
+        }
         while self.ends.len() > LOOP_EXITS || self.ends.front().is_some_and(|end| now.duration_since(*end) > LOOP_WINDOW) {
             self.ends.pop_front();
         }
@@ -113,23 +153,39 @@ mod tests {
     const MIDDLE: f64 = 0.5;
     const SECOND: Duration = Duration::from_secs(1);
 
+    /// What follows the sixth end of each kind, one a second.
     #[test]
-    fn permanent_codes_are_refused_and_others_are_retried() {
-        for (exit, permanent) in [
-            (Exit::Code(64), true),
-            (Exit::Code(77), true),
-            (Exit::Code(78), true),
-            (Exit::Code(126), true),
-            (Exit::Code(127), true),
-            (Exit::Code(0), false),
-            (Exit::Code(1), false),
-            (Exit::Code(75), false),
-            (Exit::Signal(9), false),
-            (Exit::Failed, false),
+    fn each_kind_of_end_has_its_answer() {
+        let (refused, looping, retried) = (Decision::Refuse, Decision::CrashLoop(LOOP_RETRY), Decision::Retry(SECOND * 16));
+        for (exit, decision) in [
+            (Exit::Code(64), refused),
+            (Exit::Code(77), refused),
+            (Exit::Code(78), refused),
+            (Exit::Code(126), refused),
+            (Exit::Code(127), refused),
+            (Exit::Unfit, refused),
+            (Exit::Incompatible, refused),
+            (Exit::Code(75), retried),
+            (Exit::Code(0), looping),
+            (Exit::Code(1), looping),
+            (Exit::Signal(9), looping),
+            (Exit::OutOfMemory, looping),
+            (Exit::NotStarted, looping),
+            (Exit::Fault, looping),
         ] {
-            let decision = History::default().ended(exit, SECOND, Instant::now(), MIDDLE);
-            assert_eq!(decision == Decision::Refuse, permanent, "{exit}");
+            let (mut history, start) = (History::default(), Instant::now());
+            let last = (0..6).map(|i| history.ended(exit, SECOND, start + SECOND * i, MIDDLE)).last();
+            assert_eq!(last, Some(decision), "{exit}");
         }
+    }
+
+    #[test]
+    fn what_passes_by_itself_does_not_excuse_crashes() {
+        let (mut history, start) = (History::default(), Instant::now());
+        let ends = [1, 75, 1, 75, 1, 75, 1, 1].map(Exit::Code);
+        let decisions: Vec<_> = ends.map(|exit| history.ended(exit, SECOND, start, MIDDLE)).into();
+        assert!(decisions[..7].iter().all(|decision| matches!(decision, Decision::Retry(_))), "{decisions:?}");
+        assert_eq!(decisions[7], Decision::CrashLoop(LOOP_RETRY));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::data_dir::{DataDir, private_file};
 use crate::guard::Guard;
 use crate::host::{HOST_SOCKET_VARIABLE, Host, Sessions};
 use crate::http::Front;
+use crate::memory::Memory;
 use crate::process::{self, SMALL_STACK};
 use crate::rack::Rack;
 use crate::remains::{self, Marks};
@@ -64,6 +65,7 @@ pub(crate) fn serve(data: &Path, settings: &Serve) -> Result<()> {
         instance_id,
         data: data.clone(),
         store: store.clone(),
+        memory: Memory::new(),
         sessions: Sessions::new(guard),
         start_timeout: settings.start_timeout,
         request_timeout: settings.request_timeout,

@@ -6,14 +6,15 @@
 use crate::exchange::Failed;
 use crate::host::{HOST_SOCKET_VARIABLE, Host};
 use crate::link::{FIRST_ID, Link, Lost};
-use crate::plugin::{Command, Door, HOLD, Plugin, STARTING_RETRY_AFTER, State};
+use crate::plugin::{Command, Door, End, HOLD, Plugin, STARTING_RETRY_AFTER, State};
 use crate::preflight;
 use crate::process::{Process, SOCKET_VARIABLE};
-use crate::protocol::message::{HostInfo, Init, Message, PROTOCOL_VERSION};
+use crate::protocol::message::{Failure, HostInfo, Init, Message, PROTOCOL_VERSION, WRONG_PROTOCOL};
 use crate::restart::{Decision, Exit, History};
 use crate::store::now_ms;
 use crate::worker::{Life, Worker};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use signal_hook::consts::SIGKILL;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::PathBuf;
@@ -30,6 +31,12 @@ const SHUTDOWN_TIME: Duration = Duration::from_secs(3);
 /// Time it then has after SIGTERM, before SIGKILL.
 const TERMINATE_TIME: Duration = Duration::from_secs(2);
 
+/// Time a plugin has to end by itself after it has answered `init` with an error.
+const LEAVE_TIME: Duration = Duration::from_secs(2);
+
+/// How the kernel's killing for want of memory looks, and an operator's `kill -9`.
+const KILLED: Exit = Exit::Signal(SIGKILL);
+
 /// Pause between attempts to connect to a plugin that starts.
 const CONNECT_PAUSE: Duration = Duration::from_millis(5);
 
@@ -45,7 +52,7 @@ enum Phase {
     Down { retry_at: Option<Instant> },
     /// A process that is not ready yet: `link` once it listens, `told` why it will not start once it has said so, `broken` what
     /// happened to the link.
-    Starting { running: Running, link: Option<Link>, deadline: Instant, told: Option<String>, broken: Option<String> },
+    Starting { running: Running, link: Option<Link>, deadline: Instant, told: Option<Failure>, broken: Option<String> },
     /// A process that answers.
     Ready { running: Running },
     /// A process that is to end.
@@ -72,7 +79,7 @@ enum Then {
     Stay,
     Start,
     /// It was ended because of a fault of its own.
-    Fault(String),
+    Fault(Exit, String),
 }
 
 /// The supervisor of one plugin.
@@ -192,7 +199,7 @@ impl Supervisor {
             Command::Exited { life } => self.exited(life),
             Command::Unresponsive { life, why } => {
                 if matches!(&self.phase, Phase::Ready { running } if running.life.number == life) {
-                    self.fault(why);
+                    self.fault(Exit::Fault, why);
                 }
             }
         }
@@ -236,19 +243,16 @@ impl Supervisor {
                 self.plugin.set_pid(running.pid());
                 self.phase = Phase::Starting { running, link: None, deadline, told: None, broken: None };
             }
-            Err(StartError::Permanent(why)) => self.down(Decision::Refuse, &why),
-            Err(StartError::Passing(why)) => {
-                let decision = self.decide(Exit::Failed, Duration::ZERO);
-                self.down(decision, &why);
-            }
+            Err((exit, why)) => self.down(exit, Duration::ZERO, &why),
         }
     }
 
-    fn spawn(&mut self) -> Result<Running, StartError> {
-        preflight::check(&self.plugin.program).map_err(StartError::Permanent)?;
+    fn spawn(&mut self) -> Result<Running, (Exit, String)> {
+        let unfit = |why: String| (Exit::Unfit, why);
+        preflight::check(&self.plugin.program).map_err(unfit)?;
         let (data, id) = (&self.host.data, self.plugin.id());
-        data.check_plugin_socket(id).map_err(StartError::Permanent)?;
-        let passing = |what: &str, error: std::io::Error| StartError::Passing(format!("{what}: {error}"));
+        data.check_plugin_socket(id).map_err(unfit)?;
+        let passing = |what: &str, error: std::io::Error| (Exit::NotStarted, format!("{what}: {error}"));
         let home = data.plugin_data(id);
         crate::data_dir::make_private_dir(&home).map_err(|error| passing("cannot make its data directory", error))?;
         let socket = data.plugin_socket(id);
@@ -296,8 +300,10 @@ impl Supervisor {
         }
         let Phase::Starting { link: Some(open), deadline, told, broken, .. } = &mut self.phase else { return };
         if now >= *deadline {
-            let what = told.take().or_else(|| broken.take());
-            return self.too_late(what.as_deref().unwrap_or("it did not answer init"));
+            return match (told.take(), broken.take()) {
+                (Some(told), _) => self.fault(refusal(&told).unwrap_or(Exit::Fault), told_text(&told)),
+                (None, broken) => self.too_late(broken.as_deref().unwrap_or("it did not answer init")),
+            };
         }
         if broken.is_some() {
             return;
@@ -312,8 +318,11 @@ impl Supervisor {
         };
         match reply {
             Ok(Message::Ready(ready)) if ready.id == FIRST_ID => self.ready(),
-            Ok(Message::Error(error)) => *told = Some(format!("{} ({})", error.message, error.code)),
-            Ok(other) => self.fault(format!("it answered init with {} (id {})", other.kind(), other.id())),
+            Ok(Message::Error(error)) => {
+                *told = Some(error);
+                *deadline = now.checked_add(LEAVE_TIME).map_or(*deadline, |leave| leave.min(*deadline));
+            }
+            Ok(other) => self.fault(Exit::Fault, format!("it answered init with {} (id {})", other.kind(), other.id())),
             // A process that ends here closes its connection a moment before its exit code is known, which says more.
             Err(error) => *broken = Some(format!("its connection ended before it was ready: {error}")),
         }
@@ -335,17 +344,17 @@ impl Supervisor {
                     *link = Some(opened);
                 }
             }
-            Err(error) => self.fault(format!("cannot tell it init: {error}")),
+            Err(error) => self.fault(Exit::Fault, format!("cannot tell it init: {error}")),
         }
     }
 
     fn too_late(&mut self, what: &str) {
-        self.fault(format!("it was not ready within {} s: {what}", self.host.start_timeout.as_secs_f32()));
+        self.fault(Exit::Fault, format!("it was not ready within {} s: {what}", self.host.start_timeout.as_secs_f32()));
     }
 
     /// Ends a process that does not do its part.
-    fn fault(&mut self, why: String) {
-        self.stop(&why.clone(), Then::Fault(why));
+    fn fault(&mut self, exit: Exit, why: String) {
+        self.stop(&why.clone(), Then::Fault(exit, why));
     }
 
     fn init(&self, id: u64) -> Result<Init, String> {
@@ -409,7 +418,7 @@ impl Supervisor {
         match std::mem::replace(&mut self.phase, Phase::Down { retry_at: None }) {
             Phase::Down { .. } => self.stopped(why),
             Phase::Starting { running, .. } => self.stopping(running, now, door, why, then),
-            Phase::Ready { running } if matches!(then, Then::Fault(_)) => self.stopping(running, now, door, why, then),
+            Phase::Ready { running } if matches!(then, Then::Fault(..)) => self.stopping(running, now, door, why, then),
             Phase::Ready { running } => self.stopping(running, now + SHUTDOWN_TIME, door, why, then),
             Phase::Stopping { running, terminate_at, kill_at, .. } => {
                 self.phase = Phase::Stopping { running, terminate_at, kill_at, then }
@@ -449,17 +458,16 @@ impl Supervisor {
                 self.host.store.note_event(self.plugin.id(), "stopped", &exit.to_string());
                 self.start();
             }
-            Some(Then::Fault(why)) => {
-                let decision = self.decide(Exit::Failed, uptime);
-                self.down(decision, &why);
-            }
+            Some(Then::Fault(exit, why)) => self.down(exit, uptime, &why),
             None => {
-                let decision = self.decide(exit, uptime);
-                let why = match told.or_else(|| self.last_words()).or(broken) {
-                    Some(words) => format!("{exit}: {words}"),
-                    None => exit.to_string(),
+                let exit = match told.as_ref().and_then(refusal) {
+                    Some(refusal) => refusal,
+                    None if exit == KILLED && self.host.memory.ran_out() => Exit::OutOfMemory,
+                    None => exit,
                 };
-                self.down(decision, &why);
+                let words = told.as_ref().map(told_text).or_else(|| self.last_words()).or(broken);
+                let why = words.map_or_else(|| exit.to_string(), |words| format!("{exit}: {words}"));
+                self.down(exit, uptime, &why);
             }
         }
     }
@@ -487,24 +495,21 @@ impl Supervisor {
         texts.find(|text| !text.trim().is_empty()).map(|text| text.chars().take(300).collect())
     }
 
-    fn decide(&mut self, exit: Exit, uptime: Duration) -> Decision {
-        // A random UUID's first byte is as good a die as any.
-        let random = f64::from(uuid::Uuid::new_v4().as_bytes()[0]) / 255.0;
-        self.history.ended(exit, uptime, Instant::now(), random)
-    }
-
-    /// The plugin does not run, because of what happened.
-    fn down(&mut self, decision: Decision, why: &str) {
+    /// The plugin does not run, because of what happened: what follows is decided, and what led to it is kept.
+    fn down(&mut self, exit: Exit, uptime: Duration, why: &str) {
         if self.quitting {
             return self.stopped(why);
         }
-        let (state, kind, wait) = match decision {
+        // A random UUID's first byte is as good a die as any.
+        let random = f64::from(uuid::Uuid::new_v4().as_bytes()[0]) / 255.0;
+        let (state, kind, wait) = match self.history.ended(exit, uptime, Instant::now(), random) {
             Decision::Retry(wait) => (State::BackingOff, "crashed", Some(wait)),
             Decision::CrashLoop(wait) => (State::CrashLooping, "crash_looping", Some(wait)),
             Decision::Refuse => (State::Refused, "refused", None),
         };
         let retry_at = wait.map(|wait| Instant::now() + wait);
         self.phase = Phase::Down { retry_at };
+        self.plugin.set_last_end(End { at: now_ms(), exit, reason: why.to_owned(), lines: self.plugin.log.recent() });
         let door = if self.holds() { Door::Holding } else { Door::Shut };
         self.enter(state, door, kind, why);
     }
@@ -560,12 +565,13 @@ impl Drop for Place<'_> {
     }
 }
 
-/// Why a process could not be started.
-enum StartError {
-    /// Trying again would change nothing.
-    Permanent(String),
-    /// It may work later.
-    Passing(String),
+/// What a plugin that answers `init` with an error has said of itself, beside the reason.
+fn refusal(told: &Failure) -> Option<Exit> {
+    (told.code == WRONG_PROTOCOL).then_some(Exit::Incompatible)
+}
+
+fn told_text(told: &Failure) -> String {
+    format!("{} ({})", told.message, told.code)
 }
 
 fn remove_socket(path: &std::path::Path) -> std::io::Result<()> {

@@ -1,6 +1,6 @@
 //! Plugins as the operator is shown them.
 
-use crate::plugin::{Plugin, State, Status};
+use crate::plugin::{End, Plugin, State, Status};
 use crate::protocol::metadata::Metadata;
 use crate::rack::{Entry, Rack};
 use crate::store::StoreError;
@@ -31,6 +31,19 @@ pub(crate) struct Summary {
     enabled: bool,
 }
 
+/// An end of a plugin's process that nobody asked for.
+#[derive(Debug, Serialize)]
+struct LastEnd {
+    /// When, in milliseconds since 1970-01-01 UTC.
+    at: i64,
+    /// How: exit code or signal, in words.
+    exit: String,
+    /// How and why.
+    reason: String,
+    /// The last lines it had printed, oldest first.
+    lines: Vec<String>,
+}
+
 /// A plugin in full.
 #[derive(Debug, Serialize)]
 pub(crate) struct Details {
@@ -40,6 +53,10 @@ pub(crate) struct Details {
     metadata: Option<Metadata>,
     #[serde(skip_serializing_if = "Option::is_none")]
     process: Option<Process>,
+    /// What the operator can do for it to run; empty when there is nothing to do.
+    advice: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_end: Option<LastEnd>,
     /// Newest first.
     events: Vec<Event>,
 }
@@ -82,9 +99,13 @@ pub(crate) fn one(rack: &Rack, id: &str) -> Result<Option<Details>, StoreError> 
             // One look at the status, so that all that is shown is of one moment.
             let status = plugin.status();
             let (metadata, process) = (Some(plugin.metadata.clone()), Some(process(rack, plugin, &status)));
-            Details { summary: accepted(file, plugin, status), metadata, process, events }
+            let (advice, last_end) = (plugin.advice(&status), status.last_end.as_deref().map(last_end));
+            Details { summary: accepted(file, plugin, status), metadata, process, advice, last_end, events }
         }
-        Entry::Refused { id, reason } => Details { summary: refused(file, id, reason), metadata: None, process: None, events },
+        Entry::Refused { id, reason } => {
+            let advice = "mend or remove its file: it is then looked at again".into();
+            Details { summary: refused(file, id, reason), metadata: None, process: None, advice, last_end: None, events }
+        }
     };
     Ok(Some(details))
 }
@@ -106,6 +127,10 @@ fn accepted(file: String, plugin: &Plugin, status: Status) -> Summary {
         reason: status.reason,
         enabled: status.enabled,
     }
+}
+
+fn last_end(end: &End) -> LastEnd {
+    LastEnd { at: end.at, exit: end.exit.to_string(), reason: end.reason.clone(), lines: end.lines.clone() }
 }
 
 fn process(rack: &Rack, plugin: &Plugin, status: &Status) -> Process {

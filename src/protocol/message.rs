@@ -5,6 +5,9 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+/// The code of a plugin's answer to `init` that says that it does not speak this version.
+pub const WRONG_PROTOCOL: &str = "protocol";
+
 /// The protocol version this crate speaks, as `init` and metadata name it.
 pub const PROTOCOL_VERSION: u32 = 1;
 

@@ -17,6 +17,7 @@ const LAYERS: [&[&str]; 5] = [
         "process",
         "remains",
         "guard",
+        "memory",
         "link",
         "store/mod",
         "store/config",
