@@ -2,6 +2,7 @@
 
 use crate::plugin::{Plugin, State};
 use crate::rack::{Entry, Rack};
+use crate::text::shown;
 use std::fmt::Write;
 use std::sync::Arc;
 
@@ -48,7 +49,7 @@ fn text(plugins: &[Arc<Plugin>]) -> String {
     let mut out = String::new();
     for plugin in plugins {
         let m = &plugin.metadata;
-        put(&mut out, format_args!("{:<24} {} {} ({})\n", m.route, m.name, m.version, state(plugin)));
+        put(&mut out, format_args!("{:<24} {} {} ({})\n", m.route, shown(&m.name), m.version, state(plugin)));
     }
     if plugins.is_empty() { "no plugins yet\n".into() } else { out }
 }
@@ -90,9 +91,10 @@ fn put(out: &mut String, what: std::fmt::Arguments<'_>) {
     out.write_fmt(what).unwrap_or_default();
 }
 
+/// Text of others as HTML.
 fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
+    for c in shown(text).chars() {
         match c {
             '&' => out.push_str("&amp;"),
             '<' => out.push_str("&lt;"),

@@ -12,6 +12,7 @@ mod kv;
 mod layers;
 mod lifecycle;
 mod limits;
+mod logs;
 mod operator;
 mod scenarios;
 mod sdk;
