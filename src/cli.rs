@@ -9,10 +9,13 @@ use crate::process;
 use crate::protocol::metadata::is_plugin_id;
 use crate::server;
 use crate::store::settings::read_instance_id;
+use crate::text;
 use anyhow::{Context, Result, bail};
+use clap::builder::styling::{AnsiColor, Style};
 use clap::{Args, Parser, Subcommand};
 use crossbeam_channel::never;
 use serde_json::Value;
+use std::borrow::Cow;
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -153,7 +156,7 @@ pub(crate) fn main() -> ExitCode {
     match arguments.next() {
         Some(role) if role == process::SHIM => return process::shim_main(arguments),
         Some(role) if role == guard::GUARD => {
-            start_logging();
+            log_to_stderr();
             return guard::guard_main(arguments);
         }
         _ => {}
@@ -164,14 +167,10 @@ pub(crate) fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             // Where standard error is gone there is nobody to tell.
-            drop(writeln!(io::stderr(), "plugrack: {error:#}"));
+            drop(writeln!(io::stderr(), "plugrack: {}", text::shown(&format!("{error:#}"))));
             ExitCode::FAILURE
         }
     }
-}
-
-fn start_logging() {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -182,7 +181,7 @@ fn run(cli: Cli) -> Result<()> {
     let api = || ApiClient::new(&DataDir::open(&cli.data)?);
     match cli.command {
         Command::Serve(settings) => {
-            start_logging();
+            log_to_stderr();
             server::serve(&cli.data, &settings)
         }
         Command::Instance => {
@@ -207,6 +206,17 @@ fn run(cli: Cli) -> Result<()> {
     }
 }
 
+/// The host's log. It quotes what plugins say, and may be on a terminal.
+fn log_to_stderr() {
+    let mut log = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"));
+    log.format(|out, record| {
+        let (time, level, what) = (out.timestamp(), record.level(), record.args().to_string());
+        let style = out.default_level_style(level);
+        writeln!(out, "[{time} {style}{level:<5}{style:#} {}] {}", record.target(), text::shown(&what))
+    });
+    log.init();
+}
+
 fn print(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
@@ -214,9 +224,9 @@ fn print(text: &str) -> Result<()> {
 }
 
 impl Output {
-    /// Prints an answer: as it is, or as `text` puts it.
-    fn print(&self, answer: &Value, text: impl FnOnce(&Value) -> String) -> Result<()> {
-        print(&if self.json { format!("{answer:#}\n") } else { text(answer) })
+    /// Prints an answer: as it is, or as `plain` puts it.
+    fn print(&self, answer: &Value, plain: impl FnOnce(&Value) -> String) -> Result<()> {
+        print(&if self.json { text::shown_json(&format!("{answer:#}\n")) } else { plain(answer) })
     }
 }
 
@@ -234,16 +244,24 @@ impl OnePlugin {
 
 /// The state of a plugin and why it is in it, in a line.
 fn state(plugin: &Value) -> String {
-    let state = word(&plugin["state"]).replace('_', " ");
-    match word(&plugin["reason"]) {
-        "" => state,
-        reason => format!("{state}: {reason}"),
-    }
+    let state = word(&plugin["state"]);
+    let colour = match &*state {
+        "ready" => AnsiColor::Green.on_default(),
+        "crash_looping" | "refused" => AnsiColor::Red.on_default(),
+        "stopped" => Style::new(),
+        _ => AnsiColor::Yellow.on_default(),
+    };
+    // Only for people, and not for those who want none: https://no-color.org
+    let plain = !io::stdout().is_terminal() || std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let style = if plain { Style::new() } else { colour };
+    let (state, reason) = (state.replace('_', " "), word(&plugin["reason"]));
+    let separator = if reason.is_empty() { "" } else { ": " };
+    format!("{style}{state}{style:#}{separator}{reason}")
 }
 
-/// A JSON string's text; empty for what is none.
-fn word(value: &Value) -> &str {
-    value.as_str().unwrap_or_default()
+/// A JSON string's text, fit to be shown; empty for what is none.
+fn word(value: &Value) -> Cow<'_, str> {
+    text::shown(value.as_str().unwrap_or_default())
 }
 
 fn items(value: &Value) -> impl Iterator<Item = &Value> {
@@ -253,8 +271,8 @@ fn items(value: &Value) -> impl Iterator<Item = &Value> {
 fn list(answer: &Value) -> String {
     let heading = ["ID", "VERSION", "ROUTE", "STATE"].map(str::to_owned);
     let row = |plugin: &Value| {
-        let id = plugin["id"].as_str().unwrap_or_else(|| word(&plugin["file"]));
-        [id.to_owned(), word(&plugin["version"]).to_owned(), word(&plugin["route"]).to_owned(), state(plugin)]
+        let id = if plugin["id"].is_null() { "file" } else { "id" };
+        [word(&plugin[id]).into(), word(&plugin["version"]).into(), word(&plugin["route"]).into(), state(plugin)]
     };
     let rows: Vec<[String; 4]> = std::iter::once(heading).chain(items(&answer["plugins"]).map(row)).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
@@ -270,12 +288,12 @@ fn show(plugin: &Value) -> String {
         }
     };
     let (metadata, process) = (&plugin["metadata"], &plugin["process"]);
-    line("id", word(&plugin["id"]));
+    line("id", &word(&plugin["id"]));
     for name in ["name", "version", "route"] {
-        line(name, word(&plugin[name]));
+        line(name, &word(&plugin[name]));
     }
     for name in ["description", "author", "homepage"] {
-        line(name, word(&metadata[name]));
+        line(name, &word(&metadata[name]));
     }
     line("state", &state(plugin));
     line("enabled", if plugin["enabled"] == true { "yes" } else { "no" });
@@ -285,6 +303,7 @@ fn show(plugin: &Value) -> String {
     if let Some(seconds) = process["retry_in"].as_f64() {
         line("next try", &format!("in {seconds:.1} s"));
     }
+    line("what to do", &word(&plugin["advice"]));
     for (name, field) in [
         ("pid", "pid"),
         ("restarts", "restarts"),
@@ -294,16 +313,30 @@ fn show(plugin: &Value) -> String {
     ] {
         line(name, &process[field].as_i64().map(|number| number.to_string()).unwrap_or_default());
     }
-    line("file", word(&plugin["file"]));
-    line("program", word(&process["program"]));
-    line("log", word(&process["log"]));
+    line("file", &word(&plugin["file"]));
+    line("program", &word(&process["program"]));
+    line("log", &word(&process["log"]));
     let events = items(&plugin["events"]).map(|event| {
         let (kind, detail) = (word(&event["kind"]), word(&event["detail"]));
         let separator = if detail.is_empty() { "" } else { ": " };
         format!("  {}  {kind}{separator}{detail}\n", time(event["at"].as_i64().unwrap_or_default()))
     });
-    let events: String = events.collect();
-    if events.is_empty() { out } else { format!("{out}events, newest first\n{events}") }
+    let end = &plugin["last_end"];
+    let lines = items(&end["lines"]).map(|line| format!("  {}\n", word(line)));
+    let sections = [
+        (
+            format!("last end, {}: {}; what it had printed\n", time(end["at"].as_i64().unwrap_or_default()), word(&end["exit"])),
+            lines.collect(),
+        ),
+        ("events, newest first\n".to_owned(), events.collect::<String>()),
+    ];
+    for (heading, lines) in sections {
+        if !lines.is_empty() {
+            out.push_str(&heading);
+            out.push_str(&lines);
+        }
+    }
+    out
 }
 
 /// Milliseconds since 1970 as a time of day, UTC.
@@ -314,7 +347,7 @@ fn time(ms: i64) -> String {
 fn changes(answer: &Value) -> String {
     let mut out = String::new();
     for kind in ["added", "changed", "removed", "refused"] {
-        let names: Vec<&str> = items(&answer[kind]).map(word).collect();
+        let names: Vec<_> = items(&answer[kind]).map(word).collect();
         if !names.is_empty() {
             out.push_str(&format!("{kind}: {}\n", names.join(", ")));
         }
@@ -357,16 +390,17 @@ fn kv(api: &ApiClient, id: &str, action: KvAction) -> Result<()> {
             }
             let mut value = match answer["value_base64"].as_str() {
                 Some(base64) => base64::Engine::decode(&base64::engine::general_purpose::STANDARD, base64)?,
-                None => word(&answer["value"]).as_bytes().to_vec(),
+                None => answer["value"].as_str().unwrap_or_default().into(),
             };
             let mut out = io::stdout().lock();
             if out.is_terminal() {
-                // A value is shown on a line of its own, and cannot harm the terminal.
-                value = String::from_utf8_lossy(&value)
-                    .chars()
-                    .map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c })
-                    .collect::<String>()
-                    .into_bytes();
+                // A value is shown on lines of its own, and cannot harm the terminal.
+                let lines = value.split(|byte| *byte == b'\n').map(|line| {
+                    let mut shown = String::new();
+                    text::escape(&mut shown, line);
+                    shown
+                });
+                value = lines.collect::<Vec<_>>().join("\n").into_bytes();
                 value.push(b'\n');
             }
             out.write_all(&value)?;
@@ -401,9 +435,8 @@ fn kv(api: &ApiClient, id: &str, action: KvAction) -> Result<()> {
                 }
             }
             output.print(&Value::Array(keys), |keys| {
-                let line = |entry: &Value| {
-                    format!("{}  {} bytes, revision {}\n", word(&entry["key"]).escape_debug(), entry["size"], entry["rev"])
-                };
+                let line =
+                    |entry: &Value| format!("{}  {} bytes, revision {}\n", word(&entry["key"]), entry["size"], entry["rev"]);
                 items(keys).map(line).collect()
             })
         }
@@ -413,11 +446,13 @@ fn kv(api: &ApiClient, id: &str, action: KvAction) -> Result<()> {
 fn config(api: &ApiClient, id: &str, action: ConfigAction) -> Result<()> {
     let path = format!("/plugins/{}/config", segment(id));
     let answer = match action {
-        ConfigAction::Get { key: None } => return print(&format!("{:#}\n", api.call("GET", &path, b"")?["config"])),
+        ConfigAction::Get { key: None } => {
+            return print(&text::shown_json(&format!("{:#}\n", api.call("GET", &path, b"")?["config"])));
+        }
         ConfigAction::Get { key: Some(key) } => {
             let answer = api.call("GET", &path, b"")?;
             return match answer["config"].get(&key) {
-                Some(value) => print(&format!("{value}\n")),
+                Some(value) => print(&text::shown_json(&format!("{value}\n"))),
                 None => bail!("the plugin {id} has no setting {key:?}"),
             };
         }

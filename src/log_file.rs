@@ -91,10 +91,10 @@ impl LogFile {
 
     /// Has the file open that has the log's name now, and gives its size.
     fn open(&mut self) -> io::Result<u64> {
-        if let (Some(file), Ok(named)) = (&self.file, fs::symlink_metadata(&self.path)) {
-            if identity(&named) == identity(&file.metadata()?) {
-                return Ok(named.len());
-            }
+        if let (Some(file), Ok(named)) = (&self.file, fs::symlink_metadata(&self.path))
+            && identity(&named) == identity(&file.metadata()?)
+        {
+            return Ok(named.len());
         }
         self.file = None;
         let open = || open_regular(private_file().create(true).append(true), &self.path);

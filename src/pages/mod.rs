@@ -2,6 +2,7 @@
 
 use crate::plugin::{Plugin, State};
 use crate::rack::{Entry, Rack};
+use crate::text::shown;
 use std::fmt::Write;
 use std::sync::Arc;
 
@@ -27,6 +28,7 @@ li a:hover, li a:focus { background: color-mix(in srgb, currentColor 10%, transp
 .icon { font-size: 1.8rem; width: 2.4rem; text-align: center; overflow: hidden; flex: none }
 .icon img { width: 2rem; height: 2rem }
 small { opacity: .7; display: block }
+small.down { opacity: 1; color: #d33 }
 </style>
 <h1>plugrack</h1>
 ";
@@ -48,7 +50,7 @@ fn text(plugins: &[Arc<Plugin>]) -> String {
     let mut out = String::new();
     for plugin in plugins {
         let m = &plugin.metadata;
-        put(&mut out, format_args!("{:<24} {} {} ({})\n", m.route, m.name, m.version, state(plugin)));
+        put(&mut out, format_args!("{:<24} {} {} ({})\n", m.route, shown(&m.name), m.version, words(plugin.status().state)));
     }
     if plugins.is_empty() { "no plugins yet\n".into() } else { out }
 }
@@ -66,23 +68,25 @@ fn page(plugins: &[Arc<Plugin>]) -> String {
             true => format!("<img src=\"{}\" alt=\"\">", escape(&m.icon)),
             false => escape(&m.icon),
         };
-        let up = plugin.status().state == State::Ready;
-        let about = if up { m.description.clone().unwrap_or_default() } else { state(plugin) };
+        let state = plugin.status().state;
+        let up = state == State::Ready;
+        let class = if matches!(state, State::CrashLooping | State::Refused) { " class=\"down\"" } else { "" };
+        let about = if up { m.description.clone().unwrap_or_default() } else { words(state) };
         let (open, close) = if up { (format!("<a href=\"{}\">", escape(&m.route)), "</a>") } else { ("<div>".into(), "</div>") };
         let name = escape(&m.name);
         let about = escape(&about);
         put(
             &mut out,
-            format_args!("<li>{open}<span class=\"icon\">{icon}</span><span>{name}<small>{about}</small></span>{close}\n"),
+            format_args!("<li>{open}<span class=\"icon\">{icon}</span><span>{name}<small{class}>{about}</small></span>{close}\n"),
         );
     }
     out.push_str("</ul>\n");
     out
 }
 
-/// The state in words; why it is so is not for everybody.
-fn state(plugin: &Plugin) -> String {
-    plugin.status().state.name().replace('_', " ")
+/// A state in words; why it is so is not for everybody.
+fn words(state: State) -> String {
+    state.name().replace('_', " ")
 }
 
 fn put(out: &mut String, what: std::fmt::Arguments<'_>) {
@@ -90,9 +94,10 @@ fn put(out: &mut String, what: std::fmt::Arguments<'_>) {
     out.write_fmt(what).unwrap_or_default();
 }
 
+/// Text of others as HTML.
 fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
+    for c in shown(text).chars() {
         match c {
             '&' => out.push_str("&amp;"),
             '<' => out.push_str("&lt;"),
