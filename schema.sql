@@ -14,8 +14,10 @@ CREATE TABLE plugins (
     enabled  INTEGER NOT NULL DEFAULT 1 CHECK (enabled IN (0, 1)),
     kv_rev   INTEGER NOT NULL DEFAULT 0,   -- the last revision given out; never goes back
     kv_keys  INTEGER NOT NULL DEFAULT 0,   -- keys held
-    kv_bytes INTEGER NOT NULL DEFAULT 0    -- bytes held by keys and values
+    kv_bytes INTEGER NOT NULL DEFAULT 0,   -- bytes held by keys and values
+    uid      INTEGER                       -- the user it runs as where each has its own; NULL until it needs one
 ) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX plugins_by_uid ON plugins (uid);
 
 -- The operator's settings for a plugin, handed to it in `init`. Values are JSON.
 CREATE TABLE config (

@@ -12,7 +12,9 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::{Pid, getsid};
 use serde::Deserialize;
 use std::collections::{HashMap, VecDeque};
+use std::fs::{self, Permissions};
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -40,7 +42,11 @@ type Counts = Arc<Mutex<HashMap<Arc<str>, usize>>>;
 
 /// Listens on the host socket, on threads of its own, for as long as the host runs.
 pub(crate) fn listen(host: Arc<Host>) -> io::Result<()> {
-    let listener = UnixListener::bind(host.data.host_socket())?;
+    let path = host.data.host_socket();
+    let listener = UnixListener::bind(&path)?;
+    // Whoever may connect, who calls is found out. Where plugins have no users of their own nobody else gets this far.
+    let mode = if host.plugin_uids.is_some() { 0o666 } else { 0o600 };
+    fs::set_permissions(&path, Permissions::from_mode(mode))?;
     std::thread::Builder::new().name("callback".into()).spawn(move || accept_all(&listener, &host))?;
     Ok(())
 }

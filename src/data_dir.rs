@@ -1,7 +1,7 @@
 //! The data directory: where everything is that the host keeps, who may read it, and the lock that lets only one host in.
 
 use anyhow::{Context, Result, bail};
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -9,6 +9,12 @@ use uuid::Uuid;
 
 /// Longest path of a Unix socket in bytes: `sun_path` of `sockaddr_un` is 108 with the closing zero, see unix(7).
 const MAX_SOCKET_PATH: usize = 107;
+
+/// The mode of a directory for its owner alone.
+const PRIVATE: u32 = 0o700;
+
+/// The mode of a directory that others can pass through, to what is theirs inside, and not list.
+const PASSABLE: u32 = 0o711;
 
 /// Paths below the data directory. All are absolute.
 #[derive(Debug, Clone)]
@@ -41,6 +47,22 @@ impl DataDir {
             format!("there is no data directory at {} (name the host's with --data or PLUGRACK_DATA)", path.display())
         })?;
         Ok(Self { root })
+    }
+
+    /// Sets who may pass: other users, where plugins run as users of their own, and nobody otherwise. Only for the holder of the lock.
+    pub(crate) fn set_modes(&self, shared: bool) -> io::Result<()> {
+        let mode = if shared { PASSABLE } else { PRIVATE };
+        for dir in [self.run(), self.logs(), self.plugin_data("")] {
+            fs::set_permissions(dir, Permissions::from_mode(mode))?;
+        }
+        // What is inside is closed by itself. So the operator's own mode is kept, but for what the line below has opened.
+        let found = fs::metadata(&self.root)?.mode() & 0o7777;
+        let wanted = if shared {
+            found | (PASSABLE & !PRIVATE)
+        } else {
+            Some(found).filter(|found| *found != PASSABLE).unwrap_or(PRIVATE)
+        };
+        fs::set_permissions(&self.root, Permissions::from_mode(wanted))
     }
 
     /// Takes the directory for this process.
@@ -86,10 +108,26 @@ impl DataDir {
         self.run().join("listen")
     }
 
+    /// A plugin's directory among the sockets. An id has no dot, so that no plugin's is the host's own file.
+    fn plugin_run(&self, id: &str) -> PathBuf {
+        self.run().join(format!("{id}.d"))
+    }
+
     /// Where a plugin listens.
     pub(crate) fn plugin_socket(&self, id: &str) -> PathBuf {
-        // A plugin called "host" has its own name too.
-        self.run().join(format!("{id}.plugin.sock"))
+        self.plugin_run(id).join("sock")
+    }
+
+    /// Makes a plugin's own directories, where they are missing, and names them.
+    pub(crate) fn make_plugin_dirs(&self, id: &str) -> io::Result<[PathBuf; 2]> {
+        let dirs = [self.plugin_data(id), self.plugin_run(id)];
+        dirs.iter().try_for_each(|dir| make_private_dir(dir))?;
+        Ok(dirs)
+    }
+
+    /// Removes a plugin's directory among the sockets.
+    pub(crate) fn remove_plugin_run(&self, id: &str) -> io::Result<()> {
+        self.remove_from_run(self.plugin_run(id))
     }
 
     /// The log files.
@@ -112,10 +150,45 @@ impl DataDir {
         self.root.join("plugins")
     }
 
-    /// Removes what an earlier host left in the run directory. Only for the holder of the lock.
+    /// Empties the run directory. What cannot be removed of a plugin's own stays, and is said. Only for the holder of the lock.
     pub(crate) fn sweep_run(&self) -> io::Result<()> {
-        for entry in fs::read_dir(self.run())? {
-            fs::remove_file(entry?.path())?;
+        let found = fs::read_dir(self.run())?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+        for path in found {
+            match self.remove_from_run(path.clone()) {
+                Err(error) if !path.is_dir() => return Err(error),
+                Err(error) => log::warn!("{} cannot be removed: {error}", path.display()),
+                Ok(()) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what is at a path in the run directory, if anything is.
+    ///
+    /// A plugin may have filled its directory there. So each directory inside is moved up into the run directory before it is looked
+    /// into: no depth is too much, and where plugins have no way to write none of them can put a link in its place.
+    fn remove_from_run(&self, path: PathBuf) -> io::Result<()> {
+        let mut left = vec![path];
+        while let Some(path) = left.pop() {
+            let is_dir = match fs::symlink_metadata(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                metadata => metadata?.is_dir(),
+            };
+            if !is_dir {
+                fs::remove_file(&path)?;
+                continue;
+            }
+            for entry in fs::read_dir(&path)? {
+                let entry = entry?;
+                if entry.file_type()?.is_dir() {
+                    let moved = self.run().join(format!("{}.gone", Uuid::new_v4()));
+                    fs::rename(entry.path(), &moved)?;
+                    left.push(moved);
+                } else {
+                    fs::remove_file(entry.path())?;
+                }
+            }
+            fs::remove_dir(&path)?;
         }
         Ok(())
     }
@@ -128,7 +201,7 @@ impl DataDir {
                 // Two random UUIDs are 244 random bits.
                 let token = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
                 // Written beside and renamed, so that a token is there whole or not at all.
-                let mut file = tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o600)).tempfile_in(&self.root)?;
+                let mut file = tempfile::Builder::new().permissions(Permissions::from_mode(0o600)).tempfile_in(&self.root)?;
                 writeln!(file, "{token}")?;
                 file.as_file().sync_all()?;
                 file.persist(self.root.join("admin-token"))?;
@@ -172,7 +245,7 @@ fn check_socket_path(path: &Path) -> Result<(), String> {
 
 /// Makes a directory that only its owner can enter, with its parents.
 pub(crate) fn make_private_dir(path: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path)
+    DirBuilder::new().recursive(true).mode(PRIVATE).create(path)
 }
 
 /// Options for a file that only its owner can read.

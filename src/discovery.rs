@@ -1,7 +1,7 @@
 //! Finds what is in the plugins directory, and asks each who it is.
 
 use crate::preflight;
-use crate::process;
+use crate::process::{self, Bounds};
 use crate::protocol::metadata::{MAX_METADATA, Metadata};
 use std::fs;
 use std::io;
@@ -65,14 +65,14 @@ pub(crate) fn scan(dir: &Path) -> io::Result<Vec<Found>> {
 }
 
 /// Asks each who it is, several at once. The answers are in the order of the questions.
-pub(crate) fn ask_all(found: Vec<Found>) -> Vec<(Found, Result<Metadata, String>)> {
+pub(crate) fn ask_all(found: Vec<Found>, bounds: Bounds) -> Vec<(Found, Result<Metadata, String>)> {
     let threads = found.len().min(ASKED_AT_ONCE);
     let questions = Mutex::new(found.into_iter().enumerate());
     let answers = Mutex::new(Vec::new());
     let next = || questions.lock().ok()?.next();
     let work = || {
         while let Some((place, found)) = next() {
-            let answer = ask(&found);
+            let answer = ask(&found, bounds);
             if let Ok(mut answers) = answers.lock() {
                 answers.push((place, found, answer));
             }
@@ -90,11 +90,11 @@ pub(crate) fn ask_all(found: Vec<Found>) -> Vec<(Found, Result<Metadata, String>
     answers.into_iter().map(|(_, found, answer)| (found, answer)).collect()
 }
 
-fn ask(found: &Found) -> Result<Metadata, String> {
+fn ask(found: &Found, bounds: Bounds) -> Result<Metadata, String> {
     if found.program.ends_with(PROGRAM) && !found.program.exists() && !found.program.is_symlink() {
         return Err(format!("the directory has no executable file named {PROGRAM} inside"));
     }
     preflight::check(&found.program)?;
-    let printed = process::output(&found.program, "--metadata", METADATA_TIME, MAX_METADATA)?;
+    let printed = process::output(&found.program, "--metadata", bounds, METADATA_TIME, MAX_METADATA)?;
     Metadata::parse(&printed).map_err(|error| error.to_string())
 }

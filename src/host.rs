@@ -2,10 +2,14 @@
 
 use crate::data_dir::DataDir;
 use crate::guard::Guard;
+use crate::handover::hand_over;
 use crate::memory::Memory;
+use crate::process::Bounds;
 use crate::store::Store;
 use std::collections::HashMap;
 use std::io;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use uuid::Uuid;
@@ -25,10 +29,55 @@ pub(crate) struct Host {
     pub(crate) memory: Memory,
     /// Which session is which plugin's.
     pub(crate) sessions: Sessions,
+    /// The uids of plugins, where each has its own. The first is that of the calls by which plugins say who they are.
+    pub(crate) plugin_uids: Option<RangeInclusive<u32>>,
+    /// Most memory of a plugin's process in bytes.
+    pub(crate) plugin_memory: Option<u64>,
     /// Time a plugin has to become ready.
     pub(crate) start_timeout: Duration,
     /// Time a plugin has to begin an answer.
     pub(crate) request_timeout: Duration,
+}
+
+impl Host {
+    /// How a program is bound that has not said yet which plugin it is.
+    pub(crate) fn stranger_bounds(&self) -> Bounds {
+        Bounds { uid: self.plugin_uids.as_ref().map(|uids| *uids.start()), memory: self.plugin_memory }
+    }
+
+    /// How a plugin is bound; the uid of its own that it gets with this is its own for good.
+    ///
+    /// # Errors
+    /// One sentence: there is no uid for it.
+    pub(crate) fn plugin_bounds(&self, plugin: &str) -> Result<Bounds, String> {
+        let uid = match &self.plugin_uids {
+            None => None,
+            Some(uids) => match self.store.uid(plugin, &(uids.start() + 1..=*uids.end())) {
+                Ok(Some(uid)) => Some(uid),
+                Ok(None) => {
+                    let (first, last) = (uids.start(), uids.end());
+                    return Err(format!("all uids of --plugin-uids {first}-{last} are other plugins': make the range longer"));
+                }
+                Err(error) => return Err(format!("cannot read or note its uid: {error}")),
+            },
+        };
+        Ok(Bounds { uid, memory: self.plugin_memory })
+    }
+
+    /// Makes directories of a plugin those of its user `uid`; those of the host's own, where it has none now and had one before.
+    ///
+    /// # Errors
+    /// One sentence: what cannot be handed over, and why.
+    pub(crate) fn hand_over(&self, plugin: &str, uid: Option<u32>, directories: &[PathBuf]) -> Result<(), String> {
+        let (from, to) = match uid {
+            Some(uid) => (None, uid),
+            None => match self.store.last_uid(plugin).map_err(|error| format!("cannot read its uid: {error}"))? {
+                Some(last) => (Some(last), rustix::process::geteuid().as_raw()),
+                None => return Ok(()),
+            },
+        };
+        directories.iter().try_for_each(|directory| hand_over(directory, from, to))
+    }
 }
 
 /// Sessions of running plugins, by the process id that leads them.

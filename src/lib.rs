@@ -6,7 +6,7 @@
 //! The rooms, from the bottom up; a file uses only the layers below its own:
 //!
 //! * words: [`protocol`]'s messages and metadata, `restart`, `route`
-//! * one resource each: frames, `link`, `process`, `preflight`, `output`, `store`, `data_dir`, `exchange`, `config`
+//! * one resource each: frames, `link`, `process`, `preflight`, `output`, `store`, `data_dir`, `handover`, `exchange`, `config`
 //! * the rack: `queue`, `worker`, `plugin`, `supervisor`, `discovery`, `rack`, `host`, `callback`
 //! * edges: `http`, `api`, `pages`, `client`
 //! * wiring: `server`, `cli`
@@ -34,6 +34,8 @@ mod discovery;
 mod exchange;
 #[cfg(feature = "host")]
 mod guard;
+#[cfg(feature = "host")]
+mod handover;
 #[cfg(feature = "host")]
 mod host;
 #[cfg(feature = "host")]

@@ -2,6 +2,7 @@
 
 use crate::process::timespec;
 use crate::protocol::frame::{EncodeError, Frame, FrameReader, ReadError, encode};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
@@ -50,11 +51,15 @@ pub(crate) enum Sent {
 }
 
 impl Link {
-    /// Connects to a plugin that listens at `path`. Does not wait for one that is not there, or is not accepting.
-    pub(crate) fn connect(path: &Path) -> io::Result<Self> {
+    /// Connects to a plugin that listens at `path`, as the user `uid` where it has one of its own: what is at the path may be a link
+    /// to another's socket. Does not wait for one that is not there, or is not accepting.
+    pub(crate) fn connect(path: &Path, uid: Option<u32>) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
         rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+        if uid.is_some_and(|uid| !getsockopt(&socket, PeerCredentials).is_ok_and(|peer| peer.uid() == uid)) {
+            return Err(io::Error::other("another user listens on its socket"));
+        }
         let stream = UnixStream::from(socket);
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(TICK))?;

@@ -8,9 +8,9 @@ use crate::text;
 use jiff::Timestamp;
 use rustix::fs::OFlags;
 use std::collections::VecDeque;
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,8 @@ pub(crate) struct LogFile {
     path: PathBuf,
     /// Open once something was written.
     file: Option<File>,
+    /// The group that may read it.
+    reader: Option<u32>,
     /// Lines that could not be written since the last that could.
     lost: u64,
     complained: Option<Instant>,
@@ -40,7 +42,33 @@ pub(crate) struct LogFile {
 impl LogFile {
     /// The log at `path`, which is made with its first line.
     pub(crate) fn new(path: PathBuf) -> Self {
-        Self { path, file: None, lost: 0, complained: None }
+        Self { path, file: None, reader: None, lost: 0, complained: None }
+    }
+
+    /// Lets a group read the log, what was written before included; without one, nobody.
+    pub(crate) fn set_reader(&mut self, group: Option<u32>) {
+        self.reader = group;
+        for path in (0..=ROTATED).map(|number| rotated(&self.path, number)) {
+            match open_regular(File::options().read(true), &path).and_then(|file| self.admit(&file)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    log::warn!("cannot set who may read {}: {error}", path.display());
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Sets who may read a file of the log.
+    fn admit(&self, file: &File) -> io::Result<()> {
+        let found = file.metadata()?;
+        if let Some(group) = self.reader.filter(|group| *group != found.gid()) {
+            fchown(file, None, Some(group))?;
+        }
+        let mode = if self.reader.is_some() { 0o640 } else { 0o600 };
+        if found.mode() & 0o7777 != mode {
+            file.set_permissions(Permissions::from_mode(mode))?;
+        }
+        Ok(())
     }
 
     /// Adds a line. A log that cannot be written costs its lines and nothing else: the host's log says why, and the next line
@@ -105,6 +133,7 @@ impl LogFile {
             }
             (file, _) => file?,
         };
+        self.admit(&file)?;
         let size = file.metadata()?.len();
         self.file = Some(file);
         Ok(size)

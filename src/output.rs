@@ -62,6 +62,8 @@ struct Shared {
 #[derive(Default)]
 struct Notes {
     waiting: VecDeque<(Timestamp, String)>,
+    /// Who may read the log, where that is to be set.
+    reader: Option<Option<u32>>,
     /// Those there was no room for.
     lost: u64,
 }
@@ -105,13 +107,15 @@ impl PluginLog {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Notes that a process is started, and forgets what the one before has printed.
-    pub(crate) fn begin(&self) {
+    /// Notes that a process is started, and forgets what the one before has printed. From now on the group `reader` may read the
+    /// log, what was written before included; without one, nobody.
+    pub(crate) fn begin(&self, reader: Option<u32>) {
         {
             let mut printed = lock(&self.shared.printed);
             printed.life += 1;
             printed.recent.clear();
         }
+        lock(&self.shared.notes).reader = Some(reader);
         self.note("starting");
     }
 
@@ -157,7 +161,10 @@ impl PluginLog {
     }
 
     fn write_notes_to(&self, file: &mut LogFile) {
-        let Notes { waiting, lost } = std::mem::take(&mut *lock(&self.shared.notes));
+        let Notes { waiting, reader, lost } = std::mem::take(&mut *lock(&self.shared.notes));
+        if let Some(group) = reader {
+            file.set_reader(group);
+        }
         for (time, note) in waiting {
             file.add(time, note.as_bytes());
         }
@@ -427,7 +434,7 @@ mod tests {
     fn the_last_lines_of_a_process_are_kept_written_or_not_until_the_next_begins() {
         let dir = tempfile::tempdir().unwrap();
         let log = PluginLog::new(dir.path().join("p.log"));
-        log.begin();
+        log.begin(None);
         let recent = || log.recent().iter().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect::<Vec<_>>();
         assert!(recent().is_empty(), "notes are the host's: {:?}", recent());
         let flood: String = (0..20_000).map(|number| format!("line {number}\n")).collect();
@@ -437,7 +444,7 @@ mod tests {
         let kept = recent();
         assert_eq!(kept[47..], ["\\x01".repeat(MAX_RECENT / 4), "x".repeat(MAX_RECENT - 1), "last\\x07 words".into()]);
         assert_eq!(kept.len(), RECENT_LINES);
-        log.begin();
+        log.begin(None);
         assert!(recent().is_empty());
     }
 

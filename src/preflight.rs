@@ -11,7 +11,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What of a file is looked at, in bytes: the kernel reads as much to tell how to run it.
 const HEAD: u64 = 256;
@@ -60,6 +60,14 @@ pub(crate) fn check(program: &Path) -> Result<(), String> {
         Ok(0) => Err("it is empty".into()),
         Ok(_) => Err("it is neither a program for this system nor a script that begins with #!".into()),
     }
+}
+
+/// The interpreter that the first line of a script names; nothing for what is none.
+pub(crate) fn interpreter(program: &Path) -> Option<PathBuf> {
+    let mut head = Vec::new();
+    File::open(program).and_then(|file| file.take(HEAD).read_to_end(&mut head)).ok()?;
+    let line = head.strip_prefix(b"#!")?.split(|byte| *byte == b'\n').next()?;
+    String::from_utf8_lossy(line).split_ascii_whitespace().next().map(PathBuf::from)
 }
 
 /// The kernel refuses a file that is cut short with a word that makes the C library try it as a shell script, and one whose

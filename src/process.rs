@@ -8,7 +8,8 @@ use crate::remains::{self, Marks};
 use crate::restart::Exit;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions};
+use rustix::fs::Access;
+use rustix::process::{Gid, Pid, Resource, Rlimit, Signal, Uid, WaitId, WaitIdOptions};
 use signal_hook::consts::SIGCHLD;
 use signal_hook::iterator::Signals;
 use std::collections::BTreeSet;
@@ -16,8 +17,9 @@ use std::ffi::{OsStr, OsString};
 use std::io::{self, PipeReader, Read};
 use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::str::FromStr;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -26,8 +28,14 @@ use uuid::Uuid;
 /// The first argument that makes the program the shim. Not a subcommand: no operator types it.
 pub(crate) const SHIM: &str = "__exec";
 
+/// Stands in the shim's arguments for a bound that is not set.
+const UNBOUND: &str = "-";
+
 /// Open files a plugin may have: plenty for a small server, and the default of most systems.
 const MAX_OPEN_FILES: u64 = 1024;
+
+/// Processes and threads at once of a plugin with a uid of its own: two for each of 256 connections, the most a plugin has.
+const MAX_PROCESSES: u64 = 512;
 
 /// Stack of the threads that only wait or copy, in bytes.
 pub(crate) const SMALL_STACK: usize = 128 * 1024;
@@ -92,6 +100,15 @@ pub(crate) fn reap_orphans() -> io::Result<()> {
     Ok(())
 }
 
+/// How a child is bound beyond what all children are.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Bounds {
+    /// The user and group it runs as; without one, the host's.
+    pub(crate) uid: Option<u32>,
+    /// Most bytes of heap and private writable memory of each of its processes.
+    pub(crate) memory: Option<u64>,
+}
+
 /// A running plugin. Dropping it kills and reaps it, with its process group.
 #[derive(Debug)]
 pub(crate) struct Process {
@@ -106,9 +123,16 @@ pub(crate) struct Process {
 
 impl Process {
     /// Starts a plugin; all it prints goes to `log`.
-    pub(crate) fn start(program: &Path, home: &Path, env: &[(&str, &OsStr)], log: &PluginLog, name: &str) -> io::Result<Self> {
+    pub(crate) fn start(
+        program: &Path,
+        home: &Path,
+        env: &[(&str, &OsStr)],
+        bounds: Bounds,
+        log: &PluginLog,
+        name: &str,
+    ) -> io::Result<Self> {
         let (reader, writer) = io::pipe()?;
-        let mut command = shim(program, home);
+        let mut command = shim(program, home, bounds);
         command.envs(env.iter().copied()).stdout(writer.try_clone()?).stderr(writer);
         let mut process = Self::spawn(&mut command)?;
         // The command holds the write end, without which the capture can come to its end.
@@ -227,9 +251,9 @@ fn exit_of(status: ExitStatus) -> Exit {
 ///
 /// # Errors
 /// One sentence: it did not start, took too long, printed too much, or failed.
-pub(crate) fn output(program: &Path, argument: &str, time: Duration, limit: usize) -> Result<Vec<u8>, String> {
+pub(crate) fn output(program: &Path, argument: &str, bounds: Bounds, time: Duration, limit: usize) -> Result<Vec<u8>, String> {
     let deadline = Instant::now() + time;
-    let mut command = shim(program, Path::new("/"));
+    let mut command = shim(program, Path::new("/"), bounds);
     command.arg(argument).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut process = Process::spawn(&mut command).map_err(|error| format!("cannot start it: {error}"))?;
     let (Some(mut stdout), Some(mut stderr)) = (process.child.stdout.take(), process.child.stderr.take()) else {
@@ -309,28 +333,64 @@ fn this_program() -> Command {
 }
 
 /// The command that starts `program` through the shim, in `directory`, with an environment of the allowed variables only.
-fn shim(program: &Path, directory: &Path) -> Command {
+fn shim(program: &Path, directory: &Path, bounds: Bounds) -> Command {
     let mut command = this_program();
-    command.arg(SHIM).arg(std::process::id().to_string()).arg(program);
+    command.arg(SHIM).arg(std::process::id().to_string());
+    let number = |bound: Option<u64>| bound.map_or(UNBOUND.to_owned(), |number| number.to_string());
+    command.arg(number(bounds.uid.map(u64::from))).arg(number(bounds.memory)).arg(program);
     command.current_dir(directory).stdin(Stdio::null()).env_clear().env("PATH", DEFAULT_PATH).env("HOME", directory);
     command.env(RUN_VARIABLE, run_id());
     command.envs(INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
     command
 }
 
-/// The shim: `plugrack __exec HOST_PID PROGRAM [ARGUMENT]…` confines this process, then becomes the program.
+/// The shim: `plugrack __exec HOST_PID UID MEMORY PROGRAM [ARGUMENT]…` confines this process, then becomes the program.
 pub(crate) fn shim_main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let host = arguments.next().and_then(|pid| pid.to_str().and_then(|pid| pid.parse().ok()));
-    let (Some(host), Some(program)) = (host, arguments.next()) else {
+    let (uid, memory) = (bound(arguments.next()), bound(arguments.next()));
+    let (Some(host), Some(uid), Some(memory), Some(program)) = (host, uid, memory, arguments.next()) else {
         return complain(format_args!("{SHIM} is how plugrack starts plugins, not a command"), 64);
     };
-    if let Err(error) = confine(host) {
+    // Looked up while everything can be.
+    let needed = uid.map_or(Vec::new(), |_| needed(Path::new(&program)));
+    if let Err(error) = confine(host, Bounds { uid, memory }) {
         return complain(format_args!("cannot confine {}: {error}", program.display()), 126);
+    }
+    if let (Some(uid), Some(barred)) = (uid, needed.iter().find_map(|(path, access)| barred(path, *access))) {
+        return complain(format_args!("uid {uid} cannot {barred}"), 77);
     }
     #[expect(clippy::disallowed_methods, reason = "the one place where children are started")]
     let error = Command::new(&program).args(arguments).exec();
     let code = if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 };
     complain(format_args!("cannot execute {}: {error}", program.display()), code)
+}
+
+/// A bound from its argument, which may say that there is none; nothing where it cannot be read.
+fn bound<T: FromStr>(argument: Option<OsString>) -> Option<Option<T>> {
+    match argument?.to_str()? {
+        UNBOUND => Some(None),
+        text => text.parse().ok().map(Some),
+    }
+}
+
+/// What a program needs to run at all, and how: itself, its interpreter, and its home. Links are resolved.
+fn needed(program: &Path) -> Vec<(PathBuf, Access)> {
+    let interpreter = crate::preflight::interpreter(program);
+    let home = std::env::var_os("HOME").map(PathBuf::from);
+    let paths =
+        [(Some(program.to_owned()), Access::READ_OK | Access::EXEC_OK), (interpreter, Access::EXEC_OK), (home, Access::EXEC_OK)];
+    paths.into_iter().filter_map(|(path, access)| Some((std::fs::canonicalize(path?).ok()?, access))).collect()
+}
+
+/// What bars this process's user from `path`, and the way out, as the end of a sentence.
+fn barred(path: &Path, access: Access) -> Option<String> {
+    let mut above: Vec<&Path> = path.ancestors().skip(1).collect();
+    above.reverse();
+    if let Some(bar) = above.into_iter().find(|directory| rustix::fs::access(*directory, Access::EXEC_OK).is_err()) {
+        return Some(format!("reach {}, because it may not enter {}: chmod o+x {1}", path.display(), bar.display()));
+    }
+    let refused = rustix::fs::access(path, access).is_err();
+    refused.then(|| format!("use {}: chmod o+rx {0}", path.display()))
 }
 
 fn complain(what: std::fmt::Arguments<'_>, code: u8) -> ExitCode {
@@ -340,9 +400,13 @@ fn complain(what: std::fmt::Arguments<'_>, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Puts this process in a session of its own that dies with the host and can gain no privileges.
-fn confine(host: u32) -> io::Result<()> {
+/// Puts this process in a session of its own that dies with the host and can gain no privileges, as the user it is meant for.
+fn confine(host: u32, bounds: Bounds) -> io::Result<()> {
     rustix::process::setsid()?;
+    // First of all, for a change of user takes the parent-death signal away.
+    if let Some(uid) = bounds.uid {
+        become_user(uid)?;
+    }
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     // The host may have died before the line above, and then this process has another parent already.
     let parent = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get());
@@ -352,9 +416,32 @@ fn confine(host: u32) -> io::Result<()> {
     // The host's own files close by themselves; these are what it was started with.
     close_fds::set_fds_cloexec(3, &[]);
     rustix::thread::set_no_new_privs(true)?;
-    rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
-    let allowed = rustix::process::getrlimit(Resource::Nofile).maximum.unwrap_or(MAX_OPEN_FILES).min(MAX_OPEN_FILES);
-    rustix::process::setrlimit(Resource::Nofile, Rlimit { current: Some(allowed), maximum: Some(allowed) })?;
+    limit(Resource::Core, 0)?;
+    limit(Resource::Nofile, MAX_OPEN_FILES)?;
+    if bounds.uid.is_some() {
+        limit(Resource::Nproc, MAX_PROCESSES)?;
+    }
+    if let Some(memory) = bounds.memory {
+        limit(Resource::Data, memory)?;
+    }
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     Ok(())
+}
+
+/// Leaves root for good. The shim has one thread, so that what is the thread's is the process's.
+fn become_user(id: u32) -> io::Result<()> {
+    let (uid, gid) = (Uid::from_raw(id), Gid::from_raw(id));
+    rustix::thread::set_thread_groups(&[])?;
+    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid)?;
+    if rustix::thread::set_thread_uid(Uid::ROOT).is_ok() || rustix::thread::set_thread_gid(Gid::ROOT).is_ok() {
+        return Err(io::Error::other(format!("uid {id} could become root again")));
+    }
+    Ok(())
+}
+
+/// Sets a limit for good, or keeps a lower one.
+fn limit(resource: Resource, most: u64) -> io::Result<()> {
+    let most = rustix::process::getrlimit(resource).maximum.unwrap_or(most).min(most);
+    Ok(rustix::process::setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })?)
 }

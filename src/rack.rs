@@ -114,7 +114,7 @@ impl Rack {
         let mut after: BTreeMap<String, Entry> =
             same.into_iter().filter_map(|found| before.get(&found.file).map(|entry| (found.file, entry.clone()))).collect();
         let mut changes = Changes::default();
-        let answers = discovery::ask_all(new);
+        let answers = discovery::ask_all(new, self.host.stranger_bounds());
 
         let gone: Vec<_> = before.iter().filter(|(file, _)| !after.contains_key(*file)).collect();
         quit(gone.iter().map(|(_, entry)| *entry), Instant::now() + STOP_ALL_TIME);

@@ -35,6 +35,8 @@ pub(crate) enum Exit {
     OutOfMemory,
     /// Its file cannot be executed here.
     Unfit,
+    /// It cannot have its user, or its directories as that user.
+    NoUser,
     /// It does not speak this version of the protocol.
     Incompatible,
     /// It could not be started for want of something that may come back.
@@ -58,7 +60,7 @@ impl Exit {
     /// Whether starting again would change nothing. The codes are those of sysexits.h (64 usage, 77 permission, 78 configuration)
     /// and of a shell (126 not executable, 127 not found).
     fn is_permanent(self) -> bool {
-        matches!(self, Self::Code(64 | 77 | 78 | 126 | 127) | Self::Unfit | Self::Incompatible)
+        matches!(self, Self::Code(64 | 77 | 78 | 126 | 127) | Self::Unfit | Self::NoUser | Self::Incompatible)
     }
 
     /// Whether the plugin says that this passes by itself (75 of sysexits.h): however often it does, it is no crash loop.
@@ -76,6 +78,7 @@ impl Exit {
                 format!("give it the setting that it misses, plugrack config {id} set KEY VALUE: it is then tried again")
             }
             Self::Code(126 | 127) | Self::Unfit => "put a file there that can be executed: it is then tried again".into(),
+            Self::NoUser => format!("do what the reason says, then: plugrack start {id}"),
             Self::Incompatible => "install a build of the plugin that speaks the protocol of this plugrack".into(),
             Self::OutOfMemory => "give the machine or the container more memory, or the plugin less to do".into(),
             Self::NotStarted => "free or raise what there is too little of: it is tried again by itself".into(),
@@ -107,6 +110,7 @@ impl std::fmt::Display for Exit {
                 f.write_str("killed for memory: signal 9 (SIGKILL) while the kernel was killing for want of memory")
             }
             Self::Unfit => f.write_str("cannot be executed"),
+            Self::NoUser => f.write_str("cannot have its user"),
             Self::Incompatible => f.write_str("speaks another protocol"),
             Self::NotStarted => f.write_str("did not start"),
             Self::Fault => f.write_str("ended by the host"),

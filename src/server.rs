@@ -13,9 +13,9 @@ use crate::rack::Rack;
 use crate::remains::{self, Marks};
 use crate::store::Store;
 use crate::store::kv::Limits;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use crossbeam_channel::{select, unbounded};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, geteuid, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::fs;
@@ -30,6 +30,13 @@ const REMAINS_TIME: Duration = Duration::from_secs(2);
 
 /// Runs the host until it is told to stop.
 pub(crate) fn serve(data: &Path, settings: &Serve) -> Result<()> {
+    let user = geteuid();
+    if settings.plugin_uids.is_some() && !user.is_root() {
+        bail!(
+            "--plugin-uids is for a host that runs as root, and this one is uid {}: start it as root, or leave the setting out",
+            user.as_raw()
+        );
+    }
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("cannot watch for signals")?;
     // A second SIGTERM or SIGINT ends the host at once; its plugins die with it.
     let stopping = Arc::new(AtomicBool::new(false));
@@ -41,6 +48,7 @@ pub(crate) fn serve(data: &Path, settings: &Serve) -> Result<()> {
     raise_file_limit();
     let data = DataDir::create(data)?;
     let _lock = data.lock()?;
+    data.set_modes(settings.plugin_uids.is_some()).context("cannot set the modes of the data directory")?;
     data.sweep_run().context("cannot clear the run directory")?;
     let left = remains::end(&Marks::variable(HOST_SOCKET_VARIABLE, data.host_socket().as_os_str()), REMAINS_TIME);
     if left > 0 {
@@ -67,6 +75,8 @@ pub(crate) fn serve(data: &Path, settings: &Serve) -> Result<()> {
         store: store.clone(),
         memory: Memory::new(),
         sessions: Sessions::new(guard),
+        plugin_uids: settings.plugin_uids.clone(),
+        plugin_memory: settings.plugin_memory,
         start_timeout: settings.start_timeout,
         request_timeout: settings.request_timeout,
     };

@@ -16,7 +16,6 @@ use crate::worker::{Life, Worker};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use signal_hook::consts::SIGKILL;
 use std::ffi::OsStr;
-use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -253,12 +252,14 @@ impl Supervisor {
         let (data, id) = (&self.host.data, self.plugin.id());
         data.check_plugin_socket(id).map_err(unfit)?;
         let passing = |what: &str, error: std::io::Error| (Exit::NotStarted, format!("{what}: {error}"));
-        let home = data.plugin_data(id);
-        crate::data_dir::make_private_dir(&home).map_err(|error| passing("cannot make its data directory", error))?;
-        let socket = data.plugin_socket(id);
-        remove_socket(&socket).map_err(|error| passing("cannot remove its old socket", error))?;
+        let no_user = |why: String| (Exit::NoUser, why);
+        let bounds = self.host.plugin_bounds(id).map_err(no_user)?;
+        let (home, socket) = (data.plugin_data(id), data.plugin_socket(id));
+        data.remove_plugin_run(id).map_err(|error| passing("cannot remove its old socket", error))?;
+        let directories = data.make_plugin_dirs(id).map_err(|error| passing("cannot make its directories", error))?;
+        self.host.hand_over(id, bounds.uid, &directories).map_err(no_user)?;
         self.lives += 1;
-        self.plugin.log.begin();
+        self.plugin.log.begin(bounds.uid);
         let (stop, stopped) = bounded(0);
         let host_socket = data.host_socket();
         let version = PROTOCOL_VERSION.to_string();
@@ -269,12 +270,13 @@ impl Supervisor {
             ("PLUGRACK_PLUGIN_ID", id.as_ref()),
             ("HOME", home.as_os_str()),
         ];
-        let start = || Process::start(&self.plugin.program, &home, &env, &self.plugin.log, id);
+        let start = || Process::start(&self.plugin.program, &home, &env, bounds, &self.plugin.log, id);
         let process =
             self.host.sessions.enter(id, start, Process::pid).map_err(|error| passing("cannot start its process", error))?;
         let life = Life {
             number: self.lives,
             socket,
+            uid: bounds.uid,
             stop: stopped,
             stopping: AtomicBool::new(false),
             ended: AtomicBool::new(false),
@@ -331,7 +333,7 @@ impl Supervisor {
     /// Connects to a process that starts and says `init` to it, if it listens by now.
     fn try_init(&mut self, now: Instant) {
         let Phase::Starting { running, deadline, .. } = &self.phase else { return };
-        let Ok(mut opened) = Link::connect(&running.life.socket) else {
+        let Ok(mut opened) = Link::connect(&running.life.socket, running.life.uid) else {
             if now >= *deadline {
                 self.too_late("it does not listen on its socket");
             }
@@ -484,7 +486,7 @@ impl Supervisor {
         let exit = process.reap(thorough);
         self.host.sessions.leave(session, !thorough);
         // A socket that stays is removed before the next start.
-        drop(remove_socket(&life.socket));
+        drop(self.host.data.remove_plugin_run(self.plugin.id()));
         exit
     }
 
@@ -572,11 +574,4 @@ fn refusal(told: &Failure) -> Option<Exit> {
 
 fn told_text(told: &Failure) -> String {
     format!("{} ({})", told.message, told.code)
-}
-
-fn remove_socket(path: &std::path::Path) -> std::io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }

@@ -56,6 +56,8 @@ pub(crate) struct Life {
     pub(crate) number: u64,
     /// Where it listens.
     pub(crate) socket: PathBuf,
+    /// The user it runs as, where it has one of its own.
+    pub(crate) uid: Option<u32>,
     /// Closes when the workers are to stop.
     pub(crate) stop: Receiver<()>,
     /// The process is to stop, or has ended.
@@ -535,7 +537,7 @@ impl Worker {
 fn connect(plugin: &Plugin, life: &Life) -> Option<Link> {
     let deadline = Instant::now() + RECONNECT_TIME;
     loop {
-        match Link::connect(&life.socket) {
+        match Link::connect(&life.socket, life.uid) {
             Ok(link) => return Some(link),
             Err(_) if life.stopping.load(Ordering::Relaxed) => return None,
             Err(error) if Instant::now() >= deadline => {

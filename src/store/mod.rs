@@ -9,6 +9,7 @@ pub(crate) mod events;
 pub(crate) mod kv;
 mod schema;
 pub(crate) mod settings;
+mod uids;
 
 use kv::Limits;
 

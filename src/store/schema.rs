@@ -5,13 +5,16 @@ use rusqlite::{Connection, TransactionBehavior};
 use std::time::Duration;
 
 /// The version of `schema.sql`, kept in `user_version`.
-pub(super) const VERSION: i64 = 1;
+pub(super) const VERSION: i64 = 1 + MIGRATIONS.len() as i64;
 
 /// Marks the file as ours in `application_id`: "plgr".
 const APPLICATION_ID: i64 = 0x706c_6772;
 
 /// The whole database as a fresh install has it.
 const SCHEMA: &str = include_str!("../../schema.sql");
+
+/// The ways from each version to the next, the first from version 1.
+const MIGRATIONS: [&str; 1] = ["ALTER TABLE plugins ADD COLUMN uid INTEGER; CREATE UNIQUE INDEX plugins_by_uid ON plugins (uid)"];
 
 /// How long a connection waits for a lock. Only another program's access, such as a backup's, can hold one for long.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -48,11 +51,19 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
     // A first look that changes nothing: beginning to write would touch a file that is not ours.
     check(connection)?;
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    if check(&transaction)? == 0 {
-        transaction.execute_batch(SCHEMA)?;
-        transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-        transaction.pragma_update(None, "user_version", VERSION)?;
+    match check(&transaction)? {
+        VERSION => return Ok(()),
+        0 => {
+            transaction.execute_batch(SCHEMA)?;
+            transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+        }
+        version => {
+            for (_, migration) in (1..).zip(MIGRATIONS).filter(|(from, _)| *from >= version) {
+                transaction.execute_batch(migration)?;
+            }
+        }
     }
+    transaction.pragma_update(None, "user_version", VERSION)?;
     Ok(transaction.commit()?)
 }
 

@@ -103,6 +103,53 @@ fn a_database_of_a_newer_version_is_refused_and_left_as_it_is() {
     assert!(fs::read(&database).unwrap() == before, "the database was changed");
 }
 
+/// The columns of every table, and the indices with theirs: what a database is, however it came to be.
+fn shape(database: &Path) -> Vec<String> {
+    let connection = Connection::open(database).unwrap();
+    let sql = "SELECT t.name || ' ' || t.wr || t.strict || ' ' || group_concat(c.name || c.type || c.'notnull' || ifnull(c.dflt_value, '') || c.pk, ',')
+               FROM pragma_table_list t, pragma_table_xinfo(t.name) c WHERE t.schema = 'main' GROUP BY t.name
+               UNION ALL SELECT m.name || i.'unique' || i.partial || ' on ' || m.tbl_name || ' ' || ifnull(m.sql, '')
+               FROM sqlite_schema m JOIN pragma_index_list(m.tbl_name) i ON i.name = m.name ORDER BY 1";
+    let mut statement = connection.prepare(sql).unwrap();
+    statement.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap()
+}
+
+/// `tests/fixtures/schema-1.sql` is the database of the first version as it was.
+#[test]
+fn a_database_of_the_first_version_is_brought_up_to_date_and_nothing_is_lost() {
+    let fresh = Site::new().start().stop().1;
+    let site = Site::new().fake("p").fake("q");
+    let database = site.data().join("plugrack.db");
+    let id = "5f0c3f0e-3d3b-4c0a-9a43-3d5d1f1f7a10";
+    let connection = Connection::open(&database).unwrap();
+    connection.execute_batch(include_str!("../fixtures/schema-1.sql")).unwrap();
+    let rows = format!(
+        "PRAGMA application_id = 0x706c6772; PRAGMA user_version = 1;
+         INSERT INTO settings VALUES ('instance_id', '{id}');
+         INSERT INTO plugins VALUES ('p', 1, 7, 1, 6), ('q', 0, 0, 0, 0);
+         INSERT INTO config VALUES ('p', 'token', '\"t\"');
+         INSERT INTO kv VALUES ('p', 'key', 7, NULL, CAST('old' AS BLOB));"
+    );
+    connection.execute_batch(&rows).unwrap();
+    drop(connection);
+    let mut site = site;
+    // The second time it is up to date.
+    for _ in 0..2 {
+        let server = site.start();
+        server.wait_state("p", "ready");
+        assert_eq!(server.cli(&["instance"]).trim(), id);
+        assert_eq!(
+            (server.cli(&["kv", "p", "get", "key"]), server.plugin("q")["state"].as_str()),
+            ("old".into(), Some("stopped"))
+        );
+        assert_eq!(server.cli(&["config", "p", "get", "token"]), "\"t\"\n");
+        site = server.stop().1;
+        assert_eq!(shape(&database), shape(&fresh.data().join("plugrack.db")));
+    }
+    let version: i64 = Connection::open(&database).unwrap().pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
+    assert_eq!(version, 2);
+}
+
 #[test]
 fn a_file_that_is_no_database_of_ours_is_refused_and_left_as_it_is() {
     type Make = fn(&Path);
@@ -164,14 +211,14 @@ fn what_the_host_keeps_is_not_open_to_others() {
     assert!(found.is_empty(), "{found:?}");
 
     assert_eq!(mode(&data.join("admin-token")), 0o600);
-    for dir in ["run", "logs", "plugin-data", "plugin-data/p"] {
+    for dir in ["run", "run/p.d", "logs", "plugin-data", "plugin-data/p"] {
         assert_eq!(mode(&data.join(dir)), 0o700, "{dir}");
     }
     // The test would hold of a host that makes none of these.
     assert!(data.join("plugrack.db").is_file() && data.join("logs/p.log").is_file());
-    let sockets =
-        fs::read_dir(data.join("run")).unwrap().filter(|entry| entry.as_ref().unwrap().file_type().unwrap().is_socket());
-    assert_eq!(sockets.count(), 2);
+    for socket in ["run/host.sock", "run/p.d/sock"] {
+        assert!(fs::metadata(data.join(socket)).unwrap().file_type().is_socket(), "{socket}");
+    }
 }
 
 #[test]

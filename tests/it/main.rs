@@ -4,6 +4,7 @@
 
 mod support;
 
+mod confinement;
 mod discovery;
 mod docs;
 mod durability;

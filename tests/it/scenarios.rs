@@ -69,7 +69,7 @@ fn both_kinds() -> (Server, [&'static str; 2]) {
 
 /// Where the host tells a plugin to listen.
 fn socket(server: &Server, id: &str) -> PathBuf {
-    server.site().data().join(format!("run/{id}.plugin.sock"))
+    server.site().data().join(format!("run/{id}.d/sock"))
 }
 
 /// A connection to a running plugin, beside those of the host.
