@@ -39,6 +39,7 @@ pub(crate) fn serve(data: &Path, settings: &Serve) -> Result<()> {
     }
 
     raise_file_limit();
+    process::find_own_program().map_err(|error| anyhow!(error))?;
     let data = DataDir::create(data)?;
     let _lock = data.lock()?;
     data.sweep_run().context("cannot clear the run directory")?;

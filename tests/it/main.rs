@@ -4,6 +4,7 @@
 
 mod support;
 
+mod deploy;
 mod discovery;
 mod docs;
 mod durability;
