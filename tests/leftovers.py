@@ -23,8 +23,11 @@ def ancestors():
     found, pid = set(), os.getpid()
     while pid > 0:
         found.add(pid)
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
-            pid = int(stat.read().rpartition(")")[2].split()[1])
+        try:
+            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
+                pid = int(stat.read().rpartition(")")[2].split()[1])
+        except FileNotFoundError:  # hidden from this user, and so are those that started it
+            break
     return found
 
 
