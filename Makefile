@@ -5,7 +5,22 @@ LISTEN  ?= 127.0.0.1:8080
 CARGO   ?= cargo
 PYTHON  ?= python3
 
-.PHONY: help run examples test lint docs lib ci bench install-node clean
+# What `make release` makes, and where. A test takes PROFILE=dev, which is built sooner.
+PROFILE ?= release
+DIST    ?= dist
+
+# A static program finds no function by name, and getrandom(2) is looked for so; it would then need /dev/urandom.
+STATIC_FLAGS = -C target-feature=+crt-static --cfg getrandom_backend="linux_getrandom"
+
+# The machine's own target, or its musl variant where that and a C compiler for it are installed. Named in the build, since only
+# then are the flags for the program alone, and not for the procedural macros, which cannot be static.
+HOST_TARGET = $(shell rustc -vV | sed -n 's/^host: //p')
+MUSL_TARGET = $(subst -gnu,-musl,$(HOST_TARGET))
+STATIC_TARGET ?= $(shell command -v musl-gcc >/dev/null && test -d "$$(rustc --print target-libdir --target $(MUSL_TARGET) 2>/dev/null)" \
+	&& echo $(MUSL_TARGET) || echo $(HOST_TARGET))
+BUILT = $(or $(CARGO_TARGET_DIR),target)/$(STATIC_TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+
+.PHONY: help run examples release test lint docs lib ci bench test-tools clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,8 +53,18 @@ examples: ## build everything, put the examples in $(DATA)/plugins
 	@cp src/sdk/plugrack.py $(DATA)/plugins/notes/
 	@cp src/sdk/plugrack.mjs $(DATA)/plugins/clock/
 
-test: install-node ## run every test; gets what it needs and the machine lacks
-	$(CARGO) test --locked --workspace --no-fail-fast
+release: ## one statically linked executable, $(DIST)/plugrack, and the example hello likewise
+	@mkdir -p $(DIST)
+	@for program in plugrack hello; do \
+		RUSTFLAGS="$$RUSTFLAGS "'$(STATIC_FLAGS)' \
+			$(CARGO) build --locked --profile $(PROFILE) --package $$program --target $(STATIC_TARGET) || exit 1; \
+		LC_ALL=C ldd $(BUILT)/$$program 2>&1 | grep -q -e 'statically linked' -e 'not a dynamic executable' || { \
+			echo "$(BUILT)/$$program needs shared libraries: build for a target that can be linked statically (STATIC_TARGET=…)" >&2; exit 1; }; \
+		cp $(BUILT)/$$program $(DIST)/$$program.new && mv $(DIST)/$$program.new $(DIST)/$$program || exit 1; \
+	done
+
+test: test-tools ## run every test; gets what it needs and the machine lacks
+	$(PYTHON) tests/leftovers.py $(CARGO) test --locked --workspace --no-fail-fast
 
 lint: ## formatting and lints, warnings are errors
 	$(CARGO) fmt --all --check
@@ -59,14 +84,18 @@ bench: ## measure against nginx in one interleaved run; QUICK=1 for a short one
 	$(CARGO) build --release --locked --package hello
 	$(PYTHON) tests/bench/run.py
 
-# The tests of the Node SDK need node 18 or later; where it is missing and we may, it is installed.
-install-node:
-	@command -v node >/dev/null || { \
+# The tests of the Node SDK need node 18 or later, those of a supervised host need runit; what is missing is installed where we may.
+test-tools:
+	@missing=; \
+	command -v node >/dev/null || missing="$$missing nodejs"; \
+	command -v runsv >/dev/null || missing="$$missing runit"; \
+	test -z "$$missing" || { \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-			apt-get update -qq && apt-get install -y -qq --no-install-recommends nodejs; \
+			apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; \
 		else \
-			echo "make test needs node 18 or later for the tests of the Node SDK: install it (Debian: apt install nodejs)" >&2; exit 1; \
+			echo "make test needs:$$missing. Install it (Debian: apt install$$missing; node must be 18 or later)" >&2; exit 1; \
 		fi; }
 
 clean: ## remove what was built, not what the host keeps
 	$(CARGO) clean
+	rm -rf $(DIST)

@@ -14,13 +14,15 @@ use signal_hook::consts::SIGCHLD;
 use signal_hook::iterator::Signals;
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::{self, PipeReader, Read};
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::str::FromStr;
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
@@ -30,6 +32,12 @@ pub(crate) const SHIM: &str = "__exec";
 
 /// Stands in the shim's arguments for a bound that is not set.
 const UNBOUND: &str = "-";
+
+/// This program's own file, whatever lies at its path by now. Only where there is a `/proc`.
+const OWN_FILE: &str = "/proc/self/exe";
+
+/// Where [`OWN_FILE`] is missing: the path this program was executed by.
+static EXECUTED_BY: OnceLock<PathBuf> = OnceLock::new();
 
 /// Open files a plugin may have: plenty for a small server, and the default of most systems.
 const MAX_OPEN_FILES: u64 = 1024;
@@ -107,6 +115,32 @@ pub(crate) struct Bounds {
     pub(crate) uid: Option<u32>,
     /// Most bytes of heap and private writable memory of each of its processes.
     pub(crate) memory: Option<u64>,
+}
+
+/// Finds out how this program can start itself again. Called once, before the first child and while the working directory is
+/// still the one that the program was executed in.
+///
+/// # Errors
+/// One sentence: there is no `/proc`, and no file at the path either.
+pub(crate) fn find_own_program() -> Result<(), String> {
+    if Path::new(OWN_FILE).exists() {
+        return Ok(());
+    }
+    // Without /proc a kernel before 6.4 cannot be asked, and then this panics.
+    let executed_by = std::panic::catch_unwind(rustix::param::linux_execfn).unwrap_or_default();
+    let path = std::path::absolute(OsStr::from_bytes(executed_by.to_bytes())).unwrap_or_default();
+    if !path.is_file() {
+        return Err(format!(
+            "{OWN_FILE} is missing, by which plugins are started, and the program is not at {path:?}: mount /proc"
+        ));
+    }
+    log::warn!(
+        "there is no /proc: plugins are started by {}, which must stay there, no connection can be cut short, and what outlives \
+         its plugin is not found",
+        path.display()
+    );
+    EXECUTED_BY.get_or_init(|| path);
+    Ok(())
 }
 
 /// A running plugin. Dropping it kills and reaps it, with its process group.
@@ -327,7 +361,7 @@ pub(crate) fn timespec(duration: Duration) -> Timespec {
 /// The command that starts this program again.
 fn this_program() -> Command {
     #[expect(clippy::disallowed_methods, reason = "the one place where children are started")]
-    let mut command = Command::new("/proc/self/exe");
+    let mut command = Command::new(EXECUTED_BY.get().map_or(Path::new(OWN_FILE), PathBuf::as_path));
     command.arg0("plugrack");
     command
 }
@@ -338,10 +372,16 @@ fn shim(program: &Path, directory: &Path, bounds: Bounds) -> Command {
     command.arg(SHIM).arg(std::process::id().to_string());
     let number = |bound: Option<u64>| bound.map_or(UNBOUND.to_owned(), |number| number.to_string());
     command.arg(number(bounds.uid.map(u64::from))).arg(number(bounds.memory)).arg(program);
-    command.current_dir(directory).stdin(Stdio::null()).env_clear().env("PATH", DEFAULT_PATH).env("HOME", directory);
+    command.current_dir(directory).stdin(no_input()).env_clear().env("PATH", DEFAULT_PATH).env("HOME", directory);
     command.env(RUN_VARIABLE, run_id());
     command.envs(INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
     command
+}
+
+/// An input that is at its end: `/dev/null`, and in a root that has none a pipe.
+fn no_input() -> Stdio {
+    let pipe = |_| io::pipe().map(|(reader, _)| Stdio::from(reader));
+    File::open("/dev/null").map(Stdio::from).or_else(pipe).unwrap_or_else(|_| Stdio::null())
 }
 
 /// The shim: `plugrack __exec HOST_PID UID MEMORY PROGRAM [ARGUMENT]…` confines this process, then becomes the program.

@@ -46,6 +46,7 @@ pub(crate) fn serve(data: &Path, settings: &Serve) -> Result<()> {
     }
 
     raise_file_limit();
+    process::find_own_program().map_err(|error| anyhow!(error))?;
     let data = DataDir::create(data)?;
     let _lock = data.lock()?;
     data.set_modes(settings.plugin_uids.is_some()).context("cannot set the modes of the data directory")?;

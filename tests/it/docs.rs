@@ -20,7 +20,7 @@ fn blocks(page: &str) -> Vec<(String, String)> {
 }
 
 /// The blocks of a page in one language.
-fn blocks_in(page: &str, language: &str) -> Vec<String> {
+pub(crate) fn blocks_in(page: &str, language: &str) -> Vec<String> {
     blocks(page).into_iter().filter(|(l, _)| l == language).map(|(_, text)| text).collect()
 }
 

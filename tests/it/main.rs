@@ -5,6 +5,7 @@
 mod support;
 
 mod confinement;
+mod deploy;
 mod discovery;
 mod docs;
 mod durability;

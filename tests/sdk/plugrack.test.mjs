@@ -6,6 +6,7 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { copyFileSync, cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { connect, createServer } from 'node:net';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -221,7 +222,7 @@ const installFixture = (dir) => writeFileSync(join(dir, 'plugin.mjs'), FIXTURE);
 
 /** A plugin's process in a directory of its own. */
 class Process {
-  dir = mkdtempSync('/tmp/pr-'); // short: the address of a Unix socket has 107 bytes
+  dir = mkdtempSync(join(tmpdir(), 'pr-'));
   log = '';
   #wires = [];
 

@@ -375,7 +375,7 @@ class Process:
 class TestCase(unittest.TestCase):
     def setUp(self):
         # Not $TMPDIR: the path of a Unix socket is at most about 100 bytes long.
-        self.directory = Path(tempfile.mkdtemp(prefix="pr-", dir="/tmp"))
+        self.directory = Path(tempfile.mkdtemp(prefix="pr-"))
         self.addCleanup(shutil.rmtree, str(self.directory))
 
     def store(self):

@@ -45,22 +45,28 @@ pub(crate) fn pause(time: Duration) {
     std::thread::sleep(time);
 }
 
-/// A command with nothing of the tests' environment but the path.
+/// A command with nothing of the tests' environment but the path, and the place for temporary files.
 pub(crate) fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     #[expect(clippy::disallowed_methods, reason = "the one place where tests start processes")]
     let mut command = Command::new(program);
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).stdin(Stdio::null());
+    command.env("TMPDIR", std::env::temp_dir());
     command
 }
 
 /// Cargo, in the repository.
 pub(crate) fn cargo() -> Command {
-    let mut cargo = command(env!("CARGO"));
+    builder(env!("CARGO"))
+}
+
+/// A command that builds, in the repository.
+fn builder(program: &str) -> Command {
+    let mut builder = command(program);
     for name in ["HOME", "CARGO_HOME", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN"] {
-        cargo.envs(std::env::var_os(name).map(|value| (name, value)));
+        builder.envs(std::env::var_os(name).map(|value| (name, value)));
     }
-    cargo.current_dir(root());
-    cargo
+    builder.current_dir(root());
+    builder
 }
 
 /// The `hello` example, built.
@@ -73,6 +79,21 @@ pub(crate) fn hello() -> PathBuf {
         target.join("debug/hello")
     });
     built.clone()
+}
+
+/// The directory with what `make release` makes, built without optimizations and debug information, which is sooner done.
+pub(crate) fn static_build() -> PathBuf {
+    static BUILT: OnceLock<()> = OnceLock::new();
+    let dist = Path::new(env!("CARGO_TARGET_TMPDIR")).join("static");
+    BUILT.get_or_init(|| {
+        let target = binary().parent().and_then(Path::parent).unwrap();
+        let mut make = builder("make");
+        make.args(["--silent", "release", "PROFILE=dev"]).arg(format!("DIST={}", dist.display()));
+        make.env("CARGO", env!("CARGO")).env("CARGO_TARGET_DIR", target).env("CARGO_PROFILE_DEV_DEBUG", "0");
+        let output = make.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    });
+    dist
 }
 
 /// Copies a directory's files, with their modes and links, into a new directory.
@@ -95,8 +116,7 @@ pub(crate) struct Site {
 
 impl Site {
     pub(crate) fn new() -> Self {
-        // Short, for the sake of socket paths.
-        let dir = tempfile::Builder::new().prefix("rack").tempdir_in("/tmp").unwrap();
+        let dir = tempfile::Builder::new().prefix("rack").tempdir().unwrap();
         fs::create_dir(dir.path().join("plugins")).unwrap();
         Self { dir, arguments: Vec::new(), environment: Vec::new() }
     }
