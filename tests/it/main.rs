@@ -8,6 +8,7 @@ mod discovery;
 mod docs;
 mod durability;
 mod identity;
+mod isolation;
 mod kv;
 mod layers;
 mod lifecycle;
