@@ -109,14 +109,16 @@ fn disturb(server: &Server, phase: &AtomicUsize, (id, _, path, statuses): (&str,
 
 /// The table of what was measured: a line for each phase, and how many times as long as alone it took.
 fn report(times: &mut [Vec<Duration>; PHASES.len()]) -> String {
-    let mut table = format!("{:<16}{:>9}{:>10}{:>10}{:>10}{:>10}\n", "healthy plugin", "requests", "p50 ms", "factor", "p99 ms", "factor");
+    let mut table =
+        format!("{:<16}{:>9}{:>10}{:>10}{:>10}{:>10}\n", "healthy plugin", "requests", "p50 ms", "factor", "p99 ms", "factor");
     let mut alone = None;
     for (name, times) in PHASES.iter().zip(times) {
         times.sort();
         let at = |share: usize| times[(times.len() - 1) * share / 100].as_secs_f64() * 1000.0;
         let (p50, p99) = (at(50), at(99));
         let (first50, first99) = *alone.get_or_insert((p50, p99));
-        writeln!(table, "{name:<16}{:>9}{p50:>10.2}{:>10.1}{p99:>10.2}{:>10.1}", times.len(), p50 / first50, p99 / first99).unwrap();
+        writeln!(table, "{name:<16}{:>9}{p50:>10.2}{:>10.1}{p99:>10.2}{:>10.1}", times.len(), p50 / first50, p99 / first99)
+            .unwrap();
     }
     table
 }
