@@ -63,7 +63,10 @@ impl Link {
         let stream = UnixStream::from(socket);
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(TICK))?;
-        Ok(Self { frames: FrameReader::new(Duplex { stream, outgoing: Vec::new(), sent: 0 }), next_id: FIRST_ID })
+        Ok(Self {
+            frames: FrameReader::new(Duplex { stream, outgoing: Vec::new(), sent: 0, look_up: Instant::now() }),
+            next_id: FIRST_ID,
+        })
     }
 
     /// An id for the next request, unique on this connection.
@@ -106,9 +109,16 @@ impl Link {
         self.frames.is_ready() || self.frames.stream().poll(PollFlags::IN, Duration::ZERO).contains(PollFlags::IN)
     }
 
+    /// Whether the plugin has ended the connection since it was first used. Of a new one it is not asked, so that a request finds
+    /// its end on the second connection at the latest.
+    pub(crate) fn is_over(&mut self) -> bool {
+        self.next_id != FIRST_ID && self.frames.stream().poll(PollFlags::empty(), Duration::ZERO).contains(PollFlags::IN)
+    }
+
     /// Waits until a whole frame is here, which [`Link::take`] then gives. What is still to be sent is sent meanwhile.
     pub(crate) fn wait(&mut self, deadline: Instant, interrupted: impl Fn() -> bool) -> Result<(), Lost> {
         loop {
+            self.frames.stream().look_up = Instant::now() + TICK;
             match self.frames.wait() {
                 Ok(()) => return Ok(()),
                 Err(ReadError::Io(error)) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
@@ -144,6 +154,8 @@ struct Duplex {
     stream: UnixStream,
     outgoing: Vec<u8>,
     sent: usize,
+    /// When the caller is to look after other things, also while bytes keep coming: a plugin may send a frame drop by drop.
+    look_up: Instant,
 }
 
 impl Duplex {
@@ -179,6 +191,9 @@ impl Read for Duplex {
             && !self.send_some()?
             && !self.poll(PollFlags::IN | PollFlags::OUT, TICK).contains(PollFlags::IN)
         {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        if Instant::now() >= self.look_up {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         self.stream.read(buffer)

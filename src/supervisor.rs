@@ -18,7 +18,7 @@ use signal_hook::consts::SIGKILL;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Commands that may wait for a supervisor. It never waits longer than a tick for anything, so they do not pile up.
@@ -280,6 +280,7 @@ impl Supervisor {
             stop: stopped,
             stopping: AtomicBool::new(false),
             ended: AtomicBool::new(false),
+            unproven: AtomicUsize::new(0),
             request_timeout: self.host.request_timeout,
         };
         let running = Running { process, life: Arc::new(life), stop: Some(stop), started: Instant::now() };

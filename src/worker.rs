@@ -16,7 +16,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Idle time after which the plugin is asked whether it is there.
@@ -47,6 +47,9 @@ const RECONNECT_TIME: Duration = Duration::from_secs(5);
 /// How long a connection that was lost may be the first sign of a process's end.
 const SETTLE_TIME: Duration = Duration::from_millis(100);
 
+/// How long the end of a connection is put off for the sake of new ones: time for a quick plugin to accept them.
+const ACCEPT_TIME: Duration = Duration::from_secs(1);
+
 /// Pause between attempts to connect.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
 
@@ -64,8 +67,27 @@ pub(crate) struct Life {
     pub(crate) stopping: AtomicBool,
     /// The process has ended.
     pub(crate) ended: AtomicBool,
+    /// Connections the plugin may not have accepted yet.
+    pub(crate) unproven: AtomicUsize,
     /// Time for an answer to begin.
     pub(crate) request_timeout: Duration,
+}
+
+/// A connection on which nothing has been answered yet. While there is one, the plugin is not told to end: it would, by what it
+/// knows, have no connection left, and what was sent on this one would be lost.
+struct Unproven(Arc<Life>);
+
+impl Unproven {
+    fn new(life: &Arc<Life>) -> Self {
+        life.unproven.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(life))
+    }
+}
+
+impl Drop for Unproven {
+    fn drop(&mut self) {
+        self.0.unproven.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// What a worker's connection does next.
@@ -86,6 +108,7 @@ pub(crate) struct Worker {
     plugin: Arc<Plugin>,
     life: Arc<Life>,
     link: Link,
+    unproven: Option<Unproven>,
     /// Average time the plugin needs for a request, none of which has been measured at first.
     pace: Option<Duration>,
     /// A request taken from the queue that has to go alone, after those before it.
@@ -101,13 +124,15 @@ pub(crate) struct Worker {
 impl Worker {
     /// A worker with a connection that is ready for requests.
     pub(crate) fn new(plugin: Arc<Plugin>, life: Arc<Life>, link: Link) -> Self {
-        Self { plugin, life, link, pace: None, held: None, stalled: Cell::new(false), misses: 0, idle_pings: 0, first: true }
+        let stalled = Cell::new(false);
+        Self { plugin, life, link, unproven: None, pace: None, held: None, stalled, misses: 0, idle_pings: 0, first: true }
     }
 
     /// A further worker, which opens its connection itself.
     pub(crate) fn connect(plugin: Arc<Plugin>, life: Arc<Life>) -> Option<Self> {
+        let unproven = Some(Unproven::new(&life));
         let link = connect(&plugin, &life)?;
-        Some(Self { first: false, ..Self::new(plugin, life, link) })
+        Some(Self { first: false, unproven, ..Self::new(plugin, life, link) })
     }
 
     /// Works until the process ends or is to stop, or the connection is not needed any more.
@@ -122,7 +147,9 @@ impl Worker {
             if self.stalled.take() {
                 self.plugin.stalled.fetch_sub(1, Ordering::Relaxed);
             }
+            self.unproven = None;
             if outcome.is_err() {
+                self.unproven = Some(Unproven::new(&self.life));
                 match connect(&self.plugin, &self.life) {
                     Some(link) => self.link = link,
                     None => {
@@ -138,14 +165,21 @@ impl Worker {
 
     fn next(&mut self) -> Next {
         let jobs = self.plugin.queue.jobs();
-        if let Some(job) = self.held.take().or_else(|| jobs.try_recv().ok()) {
+        if let Some(job) = self.held.take() {
+            return Next::Job(job);
+        }
+        // What waits is for the next process: clients that keep coming must not keep this one from its end.
+        if self.life.stopping.load(Ordering::Relaxed) {
+            return Next::Stop;
+        }
+        if let Ok(job) = jobs.try_recv() {
             return Next::Job(job);
         }
         self.link.release();
         self.plugin.idle.fetch_add(1, Ordering::Relaxed);
         let next = select! {
             recv(jobs) -> job => job.map_or(Next::Stop, Next::Job),
-            recv(self.life.stop) -> _ => jobs.try_recv().map_or(Next::Stop, Next::Job),
+            recv(self.life.stop) -> _ => Next::Stop,
             default(PING_AFTER) => Next::Ping,
         };
         self.plugin.idle.fetch_sub(1, Ordering::Relaxed);
@@ -158,6 +192,13 @@ impl Worker {
         if job.arrived().elapsed() >= self.life.request_timeout {
             job.fail(Failed::Timeout);
             return Ok(());
+        }
+        let repeatable = matches!(&job, Job::Web(job) if job.is_safe());
+        if !repeatable && self.link.is_over() {
+            // It was not sent, so it may go to another connection, or to the next process.
+            self.settle();
+            self.held = Some(job);
+            return Err(Broken);
         }
         match job {
             Job::Web(job) => self.serve_web(job),
@@ -522,6 +563,13 @@ impl Worker {
 
     /// Tells the plugin that no more comes on this connection, and keeps it open until the plugin has ended it.
     fn shut_down(mut self) {
+        self.unproven = None;
+        let (life, accepted) = (&self.life, Instant::now() + ACCEPT_TIME);
+        let all_proven = || life.unproven.load(Ordering::SeqCst) == 0 || life.ended.load(Ordering::Relaxed);
+        if !all_proven() {
+            // A frame that comes here is the late answer to a ping, and an end shows again below.
+            drop(self.link.wait(accepted, all_proven));
+        }
         let id = self.link.next_id();
         if self.life.ended.load(Ordering::Relaxed) || self.link.queue(&Shutdown { id }, &[]).is_err() {
             return;

@@ -10,6 +10,7 @@ mod discovery;
 mod docs;
 mod durability;
 mod identity;
+mod isolation;
 mod kv;
 mod layers;
 mod lifecycle;

@@ -1,10 +1,15 @@
 //! What a client of the web sees of a plugin that misbehaves, dies, is slow, or is not there.
 
 use crate::support::http::{Client, Reply};
-use crate::support::{Server, Site, command, is_alive, metadata, wait_for};
+use crate::support::{Server, Site, command, install_fake, is_alive, metadata, pause, wait_for};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::collections::hash_map::RandomState;
 use std::fs;
+use std::hash::BuildHasher;
 use std::io::{Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// A host with the fake plugin `p`, ready.
 fn server_of_p(site: Site) -> Server {
@@ -134,10 +139,12 @@ fn a_request_that_may_have_had_an_effect_is_not_repeated() {
 #[test]
 fn a_get_that_was_lost_is_tried_once_more() {
     let server = server_of_p(Site::new());
-    assert_error(&server.get("/p/hang-up"), 502, "bad_gateway");
-    wait_for("two attempts", || (printed(&server, "about to hang up") >= 2).then_some(()));
+    for (attempts, method) in [(2, "GET"), (4, "HEAD")] {
+        assert_eq!(server.request(method, "/p/hang-up", &[], b"").status, 502);
+        wait_for("two attempts", || (printed(&server, "about to hang up") >= attempts).then_some(()));
+    }
     assert_eq!(server.get("/p/hang-up?once").text(), "the second time");
-    assert_eq!(printed(&server, "about to hang up"), 3);
+    assert_eq!(printed(&server, "about to hang up"), 5);
 }
 
 #[test]
@@ -162,6 +169,7 @@ fn a_request_without_an_answer_in_time_is_504_and_the_plugin_lives() {
         assert_eq!(server.get("/p/x").text(), "GET /x of p");
     }
     assert_error(&server.request("POST", "/p/wait?file=never", &[], &[7; 100_000]), 504, "timeout");
+    assert_error(&server.get("/p/drip"), 504, "timeout");
     assert_eq!(server.get("/p/x").text(), "GET /x of p");
     assert_eq!(pid(&server), before);
     assert_eq!(server.plugin("p")["process"]["restarts"], 0);
@@ -243,6 +251,217 @@ fn a_plugin_that_does_not_run_is_503_and_not_404() {
         server.cli(&[on, "p"]);
         assert_eq!(server.get("/p/x").text(), "GET /x of p", "after {on}");
     }
+}
+
+/// Kills the plugin, and has another process of it at once.
+fn kill_and_start(server: &Server) {
+    let before = pid(server).as_i64().unwrap();
+    assert!(command("kill").args(["-s", "KILL", &before.to_string()]).status().unwrap().success());
+    wait_for("another process", || {
+        server.api("POST", "/plugins/p/start", b"");
+        let now = server.plugin("p");
+        (now["state"] == "ready" && now["process"]["pid"] != before).then_some(())
+    });
+}
+
+/// What was sent to the process that died gets the answer its method allows; what was not goes to the next.
+#[test]
+fn requests_behind_a_slow_one_go_to_the_next_process() {
+    let mut settings = metadata("p");
+    settings["concurrency"] = json!(1);
+    let server = Site::new().fake_with("p", &json!({"metadata": settings})).start();
+    server.wait_state("p", "ready");
+    for (method, status) in [("GET", 200), ("POST", 502)] {
+        let waits = server.site().data().join("plugin-data/p/waiting");
+        let mut slow = server.client();
+        slow.send(format!("{method} /p/wait?file=never-{method}&once HTTP/1.1\r\nhost: test\r\n\r\n").as_bytes());
+        wait_for("the plugin to be at work", || waits.exists().then_some(()));
+        let mut queued: Vec<_> = (0..30).map(|number| (["GET", "HEAD", "POST"][number % 3], number, server.client())).collect();
+        for (method, number, client) in &mut queued {
+            let body = if *number % 2 == 0 { "content-length: 4\r\n\r\nbody" } else { "\r\n" };
+            let body = if *method == "POST" { body } else { "\r\n" };
+            client.send(format!("{method} /p/{number} HTTP/1.1\r\nhost: test\r\n{body}").as_bytes());
+        }
+        wait_for("the others to wait", || (waiting(&server) == 30).then_some(()));
+        kill_and_start(&server);
+        let reply = slow.reply(false);
+        assert_eq!(reply.status, status, "{method}: {reply:?}");
+        for (method, number, client) in &mut queued {
+            let reply = client.reply(*method == "HEAD");
+            let text = if *method == "HEAD" { String::new() } else { format!("{method} /{number} of p") };
+            assert_eq!((reply.status, reply.text()), (200, text.as_str()), "{method} {number}");
+        }
+        fs::remove_file(waits).unwrap();
+        fs::remove_file(server.site().data().join("plugin-data/p/once")).unwrap();
+    }
+}
+
+/// A connection the plugin has ended is no place for what may be sent once only.
+#[test]
+fn a_post_is_not_sent_on_a_connection_that_is_known_to_be_over() {
+    let mut settings = metadata("p");
+    settings["concurrency"] = json!(1);
+    let server = Site::new().fake_with("p", &json!({"metadata": settings})).start();
+    for (round, body) in [&b""[..], b"body", &[7; 100_000]].into_iter().enumerate() {
+        assert_eq!(server.get("/p/hang-up-later").status, 200);
+        touch(&server, "hang-up");
+        wait_for("the end of the connection", || (printed(&server, "hung up") > round).then_some(()));
+        let reply = server.request("POST", "/p/x", &[], body);
+        assert_eq!((reply.status, reply.text()), (200, "POST /x of p"), "{} bytes", body.len());
+    }
+}
+
+/// Asks until `done`, one request after the other that may be sent once only: which statuses were answered.
+fn ask_until(server: &Server, done: &AtomicBool) -> BTreeSet<u16> {
+    let mut statuses = BTreeSet::new();
+    let mut client = server.client();
+    while !done.load(Ordering::Relaxed) {
+        let reply = client.request("POST", "/p/x", &[], b"");
+        if reply.status == 503 {
+            assert_error(&reply, 503, "unavailable");
+        }
+        statuses.insert(reply.status);
+    }
+    statuses
+}
+
+/// Does something to the host while clients ask the plugin: which statuses they got.
+fn among_clients(server: &Server, doing: impl FnOnce()) -> BTreeSet<u16> {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..16).map(|_| scope.spawn(|| ask_until(server, &done))).collect();
+        // Also when this panics.
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(doing));
+        done.store(true, Ordering::Relaxed);
+        let statuses = clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
+        result.unwrap();
+        statuses
+    })
+}
+
+#[test]
+fn a_restart_fails_no_request() {
+    for concurrency in [1, 4] {
+        let mut settings = metadata("p");
+        settings["concurrency"] = json!(concurrency);
+        let server = Site::new().fake_with("p", &json!({"metadata": settings})).start();
+        server.wait_state("p", "ready");
+        let statuses = among_clients(&server, || {
+            for _ in 0..3 {
+                assert_eq!(server.api("POST", "/plugins/p/restart", b"").1["state"], "ready");
+                assert_eq!(server.get("/p/x").status, 200, "it comes behind those that were held");
+            }
+        });
+        assert_eq!(statuses, BTreeSet::from([200]), "with {concurrency} connections");
+        let events = server.plugin("p")["events"].to_string();
+        assert!(!events.contains("signal"), "it ended as it was told: {events}");
+    }
+}
+
+#[test]
+fn a_plugin_whose_file_is_replaced_is_never_404() {
+    let server = server_of_p(Site::new());
+    let statuses = among_clients(&server, || {
+        for version in ["2.0.0", "3.0.0"] {
+            let mut settings = metadata("p");
+            settings["version"] = json!(version);
+            install_fake(&server.site().plugins(), "p", &json!({"metadata": settings}));
+            assert_eq!(server.api("POST", "/rescan", b"").1["changed"], json!(["p"]));
+            assert_eq!(server.wait_state("p", "ready")["version"], version);
+        }
+    });
+    assert!(statuses.is_subset(&BTreeSet::from([200, 503])), "{statuses:?}");
+    assert_eq!(server.get("/p/x").status, 200);
+}
+
+#[test]
+fn a_plugin_that_backs_off_loops_or_is_refused_is_503_and_shown_as_it_is() {
+    let server = Site::new().fake_mode("p", "exit-1").fake_mode("q", "refuse").start();
+    server.wait_state("q", "refused");
+    let mut states = BTreeSet::new();
+    wait_for("the crash loop", || {
+        let state = server.plugin("p")["state"].as_str().unwrap().to_owned();
+        for (method, path) in [("GET", "/p/x"), ("POST", "/p"), ("HEAD", "/p/x/y"), ("GET", "/q"), ("POST", "/q/x")] {
+            let reply = server.request(method, path, &[], b"");
+            assert_eq!((reply.status, reply.header("retry-after").is_some()), (503, true), "{state}: {method} {path}: {reply:?}");
+        }
+        states.insert(state.clone());
+        (state == "crash_looping").then_some(())
+    });
+    assert!(states.contains("backing_off"), "{states:?}");
+    assert_error(&server.get("/p/x"), 503, "unavailable");
+    for (id, state, words) in [("p", "crash_looping", "crash looping"), ("q", "refused", "refused")] {
+        assert_eq!(server.plugin(id)["state"], state);
+        let list = server.cli(&["list"]);
+        assert!(list.lines().any(|line| line.starts_with(id) && line.contains(words)), "{list}");
+        for accept in ["text/html", "text/plain"] {
+            let page = server.request("GET", "/", &[("accept", accept)], b"");
+            assert!(page.text().contains(words), "{accept}: {}", page.text());
+        }
+    }
+}
+
+/// The host's open files and threads.
+fn held(server: &Server) -> [usize; 2] {
+    ["fd", "task"].map(|what| fs::read_dir(format!("/proc/{}/{what}", server.pid())).unwrap().count())
+}
+
+/// A connection of each kind is asked while the process is killed again and again: each request is answered whole, and has its
+/// effect once at most when it may not be repeated, twice at most when it may.
+#[test]
+fn whenever_a_plugin_is_killed_every_request_is_answered_and_none_has_too_much_effect() {
+    let server = server_of_p(Site::new());
+    let rest = |server: &Server| {
+        kill_and_start(server);
+        assert_eq!(server.get("/p/incr?key=warm").status, 200);
+    };
+    rest(&server);
+    let before = held(&server);
+    let done = AtomicBool::new(false);
+    let asked: Vec<(&str, String, u16)> = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..6)
+            .map(|client| {
+                let (server, done) = (&server, &done);
+                scope.spawn(move || {
+                    let mut connection = server.client();
+                    let mut asked = Vec::new();
+                    for (number, method) in ["GET", "POST", "HEAD", "POST"].iter().cycle().enumerate() {
+                        let key = format!("{client}-{number}");
+                        let body = if number % 4 == 1 { &b"body"[..] } else { b"" };
+                        let reply = connection.request(method, &format!("/p/incr?key={key}"), &[], body);
+                        assert!([200, 502, 503].contains(&reply.status), "{method}: {reply:?}");
+                        if reply.status != 200 && *method != "HEAD" {
+                            reply.json();
+                        }
+                        asked.push((*method, key, reply.status));
+                        if done.load(Ordering::Relaxed) {
+                            return asked;
+                        }
+                    }
+                    asked
+                })
+            })
+            .collect();
+        for _ in 0..12 {
+            // A moment of the plugin's life, another each time.
+            pause(Duration::from_millis(RandomState::new().hash_one(0) % 150));
+            kill_and_start(&server);
+        }
+        done.store(true, Ordering::Relaxed);
+        clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
+    });
+    for (method, key, status) in &asked {
+        let effects: u32 = server.get(&format!("/p/incr?key={key}&delta=0")).text().parse().unwrap();
+        let allowed = if *method == "POST" { 0..=1 } else { 0..=2 };
+        assert!(allowed.contains(&effects) && (*status != 200 || effects > 0), "{method} {key}: {status}, {effects} times");
+    }
+    let answered = asked.iter().filter(|(_, _, status)| *status == 200).count();
+    assert!(answered > 12, "{answered} of {}", asked.len());
+    rest(&server);
+    wait_for("all that was opened to be closed", || {
+        let now = held(&server);
+        (now[0] <= before[0] && now[1] <= before[1]).then_some(())
+    });
 }
 
 /// tiny_http's accepting thread dies when it is out of files. Then another takes the port, or, when that fails three times in a
