@@ -1,6 +1,7 @@
 //! What every part of the rack shares: the identity, the data directory, the store, and which process belongs to which plugin.
 
 use crate::data_dir::DataDir;
+use crate::room::Room;
 use crate::store::Store;
 use std::collections::HashMap;
 use std::io;
@@ -18,6 +19,8 @@ pub(crate) struct Host {
     pub(crate) store: Store,
     /// Which session is which plugin's.
     pub(crate) sessions: Sessions,
+    /// How many plugins fit.
+    pub(crate) room: Room,
     /// Time a plugin has to become ready.
     pub(crate) start_timeout: Duration,
     /// Time a plugin has to begin an answer.

@@ -55,6 +55,8 @@ mod rack;
 #[cfg(feature = "host")]
 mod restart;
 #[cfg(feature = "host")]
+mod room;
+#[cfg(feature = "host")]
 mod route;
 #[cfg(feature = "host")]
 mod server;

@@ -14,6 +14,7 @@ const LAYERS: [&[&str]; 5] = [
         "output",
         "preflight",
         "process",
+        "room",
         "link",
         "store/mod",
         "store/config",

@@ -7,6 +7,7 @@ mod support;
 mod discovery;
 mod docs;
 mod durability;
+mod host_limits;
 mod identity;
 mod kv;
 mod layers;
