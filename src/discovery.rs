@@ -3,6 +3,9 @@
 use crate::preflight;
 use crate::process::{self, Bounds};
 use crate::protocol::metadata::{MAX_METADATA, Metadata};
+use crate::room;
+use crossbeam_channel::{Sender, unbounded};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -15,6 +18,10 @@ const METADATA_TIME: Duration = Duration::from_secs(5);
 
 /// Plugins asked at once: asking is starting a process, and the machine is small.
 const ASKED_AT_ONCE: usize = 4;
+
+/// Most names in the plugins directory. More are no plugins but a mistake, such as a home directory; and each costs a look, a line in
+/// the list and a few hundred bytes of memory.
+const MAX_NAMES: usize = 10_000;
 
 /// The name of the executable in a plugin that is a directory.
 const PROGRAM: &str = "plugin";
@@ -40,7 +47,25 @@ pub(crate) struct Fingerprint {
     modified: (i64, i64),
 }
 
+/// Why something is no plugin.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    /// In a sentence.
+    pub(crate) reason: String,
+    /// Whether it is for want of files, threads or memory, so that it may be one later.
+    pub(crate) for_want: bool,
+}
+
+impl From<String> for Refusal {
+    fn from(reason: String) -> Self {
+        Self { reason, for_want: false }
+    }
+}
+
 /// Lists the plugins directory by name. Names that begin with a dot are passed over.
+///
+/// # Errors
+/// It cannot be read, or has more names than [`MAX_NAMES`]: to take some of them would be to stop the plugins among the others.
 pub(crate) fn scan(dir: &Path) -> io::Result<Vec<Found>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir)? {
@@ -48,6 +73,11 @@ pub(crate) fn scan(dir: &Path) -> io::Result<Vec<Found>> {
         let file = entry.file_name().to_string_lossy().into_owned();
         if file.starts_with('.') {
             continue;
+        }
+        if found.len() == MAX_NAMES {
+            let many =
+                format!("it has more than {MAX_NAMES} names: move what is no plugin elsewhere, or choose another with --plugins");
+            return Err(io::Error::other(many));
         }
         let path = entry.path();
         let program = if path.is_dir() { path.join(PROGRAM) } else { path };
@@ -64,37 +94,50 @@ pub(crate) fn scan(dir: &Path) -> io::Result<Vec<Found>> {
     Ok(found)
 }
 
-/// Asks each who it is, several at once. The answers are in the order of the questions.
-pub(crate) fn ask_all(found: Vec<Found>, bounds: Bounds) -> Vec<(Found, Result<Metadata, String>)> {
+/// Asks each who it is, several at once, and tells the answers in the order of the questions, each as soon as those before it are told.
+pub(crate) fn ask_all(found: Vec<Found>, bounds: Bounds, mut tell: impl FnMut(Found, Result<Metadata, Refusal>)) {
     let threads = found.len().min(ASKED_AT_ONCE);
     let questions = Mutex::new(found.into_iter().enumerate());
-    let answers = Mutex::new(Vec::new());
-    let next = || questions.lock().ok()?.next();
-    let work = || {
+    // Holds as many as there are questions at most.
+    let (answering, answers) = unbounded();
+    let work = |answering: Sender<_>| {
+        let next = || questions.lock().ok()?.next();
         while let Some((place, found)) = next() {
             let answer = ask(&found, bounds);
-            if let Ok(mut answers) = answers.lock() {
-                answers.push((place, found, answer));
-            }
+            // Whoever asks is there until all are answered.
+            answering.send((place, (found, answer))).unwrap_or_default();
         }
     };
     std::thread::scope(|scope| {
-        for number in 1..threads {
-            // With fewer threads it takes longer; this one is always there.
-            drop(std::thread::Builder::new().name(format!("discovery-{number}")).spawn_scoped(scope, work));
+        let spawn = |number| {
+            let answering = answering.clone();
+            std::thread::Builder::new().name(format!("discovery-{number}")).spawn_scoped(scope, move || work(answering))
+        };
+        // With fewer threads it takes longer; with none this one does it.
+        if (0..threads).filter(|&number| spawn(number).is_ok()).count() == 0 {
+            work(answering.clone());
         }
-        work();
+        drop(answering);
+        let mut early = BTreeMap::new();
+        let mut due = 0;
+        for (place, answer) in answers {
+            early.insert(place, answer);
+            while let Some((found, answer)) = early.remove(&due) {
+                tell(found, answer);
+                due += 1;
+            }
+        }
     });
-    let mut answers = answers.into_inner().unwrap_or_default();
-    answers.sort_by_key(|(place, ..)| *place);
-    answers.into_iter().map(|(_, found, answer)| (found, answer)).collect()
 }
 
-fn ask(found: &Found, bounds: Bounds) -> Result<Metadata, String> {
+fn ask(found: &Found, bounds: Bounds) -> Result<Metadata, Refusal> {
     if found.program.ends_with(PROGRAM) && !found.program.exists() && !found.program.is_symlink() {
-        return Err(format!("the directory has no executable file named {PROGRAM} inside"));
+        return Err(format!("the directory has no executable file named {PROGRAM} inside").into());
     }
     preflight::check(&found.program)?;
-    let printed = process::output(&found.program, "--metadata", bounds, METADATA_TIME, MAX_METADATA)?;
-    Metadata::parse(&printed).map_err(|error| error.to_string())
+    let printed = process::output(&found.program, "--metadata", bounds, METADATA_TIME, MAX_METADATA).map_err(|error| {
+        let (reason, for_want) = room::explain("cannot start it", &error);
+        Refusal { reason, for_want }
+    })??;
+    Metadata::parse(&printed).map_err(|error| error.to_string().into())
 }

@@ -5,6 +5,7 @@ use crate::guard::Guard;
 use crate::handover::hand_over;
 use crate::memory::Memory;
 use crate::process::Bounds;
+use crate::room::Room;
 use crate::store::Store;
 use std::collections::HashMap;
 use std::io;
@@ -33,6 +34,8 @@ pub(crate) struct Host {
     pub(crate) plugin_uids: Option<RangeInclusive<u32>>,
     /// Most memory of a plugin's process in bytes.
     pub(crate) plugin_memory: Option<u64>,
+    /// How many plugins fit.
+    pub(crate) room: Room,
     /// Time a plugin has to become ready.
     pub(crate) start_timeout: Duration,
     /// Time a plugin has to begin an answer.

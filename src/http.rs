@@ -10,9 +10,11 @@ use crate::api::{self, Api};
 use crate::client_socket::ClientSocket;
 use crate::exchange::{BodyLength, Client, Failed, Job, WebJob};
 use crate::pages;
+use crate::plugin::{HOLD, STARTING_RETRY_AFTER};
 use crate::process::SMALL_STACK;
 use crate::protocol::message::{HOP_BY_HOP, Headers, Http, Response};
 use crate::rack::Rack;
+use crate::room;
 use crate::route::Target;
 use crossbeam_channel::{Receiver, Sender, bounded, never};
 use rustix::net::sockopt;
@@ -58,6 +60,12 @@ const DESK_THREADS: usize = 4;
 
 /// Requests that may wait for the API.
 const DESK_QUEUE: usize = 64;
+
+/// Requests for what is not known that may wait for the end of the first look for plugins.
+const MAX_LOBBY: usize = 1024;
+
+/// How often these are looked after.
+const LOBBY_TICK: Duration = Duration::from_millis(20);
 
 /// Most requests that are refused at once while their body is still to be read away, each on a thread of its own.
 const MAX_USHERS: usize = 512;
@@ -143,7 +151,10 @@ impl Front {
             }
             hook(panic);
         }));
-        let dispatcher = Arc::new(Dispatcher { front: Arc::clone(self), rack: Arc::clone(rack), desk });
+        let lobby = Mutex::new(Some(Vec::new()));
+        let dispatcher = Arc::new(Dispatcher { front: Arc::clone(self), rack: Arc::clone(rack), desk, lobby });
+        let porter = Arc::clone(&dispatcher);
+        std::thread::Builder::new().name("lobby".into()).spawn(move || porter.attend_lobby())?;
         Arc::clone(&dispatcher).start()?;
         std::thread::Builder::new().name("nudge".into()).stack_size(SMALL_STACK).spawn(move || dispatcher.nudge())?;
         Ok(())
@@ -156,10 +167,11 @@ impl Front {
         failures.retain(|at| now.duration_since(*at) < FAILURE_WINDOW);
         failures.push(now);
         if failures.len() < MAX_FAILURES {
-            log::warn!("accepting connections failed and is begun again: {error}");
+            log::warn!("{} (it is begun again)", room::explain("accepting connections failed", error).0);
             return true;
         }
-        log::error!("accepting connections failed {MAX_FAILURES} times within {} s: {error}", FAILURE_WINDOW.as_secs());
+        let what = format!("accepting connections failed {MAX_FAILURES} times within {} s", FAILURE_WINDOW.as_secs());
+        log::error!("{}", room::explain(&what, error).0);
         *self.alive.lock().unwrap_or_else(PoisonError::into_inner) = None;
         false
     }
@@ -181,6 +193,8 @@ struct Dispatcher {
     front: Arc<Front>,
     rack: Arc<Rack>,
     desk: Sender<TinyClient>,
+    /// Requests for what is not known, by their arrival, while the first look for plugins is under way; none afterwards.
+    lobby: Mutex<Option<Vec<(Instant, Request)>>>,
 }
 
 impl Dispatcher {
@@ -289,6 +303,8 @@ impl Dispatcher {
             Some((path, query)) => (path, Some(query)),
             None => (target, None),
         };
+        // Asked before the routes are, which are all there are if it is so.
+        let known = self.rack.is_known(Duration::ZERO);
         let routes = self.rack.routes();
         match routes.resolve(path) {
             Target::Plugin { plugin, mount, path } => {
@@ -303,6 +319,7 @@ impl Dispatcher {
                     full.into_inner().fail(Failed::Overloaded);
                 }
             }
+            Target::Nothing if !known => self.keep(request),
             _ if body != BodyLength::Known(0) => refuse(request, Failed::NotFound),
             Target::Index | Target::Health if !matches!(request.method().as_str(), "GET" | "HEAD") => {
                 refuse(request, Failed::MethodNotAllowed);
@@ -314,6 +331,46 @@ impl Dispatcher {
                 TinyClient::new(request, body, 0).respond(200, kind, page.as_bytes(), &pages::HEADERS);
             }
             Target::Nothing => refuse(request, Failed::NotFound),
+        }
+    }
+
+    /// Keeps a request for what is not known yet, while the first look for plugins is under way.
+    fn keep(&self, request: Request) {
+        match self.lobby.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            Some(lobby) if lobby.len() < MAX_LOBBY => return lobby.push((Instant::now(), request)),
+            Some(_) => return refuse(request, Failed::Overloaded),
+            None => {}
+        }
+        // The look has ended just now, so this time it is known.
+        self.dispatch(request);
+    }
+
+    /// Sends the requests in the lobby on as their plugins become known, those that have waited too long away, and the rest on at the
+    /// end of the first look.
+    fn attend_lobby(&self) {
+        let mut known = false;
+        while !known {
+            known = self.rack.is_known(LOBBY_TICK);
+            let routes = self.rack.routes();
+            let is_due = |(arrived, request): &mut (Instant, Request)| {
+                let path = origin_form(request.url()).split('?').next().unwrap_or_default();
+                arrived.elapsed() >= HOLD || !matches!(routes.resolve(path), Target::Nothing)
+            };
+            let due = {
+                let mut lobby = self.lobby.lock().unwrap_or_else(PoisonError::into_inner);
+                if known {
+                    lobby.take().unwrap_or_default()
+                } else {
+                    lobby.iter_mut().flat_map(|kept| kept.extract_if(.., is_due)).collect()
+                }
+            };
+            for (arrived, request) in due {
+                if arrived.elapsed() >= HOLD && !known {
+                    refuse(request, Failed::Unavailable { retry_after: STARTING_RETRY_AFTER });
+                } else {
+                    self.dispatch(request);
+                }
+            }
         }
     }
 

@@ -65,6 +65,8 @@ mod remains;
 #[cfg(feature = "host")]
 mod restart;
 #[cfg(feature = "host")]
+mod room;
+#[cfg(feature = "host")]
 mod route;
 #[cfg(feature = "host")]
 mod server;

@@ -284,12 +284,21 @@ fn exit_of(status: ExitStatus) -> Exit {
 /// Runs `program argument` and gives what it printed, at most `limit` bytes, within `time`.
 ///
 /// # Errors
-/// One sentence: it did not start, took too long, printed too much, or failed.
-pub(crate) fn output(program: &Path, argument: &str, bounds: Bounds, time: Duration, limit: usize) -> Result<Vec<u8>, String> {
-    let deadline = Instant::now() + time;
+/// The outer one says that it could not be started, the inner one in a sentence that it took too long, printed too much, or failed.
+pub(crate) fn output(
+    program: &Path,
+    argument: &str,
+    bounds: Bounds,
+    time: Duration,
+    limit: usize,
+) -> io::Result<Result<Vec<u8>, String>> {
     let mut command = shim(program, Path::new("/"), bounds);
     command.arg(argument).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut process = Process::spawn(&mut command).map_err(|error| format!("cannot start it: {error}"))?;
+    Ok(collect(Process::spawn(&mut command)?, argument, time, limit))
+}
+
+fn collect(mut process: Process, argument: &str, time: Duration, limit: usize) -> Result<Vec<u8>, String> {
+    let deadline = Instant::now() + time;
     let (Some(mut stdout), Some(mut stderr)) = (process.child.stdout.take(), process.child.stderr.take()) else {
         return Err("cannot read its output".into());
     };

@@ -1,18 +1,21 @@
 //! All plugins: found, started, looked up by id and by route, stopped.
 
-use crate::discovery::{self, Fingerprint, Found};
+use crate::discovery::{self, Fingerprint, Found, Refusal};
+use crate::exchange::Failed;
 use crate::host::Host;
 use crate::output::PluginLog;
-use crate::plugin::{Command, Plugin};
+use crate::plugin::{Command, HOLD, Plugin, STARTING_RETRY_AFTER};
 use crate::protocol::metadata::Metadata;
+use crate::room;
 use crate::route::Routes;
 use crate::store::StoreError;
-use crate::supervisor::{COMMANDS, Supervisor};
+use crate::supervisor::{COMMANDS, HOLD_TICK, Supervisor};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -21,6 +24,13 @@ const STOP_ALL_TIME: Duration = Duration::from_millis(5800);
 
 /// Time the operator's commands wait for their plugin to settle: a start of 10 s and a stop of 5 s fit.
 const SETTLE_TIME: Duration = Duration::from_secs(20);
+
+/// Stack of a supervisor in bytes: it reads its settings from the database, and starts processes.
+const SUPERVISOR_STACK: usize = 512 * 1024;
+
+/// Most new refusals that one look logs and records one by one: more are one line, so that a directory of other things floods neither
+/// the log nor the store's queue of 1024 changes.
+const SAID_REFUSALS: usize = 1000;
 
 /// All plugins of the host.
 pub(crate) struct Rack {
@@ -31,6 +41,12 @@ pub(crate) struct Rack {
     routes: RwLock<Arc<Routes<Arc<Plugin>>>>,
     /// Held while the directory is looked through, which must not happen twice at once.
     scanning: Mutex<()>,
+    /// Closed once the first look is over.
+    known: Receiver<()>,
+    /// Set when no plugin is to be added any more.
+    closing: AtomicBool,
+    /// Whether something could not be asked who it is for want of files, threads or memory.
+    wanting: AtomicBool,
 }
 
 /// Something in the plugins directory.
@@ -67,11 +83,36 @@ pub(crate) struct Changes {
     pub(crate) refused: Vec<String>,
 }
 
+/// A look through the plugins directory, under way.
+struct Look {
+    /// What was there before.
+    before: BTreeMap<String, Entry>,
+    /// Plugins that are gone from the directory or another file now: each lives on until its file is looked at, one that comes before
+    /// takes its id or route, or the look ends.
+    stale: BTreeSet<String>,
+    /// Plugins that were told to quit, and what closes at their end.
+    leaving: Vec<(Arc<Plugin>, Receiver<()>)>,
+    changes: Changes,
+    /// Refusals that were not there before.
+    refusals: usize,
+}
+
 impl Rack {
-    /// An empty rack, for the plugins of a directory.
-    pub(crate) fn new(host: Arc<Host>, dir: PathBuf) -> Self {
+    /// An empty rack, for the plugins of a directory. Whoever closes `known` says that the first look is over.
+    pub(crate) fn new(host: Arc<Host>, dir: PathBuf, known: Receiver<()>) -> Self {
         let routes = RwLock::new(Arc::new(Routes::new(Vec::new())));
-        Self { host, dir, entries: Mutex::default(), routes, scanning: Mutex::default() }
+        let (entries, scanning, closing, wanting) = Default::default();
+        Self { host, dir, entries, routes, scanning, known, closing, wanting }
+    }
+
+    /// Waits for a time until all that is in the plugins directory is known, and says whether it is.
+    pub(crate) fn is_known(&self, wait: Duration) -> bool {
+        self.known.recv_timeout(wait).is_err_and(|error| error.is_disconnected())
+    }
+
+    /// Whether something could not be asked who it is for want of files, threads or memory, so that another look is worth it.
+    pub(crate) fn is_wanting(&self) -> bool {
+        self.wanting.load(Ordering::Relaxed)
     }
 
     /// What all of the rack shares.
@@ -102,83 +143,144 @@ impl Rack {
     }
 
     /// Looks through the plugins directory: starts what is new, stops what is gone, and replaces what is another file now.
+    ///
+    /// Each is taken in as soon as it and all before it by name have said who they are, so the first by name has its id and route
+    /// whoever answers first.
     pub(crate) fn rescan(&self) -> io::Result<Changes> {
         let _alone = self.scanning.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = discovery::scan(&self.dir)?;
+        let mut found = discovery::scan(&self.dir)?;
+        self.wanting.store(false, Ordering::Relaxed);
         let before = self.entries();
-        let is_same = |found: &Found| match before.get(&found.file) {
-            Some(Entry::Accepted { fingerprint, .. }) => fingerprint.is_some() && *fingerprint == found.fingerprint,
-            _ => false,
-        };
-        let (same, new): (Vec<_>, Vec<_>) = found.into_iter().partition(is_same);
-        let mut after: BTreeMap<String, Entry> =
-            same.into_iter().filter_map(|found| before.get(&found.file).map(|entry| (found.file, entry.clone()))).collect();
-        let mut changes = Changes::default();
-        let answers = discovery::ask_all(new, self.host.stranger_bounds());
+        let names: BTreeSet<String> = found.iter().map(|found| found.file.clone()).collect();
+        found.retain(|found| match before.get(&found.file) {
+            Some(Entry::Accepted { fingerprint, .. }) => fingerprint.is_none() || *fingerprint != found.fingerprint,
+            _ => true,
+        });
+        let others: BTreeSet<&String> = found.iter().map(|found| &found.file).collect();
+        let is_stale = |file: &&String| others.contains(file) || !names.contains(*file);
+        let plugins = before.iter().filter(|(_, entry)| entry.is_plugin()).map(|(file, _)| file);
+        let stale = plugins.filter(is_stale).cloned().collect();
+        let mut look = Look { before, stale, leaving: Vec::new(), changes: Changes::default(), refusals: 0 };
+        discovery::ask_all(found, self.host.stranger_bounds(), |found, answer| self.settle(&mut look, found, answer));
 
-        let gone: Vec<_> = before.iter().filter(|(file, _)| !after.contains_key(*file)).collect();
-        quit(gone.iter().map(|(_, entry)| *entry), Instant::now() + STOP_ALL_TIME);
-
-        for (found, answer) in answers {
-            let was_plugin = matches!(before.get(&found.file), Some(Entry::Accepted { .. }));
-            let accepted = answer.map_err(|reason| (None, reason)).and_then(|metadata| match conflict(&after, &metadata) {
-                Some(reason) => Err((Some(metadata.id), reason)),
-                None => self.accept(&found, metadata.clone()).map_err(|reason| (Some(metadata.id), reason)),
-            });
-            let entry = match accepted {
-                Ok(entry) => {
-                    if was_plugin { &mut changes.changed } else { &mut changes.added }.push(found.file.clone());
-                    entry
-                }
-                Err((id, reason)) => {
-                    let known = matches!(before.get(&found.file), Some(Entry::Refused { reason: old, .. }) if *old == reason);
-                    if !known {
-                        log::warn!("{}: refused: {reason}", found.file);
-                        self.host.store.note_event(id.as_deref().unwrap_or(&found.file), "refused", &reason);
-                    }
-                    Entry::Refused { id, reason }
-                }
-            };
-            after.insert(found.file, entry);
+        let Look { before, stale, mut leaving, mut changes, refusals } = look;
+        if refusals > SAID_REFUSALS {
+            log::warn!("{} more are refused: plugrack list has the reasons", refusals - SAID_REFUSALS);
         }
-        let is_plugin = |file: &String| matches!(after.get(file), Some(Entry::Accepted { .. }));
-        let was_accepted = |entry: &Entry| matches!(entry, Entry::Accepted { .. });
-        changes.removed = gone
-            .into_iter()
-            .filter(|(file, entry)| was_accepted(entry) && !is_plugin(file))
-            .map(|(file, _)| file.clone())
-            .collect();
-        changes.refused = after.iter().filter(|(_, entry)| !was_accepted(entry)).map(|(file, _)| file.clone()).collect();
-        self.publish(after);
+        let mut entries = self.lock();
+        leaving.extend(stale.iter().filter_map(|file| entries.remove(file)?.quit()));
+        entries.retain(|file, _| names.contains(file));
+        self.publish(&entries);
+        let is_plugin = |file: &String| entries.get(file).is_some_and(Entry::is_plugin);
+        let were_plugins = before.iter().filter(|(_, entry)| entry.is_plugin()).map(|(file, _)| file);
+        changes.removed = were_plugins.filter(|file| !is_plugin(file)).cloned().collect();
+        changes.refused = entries.iter().filter(|(_, entry)| !entry.is_plugin()).map(|(file, _)| file.clone()).collect();
+        drop(entries);
+        let deadline = Instant::now() + STOP_ALL_TIME;
+        for (plugin, ended) in leaving {
+            await_end(&plugin, &ended, deadline);
+        }
         Ok(changes)
     }
 
-    /// Puts a plugin in the rack, and has it started.
-    fn accept(&self, found: &Found, metadata: Metadata) -> Result<Entry, String> {
+    /// Takes in one thing of the plugins directory, by what it said to who it is.
+    fn settle(&self, look: &mut Look, found: Found, answer: Result<Metadata, Refusal>) {
+        let enabled = |id: &str| {
+            self.host.store.is_enabled(id).map_err(|error| format!("cannot read whether it is enabled: {error}").into())
+        };
+        let mut answer = answer.map_err(|refusal| (None, refusal)).and_then(|metadata| match enabled(&metadata.id) {
+            Ok(enabled) => Ok((metadata, enabled)),
+            Err(refusal) => Err((Some(metadata.id), refusal)),
+        });
+        let mut entries = self.lock();
+        if self.closing.load(Ordering::Acquire) {
+            return;
+        }
+        let was_plugin = look.before.get(&found.file).is_some_and(Entry::is_plugin);
+        let mut in_way = vec![found.file.clone()];
+        if let Ok((metadata, _)) = &answer {
+            let (stale, rest): (Vec<_>, Vec<_>) = entries
+                .iter()
+                .filter_map(|(file, entry)| Some((file, entry.conflict(file, metadata)?)))
+                .partition(|(file, _)| look.stale.contains(*file));
+            match rest.into_iter().next() {
+                Some((_, reason)) => answer = Err((Some(metadata.id.clone()), reason.into())),
+                None => in_way.extend(stale.into_iter().map(|(file, _)| file.clone())),
+            }
+        }
+        let quitting = in_way.iter().filter(|file| look.stale.remove(*file)).filter_map(|file| entries.remove(file)?.quit());
+        look.leaving.extend(quitting);
+        let accepted = answer.and_then(|(metadata, enabled)| {
+            let id = metadata.id.clone();
+            let count = entries.values().filter(|entry| entry.is_plugin()).count();
+            if let Err(reason) = self.host.room.check(count) {
+                return Err((Some(id), Refusal { reason, for_want: true }));
+            }
+            let same = look.leaving.iter().filter(|(plugin, _)| plugin.id() == id).cloned().collect();
+            self.accept(&found, metadata, enabled, same).map_err(|refusal| (Some(id), refusal))
+        });
+        let entry = accepted.unwrap_or_else(|(id, Refusal { reason, for_want })| {
+            self.wanting.fetch_or(for_want, Ordering::Relaxed);
+            let known = matches!(look.before.get(&found.file), Some(Entry::Refused { reason: old, .. }) if *old == reason);
+            look.refusals += usize::from(!known);
+            if !known && look.refusals <= SAID_REFUSALS {
+                log::warn!("{}: refused: {reason}", found.file);
+                self.host.store.note_event(id.as_deref().unwrap_or(&found.file), "refused", &reason);
+            }
+            Entry::Refused { id, reason }
+        });
+        let is_plugin = entry.is_plugin();
+        if is_plugin {
+            if was_plugin { &mut look.changes.changed } else { &mut look.changes.added }.push(found.file.clone());
+        }
+        entries.insert(found.file, entry);
+        if is_plugin || was_plugin {
+            self.publish(&entries);
+        }
+    }
+
+    /// Puts a plugin in the rack, and has it started once those with its id that are to end have ended.
+    fn accept(
+        &self,
+        found: &Found,
+        metadata: Metadata,
+        enabled: bool,
+        before: Vec<(Arc<Plugin>, Receiver<()>)>,
+    ) -> Result<Entry, Refusal> {
         let id = metadata.id.clone();
-        let enabled = self.host.store.is_enabled(&id).map_err(|error| format!("cannot read whether it is enabled: {error}"))?;
         let (control, commands) = bounded(COMMANDS);
         let log = PluginLog::new(self.host.data.log(&id));
         let plugin = Arc::new(Plugin::new(metadata, found.program.clone(), log, control, enabled));
         let supervisor = Supervisor::new(Arc::clone(&plugin), Arc::clone(&self.host), commands);
         let (alive, ended) = bounded(0);
-        let thread = std::thread::Builder::new().name(format!("plugin-{id}"));
+        let waiting = Arc::clone(&plugin);
         let run = move || {
+            let deadline = Instant::now() + STOP_ALL_TIME;
+            for (_, ended) in before {
+                // Its requests are held meanwhile, though no longer than any.
+                while Instant::now() < deadline && ended.recv_timeout(HOLD_TICK).is_err_and(|error| error.is_timeout()) {
+                    waiting.queue.expire(HOLD, Failed::Unavailable { retry_after: STARTING_RETRY_AFTER });
+                }
+            }
+            drop(waiting);
             supervisor.run();
             drop::<Sender<()>>(alive);
         };
-        thread.spawn(run).map_err(|error| format!("cannot start its supervisor: {error}"))?;
+        let thread = std::thread::Builder::new().name(format!("plugin-{id}")).stack_size(SUPERVISOR_STACK);
+        thread.spawn(run).map_err(|error| {
+            let (reason, for_want) = room::explain("cannot start its supervisor", &error);
+            Refusal { reason, for_want }
+        })?;
         Ok(Entry::Accepted { plugin, fingerprint: found.fingerprint, ended })
     }
 
-    fn publish(&self, entries: BTreeMap<String, Entry>) {
+    fn publish(&self, entries: &BTreeMap<String, Entry>) {
         let accepted = entries.values().filter_map(|entry| match entry {
             Entry::Accepted { plugin, .. } => Some((plugin.metadata.route.clone(), Arc::clone(plugin))),
             Entry::Refused { .. } => None,
         });
         let routes = Arc::new(Routes::new(accepted.collect()));
         *self.routes.write().unwrap_or_else(PoisonError::into_inner) = routes;
-        *self.lock() = entries;
     }
 
     /// Gives a plugin a command, and waits until it is settled.
@@ -200,9 +302,16 @@ impl Rack {
         Ok(())
     }
 
-    /// Stops all plugins, side by side.
+    /// Stops all plugins, side by side, and adds none any more.
     pub(crate) fn stop_all(&self) {
-        quit(self.entries().values(), Instant::now() + STOP_ALL_TIME);
+        let deadline = Instant::now() + STOP_ALL_TIME;
+        let entries = self.lock();
+        self.closing.store(true, Ordering::Release);
+        let leaving: Vec<_> = entries.values().filter_map(Entry::quit).collect();
+        drop(entries);
+        for (plugin, ended) in leaving {
+            await_end(&plugin, &ended, deadline);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
@@ -210,31 +319,36 @@ impl Rack {
     }
 }
 
-/// Why a plugin cannot be beside those there are.
-fn conflict(entries: &BTreeMap<String, Entry>, metadata: &Metadata) -> Option<String> {
-    entries.iter().find_map(|(file, entry)| match entry {
-        Entry::Accepted { plugin, .. } if plugin.id() == metadata.id => {
-            Some(format!("the id {} is taken by {file}", metadata.id))
-        }
-        Entry::Accepted { plugin, .. } if plugin.metadata.route == metadata.route => {
-            Some(format!("the route {} is taken by {file}", metadata.route))
-        }
-        _ => None,
-    })
-}
+impl Entry {
+    fn is_plugin(&self) -> bool {
+        matches!(self, Self::Accepted { .. })
+    }
 
-/// Ends plugins and their supervisors, side by side, and waits for them.
-fn quit<'a>(entries: impl Iterator<Item = &'a Entry> + Clone, deadline: Instant) {
-    for entry in entries.clone() {
-        if let Entry::Accepted { plugin, .. } = entry {
-            drop(plugin.control.send(Command::Quit));
+    /// Why a plugin cannot be beside this one.
+    fn conflict(&self, file: &str, metadata: &Metadata) -> Option<String> {
+        match self {
+            Self::Accepted { plugin, .. } if plugin.id() == metadata.id => {
+                Some(format!("the id {} is taken by {file}", metadata.id))
+            }
+            Self::Accepted { plugin, .. } if plugin.metadata.route == metadata.route => {
+                Some(format!("the route {} is taken by {file}", metadata.route))
+            }
+            _ => None,
         }
     }
-    for entry in entries {
-        if let Entry::Accepted { plugin, ended, .. } = entry
-            && ended.recv_deadline(deadline).is_err_and(|error| error.is_timeout())
-        {
-            log::error!("{}: it could not be stopped in time", plugin.id());
-        }
+
+    /// Tells a plugin and its supervisor to end; gives it and what closes at its end.
+    fn quit(&self) -> Option<(Arc<Plugin>, Receiver<()>)> {
+        let Self::Accepted { plugin, ended, .. } = self else { return None };
+        // A supervisor that is gone has nothing to end.
+        drop(plugin.control.send(Command::Quit));
+        Some((Arc::clone(plugin), ended.clone()))
+    }
+}
+
+/// Waits for the end of a plugin that was told to quit.
+fn await_end(plugin: &Plugin, ended: &Receiver<()>, deadline: Instant) {
+    if ended.recv_deadline(deadline).is_err_and(|error| error.is_timeout()) {
+        log::error!("{}: it could not be stopped in time", plugin.id());
     }
 }

@@ -39,6 +39,8 @@ pub(crate) enum Exit {
     NoUser,
     /// It does not speak this version of the protocol.
     Incompatible,
+    /// There are not enough files, threads or memory for it: no end of its own, so none that counts.
+    NoRoom,
     /// It could not be started for want of something that may come back.
     NotStarted,
     /// It was ended by the host because it did not do its part.
@@ -81,6 +83,7 @@ impl Exit {
             Self::NoUser => format!("do what the reason says, then: plugrack start {id}"),
             Self::Incompatible => "install a build of the plugin that speaks the protocol of this plugrack".into(),
             Self::OutOfMemory => "give the machine or the container more memory, or the plugin less to do".into(),
+            Self::NoRoom => "raise that limit, or stop another plugin: it is tried again by itself".into(),
             Self::NotStarted => "free or raise what there is too little of: it is tried again by itself".into(),
             Self::Code(_) | Self::Signal(_) | Self::Fault => {
                 format!("mend what its last lines (plugrack logs {id}) complain of; plugrack start {id} tries it at once")
@@ -113,6 +116,7 @@ impl std::fmt::Display for Exit {
             Self::NoUser => f.write_str("cannot have its user"),
             Self::Incompatible => f.write_str("speaks another protocol"),
             Self::NotStarted => f.write_str("did not start"),
+            Self::NoRoom => f.write_str("no room"),
             Self::Fault => f.write_str("ended by the host"),
         }
     }

@@ -4,6 +4,7 @@ use crate::api::Api;
 use crate::callback;
 use crate::config::Serve;
 use crate::data_dir::{DataDir, private_file};
+use crate::discovery;
 use crate::guard::Guard;
 use crate::host::{HOST_SOCKET_VARIABLE, Host, Sessions};
 use crate::http::Front;
@@ -11,11 +12,12 @@ use crate::memory::Memory;
 use crate::process::{self, SMALL_STACK};
 use crate::rack::Rack;
 use crate::remains::{self, Marks};
+use crate::room::{self, LOOK_RETRY, Room};
 use crate::store::Store;
 use crate::store::kv::Limits;
 use anyhow::{Context, Result, anyhow, bail};
-use crossbeam_channel::{select, unbounded};
-use rustix::process::{Resource, Rlimit, geteuid, getrlimit, setrlimit};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select, unbounded};
+use rustix::process::geteuid;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::fs;
@@ -29,7 +31,19 @@ use std::time::Duration;
 const REMAINS_TIME: Duration = Duration::from_secs(2);
 
 /// Runs the host until it is told to stop.
+///
+/// # Errors
+/// What failed, and, where that was for want of files, threads or memory, what to raise.
 pub(crate) fn serve(data: &Path, settings: &Serve) -> Result<()> {
+    run(data, settings).map_err(|error| {
+        match error.root_cause().downcast_ref().map(|cause| room::explain(&error.to_string(), cause)) {
+            Some((sentence, true)) => anyhow!(sentence),
+            _ => error,
+        }
+    })
+}
+
+fn run(data: &Path, settings: &Serve) -> Result<()> {
     let user = geteuid();
     if settings.plugin_uids.is_some() && !user.is_root() {
         bail!(
@@ -45,7 +59,10 @@ pub(crate) fn serve(data: &Path, settings: &Serve) -> Result<()> {
         signal_hook::flag::register(signal, Arc::clone(&stopping))?;
     }
 
-    raise_file_limit();
+    let room = Room::measure().map_err(anyhow::Error::msg)?;
+    if let Some(warning) = room.warning() {
+        log::warn!("{warning}");
+    }
     process::find_own_program().map_err(|error| anyhow!(error))?;
     let data = DataDir::create(data)?;
     let _lock = data.lock()?;
@@ -65,6 +82,7 @@ pub(crate) fn serve(data: &Path, settings: &Serve) -> Result<()> {
     let plugins = settings.plugins.clone().unwrap_or_else(|| data.plugins());
     fs::create_dir_all(&plugins).with_context(|| format!("cannot make the plugins directory {}", plugins.display()))?;
     let plugins = fs::canonicalize(&plugins)?;
+    discovery::scan(&plugins).with_context(|| format!("cannot read the plugins directory {}", plugins.display()))?;
 
     let address = settings.listen;
     let (front, failed) = Front::listen(address, settings.max_body)
@@ -76,6 +94,7 @@ pub(crate) fn serve(data: &Path, settings: &Serve) -> Result<()> {
         store: store.clone(),
         memory: Memory::new(),
         sessions: Sessions::new(guard),
+        room,
         plugin_uids: settings.plugin_uids.clone(),
         plugin_memory: settings.plugin_memory,
         start_timeout: settings.start_timeout,
@@ -84,9 +103,8 @@ pub(crate) fn serve(data: &Path, settings: &Serve) -> Result<()> {
     let host = Arc::new(host);
     callback::listen(Arc::clone(&host)).context("cannot listen on the host socket")?;
     log::info!("plugrack {} is instance {instance_id}", env!("CARGO_PKG_VERSION"));
-    let rack = Arc::new(Rack::new(host, plugins.clone()));
-    // Requests that come before all plugins are known wait, so that none is told that its plugin does not exist.
-    rack.rescan().with_context(|| format!("cannot read the plugins directory {}", plugins.display()))?;
+    let (looking, known) = bounded(0);
+    let rack = Arc::new(Rack::new(host, plugins.clone(), known));
     let api = Arc::new(Api::new(Arc::clone(&rack), token, settings.request_timeout));
     front.serve(&rack, &api).context("cannot start the threads that answer requests")?;
     write_listen(&data, &front).context("cannot write the run directory")?;
@@ -95,16 +113,20 @@ pub(crate) fn serve(data: &Path, settings: &Serve) -> Result<()> {
         log::warn!("{} is open to the network, in plain HTTP: put a reverse proxy with TLS in front", front.address());
     }
 
+    // The host answers meanwhile: requests for what is not known yet wait, so that none is told that its plugin does not exist.
+    let (order, orders) = bounded(1);
+    let looker = Arc::clone(&rack);
+    let looks = std::thread::Builder::new().name("discovery".into()).spawn(move || look(&looker, &orders, looking));
+    looks.context("cannot start the thread that looks for plugins")?;
+
     let (sender, received) = unbounded();
     let watch = move || signals.forever().all(|signal| sender.send(signal).is_ok());
     std::thread::Builder::new().name("signals".into()).stack_size(SMALL_STACK).spawn(watch)?;
     let outcome = loop {
         select! {
             recv(received) -> signal => match signal {
-                Ok(SIGHUP) => match rack.rescan() {
-                    Ok(changes) => log::info!("looked through the plugins directory again: {changes:?}"),
-                    Err(error) => log::error!("the plugins directory cannot be read: {error}"),
-                },
+                // One that waits already will see all there is by then.
+                Ok(SIGHUP) => drop(order.try_send(())),
                 _ => break Ok(()),
             },
             recv(failed) -> _ => break Err(anyhow!("no connections can be accepted any more")),
@@ -121,11 +143,30 @@ pub(crate) fn serve(data: &Path, settings: &Serve) -> Result<()> {
     outcome
 }
 
-/// Allows as many open files as the system lets this process have: each client and each plugin takes some.
-fn raise_file_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
-        log::warn!("the limit of open files cannot be raised: {error}");
+/// Looks through the plugins directory: once at the start, and then whenever it is told to, or something is to be tried again.
+fn look(rack: &Rack, orders: &Receiver<()>, first: Sender<()>) {
+    say_found(rack, true);
+    drop(first);
+    loop {
+        match orders.recv_timeout(LOOK_RETRY) {
+            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Timeout) if rack.is_wanting() => say_found(rack, false),
+            Err(RecvTimeoutError::Timeout) => {}
+            Ok(()) => say_found(rack, true),
+        }
+    }
+}
+
+/// Looks through the plugins directory, and logs what was found, or else only what has changed.
+fn say_found(rack: &Rack, always: bool) {
+    match rack.rescan() {
+        Ok(changes) => {
+            let [added, changed, removed] = [&changes.added, &changes.changed, &changes.removed].map(Vec::len);
+            if always || added + changed + removed > 0 {
+                log::info!("looked through the plugins directory: {added} added, {changed} changed, {removed} removed");
+            }
+        }
+        Err(error) => log::error!("the plugins directory cannot be read: {error}"),
     }
 }
 

@@ -11,6 +11,7 @@ use crate::preflight;
 use crate::process::{Process, SOCKET_VARIABLE};
 use crate::protocol::message::{Failure, HostInfo, Init, Message, PROTOCOL_VERSION, WRONG_PROTOCOL};
 use crate::restart::{Decision, Exit, History};
+use crate::room::{self, ROOM_RETRY, Seat};
 use crate::store::now_ms;
 use crate::worker::{Life, Worker};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
@@ -40,7 +41,7 @@ const KILLED: Exit = Exit::Signal(SIGKILL);
 const CONNECT_PAUSE: Duration = Duration::from_millis(5);
 
 /// How often requests that are held are looked after.
-const HOLD_TICK: Duration = Duration::from_millis(100);
+pub(crate) const HOLD_TICK: Duration = Duration::from_millis(100);
 
 /// Stack of a worker in bytes: its buffers are on the heap.
 const WORKER_STACK: usize = 512 * 1024;
@@ -65,6 +66,7 @@ struct Running {
     /// Dropped to stop the workers.
     stop: Option<Sender<()>>,
     started: Instant,
+    _seat: Seat,
 }
 
 impl Running {
@@ -79,6 +81,8 @@ enum Then {
     Start,
     /// It was ended because of a fault of its own.
     Fault(Exit, String),
+    /// It was ended because there was no room for what it needs.
+    WaitForRoom(String),
 }
 
 /// The supervisor of one plugin.
@@ -90,6 +94,8 @@ pub(crate) struct Supervisor {
     history: History,
     lives: u64,
     quitting: bool,
+    /// Whether the last start failed for want of room.
+    wants_room: bool,
     /// Who waits for the plugin to be settled: ready, or down.
     waiting: Vec<Sender<()>>,
 }
@@ -98,7 +104,8 @@ impl Supervisor {
     /// The supervisor of a plugin that does not run.
     pub(crate) fn new(plugin: Arc<Plugin>, host: Arc<Host>, commands: Receiver<Command>) -> Self {
         let phase = Phase::Down { retry_at: None };
-        Self { plugin, host, commands, phase, history: History::default(), lives: 0, quitting: false, waiting: Vec::new() }
+        let (history, waiting) = (History::default(), Vec::new());
+        Self { plugin, host, commands, phase, history, lives: 0, quitting: false, wants_room: false, waiting }
     }
 
     /// Starts the plugin if it may run, and looks after it until told to quit.
@@ -191,7 +198,13 @@ impl Supervisor {
                 Phase::Ready { running }
                     if self.plugin.connections.load(Ordering::Relaxed) < self.plugin.metadata.concurrency as usize =>
                 {
-                    self.spawn_worker(&running.life, None);
+                    if let Err(error) = self.spawn_worker(&running.life, None) {
+                        log::warn!(
+                            "{}: {}",
+                            self.plugin.id(),
+                            room::explain("it has to do with the connections it has", &error).0
+                        );
+                    }
                 }
                 _ => self.plugin.growing.store(false, Ordering::Relaxed),
             },
@@ -235,15 +248,36 @@ impl Supervisor {
             return;
         }
         self.phase = Phase::Down { retry_at: None };
-        self.enter(State::Starting, Door::Holding, "starting", "");
+        // One that waits for room goes on to wait, quietly, until there is some.
+        if !self.wants_room {
+            self.enter(State::Starting, Door::Holding, "starting", "");
+        }
         match self.spawn() {
             Ok(running) => {
                 let deadline = running.started + self.host.start_timeout;
                 self.plugin.set_pid(running.pid());
                 self.phase = Phase::Starting { running, link: None, deadline, told: None, broken: None };
+                if std::mem::take(&mut self.wants_room) {
+                    self.enter(State::Starting, Door::Holding, "starting", "");
+                }
             }
+            Err((Exit::NoRoom, why)) => self.wait_for_room(&why),
             Err((exit, why)) => self.down(exit, Duration::ZERO, &why),
         }
+    }
+
+    /// There are not enough files, threads or memory for the plugin, which is no fault of its own: tried again until there are.
+    fn wait_for_room(&mut self, why: &str) {
+        let said = std::mem::replace(&mut self.wants_room, true) && self.plugin.status().reason == why;
+        let retry_at = Some(Instant::now() + ROOM_RETRY);
+        self.phase = Phase::Down { retry_at };
+        if said {
+            self.plugin.set_status(Door::Shut, |status| status.retry_at = retry_at);
+        } else {
+            self.plugin.set_last_end(End { at: now_ms(), exit: Exit::NoRoom, reason: why.to_owned(), lines: Vec::new() });
+            self.enter(State::BackingOff, Door::Shut, "no_room", why);
+        }
+        self.waiting.clear();
     }
 
     fn spawn(&mut self) -> Result<Running, (Exit, String)> {
@@ -251,7 +285,11 @@ impl Supervisor {
         preflight::check(&self.plugin.program).map_err(unfit)?;
         let (data, id) = (&self.host.data, self.plugin.id());
         data.check_plugin_socket(id).map_err(unfit)?;
-        let passing = |what: &str, error: std::io::Error| (Exit::NotStarted, format!("{what}: {error}"));
+        let seat = self.host.room.enter().map_err(|why| (Exit::NoRoom, why))?;
+        let passing = |what: &str, error: std::io::Error| match room::explain(what, &error) {
+            (why, true) => (Exit::NoRoom, why),
+            (why, false) => (Exit::NotStarted, why),
+        };
         let no_user = |why: String| (Exit::NoUser, why);
         let bounds = self.host.plugin_bounds(id).map_err(no_user)?;
         let (home, socket) = (data.plugin_data(id), data.plugin_socket(id));
@@ -259,7 +297,9 @@ impl Supervisor {
         let directories = data.make_plugin_dirs(id).map_err(|error| passing("cannot make its directories", error))?;
         self.host.hand_over(id, bounds.uid, &directories).map_err(no_user)?;
         self.lives += 1;
-        self.plugin.log.begin(bounds.uid);
+        if !self.wants_room {
+            self.plugin.log.begin(bounds.uid);
+        }
         let (stop, stopped) = bounded(0);
         let host_socket = data.host_socket();
         let version = PROTOCOL_VERSION.to_string();
@@ -283,7 +323,7 @@ impl Supervisor {
             unproven: AtomicUsize::new(0),
             request_timeout: self.host.request_timeout,
         };
-        let running = Running { process, life: Arc::new(life), stop: Some(stop), started: Instant::now() };
+        let running = Running { process, life: Arc::new(life), stop: Some(stop), started: Instant::now(), _seat: seat };
         let (control, number) = (self.plugin.control.clone(), self.lives);
         // Without a supervisor there is nobody to tell.
         let tell = move || drop(control.send(Command::Exited { life: number }));
@@ -381,16 +421,22 @@ impl Supervisor {
     fn ready(&mut self) {
         match std::mem::replace(&mut self.phase, Phase::Down { retry_at: None }) {
             Phase::Starting { running, link: Some(link), .. } => {
-                self.spawn_worker(&running.life, Some(link));
+                let working = self.spawn_worker(&running.life, Some(link));
                 self.phase = Phase::Ready { running };
-                self.enter(State::Ready, Door::Open, "ready", "");
+                match working {
+                    Ok(()) => self.enter(State::Ready, Door::Open, "ready", ""),
+                    Err(error) => {
+                        let (why, _) = room::explain("cannot start its worker", &error);
+                        self.stop(&why.clone(), Then::WaitForRoom(why));
+                    }
+                }
             }
             phase => self.phase = phase,
         }
     }
 
     /// Starts a worker with a connection, or one that opens its own.
-    fn spawn_worker(&self, life: &Arc<Life>, link: Option<Link>) {
+    fn spawn_worker(&self, life: &Arc<Life>, link: Option<Link>) -> std::io::Result<()> {
         let (plugin, life) = (Arc::clone(&self.plugin), Arc::clone(life));
         plugin.connections.fetch_add(1, Ordering::Relaxed);
         let thread = std::thread::Builder::new().name(format!("worker-{}", plugin.id())).stack_size(WORKER_STACK);
@@ -407,11 +453,11 @@ impl Supervisor {
             }
             drop(place);
         });
-        if let Err(error) = spawned {
+        if spawned.is_err() {
             self.plugin.connections.fetch_sub(1, Ordering::Relaxed);
             self.plugin.growing.store(false, Ordering::Relaxed);
-            log::error!("{}: cannot start a worker thread: {error}", self.plugin.id());
         }
+        spawned.map(drop)
     }
 
     /// Makes the process end, if there is one: by asking its workers to say so to it, or by a signal when it is not ready or at fault.
@@ -421,7 +467,9 @@ impl Supervisor {
         match std::mem::replace(&mut self.phase, Phase::Down { retry_at: None }) {
             Phase::Down { .. } => self.stopped(why),
             Phase::Starting { running, .. } => self.stopping(running, now, door, why, then),
-            Phase::Ready { running } if matches!(then, Then::Fault(..)) => self.stopping(running, now, door, why, then),
+            Phase::Ready { running } if matches!(then, Then::Fault(..) | Then::WaitForRoom(_)) => {
+                self.stopping(running, now, door, why, then)
+            }
             Phase::Ready { running } => self.stopping(running, now + SHUTDOWN_TIME, door, why, then),
             Phase::Stopping { running, terminate_at, kill_at, .. } => {
                 self.phase = Phase::Stopping { running, terminate_at, kill_at, then }
@@ -461,6 +509,8 @@ impl Supervisor {
                 self.host.store.note_event(self.plugin.id(), "stopped", &exit.to_string());
                 self.start();
             }
+            Some(Then::WaitForRoom(why)) if !self.quitting => self.wait_for_room(&why),
+            Some(Then::WaitForRoom(why)) => self.stopped(&why),
             Some(Then::Fault(exit, why)) => self.down(exit, uptime, &why),
             None => {
                 let exit = match told.as_ref().and_then(refusal) {
@@ -519,6 +569,7 @@ impl Supervisor {
 
     /// The plugin does not run, as it was wanted.
     fn stopped(&mut self, why: &str) {
+        self.wants_room = false;
         self.phase = Phase::Down { retry_at: None };
         self.enter(State::Stopped, Door::Shut, "stopped", why);
     }

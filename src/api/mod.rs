@@ -4,7 +4,7 @@ pub(crate) mod view;
 
 use crate::exchange::{Client, Failed, Job, KvFailure, KvJob};
 use crate::log_file;
-use crate::plugin::{Command, Plugin};
+use crate::plugin::{Command, HOLD, Plugin};
 use crate::protocol::message::{DeleteOp, KvOp, ListOp, MAX_KEY, MAX_VALUE, SetOp};
 use crate::rack::{Entry, Rack};
 use crate::store::kv::KvError;
@@ -134,6 +134,8 @@ impl Api {
         };
         let query = query.split('&').filter(|part| !part.is_empty()).map(pair).collect::<Result<_, Refused>>()?;
         let body = read_body(client)?;
+        // Soon after the start not all that is there is known.
+        self.rack.is_known(HOLD);
         self.route(&Call { method, path, query, body })
     }
 
@@ -189,7 +191,10 @@ impl Api {
     }
 
     fn show(&self, id: &str) -> Handled {
-        view::one(&self.rack, id).map_err(Refused::internal)?.map(|plugin| Reply::ok(&plugin)).ok_or_else(|| no_plugin(id))
+        view::one(&self.rack, id)
+            .map_err(Refused::internal)?
+            .map(|plugin| Reply::ok(&plugin))
+            .ok_or_else(|| no_plugin(&self.rack, id))
     }
 
     fn command(&self, id: &str, verb: &str) -> Handled {
@@ -330,7 +335,7 @@ impl Api {
         match self.rack.find(id) {
             Some((_, Entry::Accepted { plugin, .. })) => Ok(plugin),
             Some((_, Entry::Refused { reason, .. })) => Err(Refused::new(409, "refused", format!("{id} is refused: {reason}"))),
-            None => Err(no_plugin(id)),
+            None => Err(no_plugin(&self.rack, id)),
         }
     }
 }
@@ -396,6 +401,11 @@ fn status_of(code: &str) -> u16 {
     }
 }
 
-fn no_plugin(id: &str) -> Refused {
-    Refused::new(404, "not_found", format!("there is no plugin {id}"))
+/// Nobody is told that a plugin is not there before all are known.
+fn no_plugin(rack: &Rack, id: &str) -> Refused {
+    if rack.is_known(Duration::ZERO) {
+        return Refused::new(404, "not_found", format!("there is no plugin {id}"));
+    }
+    let message = format!("the host has just started, and whether there is a plugin {id} is not known yet: try again");
+    Refused::new(503, "unavailable", message).with("retry-after", "2")
 }

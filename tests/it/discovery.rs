@@ -226,6 +226,30 @@ fn of_two_with_the_same_id_or_route_the_first_by_name_is_taken() {
 }
 
 #[test]
+fn of_two_that_ask_for_one_route_the_first_by_name_has_it_though_it_answers_last() {
+    let slow = json!({"metadata": metadata_but("slow", "route", json!("/r")), "metadata_sleep": 1});
+    let quick = json!({"metadata": metadata_but("quick", "route", json!("/r"))});
+    let server = Site::new().fake_with("a-slow", &slow).fake_with("b-quick", &quick).start();
+    server.wait_state("slow", "ready");
+    assert_eq!(server.get("/r/x").text(), "GET /x of slow");
+    assert_eq!(listed(&server, "b-quick")["reason"], "the route /r is taken by a-slow");
+}
+
+#[test]
+fn a_plugin_under_another_name_takes_over_from_itself() {
+    let server = Site::new().fake("old").start();
+    let pid = server.wait_state("old", "ready")["process"]["pid"].as_i64().unwrap();
+    let plugins = server.site().plugins();
+    // The new name comes before the old one, and says the same id.
+    fs::rename(plugins.join("old"), plugins.join("moved")).unwrap();
+    let changes = server.api("POST", "/rescan", b"").1;
+    assert_eq!((&changes["added"], &changes["removed"]), (&json!(["moved"]), &json!(["old"])));
+    assert!(!is_alive(pid));
+    server.wait_restarted("old", pid);
+    assert_eq!(server.get("/old/x").text(), "GET /x of old");
+}
+
+#[test]
 fn a_route_below_anothers_is_its_own() {
     let inner = json!({"metadata": metadata_but("inner", "route", json!("/outer/inner"))});
     let server = Site::new().fake("outer").fake_with("inner", &inner).start();
@@ -312,8 +336,9 @@ fn sighup_looks_again() {
     fs::remove_dir_all(plugins.join("gone")).unwrap();
     server.signal("HUP");
     wait_for("the new plugin", || (server.get("/added/x").status == 200).then_some(()));
-    assert_eq!(server.get("/gone/x").status, 404);
-    assert!(server.log().contains("looked through the plugins directory again"), "{}", server.log());
+    wait_for("the other to be gone", || (server.get("/gone/x").status == 404).then_some(()));
+    let said = || server.log().contains("plugins directory: 1 added, 0 changed, 1 removed").then_some(());
+    wait_for("the host to say what it found", said);
 }
 
 #[test]

@@ -19,6 +19,7 @@ const LAYERS: [&[&str]; 5] = [
         "remains",
         "guard",
         "memory",
+        "room",
         "link",
         "store/mod",
         "store/config",

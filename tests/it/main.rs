@@ -9,6 +9,7 @@ mod deploy;
 mod discovery;
 mod docs;
 mod durability;
+mod host_limits;
 mod identity;
 mod isolation;
 mod kv;

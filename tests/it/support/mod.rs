@@ -187,16 +187,26 @@ impl Site {
         serve
     }
 
-    /// Starts the host and waits until it listens.
+    /// Starts the host and waits until it listens and all its plugins are known.
     #[track_caller]
     pub(crate) fn start(self) -> Server {
         let serve = self.serve();
         self.start_as(serve)
     }
 
-    /// Starts the host by a command of the test's own, which must serve this directory.
+    /// Starts the host by a command of the test's own, which must serve this directory, and waits until all its plugins are known.
     #[track_caller]
-    pub(crate) fn start_as(self, mut serve: Command) -> Server {
+    pub(crate) fn start_as(self, serve: Command) -> Server {
+        let before = fs::read_to_string(self.data().join("host.log")).unwrap_or_default().len();
+        let server = self.listen_as(serve);
+        let known = || server.log()[before..].contains("looked through the plugins directory").then_some(());
+        wait_for("the host to look for plugins", known);
+        server
+    }
+
+    /// Starts the host by a command of the test's own, which must serve this directory, and waits until it listens.
+    #[track_caller]
+    pub(crate) fn listen_as(self, mut serve: Command) -> Server {
         let log = fs::File::options().create(true).append(true).open(self.data().join("host.log")).unwrap();
         let listen = self.data().join("run/listen");
         // A host that was killed has left its own.
