@@ -5,7 +5,7 @@
 //!
 //! The rooms, from the bottom up; a file uses only the layers below its own:
 //!
-//! * words: [`protocol`]'s messages and metadata, `restart`, `route`
+//! * words: [`protocol`]'s messages and metadata, `repeat`, `restart`, `route`
 //! * one resource each: frames, `link`, `process`, `preflight`, `output`, `store`, `data_dir`, `exchange`, `config`
 //! * the rack: `queue`, `worker`, `plugin`, `supervisor`, `discovery`, `rack`, `host`, `callback`
 //! * edges: `http`, `api`, `pages`, `client`
@@ -52,6 +52,8 @@ mod process;
 mod queue;
 #[cfg(feature = "host")]
 mod rack;
+#[cfg(feature = "host")]
+mod repeat;
 #[cfg(feature = "host")]
 mod restart;
 #[cfg(feature = "host")]

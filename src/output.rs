@@ -3,12 +3,14 @@
 //! Each line begins with the time. Control characters are escaped, so that no line can harm a terminal it is shown on.
 
 use crate::data_dir::private_file;
+use crate::repeat::Repeat;
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 /// Longest line in bytes; a longer one is cut into several.
 const MAX_LINE: usize = 16 * 1024;
@@ -30,14 +32,14 @@ struct LogFile {
     /// Open once something was written.
     file: Option<File>,
     size: u64,
-    /// Whether the last line could not be written, which is said once.
-    failing: bool,
+    /// Lines that could not be written.
+    lost: Repeat,
 }
 
 impl PluginLog {
     /// The log at `path`, which is made with its first line.
     pub(crate) fn new(path: PathBuf) -> Self {
-        Self { file: Arc::new(Mutex::new(LogFile { path, file: None, size: 0, failing: false })) }
+        Self { file: Arc::new(Mutex::new(LogFile { path, file: None, size: 0, lost: Repeat::default() })) }
     }
 
     /// Adds a line the plugin printed. A log that cannot be written costs its lines, never the plugin.
@@ -46,14 +48,23 @@ impl PluginLog {
         escape(&mut text, line);
         text.push('\n');
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        let written = file.append(text.as_bytes());
-        if let Err(error) = &written {
-            file.file = None;
-            if !file.failing {
-                log::error!("cannot write {}: {error}", file.path.display());
+        match file.append(text.as_bytes()) {
+            Ok(()) => {
+                if let Some(unsaid) = file.lost.over() {
+                    log::info!(
+                        "{}: lines are written again ({unsaid} more were lost since the last was said)",
+                        file.path.display()
+                    );
+                }
+            }
+            Err(error) => {
+                file.file = None;
+                if let Some(unsaid) = file.lost.came(Instant::now()) {
+                    let path = file.path.display();
+                    log::error!("{path}: a line is lost ({unsaid} more since the last was said), it cannot be written: {error}");
+                }
             }
         }
-        file.failing = written.is_err();
     }
 
     /// Adds a line of the host's about the plugin.
@@ -91,7 +102,11 @@ impl LogFile {
                 self.file.insert(file)
             }
         };
-        file.write_all(line)?;
+        if let Err(error) = file.write_all(line) {
+            // The beginning of the line may be there: the next one is not to continue it.
+            file.set_len(self.size).unwrap_or_default();
+            return Err(error);
+        }
         self.size += line.len() as u64;
         Ok(())
     }

@@ -35,6 +35,7 @@ pub(crate) fn serve(data: &Path, settings: &Serve) -> Result<()> {
     let data = DataDir::create(data)?;
     let _lock = data.lock()?;
     data.sweep_run().context("cannot clear the run directory")?;
+    data.free_reserve();
     let limits = Limits { keys: settings.kv_max_keys, bytes: settings.kv_max_bytes };
     let database = data.database();
     let store = Store::open(&database, limits).with_context(|| format!("cannot open {}", database.display()))?;
@@ -65,6 +66,7 @@ pub(crate) fn serve(data: &Path, settings: &Serve) -> Result<()> {
     let api = Arc::new(Api::new(Arc::clone(&rack), token, settings.request_timeout));
     front.serve(&rack, &api).context("cannot start the threads that answer requests")?;
     write_listen(&data, &front).context("cannot write the run directory")?;
+    data.keep_reserve();
     log::info!("listening on http://{}, plugins from {}", front.address(), plugins.display());
     if !address.ip().is_loopback() {
         log::warn!("{} is open to the network, in plain HTTP: put a reverse proxy with TLS in front", front.address());

@@ -14,7 +14,7 @@ const APPLICATION_ID: i64 = 0x706c_6772;
 const SCHEMA: &str = include_str!("../../schema.sql");
 
 /// How long a connection waits for a lock. Only another program's access, such as a backup's, can hold one for long.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Page cache of a connection in KiB: the host's memory is budgeted, and the kernel caches the file as well.
 const CACHE_KIB: i64 = 1024;

@@ -15,6 +15,7 @@ mod limits;
 mod operator;
 mod scenarios;
 mod sdk;
+mod store_faults;
 mod streaming;
 mod web;
 mod web_faults;
