@@ -93,6 +93,8 @@ pub(crate) fn serve(data: &Path, settings: &Serve) -> Result<()> {
     rack.stop_all();
     store.sync().context("the last events were not recorded")?;
     data.sweep_run().context("cannot clear the run directory")?;
+    // Space may have come since the start, which was on a full disk.
+    data.keep_reserve();
     log::info!("stopped");
     outcome
 }

@@ -50,9 +50,6 @@ pub(crate) enum StoreError {
     /// No space left.
     #[error("the disk that plugrack.db is on is full: free space there, then try again")]
     Full,
-    /// A file system that takes no writes.
-    #[error("plugrack.db is on a read-only file system: mount it for writing, then start the host again")]
-    ReadOnly,
     /// A disk that fails, or that has been made read-only while the file was open.
     #[error(
         "the disk that plugrack.db is on fails ({0}): see the kernel's log (dmesg), and whether its file system is now read-only"
@@ -79,7 +76,6 @@ impl From<rusqlite::Error> for StoreError {
                 // The file beside the database that holds the log's index could not grow.
                 (ErrorCode::DiskFull, _) | (_, ffi::SQLITE_IOERR_SHMSIZE) => Self::Full,
                 (ErrorCode::DatabaseBusy, _) => Self::Locked,
-                (ErrorCode::ReadOnly, _) => Self::ReadOnly,
                 (ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase, _) => Self::Damaged(Arc::new(error)),
                 (ErrorCode::SystemIoFailure, _) => Self::Disk(Arc::new(error)),
                 _ => Self::Sqlite(Arc::new(error)),
@@ -106,7 +102,7 @@ impl StoreError {
 
     /// Whether a plugin may be told more than the code. SQLite's own word may name what is inside of the database.
     pub(crate) fn is_public(&self) -> bool {
-        matches!(self.code(), "no_space" | "busy") || matches!(self, Self::ReadOnly | Self::Disk(_) | Self::Damaged(_))
+        matches!(self.code(), "no_space" | "busy") || matches!(self, Self::Disk(_) | Self::Damaged(_))
     }
 
     /// Whether a write that succeeds shows that it is over. Damage stays where it is.
