@@ -210,15 +210,7 @@ impl Pending {
                     encode(&mut self.replies, &answer.result, &answer.body)?;
                 }
                 Err(error) => {
-                    // The host's own troubles are the operator's to read.
-                    let message = match error.code() {
-                        "internal" => {
-                            log::error!("store: {error}");
-                            "the host's store failed; the host's log has the reason".into()
-                        }
-                        _ => error.to_string(),
-                    };
-                    self.fail(id, error.code(), &message, error.index())?;
+                    self.fail(id, error.code(), &error.message(), error.index())?;
                 }
             }
         }

@@ -16,6 +16,10 @@ const PRIVATE: u32 = 0o700;
 /// The mode of a directory that others can pass through, to what is theirs inside, and not list.
 const PASSABLE: u32 = 0o711;
 
+/// Bytes set aside so that a host can start on a full disk: 32 KiB for the index of the database's log (SQLite's smallest), and
+/// a few small files.
+const RESERVE: usize = 64 * 1024;
+
 /// Paths below the data directory. All are absolute.
 #[derive(Debug, Clone)]
 pub(crate) struct DataDir {
@@ -68,11 +72,12 @@ impl DataDir {
     /// Takes the directory for this process.
     pub(crate) fn lock(&self) -> Result<Lock> {
         let path = self.root.join("lock");
-        let mut file = private_file().create(true).truncate(false).read(true).write(true).open(&path)?;
+        let cannot = || format!("cannot write {}", path.display());
+        let opened = private_file().create(true).truncate(false).read(true).write(true).open(&path);
+        let mut file = opened.with_context(cannot)?;
         match file.try_lock() {
             Ok(()) => {
-                file.set_len(0)?;
-                writeln!(file, "{}", std::process::id())?;
+                file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).with_context(cannot)?;
                 Ok(Lock { _file: file })
             }
             Err(TryLockError::WouldBlock) => {
@@ -193,6 +198,22 @@ impl DataDir {
         Ok(())
     }
 
+    /// Gives back what an earlier host has set aside on the disk. Only for the holder of the lock.
+    pub(crate) fn free_reserve(&self) {
+        // Where it is not there, or cannot be removed, what needs the space says so.
+        fs::remove_file(self.reserve()).unwrap_or_default();
+    }
+
+    /// Sets space aside for the next start, as much as there is up to [`RESERVE`].
+    pub(crate) fn keep_reserve(&self) {
+        let file = private_file().create(true).truncate(true).write(true).open(self.reserve());
+        file.and_then(|mut file| file.write_all(&[0; RESERVE])).unwrap_or_default();
+    }
+
+    fn reserve(&self) -> PathBuf {
+        self.root.join("reserve")
+    }
+
     /// The operator's token, made on first run.
     pub(crate) fn admin_token(&self) -> Result<String> {
         match self.read_admin_token() {
@@ -200,15 +221,21 @@ impl DataDir {
             Err(error) if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::NotFound) => {
                 // Two random UUIDs are 244 random bits.
                 let token = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
-                // Written beside and renamed, so that a token is there whole or not at all.
-                let mut file = tempfile::Builder::new().permissions(Permissions::from_mode(0o600)).tempfile_in(&self.root)?;
-                writeln!(file, "{token}")?;
-                file.as_file().sync_all()?;
-                file.persist(self.root.join("admin-token"))?;
+                let path = self.root.join("admin-token");
+                self.write_admin_token(&path, &token).with_context(|| format!("cannot write {}", path.display()))?;
                 Ok(token)
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Writes it beside and renames it, so that a token is there whole or not at all.
+    fn write_admin_token(&self, path: &Path, token: &str) -> io::Result<()> {
+        let mut file = tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o600)).tempfile_in(&self.root)?;
+        writeln!(file, "{token}")?;
+        file.as_file().sync_all()?;
+        file.persist(path)?;
+        Ok(())
     }
 
     /// The operator's token, which a host has made.

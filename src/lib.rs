@@ -5,8 +5,9 @@
 //!
 //! The rooms, from the bottom up; a file uses only the layers below its own:
 //!
-//! * words: [`protocol`]'s messages and metadata, `restart`, `route`
-//! * one resource each: frames, `link`, `process`, `preflight`, `output`, `store`, `data_dir`, `handover`, `exchange`, `config`
+//! * words: [`protocol`]'s messages and metadata, `repeat`, `restart`, `route`, `text`
+//! * one resource each: frames, `link`, `process`, `remains`, `guard`, `preflight`, `output`, `log_file`, `memory`, `room`, `store`,
+//!   `data_dir`, `handover`, `exchange`, `config`
 //! * the rack: `queue`, `worker`, `plugin`, `supervisor`, `discovery`, `rack`, `host`, `callback`
 //! * edges: `http`, `api`, `pages`, `client`
 //! * wiring: `server`, `cli`
@@ -62,6 +63,8 @@ mod queue;
 mod rack;
 #[cfg(feature = "host")]
 mod remains;
+#[cfg(feature = "host")]
+mod repeat;
 #[cfg(feature = "host")]
 mod restart;
 #[cfg(feature = "host")]

@@ -4,6 +4,7 @@
 //! what is no regular file is never written to nor read.
 
 use crate::data_dir::{make_private_dir, private_file};
+use crate::repeat::Repeat;
 use crate::text;
 use jiff::Timestamp;
 use rustix::fs::OFlags;
@@ -12,16 +13,13 @@ use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Size in bytes at which a log file is rotated.
 const MAX_FILE: u64 = 1024 * 1024;
 
 /// Files kept beside the current one: `<id>.log.1` is the newest of them.
 const ROTATED: u32 = 4;
-
-/// How long a log that cannot be written is not complained of again, so that the host's log is not filled instead.
-const COMPLAINT_PAUSE: Duration = Duration::from_secs(60);
 
 /// What a follower says where it lost the thread: how much it missed cannot be known.
 const GAP: &str = "plugrack: lines may be missing here: the log was removed, cut, or rotated away while it was followed";
@@ -36,13 +34,13 @@ pub(crate) struct LogFile {
     reader: Option<u32>,
     /// Lines that could not be written since the last that could.
     lost: u64,
-    complained: Option<Instant>,
+    trouble: Repeat,
 }
 
 impl LogFile {
     /// The log at `path`, which is made with its first line.
     pub(crate) fn new(path: PathBuf) -> Self {
-        Self { path, file: None, reader: None, lost: 0, complained: None }
+        Self { path, file: None, reader: None, lost: 0, trouble: Repeat::default() }
     }
 
     /// Lets a group read the log, what was written before included; without one, nobody.
@@ -80,7 +78,12 @@ impl LogFile {
         }
         put(&mut text, time, line);
         match self.append(text.as_bytes()) {
-            Ok(()) => self.lost = 0,
+            Ok(()) => {
+                self.lost = 0;
+                if self.trouble.over().is_some() {
+                    log::info!("{} is written again", self.path.display());
+                }
+            }
             Err(error) => {
                 self.lost += 1;
                 self.complain(&format!("cannot write {}: {error}; its lines are lost until that is mended", self.path.display()));
@@ -89,8 +92,8 @@ impl LogFile {
     }
 
     fn complain(&mut self, what: &str) {
-        if self.complained.is_none_or(|at| at.elapsed() >= COMPLAINT_PAUSE) {
-            self.complained = Some(Instant::now());
+        // So that the host's log is not filled instead.
+        if self.trouble.came(Instant::now()).is_some() {
             log::error!("{what}");
         }
     }

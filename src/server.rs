@@ -74,6 +74,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     }
     process::reap_orphans().context("cannot watch for processes to reap")?;
     let guard = Guard::start().context("cannot start the guard")?;
+    data.free_reserve();
     let limits = Limits { keys: settings.kv_max_keys, bytes: settings.kv_max_bytes };
     let database = data.database();
     let store = Store::open(&database, limits).with_context(|| format!("cannot open {}", database.display()))?;
@@ -108,6 +109,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     let api = Arc::new(Api::new(Arc::clone(&rack), token, settings.request_timeout));
     front.serve(&rack, &api).context("cannot start the threads that answer requests")?;
     write_listen(&data, &front).context("cannot write the run directory")?;
+    data.keep_reserve();
     log::info!("listening on http://{}, plugins from {}", front.address(), plugins.display());
     if !address.ip().is_loopback() {
         log::warn!("{} is open to the network, in plain HTTP: put a reverse proxy with TLS in front", front.address());
@@ -139,6 +141,8 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     rack.host().sessions.finish();
     store.sync().context("the last events were not recorded")?;
     data.sweep_run().context("cannot clear the run directory")?;
+    // Space may have come since the start, which was on a full disk.
+    data.keep_reserve();
     log::info!("stopped");
     outcome
 }

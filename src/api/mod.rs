@@ -7,6 +7,7 @@ use crate::log_file;
 use crate::plugin::{Command, HOLD, Plugin};
 use crate::protocol::message::{DeleteOp, KvOp, ListOp, MAX_KEY, MAX_VALUE, SetOp};
 use crate::rack::{Entry, Rack};
+use crate::store::StoreError;
 use crate::store::kv::KvError;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -92,6 +93,13 @@ impl Refused {
     fn internal(error: impl std::fmt::Display) -> Self {
         log::error!("api: {error}");
         Self::new(500, "internal", error.to_string())
+    }
+}
+
+impl From<StoreError> for Refused {
+    /// The store itself has logged it.
+    fn from(error: StoreError) -> Self {
+        Self::new(status_of(error.code()), error.code(), error.to_string())
     }
 }
 
@@ -191,10 +199,7 @@ impl Api {
     }
 
     fn show(&self, id: &str) -> Handled {
-        view::one(&self.rack, id)
-            .map_err(Refused::internal)?
-            .map(|plugin| Reply::ok(&plugin))
-            .ok_or_else(|| no_plugin(&self.rack, id))
+        view::one(&self.rack, id)?.map(|plugin| Reply::ok(&plugin)).ok_or_else(|| no_plugin(&self.rack, id))
     }
 
     fn command(&self, id: &str, verb: &str) -> Handled {
@@ -217,7 +222,7 @@ impl Api {
                 ));
             }
             "restart" => self.rack.command(&plugin, Command::Restart),
-            _ => self.rack.set_enabled(&plugin, verb == "enable").map_err(Refused::internal)?,
+            _ => self.rack.set_enabled(&plugin, verb == "enable")?,
         }
         self.show(id)
     }
@@ -231,7 +236,7 @@ impl Api {
 
     fn config(&self, id: &str) -> Handled {
         let plugin = self.plugin(id)?;
-        Ok(Reply::ok(&json!({"config": self.rack.host().store.config(plugin.id()).map_err(Refused::internal)?})))
+        Ok(Reply::ok(&json!({"config": self.rack.host().store.config(plugin.id())?})))
     }
 
     fn set_config(&self, id: &str, key: &str, body: &[u8]) -> Handled {
@@ -246,7 +251,7 @@ impl Api {
         let value: Value = serde_json::from_slice(body)
             .map_err(|error| Refused::new(400, "bad_request", format!("the value is not JSON: {error}")))?;
         let store = &self.rack.host().store;
-        let others = store.config(plugin.id()).map_err(Refused::internal)?;
+        let others = store.config(plugin.id())?;
         let all: usize =
             others.iter().filter(|(other, _)| *other != key).map(|(key, value)| key.len() + value.to_string().len()).sum();
         let size = value.to_string().len();
@@ -254,13 +259,13 @@ impl Api {
             let message = format!("a setting is at most {MAX_CONFIG_VALUE} bytes, and all of a plugin's together {MAX_CONFIG}");
             return Err(Refused::new(413, "too_large", message));
         }
-        store.set_config(plugin.id(), key, &value).map_err(Refused::internal)?;
+        store.set_config(plugin.id(), key, &value)?;
         self.configured(&plugin)
     }
 
     fn unset_config(&self, id: &str, key: &str) -> Handled {
         let plugin = self.plugin(id)?;
-        match self.rack.host().store.unset_config(plugin.id(), key).map_err(Refused::internal)? {
+        match self.rack.host().store.unset_config(plugin.id(), key)? {
             true => self.configured(&plugin),
             false => Err(Refused::new(404, "not_found", format!("the plugin {id} has no setting {key:?}"))),
         }
@@ -270,9 +275,7 @@ impl Api {
     fn configured(&self, plugin: &Plugin) -> Handled {
         drop(plugin.control.send(Command::Reconsider));
         let running = plugin.status().pid.is_some();
-        Ok(Reply::ok(
-            &json!({"config": self.rack.host().store.config(plugin.id()).map_err(Refused::internal)?, "restart_needed": running}),
-        ))
+        Ok(Reply::ok(&json!({"config": self.rack.host().store.config(plugin.id())?, "restart_needed": running})))
     }
 
     /// What the store has, whether the plugin runs or not.
@@ -396,7 +399,7 @@ fn status_of(code: &str) -> u16 {
         "too_large" => 413,
         "internal" => 500,
         "busy" => 503,
-        "quota" => 507,
+        "quota" | "no_space" => 507,
         _ => 422,
     }
 }

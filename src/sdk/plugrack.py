@@ -70,8 +70,8 @@ _Parts = Generator[Tuple[bytes, bool], None, None]
 class Error(Exception):
     """A failure with a code: what the store raises, and what a `kv` handler raises to refuse an operation.
 
-    The codes of the host are those of the protocol: `bad_request`, `bad_key`, `too_large`, `conflict`, `quota`, `busy`
-    and `internal`. The SDK adds `disconnected`: the host did not answer, and whether a write was made is not known.
+    The codes of the host are those of the protocol: `bad_request`, `bad_key`, `too_large`, `conflict`, `quota`, `busy`,
+    `no_space` and `internal`. The SDK adds `disconnected`: the host did not answer, and whether a write was made is not known.
     """
 
     def __init__(self, code: str, message: str, index: Optional[int] = None) -> None:

@@ -22,7 +22,7 @@ pub(crate) struct Event {
 }
 
 impl Store {
-    /// Notes an event, without waiting until it is written.
+    /// Notes an event, without waiting until it is written. One that cannot be written is lost; the log has what it says too.
     pub(crate) fn note_event(&self, plugin: &str, kind: &str, detail: &str) {
         let (owner, kind, at) = (plugin.to_owned(), kind.to_owned(), now_ms());
         let mut detail = detail.to_owned();
@@ -36,7 +36,7 @@ impl Store {
             Ok::<_, StoreError>(())
         });
         if let Err(error) = noted {
-            log::warn!("{plugin}: an event was not recorded: {error}");
+            log::debug!("{plugin}: an event was not recorded: {error}");
         }
     }
 

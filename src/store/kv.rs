@@ -1,6 +1,6 @@
 //! The key-value store: the operations of `docs/protocol.md`, section 5, on a plugin's own namespace.
 
-use super::{Store, StoreError, Ticket, now_ms};
+use super::{MaybeFault, Store, StoreError, Ticket, now_ms};
 use crate::protocol::message::{
     DEFAULT_LIST_LIMIT, DeleteOp, IncrOp, KvOp, KvResult, ListEntry, ListOp, MAX_BODY, MAX_KEY, MAX_LIST_LIMIT, MAX_TTL_MS,
     MAX_TXN_OPS, MAX_VALUE, SetOp, TxnOp, WriteOutcome,
@@ -66,8 +66,15 @@ impl KvError {
             Self::Conflict(_) => "conflict",
             Self::Quota(_) => "quota",
             Self::Txn { error, .. } => error.code(),
-            Self::Store(StoreError::Busy) => "busy",
-            Self::Store(_) => "internal",
+            Self::Store(error) => error.code(),
+        }
+    }
+
+    /// What a plugin is told.
+    pub(crate) fn message(&self) -> String {
+        match self.fault() {
+            Some(error) if !error.is_public() => "the host's store failed; the host's log has the reason".into(),
+            _ => self.to_string(),
         }
     }
 
@@ -75,6 +82,16 @@ impl KvError {
     pub(crate) fn index(&self) -> Option<usize> {
         match self {
             Self::Txn { index, .. } => Some(*index),
+            _ => None,
+        }
+    }
+}
+
+impl MaybeFault for KvError {
+    fn fault(&self) -> Option<&StoreError> {
+        match self {
+            Self::Txn { error, .. } => error.fault(),
+            Self::Store(error) => Some(error),
             _ => None,
         }
     }
@@ -132,7 +149,7 @@ impl Store {
         let found = self.read(|connection| {
             let sql = "SELECT rev, expires_at, value FROM kv WHERE plugin = ?1 AND key = ?2 AND (expires_at IS NULL OR expires_at > ?3)";
             let row = |row: &rusqlite::Row<'_>| Ok((row.get::<_, u64>(0)?, row.get::<_, Option<i64>>(1)?, row.get::<_, Vec<u8>>(2)?));
-            Ok::<_, StoreError>(connection.prepare_cached(sql)?.query_row(params![plugin, key, now], row).optional()?)
+            Ok(connection.prepare_cached(sql)?.query_row(params![plugin, key, now], row).optional()?)
         })?;
         Ok(match found {
             None => Answer { result: KvResult { found: Some(false), ..KvResult::default() }, body: Vec::new() },
@@ -180,7 +197,7 @@ impl Store {
                     break;
                 }
             }
-            Ok::<_, StoreError>(())
+            Ok(())
         })?;
         Ok(Answer { result: KvResult { next: page.next.take(), ..KvResult::default() }, body: page.finish() })
     }
@@ -338,14 +355,14 @@ struct Entry {
 }
 
 impl<'a> Namespace<'a> {
-    fn load(connection: &'a Connection, plugin: String, limits: Limits) -> Result<Self, KvError> {
+    fn load(connection: &'a Connection, plugin: String, limits: Limits) -> Result<Self, StoreError> {
         connection.prepare_cached("INSERT INTO plugins (id) VALUES (?1) ON CONFLICT DO NOTHING")?.execute([&plugin])?;
         let mut statement = connection.prepare_cached("SELECT kv_rev, kv_keys, kv_bytes FROM plugins WHERE id = ?1")?;
         let (rev, keys, bytes) = statement.query_row([&plugin], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
         Ok(Self { connection, plugin, limits, now: now_ms(), rev, keys, bytes })
     }
 
-    fn save(&self) -> Result<(), KvError> {
+    fn save(&self) -> Result<(), StoreError> {
         let sql = "UPDATE plugins SET kv_rev = ?2, kv_keys = ?3, kv_bytes = ?4 WHERE id = ?1";
         self.connection.prepare_cached(sql)?.execute(params![self.plugin, self.rev, self.keys, self.bytes])?;
         Ok(())
@@ -420,7 +437,9 @@ impl<'a> Namespace<'a> {
         let size = (key.len() + value.len()) as u64;
         let old = present.map_or(0, |entry| entry.size);
         let new_key = u64::from(present.is_none());
-        let fits = |space: &Self| space.keys + new_key <= space.limits.keys && space.bytes - old + size <= space.limits.bytes;
+        let fits = |space: &Self| {
+            space.keys + new_key <= space.limits.keys && space.bytes.saturating_sub(old) + size <= space.limits.bytes
+        };
         // What only makes the namespace smaller is let through even when the limits were lowered.
         if !fits(self) && (size > old || new_key > 0) {
             self.sweep()?;
@@ -437,12 +456,12 @@ impl<'a> Namespace<'a> {
                    ON CONFLICT (plugin, key) DO UPDATE SET rev = excluded.rev, expires_at = excluded.expires_at, value = excluded.value";
         self.connection.prepare_cached(sql)?.execute(params![self.plugin, key, self.rev, expires_at, value])?;
         self.keys += new_key;
-        self.bytes = self.bytes - old + size;
+        self.bytes = self.bytes.saturating_sub(old) + size;
         Ok(self.rev)
     }
 
     /// Removes what has expired.
-    fn sweep(&mut self) -> Result<(), KvError> {
+    fn sweep(&mut self) -> Result<(), StoreError> {
         let sql = "SELECT count(*), coalesce(sum(octet_length(key) + octet_length(value)), 0) FROM kv WHERE plugin = ?1 AND expires_at <= ?2";
         let mut statement = self.connection.prepare_cached(sql)?;
         let (keys, bytes): (u64, u64) =
@@ -457,7 +476,7 @@ impl<'a> Namespace<'a> {
 }
 
 /// Removes what has expired in every namespace. Runs in the writer's transaction.
-pub(super) fn sweep_all(connection: &Connection, limits: Limits) -> Result<(), KvError> {
+pub(super) fn sweep_all(connection: &Connection, limits: Limits) -> Result<(), StoreError> {
     let mut statement = connection.prepare_cached("SELECT DISTINCT plugin FROM kv WHERE expires_at <= ?1")?;
     let plugins = statement.query_map([now_ms()], |row| row.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
     for plugin in plugins {

@@ -2,21 +2,26 @@
 //!
 //! Every change goes to the writer, which runs all that wait in one transaction and answers after the commit is synced. So a
 //! caller that got its answer knows that the change is on disk, and many callers share one sync. A change that fails is undone
-//! alone, by a savepoint; when the commit itself fails nobody's change is acknowledged.
+//! alone, by a savepoint; when the commit itself fails nobody's change is acknowledged. When no transaction can be begun, all
+//! that wait are refused together, so that nobody waits longer than for one try.
 
 mod config;
 pub(crate) mod events;
+mod fault;
 pub(crate) mod kv;
 mod schema;
 pub(crate) mod settings;
 mod uids;
 
+pub(crate) use fault::{MaybeFault, StoreError};
+
+use fault::Troubles;
 use kv::Limits;
 
 use crate::data_dir::private_file;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use rusqlite::{Connection, OpenFlags};
-use std::fs::Permissions;
+use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,49 +34,27 @@ const WRITE_QUEUE: usize = 1024;
 /// Most changes in one transaction, so that the first of them does not wait long for the last.
 const MAX_BATCH: usize = 256;
 
+/// Size in bytes of the write-ahead log from which on nothing is written until it is written back to the database. It comes to
+/// this only while another program reads without end: a backup is done long before. Four plugins' keys and values by default.
+const MAX_WAL: u64 = 256 * 1024 * 1024;
+
 /// How often expired keys are removed; until then they are merely not seen.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 
 /// Connections kept open for reading: reads are short, and the machine is small.
 const READERS: usize = 4;
 
-/// Why the store could not do something.
-#[derive(Debug, Clone, thiserror::Error)]
-pub(crate) enum StoreError {
-    /// A database of a later version of this program.
-    #[error("the database has schema version {found}, this program knows {} at most: install a newer plugrack", schema::VERSION)]
-    Newer {
-        /// Its version.
-        found: i64,
-    },
-    /// Somebody else's database.
-    #[error("the file is not a plugrack database")]
-    Foreign,
-    /// The file cannot be made or opened.
-    #[error("{0}")]
-    File(Arc<std::io::Error>),
-    /// An identity that somebody has changed by hand.
-    #[error("the instance id in the database, {0:?}, is not a UUID")]
-    BadInstanceId(String),
-    /// The writer has more to do than it can.
-    #[error("the store is busy")]
-    Busy,
-    /// The store is closing or has failed.
-    #[error("the store is closed")]
-    Closed,
-    /// SQLite's own word.
-    #[error("{0}")]
-    Sqlite(Arc<rusqlite::Error>),
-}
+/// A change to be made in the writer's transaction, or to be refused when there is none.
+type Change = Box<dyn FnOnce(Result<&Connection, &StoreError>) -> Made + Send>;
 
-impl From<rusqlite::Error> for StoreError {
-    fn from(error: rusqlite::Error) -> Self {
-        Self::Sqlite(Arc::new(error))
-    }
+/// A change that was made.
+struct Made {
+    /// Whether it is to be kept: it did all of what it should.
+    keep: bool,
+    /// What the store itself did to it.
+    fault: Option<StoreError>,
+    reply: Reply,
 }
-
-/// A change to be made in the writer's transaction. It says whether to keep it, and how to tell its caller of the commit.
-type Change = Box<dyn FnOnce(&Connection) -> (bool, Reply) + Send>;
 
 /// Tells a caller the outcome of the commit.
 type Reply = Box<dyn FnOnce(Option<&StoreError>) + Send>;
@@ -88,6 +71,7 @@ struct Inner {
     writer: Option<JoinHandle<()>>,
     readers: Mutex<Vec<Connection>>,
     limits: Limits,
+    troubles: Arc<Troubles>,
 }
 
 /// The outcome of a change, to be had once it is committed.
@@ -96,7 +80,8 @@ pub(crate) struct Ticket<T, E> {
 }
 
 impl<T, E: From<StoreError>> Ticket<T, E> {
-    /// Waits for the commit. It comes: the writer answers everything it took, and its end closes the channel.
+    /// Waits for the commit. It comes: the writer answers everything it took, and its end closes the channel. While the database
+    /// is locked it takes a try at most, [`schema::BUSY_TIMEOUT`] for the log and the same for the transaction.
     pub(crate) fn wait(self) -> Result<T, E> {
         self.outcome.recv().unwrap_or_else(|_| Err(StoreError::Closed.into()))
     }
@@ -105,6 +90,10 @@ impl<T, E: From<StoreError>> Ticket<T, E> {
 impl Store {
     /// Opens the database at `path`, makes it on first run, and starts its writer.
     pub(crate) fn open(path: &Path, limits: Limits) -> Result<Self, StoreError> {
+        let length = |path: &Path| fs::metadata(path).map_or(0, |file| file.len());
+        if length(path) == 0 && length(&wal(path)) > 0 {
+            return Err(StoreError::LeftLog);
+        }
         // SQLite would make it readable by all; its other files take over the mode of this one.
         let file = private_file()
             .create(true)
@@ -117,12 +106,12 @@ impl Store {
         schema::migrate(&mut connection)?;
         schema::prepare(&connection)?;
         let (changes, queue) = bounded(WRITE_QUEUE);
-        let writer = std::thread::Builder::new()
-            .name("store-writer".into())
-            .spawn(move || write_all(&connection, &queue, limits))
-            .map_err(|_| StoreError::Closed)?;
+        let troubles = Arc::new(Troubles::default());
+        let writer = Writer { connection, path: path.to_owned(), queue, limits, troubles: Arc::clone(&troubles) };
+        let thread = std::thread::Builder::new().name("store-writer".into());
+        let writer = thread.spawn(move || writer.run()).map_err(|error| StoreError::File(Arc::new(error)))?;
         let (changes, writer) = (Some(changes), Some(writer));
-        let inner = Inner { path: path.to_owned(), changes, writer, readers: Mutex::default(), limits };
+        let inner = Inner { path: path.to_owned(), changes, writer, readers: Mutex::default(), limits, troubles };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -133,13 +122,14 @@ impl Store {
     ) -> Result<Ticket<T, E>, StoreError>
     where
         T: Send + 'static,
-        E: From<StoreError> + Send + 'static,
+        E: From<StoreError> + MaybeFault + Send + 'static,
     {
         let (reply, outcome) = bounded(1);
         let change: Change = Box::new(move |connection| {
-            let result = change(connection);
+            let result = connection.map_err(|refused| refused.clone().into()).and_then(change);
+            let fault = result.as_ref().err().and_then(E::fault).cloned();
             let keep = result.is_ok();
-            let tell: Reply = Box::new(move |failed| {
+            let reply: Reply = Box::new(move |failed| {
                 let result = match failed {
                     Some(error) if keep => Err(error.clone().into()),
                     _ => result,
@@ -147,10 +137,14 @@ impl Store {
                 // The caller may have gone; the change stands all the same.
                 drop(reply.try_send(result));
             });
-            (keep, tell)
+            Made { keep, fault, reply }
         });
         let changes = self.inner.changes.as_ref().ok_or(StoreError::Closed)?;
-        changes.try_send(change).map_err(|error| if error.is_full() { StoreError::Busy } else { StoreError::Closed })?;
+        changes.try_send(change).map_err(|error| {
+            let error = if error.is_full() { StoreError::Busy } else { StoreError::Closed };
+            self.inner.troubles.came(&self.inner.path, &error);
+            error
+        })?;
         Ok(Ticket { outcome })
     }
 
@@ -158,7 +152,7 @@ impl Store {
     pub(crate) fn write<T, E>(&self, change: impl FnOnce(&Connection) -> Result<T, E> + Send + 'static) -> Result<T, E>
     where
         T: Send + 'static,
-        E: From<StoreError> + Send + 'static,
+        E: From<StoreError> + MaybeFault + Send + 'static,
     {
         self.begin(change)?.wait()
     }
@@ -169,16 +163,10 @@ impl Store {
     }
 
     /// Reads from what is committed.
-    pub(crate) fn read<T, E: From<StoreError>>(&self, read: impl FnOnce(&Connection) -> Result<T, E>) -> Result<T, E> {
-        let idle = self.inner.lock_readers().pop();
-        let connection = match idle {
-            Some(connection) => connection,
-            None => self.inner.open_reader().map_err(StoreError::from)?,
-        };
-        let result = read(&connection);
-        let mut readers = self.inner.lock_readers();
-        if readers.len() < READERS {
-            readers.push(connection);
+    pub(crate) fn read<T>(&self, read: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let result = self.inner.read(read);
+        if let Err(error) = &result {
+            self.inner.troubles.came(&self.inner.path, error);
         }
         result
     }
@@ -188,6 +176,18 @@ impl Inner {
     fn lock_readers(&self) -> std::sync::MutexGuard<'_, Vec<Connection>> {
         // A panic while the list was held leaves a list all the same.
         self.readers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read<T>(&self, read: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let idle = self.lock_readers().pop();
+        let connection = idle.map_or_else(|| self.open_reader(), Ok)?;
+        let result = read(&connection)?;
+        // One that failed is not kept.
+        let mut readers = self.lock_readers();
+        if readers.len() < READERS {
+            readers.push(connection);
+        }
+        Ok(result)
     }
 
     fn open_reader(&self) -> rusqlite::Result<Connection> {
@@ -207,59 +207,115 @@ impl Drop for Inner {
     }
 }
 
-/// The writer thread: one transaction for all changes that wait, until the last sender is gone.
-fn write_all(connection: &Connection, queue: &Receiver<Change>, limits: Limits) {
-    let mut next_sweep = Instant::now() + SWEEP_EVERY;
-    loop {
-        match queue.recv_deadline(next_sweep) {
-            Ok(first) => write_batch(connection, std::iter::once(first).chain(queue.try_iter().take(MAX_BATCH - 1))),
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return,
+/// The writer thread's.
+struct Writer {
+    connection: Connection,
+    path: PathBuf,
+    queue: Receiver<Change>,
+    limits: Limits,
+    troubles: Arc<Troubles>,
+}
+
+impl Writer {
+    /// One transaction for all changes that wait, until the last sender is gone.
+    fn run(&self) {
+        let mut next_sweep = Instant::now() + SWEEP_EVERY;
+        loop {
+            match self.queue.recv_deadline(next_sweep) {
+                Ok(first) => self.write(first),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if Instant::now() >= next_sweep {
+                let limits = self.limits;
+                self.write(Box::new(move |connection| {
+                    let swept = connection.map_err(Clone::clone).and_then(|connection| kv::sweep_all(connection, limits));
+                    // Where it failed what has expired is merely not seen, and the next one removes it.
+                    Made { keep: swept.is_ok(), fault: swept.err(), reply: Box::new(|_| {}) }
+                }));
+                next_sweep = Instant::now() + SWEEP_EVERY;
+            }
         }
-        if Instant::now() >= next_sweep {
-            let sweep: Change = Box::new(move |connection| {
-                let swept = kv::sweep_all(connection, limits);
-                (
-                    swept.is_ok(),
-                    Box::new(move |_| swept.unwrap_or_else(|error| log::warn!("store: expired keys were not removed: {error}"))),
-                )
-            });
-            write_batch(connection, std::iter::once(sweep));
-            next_sweep = Instant::now() + SWEEP_EVERY;
+    }
+
+    /// Commits a change, together with those that wait behind it, and tells their callers.
+    fn write(&self, first: Change) {
+        if let Err(error) = self.begin() {
+            // All of them, and not this one alone: the next would wait as long again.
+            for change in std::iter::once(first).chain(self.queue.try_iter().take(WRITE_QUEUE)) {
+                self.troubles.came(&self.path, &error);
+                (change(Err(&error)).reply)(None);
+            }
+            return;
         }
+        let mut replies = Vec::new();
+        let done = self.commit(std::iter::once(first).chain(self.queue.try_iter().take(MAX_BATCH - 1)), &mut replies);
+        match &done {
+            Ok(true) => self.troubles.written(&self.path),
+            Ok(false) => {}
+            Err(error) => {
+                replies.iter().for_each(|_| self.troubles.came(&self.path, error));
+                if !self.connection.is_autocommit()
+                    && let Err(error) = self.connection.execute_batch("ROLLBACK")
+                {
+                    self.troubles.came(&self.path, &error.into());
+                }
+            }
+        }
+        for reply in replies {
+            reply(done.as_ref().err());
+        }
+    }
+
+    /// Begins a transaction, once the log is not too long.
+    fn begin(&self) -> Result<(), StoreError> {
+        if fs::metadata(wal(&self.path)).is_ok_and(|log| log.len() > MAX_WAL) {
+            let blocked: bool = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+            if blocked {
+                return Err(StoreError::LongRead);
+            }
+        }
+        self.execute("BEGIN IMMEDIATE")
+    }
+
+    /// Runs changes in the transaction, each in a savepoint of its own, and commits. Every change it ran has its reply in
+    /// `replies`, also on an error; the rest is still in the queue. Says whether anything was written.
+    fn commit(&self, batch: impl Iterator<Item = Change>, replies: &mut Vec<Reply>) -> Result<bool, StoreError> {
+        let mut written = false;
+        for change in batch {
+            self.execute("SAVEPOINT change")?;
+            let before = self.connection.total_changes();
+            let Made { keep, fault, reply } = change(Ok(&self.connection));
+            replies.push(reply);
+            if let Some(fault) = fault {
+                // Of a full or failing disk SQLite may undo the whole transaction by itself.
+                if self.connection.is_autocommit() {
+                    return Err(fault);
+                }
+                self.troubles.came(&self.path, &fault);
+            }
+            if keep {
+                written |= self.connection.total_changes() > before;
+            } else {
+                self.execute("ROLLBACK TO change")?;
+            }
+            self.execute("RELEASE change")?;
+        }
+        self.execute("COMMIT")?;
+        Ok(written)
+    }
+
+    fn execute(&self, sql: &str) -> Result<(), StoreError> {
+        self.connection.prepare_cached(sql)?.execute([])?;
+        Ok(())
     }
 }
 
-/// Commits changes together and tells their callers.
-fn write_batch(connection: &Connection, batch: impl Iterator<Item = Change>) {
-    let mut replies = Vec::new();
-    let failed = commit(connection, batch, &mut replies).err().map(StoreError::from);
-    if let Some(error) = &failed {
-        log::error!("store: {error}: {} changes were not written", replies.len());
-        if !connection.is_autocommit() {
-            connection.execute_batch("ROLLBACK").unwrap_or_else(|error| log::error!("store: {error}"));
-        }
-    }
-    for reply in replies {
-        reply(failed.as_ref());
-    }
-}
-
-/// Runs changes in one transaction, each in a savepoint of its own, and commits. Every change it ran has its reply in
-/// `replies`, also on an error; the rest of the batch is dropped, which closes its callers' channels.
-fn commit(connection: &Connection, batch: impl Iterator<Item = Change>, replies: &mut Vec<Reply>) -> rusqlite::Result<()> {
-    let execute = |sql| connection.prepare_cached(sql)?.execute([]).map(drop);
-    execute("BEGIN IMMEDIATE")?;
-    for change in batch {
-        execute("SAVEPOINT change")?;
-        let (keep, reply) = change(connection);
-        replies.push(reply);
-        if !keep {
-            execute("ROLLBACK TO change")?;
-        }
-        execute("RELEASE change")?;
-    }
-    execute("COMMIT")
+/// The write-ahead log of a database.
+fn wal(database: &Path) -> PathBuf {
+    let mut name = database.as_os_str().to_owned();
+    name.push("-wal");
+    name.into()
 }
 
 /// Milliseconds since 1970-01-01 UTC, as the database keeps time.

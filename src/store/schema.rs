@@ -17,7 +17,7 @@ const SCHEMA: &str = include_str!("../../schema.sql");
 const MIGRATIONS: [&str; 1] = ["ALTER TABLE plugins ADD COLUMN uid INTEGER; CREATE UNIQUE INDEX plugins_by_uid ON plugins (uid)"];
 
 /// How long a connection waits for a lock. Only another program's access, such as a backup's, can hold one for long.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Page cache of a connection in KiB: the host's memory is budgeted, and the kernel caches the file as well.
 const CACHE_KIB: i64 = 1024;

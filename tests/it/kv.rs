@@ -21,7 +21,7 @@ fn frame(head: &[u8], body: &[u8]) -> Vec<u8> {
 }
 
 /// The frame of a request.
-fn request(id: u64, op: &Value, body: &[u8]) -> Vec<u8> {
+pub(super) fn request(id: u64, op: &Value, body: &[u8]) -> Vec<u8> {
     let mut head = json!({"type": "kv", "id": id});
     head.as_object_mut().unwrap().extend(op.as_object().unwrap().clone());
     frame(head.to_string().as_bytes(), body)
@@ -29,9 +29,9 @@ fn request(id: u64, op: &Value, body: &[u8]) -> Vec<u8> {
 
 /// What the host has sent.
 #[derive(Debug)]
-struct Answer {
-    head: Value,
-    body: Vec<u8>,
+pub(super) struct Answer {
+    pub(super) head: Value,
+    pub(super) body: Vec<u8>,
 }
 
 impl Answer {
@@ -49,7 +49,7 @@ impl Answer {
 
     /// The code of an error, which has a message too.
     #[track_caller]
-    fn code(&self) -> &str {
+    pub(super) fn code(&self) -> &str {
         assert_eq!(self.head["type"], "error", "{self:?}");
         assert!(!self.head["message"].as_str().unwrap().is_empty());
         self.head["code"].as_str().unwrap()
@@ -70,7 +70,7 @@ impl Answer {
 }
 
 /// A connection of a plugin to the host, which lives in the plugin under a name.
-struct Wire<'a> {
+pub(super) struct Wire<'a> {
     server: &'a Server,
     plugin: &'a str,
     name: String,
@@ -78,13 +78,13 @@ struct Wire<'a> {
 }
 
 impl<'a> Wire<'a> {
-    fn new(server: &'a Server, plugin: &'a str, name: &(impl ToString + ?Sized)) -> Self {
+    pub(super) fn new(server: &'a Server, plugin: &'a str, name: &(impl ToString + ?Sized)) -> Self {
         Self { server, plugin, name: name.to_string(), id: 0 }
     }
 
     /// Sends bytes as they are and gives that many answers, fewer when the host closes the connection before.
     #[track_caller]
-    fn send(&self, bytes: &[u8], answers: usize) -> Vec<Answer> {
+    pub(super) fn send(&self, bytes: &[u8], answers: usize) -> Vec<Answer> {
         let path = format!("/{}/wire?on={}&replies={answers}", self.plugin, self.name);
         let reply = self.server.request("POST", &path, &[], bytes);
         assert!(matches!(reply.status, 200 | 410), "{reply:?}");
@@ -93,7 +93,7 @@ impl<'a> Wire<'a> {
 
     /// A request and its answer.
     #[track_caller]
-    fn ask(&mut self, op: &Value, body: &[u8]) -> Answer {
+    pub(super) fn ask(&mut self, op: &Value, body: &[u8]) -> Answer {
         self.id += 1;
         let answer = self.send(&request(self.id, op, body), 1).pop().expect("the host has closed the connection");
         assert_eq!(answer.head["id"], self.id);
@@ -101,7 +101,7 @@ impl<'a> Wire<'a> {
     }
 
     #[track_caller]
-    fn get(&mut self, key: &str) -> Answer {
+    pub(super) fn get(&mut self, key: &str) -> Answer {
         self.ask(&json!({"op": "get", "key": key}), b"")
     }
 

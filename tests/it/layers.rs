@@ -7,7 +7,7 @@ use std::path::Path;
 
 /// The source files from the bottom up. A file uses those of the layers below its own, and its neighbours, though not in a circle.
 const LAYERS: [&[&str]; 5] = [
-    &["protocol/mod", "protocol/message", "protocol/metadata", "restart", "route", "text"],
+    &["protocol/mod", "protocol/message", "protocol/metadata", "repeat", "restart", "route", "text"],
     &[
         "protocol/frame",
         "data_dir",
@@ -24,6 +24,7 @@ const LAYERS: [&[&str]; 5] = [
         "store/mod",
         "store/config",
         "store/events",
+        "store/fault",
         "store/kv",
         "store/schema",
         "store/settings",

@@ -124,6 +124,7 @@ fn the_limits_on_the_protocol_s_page_are_those_of_the_source() {
         ("**Values** are 0 … @ bytes", "protocol/message.rs", "MAX_VALUE", As::Groups),
         ("**ttl_ms** is 1 … @ (ten years)", "protocol/message.rs", "MAX_TTL_MS", As::Groups),
         ("| `too_large` | the value is over @ MiB", "protocol/message.rs", "MAX_VALUE", As::MiB),
+        ("the database locked this comes after @ s,", "store/schema.rs", "BUSY_TIMEOUT", As::Seconds),
         ("the host sends `ping` every @ s;", "worker.rs", "PING_AFTER", As::Seconds),
         ("; @ unanswered in a row", "worker.rs", "MAX_MISSES", As::Word),
         ("unanswered in a row (@ s each)", "worker.rs", "PING_TIME", As::Seconds),

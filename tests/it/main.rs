@@ -21,6 +21,7 @@ mod operator;
 mod orphans;
 mod scenarios;
 mod sdk;
+mod store_faults;
 mod streaming;
 mod web;
 mod web_faults;

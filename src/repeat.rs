@@ -1,0 +1,51 @@
+//! An error that repeats: what of it is worth a line in the log. Time is passed in.
+
+use std::time::{Duration, Instant};
+
+/// Time between two lines about the same trouble: a log that is read later shows how long it lasted, and is not flooded.
+const SAY_EVERY: Duration = Duration::from_secs(60);
+
+/// A trouble that may come many times: said when it begins, at most once in [`SAY_EVERY`], and when it is over.
+#[derive(Debug, Default)]
+pub(crate) struct Repeat {
+    said_at: Option<Instant>,
+    /// Whether the last line about it was not yet followed by that of its end.
+    open: bool,
+    unsaid: u64,
+}
+
+impl Repeat {
+    /// Notes that it came at `now`. Gives, when this is to be said, how often it came unsaid since the last line.
+    pub(crate) fn came(&mut self, now: Instant) -> Option<u64> {
+        if self.said_at.is_some_and(|said| now.saturating_duration_since(said) < SAY_EVERY) {
+            self.unsaid += 1;
+            return None;
+        }
+        self.said_at = Some(now);
+        self.open = true;
+        Some(std::mem::take(&mut self.unsaid))
+    }
+
+    /// Notes that it is over. Gives, when this is to be said, how often it came unsaid since the last line.
+    pub(crate) fn over(&mut self) -> Option<u64> {
+        std::mem::take(&mut self.open).then(|| std::mem::take(&mut self.unsaid))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trouble_is_said_when_it_begins_once_a_minute_and_when_it_is_over() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut repeat = Repeat::default();
+        assert_eq!(repeat.over(), None);
+        assert_eq!([0, 1, 59, 60, 61].map(|second| repeat.came(at(second))), [Some(0), None, None, Some(2), None]);
+        assert_eq!([repeat.over(), repeat.over()], [Some(1), None]);
+        // One that comes and goes all the time is two lines a minute all the same.
+        assert_eq!([repeat.came(at(62)), repeat.over(), repeat.came(at(119)), repeat.came(at(120))], [None, None, None, Some(2)]);
+        assert_eq!(repeat.over(), Some(0));
+    }
+}

@@ -1,0 +1,514 @@
+//! The store on a disk that is full, read-only, failing or damaged, and behind another program's lock: each write is answered in time
+//! and either done or not, the operator is told what it is and what to do, and when it is over the next write just works.
+
+use crate::kv::{Answer, Wire, request};
+use crate::support::{Server, Site, command, wait_for};
+use rusqlite::Connection;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+/// Pages of memory, and blocks of the disks here, in bytes.
+const PAGE: u64 = 4096;
+
+const FULL: &str = "the disk that plugrack.db is on is full: free space there, then try again";
+const LOCKED: &str =
+    "plugrack.db is locked by another program for longer than 5 s: end that program (fuser plugrack.db names it), then try again";
+const DAMAGED: &str =
+    "stop the host, then restore a backup, or save what can be read with: sqlite3 plugrack.db .recover | sqlite3 saved.db";
+
+/// A file system of its own in the place of a site's directory. The host's log is outside of it.
+struct Disk {
+    at: PathBuf,
+    _outside: TempDir,
+}
+
+impl Disk {
+    /// One in memory. Nothing where the system lets nobody mount any, as in most containers.
+    fn in_memory(site: &Site, size: &str) -> Option<Self> {
+        let options = format!("size={size},mode=0700");
+        Self::mount(site, tempfile::tempdir().unwrap(), &["-t", "tmpfs", "-o", &options, "tmpfs"])
+    }
+
+    /// An ext4 of 16 MiB in a file.
+    fn in_a_file(site: &Site) -> Option<Self> {
+        let outside = tempfile::tempdir().unwrap();
+        let image = outside.path().join("image");
+        File::create(&image).unwrap().set_len(16 * 1024 * 1024).unwrap();
+        let made = command("/usr/sbin/mkfs.ext4").arg("-q").arg(&image).output();
+        if !made.is_ok_and(|made| made.status.success()) {
+            eprintln!("skipped: there is no mkfs.ext4 here");
+            return None;
+        }
+        Self::mount(site, outside, &["-o", "loop", image.to_str().unwrap()])
+    }
+
+    fn mount(site: &Site, outside: TempDir, what: &[&str]) -> Option<Self> {
+        let mounted = command("mount").args(what).arg(site.data()).output().unwrap();
+        if !mounted.status.success() {
+            eprintln!("skipped: no file system can be mounted here: {}", String::from_utf8_lossy(&mounted.stderr));
+            return None;
+        }
+        fs::create_dir(site.plugins()).unwrap();
+        symlink(outside.path().join("host.log"), site.data().join("host.log")).unwrap();
+        Some(Self { at: site.data().to_owned(), _outside: outside })
+    }
+
+    fn remount(&self, how: &str) {
+        let output = command("mount").args(["-o", &format!("remount,{how}")]).arg(&self.at).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Fills it, but for a few pages.
+    fn fill(&self, but: u64) {
+        let mut filler = File::create(self.at.join("filler")).unwrap();
+        while filler.write_all(&[0; 4096]).is_ok() {}
+        let full = filler.metadata().unwrap().len();
+        filler.set_len((full / PAGE).saturating_sub(but) * PAGE).unwrap();
+    }
+
+    fn free(&self) {
+        fs::remove_file(self.at.join("filler")).unwrap();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Lazily: the plugins of a host that was killed may take a moment to end.
+        let unmounted = command("umount").arg("--lazy").arg(&self.at).status().unwrap();
+        fs::remove_dir(&self.at).unwrap_or_default();
+        assert!(unmounted.success() || std::thread::panicking());
+    }
+}
+
+/// What a plugin's keys must hold: that of its last acknowledged writes.
+type Values = BTreeMap<String, Vec<u8>>;
+
+/// Sets one of eight keys of a wire's own, and notes it once it is acknowledged.
+#[track_caller]
+fn set(wire: &mut Wire<'_>, name: &str, number: usize, values: &mut Values) -> Answer {
+    let (key, value) = (format!("{name}{}", number % 8), format!("{number} {}", "x".repeat(5000)).into_bytes());
+    let answer = wire.ask(&json!({"op": "set", "key": key}), &value);
+    if answer.head["type"] == "result" {
+        values.insert(key, value);
+    }
+    answer
+}
+
+/// Sends small writes and a large one in one go, again and again. The large one is more than SQLite keeps in memory, so it fails
+/// before the commit, and on a failing disk SQLite then undoes the whole transaction by itself, with those that share it.
+#[track_caller]
+fn together(server: &Server) -> Vec<Answer> {
+    let sized = |(n, size)| request(n, &json!({"op": "set", "key": "shared"}), &vec![b'x'; size]);
+    let sent: Vec<u8> = [(0, 5000), (1, 5000), (2, 1024 * 1024), (3, 5000)].into_iter().flat_map(sized).collect();
+    let answers: Vec<_> = (0..10).flat_map(|_| Wire::new(server, "p", "w").send(&sent, 4)).collect();
+    assert_eq!(answers.len(), 40);
+    answers
+}
+
+/// Checks that a plugin has what it must have, and nothing else.
+#[track_caller]
+fn check_values(server: &Server, plugin: &str, values: &Values) {
+    let mut wire = Wire::new(server, plugin, "check");
+    let listed = wire.ask(&json!({"op": "list", "limit": 1000}), b"");
+    let keys: Vec<Value> = serde_json::from_slice(&listed.body).unwrap();
+    let found: Values =
+        keys.iter().map(|entry| entry["key"].as_str().unwrap()).map(|key| (key.into(), wire.get(key).body)).collect();
+    assert!(found == *values, "{plugin} has {:?}, and {:?} was acknowledged", found.keys(), values.keys());
+}
+
+/// Checks the database as a whole, and that the accounts of the namespaces are those of their keys.
+#[track_caller]
+fn check_database(data: &Path) {
+    let database = Connection::open(data.join("plugrack.db")).unwrap();
+    let one = |sql: &str| database.query_row(sql, [], |row| row.get::<_, rusqlite::types::Value>(0)).unwrap();
+    assert_eq!(one("PRAGMA integrity_check"), "ok".to_owned().into());
+    let wrong = one("SELECT count(*) FROM plugins WHERE
+        (kv_keys, kv_bytes) != (SELECT count(*), coalesce(sum(octet_length(key) + octet_length(value)), 0) FROM kv WHERE plugin = id)
+        OR kv_rev < (SELECT coalesce(max(rev), 0) FROM kv WHERE plugin = id)");
+    assert_eq!(wrong, 0.into());
+}
+
+/// Starts a host, and waits until it listens or has ended: its exit code in that case, and what it said. Then it is gone.
+#[track_caller]
+fn try_start(site: &Site) -> (Option<i32>, String) {
+    let listens = site.data().join("run/listen");
+    let errors = tempfile::NamedTempFile::new().unwrap();
+    let mut host = site.serve().stderr(errors.reopen().unwrap()).spawn().unwrap();
+    let code = wait_for("the host to end or to listen", || match host.try_wait().unwrap() {
+        Some(status) => Some(status.code()),
+        None => fs::metadata(&listens).is_ok_and(|file| file.len() > 0).then_some(None),
+    });
+    host.kill().unwrap();
+    host.wait().unwrap();
+    (code, fs::read_to_string(errors.path()).unwrap())
+}
+
+/// A host that cannot start says so in one sentence.
+#[track_caller]
+fn check_refused(site: &Site, sentence: &str) {
+    let (code, said) = try_start(site);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.lines().count() == 1 && said.starts_with("plugrack: ") && said.contains(sentence),
+        "{sentence:?} is not: {said}"
+    );
+    assert!(said.contains(site.data().to_str().unwrap()), "it names no file: {said}");
+}
+
+/// What the operator is told, by the API and by the commands that change something.
+#[track_caller]
+fn check_operator(server: &Server, status: u16, code: &str, sentence: &str) {
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (got, answer) = server.api("PUT", "/plugins/p/config/a", b"1");
+            assert_eq!((got, &answer["error"]["code"]), (status, &json!(code)), "{answer}");
+            assert!(answer["error"]["message"].as_str().unwrap().contains(sentence), "{answer}");
+        });
+        for arguments in [&["kv", "p", "set", "operator", "1"][..], &["config", "p", "set", "a", "1"], &["disable", "p"]] {
+            scope.spawn(move || {
+                let said = server.cli_fails(arguments);
+                assert!(said.contains(sentence), "{arguments:?}: {said}");
+            });
+        }
+    });
+}
+
+/// How many lines of the host's log hold some words.
+fn logged(server: &Server, words: &str) -> usize {
+    server.log().lines().filter(|line| line.contains(words)).count()
+}
+
+#[test]
+fn a_full_disk_refuses_writes_loses_none_and_takes_them_again_once_there_is_space() {
+    let site = Site::new();
+    let Some(disk) = Disk::in_memory(&site, "12m") else { return };
+    let server = site.fake("p").fake("q").start();
+    let mut values = [Values::new(), Values::new()];
+    for _ in 0..2 {
+        disk.fill(0);
+        std::thread::scope(|scope| {
+            for (plugin, values) in ["p", "q"].into_iter().zip(&mut values) {
+                let server = &server;
+                scope.spawn(move || {
+                    let mut wire = Wire::new(server, plugin, "w");
+                    let (mut number, mut refused) = (0, 0);
+                    while refused < 20 {
+                        let answer = set(&mut wire, "w", number, values);
+                        if answer.head["type"] == "error" {
+                            assert_eq!((answer.code(), &answer.head["message"]), ("no_space", &json!(FULL)));
+                            refused += 1;
+                        }
+                        number += 1;
+                        assert!(number < 5000, "the disk is not full");
+                    }
+                });
+            }
+        });
+        for answer in together(&server) {
+            assert_eq!((answer.code(), &answer.head["message"]), ("no_space", &json!(FULL)));
+        }
+        check_operator(&server, 507, "no_space", FULL);
+        assert_eq!(server.plugin("p")["state"], "ready");
+        for (plugin, values) in ["p", "q"].iter().zip(&values) {
+            check_values(&server, plugin, values);
+        }
+        disk.free();
+        for (plugin, values) in ["p", "q"].into_iter().zip(&mut values) {
+            let answer = set(&mut Wire::new(&server, plugin, "w"), "w", 3, values);
+            assert_eq!(answer.head["type"], "result", "{answer:?}");
+        }
+    }
+    assert_eq!([logged(&server, FULL), logged(&server, "plugrack.db: it is written again")], [1, 1], "{}", server.log());
+    let (status, site) = server.stop();
+    assert!(status.success());
+    check_database(site.data());
+    let server = site.start();
+    for (plugin, values) in ["p", "q"].iter().zip(&values) {
+        check_values(&server, plugin, values);
+    }
+}
+
+/// However far the first start comes, the next one is not hindered by what it left.
+#[test]
+fn a_first_start_on_a_full_disk_leaves_nothing_that_breaks_the_next() {
+    for left in [0, 1, 2, 4, 8, 16, 20, 24, 28, 32] {
+        let site = Site::new();
+        let Some(disk) = Disk::in_memory(&site, "1m") else { return };
+        disk.fill(left);
+        let (code, said) = try_start(&site);
+        assert!(left > 0 || code.is_some(), "there was space");
+        if code.is_some() {
+            let last = said.lines().last().unwrap_or_default();
+            assert_eq!(code, Some(1), "{said}");
+            assert!(last.starts_with("plugrack: ") && (last.contains(FULL) || last.contains("No space left")), "{left}: {said}");
+        }
+        disk.free();
+        let server = site.fake("p").start();
+        assert_eq!(Wire::new(&server, "p", "w").ask(&json!({"op": "set", "key": "a"}), b"1").head["rev"], 1);
+        assert_eq!(server.api("GET", "/instance", b"").1["instance_id"].as_str().unwrap().len(), 36);
+    }
+}
+
+#[test]
+fn a_host_starts_on_a_full_disk_and_serves_what_it_has() {
+    let site = Site::new();
+    let Some(disk) = Disk::in_memory(&site, "2m") else { return };
+    let server = site.fake("p").start();
+    let mut values = Values::new();
+    set(&mut Wire::new(&server, "p", "w"), "w", 1, &mut values);
+    let (_, mut site) = server.stop();
+    // Twice: the space that was set aside is set aside again.
+    for _ in 0..2 {
+        disk.fill(0);
+        let server = site.start();
+        server.wait_state("p", "ready");
+        check_values(&server, "p", &values);
+        let number =
+            (2..).find(|number| set(&mut Wire::new(&server, "p", "w"), "w", *number, &mut values).head["type"] == "error");
+        assert!(number.is_some());
+        check_operator(&server, 507, "no_space", FULL);
+        // What the plugin prints, and what happens to it, is lost; it itself goes on.
+        let line = "x".repeat(5000);
+        for _ in 0..50 {
+            assert_eq!(server.get(&format!("/p/print?text={line}")).text(), "printed");
+        }
+        assert_eq!(server.api("POST", "/plugins/p/restart", b"").0, 200);
+        server.wait_state("p", "ready");
+        check_values(&server, "p", &values);
+        disk.free();
+        assert_eq!(server.get("/p/print?text=again").text(), "printed");
+        server.wait_logged("p", &["again on stderr"]);
+        let lost = [logged(&server, "p.log: a line is lost"), logged(&server, "p.log: lines are written again")];
+        assert!(lost[0] == lost[1] && lost[0] >= 1 && lost[0] <= 2, "{}", server.log());
+        assert_eq!(server.api("POST", "/plugins/p/restart", b"").0, 200);
+        wait_for("an event to be recorded again", || (server.plugin("p")["events"][0]["kind"] == "ready").then_some(()));
+        assert_eq!(set(&mut Wire::new(&server, "p", "w"), "w", 1, &mut values).head["type"], "result");
+        let log = fs::read_to_string(server.site().data().join("logs/p.log")).unwrap();
+        assert!(log.lines().all(|line| line.matches("Z ").count() == 1), "half of a line was left");
+        site = server.stop().1;
+        check_database(site.data());
+    }
+}
+
+#[test]
+fn a_host_does_not_start_on_a_read_only_disk_and_starts_once_it_is_writable() {
+    let site = Site::new();
+    let Some(disk) = Disk::in_memory(&site, "4m") else { return };
+    let mut site = site.fake("p");
+    let mut values = Values::new();
+    for number in 0..2 {
+        disk.remount("ro");
+        check_refused(&site, "Read-only file system");
+        disk.remount("rw");
+        let server = site.start();
+        assert_eq!(set(&mut Wire::new(&server, "p", "w"), "w", number, &mut values).head["rev"], number + 1);
+        site = server.stop().1;
+    }
+    check_database(site.data());
+}
+
+/// The file system stops taking writes, as ext4 does on an error of the disk.
+#[test]
+fn a_disk_that_fails_while_the_host_runs_is_told_and_what_was_acknowledged_is_still_read() {
+    let site = Site::new();
+    let Some(disk) = Disk::in_a_file(&site) else { return };
+    let server = site.fake("p").start();
+    let mut values = Values::new();
+    let mut wire = Wire::new(&server, "p", "w");
+    for number in 0..20 {
+        set(&mut wire, "w", number, &mut values);
+    }
+    disk.remount("abort");
+    for answer in together(&server) {
+        assert_eq!(answer.code(), "internal");
+        assert!(answer.head["message"].as_str().unwrap().contains("is on fails"), "{answer:?}");
+    }
+    check_operator(&server, 500, "internal", "see the kernel's log (dmesg), and whether its file system is now read-only");
+    check_values(&server, "p", &values);
+    assert_eq!(logged(&server, "plugrack.db is on fails"), 1, "{}", server.log());
+}
+
+#[test]
+fn while_another_program_has_the_lock_all_that_wait_are_refused_together_and_reads_go_on() {
+    const EACH: usize = 40;
+    let names = ["a", "b", "c", "d", "e", "f", "g", "h"];
+    let mut metadata = crate::support::metadata("p");
+    metadata["concurrency"] = json!(names.len() + 2);
+    let server = Site::new().fake_with("p", &json!({"metadata": metadata})).start();
+    let mut values = Values::new();
+    set(&mut Wire::new(&server, "p", "w"), "w", 1, &mut values);
+    let other = Connection::open(server.site().data().join("plugrack.db")).unwrap();
+    other.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    std::thread::scope(|scope| {
+        for name in names {
+            let server = &server;
+            scope.spawn(move || {
+                let set = |n: usize| request(n as u64, &json!({"op": "set", "key": format!("{name}{n}")}), b"");
+                let answers = Wire::new(server, "p", name).send(&(0..EACH).flat_map(set).collect::<Vec<_>>(), EACH);
+                assert_eq!(answers.len(), EACH, "some had no answer in time");
+                for answer in answers {
+                    assert_eq!((answer.code(), &answer.head["message"]), ("busy", &json!(LOCKED)));
+                }
+            });
+        }
+        scope.spawn(|| check_values(&server, "p", &values));
+    });
+    check_operator(&server, 503, "busy", LOCKED);
+    other.execute_batch("ROLLBACK").unwrap();
+    assert_eq!(set(&mut Wire::new(&server, "p", "w"), "w", 1, &mut values).head["type"], "result");
+    check_values(&server, "p", &values);
+    assert_eq!([logged(&server, LOCKED), logged(&server, "plugrack.db: it is written again")], [1, 1], "{}", server.log());
+    let (_, site) = server.stop();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    check_refused(&site, LOCKED);
+    drop(other);
+    check_database(site.data());
+    check_values(&site.start(), "p", &values);
+}
+
+/// The log cannot be written back while a read that began before is open. It is made long without waiting for 256 MiB of writes.
+#[test]
+fn a_log_that_a_read_without_end_keeps_from_shrinking_refuses_writes_until_the_read_has_ended() {
+    let server = Site::new().fake("p").start();
+    let mut values = Values::new();
+    let mut wire = Wire::new(&server, "p", "w");
+    set(&mut wire, "w", 0, &mut values);
+    let log = server.site().data().join("plugrack.db-wal");
+    let lengthen = || File::options().write(true).open(&log).unwrap().set_len(256 * 1024 * 1024 + 1).unwrap();
+    lengthen();
+    assert_eq!(set(&mut wire, "w", 1, &mut values).head["type"], "result");
+    assert!(fs::metadata(&log).unwrap().len() < 1024 * 1024, "it was not cut back");
+    let other = Connection::open(server.site().data().join("plugrack.db")).unwrap();
+    other.execute_batch("BEGIN; SELECT count(*) FROM kv").unwrap();
+    set(&mut wire, "w", 2, &mut values);
+    lengthen();
+    let answer = set(&mut wire, "w", 3, &mut values);
+    assert_eq!(answer.code(), "busy");
+    assert!(
+        answer.head["message"]
+            .as_str()
+            .unwrap()
+            .starts_with("plugrack.db-wal has grown to 256 MiB because another program reads")
+    );
+    check_values(&server, "p", &values);
+    other.execute_batch("ROLLBACK").unwrap();
+    assert_eq!(set(&mut wire, "w", 4, &mut values).head["type"], "result");
+    assert!(fs::metadata(&log).unwrap().len() < 1024 * 1024, "it was not cut back");
+    check_values(&server, "p", &values);
+    check_database(server.site().data());
+}
+
+/// Writes over a part of a file, in place.
+fn scribble(path: &Path, from: u64, length: usize) {
+    let mut file = File::options().write(true).open(path).unwrap();
+    file.seek(SeekFrom::Start(from)).unwrap();
+    file.write_all(&vec![0xa5; length]).unwrap();
+}
+
+/// A site that was stopped with the keys `k0` … `k299` of 3000 bytes in its database, all of it in one file.
+fn written() -> (Site, PathBuf) {
+    let server = Site::new().fake("p").fake("q").start();
+    let set = |n: u64| request(n, &json!({"op": "set", "key": format!("k{n}")}), &[b'v'; 3000]);
+    assert_eq!(Wire::new(&server, "p", "w").send(&(0..300).flat_map(set).collect::<Vec<_>>(), 300).len(), 300);
+    let (_, site) = server.stop();
+    let database = site.data().join("plugrack.db");
+    let connection = Connection::open(&database).unwrap();
+    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+    drop(connection);
+    (site, database)
+}
+
+#[test]
+fn a_host_does_not_start_with_a_damaged_database_says_what_to_do_and_changes_nothing() {
+    let (site, database) = written();
+    let log = site.data().join("plugrack.db-wal");
+    let whole = fs::read(&database).unwrap();
+    for (what, sentence) in [
+        ("header", DAMAGED),
+        ("schema", DAMAGED),
+        ("half", DAMAGED),
+        ("empty", "move plugrack.db-wal away"),
+        ("missing", "move plugrack.db-wal away"),
+    ] {
+        fs::write(&database, &whole).unwrap();
+        match what {
+            "header" => scribble(&database, 0, 100),
+            "schema" => scribble(&database, 100, 3000),
+            "half" => fs::write(&database, &whole[..whole.len() / 2]).unwrap(),
+            "empty" => fs::write(&database, b"").unwrap(),
+            _ => fs::remove_file(&database).unwrap(),
+        }
+        fs::write(&log, if sentence == DAMAGED { &[][..] } else { &[1; 10_000] }).unwrap();
+        let before = fs::read(&database).ok();
+        check_refused(&site, sentence);
+        assert_eq!(fs::read(&database).ok(), before, "{what}: it was changed");
+        if sentence == DAMAGED {
+            let said = String::from_utf8(site.cli(&["instance"]).stderr).unwrap();
+            assert!(said.contains(DAMAGED), "{what}: {said}");
+        } else {
+            assert_eq!(fs::read(&log).unwrap(), [1; 10_000], "{what}: the log is gone");
+        }
+    }
+    // A log that is nothing of ours is passed over.
+    fs::write(&database, &whole).unwrap();
+    fs::write(&log, [1; 10_000]).unwrap();
+    let server = site.start();
+    assert_eq!(Wire::new(&server, "p", "w").get("k299").body, [b'v'; 3000]);
+    check_database(server.site().data());
+}
+
+/// What can be read is right, what cannot is told, and the host goes on, whether the damage is there before it starts or is done
+/// while it runs.
+#[test]
+fn damage_in_the_middle_costs_what_was_there_and_nothing_else() {
+    for running in [false, true] {
+        let (site, database) = written();
+        let pages = fs::metadata(&database).unwrap().len() / PAGE;
+        let damage = || scribble(&database, pages / 3 * PAGE, usize::try_from(pages / 3 * PAGE).unwrap());
+        if !running {
+            damage();
+        }
+        let server = site.start();
+        let mut wire = Wire::new(&server, "p", "w");
+        assert_eq!(
+            [server.wait_state("q", "ready")["state"].as_str(), wire.get("k0").head["type"].as_str()],
+            [Some("ready"), Some("result")]
+        );
+        if running {
+            damage();
+            scribble(&database, 0, 100);
+        }
+        let (mut right, mut damaged) = (0, 0);
+        for n in 0..300 {
+            let answer = wire.get(&format!("k{n}"));
+            if answer.head["type"] == "result" {
+                assert_eq!(
+                    (answer.head["found"].as_bool(), &answer.body[..]),
+                    (Some(true), &[b'v'; 3000][..]),
+                    "k{n}, {running}"
+                );
+                right += 1;
+            } else {
+                assert_eq!(answer.code(), "internal");
+                assert!(answer.head["message"].as_str().unwrap().contains(DAMAGED), "{answer:?}");
+                damaged += 1;
+            }
+        }
+        assert!(damaged > 0 && (running || right > 0), "{right} right, {damaged} damaged, {running}");
+        for n in 0..50 {
+            let answer = wire.ask(&json!({"op": "set", "key": format!("k{n}")}), b"new");
+            assert!(answer.head["type"] == "result" || answer.code() == "internal", "{answer:?}");
+        }
+        assert_eq!(server.get("/q").status, 200);
+        let (status, answer) = server.api("GET", "/plugins/p/kv?limit=1000", b"");
+        assert!(status == 200 || status == 500 && answer["error"]["message"].as_str().unwrap().contains(DAMAGED), "{answer}");
+        assert_eq!(logged(&server, DAMAGED), 1, "{}", server.log());
+        assert_eq!(logged(&server, "panicked"), 0, "{}", server.log());
+        server.stop();
+    }
+}
