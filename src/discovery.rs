@@ -81,17 +81,23 @@ pub(crate) fn scan(dir: &Path) -> io::Result<Vec<Found>> {
         }
         let path = entry.path();
         let program = if path.is_dir() { path.join(PROGRAM) } else { path };
-        let fingerprint = fs::metadata(&program).ok().map(|metadata| Fingerprint {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size: metadata.size(),
-            mode: metadata.mode(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-        });
+        let fingerprint = fingerprint(&program);
         found.push(Found { file, program, fingerprint });
     }
     found.sort_by(|a, b| a.file.cmp(&b.file));
     Ok(found)
+}
+
+/// Which file is there now; nothing when it cannot be looked at.
+pub(crate) fn fingerprint(program: &Path) -> Option<Fingerprint> {
+    let metadata = fs::metadata(program).ok()?;
+    Some(Fingerprint {
+        device: metadata.dev(),
+        inode: metadata.ino(),
+        size: metadata.size(),
+        mode: metadata.mode(),
+        modified: (metadata.mtime(), metadata.mtime_nsec()),
+    })
 }
 
 /// Asks each who it is, several at once, and tells the answers in the order of the questions, each as soon as those before it are told.

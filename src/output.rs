@@ -30,6 +30,9 @@ const RATE_WINDOW: Duration = Duration::from_secs(1);
 /// How long a line may lack its end before it is written without: a progress bar or a question is to be seen.
 const PARTIAL_TIME: Duration = Duration::from_secs(2);
 
+/// How often a capture to which nothing comes looks whether another process has taken the place of its own.
+const SUCCESSOR_LOOK: Duration = Duration::from_secs(60);
+
 /// Last lines of a process that are kept in memory.
 const RECENT_LINES: usize = 50;
 
@@ -208,13 +211,12 @@ impl Capture<'_> {
     fn run(mut self, mut source: PipeReader) {
         let mut buffer = vec![0; READ_SIZE];
         loop {
-            let read = match self.next_wake() {
-                Some(wake) if !is_readable(&source, wake) => None,
-                _ => Some(source.read(&mut buffer)),
-            };
+            let read = is_readable(&source, self.next_wake()).then(|| source.read(&mut buffer));
             let now = Instant::now();
             self.turn_window(now, false);
             match read {
+                // Something has taken the output along that no end of its plugin's has reached.
+                None if lock(&self.log.shared.printed).life != self.life => break,
                 None => {}
                 Some(Ok(0)) => break,
                 Some(Ok(size)) => self.take(&buffer[..size], now),
@@ -231,11 +233,12 @@ impl Capture<'_> {
         self.turn_window(Instant::now(), true);
     }
 
-    /// When there is something to write without anything more to read.
-    fn next_wake(&self) -> Option<Instant> {
+    /// When there is something to do without anything more to read.
+    fn next_wake(&self) -> Instant {
         let printed = lock(&self.log.shared.printed);
         let tell = (printed.left_out > 0).then_some(printed.window_end);
-        [tell, self.since.map(|since| since + PARTIAL_TIME)].into_iter().flatten().min()
+        let look = Instant::now() + SUCCESSOR_LOOK;
+        [tell, self.since.map(|since| since + PARTIAL_TIME)].into_iter().flatten().fold(look, Instant::min)
     }
 
     /// Begins a new second when the current one is over, and tells what was left out by then; at the `end` in any case.

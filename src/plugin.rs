@@ -107,7 +107,10 @@ pub(crate) enum Command {
     /// Stop it, then start it.
     Restart(Sender<()>),
     /// Stop it, and end the supervisor.
-    Quit,
+    Quit {
+        /// Another takes its place, who gets the requests that wait.
+        replaced: bool,
+    },
     /// The operator has changed whether it may run.
     Enabled(bool),
     /// What it is configured with has changed: a plugin that was refused may try again.
@@ -215,6 +218,12 @@ impl Plugin {
             door if door == Door::Holding as u8 => self.queue.push(job),
             _ => job.fail(Failed::Unavailable { retry_after: self.retry_after() }),
         }
+    }
+
+    /// Fails the requests that wait, and those that come.
+    pub(crate) fn fail_waiting(&self) {
+        self.door.store(Door::Shut as u8, Ordering::Release);
+        self.queue.expire(|_| true, Failed::Unavailable { retry_after: self.retry_after() });
     }
 
     /// Asks for one more connection when more requests wait than those there are can take at once.

@@ -3,7 +3,7 @@
 use crate::exchange::{Failed, Job};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Places in the queue for each connection the plugin may have.
 const PLACES_PER_CONNECTION: usize = 64;
@@ -37,19 +37,23 @@ impl Queue {
         &self.receiver
     }
 
+    /// Hands what waits to another queue, in its order.
+    pub(crate) fn move_to(&self, other: &Self) {
+        self.receiver.try_iter().for_each(|job| other.push(job));
+    }
+
     /// How many requests wait.
     pub(crate) fn len(&self) -> usize {
         self.receiver.len()
     }
 
-    /// Answers the requests that have waited for `limit` or longer; the others keep their order.
-    pub(crate) fn expire(&self, limit: Duration, failed: Failed) {
+    /// Fails the requests of which the time of arrival is `expired`; the others keep their order.
+    pub(crate) fn expire(&self, expired: impl Fn(Instant) -> bool, failed: Failed) {
         // One at a time is enough, and two would mix the order.
         let Ok(_alone) = self.expiring.try_lock() else { return };
-        let now = Instant::now();
         let waiting: Vec<Job> = self.receiver.try_iter().take(self.receiver.len()).collect();
         for job in waiting {
-            if now.saturating_duration_since(job.arrived()) >= limit {
+            if expired(job.arrived()) {
                 job.fail(failed);
             } else {
                 self.push(job);

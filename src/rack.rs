@@ -4,7 +4,7 @@ use crate::discovery::{self, Fingerprint, Found, Refusal};
 use crate::exchange::Failed;
 use crate::host::Host;
 use crate::output::PluginLog;
-use crate::plugin::{Command, HOLD, Plugin, STARTING_RETRY_AFTER};
+use crate::plugin::{Command, HOLD, Plugin, STARTING_RETRY_AFTER, State};
 use crate::protocol::metadata::Metadata;
 use crate::room;
 use crate::route::Routes;
@@ -63,6 +63,10 @@ pub(crate) enum Entry {
     },
     /// What cannot be one.
     Refused {
+        /// Which file it is.
+        found: Found,
+        /// The plugin that it was before, whose route it still has, though nobody answers there.
+        was: Option<Arc<Plugin>>,
         /// The id it gave itself, if it got that far.
         id: Option<String>,
         /// Why, in a sentence.
@@ -113,6 +117,17 @@ impl Rack {
     /// Whether something could not be asked who it is for want of files, threads or memory, so that another look is worth it.
     pub(crate) fn is_wanting(&self) -> bool {
         self.wanting.load(Ordering::Relaxed)
+    }
+
+    /// Whether a file that was refused, or whose plugin is, has changed since, so that another look is worth it.
+    pub(crate) fn is_mended(&self) -> bool {
+        // What is looked at is on a disk: the list is not held meanwhile.
+        self.entries().values().any(|entry| match entry {
+            Entry::Accepted { plugin, fingerprint, .. } => {
+                plugin.status().state == State::Refused && *fingerprint != discovery::fingerprint(&plugin.program)
+            }
+            Entry::Refused { found, .. } => found.fingerprint != discovery::fingerprint(&found.program),
+        })
     }
 
     /// What all of the rack shares.
@@ -168,7 +183,7 @@ impl Rack {
             log::warn!("{} more are refused: plugrack list has the reasons", refusals - SAID_REFUSALS);
         }
         let mut entries = self.lock();
-        leaving.extend(stale.iter().filter_map(|file| entries.remove(file)?.quit()));
+        leaving.extend(stale.iter().filter_map(|file| entries.remove(file)?.quit(None)));
         entries.retain(|file, _| names.contains(file));
         self.publish(&entries);
         let is_plugin = |file: &String| entries.get(file).is_some_and(Entry::is_plugin);
@@ -208,8 +223,14 @@ impl Rack {
                 None => in_way.extend(stale.into_iter().map(|(file, _)| file.clone())),
             }
         }
-        let quitting = in_way.iter().filter(|file| look.stale.remove(*file)).filter_map(|file| entries.remove(file)?.quit());
-        look.leaving.extend(quitting);
+        let id = answer.as_ref().ok().map(|(metadata, _)| metadata.id.clone());
+        let mut was = match entries.get(&found.file) {
+            Some(Entry::Accepted { plugin, .. }) => Some(Arc::clone(plugin)),
+            Some(Entry::Refused { was, .. }) => was.clone(),
+            None => None,
+        };
+        let quitting = in_way.iter().filter(|file| look.stale.remove(*file));
+        look.leaving.extend(quitting.filter_map(|file| entries.remove(file)?.quit(id.as_deref())));
         let accepted = answer.and_then(|(metadata, enabled)| {
             let id = metadata.id.clone();
             let count = entries.values().filter(|entry| entry.is_plugin()).count();
@@ -227,7 +248,10 @@ impl Rack {
                 log::warn!("{}: refused: {reason}", found.file);
                 self.host.store.note_event(id.as_deref().unwrap_or(&found.file), "refused", &reason);
             }
-            Entry::Refused { id, reason }
+            // Nobody takes over what waits for those that were to be replaced.
+            let waiting = look.leaving.iter().filter(|(plugin, _)| Some(plugin.id()) == id.as_deref());
+            waiting.for_each(|(plugin, _)| plugin.fail_waiting());
+            Entry::Refused { found: found.clone(), was: was.take(), id, reason }
         });
         let is_plugin = entry.is_plugin();
         if is_plugin {
@@ -256,11 +280,13 @@ impl Rack {
         let waiting = Arc::clone(&plugin);
         let run = move || {
             let deadline = Instant::now() + STOP_ALL_TIME;
-            for (_, ended) in before {
-                // Its requests are held meanwhile, though no longer than any.
+            for (old, ended) in before {
+                // Requests are held meanwhile, though no longer than any.
                 while Instant::now() < deadline && ended.recv_timeout(HOLD_TICK).is_err_and(|error| error.is_timeout()) {
-                    waiting.queue.expire(HOLD, Failed::Unavailable { retry_after: STARTING_RETRY_AFTER });
+                    let held = |arrived: Instant| arrived.elapsed() >= HOLD;
+                    waiting.queue.expire(held, Failed::Unavailable { retry_after: STARTING_RETRY_AFTER });
                 }
+                old.queue.move_to(&waiting.queue);
             }
             drop(waiting);
             supervisor.run();
@@ -275,11 +301,12 @@ impl Rack {
     }
 
     fn publish(&self, entries: &BTreeMap<String, Entry>) {
-        let accepted = entries.values().filter_map(|entry| match entry {
-            Entry::Accepted { plugin, .. } => Some((plugin.metadata.route.clone(), Arc::clone(plugin))),
-            Entry::Refused { .. } => None,
-        });
-        let routes = Arc::new(Routes::new(accepted.collect()));
+        let plugins = || entries.values().filter_map(|entry| if let Entry::Accepted { plugin, .. } = entry { Some(plugin) } else { None });
+        let taken: BTreeSet<&str> = plugins().map(|plugin| plugin.metadata.route.as_str()).collect();
+        let were = entries.values().filter_map(|entry| if let Entry::Refused { was, .. } = entry { was.as_ref() } else { None });
+        let were = were.filter(|plugin| !taken.contains(plugin.metadata.route.as_str()));
+        let lead = |plugin: &Arc<Plugin>| (plugin.metadata.route.clone(), Arc::clone(plugin));
+        let routes = Arc::new(Routes::new(plugins().chain(were).map(lead).collect()));
         *self.routes.write().unwrap_or_else(PoisonError::into_inner) = routes;
     }
 
@@ -307,7 +334,7 @@ impl Rack {
         let deadline = Instant::now() + STOP_ALL_TIME;
         let entries = self.lock();
         self.closing.store(true, Ordering::Release);
-        let leaving: Vec<_> = entries.values().filter_map(Entry::quit).collect();
+        let leaving: Vec<_> = entries.values().filter_map(|entry| entry.quit(None)).collect();
         drop(entries);
         for (plugin, ended) in leaving {
             await_end(&plugin, &ended, deadline);
@@ -337,11 +364,12 @@ impl Entry {
         }
     }
 
-    /// Tells a plugin and its supervisor to end; gives it and what closes at its end.
-    fn quit(&self) -> Option<(Arc<Plugin>, Receiver<()>)> {
+    /// Tells a plugin and its supervisor to end, and whether another of this id takes its place; gives it and what closes at its end.
+    fn quit(&self, successor: Option<&str>) -> Option<(Arc<Plugin>, Receiver<()>)> {
         let Self::Accepted { plugin, ended, .. } = self else { return None };
+        let replaced = successor == Some(plugin.id());
         // A supervisor that is gone has nothing to end.
-        drop(plugin.control.send(Command::Quit));
+        drop(plugin.control.send(Command::Quit { replaced }));
         Some((Arc::clone(plugin), ended.clone()))
     }
 }

@@ -25,7 +25,11 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// How often files that were refused are looked at for a change, and how long ago the kernel's last killing for want of memory may be
+/// for it to be a plugin's end: seldom enough to cost nothing, soon enough for an operator who has mended a file.
+const WATCH_EVERY: Duration = Duration::from_secs(5);
 
 /// Time in which what an earlier run has left behind is ended.
 const REMAINS_TIME: Duration = Duration::from_secs(2);
@@ -151,12 +155,21 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
 fn look(rack: &Rack, orders: &Receiver<()>, first: Sender<()>) {
     say_found(rack, true);
     drop(first);
+    let mut retry_at = Instant::now() + LOOK_RETRY;
     loop {
-        match orders.recv_timeout(LOOK_RETRY) {
+        match orders.recv_timeout(WATCH_EVERY) {
             Err(RecvTimeoutError::Disconnected) => return,
-            Err(RecvTimeoutError::Timeout) if rack.is_wanting() => say_found(rack, false),
-            Err(RecvTimeoutError::Timeout) => {}
             Ok(()) => say_found(rack, true),
+            Err(RecvTimeoutError::Timeout) => {
+                rack.host().memory.look();
+                let retry = Instant::now() >= retry_at;
+                if retry {
+                    retry_at = Instant::now() + LOOK_RETRY;
+                }
+                if (retry && rack.is_wanting()) || rack.is_mended() {
+                    say_found(rack, false);
+                }
+            }
         }
     }
 }

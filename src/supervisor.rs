@@ -94,6 +94,11 @@ pub(crate) struct Supervisor {
     history: History,
     lives: u64,
     quitting: bool,
+    /// Another plugin takes this one's place.
+    replaced: bool,
+    /// Whether there is a process that answers, and since when not.
+    answering: bool,
+    down_since: Instant,
     /// Whether the last start failed for want of room.
     wants_room: bool,
     /// Who waits for the plugin to be settled: ready, or down.
@@ -105,7 +110,7 @@ impl Supervisor {
     pub(crate) fn new(plugin: Arc<Plugin>, host: Arc<Host>, commands: Receiver<Command>) -> Self {
         let phase = Phase::Down { retry_at: None };
         let (history, waiting) = (History::default(), Vec::new());
-        Self { plugin, host, commands, phase, history, lives: 0, quitting: false, wants_room: false, waiting }
+        Self { plugin, host, commands, phase, history, lives: 0, quitting: false, replaced: false, answering: false, down_since: Instant::now(), wants_room: false, waiting }
     }
 
     /// Starts the plugin if it may run, and looks after it until told to quit.
@@ -183,8 +188,9 @@ impl Supervisor {
                     self.stop("restarted by the operator", Then::Start);
                 }
             }
-            Command::Quit => {
+            Command::Quit { replaced } => {
                 self.quitting = true;
+                self.replaced = replaced;
                 self.stop("the host stops", Then::Stay);
             }
             Command::Enabled(enabled) => self.plugin.set_enabled(enabled),
@@ -238,7 +244,9 @@ impl Supervisor {
             Phase::Down { .. } | Phase::Ready { .. } => {}
         }
         if !matches!(self.phase, Phase::Ready { .. }) && self.holds() {
-            self.plugin.queue.expire(HOLD, Failed::Unavailable { retry_after: STARTING_RETRY_AFTER });
+            // What has waited for the process that was before waits for the next as what comes now does.
+            let held = |arrived: Instant| arrived.max(self.down_since).elapsed() >= HOLD;
+            self.plugin.queue.expire(held, Failed::Unavailable { retry_after: STARTING_RETRY_AFTER });
         }
     }
 
@@ -462,7 +470,7 @@ impl Supervisor {
 
     /// Makes the process end, if there is one: by asking its workers to say so to it, or by a signal when it is not ready or at fault.
     fn stop(&mut self, why: &str, then: Then) {
-        let door = if matches!(then, Then::Stay) { Door::Shut } else { Door::Holding };
+        let door = if matches!(then, Then::Stay) { self.shut() } else { Door::Holding };
         let now = Instant::now();
         match std::mem::replace(&mut self.phase, Phase::Down { retry_at: None }) {
             Phase::Down { .. } => self.stopped(why),
@@ -571,7 +579,12 @@ impl Supervisor {
     fn stopped(&mut self, why: &str) {
         self.wants_room = false;
         self.phase = Phase::Down { retry_at: None };
-        self.enter(State::Stopped, Door::Shut, "stopped", why);
+        self.enter(State::Stopped, self.shut(), "stopped", why);
+    }
+
+    /// The door of a plugin that does not come back, unless another comes in its place.
+    fn shut(&self) -> Door {
+        if self.replaced { Door::Holding } else { Door::Shut }
     }
 
     /// Changes the state: the one place that does.
@@ -588,6 +601,11 @@ impl Supervisor {
             status.reason.clear();
             status.reason.push_str(reason);
         });
+        if state == State::Ready {
+            self.answering = true;
+        } else if std::mem::take(&mut self.answering) {
+            self.down_since = Instant::now();
+        }
         let level = match state {
             State::BackingOff | State::CrashLooping | State::Refused => log::Level::Warn,
             _ => log::Level::Info,
@@ -596,7 +614,7 @@ impl Supervisor {
         log::log!(level, "{id}: {kind}{separator}{reason}");
         self.host.store.note_event(id, kind, reason);
         if door == Door::Shut {
-            self.plugin.queue.expire(Duration::ZERO, Failed::Unavailable { retry_after: STARTING_RETRY_AFTER });
+            self.plugin.queue.expire(|_| true, Failed::Unavailable { retry_after: STARTING_RETRY_AFTER });
         }
         if !matches!(state, State::Starting | State::Stopping) {
             self.waiting.clear();

@@ -212,7 +212,7 @@ impl Worker {
             plugin.stalled.fetch_add(1, Ordering::Relaxed);
         }
         plugin.ask_to_grow();
-        plugin.queue.expire(life.request_timeout, Failed::Timeout);
+        plugin.queue.expire(|arrived| arrived.elapsed() >= life.request_timeout, Failed::Timeout);
     }
 
     /// Sends a request, with others that wait where that is sound, and gives the answers to their clients.

@@ -85,7 +85,7 @@ struct Process {
 pub(crate) fn list(rack: &Rack) -> Vec<Summary> {
     let summary = |(file, entry)| match entry {
         Entry::Accepted { plugin, .. } => accepted(file, &plugin, plugin.status()),
-        Entry::Refused { id, reason } => refused(file, &id, &reason),
+        Entry::Refused { id, reason, .. } => refused(file, &id, &reason),
     };
     rack.entries().into_iter().map(summary).collect()
 }
@@ -102,7 +102,7 @@ pub(crate) fn one(rack: &Rack, id: &str) -> Result<Option<Details>, StoreError> 
             let (advice, last_end) = (plugin.advice(&status), status.last_end.as_deref().map(last_end));
             Details { summary: accepted(file, plugin, status), metadata, process, advice, last_end, events }
         }
-        Entry::Refused { id, reason } => {
+        Entry::Refused { id, reason, .. } => {
             let advice = "mend or remove its file: it is then looked at again".into();
             Details { summary: refused(file, id, reason), metadata: None, process: None, advice, last_end: None, events }
         }
