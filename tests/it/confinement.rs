@@ -114,7 +114,11 @@ fn each_plugin_keeps_a_uid_of_its_own_and_no_privileges() {
     if !is_root() {
         return;
     }
-    let server = nosy(&["b", "c"]).args(&["--plugin-uids", UIDS]).start();
+    let site = nosy(&["b", "c"]).args(&["--plugin-uids", UIDS]);
+    // Groups of root's that the plugins are not to have.
+    let mut serve = command("setpriv");
+    serve.args(["--groups", "4,24"]).arg(binary()).args(site.serve().get_args());
+    let server = site.start_as(serve);
     let uid = |server: &Server, id: &str| {
         let pid = pid(server, id);
         let myself = server.get(&format!("/{id}/self")).json();
