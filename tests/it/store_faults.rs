@@ -2,7 +2,7 @@
 //! and either done or not, the operator is told what it is and what to do, and when it is over the next write just works.
 
 use crate::kv::{Answer, Wire, request};
-use crate::support::{Server, Site, command, wait_for};
+use crate::support::{Server, Site, command, pause, wait_for};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -10,6 +10,7 @@ use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tempfile::TempDir;
 
 /// Pages of memory, and blocks of the disks here, in bytes.
@@ -99,14 +100,20 @@ fn set(wire: &mut Wire<'_>, name: &str, number: usize, values: &mut Values) -> A
     answer
 }
 
-/// Sends small writes and a large one in one go, again and again. The large one is more than SQLite keeps in memory, so it fails
-/// before the commit, and on a failing disk SQLite then undoes the whole transaction by itself, with those that share it.
+/// Small writes and a large one that come to one transaction, because a lock lets them gather: what each is answered.
 #[track_caller]
 fn together(server: &Server) -> Vec<Answer> {
-    let sized = |(n, size)| request(n, &json!({"op": "set", "key": "shared"}), &vec![b'x'; size]);
-    let sent: Vec<u8> = [(0, 5000), (1, 5000), (2, 1024 * 1024), (3, 5000)].into_iter().flat_map(sized).collect();
-    let answers: Vec<_> = (0..10).flat_map(|_| Wire::new(server, "p", "w").send(&sent, 4)).collect();
-    assert_eq!(answers.len(), 40);
+    let sized = |n: u64, size| request(n, &json!({"op": "set", "key": format!("shared{n}")}), &vec![b'x'; size]);
+    let other = Connection::open(server.site().data().join("plugrack.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    // A connection each: the host reads a frame behind a write only when that is done.
+    let sent: Vec<_> =
+        [10, 10, 1024 * 1024].into_iter().zip(0..).map(|(size, n)| (Wire::new(server, "p", &n), sized(n, size))).collect();
+    sent.iter().for_each(|(wire, bytes)| assert!(wire.send(bytes, 0).is_empty()));
+    pause(Duration::from_millis(300));
+    other.execute_batch("ROLLBACK").unwrap();
+    let answers: Vec<_> = sent.iter().flat_map(|(wire, _)| wire.send(b"", 1)).collect();
+    assert_eq!(answers.len(), sent.len());
     answers
 }
 
