@@ -112,6 +112,8 @@ fn the_limits_on_the_protocol_s_page_are_those_of_the_source() {
         ("| `concurrency` | no | 1–@, default 1", "protocol/metadata.rs", "MAX_CONCURRENCY", As::Number),
         ("text of at most @ characters, shown", "protocol/metadata.rs", "MAX_TEXT", As::Number),
         ("a line is at most @ KiB", "output.rs", "MAX_LINE", As::KiB),
+        ("More than @ lines or", "output.rs", "MAX_RATE", As::Number),
+        ("lines or @ KiB in a second", "output.rs", "MAX_BYTE_RATE", As::KiB),
         ("A request's body of at most @ KiB comes whole", "protocol/message.rs", "MAX_INLINE_BODY", As::KiB),
         ("must send something at least every @ s", "worker.rs", "STREAM_IDLE", As::Seconds),
         ("It has @ s from the message; then SIGTERM", "supervisor.rs", "SHUTDOWN_TIME", As::Seconds),

@@ -78,7 +78,7 @@ fn plugins_that_print_without_measure_are_read_counted_and_served_and_the_host_d
         assert!(wait_for("every line to be accounted for", all) > count / 2, "there was no flood");
     }
     let grown = memory(&server, "VmHWM:").saturating_sub(before);
-    assert!(grown < 8 * 1024, "the host grew by {grown} KiB over {} MiB", ids.len() as u64 * size >> 20);
+    assert!(grown < 8 * 1024, "the host grew by {grown} KiB over {} MiB", (ids.len() as u64 * size) >> 20);
 }
 
 #[test]
