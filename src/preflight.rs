@@ -137,7 +137,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("program");
         let mut elf = vec![0; 64];
-        elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        elf[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
         elf[18..20].copy_from_slice(&22u16.to_le_bytes());
         let shell = fs::read("/bin/sh").unwrap();
         let truncated = shell[..64].to_vec();

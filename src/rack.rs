@@ -301,7 +301,8 @@ impl Rack {
     }
 
     fn publish(&self, entries: &BTreeMap<String, Entry>) {
-        let plugins = || entries.values().filter_map(|entry| if let Entry::Accepted { plugin, .. } = entry { Some(plugin) } else { None });
+        let plugins =
+            || entries.values().filter_map(|entry| if let Entry::Accepted { plugin, .. } = entry { Some(plugin) } else { None });
         let taken: BTreeSet<&str> = plugins().map(|plugin| plugin.metadata.route.as_str()).collect();
         let were = entries.values().filter_map(|entry| if let Entry::Refused { was, .. } = entry { was.as_ref() } else { None });
         let were = were.filter(|plugin| !taken.contains(plugin.metadata.route.as_str()));

@@ -63,11 +63,11 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
         signal_hook::flag::register(signal, Arc::clone(&stopping))?;
     }
 
+    process::find_own_program().map_err(|error| anyhow!(error))?;
     let room = Room::measure().map_err(anyhow::Error::msg)?;
     if let Some(warning) = room.warning() {
         log::warn!("{warning}");
     }
-    process::find_own_program().map_err(|error| anyhow!(error))?;
     let data = DataDir::create(data)?;
     let _lock = data.lock()?;
     data.set_modes(settings.plugin_uids.is_some()).context("cannot set the modes of the data directory")?;
@@ -99,9 +99,9 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
         store: store.clone(),
         memory: Memory::new(),
         sessions: Sessions::new(guard),
-        room,
         plugin_uids: settings.plugin_uids.clone(),
         plugin_memory: settings.plugin_memory,
+        room,
         start_timeout: settings.start_timeout,
         request_timeout: settings.request_timeout,
     };

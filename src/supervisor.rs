@@ -110,7 +110,20 @@ impl Supervisor {
     pub(crate) fn new(plugin: Arc<Plugin>, host: Arc<Host>, commands: Receiver<Command>) -> Self {
         let phase = Phase::Down { retry_at: None };
         let (history, waiting) = (History::default(), Vec::new());
-        Self { plugin, host, commands, phase, history, lives: 0, quitting: false, replaced: false, answering: false, down_since: Instant::now(), wants_room: false, waiting }
+        Self {
+            plugin,
+            host,
+            commands,
+            phase,
+            history,
+            lives: 0,
+            quitting: false,
+            replaced: false,
+            answering: false,
+            down_since: Instant::now(),
+            wants_room: false,
+            waiting,
+        }
     }
 
     /// Starts the plugin if it may run, and looks after it until told to quit.
@@ -305,9 +318,7 @@ impl Supervisor {
         let directories = data.make_plugin_dirs(id).map_err(|error| passing("cannot make its directories", error))?;
         self.host.hand_over(id, bounds.uid, &directories).map_err(no_user)?;
         self.lives += 1;
-        if !self.wants_room {
-            self.plugin.log.begin(bounds.uid);
-        }
+        self.plugin.log.begin(bounds.uid);
         let (stop, stopped) = bounded(0);
         let host_socket = data.host_socket();
         let version = PROTOCOL_VERSION.to_string();

@@ -40,7 +40,7 @@ fn run_block(server: &Server, dir: &Path, block: &str) -> String {
     let block = block.replace("127.0.0.1:8080", &server.address.to_string());
     let mut sh = command("sh");
     sh.args(["-euc", &block]).current_dir(dir);
-    for name in ["HOME", "CARGO_HOME", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN", "CARGO_TARGET_DIR", "CARGO_NET_OFFLINE"] {
+    for name in ["HOME", "CARGO_HOME", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN", "CARGO_NET_OFFLINE"] {
         sh.envs(std::env::var_os(name).map(|value| (name, value)));
     }
     let output = sh.output().unwrap();

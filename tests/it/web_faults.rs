@@ -29,7 +29,9 @@ fn waiting(server: &Server) -> u64 {
 
 /// Makes a file in the plugin's directory, for which something there waits.
 fn touch(server: &Server, name: &str) {
-    fs::write(server.site().data().join("plugin-data/p").join(name), b"").unwrap();
+    // A plugin is starting a moment before its directory is made.
+    let path = server.site().data().join("plugin-data/p").join(name);
+    wait_for("the plugin's directory", || fs::write(&path, b"").ok());
 }
 
 /// How often the plugin has printed a line.

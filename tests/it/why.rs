@@ -106,7 +106,7 @@ impl Drop for Cgroup {
 #[test]
 fn a_plugin_killed_for_memory_is_said_to_be() {
     let Some(group) = Cgroup::limited(&format!("plugrack-{}", std::process::id()), 32 << 20) else {
-        return println!("skipped: no memory cgroup can be made here");
+        return eprintln!("skipped: no memory cgroup can be made here");
     };
     let gorge =
         "while [ ! -e go ]; do sleep 0.02; done; exec python3 -c 'hoard = [b\"x\" * 1048576 * n for n in range(1, 1000)]'";
