@@ -372,12 +372,15 @@ fn what_was_mended_is_accepted_and_what_was_broken_is_refused() {
         assert_eq!(server.get(&format!("/{id}/x")).text(), format!("GET /x of {id}"));
     }
     assert!(!is_alive(pid));
-    assert_eq!(server.get("/breaks/x").status, 404);
+    assert_eq!(server.get("/breaks/x").status, 503, "a route that led somewhere still does");
 
     // When the first is gone its route is free for the third, which was not touched.
     fs::remove_dir_all(plugins.join("first")).unwrap();
     let changes = server.api("POST", "/rescan", b"").1;
     assert_eq!(changes, json!({"added": ["third"], "changed": [], "removed": ["first"], "refused": ["breaks"]}));
+    fs::remove_dir_all(plugins.join("breaks")).unwrap();
+    server.cli(&["rescan"]);
+    assert_eq!(server.get("/breaks/x").status, 404, "until its file is gone");
     server.wait_state("third", "ready");
     assert_eq!(server.get("/first/x").text(), "GET /x of third");
 }
@@ -427,4 +430,23 @@ fn a_plugins_directory_that_cannot_be_read_changes_nothing() {
     assert_eq!(server.get("/p/x").status, 200);
     fs::rename(&away, &plugins).unwrap();
     assert_eq!(server.cli(&["rescan"]), "nothing has changed\n");
+}
+
+/// Nobody has to tell the host that a file was mended.
+#[test]
+fn a_refused_file_that_is_mended_is_taken_in_by_itself() {
+    let site = Site::new().fake_mode("loads", "exit-78").file("broken", b"", 0o755).fake("noexec");
+    let plugins = site.plugins();
+    let chmod = |mode| fs::set_permissions(plugins.join("noexec/plugin"), fs::Permissions::from_mode(mode)).unwrap();
+    chmod(0o644);
+    let server = site.start();
+    server.wait_state("loads", "refused");
+    install_fake(&plugins, "loads", &json!({"metadata": metadata("loads")}));
+    fs::remove_file(plugins.join("broken")).unwrap();
+    install_fake(&plugins, "broken", &json!({"metadata": metadata("broken")}));
+    chmod(0o755);
+    for id in ["loads", "broken", "noexec"] {
+        server.wait_state(id, "ready");
+        assert_eq!(server.get(&format!("/{id}/x")).text(), format!("GET /x of {id}"));
+    }
 }
