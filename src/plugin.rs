@@ -107,10 +107,7 @@ pub(crate) enum Command {
     /// Stop it, then start it.
     Restart(Sender<()>),
     /// Stop it, and end the supervisor.
-    Quit {
-        /// Another takes its place, who gets the requests that wait.
-        replaced: bool,
-    },
+    Quit(Quit),
     /// The operator has changed whether it may run.
     Enabled(bool),
     /// What it is configured with has changed: a plugin that was refused may try again.
@@ -129,6 +126,17 @@ pub(crate) enum Command {
         /// In what.
         why: String,
     },
+}
+
+/// Why a plugin leaves the rack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Quit {
+    /// The host stops.
+    HostStops,
+    /// Its file is gone, or no plugin any more.
+    Gone,
+    /// Another plugin of its id takes its place, and the requests that wait.
+    Replaced,
 }
 
 /// What the door does with a request.
@@ -218,6 +226,16 @@ impl Plugin {
             door if door == Door::Holding as u8 => self.queue.push(job),
             _ => job.fail(Failed::Unavailable { retry_after: self.retry_after() }),
         }
+    }
+
+    /// Notes that nobody looks after it any more.
+    pub(crate) fn abandon(&self, why: &str) {
+        log::error!("{}: {why}", self.id());
+        self.set_status(Door::Shut, |status| {
+            (status.state, status.since, status.pid, status.retry_at) = (State::Refused, now_ms(), None, None);
+            status.reason = why.to_owned();
+        });
+        self.fail_waiting();
     }
 
     /// Fails the requests that wait, and those that come.

@@ -4,7 +4,7 @@ use crate::discovery::{self, Fingerprint, Found, Refusal};
 use crate::exchange::Failed;
 use crate::host::Host;
 use crate::output::PluginLog;
-use crate::plugin::{Command, HOLD, Plugin, STARTING_RETRY_AFTER, State};
+use crate::plugin::{Command, HOLD, Plugin, Quit, STARTING_RETRY_AFTER, State};
 use crate::protocol::metadata::Metadata;
 use crate::room;
 use crate::route::Routes;
@@ -183,7 +183,7 @@ impl Rack {
             log::warn!("{} more are refused: plugrack list has the reasons", refusals - SAID_REFUSALS);
         }
         let mut entries = self.lock();
-        leaving.extend(stale.iter().filter_map(|file| entries.remove(file)?.quit(None)));
+        leaving.extend(stale.iter().filter_map(|file| entries.remove(file)?.quit(Quit::Gone)));
         entries.retain(|file, _| names.contains(file));
         self.publish(&entries);
         let is_plugin = |file: &String| entries.get(file).is_some_and(Entry::is_plugin);
@@ -230,7 +230,11 @@ impl Rack {
             None => None,
         };
         let quitting = in_way.iter().filter(|file| look.stale.remove(*file));
-        look.leaving.extend(quitting.filter_map(|file| entries.remove(file)?.quit(id.as_deref())));
+        look.leaving.extend(quitting.filter_map(|file| {
+            let entry = entries.remove(file)?;
+            let same = matches!(&entry, Entry::Accepted { plugin, .. } if Some(plugin.id()) == id.as_deref());
+            entry.quit(if same { Quit::Replaced } else { Quit::Gone })
+        }));
         let accepted = answer.and_then(|(metadata, enabled)| {
             let id = metadata.id.clone();
             let count = entries.values().filter(|entry| entry.is_plugin()).count();
@@ -288,8 +292,11 @@ impl Rack {
                 }
                 old.queue.move_to(&waiting.queue);
             }
-            drop(waiting);
-            supervisor.run();
+            // Its process ends with it; a plugin that nobody looks after must not seem to run.
+            if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| supervisor.run())).is_err() {
+                waiting
+                    .abandon("the host itself failed to look after it, which is a fault of plugrack's: its log has the reason");
+            }
             drop::<Sender<()>>(alive);
         };
         let thread = std::thread::Builder::new().name(format!("plugin-{id}")).stack_size(SUPERVISOR_STACK);
@@ -335,7 +342,7 @@ impl Rack {
         let deadline = Instant::now() + STOP_ALL_TIME;
         let entries = self.lock();
         self.closing.store(true, Ordering::Release);
-        let leaving: Vec<_> = entries.values().filter_map(|entry| entry.quit(None)).collect();
+        let leaving: Vec<_> = entries.values().filter_map(|entry| entry.quit(Quit::HostStops)).collect();
         drop(entries);
         for (plugin, ended) in leaving {
             await_end(&plugin, &ended, deadline);
@@ -365,12 +372,11 @@ impl Entry {
         }
     }
 
-    /// Tells a plugin and its supervisor to end, and whether another of this id takes its place; gives it and what closes at its end.
-    fn quit(&self, successor: Option<&str>) -> Option<(Arc<Plugin>, Receiver<()>)> {
+    /// Tells a plugin and its supervisor to end; gives it and what closes at its end.
+    fn quit(&self, quit: Quit) -> Option<(Arc<Plugin>, Receiver<()>)> {
         let Self::Accepted { plugin, ended, .. } = self else { return None };
-        let replaced = successor == Some(plugin.id());
         // A supervisor that is gone has nothing to end.
-        drop(plugin.control.send(Command::Quit { replaced }));
+        drop(plugin.control.send(Command::Quit(quit)));
         Some((Arc::clone(plugin), ended.clone()))
     }
 }

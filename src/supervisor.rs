@@ -6,7 +6,7 @@
 use crate::exchange::Failed;
 use crate::host::{HOST_SOCKET_VARIABLE, Host};
 use crate::link::{FIRST_ID, Link, Lost};
-use crate::plugin::{Command, Door, End, HOLD, Plugin, STARTING_RETRY_AFTER, State};
+use crate::plugin::{Command, Door, End, HOLD, Plugin, Quit, STARTING_RETRY_AFTER, State};
 use crate::preflight;
 use crate::process::{Process, SOCKET_VARIABLE};
 use crate::protocol::message::{Failure, HostInfo, Init, Message, PROTOCOL_VERSION, WRONG_PROTOCOL};
@@ -93,12 +93,10 @@ pub(crate) struct Supervisor {
     phase: Phase,
     history: History,
     lives: u64,
-    quitting: bool,
-    /// Another plugin takes this one's place.
-    replaced: bool,
-    /// Whether there is a process that answers, and since when not.
-    answering: bool,
-    down_since: Instant,
+    /// Why the plugin is to leave the rack.
+    quitting: Option<Quit>,
+    /// Since when there is no process that answers.
+    down_since: Option<Instant>,
     /// Whether the last start failed for want of room.
     wants_room: bool,
     /// Who waits for the plugin to be settled: ready, or down.
@@ -110,20 +108,7 @@ impl Supervisor {
     pub(crate) fn new(plugin: Arc<Plugin>, host: Arc<Host>, commands: Receiver<Command>) -> Self {
         let phase = Phase::Down { retry_at: None };
         let (history, waiting) = (History::default(), Vec::new());
-        Self {
-            plugin,
-            host,
-            commands,
-            phase,
-            history,
-            lives: 0,
-            quitting: false,
-            replaced: false,
-            answering: false,
-            down_since: Instant::now(),
-            wants_room: false,
-            waiting,
-        }
+        Self { plugin, host, commands, phase, history, lives: 0, quitting: None, down_since: None, wants_room: false, waiting }
     }
 
     /// Starts the plugin if it may run, and looks after it until told to quit.
@@ -141,10 +126,10 @@ impl Supervisor {
             match command {
                 Ok(command) => self.obey(command),
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => self.quitting = true,
+                Err(RecvTimeoutError::Disconnected) => self.quitting = Some(Quit::Gone),
             }
             self.step();
-            if self.quitting && matches!(self.phase, Phase::Down { .. }) {
+            if self.quitting.is_some() && matches!(self.phase, Phase::Down { .. }) {
                 return;
             }
         }
@@ -201,10 +186,14 @@ impl Supervisor {
                     self.stop("restarted by the operator", Then::Start);
                 }
             }
-            Command::Quit { replaced } => {
-                self.quitting = true;
-                self.replaced = replaced;
-                self.stop("the host stops", Then::Stay);
+            Command::Quit(quit) => {
+                self.quitting = Some(quit);
+                let why = match quit {
+                    Quit::HostStops => "the host stops",
+                    Quit::Gone => "its file is gone, or refused",
+                    Quit::Replaced => "its file was replaced",
+                };
+                self.stop(why, Then::Stay);
             }
             Command::Enabled(enabled) => self.plugin.set_enabled(enabled),
             Command::Reconsider => {
@@ -240,7 +229,7 @@ impl Supervisor {
     fn step(&mut self) {
         let now = Instant::now();
         match &mut self.phase {
-            Phase::Down { retry_at: Some(at) } if now >= *at && !self.quitting => {
+            Phase::Down { retry_at: Some(at) } if now >= *at && self.quitting.is_none() => {
                 self.plugin.count_restart();
                 self.start();
             }
@@ -258,14 +247,14 @@ impl Supervisor {
         }
         if !matches!(self.phase, Phase::Ready { .. }) && self.holds() {
             // What has waited for the process that was before waits for the next as what comes now does.
-            let held = |arrived: Instant| arrived.max(self.down_since).elapsed() >= HOLD;
+            let held = |arrived: Instant| self.down_since.map_or(arrived, |since| arrived.max(since)).elapsed() >= HOLD;
             self.plugin.queue.expire(held, Failed::Unavailable { retry_after: STARTING_RETRY_AFTER });
         }
     }
 
     /// Starts a process.
     fn start(&mut self) {
-        if self.quitting {
+        if self.quitting.is_some() {
             return;
         }
         self.phase = Phase::Down { retry_at: None };
@@ -528,7 +517,7 @@ impl Supervisor {
                 self.host.store.note_event(self.plugin.id(), "stopped", &exit.to_string());
                 self.start();
             }
-            Some(Then::WaitForRoom(why)) if !self.quitting => self.wait_for_room(&why),
+            Some(Then::WaitForRoom(why)) if self.quitting.is_none() => self.wait_for_room(&why),
             Some(Then::WaitForRoom(why)) => self.stopped(&why),
             Some(Then::Fault(exit, why)) => self.down(exit, uptime, &why),
             None => {
@@ -552,7 +541,7 @@ impl Supervisor {
         drop(stop);
         let session = process.pid();
         // When all plugins end, the guard looks for what they have left once, for all of them.
-        let thorough = !self.quitting;
+        let thorough = self.quitting != Some(Quit::HostStops);
         let exit = process.reap(thorough);
         self.host.sessions.leave(session, !thorough);
         // A socket that stays is removed before the next start.
@@ -569,7 +558,7 @@ impl Supervisor {
 
     /// The plugin does not run, because of what happened: what follows is decided, and what led to it is kept.
     fn down(&mut self, exit: Exit, uptime: Duration, why: &str) {
-        if self.quitting {
+        if self.quitting.is_some() {
             return self.stopped(why);
         }
         // A random UUID's first byte is as good a die as any.
@@ -595,7 +584,7 @@ impl Supervisor {
 
     /// The door of a plugin that does not come back, unless another comes in its place.
     fn shut(&self) -> Door {
-        if self.replaced { Door::Holding } else { Door::Shut }
+        if self.quitting == Some(Quit::Replaced) { Door::Holding } else { Door::Shut }
     }
 
     /// Changes the state: the one place that does.
@@ -613,9 +602,9 @@ impl Supervisor {
             status.reason.push_str(reason);
         });
         if state == State::Ready {
-            self.answering = true;
-        } else if std::mem::take(&mut self.answering) {
-            self.down_since = Instant::now();
+            self.down_since = None;
+        } else {
+            self.down_since.get_or_insert_with(Instant::now);
         }
         let level = match state {
             State::BackingOff | State::CrashLooping | State::Refused => log::Level::Warn,
