@@ -88,6 +88,7 @@ def leftovers(directory):
 def main():
     # Directly in /tmp, since the addresses of Unix sockets are short.
     directory = tempfile.mkdtemp(prefix="pt", dir="/tmp")
+    os.chmod(directory, 0o755)  # some tests act as other users
     status = subprocess.run(sys.argv[1:], env={**os.environ, "TMPDIR": directory}, check=False).returncode
     found = leftovers(directory)
     if found:
