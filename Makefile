@@ -20,7 +20,11 @@ STATIC_TARGET ?= $(shell command -v musl-gcc >/dev/null && test -d "$$(rustc --p
 	&& echo $(MUSL_TARGET) || echo $(HOST_TARGET))
 BUILT = $(or $(CARGO_TARGET_DIR),target)/$(STATIC_TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 
-.PHONY: help run examples release test lint docs lib ci bench test-tools clean
+# The test modules about what goes wrong, in plugins, in the host and in the machine.
+FAULTS   = confinement:: deploy:: discovery:: durability:: host_limits:: isolation:: lifecycle:: logs:: orphans:: store_faults:: \
+           web_faults:: why::
+
+.PHONY: help run examples release test faults durability lint docs lib ci bench test-tools clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +69,14 @@ release: ## one statically linked executable, $(DIST)/plugrack, and the example 
 
 test: test-tools ## run every test; gets what it needs and the machine lacks
 	$(PYTHON) tests/leftovers.py $(CARGO) test --locked --workspace --no-fail-fast
+
+faults: test-tools ## the tests of faults alone, ROUNDS times in a row
+	@for round in $$(seq $(or $(ROUNDS),1)); do echo "round $$round of $(or $(ROUNDS),1)"; \
+		$(PYTHON) tests/leftovers.py $(CARGO) test --locked --test it -- $(FAULTS) || exit 1; \
+	done
+
+durability: ## kill host and plugins under a load of writes, ROUNDS times (100), and look for each write that was acknowledged
+	PLUGRACK_ROUNDS=$(or $(ROUNDS),100) $(PYTHON) tests/leftovers.py $(CARGO) test --locked --test it -- durability:: --nocapture
 
 lint: ## formatting and lints, warnings are errors
 	$(CARGO) fmt --all --check
