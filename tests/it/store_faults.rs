@@ -81,7 +81,7 @@ impl Drop for Disk {
     fn drop(&mut self) {
         // Lazily: the plugins of a host that was killed may take a moment to end.
         let unmounted = command("umount").arg("--lazy").arg(&self.at).status().unwrap();
-        fs::remove_dir(&self.at).unwrap_or_default();
+        fs::remove_dir_all(&self.at).unwrap_or_default();
         assert!(unmounted.success() || std::thread::panicking());
     }
 }
