@@ -744,8 +744,11 @@ impl Client for TinyClient {
 
     /// Whoever refuses a request does not wait for what is left of its body: an usher does.
     fn fail(&mut self, failed: Failed) {
-        if self.read || USHERS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < MAX_USHERS).then_some(n + 1)).is_err()
-        {
+        if self.read {
+            return self.refuse(failed);
+        }
+        if USHERS.fetch_add(1, Ordering::Relaxed) >= MAX_USHERS {
+            USHERS.fetch_sub(1, Ordering::Relaxed);
             return self.refuse(failed);
         }
         let mut client = self.take();

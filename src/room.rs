@@ -153,13 +153,13 @@ impl Room {
     /// # Errors
     /// A sentence that names the limit and how to raise it.
     pub(crate) fn enter(&self) -> Result<Seat, String> {
-        let more = |taken: usize| ((taken as u64) < self.plugins).then_some(taken + 1);
-        match self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more) {
-            Ok(_) => Ok(Seat { taken: Arc::clone(&self.taken) }),
-            Err(taken) => {
-                Err(format!("no room: {taken} plugins run, and no more fit, since {}: {}", self.limit, self.limit.more()))
-            }
+        let taken = self.taken.fetch_add(1, Ordering::Relaxed);
+        // Given back at once when there is none.
+        let seat = Seat { taken: Arc::clone(&self.taken) };
+        if (taken as u64) < self.plugins {
+            return Ok(seat);
         }
+        Err(format!("no room: {taken} plugins run, and no more fit, since {}: {}", self.limit, self.limit.more()))
     }
 }
 
