@@ -24,7 +24,7 @@ BUILT = $(or $(CARGO_TARGET_DIR),target)/$(STATIC_TARGET)/$(if $(filter dev,$(PR
 FAULTS   = confinement:: deploy:: discovery:: durability:: host_limits:: isolation:: lifecycle:: logs:: orphans:: store_faults:: \
            web_faults:: why::
 
-.PHONY: help run examples release test faults durability lint docs lib ci bench test-tools clean
+.PHONY: help run examples release test faults durability fuzz-license lint docs lib ci bench test-tools clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,8 +49,10 @@ run: examples ## build everything, put the examples in place, run the host
 examples: ## build everything, put the examples in $(DATA)/plugins
 	$(CARGO) build --release --locked
 	$(CARGO) build --release --locked --package hello
+	$(CARGO) build --release --locked --package licensed-rust
 	@mkdir -p $(DATA)/plugins
 	@cp target/release/hello $(DATA)/plugins/hello.new && mv $(DATA)/plugins/hello.new $(DATA)/plugins/hello
+	@cp target/release/licensed-rust $(DATA)/plugins/licensed-rust.new && mv $(DATA)/plugins/licensed-rust.new $(DATA)/plugins/licensed-rust
 	@for example in notes clock counter; do \
 		mkdir -p $(DATA)/plugins/$$example && cp -R plugins-examples/$$example/. $(DATA)/plugins/$$example/ || exit 1; \
 	done
@@ -77,6 +79,9 @@ faults: test-tools ## the tests of faults alone, ROUNDS times in a row
 
 durability: ## kill host and plugins under a load of writes, ROUNDS times (100), and look for each write that was acknowledged
 	PLUGRACK_ROUNDS=$(or $(ROUNDS),100) $(PYTHON) tests/leftovers.py $(CARGO) test --locked --test it -- durability:: --nocapture
+
+fuzz-license: ## broken licences for ten minutes, or FUZZ_SECONDS=…
+	PLUGRACK_FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) $(CARGO) test --locked --test it license_fuzz:: -- --nocapture
 
 lint: ## formatting and lints, warnings are errors
 	$(CARGO) fmt --all --check

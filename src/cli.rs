@@ -1,5 +1,7 @@
 //! The command line: what can be said to plugrack, and what it prints.
 
+mod license;
+
 use crate::client::{ApiClient, segment};
 use crate::config::{DEFAULT_DATA, Serve};
 use crate::data_dir::DataDir;
@@ -90,6 +92,11 @@ enum Command {
         #[command(subcommand)]
         action: ConfigAction,
     },
+    /// Licences of plugins
+    License {
+        #[command(subcommand)]
+        action: LicenseAction,
+    },
     /// Look for plugins that were added, replaced or removed
     Rescan(Output),
 }
@@ -150,6 +157,12 @@ enum ConfigAction {
     Unset { key: String },
 }
 
+#[derive(Debug, Subcommand)]
+enum LicenseAction {
+    #[command(flatten)]
+    Vendor(license::Vendor),
+}
+
 /// The whole program. Exit codes: 0 done, 1 failed, 2 not understood.
 pub(crate) fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
@@ -202,6 +215,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Logs { id, follow, lines } => logs(&DataDir::open(&cli.data)?, &id, follow, lines as usize),
         Command::Kv { id, action } => kv(&api()?, &id, action),
         Command::Config { id, action } => config(&api()?, &id, action),
+        Command::License { action: LicenseAction::Vendor(action) } => action.run(),
         Command::Rescan(output) => output.print(&api()?.call("POST", "/rescan", b"")?, changes),
     }
 }

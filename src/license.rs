@@ -45,7 +45,7 @@ const VERSION: u64 = 1;
 const ASSERTION: &[u8] = b"plugrack/plugin-licence/v1";
 
 /// In `inst`: every instance.
-const ANY_INSTANCE: &str = "*";
+pub const ANY_INSTANCE: &str = "*";
 
 /// The claims that this code knows, and that `crit` may name.
 const KNOWN: [&str; 14] =
@@ -77,6 +77,12 @@ impl Time {
     #[must_use]
     pub fn seconds_until(self, later: Self) -> i64 {
         later.0.duration_since(self.0).as_secs()
+    }
+
+    /// The end of a day, which is the first second of the next.
+    #[must_use]
+    pub fn end_of(day: Date) -> Self {
+        Self::from(day).plus_seconds(DAY)
     }
 
     /// The time so many seconds on, or the nearest that can be written.
@@ -503,7 +509,7 @@ impl Refusal {
 }
 
 fn missing() -> Refusal {
-    Refusal::new(Code::Missing, "this plugin needs a licence: ask its vendor for one for this instance".to_owned())
+    Refusal::new(Code::Missing, "there is no licence, and this plugin needs one: ask its vendor for one for the id that plugrack instance prints, and set it with plugrack license set".to_owned())
 }
 
 /// The reason may quote what was read: no more than the beginning of it is shown.
@@ -789,4 +795,95 @@ pub fn verify(token: Option<&str>, keyring: &Keyring, place: &Place<'_>) -> Resu
     claims.begun(time)?;
     let standing = claims.standing(time)?;
     Ok(License { claims, standing })
+}
+
+/// What came of one check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It passed; how, in words.
+    Passed(String),
+    /// It failed.
+    Refused(Refusal),
+    /// It could not be made; what is missing.
+    Unchecked(&'static str),
+}
+
+/// All that can be told about a token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inspection {
+    /// The name of the key it says to be signed with.
+    pub kid: Option<String>,
+    /// What it says. Only a signature check that has passed makes it more than the word of whoever wrote it.
+    pub claims: Option<Claims>,
+    /// The checks by their names, in the order in which [`verify`] makes them.
+    pub checks: Vec<(&'static str, Verdict)>,
+}
+
+/// What is known of the place for [`inspect`].
+#[derive(Debug, Clone, Copy)]
+pub struct Known<'a> {
+    /// The vendor's keys.
+    pub keyring: Option<&'a Keyring>,
+    /// The plugin's id.
+    pub plugin_id: Option<&'a str>,
+    /// The instance's id.
+    pub instance_id: Option<&'a str>,
+    /// The day the plugin was released.
+    pub release_date: Option<Date>,
+    /// The time.
+    pub now: Time,
+}
+
+/// Makes every check that can be made, also after one that failed.
+#[must_use]
+pub fn inspect(token: &str, known: &Known<'_>) -> Inspection {
+    fn verdict(checked: Result<String, Refusal>) -> Verdict {
+        checked.map_or_else(Verdict::Refused, Verdict::Passed)
+    }
+    let parts = match Parts::parse(Some(token)) {
+        Ok(parts) => parts,
+        Err(refusal) => return Inspection { kid: None, claims: None, checks: vec![("form", Verdict::Refused(refusal))] },
+    };
+    let mut checks = vec![("form", Verdict::Passed(format!("a signed token of {} bytes", token.trim_ascii().len())))];
+    let signature = match known.keyring {
+        None => Verdict::Unchecked("give the vendor's key with --public-key"),
+        Some(keyring) => {
+            let signed = parts.key(keyring).and_then(|key| parts.signature(key));
+            verdict(signed.map(|()| format!("it is signed with the key {}", parts.kid)))
+        }
+    };
+    checks.push(("signature", signature));
+    let claims = match parts.claims() {
+        Ok(claims) => claims,
+        Err(refusal) => {
+            checks.push(("claims", Verdict::Refused(refusal)));
+            return Inspection { kid: Some(parts.kid), claims: None, checks };
+        }
+    };
+    let plugin = |id: &str| verdict(claims.for_plugin(id).map(|()| format!("it is for {id}")));
+    let instance = |id: &str| verdict(claims.for_instance(id).map(|()| format!("it is for {id}")));
+    let release = |date: Date| verdict(claims.for_release(date).map(|()| format!("it covers the release of {date}")));
+    let now = known.now;
+    let standing = claims.standing(now).map(|standing| match (standing, claims.exp) {
+        (Standing::Warning { days_left }, _) => format!("it expires in {}", days(days_left)),
+        (Standing::Grace { days_left }, _) => format!("it has expired, and its grace ends in {}", days(days_left)),
+        (Standing::Valid, Some(exp)) => format!("it is good until {exp}"),
+        (Standing::Valid, None) => "it never expires".to_owned(),
+    });
+    checks.extend([
+        ("claims", Verdict::Passed(format!("of version {}", claims.v))),
+        ("plugin", known.plugin_id.map_or(Verdict::Unchecked("name the plugin with --plugin"), plugin)),
+        ("instance", known.instance_id.map_or(Verdict::Unchecked("name the instance with --instance"), instance)),
+        ("release", known.release_date.map_or(Verdict::Unchecked("give the plugin's date with --release-date"), release)),
+        ("clock", verdict(claims.clock(now).map(|()| format!("it is {now}, and was issued at {}", claims.iat)))),
+        ("begin", verdict(claims.begun(now).map(|()| "its time has come".to_owned()))),
+        ("end", verdict(standing)),
+    ]);
+    Inspection { kid: Some(parts.kid), claims: Some(claims), checks }
+}
+
+/// A number of days in words.
+#[must_use]
+pub fn days(number: u32) -> String {
+    if number == 1 { "1 day".to_owned() } else { format!("{number} days") }
 }

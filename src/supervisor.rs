@@ -421,6 +421,7 @@ impl Supervisor {
             log_path: text(data.log(plugin)),
             data_dir: text(data.plugin_data(plugin)),
             license: None,
+            not_before_time: None,
             config: self.host.store.config(plugin).map_err(|error| error.to_string())?,
             host: HostInfo { name: env!("CARGO_PKG_NAME").into(), version: env!("CARGO_PKG_VERSION").into() },
         })

@@ -1,6 +1,8 @@
 //! What the host tells a plugin, and what a plugin may tell the host in return: that it cannot start.
 
 use super::kv::Kv;
+#[cfg(feature = "license")]
+use crate::license::{self, License};
 use crate::protocol::message::{HostInfo, Init};
 use serde_json::{Map, Value};
 use std::fmt::Display;
@@ -16,13 +18,21 @@ pub struct Context(Arc<Inner>);
 struct Inner {
     init: Init,
     kv: Kv,
+    #[cfg(feature = "license")]
+    granted: std::sync::OnceLock<License>,
     stopping: AtomicBool,
 }
 
 impl Context {
     pub(super) fn new(init: Init) -> Self {
         let kv = Kv::new((&init.host_socket).into());
-        Self(Arc::new(Inner { init, kv, stopping: AtomicBool::new(false) }))
+        Self(Arc::new(Inner {
+            init,
+            kv,
+            #[cfg(feature = "license")]
+            granted: std::sync::OnceLock::new(),
+            stopping: AtomicBool::new(false),
+        }))
     }
 
     /// The identity of this installation: a UUID, the same for its whole life.
@@ -41,6 +51,24 @@ impl Context {
     #[must_use]
     pub fn license(&self) -> Option<&str> {
         self.0.init.license.as_deref()
+    }
+
+    /// What the licence grants, of a plugin that was given its vendor's keys; `None` of any other.
+    #[cfg(feature = "license")]
+    #[must_use]
+    pub fn granted(&self) -> Option<&License> {
+        self.0.granted.get()
+    }
+
+    #[cfg(feature = "license")]
+    pub(super) fn grant(&self, license: License) {
+        self.0.granted.get_or_init(|| license);
+    }
+
+    /// A moment that has certainly come, whatever the clock shows, as the host writes it.
+    #[cfg(feature = "license")]
+    pub(super) fn not_before_time(&self) -> Option<&str> {
+        self.0.init.not_before_time.as_deref()
     }
 
     /// The operator's settings for this plugin.
@@ -90,26 +118,34 @@ impl Context {
 #[error("{message}")]
 pub struct Refusal {
     message: String,
+    code: &'static str,
     temporary: bool,
 }
 
 impl Refusal {
     /// Licence or configuration will not do. The host does not start the plugin again until one of them changes, or its file.
     pub fn new(reason: impl Display) -> Self {
-        Self { message: reason.to_string(), temporary: false }
+        Self { message: reason.to_string(), code: "refused", temporary: false }
     }
 
     /// Something is missing that may come back, such as a database. The host tries again, at growing intervals.
     pub fn temporary(reason: impl Display) -> Self {
-        Self { message: reason.to_string(), temporary: true }
+        Self { message: reason.to_string(), code: "unavailable", temporary: true }
     }
 
     pub(super) fn code(&self) -> &'static str {
-        if self.temporary { "unavailable" } else { "refused" }
+        self.code
     }
 
     /// The exit codes of sysexits.h that the protocol names.
     pub(super) fn exit_code(&self) -> u8 {
         if self.temporary { 75 } else { 78 }
+    }
+}
+
+#[cfg(feature = "license")]
+impl From<license::Refusal> for Refusal {
+    fn from(refusal: license::Refusal) -> Self {
+        Self { message: refusal.to_string(), code: refusal.code.as_str(), temporary: refusal.code.is_temporary() }
     }
 }

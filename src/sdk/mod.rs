@@ -22,6 +22,9 @@
 //! A handler may return anything that is [`IntoResponse`]: text, bytes, a status with either, or a `Result` of these.
 //! What it needs from the host it has from its [`Context`]: the operator's settings, its directory, its key-value store.
 //!
+//! A proprietary plugin is [`licensed`](Plugin::licensed), which needs the feature `license`; [`Context::granted`] has what its
+//! licence grants.
+//!
 //! Standard output and standard error both go to the plugin's log. With the crate's default features off this module is all
 //! that is compiled besides [`crate::protocol`].
 
@@ -30,6 +33,8 @@ mod connection;
 mod context;
 mod dispatch;
 mod kv;
+#[cfg(feature = "license")]
+mod licensed;
 mod operation;
 mod plugin;
 mod pool;
@@ -39,6 +44,8 @@ mod server;
 #[cfg(test)]
 mod tests;
 
+#[cfg(feature = "license")]
+pub use crate::license::{License, Standing};
 pub use crate::protocol::message::{HostInfo, ListOp, WriteOutcome};
 pub use crate::protocol::metadata::Metadata;
 pub use context::{Context, Refusal};

@@ -21,6 +21,8 @@ pub struct Plugin {
     metadata: Metadata,
     init: Box<InitHandler>,
     kv: Box<KvHandler>,
+    #[cfg(feature = "license")]
+    licensed: Option<super::licensed::Licensed>,
 }
 
 impl Plugin {
@@ -89,6 +91,32 @@ impl Plugin {
         self
     }
 
+    /// Makes it a proprietary plugin: it starts only with a licence that one of these keys has signed, for this plugin and this
+    /// instance, and that covers its release date (`YYYY-MM-DD`). Any other is refused before the init handler is called: the
+    /// operator is told what to do, and the plugin exits 78, or 75 while the clock is not set. [`Context::granted`] has what the
+    /// licence grants.
+    ///
+    /// Each key is its name and its text, as `plugrack license keygen` prints them. Keep those whose licences are still good.
+    ///
+    /// ```should_panic
+    /// # use plugrack::sdk::Plugin;
+    /// # let plugin = Plugin::new("a", "A", "1", "a", "/a");
+    /// plugin.licensed(&[("acme-2026a", "k4.public.…")], "2026-11-02");
+    /// ```
+    ///
+    /// # Panics
+    /// When a key or the date is not of its form: the plugin's author has to mend it.
+    #[cfg(feature = "license")]
+    #[must_use]
+    #[expect(clippy::panic, reason = "a mistake in the program, which every start meets")]
+    pub fn licensed(mut self, keys: &[(&str, &str)], release_date: &str) -> Self {
+        self.licensed = match super::licensed::Licensed::new(keys, release_date) {
+            Ok(licensed) => Some(licensed),
+            Err(error) => panic!("{} is not licensed rightly: {error}", self.metadata.id),
+        };
+        self
+    }
+
     /// Called for the operator's reads and writes of the plugin's keys, to check, refuse or compute them. Without it each
     /// operation is performed as it is. A [`KvError::Refused`] reaches the operator with its code and message.
     ///
@@ -137,7 +165,20 @@ impl Plugin {
         handler: impl Fn(&mut Request<'_>) -> R + Send + Sync + 'static,
     ) -> ExitCode {
         let http = Box::new(move |request: &mut Request<'_>| handler(request).into_response());
-        Server::new(self.metadata.concurrency, Handlers { init: self.init, kv: self.kv, http }).run(listener)
+        let concurrency = self.metadata.concurrency;
+        let (init, kv) = self.start();
+        Server::new(concurrency, Handlers { init, kv, http }).run(listener)
+    }
+
+    /// What is done at the start, and for the operator's requests.
+    fn start(self) -> (Box<InitHandler>, Box<KvHandler>) {
+        #[cfg(feature = "license")]
+        if let Some(licensed) = self.licensed {
+            let init = self.init;
+            let checked = move |context: &Context| licensed.check(context).and_then(|()| init(context));
+            return (Box::new(checked), self.kv);
+        }
+        (self.init, self.kv)
     }
 
     fn print_metadata(&self) -> ExitCode {
@@ -159,7 +200,13 @@ impl Plugin {
 
 impl From<Metadata> for Plugin {
     fn from(metadata: Metadata) -> Self {
-        Self { metadata, init: Box::new(|_| Ok(())), kv: Box::new(|context, operation| operation.perform(context.kv())) }
+        Self {
+            metadata,
+            init: Box::new(|_| Ok(())),
+            kv: Box::new(|context, operation| operation.perform(context.kv())),
+            #[cfg(feature = "license")]
+            licensed: None,
+        }
     }
 }
 

@@ -51,14 +51,17 @@ impl Running {
     /// A first connection that has sent `init`.
     fn initialize(&self) -> Peer {
         let mut peer = self.connect();
-        let init = json!({
+        peer.send(&self.init(), b"");
+        peer
+    }
+
+    fn init(&self) -> Value {
+        json!({
             "type": "init", "id": 1, "protocol": 1, "instance_id": "5f0c3f0e", "plugin_id": "probe",
             "socket_path": "/run/probe.sock", "host_socket": self.host_socket(), "log_path": "/logs/probe.log",
             "data_dir": "/data/probe", "license": null, "config": {"title": "T"},
             "host": {"name": "plugrack", "version": "0.1.0"}, "later": true,
-        });
-        peer.send(&init, b"");
-        peer
+        })
     }
 
     /// A first connection to a plugin that is ready.
@@ -707,6 +710,75 @@ fn a_call_that_fails_is_not_sent_again() {
     // A connection that works is used again.
     assert_eq!((kv.incr("n", 1).unwrap(), kv.incr("n", 1).unwrap()), (1, 1));
     host.join().unwrap();
+}
+
+#[test]
+#[cfg(feature = "license")]
+fn a_licensed_plugin_starts_with_a_licence_alone_and_says_what_is_wrong_with_any_other() {
+    use crate::license::{self, Claims, SigningKey, Time};
+    use std::time::SystemTime;
+
+    let (key, other) = (SigningKey::generate("k1").unwrap().unwrap(), SigningKey::generate("k1").unwrap().unwrap());
+    let now = Time::from(SystemTime::now());
+    let hours = |hours: i64| now.plus_seconds(hours * 3600);
+    let claims = |changes: Value| {
+        let mut claims = json!({
+            "v": 1, "jti": "1", "iss": "acme", "aud": "probe", "inst": ["5f0c3f0e"], "iat": now, "exp": hours(48), "upd": "2026-11-02",
+            "feat": ["export"], "lim": {"users": 25},
+        });
+        claims.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        serde_json::from_value::<Claims>(claims).unwrap()
+    };
+    let signed = |changes: Value| Some(license::issue(&claims(changes), &key).unwrap());
+    let forged = Some(license::issue(&claims(json!({})), &other).unwrap());
+    for (token, mark, expected, exit) in [
+        (signed(json!({})), None, None, 0),
+        (signed(json!({})), Some(hours(47).to_string()), None, 0),
+        (signed(json!({})), Some("no time".to_owned()), None, 0),
+        (None, None, Some("missing"), 78),
+        (Some("hello".to_owned()), None, Some("malformed"), 78),
+        (forged, None, Some("bad_signature"), 78),
+        (signed(json!({"aud": "other"})), None, Some("wrong_plugin"), 78),
+        (signed(json!({"inst": ["other"]})), None, Some("wrong_instance"), 78),
+        (signed(json!({"upd": "2026-11-01"})), None, Some("update_not_covered"), 78),
+        (signed(json!({"iat": hours(25)})), None, Some("clock_not_set"), 75),
+        (signed(json!({"nbf": hours(1)})), None, Some("not_yet_valid"), 78),
+        (signed(json!({"exp": hours(-1)})), None, Some("expired"), 78),
+        (signed(json!({})), Some(hours(49).to_string()), Some("expired"), 78),
+    ] {
+        let started = Arc::new(Mutex::new(0));
+        let (keys, starts) = (key.public(), started.clone());
+        let plugin = plugin().licensed(&[("k1", &keys)], "2026-11-02").on_init(move |context| {
+            *starts.lock().unwrap() += usize::from(context.granted().unwrap().limit("users") == Some(25));
+            Ok(())
+        });
+        let running =
+            Running::start(plugin, |request: &mut Request<'_>| request.context().granted().unwrap().has("export").to_string());
+        let mut peer = running.connect();
+        let mut init = running.init();
+        (init["license"], init["not_before_time"]) = (json!(token), json!(mark));
+        peer.send(&init, b"");
+        let (reply, _) = peer.receive();
+        match expected {
+            None => {
+                assert_eq!((reply["type"].as_str(), *started.lock().unwrap()), (Some("ready"), 1), "{reply}");
+                assert_eq!(peer.get("/").1, b"true");
+                running.shut_down([peer]);
+            }
+            Some(code) => {
+                assert_eq!((reply["type"].as_str(), reply["code"].as_str()), (Some("error"), Some(code)), "{reply}");
+                assert!(reply["message"].as_str().unwrap().starts_with(&format!("licence: {code}: ")), "{reply}");
+                assert_eq!(running.thread.join().unwrap(), ExitCode::from(exit), "{code}");
+                assert_eq!(*started.lock().unwrap(), 0, "{code}: the init handler is not called");
+            }
+        }
+    }
+    for (keys, date) in
+        [([("k 1", &*key.public())], "2026-11-02"), ([("k1", "k4.public.x")], "2026-11-02"), ([("k1", &*key.public())], "soon")]
+    {
+        let built = std::panic::catch_unwind(|| drop(plugin().licensed(&keys, date)));
+        assert!(built.is_err(), "{keys:?} {date}");
+    }
 }
 
 #[test]

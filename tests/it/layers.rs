@@ -35,7 +35,7 @@ const LAYERS: [&[&str]; 5] = [
     ],
     &["host", "queue", "worker", "supervisor", "plugin", "callback", "discovery", "rack"],
     &["api/mod", "api/view", "pages/mod", "http", "client"],
-    &["server", "cli", "lib", "main"],
+    &["server", "cli", "cli/license", "lib", "main"],
 ];
 
 /// What the SDK may use beside itself, so that plugin authors get nothing of the host.

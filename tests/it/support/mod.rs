@@ -72,13 +72,20 @@ fn builder(program: &str) -> Command {
 /// The `hello` example, built.
 pub(crate) fn hello() -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    let built = BUILT.get_or_init(|| {
-        let target = binary().parent().and_then(Path::parent).unwrap();
-        let build = cargo().args(["build", "--quiet", "--package", "hello", "--target-dir"]).arg(target).status();
-        assert!(build.unwrap().success());
-        target.join("debug/hello")
-    });
-    built.clone()
+    BUILT.get_or_init(|| rust_example("hello")).clone()
+}
+
+/// The `licensed-rust` example, built.
+pub(crate) fn licensed_rust() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| rust_example("licensed-rust")).clone()
+}
+
+fn rust_example(name: &str) -> PathBuf {
+    let target = binary().parent().and_then(Path::parent).unwrap();
+    let build = cargo().args(["build", "--quiet", "--package", name, "--target-dir"]).arg(target).status();
+    assert!(build.unwrap().success());
+    target.join("debug").join(name)
 }
 
 /// The directory with what `make release` makes, built without optimizations and debug information, which is sooner done.
@@ -162,8 +169,13 @@ impl Site {
     /// Installs an example as `make run` does.
     pub(crate) fn example(self, name: &str) -> Self {
         let to = self.plugins().join(name);
-        if name == "hello" {
-            fs::copy(hello(), to).unwrap();
+        let built = match name {
+            "hello" => Some(hello()),
+            "licensed-rust" => Some(licensed_rust()),
+            _ => None,
+        };
+        if let Some(program) = built {
+            fs::copy(program, to).unwrap();
             return self;
         }
         copy_dir(&root().join("plugins-examples").join(name), &to);
