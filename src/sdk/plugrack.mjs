@@ -9,9 +9,16 @@
  *     plugin.onHttp(async (request) => `Hello, ${request.params.get('name') ?? 'world'}!\n`);
  *     plugin.run();
  *
+ * A proprietary plugin is given the public keys of its vendor, and its own release date. Its licence is then checked before
+ * `onInit` runs, which finds in `context.granted` what the licence grants; where it does not hold, the plugin says what to do
+ * and ends:
+ *
+ *     new Plugin({ id: 'report', …, licenseKeys: { 'acme-2026a': 'k4.public.…' }, releaseDate: '2026-11-02' });
+ *
  * What a plugin prints goes to its log. Sizes are in bytes, times in milliseconds.
  */
 
+import { createPublicKey, verify } from 'node:crypto';
 import { connect, createServer } from 'node:net';
 
 const PROTOCOL = 1;
@@ -24,6 +31,7 @@ const BODY_LIMIT = 1048576; // what reading a whole body takes unless told other
 const LIST_PAGE = 1000;
 const EXIT_FAILED = 1;
 const EXIT_USAGE = 64;
+const EXIT_TEMPORARY = 75;
 const EXIT_REFUSED = 78;
 const EMPTY = Buffer.alloc(0);
 const LONE_SURROGATE = /\p{Surrogate}/u;
@@ -51,6 +59,7 @@ export class PluginError extends Error {
 /** Thrown by an `onInit` handler: the licence or the configuration is refused, and a restart would not help. */
 export class Refuse extends PluginError {
   name = 'Refuse';
+  exitCode = EXIT_REFUSED;
 
   /**
    * @param {string} message what the operator is shown
@@ -58,6 +67,24 @@ export class Refuse extends PluginError {
    */
   constructor(message, code = 'refused') {
     super(code, message);
+  }
+}
+
+/**
+ * The licence does not let the plugin run. Its message is one line, `licence: CODE: WHAT TO DO`, with a code of
+ * docs/licensing.md. After `clock_not_set` the process exits 75, so that the host tries again.
+ */
+export class LicenseError extends Refuse {
+  name = 'LicenseError';
+
+  /**
+   * @param {string} code
+   * @param {string} what what the operator is to do, one sentence
+   */
+  constructor(code, what) {
+    super(`licence: ${code}: ${what}`, code);
+    this.what = what;
+    if (code === 'clock_not_set') this.exitCode = EXIT_TEMPORARY;
   }
 }
 
@@ -447,8 +474,8 @@ class Connection {
 
   /**
    * @param {import('node:net').Socket} socket
-   * @param {{handlers: object, connections: Set<Connection>, initialized: boolean, ready: boolean, stopping: boolean}} session
-   *   what the connections of a process share
+   * @param {{handlers: object, license: (context: object) => License | null, connections: Set<Connection>,
+   *   initialized: boolean, ready: boolean, stopping: boolean}} session what the connections of a process share
    */
   constructor(socket, session) {
     this.#socket = socket;
@@ -552,7 +579,7 @@ class Connection {
   async #init({ id, ...fields }) {
     this.#session.initialized = true;
     try {
-      await this.#session.handlers.init({
+      const context = {
         instanceId: fields.instance_id,
         pluginId: fields.plugin_id,
         socketPath: fields.socket_path,
@@ -562,12 +589,14 @@ class Connection {
         license: fields.license,
         config: fields.config,
         host: fields.host,
-      });
+        notBeforeTime: fields.not_before_time ?? null,
+      };
+      await this.#session.handlers.init({ ...context, granted: this.#session.license(context) });
     } catch (error) {
       const refused = error instanceof Refuse;
       console.error(refused ? error.message : error);
       writeParts(this.#socket, errorFrame(id, error));
-      this.#socket.end(() => process.exit(refused ? EXIT_REFUSED : EXIT_FAILED));
+      this.#socket.end(() => process.exit(refused ? error.exitCode : EXIT_FAILED));
       return;
     }
     this.#session.ready = true;
@@ -854,12 +883,352 @@ function parseExact(text) {
   });
 }
 
+// Licences -------------------------------------------------------------------------------------------------------------
+
+const TOKEN_HEADER = 'v4.public.';
+const KEY_HEADER = 'k4.public.';
+const ASSERTION = Buffer.from('plugrack/plugin-licence/v1'); // signed along, so that no other token is a licence
+const KEY_SIZE = 32; // bytes of an Ed25519 public key
+const SIGNATURE_SIZE = 64; // bytes
+const MAX_TOKEN = 8192; // bytes; a usual token has about 600
+const MAX_FOOTER = 256; // bytes, since it is read before its signature is checked
+const MAX_NESTING = 127; // levels of objects and arrays: the same in every SDK
+const MAX_GRACE_DAYS = 3650;
+const DAY = 86400; // seconds
+const CLOCK_SLACK = DAY; // a clock this far before the time of issue may be a slip; one further back has not been set
+const WARNING = 30 * DAY; // before the end, as long as it may take to buy a licence
+const SHOWN = 80; // characters of a claim in a message
+const ASCII_SPACE = ' \t\n\f\r';
+const KID = /^[A-Za-z0-9._-]{1,64}$/;
+const JSON_TOKEN = /"(?:[^"\\]|\\.)*"|[{}[\]:]|-?[0-9][0-9.eE+-]*/gs;
+
+const isText = (value) => typeof value === 'string';
+const areTexts = (value) => Array.isArray(value) && value.every(isText);
+const isCount = (value) => Number.isSafeInteger(value) && value >= 0;
+const areLimits = (value) => isObject(value) && Object.values(value).every(isCount);
+const isGrace = (value) => isCount(value) && value <= MAX_GRACE_DAYS;
+const isTime = (value) => isText(value) && secondsOf(value) !== null;
+const isDate = (value) => isText(value) && isTime(`${value}T00:00:00Z`);
+const isObject = (value) => typeof value === 'object' && value !== null && !Array.isArray(value);
+
+/** Each claim of version 1 and its form. */
+const CLAIMS = {
+  v: Number.isInteger, jti: isText, iss: isText, aud: isText, inst: areTexts, iat: isTime, sub: isText, nbf: isTime, exp: isTime,
+  grace_days: isGrace, upd: isDate, feat: areTexts, lim: areLimits, crit: areTexts,
+};
+const REQUIRED = ['v', 'jti', 'iss', 'aud', 'inst', 'iat'];
+
+/** Inside this section: a token is not of its form. */
+class Malformed extends Error {}
+
+/**
+ * A licence that holds. Times are as in the token: `YYYY-MM-DDTHH:MM:SSZ`, dates `YYYY-MM-DD`.
+ *
+ * @typedef {object} License
+ * @property {string} id the licence's own, from its issuer
+ * @property {string} issuer
+ * @property {string | null} customer
+ * @property {string} pluginId
+ * @property {string[]} instances the instances it is for; `*` means all
+ * @property {string} issued
+ * @property {string | null} notBefore
+ * @property {string | null} expires null: it does not
+ * @property {number} graceDays how long it goes on after it has expired
+ * @property {string | null} updatesUntil releases after this date are not covered
+ * @property {Set<string>} features one that is not here is off
+ * @property {Map<string, number>} limits
+ * @property {'valid' | 'warning' | 'grace'} standing `warning`: it expires within 30 days; `grace`: it has expired
+ * @property {number | null} daysLeft whole days, rounded up, until it expires (in `warning`) or the grace ends (in `grace`)
+ */
+
+/**
+ * Checks a licence token.
+ *
+ * @param {string | null | undefined} token
+ * @param {object} options
+ * @param {Record<string, string>} options.keyring the name of each key and the key, `k4.public.…`
+ * @param {string} options.pluginId
+ * @param {string} options.instanceId
+ * @param {string | null} [options.releaseDate] that of the plugin; without one it is not compared
+ * @param {Date} [options.now] the time, that of the clock unless given
+ * @param {string | null} [options.notBeforeTime] what the host says in `init`, a time that is past whatever the clock says
+ * @returns {License}
+ * @throws {LicenseError} with the code of the first check that fails
+ * @throws {TypeError} an option is not of its form
+ */
+export function verifyLicense(token, options) {
+  const { keyring, pluginId, instanceId, releaseDate = null, now = new Date(), notBeforeTime = null } = options;
+  const keys = readKeyring(keyring);
+  checkReleaseDate(releaseDate);
+  const clock = Math.floor(now.getTime() / 1000);
+  const mark = notBeforeTime === null ? clock : secondsOf(notBeforeTime);
+  if (Number.isNaN(clock) || mark === null) throw new TypeError('a time is not of its form, YYYY-MM-DDTHH:MM:SSZ');
+  const latest = Math.max(clock, mark);
+
+  const text = trimAscii(token ?? '');
+  if (text === '') {
+    throw new LicenseError(
+      'missing',
+      `this plugin needs a licence for the instance ${instanceId}: get one from its vendor and set it with \`plugrack license `
+        + `set ${pluginId} TOKEN\``,
+    );
+  }
+  const { payload, signature, footer, kid } = wellFormed(() => readToken(text));
+  if (!keys.has(kid)) {
+    throw new LicenseError(
+      'unknown_key',
+      `it is signed with the key ${kid}, which this release of the plugin does not know: ask the vendor for a licence for this `
+        + 'release, or install the release it is for',
+    );
+  }
+  if (!isSigned(payload, footer, ASSERTION, signature, keys.get(kid))) {
+    throw new LicenseError(
+      'bad_signature',
+      'its signature is wrong, so it has been changed or is not from the vendor: set it again exactly as the vendor sent it',
+    );
+  }
+  const claims = wellFormed(() => readClaims(payload));
+
+  if (claims.aud !== pluginId) {
+    throw new LicenseError(
+      'wrong_plugin',
+      `it is for the plugin ${show(claims.aud)}, and this is ${pluginId}: set the one for this plugin`,
+    );
+  }
+  if (!claims.inst.includes(instanceId) && !claims.inst.includes('*')) {
+    throw new LicenseError(
+      'wrong_instance',
+      `it is for the instance ${show(claims.inst.join(', '))}, and this is ${instanceId}: ask the vendor for one for this `
+        + 'instance',
+    );
+  }
+  if (releaseDate !== null && 'upd' in claims && releaseDate > claims.upd) {
+    throw new LicenseError(
+      'update_not_covered',
+      `it covers releases up to ${claims.upd}, and this one is of ${releaseDate}: renew it, or go back to a release that it `
+        + 'covers',
+    );
+  }
+  if (clock < secondsOf(claims.iat) - CLOCK_SLACK) {
+    throw new LicenseError(
+      'clock_not_set',
+      `the clock says ${stamp(clock)}, but the licence was issued at ${claims.iat}: set the clock of this machine`,
+    );
+  }
+  if ('nbf' in claims && latest < secondsOf(claims.nbf)) {
+    throw new LicenseError(
+      'not_yet_valid',
+      `it is valid from ${claims.nbf} on, and it is ${stamp(latest)}: wait until then, or set one that is valid now`,
+    );
+  }
+  return {
+    id: claims.jti,
+    issuer: claims.iss,
+    customer: claims.sub ?? null,
+    pluginId: claims.aud,
+    instances: claims.inst,
+    issued: claims.iat,
+    notBefore: claims.nbf ?? null,
+    expires: claims.exp ?? null,
+    graceDays: claims.grace_days ?? 0,
+    updatesUntil: claims.upd ?? null,
+    features: new Set(claims.feat),
+    limits: new Map(Object.entries(claims.lim ?? {})),
+    ...standingOf(claims, latest),
+  };
+}
+
+function trimAscii(text) {
+  let start = 0;
+  let end = text.length;
+  while (start < end && ASCII_SPACE.includes(text[start])) start++;
+  while (start < end && ASCII_SPACE.includes(text[end - 1])) end--;
+  return text.slice(start, end);
+}
+
+function standingOf(claims, latest) {
+  if (!('exp' in claims)) return { standing: 'valid', daysLeft: null };
+  const graceDays = claims.grace_days ?? 0;
+  const end = secondsOf(claims.exp);
+  const last = end + graceDays * DAY;
+  if (latest >= last) {
+    const grace = graceDays > 0 ? ` and its ${graceDays} days of grace are over` : '';
+    throw new LicenseError(
+      'expired',
+      `it expired at ${claims.exp}${grace}: get a new one from the vendor and set it with \`plugrack license set ${claims.aud} `
+        + `TOKEN\``,
+    );
+  }
+  if (latest >= end) return { standing: 'grace', daysLeft: Math.ceil((last - latest) / DAY) };
+  if (end - latest <= WARNING) return { standing: 'warning', daysLeft: Math.ceil((end - latest) / DAY) };
+  return { standing: 'valid', daysLeft: null };
+}
+
+/** What `read` gives; what is not of its form is the refusal of it. */
+function wellFormed(read) {
+  try {
+    return read();
+  } catch (error) {
+    if (!(error instanceof Malformed)) throw error;
+    const what = `this is no licence token, since ${error.message}: set the whole line as the vendor sent it`;
+    throw new LicenseError('malformed', what);
+  }
+}
+
+function readToken(token) {
+  if (Buffer.byteLength(token) > MAX_TOKEN) throw new Malformed(`it has more than ${MAX_TOKEN} bytes`);
+  const { payload, signature, footer } = splitToken(token);
+  if (footer.length > MAX_FOOTER) throw new Malformed(`its footer has more than ${MAX_FOOTER} bytes`);
+  const fields = strictJson(footer, 'its footer');
+  const { kid } = fields;
+  if (Object.values(fields).some((value) => typeof value === 'object' && value !== null) || !isText(kid) || !KID.test(kid)) {
+    throw new Malformed('its footer does not name a key');
+  }
+  return { payload, signature, footer, kid };
+}
+
+/** Takes a PASETO v4.public token apart and checks nothing of it. */
+export function splitToken(token) {
+  if (!token.startsWith(TOKEN_HEADER)) throw new Malformed(`it does not begin with ${TOKEN_HEADER}`);
+  const [body, ...footer] = token.slice(TOKEN_HEADER.length).split('.');
+  if (footer.length > 1) throw new Malformed('it has too many parts');
+  const signed = fromBase64url(body);
+  const end = signed.length - SIGNATURE_SIZE;
+  if (end <= 0) throw new Malformed('it is too short');
+  return { payload: signed.subarray(0, end), signature: signed.subarray(end), footer: fromBase64url(footer[0] ?? '') };
+}
+
+/** Whether a PASETO v4.public token is signed with the private half of this key (32 bytes). */
+export function isSigned(payload, footer, assertion, signature, key) {
+  try {
+    const jwk = { kty: 'OKP', crv: 'Ed25519', x: key.toString('base64url') };
+    const message = preAuthenticationEncoding(Buffer.from(TOKEN_HEADER), payload, footer, assertion);
+    return verify(null, message, createPublicKey({ key: jwk, format: 'jwk' }), signature);
+  } catch {
+    return false; // such a key has signed nothing
+  }
+}
+
+/** PASETO's encoding of what is signed: the pieces with their number and lengths, so that no border can move. */
+function preAuthenticationEncoding(...pieces) {
+  const number = (count) => {
+    const bytes = Buffer.alloc(8);
+    bytes.writeBigUInt64LE(BigInt(count));
+    return bytes;
+  };
+  return Buffer.concat([number(pieces.length), ...pieces.flatMap((piece) => [number(piece.length), piece])]);
+}
+
+function fromBase64url(text) {
+  const bytes = Buffer.from(text, 'base64url');
+  // The decoder is lenient: the one text that stands for these bytes is what they are encoded to.
+  if (bytes.toString('base64url') !== text) throw new Malformed('it is not base64url without padding');
+  return bytes;
+}
+
+function readKeyring(keyring) {
+  return new Map(Object.entries(keyring).map(([kid, text]) => [kid, readKey(kid, text)]));
+}
+
+function readKey(kid, text) {
+  const key = Buffer.from(String(text).slice(KEY_HEADER.length), 'base64url');
+  if (KID.test(kid) && key.length === KEY_SIZE && KEY_HEADER + key.toString('base64url') === text) return key;
+  throw new TypeError(
+    `the licence key ${JSON.stringify(kid)} is not a name of 1 to 64 letters, digits and ._- with a ${KEY_HEADER}… key of `
+      + `${KEY_SIZE} bytes, as \`plugrack license keygen\` prints it`,
+  );
+}
+
+function checkReleaseDate(text) {
+  if (text === null || isDate(text)) return;
+  throw new TypeError(`the release date ${JSON.stringify(text)} is not of the form YYYY-MM-DD`);
+}
+
+/** The claims of a payload whose signature is right. */
+function readClaims(payload) {
+  const claims = strictJson(payload, 'its payload');
+  if (!Number.isInteger(claims.v)) throw new Malformed('the claim v is not an integer');
+  if (claims.v !== 1) {
+    throw new LicenseError(
+      'unsupported',
+      `it is of version ${claims.v}, which this release of the plugin does not know: update the plugin`,
+    );
+  }
+  const critical = 'crit' in claims ? claims.crit : [];
+  if (!areTexts(critical)) throw new Malformed('the claim crit is not of its form');
+  const unknown = critical.filter((name) => !Object.hasOwn(CLAIMS, name));
+  if (unknown.length > 0) {
+    throw new LicenseError(
+      'unsupported',
+      `it relies on ${show(unknown.join(', '))}, which this release of the plugin does not know: update the plugin`,
+    );
+  }
+  for (const name of REQUIRED) if (!(name in claims)) throw new Malformed(`the claim ${name} is missing`);
+  for (const [name, isOfForm] of Object.entries(CLAIMS)) {
+    if (name in claims && !isOfForm(claims[name])) throw new Malformed(`the claim ${name} is not of its form`);
+  }
+  return claims;
+}
+
+/**
+ * Parses a JSON object that every parser reads alike: no key twice, no number beyond a float, no half of a surrogate pair.
+ * A number that is not written as an integer of 64 bits becomes null, since no claim is one and `1.0` would pass for 1.
+ */
+function strictJson(bytes, what) {
+  const open = []; // per level: the keys of an object so far, or null for an array
+  let string = null; // the latest
+  const check = (token) => {
+    if (token === '{' || token === '[') open.push(token === '{' ? new Set() : null);
+    else if (token === '}' || token === ']') open.pop();
+    else if (token[0] === '"') {
+      string = JSON.parse(token);
+      if (LONE_SURROGATE.test(string)) throw new Malformed();
+    } else if (token === ':') {
+      if (open.at(-1).has(string)) throw new Malformed();
+      open.at(-1).add(string);
+    } else if (!Number.isFinite(Number(token))) throw new Malformed();
+    else if (!isInteger64(token)) return 'null';
+    if (open.length > MAX_NESTING) throw new Malformed();
+    return token;
+  };
+  try {
+    const text = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes);
+    JSON.parse(text); // the grammar, on which the tokens rely
+    const value = JSON.parse(text.replace(JSON_TOKEN, check));
+    if (isObject(value)) return Object.assign(Object.create(null), value);
+  } catch {
+    // What it is to be told about is the same, whatever is wrong with it.
+  }
+  throw new Malformed(`${what} is not a JSON object of its form`);
+}
+
+function isInteger64(token) {
+  return /^-?[0-9]+$/.test(token) && token !== '-0' && BigInt(token) >= -(2n ** 63n) && BigInt(token) < 2n ** 64n;
+}
+
+/** The seconds since 1970 of a time of exactly this form, from the year 1 to 9999, or null. */
+function secondsOf(text) {
+  const time = new Date(text);
+  const exact = !Number.isNaN(time.getTime()) && time.toISOString().replace('.000Z', 'Z') === text && text > '0001';
+  return exact ? time.getTime() / 1000 : null;
+}
+
+function stamp(seconds) {
+  return new Date(seconds * 1000).toISOString().replace('.000Z', 'Z');
+}
+
+/** What a licence says, in one line and not too long. */
+function show(text) {
+  return JSON.stringify(text.slice(0, SHOWN)) + (text.length > SHOWN ? '…' : '');
+}
+
 // The plugin -----------------------------------------------------------------------------------------------------------
 
 /** A plugin: what it is, and how it answers. */
 export class Plugin {
   #metadata;
   #handlers;
+  #license;
 
   /** The plugin's key-value store. */
   kv = new Kv();
@@ -875,8 +1244,19 @@ export class Plugin {
    * @param {string} [metadata.description]
    * @param {string} [metadata.author]
    * @param {string} [metadata.homepage]
+   * @param {Record<string, string> | null} [metadata.licenseKeys] for a plugin that runs only with a licence: the vendor's public
+   *   keys by their names, as for `verifyLicense`
+   * @param {string | null} [metadata.releaseDate] of this release, which the licence must cover: `YYYY-MM-DD`
    */
-  constructor({ id, name, version, icon, route, concurrency = 1, description, author, homepage }) {
+  constructor({
+    id, name, version, icon, route, concurrency = 1, description, author, homepage, licenseKeys = null, releaseDate = null,
+  }) {
+    if (licenseKeys !== null) {
+      readKeyring(licenseKeys); // a slip of the author shows at once, not on a customer's machine
+      checkReleaseDate(releaseDate);
+    }
+    this.#license = ({ license, instanceId, notBeforeTime }) =>
+      licenseKeys && verifyLicense(license, { keyring: licenseKeys, pluginId: id, instanceId, releaseDate, notBeforeTime });
     this.#metadata = { id, name, version, icon, route, protocol: PROTOCOL, concurrency, description, author, homepage };
     this.#handlers = {
       init: () => {},
@@ -902,7 +1282,9 @@ export class Plugin {
    * process exits and the host starts it again.
    *
    * @param {(context: {instanceId: string, pluginId: string, socketPath: string, hostSocket: string, logPath: string,
-   *   dataDir: string, license: string | null, config: object, host: {name: string, version: string}}) => unknown} handler
+   *   dataDir: string, license: string | null, config: object, host: {name: string, version: string},
+   *   notBeforeTime: string | null, granted: License | null}) => unknown} handler
+   *   `license` is the token as the operator has set it; `granted` is that licence, checked, of a plugin with `licenseKeys`
    * @returns {this}
    */
   onInit(handler) {
@@ -937,7 +1319,8 @@ export class Plugin {
       console.error(`${this.#metadata.id}: PLUGRACK_SOCKET is not set: plugrack starts this plugin. Try --metadata.`);
       process.exit(EXIT_USAGE);
     }
-    const session = { handlers: this.#handlers, connections: new Set(), initialized: false, ready: false, stopping: false };
+    const state = { connections: new Set(), initialized: false, ready: false, stopping: false };
+    const session = { handlers: this.#handlers, license: this.#license, ...state };
     createServer((socket) => new Connection(socket, session)).listen(path);
   }
 }

@@ -1,4 +1,4 @@
-"""Write a plugrack plugin in Python: one file, standard library only, Python 3.8 and later.
+"""Write a plugrack plugin in Python: one file, standard library only (but for licences), Python 3.8 and later.
 
 Copy this file beside your plugin. A whole plugin, the executable file `plugin`:
 
@@ -27,6 +27,12 @@ Threads: every connection of the host is served by a thread of its own, one requ
 `concurrency` above 1 handlers therefore run side by side. With 1 they do not, except that a request the host has given
 up may still be running when the next one begins.
 
+A proprietary plugin is given the public keys of its vendor, and its own release date. Its licence is then checked before
+the `init` handler runs, which finds in `context.granted` what the licence grants; where it does not hold, the plugin
+says what to do and ends. This, and only this, needs the package `cryptography`:
+
+    plugin = plugrack.Plugin(id="report", …, license_keys={"acme-2026a": "k4.public.…"}, release_date="2026-11-02")
+
 Standard output and standard error are the plugin's log; the SDK logs there as `logging.getLogger("plugrack")`.
 """
 
@@ -36,18 +42,22 @@ import base64
 import itertools
 import json
 import logging
+import math
 import os
+import re
 import socket
 import struct
 import sys
 import threading
+import time
 from contextlib import closing
-from typing import (Any, Callable, Dict, Generator, Iterable, Iterator, List, Mapping, NamedTuple, NoReturn, Optional,
-                    Tuple, TypeVar, Union)
+from datetime import datetime, timezone
+from typing import (Any, Callable, Dict, FrozenSet, Generator, Iterable, Iterator, List, Mapping, NamedTuple, NoReturn,
+                    Optional, Pattern, Tuple, TypeVar, Union)
 from urllib.parse import parse_qsl
 
-__all__ = ["Plugin", "Context", "Request", "Response", "Headers", "Store", "Entry",
-           "Error", "Conflict", "Refuse", "HTTPError", "Disconnected"]
+__all__ = ["Plugin", "Context", "Request", "Response", "Headers", "Store", "Entry", "License", "verify_license",
+           "Error", "Conflict", "Refuse", "LicenseError", "HTTPError", "Disconnected"]
 
 _LENGTHS = struct.Struct(">II")
 _MAX_HEAD = 65_536
@@ -56,6 +66,7 @@ _MAX_ID = 2**53 - 1
 _RECEIVE = 65_536
 _STORE_CONNECTIONS = 32  # of the 64 that the host allows a plugin
 _EXIT_USAGE = 64
+_EXIT_TEMPORARY = 75
 _EXIT_REFUSED = 78
 
 _to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
@@ -94,9 +105,24 @@ class Refuse(Exception):
     The operator is shown the message, and the process exits 78.
     """
 
+    exit_code = _EXIT_REFUSED
+
     def __init__(self, message: str, code: str = "config") -> None:
         super().__init__(message)
         self.code = code
+
+
+class LicenseError(Refuse):
+    """The licence does not let the plugin run. Its text is one line, `licence: CODE: WHAT TO DO`.
+
+    The codes are those of docs/licensing.md. After `clock_not_set` the process exits 75, so that the host tries again.
+    """
+
+    def __init__(self, code: str, what: str) -> None:
+        super().__init__(f"licence: {code}: {what}", code)
+        self.what = what  #: what the operator is to do, one sentence
+        if code == "clock_not_set":
+            self.exit_code = _EXIT_TEMPORARY
 
 
 class HTTPError(Exception):
@@ -542,6 +568,335 @@ def _fields(**arguments: Any) -> Dict[str, Any]:
     return fields
 
 
+# ---- Licences --------------------------------------------------------------------------------------------------------
+
+_TOKEN_HEADER = "v4.public."
+_KEY_HEADER = "k4.public."
+_ASSERTION = b"plugrack/plugin-licence/v1"  # signed along, so that a token made for another purpose is no licence
+_KEY_SIZE = 32  # bytes of an Ed25519 public key
+_SIGNATURE_SIZE = 64  # bytes
+_MAX_TOKEN = 8192  # bytes; a usual token has about 600
+_MAX_FOOTER = 256  # bytes, since it is read before its signature is checked
+_MAX_NESTING = 127  # levels of objects and arrays: the same in every SDK, and far from the end of any stack
+_MAX_GRACE_DAYS = 3650
+_DAY = 86_400  # seconds
+_CLOCK_SLACK = _DAY  # a clock this far before the time of issue may be a slip; one further back has not been set
+_WARNING = 30 * _DAY  # before the end, as long as it may take to buy a licence
+_SHOWN = 80  # characters of a claim in a message
+_ASCII_SPACE = " \t\n\f\r"
+
+_KID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_DATE = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})")
+_TIME = re.compile(_DATE.pattern + r"T([0-9]{2}):([0-9]{2}):([0-9]{2})Z")
+_JSON_NESTING = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+
+
+class License(NamedTuple):
+    """A licence that holds. Times are as in the token: `YYYY-MM-DDTHH:MM:SSZ`, dates `YYYY-MM-DD`."""
+
+    id: str  #: the licence's own, from its issuer
+    issuer: str
+    customer: Optional[str]
+    plugin_id: str
+    instances: List[str]  #: the instances it is for; "*" means all
+    issued: str
+    not_before: Optional[str]
+    expires: Optional[str]  #: None: it does not
+    grace_days: int  #: how long it goes on after it has expired
+    updates_until: Optional[str]  #: releases after this date are not covered
+    features: FrozenSet[str]  #: one that is not here is off
+    limits: Dict[str, int]
+    standing: str  #: "valid", "warning" (it expires within 30 days) or "grace" (it has expired)
+    days_left: Optional[int]  #: whole days, rounded up, until it expires (in "warning") or the grace ends (in "grace")
+
+
+def verify_license(token: Optional[str], keyring: Mapping[str, str], plugin_id: str, instance_id: str,
+                   release_date: Optional[str] = None, now: Optional[datetime] = None,
+                   not_before_time: Optional[str] = None) -> License:
+    """Check a licence token. Raises LicenseError with the code of the first check that fails.
+
+    `keyring` maps the name of each key to the key, `k4.public.…`. `release_date` is that of the plugin (`YYYY-MM-DD`);
+    without one it is not compared. `now` is the time, that of the clock unless given; `not_before_time` is what the
+    host says in `init`, a time that is past whatever the clock says. Raises ValueError where the keyring,
+    the release date or `not_before_time` is not of its form.
+
+    Checking a signature needs the package `cryptography`; where it is missing the code is `unsupported`.
+    """
+    keys = _read_keyring(keyring)
+    _read_release_date(release_date)
+    clock = math.floor(time.time() if now is None else now.timestamp())
+    latest = clock if not_before_time is None else max(clock, _seconds(not_before_time))
+
+    text = (token or "").strip(_ASCII_SPACE)
+    if not text:
+        raise LicenseError(
+            "missing", f"this plugin needs a licence for the instance {instance_id}: get one from its vendor and set it "
+            f"with `plugrack license set {plugin_id} TOKEN`")
+    try:
+        if len(text.encode("utf-8", "surrogatepass")) > _MAX_TOKEN:
+            raise ValueError(f"it has more than {_MAX_TOKEN} bytes")
+        payload, signature, footer = _split_token(text)
+        kid = _read_footer(footer)
+    except ValueError as error:
+        raise _malformed(error) from None
+    if kid not in keys:
+        raise LicenseError(
+            "unknown_key", f"it is signed with the key {kid}, which this release of the plugin does not know: ask the "
+            "vendor for a licence for this release, or install the release it is for")
+    if not _is_signed(payload, footer, _ASSERTION, signature, keys[kid]):
+        raise LicenseError(
+            "bad_signature", "its signature is wrong, so it has been changed or is not from the vendor: set it again "
+            "exactly as the vendor sent it")
+    claims = _read_claims(payload)
+
+    if claims["aud"] != plugin_id:
+        raise LicenseError(
+            "wrong_plugin", f"it is for the plugin {_show(claims['aud'])}, and this is {plugin_id}: set the one for this "
+            "plugin")
+    if instance_id not in claims["inst"] and "*" not in claims["inst"]:
+        raise LicenseError(
+            "wrong_instance", f"it is for the instance {_show(', '.join(claims['inst']))}, and this is {instance_id}: "
+            "ask the vendor for one for this instance")
+    if release_date is not None and release_date > claims.get("upd", release_date):
+        raise LicenseError(
+            "update_not_covered", f"it covers releases up to {claims['upd']}, and this one is of {release_date}: renew "
+            "it, or go back to a release that it covers")
+    if clock < _seconds(claims["iat"]) - _CLOCK_SLACK:
+        raise LicenseError(
+            "clock_not_set", f"the clock says {_stamp(clock)}, but the licence was issued at {claims['iat']}: set the "
+            "clock of this machine")
+    if "nbf" in claims and latest < _seconds(claims["nbf"]):
+        raise LicenseError(
+            "not_yet_valid", f"it is valid from {claims['nbf']} on, and it is {_stamp(latest)}: wait until then, or set "
+            "one that is valid now")
+    standing, days_left = _standing(claims, latest)
+    return License(claims["jti"], claims["iss"], claims.get("sub"), claims["aud"], claims["inst"], claims["iat"],
+                   claims.get("nbf"), claims.get("exp"), claims.get("grace_days", 0), claims.get("upd"),
+                   frozenset(claims.get("feat", ())), claims.get("lim", {}), standing, days_left)
+
+
+def _standing(claims: Mapping[str, Any], latest: int) -> Tuple[str, Optional[int]]:
+    if "exp" not in claims:
+        return "valid", None
+    end = _seconds(claims["exp"])
+    last = end + claims.get("grace_days", 0) * _DAY
+    if latest >= last:
+        grace = f" and its {claims['grace_days']} days of grace are over" if last > end else ""
+        raise LicenseError(
+            "expired", f"it expired at {claims['exp']}{grace}: get a new one from the vendor and set it with `plugrack "
+            f"license set {claims['aud']} TOKEN`")
+    if latest >= end:
+        return "grace", math.ceil((last - latest) / _DAY)
+    if end - latest <= _WARNING:
+        return "warning", math.ceil((end - latest) / _DAY)
+    return "valid", None
+
+
+def _split_token(token: str) -> Tuple[bytes, bytes, bytes]:
+    """Payload, signature and footer of a PASETO v4.public token, unchecked."""
+    if not token.startswith(_TOKEN_HEADER):
+        raise ValueError(f"it does not begin with {_TOKEN_HEADER}")
+    body, *footer = token[len(_TOKEN_HEADER):].split(".")
+    if len(footer) > 1:
+        raise ValueError("it has too many parts")
+    signed = _from_base64url(body)
+    if len(signed) <= _SIGNATURE_SIZE:
+        raise ValueError("it is too short")
+    return signed[:-_SIGNATURE_SIZE], signed[-_SIGNATURE_SIZE:], _from_base64url(footer[0]) if footer else b""
+
+
+def _is_signed(payload: bytes, footer: bytes, assertion: bytes, signature: bytes, key: bytes) -> bool:
+    try:
+        from cryptography.exceptions import InvalidSignature
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    except ImportError as error:
+        raise LicenseError(
+            "unsupported", f"it cannot be checked without the Python package cryptography ({error}): install it (Debian: "
+            "apt install python3-cryptography), then start the plugin again") from None
+    try:
+        Ed25519PublicKey.from_public_bytes(key).verify(
+            signature, _pae(_TOKEN_HEADER.encode(), payload, footer, assertion))
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def _pae(*pieces: bytes) -> bytes:
+    """PASETO's pre-authentication encoding: the pieces with their number and lengths, so that no border can move."""
+    numbered = (struct.pack("<Q", len(piece)) + piece for piece in pieces)
+    return struct.pack("<Q", len(pieces)) + b"".join(numbered)
+
+
+def _from_base64url(text: str) -> bytes:
+    try:
+        data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+        # The decoder is lenient: the one text that stands for these bytes is what they are encoded to.
+        if base64.urlsafe_b64encode(data).rstrip(b"=").decode() == text:
+            return data
+    except ValueError:
+        pass
+    raise ValueError("it is not base64url without padding")
+
+
+def _read_keyring(keyring: Mapping[str, str]) -> Dict[str, bytes]:
+    keys = {}
+    for kid, key in keyring.items():
+        try:
+            if not _KID.fullmatch(kid):
+                raise ValueError
+            keys[kid] = _from_base64url(key[len(_KEY_HEADER):])
+            if not key.startswith(_KEY_HEADER) or len(keys[kid]) != _KEY_SIZE:
+                raise ValueError
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"the licence key {kid!r} is not a name of 1 to 64 letters, digits and ._- with a {_KEY_HEADER}… key of "
+                f"{_KEY_SIZE} bytes, as `plugrack license keygen` prints it") from None
+    return keys
+
+
+def _read_release_date(text: Optional[str]) -> None:
+    if text is not None and not _is_date(text):
+        raise ValueError(f"the release date {text!r} is not of the form YYYY-MM-DD")
+
+
+def _read_footer(footer: bytes) -> str:
+    """The name of the key that has signed the token."""
+    if len(footer) > _MAX_FOOTER:
+        raise ValueError(f"its footer has more than {_MAX_FOOTER} bytes")
+    fields = _strict_json(footer, "its footer")
+    kid = fields.get("kid")
+    if any(isinstance(value, (dict, list)) for value in fields.values()) or not _is_text(kid) or not _KID.fullmatch(kid):
+        raise ValueError("its footer does not name a key")
+    name: str = kid
+    return name
+
+
+def _read_claims(payload: bytes) -> Dict[str, Any]:
+    """The claims of a payload whose signature is right."""
+    try:
+        claims = _strict_json(payload, "its payload")
+        if not _is_integer(claims.get("v")):
+            raise ValueError("the claim v is not an integer")
+        if claims["v"] != 1:
+            raise LicenseError(
+                "unsupported", f"it is of version {claims['v']}, which this release of the plugin does not know: update "
+                "the plugin")
+        critical = claims.get("crit", [])
+        if not _are_texts(critical):
+            raise ValueError("the claim crit is not of its form")
+        unknown = [name for name in critical if name not in _CLAIMS]
+        if unknown:
+            raise LicenseError(
+                "unsupported", f"it relies on {_show(', '.join(unknown))}, which this release of the plugin does not "
+                "know: update the plugin")
+        for name, (required, is_of_form) in _CLAIMS.items():
+            if name not in claims and required:
+                raise ValueError(f"the claim {name} is missing")
+            if name in claims and not is_of_form(claims[name]):
+                raise ValueError(f"the claim {name} is not of its form")
+    except ValueError as error:
+        raise _malformed(error) from None
+    return claims
+
+
+def _strict_json(data: bytes, what: str) -> Dict[str, Any]:
+    """A JSON object that every parser reads alike: no key twice, no number beyond a float, no half a surrogate."""
+    def once(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+        fields = dict(pairs)
+        if len(fields) < len(pairs):
+            raise ValueError
+        return fields
+
+    def integer(digits: str) -> Union[int, float]:
+        number = int(digits)  # one of 64 bits, or else a float, as in the other SDKs
+        return number if -2**63 <= number < 2**64 and digits != "-0" else float(digits)
+
+    try:
+        text = data.decode()
+        nesting = 0
+        for token in _JSON_NESTING.findall(text):
+            nesting += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token, 0)
+            if nesting > _MAX_NESTING:
+                raise ValueError
+        fields = json.loads(text, object_pairs_hook=once, parse_int=integer)
+        _to_json(fields).encode()  # finds what is no finite number, and what is no Unicode
+        if not isinstance(fields, dict):
+            raise ValueError
+    except ValueError:
+        raise ValueError(f"{what} is not a JSON object of its form") from None
+    return fields
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_integer(value: Any) -> bool:
+    return type(value) is int  # and not bool, which is a kind of int
+
+
+def _is_count(value: Any) -> bool:
+    return _is_integer(value) and 0 <= value <= _MAX_ID
+
+
+def _are_limits(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_count, value.values()))
+
+
+def _is_grace(value: Any) -> bool:
+    return _is_count(value) and value <= _MAX_GRACE_DAYS
+
+
+def _is_date(value: Any) -> bool:
+    return _is_text(value) and _moment(_DATE, value) is not None
+
+
+def _is_time(value: Any) -> bool:
+    return _is_text(value) and _moment(_TIME, value) is not None
+
+
+# Each claim of version 1: whether a token must have it, and its form.
+_CLAIMS: Dict[str, Tuple[bool, Callable[[Any], bool]]] = {
+    "v": (True, _is_integer), "jti": (True, _is_text), "iss": (True, _is_text), "aud": (True, _is_text),
+    "inst": (True, _are_texts), "iat": (True, _is_time), "sub": (False, _is_text), "nbf": (False, _is_time),
+    "exp": (False, _is_time), "grace_days": (False, _is_grace), "upd": (False, _is_date), "feat": (False, _are_texts),
+    "lim": (False, _are_limits), "crit": (False, _are_texts),
+}
+
+
+def _moment(form: Pattern[str], text: str) -> Optional[datetime]:
+    """The time that a text of exactly this form names, if there is such a time."""
+    match = form.fullmatch(text)
+    try:
+        return datetime(*map(int, match.groups()), tzinfo=timezone.utc) if match else None  # type: ignore[misc, arg-type]
+    except ValueError:
+        return None
+
+
+def _seconds(text: str) -> int:
+    moment = _moment(_TIME, text)
+    if moment is None:
+        raise ValueError(f"the time {text!r} is not of the form YYYY-MM-DDTHH:MM:SSZ")
+    return int(moment.timestamp())
+
+
+def _stamp(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def _show(text: str) -> str:
+    """What a licence says, in one line and not too long."""
+    return json.dumps(text[:_SHOWN], ensure_ascii=False) + ("…" if len(text) > _SHOWN else "")
+
+
+def _malformed(error: ValueError) -> LicenseError:
+    return LicenseError("malformed", f"this is no licence token, since {error}: set the whole line as the vendor sent it")
+
+
 # ---- The plugin ------------------------------------------------------------------------------------------------------
 
 class Context(NamedTuple):
@@ -554,9 +909,11 @@ class Context(NamedTuple):
     host_socket: str
     log_path: str  #: the file this plugin's output goes to
     data_dir: str  #: the plugin's own directory, also its working directory
-    license: Optional[str]  #: the licence token the operator has set for this plugin
+    license: Optional[str]  #: the licence token the operator has set for this plugin, unchecked
     config: Dict[str, Any]  #: the operator's settings for this plugin
     host: Dict[str, str]  #: name and version of the host
+    not_before_time: Optional[str]  #: a time the host knows to be past, `YYYY-MM-DDTHH:MM:SSZ`
+    granted: Optional[License] = None  #: the licence, checked; None where the plugin was given no `license_keys`
 
 
 class Plugin:
@@ -564,6 +921,9 @@ class Plugin:
 
     The arguments are the fields of the metadata. `concurrency` is how many connections, and so requests at a time, the
     host may have open.
+
+    `license_keys` is for a plugin that runs only with a licence: the vendor's public keys, by their names. `release_date`
+    (`YYYY-MM-DD`) is that of this release, which the licence must cover. Both are as for `verify_license`.
     """
 
     store: Store  #: the plugin's keys in the host's store
@@ -572,9 +932,15 @@ class Plugin:
 
     def __init__(self, *, id: str, name: str, version: str, icon: str, route: str, concurrency: int = 1,
                  description: Optional[str] = None, author: Optional[str] = None,
-                 homepage: Optional[str] = None) -> None:
+                 homepage: Optional[str] = None, license_keys: Optional[Mapping[str, str]] = None,
+                 release_date: Optional[str] = None) -> None:
         self.metadata = _fields(id=id, name=name, version=version, icon=icon, route=route, protocol=1,
                                 concurrency=concurrency, description=description, author=author, homepage=homepage)
+        if license_keys is not None:
+            _read_keyring(license_keys)  # a slip of the author shows at once, not on a customer's machine
+            _read_release_date(release_date)
+        self._license_keys = license_keys
+        self._release_date = release_date
         self.store = Store()
         self.context = None
         self.stopping = threading.Event()
@@ -618,8 +984,8 @@ class Plugin:
     def run(self) -> NoReturn:
         """Be the plugin: print the metadata if called with `--metadata`, else serve until the host shuts it down.
 
-        Exits 0 after that, 78 when `init` refused, 1 when it failed, 64 when not started by a host. SIGTERM has its
-        default action: the process ends at once, by the signal.
+        Exits 0 after that, 78 when `init` or the licence refused (75 while the clock is not set), 1 when `init` failed,
+        64 when not started by a host. SIGTERM has its default action: the process ends at once, by the signal.
         """
         for stream in (sys.stdout, sys.stderr):  # the log is read line by line, and in UTF-8 whatever the locale
             stream.reconfigure(  # type: ignore[union-attr]
@@ -692,12 +1058,13 @@ class Plugin:
 
     def _serve_init(self, wire: _Wire, head: Dict[str, Any]) -> bool:
         try:
-            self.context = Context._make(head.get(name) for name in Context._fields)
+            fields = {name: head.get(name) for name in Context._fields if name != "granted"}
+            self.context = self._licensed(Context(**fields))
             self._handle_init(self.context)
         except Exception as error:
             if isinstance(error, Refuse):
                 _log.error("%s", error)
-                reply, exit_code = _error_head(head["id"], error.code, str(error)), _EXIT_REFUSED
+                reply, exit_code = _error_head(head["id"], error.code, str(error)), error.exit_code
             else:
                 _log.exception("the plugin cannot start")
                 reply, exit_code = _error_head(head["id"], "internal", f"{type(error).__name__}: {error}"), 1
@@ -707,6 +1074,13 @@ class Plugin:
         self._ready = True
         wire.send({"type": "ready", "id": head["id"]})
         return True
+
+    def _licensed(self, context: Context) -> Context:
+        if self._license_keys is None:
+            return context
+        return context._replace(granted=verify_license(
+            context.license, self._license_keys, self.metadata["id"], context.instance_id, self._release_date,
+            not_before_time=context.not_before_time))
 
     def _serve_http(self, wire: _Wire, request: Request) -> None:
         try:

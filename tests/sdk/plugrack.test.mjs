@@ -3,6 +3,7 @@
 
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
+import { createPrivateKey, createPublicKey, sign as signBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { copyFileSync, cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { connect, createServer } from 'node:net';
@@ -11,12 +12,13 @@ import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
-import { FrameDecoder, encodeFrame } from '../../src/sdk/plugrack.mjs';
+import { FrameDecoder, LicenseError, Plugin, encodeFrame, isSigned, splitToken, verifyLicense } from '../../src/sdk/plugrack.mjs';
 
 const ROOT = fileURLToPath(new URL('../..', import.meta.url));
 const SDK = join(ROOT, 'src/sdk/plugrack.mjs');
 const GOLDEN = JSON.parse(readFileSync(join(ROOT, 'tests/protocol/frames.json'), 'utf8'));
 const MIB = 1048576;
+const INSTANCE = '5f0c3f0e-3d3b-4c0a-9a43-3d5d1f1f7a10';
 
 /** A test that fails rather than hangs. */
 const check = (name, body) => test(name, { timeout: 10_000 }, body);
@@ -262,12 +264,12 @@ class Process {
   }
 
   /** The first connection, with `init` sent; resolves to it and the reply. */
-  async init(config = {}) {
+  async init(config = {}, fields = {}) {
     const wire = await this.connect();
     const reply = await wire.call({
-      type: 'init', id: 0, protocol: 1, instance_id: '5f0c3f0e-3d3b-4c0a-9a43-3d5d1f1f7a10', plugin_id: 'fixture',
+      type: 'init', id: 0, protocol: 1, instance_id: INSTANCE, plugin_id: 'fixture',
       socket_path: this.socketPath, host_socket: this.hostPath, log_path: '/dev/null', data_dir: this.dir,
-      license: null, config, host: { name: 'fake', version: '0' },
+      license: null, config, host: { name: 'fake', version: '0' }, ...fields,
     });
     return { wire, reply };
   }
@@ -422,9 +424,9 @@ describe('the process', () => {
     await plugin.ready({ show: true });
     await plugin.logged('\n');
     assert.deepEqual(JSON.parse(plugin.log), {
-      instanceId: '5f0c3f0e-3d3b-4c0a-9a43-3d5d1f1f7a10', pluginId: 'fixture', socketPath: plugin.socketPath,
+      instanceId: INSTANCE, pluginId: 'fixture', socketPath: plugin.socketPath,
       hostSocket: plugin.hostPath, logPath: '/dev/null', dataDir: plugin.dir, license: null, config: { show: true },
-      host: { name: 'fake', version: '0' },
+      host: { name: 'fake', version: '0' }, notBeforeTime: null, granted: null,
     });
   });
 
@@ -854,6 +856,190 @@ describe('kv', () => {
     assert.deepEqual((await kv('other')).head, { type: 'result', id: 9, found: false });
     await plugin.logged('Error: a bug in onKv');
     assert.doesNotMatch(plugin.log, /not for you/);
+  });
+});
+
+// Licences -------------------------------------------------------------------------------------------------------------
+
+describe('licences', () => {
+  // The seed 0, 1, … 31, in the form in which Node takes a raw Ed25519 key.
+  const seed = Buffer.from(Array.from({ length: 32 }, (_, index) => index));
+  const header = Buffer.from('302e020100300506032b657004220420', 'hex');
+  const vendor = createPrivateKey({ key: Buffer.concat([header, seed]), format: 'der', type: 'pkcs8' });
+  const publicKey = `k4.public.${createPublicKey(vendor).export({ format: 'jwk' }).x}`;
+  const keyring = { 'k-1': publicKey };
+  const claims = {
+    v: 1, jti: 'L-1', iss: 'Acme', aud: 'fixture', inst: [INSTANCE], sub: 'Customer', iat: '2026-01-01T00:00:00Z', feat: ['export'],
+    lim: { users: 25 },
+  };
+  const vectors = (name) => JSON.parse(readFileSync(join(ROOT, 'tests/protocol', name), 'utf8'));
+
+  /** A token, made as PASETO says and without the SDK. The payload is claims to add to `claims`, or bytes. */
+  function sign(payload, footer = '{"kid":"k-1"}') {
+    const body = payload instanceof Uint8Array ? payload : Buffer.from(JSON.stringify({ ...claims, ...payload }));
+    const pieces = ['v4.public.', body, footer, 'plugrack/plugin-licence/v1'].map((piece) => Buffer.from(piece));
+    const sizes = [pieces.length, ...pieces.map((piece) => piece.length)].map((size) => {
+      const bytes = Buffer.alloc(8);
+      bytes.writeUInt32LE(size);
+      return bytes;
+    });
+    const signed = Buffer.concat([sizes[0], ...pieces.flatMap((piece, index) => [sizes[index + 1], piece])]);
+    const whole = Buffer.concat([body, signBytes(null, signed, vendor)]).toString('base64url');
+    return `v4.public.${whole}.${Buffer.from(footer).toString('base64url')}`;
+  }
+
+  /** The standing of a token, or the code it is refused with, and its days left. */
+  function verdict(token, options = {}) {
+    try {
+      const now = new Date(options.now ?? '2026-06-01T00:00:00Z');
+      const { standing, daysLeft } = verifyLicense(token, { keyring, pluginId: 'fixture', instanceId: INSTANCE, ...options, now });
+      return [standing, daysLeft];
+    } catch (error) {
+      if (!(error instanceof LicenseError)) throw error;
+      assert.equal(error.message, `licence: ${error.code}: ${error.what}`);
+      assert.doesNotMatch(error.message, /[\r\n]/);
+      assert.ok(!token || !error.message.includes(token));
+      return [error.code, null];
+    }
+  }
+
+  check('the framing passes the official vectors', () => {
+    const signed = vectors('paseto_v4_public.json').tests.filter(({ name }) => name.startsWith('4-S-'));
+    assert.equal(signed.length, 3);
+    for (const { name, token, payload: said, footer: foot, 'public-key': hex, 'implicit-assertion': implicit } of signed) {
+      const { payload, signature, footer } = splitToken(token);
+      const [key, assertion, space] = [Buffer.from(hex, 'hex'), Buffer.from(implicit), Buffer.from(' ')];
+      assert.equal(isSigned(payload, footer, assertion, signature, key), true, name);
+      assert.deepEqual(JSON.parse(payload), typeof said === 'string' ? JSON.parse(said) : said, name);
+      assert.equal(footer.toString(), foot, name);
+      assert.equal(isSigned(Buffer.concat([payload, space]), footer, assertion, signature, key), false, name);
+      assert.equal(isSigned(payload, Buffer.concat([footer, space]), assertion, signature, key), false, name);
+      assert.equal(isSigned(payload, footer, Buffer.concat([assertion, space]), signature, key), false, name);
+    }
+  });
+
+  check('every shared vector has its verdict', () => {
+    const { keys, cases } = vectors('licenses.json');
+    for (const { name, token, plugin, instance, release_date, now, not_before_time, expect, days_left } of cases) {
+      const place = { keyring: keys, pluginId: plugin, instanceId: instance, releaseDate: release_date, notBeforeTime: not_before_time };
+      assert.deepEqual(verdict(token, { ...place, now }), [expect, days_left], name);
+    }
+    assert.deepEqual([...new Set(cases.map(({ expect }) => expect))].sort(), [
+      'bad_signature', 'clock_not_set', 'expired', 'grace', 'malformed', 'missing', 'not_yet_valid', 'unknown_key', 'unsupported',
+      'update_not_covered', 'valid', 'warning', 'wrong_instance', 'wrong_plugin',
+    ]);
+  });
+
+  check('JSON that parsers may read differently is malformed', () => {
+    const usual = JSON.stringify(claims);
+    const deep = (levels) => '['.repeat(levels) + ']'.repeat(levels);
+    const table = {
+      valid: [
+        '"x":1.5,"y":-0,"z":1e300', '"x":null,"y":[true,{"a":{}}]', `"x":${deep(126)}`, '"constructor":1,"__proto__":{"exp":"x"}',
+        String.raw`"x":"[[\\\"{","y":"\ud83d\ude00"`, '"lim2":{},"sub2":null',
+      ],
+      malformed: [
+        `"x":${deep(127)}`, `"x":${deep(2500)}`, `"x":${'['.repeat(5000)}`, '"x":1,"x":1', String.raw`"x":1,"\u0078":1`,
+        '"x":[{"y":1,"y":2}]', '"aud":"fixture"', '"x":NaN', '"x":-Infinity', '"x":1e999', `"x":${'9'.repeat(400)}`,
+        `"x":${'9'.repeat(5000)}`, '"x":01', '"x":"\t"', String.raw`"x":"\ud800"`, String.raw`"\udfff":1`, '"x":1,', `"x":'1'`,
+        '"grace_days":1.0', '"grace_days":-0', '"grace_days":1e1', '"grace_days":true', `"grace_days":${2 ** 53}`, '"exp":null',
+        '"exp":"2026-02-30T00:00:00Z"', '"exp":"2027-01-01T24:00:00Z"', '"exp":"2027-01-01T00:00:60Z"',
+        '"exp":"2027-01-01T00:00:00.0Z"', '"exp":"2027-01-01T00:00:00.000Z"', '"exp":"2027-01-01"', '"exp":"0000-01-01T00:00:00Z"',
+        '"exp":"+010000-01-01T00:00:00Z"', String.raw`"exp":"2027-01-01T00:00:00Z\n"`, '"upd":["2027-01-01"]', '"upd":"2027-1-1"',
+        '"crit":"exp"', '"nbf":0',
+      ],
+      unsupported: ['"crit":["__proto__"]', '"crit":["toString"]'],
+    };
+    for (const [expected, additions] of Object.entries(table)) {
+      for (const more of additions) {
+        const token = sign(Buffer.from(`${usual.slice(0, -1)},${more}}`));
+        assert.equal(verdict(token)[0], expected, more.slice(0, 40));
+      }
+    }
+    for (const payload of ['', '[]', 'null', `\ufeff${usual}`, usual + usual, usual.replace('"v":1', '"v":1.0')]) {
+      assert.equal(verdict(sign(Buffer.from(payload)))[0], 'malformed', payload.slice(0, 40));
+    }
+    assert.equal(verdict(sign(Buffer.concat([Buffer.from(usual), Buffer.of(0xff)])))[0], 'malformed');
+    const footers = [
+      '', '{}', '{"kid":1}', '{"kid":"k-1","x":[]}', '{"kid":"k-1","kid":"k-1"}', '{"kid":"k 1"}', '{"kid":"k-1\\n"}', '["k-1"]',
+      '['.repeat(250), `{"kid":"k-1","x":"${'x'.repeat(250)}"}`,
+    ];
+    for (const footer of footers) assert.equal(verdict(sign({}, footer))[0], 'malformed', footer.slice(0, 40));
+  });
+
+  check('a mutated token is refused and never breaks anything', () => {
+    let state = 4; // a linear congruential generator, so that every run is the same
+    const below = (limit) => Math.floor(((state = (Math.imul(state, 1664525) + 1013904223) >>> 0) / 2 ** 32) * limit);
+    const any = (list) => list[below(list.length)];
+    const token = sign({ exp: '2027-01-01T00:00:00Z', x: [1.5, { y: null }] });
+    const pieces = [
+      ...'AZaz09-_=+/.{}[]:,"\\ \n\0', 'é', '\ud800', 'v4.public.', '['.repeat(200), '1e999', 'NaN', '"v":1,', token,
+    ];
+    const mutated = (text) => {
+      for (let times = any([1, 1, 1, 2, 8]); times > 0; times--) {
+        const at = below(text.length + 1);
+        text = text.slice(0, at) + any(['', ...pieces]) + text.slice(at + any([0, 0, 1, 1, 1, 5, text.length]));
+      }
+      return text;
+    };
+    const payload = splitToken(token).payload.toString();
+    const codes = new Set();
+    for (let round = 0; round < 3000; round++) {
+      const text = mutated(token);
+      if (text.trim() !== token) assert.ok(!['valid', 'warning', 'grace'].includes(verdict(text)[0]), text);
+      // Behind the signature as well, which the vendor's mistakes pass.
+      codes.add(verdict(sign(Buffer.from(mutated(payload))))[0]);
+    }
+    assert.ok(codes.has('valid') && codes.has('malformed'), [...codes].join());
+  });
+
+  check("a keyring, a date or a time that is none is the author's error", () => {
+    const metadata = { id: 'a', name: 'A', version: '1', icon: 'a', route: '/a' };
+    const rings = [
+      { 'k-1': publicKey.slice(0, -1) }, { 'k-1': `${publicKey}A` }, { 'k-1': `${publicKey}=` }, { 'k-1': null }, { '': publicKey },
+      { 'k-1': publicKey.replace('public', 'secret') }, { 'k 1': publicKey }, { ['k'.repeat(65)]: publicKey },
+      { ...keyring, 'k-2': 'k4.public.' },
+    ];
+    for (const licenseKeys of rings) assert.throws(() => new Plugin({ ...metadata, licenseKeys }), /plugrack license keygen/);
+    for (const releaseDate of ['2026-02-30', '2026-3-1', 'today', '2026-03-01T00:00:00Z']) {
+      assert.throws(() => new Plugin({ ...metadata, licenseKeys: {}, releaseDate }), /release date/);
+    }
+    assert.throws(() => verdict(null, { notBeforeTime: '2026-03-01' }), TypeError);
+    assert.throws(() => verdict(null, { now: 'never' }), TypeError);
+  });
+
+  const licensed = (dir) => {
+    const options = `{ licenseKeys: ${JSON.stringify(keyring)}, releaseDate: '2026-03-01', `;
+    const show = "if (context.config.show) console.error(context.granted.customer, [...context.granted.features], context.granted.limits.get('users'));";
+    const text = FIXTURE.replace('new Plugin({ ', `new Plugin(${options}`).replace('if (context.config.show) console.error(JSON.stringify(context));', show);
+    writeFileSync(join(dir, 'plugin.mjs'), text);
+  };
+
+  check('a plugin with a licence runs and knows what is granted', async (t) => {
+    const plugin = start(t, { install: licensed });
+    const { reply } = await plugin.init({ show: true }, { license: `${sign({})}\n`, not_before_time: '2026-06-01T00:00:00Z' });
+    assert.deepEqual(reply.head, { type: 'ready', id: 0 });
+    await plugin.logged('\n');
+    assert.equal(plugin.log, "Customer [ 'export' ] 25\n");
+  });
+
+  check('a plugin without one says why in one line and exits', async (t) => {
+    const far = '9000-01-01T00:00:00Z';
+    for (const [code, exit, fields] of [
+      ['missing', 78, {}],
+      ['missing', 78, { license: ' \n' }],
+      ['wrong_instance', 78, { license: sign({ inst: ['another'] }) }],
+      ['update_not_covered', 78, { license: sign({ upd: '2026-02-28' }) }],
+      ['expired', 78, { license: sign({ exp: far }), not_before_time: far }],
+      ['clock_not_set', 75, { license: sign({ iat: far }) }],
+    ]) {
+      const plugin = start(t, { install: licensed });
+      const { reply: { head } } = await plugin.init({}, fields);
+      assert.deepEqual([head.type, head.code], ['error', code]);
+      assert.match(head.message, new RegExp(`^licence: ${code}: .+$`));
+      assert.equal(await plugin.exit, exit, code);
+      assert.equal(plugin.log, `${head.message}\n`);
+    }
   });
 });
 

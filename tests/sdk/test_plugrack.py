@@ -11,6 +11,7 @@ import bisect
 import hashlib
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -22,6 +23,7 @@ import tempfile
 import threading
 import time
 import unittest
+from datetime import datetime, timezone
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -33,8 +35,11 @@ FRAMES = json.loads((ROOT / "tests" / "protocol" / "frames.json").read_text("utf
 MIB = 1_048_576
 PATIENCE = 10  # seconds until something that does not happen fails a test
 
+INSTANCE = "5f0c3f0e-3d3b-4c0a-9a43-3d5d1f1f7a10"
+
 sys.path.insert(0, str(SDK.parent))
 import plugrack  # noqa: E402
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: E402
 
 PLUGIN = r'''
 import hashlib, sys, threading, time
@@ -351,7 +356,7 @@ class Process:
         """The first connection, and the reply to `init` on it."""
         connection = self.connect()
         return connection, connection.ask({
-            "type": "init", "id": 1, "protocol": 1, "instance_id": "5f0c3f0e-3d3b-4c0a-9a43-3d5d1f1f7a10",
+            "type": "init", "id": 1, "protocol": 1, "instance_id": INSTANCE,
             "plugin_id": "bench", "socket_path": self.socket_path, "host_socket": "", "log_path": str(self.log_path),
             "data_dir": str(self.directory), "license": None, "config": {},
             "host": {"name": "test", "version": "0"}, **fields})
@@ -996,6 +1001,208 @@ class NotesTest(TestCase):
         target = re.search(r'action="/bench(/delete/[^"]*)"', page).group(1)
         self.assertEqual(self.post(target)[0]["status"], 303)
         self.assertEqual(self.notes(), [])
+
+
+# ---- Licences --------------------------------------------------------------------------------------------------------
+
+VENDOR = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+FOOTER = b'{"kid":"k-1"}'
+CLAIMS = {"v": 1, "jti": "L-1", "iss": "Acme", "aud": "bench", "inst": [INSTANCE], "sub": "Customer",
+          "iat": "2026-01-01T00:00:00Z", "feat": ["export"], "lim": {"users": 25}}
+
+LICENSED = r'''
+import plugrack
+plugin = plugrack.Plugin(id="bench", name="Bench", version="1.0.0", icon="b", route="/bench",
+                         license_keys=KEYRING, release_date="2026-03-01")
+
+@plugin.init
+def init(context):
+    print("granted", sorted(context.granted.features), context.granted.limits, context.granted.standing)
+
+@plugin.http
+def handle(request):
+    return plugin.context.granted.customer
+
+plugin.run()
+'''
+
+
+def base64url(data):
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def public_key(key=VENDOR):
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+    return "k4.public." + base64url(key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))
+
+
+def sign(payload, footer=FOOTER, assertion=b"plugrack/plugin-licence/v1", key=VENDOR):
+    """A token, made as PASETO says and without the SDK. The payload is claims to add to CLAIMS, or bytes."""
+    if isinstance(payload, dict):
+        payload = json.dumps({**CLAIMS, **payload}).encode()
+    signed = struct.pack("<Q", 4)
+    for piece in (b"v4.public.", payload, footer, assertion):
+        signed += struct.pack("<Q", len(piece)) + piece
+    return f"v4.public.{base64url(payload + key.sign(signed))}.{base64url(footer)}"
+
+
+def moment(text):
+    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
+
+
+def vectors(name):
+    return json.loads((ROOT / "tests" / "protocol" / name).read_text("utf-8"))
+
+
+class LicenseTest(TestCase):
+    keyring = {"k-1": public_key()}
+
+    def verdict(self, token, keyring=None, plugin="bench", instance=INSTANCE, release_date=None,
+                now="2026-06-01T00:00:00Z", not_before_time=None):
+        """The standing of a token, or the code it is refused with, and its days left."""
+        try:
+            license = plugrack.verify_license(token, keyring or self.keyring, plugin, instance, release_date, moment(now),
+                                              not_before_time)
+        except plugrack.LicenseError as error:
+            self.assertEqual(str(error), f"licence: {error.code}: {error.what}")
+            self.assertEqual(len(str(error).splitlines()), 1, error)
+            self.assertNotIn(token or "no token", str(error))
+            return error.code, None
+        return license.standing, license.days_left
+
+    def test_the_framing_passes_the_official_vectors(self):
+        signed = [vector for vector in vectors("paseto_v4_public.json")["tests"] if vector["name"].startswith("4-S-")]
+        self.assertEqual(len(signed), 3)
+        for vector in signed:
+            with self.subTest(vector["name"]):
+                key = bytes.fromhex(vector["public-key"])
+                payload, signature, footer = plugrack._split_token(vector["token"])
+                assertion = vector["implicit-assertion"].encode()
+                self.assertTrue(plugrack._is_signed(payload, footer, assertion, signature, key))
+                said = vector["payload"]
+                self.assertEqual(json.loads(payload), json.loads(said) if isinstance(said, str) else said)
+                self.assertEqual(footer, vector["footer"].encode())
+                for changed in ((payload + b" ", footer, assertion), (payload, footer + b" ", assertion),
+                                (payload, footer, assertion + b" "), (payload + footer, b"", assertion)):
+                    if changed != (payload, footer, assertion):
+                        self.assertFalse(plugrack._is_signed(*changed, signature, key))
+
+    def test_every_shared_vector(self):
+        shared = vectors("licenses.json")
+        for case in shared["cases"]:
+            with self.subTest(case["name"]):
+                self.assertEqual(
+                    self.verdict(case["token"], shared["keys"], case["plugin"], case["instance"], case["release_date"],
+                                 case["now"], case["not_before_time"]), (case["expect"], case["days_left"]))
+        self.assertEqual({case["expect"] for case in shared["cases"]}, {
+            "valid", "warning", "grace", "missing", "malformed", "unknown_key", "bad_signature", "unsupported",
+            "wrong_plugin", "wrong_instance", "update_not_covered", "clock_not_set", "not_yet_valid", "expired"})
+
+    def test_json_that_parsers_may_read_differently_is_malformed(self):
+        usual = json.dumps(CLAIMS)
+        self.assertEqual(self.verdict(sign(usual.encode())), ("valid", None))
+        self.assertEqual(self.verdict(sign(b" " + usual.encode() + b"\r\n\t")), ("valid", None))
+        deep = lambda levels: "[" * levels + "]" * levels  # noqa: E731
+        for more, expected in {
+            '"x":1.5,"y":-0,"z":1e300': "valid", '"x":null,"y":[true,{"a":{}}]': "valid", f'"x":{deep(126)}': "valid",
+            r'"x":"[[\\\"{","y":"\ud83d\ude00"': "valid", '"constructor":1,"__proto__":{"exp":"x"}': "valid",
+            f'"x":{deep(127)}': "malformed", f'"x":{deep(2500)}': "malformed", '"x":' + "[" * 5000: "malformed",
+            '"x":1,"x":1': "malformed", r'"x":1,"\u0078":1': "malformed", '"x":[{"y":1,"y":2}]': "malformed", '"aud":"bench"': "malformed",
+            '"x":NaN': "malformed", '"x":-Infinity': "malformed", '"x":1e999': "malformed", f'"x":{"9" * 400}': "malformed",
+            f'"x":{"9" * 5000}': "malformed", '"x":01': "malformed", '"x":"\t"': "malformed", r'"x":"\ud800"': "malformed",
+            r'"\udfff":1': "malformed", '"x":1,': "malformed", '"x":\'1\'': "malformed",
+            '"grace_days":1.0': "malformed", '"grace_days":-0': "malformed", '"grace_days":1e1': "malformed",
+            '"grace_days":true': "malformed", '"lim2":{},"sub2":null': "valid", '"exp":null': "malformed",
+            '"exp":"2026-02-30T00:00:00Z"': "malformed", '"exp":"2027-01-01T24:00:00Z"': "malformed",
+            '"exp":"2027-01-01T00:00:60Z"': "malformed", '"exp":"2027-01-01T00:00:00.0Z"': "malformed",
+            '"exp":"2027-01-01"': "malformed", '"exp":"0000-01-01T00:00:00Z"': "malformed",
+            '"exp":"2027-01-01T00:00:00Z\\n"': "malformed", '"exp":"\u0662027-01-01T00:00:00Z"': "malformed",
+            '"upd":["2027-01-01"]': "malformed", '"upd":"2027-1-1"': "malformed", '"crit":["__proto__"]': "unsupported",
+            '"crit":"exp"': "malformed", '"nbf":0': "malformed", f'"grace_days":{2**53}': "malformed",
+        }.items():
+            with self.subTest(more[:40]):
+                self.assertEqual(self.verdict(sign(f"{usual[:-1]},{more}}}".encode()))[0], expected)
+        for payload in (b"", b"[]", b"null", b"\xef\xbb\xbf" + usual.encode(), usual.encode() + b"\xff", usual.encode() * 2,
+                        usual.replace('"v": 1', '"v": 1.0').encode(), usual.replace('"v": 1', '"v": true').encode()):
+            with self.subTest(payload[:40]):
+                self.assertEqual(self.verdict(sign(payload))[0], "malformed")
+        for footer in (b"", b"{}", b'{"kid":1}', b'{"kid":"k-1","x":[]}', b'{"kid":"k-1","kid":"k-1"}', b'{"kid":"k 1"}',
+                       b'{"kid":"k-1\n"}', b'["k-1"]', b"[" * 250, b'{"kid":"k-1","x":"' + b"x" * 250 + b'"}'):
+            with self.subTest(footer[:40]):
+                self.assertEqual(self.verdict(sign({}, footer))[0], "malformed")
+
+    def test_a_mutated_token_is_refused_and_never_breaks_anything(self):
+        chance, token = random.Random(4), sign({"exp": "2027-01-01T00:00:00Z", "x": [1.5, {"y": None}]})
+        pieces = [*"AZaz09-_=+/.{}[]:,\"\\ \n\0", "é", "\ud800", "v4.public.", "[" * 200, "1e999", "NaN", '"v":1,', token]
+
+        def mutated(text):
+            for _ in range(chance.choice((1, 1, 1, 2, 8))):
+                at = chance.randrange(len(text) + 1)
+                text = text[:at] + chance.choice(["", *pieces]) + text[at + chance.choice((0, 0, 1, 1, 1, 5, len(text))):]
+            return text
+
+        payload = plugrack._split_token(token)[0].decode()
+        codes = set()
+        for _ in range(3000):
+            text = mutated(token)
+            if text.strip(" \t\n\f\r") != token:
+                self.assertNotIn(self.verdict(text)[0], ("valid", "warning", "grace"), text)
+            # Behind the signature as well, which the vendor's mistakes pass.
+            codes.add(self.verdict(sign(mutated(payload).encode("utf-8", "surrogatepass")))[0])
+        self.assertLessEqual({"valid", "malformed"}, codes)
+
+    def test_a_keyring_or_a_date_that_is_none_is_the_authors_error(self):
+        key = public_key()
+        for keyring in ({"k-1": key[:-1]}, {"k-1": key + "A"}, {"k-1": key + "="}, {"k-1": key.replace("public", "secret")},
+                        {"k-1": None}, {"": key}, {"k 1": key}, {"k" * 65: key}, {"k-1": key, "k-2": "k4.public."}):
+            with self.subTest(keyring), self.assertRaisesRegex(ValueError, "plugrack license keygen"):
+                plugrack.Plugin(id="a", name="A", version="1", icon="a", route="/a", license_keys=keyring)
+        for date in ("2026-02-30", "2026-3-1", "today", "2026-03-01T00:00:00Z"):
+            with self.subTest(date), self.assertRaisesRegex(ValueError, "release date"):
+                plugrack.Plugin(id="a", name="A", version="1", icon="a", route="/a", license_keys={}, release_date=date)
+        with self.assertRaisesRegex(ValueError, "YYYY-MM-DDTHH:MM:SSZ"):
+            plugrack.verify_license(None, {}, "a", INSTANCE, not_before_time="2026-03-01")
+
+    def test_a_key_without_a_keyring_of_its_own_is_not_asked(self):
+        self.assertEqual(self.verdict(sign({}), {"k-2": public_key()}), ("unknown_key", None))
+        self.assertEqual(plugrack.verify_license(sign({}), self.keyring, "bench", INSTANCE).features, {"export"})
+
+    def launch_licensed(self):
+        return self.launch(LICENSED.replace("KEYRING", repr(self.keyring)))
+
+    def test_a_plugin_with_a_licence_runs_and_knows_what_is_granted(self):
+        process = self.launch_licensed()
+        connection, reply = process.init(license=sign({}) + "\n", not_before_time="2026-06-01T00:00:00Z")
+        self.assertEqual(reply[0], {"type": "ready", "id": 1})
+        self.assertEqual(connection.get("/")[1], b"Customer")
+        self.assertEqual(process.log(), "granted ['export'] {'users': 25} valid\n")
+
+    def test_a_plugin_without_one_says_why_in_one_line_and_exits(self):
+        for code, exit_code, fields in (
+            ("missing", 78, {}),
+            ("missing", 78, {"license": " \n"}),
+            ("wrong_instance", 78, {"license": sign({"inst": ["another"]})}),
+            ("update_not_covered", 78, {"license": sign({"upd": "2026-02-28"})}),
+            ("expired", 78, {"license": sign({"exp": "9000-01-01T00:00:00Z"}), "not_before_time": "9000-01-01T00:00:00Z"}),
+            ("clock_not_set", 75, {"license": sign({"iat": "9000-01-01T00:00:00Z"})}),
+        ):
+            with self.subTest(code):
+                process = self.launch_licensed()
+                connection, (reply, _) = process.init(**fields)
+                self.assertEqual((reply["type"], reply["code"]), ("error", code))
+                self.assertRegex(reply["message"], f"^licence: {code}: .+$")
+                self.assertIsNone(connection.receive())
+                self.assertEqual(process.wait(), exit_code)
+                self.assertEqual(process.log(), reply["message"] + "\n")
+
+    def test_where_cryptography_is_missing_the_plugin_says_so(self):
+        (self.directory / "cryptography.py").write_text("raise ImportError('not here')", "utf-8")
+        process = self.launch_licensed()
+        _, (reply, _) = process.init(license=sign({}))
+        self.assertEqual(reply["code"], "unsupported")
+        self.assertIn("apt install python3-cryptography", reply["message"])
+        self.assertEqual(process.wait(), 78)
+        self.assertEqual(process.log(), reply["message"] + "\n")
 
 
 if __name__ == "__main__":
