@@ -42,6 +42,7 @@ run: examples ## build everything, put the examples in place, run the host
 	@echo "    ./target/release/plugrack --data $(DATA) list"
 	@echo
 	@command -v node >/dev/null || echo "(node is not installed, so the example clock will be refused)"
+	@echo "(the examples licensed-rust and licensed-python wait for a licence: docs/licensing.md)"
 	@echo "Ctrl-C stops it; what it keeps is in $(DATA)."
 	@echo
 	@exec ./target/release/plugrack serve --data $(DATA) --listen $(LISTEN)
@@ -53,10 +54,10 @@ examples: ## build everything, put the examples in $(DATA)/plugins
 	@mkdir -p $(DATA)/plugins
 	@cp target/release/hello $(DATA)/plugins/hello.new && mv $(DATA)/plugins/hello.new $(DATA)/plugins/hello
 	@cp target/release/licensed-rust $(DATA)/plugins/licensed-rust.new && mv $(DATA)/plugins/licensed-rust.new $(DATA)/plugins/licensed-rust
-	@for example in notes clock counter; do \
+	@for example in notes clock counter licensed-python; do \
 		mkdir -p $(DATA)/plugins/$$example && cp -R plugins-examples/$$example/. $(DATA)/plugins/$$example/ || exit 1; \
 	done
-	@cp src/sdk/plugrack.py $(DATA)/plugins/notes/
+	@for example in notes licensed-python; do cp src/sdk/plugrack.py $(DATA)/plugins/$$example/ || exit 1; done
 	@cp src/sdk/plugrack.mjs $(DATA)/plugins/clock/
 
 release: ## one statically linked executable, $(DIST)/plugrack, and the example hello likewise
@@ -101,11 +102,13 @@ bench: ## measure against nginx in one interleaved run; QUICK=1 for a short one
 	$(CARGO) build --release --locked --package hello
 	$(PYTHON) tests/bench/run.py
 
-# The tests of the Node SDK need node 18 or later, those of a supervised host need runit; what is missing is installed where we may.
+# The tests of the Node SDK need node 18 or later, those of licences in Python the package cryptography, those of a supervised
+# host runit; what is missing is installed where we may.
 test-tools:
 	@missing=; \
 	command -v node >/dev/null || missing="$$missing nodejs"; \
 	command -v runsv >/dev/null || missing="$$missing runit"; \
+	$(PYTHON) -c 'import cryptography' 2>/dev/null || missing="$$missing python3-cryptography"; \
 	test -z "$$missing" || { \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 			apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; \

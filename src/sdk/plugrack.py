@@ -765,10 +765,10 @@ def _read_footer(footer: bytes) -> str:
         raise ValueError(f"its footer has more than {_MAX_FOOTER} bytes")
     fields = _strict_json(footer, "its footer")
     kid = fields.get("kid")
-    if any(isinstance(value, (dict, list)) for value in fields.values()) or not _is_text(kid) or not _KID.fullmatch(kid):
-        raise ValueError("its footer does not name a key")
-    name: str = kid
-    return name
+    flat = not any(isinstance(value, (dict, list)) for value in fields.values())
+    if flat and isinstance(kid, str) and _KID.fullmatch(kid):
+        return kid
+    raise ValueError("its footer does not name a key")
 
 
 def _read_claims(payload: bytes) -> Dict[str, Any]:
@@ -1058,8 +1058,8 @@ class Plugin:
 
     def _serve_init(self, wire: _Wire, head: Dict[str, Any]) -> bool:
         try:
-            fields = {name: head.get(name) for name in Context._fields if name != "granted"}
-            self.context = self._licensed(Context(**fields))
+            told = [head.get(name) for name in Context._fields[:-1]]  # `granted` is not for the host to say
+            self.context = self._licensed(Context._make([*told, None]))
             self._handle_init(self.context)
         except Exception as error:
             if isinstance(error, Refuse):

@@ -483,7 +483,7 @@ class FrameTest(TestCase):
 
 class LifeTest(TestCase):
     def test_metadata_of_the_examples(self):
-        for name in ("notes", "counter"):
+        for name in ("notes", "counter", "licensed-python"):
             with self.subTest(name):
                 shutil.copy(str(EXAMPLES / name / "plugin"), str(self.directory))
                 shutil.copy(str(SDK), str(self.directory))
@@ -1203,6 +1203,43 @@ class LicenseTest(TestCase):
         self.assertIn("apt install python3-cryptography", reply["message"])
         self.assertEqual(process.wait(), 78)
         self.assertEqual(process.log(), reply["message"] + "\n")
+
+
+class LicensedPythonTest(TestCase):
+    KEY = json.loads((EXAMPLES / "licensed-python" / "demo.key").read_text("utf-8"))
+
+    def token(self, **claims):
+        private = base64.urlsafe_b64decode(self.KEY["secret"].replace("k4.secret.", "") + "==")[:32]
+        return sign({"aud": "licensed-python", **claims}, json.dumps({"kid": self.KEY["kid"]}).encode(),
+                    key=Ed25519PrivateKey.from_private_bytes(private))
+
+    def members(self, **claims):
+        """The example with such a licence, and what asks it."""
+        _, connection = self.start(EXAMPLES / "licensed-python" / "plugin", self.store(), license=self.token(**claims))
+
+        def ask(path, **options):
+            head, body = connection.get(path, **options)
+            return head["status"], body.decode()
+        return ask
+
+    def test_the_limit_and_the_feature_are_those_of_the_licence(self):
+        ask = self.members(exp="9000-01-01T00:00:00Z", lim={"members": 2})
+        for name, status in (("Ada", 201), ("", 400), ("Grace", 201), ("Edsger", 403), ("Ada", 201)):
+            self.assertEqual(ask("/", body=urlencode({"name": name}).encode(), method="POST")[0], status, name)
+        self.assertEqual(ask("/"), (200, "Licensed to Customer until 9000-01-01T00:00:00Z: 2 of 2 members.\n  Ada\n  Grace\n"))
+        self.assertEqual(ask("/export"), (200, '["Ada","Grace"]'))
+        self.assertEqual(ask("/other")[0], 404)
+
+    def test_without_the_feature_it_does_not_export(self):
+        ask = self.members(feat=[], lim={})
+        self.assertEqual(ask("/")[1], "Licensed to Customer without an end: 0 of 3 members.\n")
+        self.assertEqual(ask("/export"), (403, "The licence does not include the feature export.\n"))
+
+    def test_without_a_licence_it_does_not_run(self):
+        process = self.launch(EXAMPLES / "licensed-python" / "plugin")
+        self.assertEqual(process.init()[1][0]["code"], "missing")
+        self.assertEqual(process.wait(), 78)
+        self.assertIn("plugrack license set licensed-python TOKEN", process.log())
 
 
 if __name__ == "__main__":
