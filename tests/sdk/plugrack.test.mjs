@@ -920,9 +920,9 @@ describe('licences', () => {
 
   check('every shared vector has its verdict', () => {
     const { keys, cases } = vectors('licenses.json');
-    for (const { name, token, plugin, instance, release_date, now, not_before_time, expect, days_left } of cases) {
-      const place = { keyring: keys, pluginId: plugin, instanceId: instance, releaseDate: release_date, notBeforeTime: not_before_time };
-      assert.deepEqual(verdict(token, { ...place, now }), [expect, days_left], name);
+    for (const { name, token, plugin, instance, release_date: releaseDate, now, not_before_time: notBeforeTime, ...said } of cases) {
+      const options = { keyring: keys, pluginId: plugin, instanceId: instance, releaseDate, now, notBeforeTime };
+      assert.deepEqual(verdict(token, options), [said.expect, said.days_left], name);
     }
     assert.deepEqual([...new Set(cases.map(({ expect }) => expect))].sort(), [
       'bad_signature', 'clock_not_set', 'expired', 'grace', 'malformed', 'missing', 'not_yet_valid', 'unknown_key', 'unsupported',
@@ -1009,9 +1009,9 @@ describe('licences', () => {
   });
 
   const licensed = (dir) => {
-    const options = `{ licenseKeys: ${JSON.stringify(keyring)}, releaseDate: '2026-03-01', `;
-    const show = "if (context.config.show) console.error(context.granted.customer, [...context.granted.features], context.granted.limits.get('users'));";
-    const text = FIXTURE.replace('new Plugin({ ', `new Plugin(${options}`).replace('if (context.config.show) console.error(JSON.stringify(context));', show);
+    const options = `licenseKeys: ${JSON.stringify(keyring)}, releaseDate: '2026-03-01', `;
+    const shown = "context.granted.customer, [...context.granted.features], context.granted.limits.get('users')";
+    const text = FIXTURE.replace('new Plugin({ ', `new Plugin({ ${options}`).replace('JSON.stringify(context)', shown);
     writeFileSync(join(dir, 'plugin.mjs'), text);
   };
 
@@ -1040,6 +1040,15 @@ describe('licences', () => {
       assert.equal(await plugin.exit, exit, code);
       assert.equal(plugin.log, `${head.message}\n`);
     }
+  });
+
+  check("the page's plugin works when copied", async (t) => {
+    const page = readFileSync(join(ROOT, 'docs/licensing.md'), 'utf8');
+    const text = page.split('```js\n')[1].split('```')[0].replace('k4.public.…', publicKey);
+    const plugin = start(t, { install: (dir) => writeFileSync(join(dir, 'plugin.mjs'), text) });
+    const { wire } = await plugin.init({}, { license: sign({ aud: 'report', feat: [] }, '{"kid":"acme-2026a"}') });
+    assert.equal(await wire.text('/'), 'Licensed to Customer, for 25 users.\n');
+    assert.equal((await wire.get('/export')).status, 403);
   });
 });
 

@@ -1103,25 +1103,27 @@ class LicenseTest(TestCase):
         self.assertEqual(self.verdict(sign(usual.encode())), ("valid", None))
         self.assertEqual(self.verdict(sign(b" " + usual.encode() + b"\r\n\t")), ("valid", None))
         deep = lambda levels: "[" * levels + "]" * levels  # noqa: E731
-        for more, expected in {
-            '"x":1.5,"y":-0,"z":1e300': "valid", '"x":null,"y":[true,{"a":{}}]': "valid", f'"x":{deep(126)}': "valid",
-            r'"x":"[[\\\"{","y":"\ud83d\ude00"': "valid", '"constructor":1,"__proto__":{"exp":"x"}': "valid",
-            f'"x":{deep(127)}': "malformed", f'"x":{deep(2500)}': "malformed", '"x":' + "[" * 5000: "malformed",
-            '"x":1,"x":1': "malformed", r'"x":1,"\u0078":1': "malformed", '"x":[{"y":1,"y":2}]': "malformed", '"aud":"bench"': "malformed",
-            '"x":NaN': "malformed", '"x":-Infinity': "malformed", '"x":1e999': "malformed", f'"x":{"9" * 400}': "malformed",
-            f'"x":{"9" * 5000}': "malformed", '"x":01': "malformed", '"x":"\t"': "malformed", r'"x":"\ud800"': "malformed",
-            r'"\udfff":1': "malformed", '"x":1,': "malformed", '"x":\'1\'': "malformed",
-            '"grace_days":1.0': "malformed", '"grace_days":-0': "malformed", '"grace_days":1e1': "malformed",
-            '"grace_days":true': "malformed", '"lim2":{},"sub2":null': "valid", '"exp":null': "malformed",
-            '"exp":"2026-02-30T00:00:00Z"': "malformed", '"exp":"2027-01-01T24:00:00Z"': "malformed",
-            '"exp":"2027-01-01T00:00:60Z"': "malformed", '"exp":"2027-01-01T00:00:00.0Z"': "malformed",
-            '"exp":"2027-01-01"': "malformed", '"exp":"0000-01-01T00:00:00Z"': "malformed",
-            '"exp":"2027-01-01T00:00:00Z\\n"': "malformed", '"exp":"\u0662027-01-01T00:00:00Z"': "malformed",
-            '"upd":["2027-01-01"]': "malformed", '"upd":"2027-1-1"': "malformed", '"crit":["__proto__"]': "unsupported",
-            '"crit":"exp"': "malformed", '"nbf":0': "malformed", f'"grace_days":{2**53}': "malformed",
-        }.items():
-            with self.subTest(more[:40]):
-                self.assertEqual(self.verdict(sign(f"{usual[:-1]},{more}}}".encode()))[0], expected)
+        table = {
+            "valid": [
+                '"x":1.5,"y":-0,"z":1e300', '"x":null,"y":[true,{"a":{}}]', f'"x":{deep(126)}', '"lim2":{},"sub2":null',
+                r'"x":"[[\\\"{","y":"\ud83d\ude00"', '"constructor":1,"__proto__":{"exp":"x"}',
+            ],
+            "malformed": [
+                f'"x":{deep(127)}', f'"x":{deep(2500)}', '"x":' + "[" * 5000, '"x":1,"x":1', r'"x":1,"\u0078":1',
+                '"x":[{"y":1,"y":2}]', '"aud":"bench"', '"x":NaN', '"x":-Infinity', '"x":1e999', f'"x":{"9" * 400}',
+                f'"x":{"9" * 5000}', '"x":01', '"x":"\t"', r'"x":"\ud800"', r'"\udfff":1', '"x":1,', "\"x\":'1'",
+                '"grace_days":1.0', '"grace_days":-0', '"grace_days":1e1', '"grace_days":true', f'"grace_days":{2**53}',
+                '"exp":null', '"exp":"2026-02-30T00:00:00Z"', '"exp":"2027-01-01T24:00:00Z"',
+                '"exp":"2027-01-01T00:00:60Z"', '"exp":"2027-01-01T00:00:00.0Z"', '"exp":"2027-01-01"',
+                '"exp":"0000-01-01T00:00:00Z"', r'"exp":"2027-01-01T00:00:00Z\n"', r'"exp":"\u0662027-01-01T00:00:00Z"',
+                '"upd":["2027-01-01"]', '"upd":"2027-1-1"', '"crit":"exp"', '"nbf":0',
+            ],
+            "unsupported": ['"crit":["__proto__"]', '"crit":["toString"]'],
+        }
+        for expected, additions in table.items():
+            for more in additions:
+                with self.subTest(more[:40]):
+                    self.assertEqual(self.verdict(sign(f"{usual[:-1]},{more}}}".encode()))[0], expected)
         for payload in (b"", b"[]", b"null", b"\xef\xbb\xbf" + usual.encode(), usual.encode() + b"\xff", usual.encode() * 2,
                         usual.replace('"v": 1', '"v": 1.0').encode(), usual.replace('"v": 1', '"v": true').encode()):
             with self.subTest(payload[:40]):
@@ -1204,6 +1206,14 @@ class LicenseTest(TestCase):
         self.assertEqual(process.wait(), 78)
         self.assertEqual(process.log(), reply["message"] + "\n")
 
+    def test_the_page_s_plugin_works_when_copied(self):
+        page = (ROOT / "docs" / "licensing.md").read_text("utf-8")
+        plugin = page.split("```python\n")[1].split("```")[0].replace("k4.public.…", public_key())
+        token = sign({"aud": "report", "feat": []}, b'{"kid":"acme-2026a"}')
+        _, connection = self.start(plugin, license=token)
+        self.assertEqual(connection.get("/")[1], b"Licensed to Customer, for 25 users.\n")
+        self.assertEqual(connection.get("/export")[0]["status"], 403)
+
 
 class LicensedPythonTest(TestCase):
     KEY = json.loads((EXAMPLES / "licensed-python" / "demo.key").read_text("utf-8"))
@@ -1224,7 +1234,7 @@ class LicensedPythonTest(TestCase):
 
     def test_the_limit_and_the_feature_are_those_of_the_licence(self):
         ask = self.members(exp="9000-01-01T00:00:00Z", lim={"members": 2})
-        for name, status in (("Ada", 201), ("", 400), ("Grace", 201), ("Edsger", 403), ("Ada", 201)):
+        for name, status in (("Ada", 201), ("", 400), ("é" * 101, 400), ("Grace", 201), ("Edsger", 403), ("Ada", 201)):
             self.assertEqual(ask("/", body=urlencode({"name": name}).encode(), method="POST")[0], status, name)
         self.assertEqual(ask("/"), (200, "Licensed to Customer until 9000-01-01T00:00:00Z: 2 of 2 members.\n  Ada\n  Grace\n"))
         self.assertEqual(ask("/export"), (200, '["Ada","Grace"]'))
