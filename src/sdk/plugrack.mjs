@@ -1195,7 +1195,7 @@ function strictJson(bytes, what) {
     const text = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes);
     JSON.parse(text); // the grammar, on which the tokens rely
     const value = JSON.parse(text.replace(JSON_TOKEN, check));
-    if (isObject(value)) return Object.assign(Object.create(null), value);
+    if (isObject(value)) return value;
   } catch {
     // What it is to be told about is the same, whatever is wrong with it.
   }
