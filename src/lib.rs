@@ -5,13 +5,15 @@
 //!
 //! The rooms, from the bottom up; a file uses only the layers below its own:
 //!
-//! * words: [`protocol`]'s messages and metadata, `repeat`, `restart`, `route`, `text`
+//! * words: [`protocol`]'s messages and metadata, `license`, `repeat`, `restart`, `route`, `text`
 //! * one resource each: frames, `link`, `process`, `remains`, `guard`, `preflight`, `output`, `log_file`, `memory`, `room`, `store`,
 //!   `data_dir`, `handover`, `exchange`, `config`
 //! * the rack: `queue`, `worker`, `plugin`, `supervisor`, `discovery`, `rack`, `host`, `callback`
 //! * edges: `http`, `api`, `pages`, `client`
 //! * wiring: `server`, `cli`
 
+#[cfg(feature = "license")]
+pub mod license;
 pub mod protocol;
 pub mod sdk;
 

@@ -1,0 +1,792 @@
+//! Licences of proprietary plugins: the token, and whether it is good for a plugin on an instance at a time. No I/O and no clock.
+//!
+//! A token is a PASETO `v4.public` (Ed25519) whose payload is the claims and whose footer names the key; `docs/licensing.md` gives
+//! the form. [`verify`] is what a plugin asks, [`issue`] what its vendor does, and [`inspect`] tells people about a token.
+
+use jiff::SignedDuration;
+use jiff::civil;
+use pasetors::keys::{AsymmetricKeyPair, AsymmetricPublicKey, AsymmetricSecretKey, Generate};
+use pasetors::paserk::FormatAsPaserk;
+use pasetors::token::{Public, UntrustedToken};
+use pasetors::version4::{PublicToken, V4};
+use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Longest token in bytes: some 25 instances and 100 features, and an eighth of what the head of a frame holds.
+pub const MAX_TOKEN: usize = 8192;
+
+/// Longest footer in bytes. It is read before the signature is checked, and names a key, no more.
+pub const MAX_FOOTER: usize = 256;
+
+/// Longest name of a key, in characters.
+pub const MAX_KID: usize = 64;
+
+/// Longest grace in days: ten years. Who wants more wants a perpetual licence.
+pub const MAX_GRACE_DAYS: u16 = 3650;
+
+/// Largest limit: 2^53 − 1, the largest integer every JSON implementation holds exactly.
+pub const MAX_LIMIT: u64 = (1 << 53) - 1;
+
+/// From so many days before it expires a licence is worth a warning: time enough to buy another.
+pub const WARNING_DAYS: i64 = 30;
+
+/// How far in seconds a clock may be behind the time a licence was issued at: a day, so that a time zone taken for UTC does no harm.
+pub const CLOCK_SLACK: i64 = DAY;
+
+/// The version of the claims that this code knows.
+const VERSION: u64 = 1;
+
+/// Signed beside each token and not in it, so that nothing else that is signed with the key can pass for a licence.
+const ASSERTION: &[u8] = b"plugrack/plugin-licence/v1";
+
+/// In `inst`: every instance.
+const ANY_INSTANCE: &str = "*";
+
+/// The claims that this code knows, and that `crit` may name.
+const KNOWN: [&str; 14] =
+    ["v", "jti", "iss", "aud", "inst", "sub", "iat", "nbf", "exp", "grace_days", "upd", "feat", "lim", "crit"];
+
+/// Seconds of a day.
+const DAY: i64 = 86_400;
+
+/// A second of time in UTC, written `2026-09-26T12:00:00Z`, from the year 1 to 9999.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Time(civil::DateTime);
+
+/// A day, written `2026-09-26`, from the year 1 to 9999.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Date(civil::Date);
+
+/// Text that is no time, or no date.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not of the form {form}")]
+pub struct NoTime {
+    text: String,
+    form: &'static str,
+}
+
+impl Time {
+    /// Seconds from this time to a later one; negative to an earlier one.
+    #[must_use]
+    pub fn seconds_until(self, later: Self) -> i64 {
+        later.0.duration_since(self.0).as_secs()
+    }
+
+    /// The time so many seconds on, or the nearest that can be written.
+    #[must_use]
+    pub fn plus_seconds(self, seconds: i64) -> Self {
+        let last = Self(civil::datetime(9999, 12, 31, 23, 59, 59, 0));
+        let first = Self(civil::datetime(1, 1, 1, 0, 0, 0, 0));
+        let end = if seconds < 0 { first } else { last };
+        self.0.checked_add(SignedDuration::from_secs(seconds)).map_or(end, |time| Self(time).clamp(first, last))
+    }
+}
+
+/// Whole seconds; what lies beyond the years that can be written is the nearest that can.
+impl From<SystemTime> for Time {
+    fn from(time: SystemTime) -> Self {
+        let epoch = Self(civil::datetime(1970, 1, 1, 0, 0, 0, 0));
+        let seconds = |time: std::time::Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+        match time.duration_since(UNIX_EPOCH) {
+            Ok(after) => epoch.plus_seconds(seconds(after)),
+            Err(before) => epoch.plus_seconds(-seconds(before.duration())),
+        }
+    }
+}
+
+impl From<Date> for Time {
+    /// Its first second.
+    fn from(date: Date) -> Self {
+        Self(date.0.at(0, 0, 0, 0))
+    }
+}
+
+/// Whether text has the form of a pattern, in which `0` is any digit and all else itself.
+fn has_form(text: &str, pattern: &str) -> bool {
+    let fits = |(have, want): (u8, u8)| if want == b'0' { have.is_ascii_digit() } else { have == want };
+    text.len() == pattern.len() && text.bytes().zip(pattern.bytes()).all(fits) && !text.starts_with("0000")
+}
+
+impl FromStr for Time {
+    type Err = NoTime;
+
+    fn from_str(text: &str) -> Result<Self, NoTime> {
+        let read = || has_form(text, "0000-00-00T00:00:00Z").then(|| text.trim_end_matches('Z').parse().ok().map(Self))?;
+        // The sixtieth second is read as the one before: no other text is this time's.
+        let time = read().filter(|time| time.to_string() == text);
+        time.ok_or_else(|| NoTime { text: text.to_owned(), form: "YYYY-MM-DDTHH:MM:SSZ" })
+    }
+}
+
+impl FromStr for Date {
+    type Err = NoTime;
+
+    fn from_str(text: &str) -> Result<Self, NoTime> {
+        let read = || has_form(text, "0000-00-00").then(|| text.parse().ok().map(Self))?;
+        read().ok_or_else(|| NoTime { text: text.to_owned(), form: "YYYY-MM-DD" })
+    }
+}
+
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}Z", self.0)
+    }
+}
+
+impl fmt::Display for Date {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+impl TryFrom<String> for Time {
+    type Error = NoTime;
+
+    fn try_from(text: String) -> Result<Self, NoTime> {
+        text.parse()
+    }
+}
+
+impl TryFrom<String> for Date {
+    type Error = NoTime;
+
+    fn try_from(text: String) -> Result<Self, NoTime> {
+        text.parse()
+    }
+}
+
+impl From<Time> for String {
+    fn from(time: Time) -> Self {
+        time.to_string()
+    }
+}
+
+impl From<Date> for String {
+    fn from(date: Date) -> Self {
+        date.to_string()
+    }
+}
+
+/// What a licence says.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Claims {
+    /// The version of the claims: 1.
+    pub v: u64,
+    /// The licence's own id.
+    pub jti: String,
+    /// Who issued it.
+    pub iss: String,
+    /// The plugin's id.
+    pub aud: String,
+    /// The ids of the instances it is for; `*` is every one.
+    pub inst: Vec<String>,
+    /// The customer.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    pub sub: Option<String>,
+    /// When it was issued.
+    pub iat: Time,
+    /// From when on it is good.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    pub nbf: Option<Time>,
+    /// When it expires; never, when absent.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    pub exp: Option<Time>,
+    /// For how many days after that the plugin still runs, at most [`MAX_GRACE_DAYS`].
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub grace_days: u16,
+    /// The last release date of the plugin it is for; every one, when absent.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    pub upd: Option<Date>,
+    /// What is switched on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub feat: Vec<String>,
+    /// Limits by name, each at most [`MAX_LIMIT`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub lim: BTreeMap<String, u64>,
+}
+
+/// JSON in which no object has two members of one name: readers do not agree on which of them counts.
+struct Strict(Value);
+
+impl<'de> Deserialize<'de> for Strict {
+    fn deserialize<D: Deserializer<'de>>(value: D) -> Result<Self, D::Error> {
+        value.deserialize_any(StrictVisitor).map(Self)
+    }
+}
+
+struct StrictVisitor;
+
+impl<'de> Visitor<'de> for StrictVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(Strict(item)) = items.next_element()? {
+            list.push(item);
+        }
+        Ok(list.into())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
+        let mut object = Map::new();
+        while let Some((name, Strict(value))) = members.next_entry::<String, Strict>()? {
+            if object.insert(name, value).is_some() {
+                return Err(A::Error::custom("a name is there twice"));
+            }
+        }
+        Ok(object.into())
+    }
+}
+
+/// Reads a JSON object; gives what is wrong with it otherwise.
+fn object(json: &[u8]) -> Result<Map<String, Value>, String> {
+    match serde_json::from_slice(json) {
+        Ok(Strict(Value::Object(object))) => Ok(object),
+        Ok(_) => Err("it is not an object".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// A claim that is there, so that `null` is as wrong as any other type.
+fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(value: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(value).map(Some)
+}
+
+fn is_zero(days: &u16) -> bool {
+    *days == 0
+}
+
+impl Claims {
+    /// Reads a payload: first its version, then what it says to be critical, then the rest, of which a later version may have another form.
+    fn parse(payload: &[u8]) -> Result<Self, Refusal> {
+        let object = object(payload).map_err(|error| malformed(&format!("its claims: {error}")))?;
+        let version = object.get("v").ok_or_else(|| malformed("it has no version"))?;
+        if !version.is_u64() && !version.is_i64() {
+            return Err(malformed("its version is not an integer"));
+        }
+        if version != VERSION {
+            let what = format!(
+                "it is of version {version}, and this plugin knows version {VERSION}: install a newer plugin, or ask the vendor for a licence of that version"
+            );
+            return Err(Refusal::new(Code::Unsupported, what));
+        }
+        let critical = object.get("crit").map_or(Ok(Vec::new()), |names| serde_json::from_value::<Vec<String>>(names.clone()));
+        let critical = critical.map_err(|_| malformed("crit is not a list of names"))?;
+        if let Some(name) = critical.iter().find(|name| !KNOWN.contains(&name.as_str())) {
+            let what =
+                format!("it says {name:?}, which this plugin does not know and must not pass over: install a newer plugin");
+            return Err(Refusal::new(Code::Unsupported, what));
+        }
+        let claims: Self = serde_json::from_value(object.into()).map_err(|error| malformed(&format!("its claims: {error}")))?;
+        claims.check_bounds().map_err(|reason| malformed(&reason))?;
+        Ok(claims)
+    }
+
+    fn check_bounds(&self) -> Result<(), String> {
+        if self.grace_days > MAX_GRACE_DAYS {
+            return Err(format!("a grace of {} days is over the limit of {MAX_GRACE_DAYS}", self.grace_days));
+        }
+        match self.lim.iter().find(|&(_, &limit)| limit > MAX_LIMIT) {
+            Some((name, limit)) => Err(format!("the limit {name:?} of {limit} is over {MAX_LIMIT}")),
+            None => Ok(()),
+        }
+    }
+
+    /// When the plugin stops: after the grace. `None` of a perpetual licence.
+    #[must_use]
+    pub fn ends(&self) -> Option<Time> {
+        self.exp.map(|exp| exp.plus_seconds(i64::from(self.grace_days) * DAY))
+    }
+
+    fn for_plugin(&self, id: &str) -> Result<(), Refusal> {
+        if self.aud == id {
+            return Ok(());
+        }
+        Err(Refusal::new(
+            Code::WrongPlugin,
+            format!("it is for the plugin {:?}, and this is {id:?}: set the licence of this plugin", self.aud),
+        ))
+    }
+
+    fn for_instance(&self, id: &str) -> Result<(), Refusal> {
+        if self.inst.iter().any(|inst| inst == id || inst == ANY_INSTANCE) {
+            return Ok(());
+        }
+        let what = format!(
+            "it is for the instance {}, and this is {id}: ask the vendor for a licence for this instance",
+            self.instances()
+        );
+        Err(Refusal::new(Code::WrongInstance, what))
+    }
+
+    /// The instances, the first few by name.
+    fn instances(&self) -> String {
+        const FEW: usize = 3;
+        let named: Vec<_> = self.inst.iter().take(FEW).map(|id| id.escape_debug().to_string()).collect();
+        match self.inst.len() {
+            0 => "of nobody".to_owned(),
+            all if all > FEW => format!("{} and {} more", named.join(", "), all - FEW),
+            _ => named.join(", "),
+        }
+    }
+
+    fn for_release(&self, released: Date) -> Result<(), Refusal> {
+        match self.upd {
+            Some(upd) if released > upd => {
+                let what = format!(
+                    "it covers releases up to {upd}, and this one is of {released}: install an older release, or ask the vendor for a licence that covers this one"
+                );
+                Err(Refusal::new(Code::UpdateNotCovered, what))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn clock(&self, now: Time) -> Result<(), Refusal> {
+        if self.iat.seconds_until(now) >= -CLOCK_SLACK {
+            return Ok(());
+        }
+        let what = format!("the clock says {now}, and the licence was issued at {}: set the clock of this machine", self.iat);
+        Err(Refusal::new(Code::ClockNotSet, what))
+    }
+
+    fn begun(&self, time: Time) -> Result<(), Refusal> {
+        match self.nbf {
+            Some(nbf) if time < nbf => Err(Refusal::new(
+                Code::NotYetValid,
+                format!("it is good from {nbf} on, and it is {time}: wait, or ask the vendor for another"),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn standing(&self, time: Time) -> Result<Standing, Refusal> {
+        let (Some(exp), Some(ends)) = (self.exp, self.ends()) else { return Ok(Standing::Valid) };
+        let days = |seconds: i64| u32::try_from((seconds + DAY - 1) / DAY).unwrap_or(u32::MAX);
+        let (left, grace) = (time.seconds_until(exp), time.seconds_until(ends));
+        if left > WARNING_DAYS * DAY {
+            Ok(Standing::Valid)
+        } else if left > 0 {
+            Ok(Standing::Warning { days_left: days(left) })
+        } else if grace > 0 {
+            Ok(Standing::Grace { days_left: days(grace) })
+        } else {
+            let grace = if self.grace_days > 0 { format!(", with its grace at {ends}") } else { String::new() };
+            Err(Refusal::new(Code::Expired, format!("it expired at {exp}{grace}: ask the vendor for a new one")))
+        }
+    }
+}
+
+/// Why a licence is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Code {
+    /// There is none.
+    Missing,
+    /// It is not of the form.
+    Malformed,
+    /// Signed with a key that the plugin does not have.
+    UnknownKey,
+    /// Not signed with the key it names, or changed since.
+    BadSignature,
+    /// Of a later version, or with a critical claim of one.
+    Unsupported,
+    /// For another plugin.
+    WrongPlugin,
+    /// For other instances.
+    WrongInstance,
+    /// The plugin was released later than the licence covers.
+    UpdateNotCovered,
+    /// By the machine's clock it has not been issued yet. Temporary.
+    ClockNotSet,
+    /// Its time has not come.
+    NotYetValid,
+    /// Its time is over, and so is the grace.
+    Expired,
+}
+
+impl Code {
+    /// All of them, in the order of the checks.
+    pub const ALL: [Self; 11] = [
+        Self::Missing,
+        Self::Malformed,
+        Self::UnknownKey,
+        Self::BadSignature,
+        Self::Unsupported,
+        Self::WrongPlugin,
+        Self::WrongInstance,
+        Self::UpdateNotCovered,
+        Self::ClockNotSet,
+        Self::NotYetValid,
+        Self::Expired,
+    ];
+
+    /// As the protocol spells it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Malformed => "malformed",
+            Self::UnknownKey => "unknown_key",
+            Self::BadSignature => "bad_signature",
+            Self::Unsupported => "unsupported",
+            Self::WrongPlugin => "wrong_plugin",
+            Self::WrongInstance => "wrong_instance",
+            Self::UpdateNotCovered => "update_not_covered",
+            Self::ClockNotSet => "clock_not_set",
+            Self::NotYetValid => "not_yet_valid",
+            Self::Expired => "expired",
+        }
+    }
+
+    /// Whether it may pass without another licence.
+    #[must_use]
+    pub fn is_temporary(self) -> bool {
+        self == Self::ClockNotSet
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Why a licence is not taken, and what to do about it. Its text is the one line that a plugin logs.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("licence: {code}: {what}")]
+pub struct Refusal {
+    /// Which check failed.
+    pub code: Code,
+    /// What to do, in a sentence that never holds the token.
+    pub what: String,
+}
+
+impl Refusal {
+    fn new(code: Code, what: String) -> Self {
+        Self { code, what }
+    }
+}
+
+fn missing() -> Refusal {
+    Refusal::new(Code::Missing, "this plugin needs a licence: ask its vendor for one for this instance".to_owned())
+}
+
+/// The reason may quote what was read: no more than the beginning of it is shown.
+fn malformed(reason: &str) -> Refusal {
+    const SHOWN: usize = 160;
+    let reason: String = reason.chars().take(SHOWN).collect();
+    let what =
+        format!("this is no licence ({}): copy the whole of it again, or ask the vendor for another", reason.escape_debug());
+    Refusal::new(Code::Malformed, what)
+}
+
+/// How good a licence is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// For more than [`WARNING_DAYS`], or for ever.
+    Valid,
+    /// It expires soon.
+    Warning {
+        /// Days until it expires, rounded up.
+        days_left: u32,
+    },
+    /// It has expired, and the plugin still runs.
+    Grace {
+        /// Days until the grace is over, rounded up.
+        days_left: u32,
+    },
+}
+
+/// A licence that is good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct License {
+    /// What it says.
+    pub claims: Claims,
+    /// How long it still is.
+    pub standing: Standing,
+}
+
+impl License {
+    /// Whether a feature is switched on.
+    #[must_use]
+    pub fn has(&self, feature: &str) -> bool {
+        self.claims.feat.iter().any(|have| have == feature)
+    }
+
+    /// A limit, where the licence has it.
+    #[must_use]
+    pub fn limit(&self, name: &str) -> Option<u64> {
+        self.claims.lim.get(name).copied()
+    }
+}
+
+/// Text that is no key, or no name of one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoKey {
+    /// A name that no key can have.
+    #[error("{0:?} is no name of a key: 1–{MAX_KID} characters of A–Z a–z 0–9 . _ -")]
+    Kid(String),
+    /// Not a public key.
+    #[error("the key {0} is not a public key of the form k4.public.…")]
+    Public(String),
+    /// Not a private key. The text is not repeated.
+    #[error("the key {0} is not a private key of the form k4.secret.…")]
+    Secret(String),
+}
+
+/// Whether a key may have this name.
+#[must_use]
+pub fn is_kid(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    (1..=MAX_KID).contains(&text.len()) && text.bytes().all(allowed)
+}
+
+/// The vendor's public keys by their names: those in use, and older ones whose licences are still good.
+#[derive(Debug, Clone, Default)]
+pub struct Keyring(BTreeMap<String, AsymmetricPublicKey<V4>>);
+
+impl Keyring {
+    /// A keyring without keys.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a key: its name, and its text `k4.public.…` as `plugrack license keygen` prints them.
+    ///
+    /// # Errors
+    /// When one of the two is not of its form.
+    pub fn with(mut self, kid: &str, public: &str) -> Result<Self, NoKey> {
+        if !is_kid(kid) {
+            return Err(NoKey::Kid(kid.to_owned()));
+        }
+        let key = AsymmetricPublicKey::try_from(public).map_err(|_| NoKey::Public(kid.to_owned()))?;
+        self.0.insert(kid.to_owned(), key);
+        Ok(self)
+    }
+}
+
+/// A vendor's private key and its name.
+#[derive(Clone)]
+pub struct SigningKey {
+    kid: String,
+    secret: AsymmetricSecretKey<V4>,
+}
+
+impl SigningKey {
+    /// A new key, or `None` where the system gives no random bytes.
+    ///
+    /// # Errors
+    /// When no key can have this name.
+    pub fn generate(kid: &str) -> Result<Option<Self>, NoKey> {
+        if !is_kid(kid) {
+            return Err(NoKey::Kid(kid.to_owned()));
+        }
+        let pair = AsymmetricKeyPair::<V4>::generate().ok();
+        Ok(pair.map(|pair| Self { kid: kid.to_owned(), secret: pair.secret }))
+    }
+
+    /// A key from its name and its text `k4.secret.…`.
+    ///
+    /// # Errors
+    /// When one of the two is not of its form.
+    pub fn parse(kid: &str, secret: &str) -> Result<Self, NoKey> {
+        if !is_kid(kid) {
+            return Err(NoKey::Kid(kid.to_owned()));
+        }
+        let secret = AsymmetricSecretKey::try_from(secret).map_err(|_| NoKey::Secret(kid.to_owned()))?;
+        Ok(Self { kid: kid.to_owned(), secret })
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn kid(&self) -> &str {
+        &self.kid
+    }
+
+    /// Its text `k4.secret.…`, which nobody but the vendor may see.
+    #[must_use]
+    pub fn secret(&self) -> String {
+        paserk(&self.secret)
+    }
+
+    /// The text `k4.public.…` of its public half.
+    #[must_use]
+    pub fn public(&self) -> String {
+        AsymmetricPublicKey::try_from(&self.secret).map_or_else(|_| String::new(), |key| paserk(&key))
+    }
+}
+
+/// Without the key.
+impl fmt::Debug for SigningKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SigningKey").field("kid", &self.kid).finish_non_exhaustive()
+    }
+}
+
+fn paserk(key: &impl FormatAsPaserk) -> String {
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    key.fmt(&mut text).unwrap_or_default();
+    text
+}
+
+/// Why a licence cannot be issued.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotIssued {
+    /// Out of bounds.
+    #[error("{0}")]
+    Bounds(String),
+    /// Too long.
+    #[error("the licence has {0} bytes, over the limit of {MAX_TOKEN}: name fewer instances, features or limits")]
+    TooLong(usize),
+    /// The library refused to sign.
+    #[error("the licence cannot be signed")]
+    Signing,
+}
+
+/// The token of some claims.
+///
+/// # Errors
+/// When the claims are out of bounds, or the token would be too long.
+pub fn issue(claims: &Claims, key: &SigningKey) -> Result<String, NotIssued> {
+    claims.check_bounds().map_err(NotIssued::Bounds)?;
+    let payload = serde_json::to_vec(claims).map_err(|_| NotIssued::Signing)?;
+    let footer = serde_json::json!({ "kid": key.kid }).to_string();
+    let token =
+        PublicToken::sign(&key.secret, &payload, Some(footer.as_bytes()), Some(ASSERTION)).map_err(|_| NotIssued::Signing)?;
+    if token.len() > MAX_TOKEN { Err(NotIssued::TooLong(token.len())) } else { Ok(token) }
+}
+
+/// A token taken apart. Nothing of it can be trusted.
+struct Parts {
+    kid: String,
+    token: UntrustedToken<Public, V4>,
+}
+
+impl Parts {
+    fn parse(text: Option<&str>) -> Result<Self, Refusal> {
+        let text = text.unwrap_or_default().trim_ascii();
+        if text.is_empty() {
+            return Err(missing());
+        }
+        if text.len() > MAX_TOKEN {
+            return Err(malformed(&format!("it has {} bytes, over the limit of {MAX_TOKEN}", text.len())));
+        }
+        if !text.starts_with(PublicToken::HEADER) {
+            return Err(malformed("it does not begin with v4.public."));
+        }
+        let token = UntrustedToken::try_from(text).map_err(|_| malformed("a part of it is missing or not base64"))?;
+        let footer = token.untrusted_footer();
+        if footer.len() > MAX_FOOTER {
+            return Err(malformed(&format!("its footer has {} bytes, over the limit of {MAX_FOOTER}", footer.len())));
+        }
+        let footer = object(footer).map_err(|error| malformed(&format!("its footer: {error}")))?;
+        if footer.values().any(|value| value.is_object() || value.is_array()) {
+            return Err(malformed("its footer is not flat"));
+        }
+        match footer.get("kid").and_then(Value::as_str).filter(|kid| is_kid(kid)) {
+            Some(kid) => Ok(Self { kid: kid.to_owned(), token }),
+            None => Err(malformed("its footer names no key")),
+        }
+    }
+
+    fn key<'a>(&self, keyring: &'a Keyring) -> Result<&'a AsymmetricPublicKey<V4>, Refusal> {
+        keyring.0.get(&self.kid).ok_or_else(|| {
+            let what = format!("it is signed with the key {}, which this plugin does not have: install the plugin's newest release, or ask the vendor for another licence", self.kid);
+            Refusal::new(Code::UnknownKey, what)
+        })
+    }
+
+    fn signature(&self, key: &AsymmetricPublicKey<V4>) -> Result<(), Refusal> {
+        match PublicToken::verify(key, &self.token, None, Some(ASSERTION)) {
+            // The signature is looked at first; that the payload is no text is for those who read it.
+            Ok(_) | Err(pasetors::errors::Error::PayloadInvalidUtf8) => Ok(()),
+            Err(_) => {
+                let what = format!(
+                    "it was not signed with the key {}, or it was changed: copy the whole of it again, or ask the vendor for another",
+                    self.kid
+                );
+                Err(Refusal::new(Code::BadSignature, what))
+            }
+        }
+    }
+
+    fn claims(&self) -> Result<Claims, Refusal> {
+        Claims::parse(self.token.untrusted_payload())
+    }
+}
+
+/// What a token says, by the word of whoever wrote it: **nothing is verified**. For those who show a licence and have no key.
+#[must_use]
+pub fn unverified(token: &str) -> Option<Claims> {
+    Parts::parse(Some(token)).ok()?.claims().ok()
+}
+
+/// Where and when a licence has to be good.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// The plugin's id.
+    pub plugin_id: &'a str,
+    /// The instance's id.
+    pub instance_id: &'a str,
+    /// The day this build of the plugin was released. Without it `upd` is not looked at.
+    pub release_date: Option<Date>,
+    /// The machine's clock.
+    pub now: Time,
+    /// The host's high-water mark of time: it is no earlier than that, whatever the clock says.
+    pub not_before_time: Option<Time>,
+}
+
+/// Whether a token is good for a plugin on an instance at a time. The first check that fails decides.
+///
+/// # Errors
+/// When it is not.
+pub fn verify(token: Option<&str>, keyring: &Keyring, place: &Place<'_>) -> Result<License, Refusal> {
+    let parts = Parts::parse(token)?;
+    parts.signature(parts.key(keyring)?)?;
+    let claims = parts.claims()?;
+    claims.for_plugin(place.plugin_id)?;
+    claims.for_instance(place.instance_id)?;
+    place.release_date.map_or(Ok(()), |released| claims.for_release(released))?;
+    claims.clock(place.now)?;
+    let time = place.not_before_time.map_or(place.now, |mark| mark.max(place.now));
+    claims.begun(time)?;
+    let standing = claims.standing(time)?;
+    Ok(License { claims, standing })
+}
