@@ -200,6 +200,9 @@ pub struct Init {
     pub data_dir: String,
     /// The licence token set for this plugin.
     pub license: Option<String>,
+    /// A moment that has certainly come, as `YYYY-MM-DDTHH:MM:SSZ`: a licence that had expired by then has, whatever the clock shows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before_time: Option<String>,
     /// The operator's settings for this plugin.
     pub config: Map<String, Value>,
     /// Who is hosting.
