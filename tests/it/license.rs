@@ -78,7 +78,8 @@ fn a_plugin_that_refuses_its_licence_is_unlicensed_and_not_tried_again() {
         assert_eq!(end["exit"], format!("licence refused ({code})"));
         assert!(plugin["advice"].as_str().unwrap().contains(&format!("plugrack license set {id} TOKEN")), "{plugin:#}");
         assert!(server.log().contains(&format!("{id}: unlicensed: {reason}\n")), "{}", server.log());
-        assert_eq!(plugin["events"][0]["kind"], "unlicensed");
+        // Events are written a moment later.
+        wait_for("its event", || (server.plugin(&id)["events"][0]["kind"] == "unlicensed").then_some(()));
     }
     let others_are_told = |reply: &Reply, status: u16| {
         assert_eq!(reply.status, status);
