@@ -1,6 +1,7 @@
 //! One plugin as the rest of the host sees it: who it is, how it is, and the door its requests go through.
 
 use crate::exchange::{Failed, Job};
+use crate::license::Code;
 use crate::output::PluginLog;
 use crate::protocol::metadata::Metadata;
 use crate::queue::Queue;
@@ -279,7 +280,7 @@ impl Plugin {
     }
 
     /// The code by which a plugin of this status has refused its licence, if that is why it does not run.
-    pub(crate) fn license_refused(status: &Status) -> Option<&'static str> {
+    pub(crate) fn license_refused(status: &Status) -> Option<Code> {
         match (status.state, status.last_end.as_deref()?.exit) {
             (State::Unlicensed | State::BackingOff, Exit::Unlicensed(code)) => Some(code),
             _ => None,

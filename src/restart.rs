@@ -1,6 +1,6 @@
 //! How a plugin's end is answered: exit reason and history in, decision out. Pure: time is passed in.
 
-use crate::standing::CLOCK_NOT_SET;
+use crate::license::Code;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -41,7 +41,7 @@ pub(crate) enum Exit {
     /// It does not speak this version of the protocol.
     Incompatible,
     /// It has refused its licence, by this code.
-    Unlicensed(&'static str),
+    Unlicensed(Code),
     /// There are not enough files, threads or memory for it: no end of its own, so none that counts.
     NoRoom,
     /// It could not be started for want of something that may come back.
@@ -67,14 +67,18 @@ impl Exit {
     fn is_permanent(self) -> bool {
         match self {
             Self::Code(64 | 77 | 78 | 126 | 127) | Self::Unfit | Self::NoUser | Self::Incompatible => true,
-            Self::Unlicensed(code) => code != CLOCK_NOT_SET,
+            Self::Unlicensed(code) => !code.is_temporary(),
             _ => false,
         }
     }
 
     /// Whether the plugin says that this passes by itself (75 of sysexits.h): however often it does, it is no crash loop.
     fn is_temporary(self) -> bool {
-        matches!(self, Self::Code(75) | Self::Unlicensed(CLOCK_NOT_SET))
+        match self {
+            Self::Code(code) => code == 75,
+            Self::Unlicensed(code) => code.is_temporary(),
+            _ => false,
+        }
     }
 
     /// What the operator of the plugin `id` can do about it, in a sentence.
@@ -89,7 +93,7 @@ impl Exit {
             Self::Code(126 | 127) | Self::Unfit => "put a file there that can be executed: it is then tried again".into(),
             Self::NoUser => format!("do what the reason says, then: plugrack start {id}"),
             Self::Incompatible => "install a build of the plugin that speaks the protocol of this plugrack".into(),
-            Self::Unlicensed(CLOCK_NOT_SET) => "set the clock of this machine: it is then tried again by itself".into(),
+            Self::Unlicensed(Code::ClockNotSet) => "set the clock of this machine: it is then tried again by itself".into(),
             Self::Unlicensed(_) => {
                 format!(
                     "ask its vendor for a licence for this instance (plugrack instance), then: plugrack license set {id} TOKEN"
@@ -187,8 +191,8 @@ mod tests {
             (Exit::Code(127), refused),
             (Exit::Unfit, refused),
             (Exit::Incompatible, refused),
-            (Exit::Unlicensed("expired"), refused),
-            (Exit::Unlicensed(CLOCK_NOT_SET), retried),
+            (Exit::Unlicensed(Code::Expired), refused),
+            (Exit::Unlicensed(Code::ClockNotSet), retried),
             (Exit::Code(75), retried),
             (Exit::Code(0), looping),
             (Exit::Code(1), looping),

@@ -3,14 +3,12 @@
 //! The host has no vendor's key, so what it reads of a token is not verified: that is the plugin's part, and the host says that a
 //! licence is valid only of a plugin that runs with it.
 
+use crate::license::{Code, MAX_TOKEN, WARNING_DAYS};
 use crate::protocol::message::Failure;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-
-/// Largest token in bytes, as in the plugins' own check.
-pub(crate) const MAX_TOKEN: usize = 8192;
 
 /// What every token begins with.
 const PREFIX: &str = "v4.public.";
@@ -21,33 +19,15 @@ const SIGNATURE: usize = 64;
 /// Characters of a token's payload that are shown, so that an operator can tell two tokens apart: of the claims, which are no secret.
 const SHOWN: usize = 8;
 
-/// From how many milliseconds before its end on a licence is said to expire: 30 days, in which a new one can be had.
-const NOTICE: i64 = 30 * DAY;
+/// From how many milliseconds before its end on a licence is said to expire, as the plugins' own check does.
+const NOTICE: i64 = WARNING_DAYS * DAY;
 
 /// A day in milliseconds.
 const DAY: i64 = 86_400_000;
 
-/// The codes by which a plugin that answers `init` with an error refuses its licence.
-const CODES: [&str; 11] = [
-    "missing",
-    "malformed",
-    "unknown_key",
-    "bad_signature",
-    "unsupported",
-    "wrong_plugin",
-    "wrong_instance",
-    "update_not_covered",
-    CLOCK_NOT_SET,
-    "not_yet_valid",
-    "expired",
-];
-
-/// The one code that is not about the licence: it passes once the machine's clock is set.
-pub(crate) const CLOCK_NOT_SET: &str = "clock_not_set";
-
 /// The code and the sentence `licence: CODE: WHAT TO DO` of an answer by which a plugin refuses its licence.
-pub(crate) fn refusal(told: &Failure) -> Option<(&'static str, String)> {
-    let code = CODES.into_iter().find(|code| *code == told.code)?;
+pub(crate) fn refusal(told: &Failure) -> Option<(Code, String)> {
+    let code = Code::ALL.into_iter().find(|code| code.as_str() == told.code)?;
     let prefix = format!("licence: {code}: ");
     let sentence = if told.message.starts_with(&prefix) { told.message.clone() } else { prefix + &told.message };
     Some((code, sentence))
@@ -148,7 +128,7 @@ fn in_days(days: i64) -> String {
 
 /// How a plugin stands: `refused` is the code by which it has refused its licence, `runs` whether it answers. None while it does
 /// not run for another reason, since then nobody has checked what it has.
-pub(crate) fn standing(token: Option<&str>, refused: Option<&str>, runs: bool, now_ms: i64) -> Option<String> {
+pub(crate) fn standing(token: Option<&str>, refused: Option<Code>, runs: bool, now_ms: i64) -> Option<String> {
     match (refused, token) {
         (Some(code), _) => Some(format!("refused: {code}")),
         (None, None) => Some("none".into()),
@@ -177,8 +157,8 @@ mod tests {
         let (dated, forever, garbled) = (Some(&*dated), Some(&*token("{}")), Some("v4.public.AAAA.BBBB"));
         for (token, refused, runs, now, expected) in [
             (None, None, true, end, Some("none")),
-            (None, Some("missing"), false, end, Some("refused: missing")),
-            (dated, Some("expired"), false, end, Some("refused: expired")),
+            (None, Some(Code::Missing), false, end, Some("refused: missing")),
+            (dated, Some(Code::Expired), false, end, Some("refused: expired")),
             (dated, None, false, end, None),
             (dated, None, true, end - NOTICE - 1, Some("valid")),
             (dated, None, true, end - NOTICE, Some("expires in 30 days")),
@@ -238,7 +218,7 @@ mod tests {
         let told = |code: &str, message: &str| Failure { id: 1, code: code.into(), message: message.into(), index: None };
         assert_eq!(refusal(&told("config", "set it")), None);
         for message in ["renew it", "licence: expired: renew it"] {
-            assert_eq!(refusal(&told("expired", message)), Some(("expired", "licence: expired: renew it".into())));
+            assert_eq!(refusal(&told("expired", message)), Some((Code::Expired, "licence: expired: renew it".into())));
         }
     }
 }
