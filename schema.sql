@@ -27,6 +27,13 @@ CREATE TABLE config (
     PRIMARY KEY (plugin, key)
 ) STRICT, WITHOUT ROWID;
 
+-- The licence of a plugin, handed to it in `init`: the token as the vendor issued it.
+CREATE TABLE licenses (
+    plugin TEXT PRIMARY KEY,
+    token  TEXT NOT NULL,
+    warned INTEGER                         -- the last day its end was warned of in the log, from 1970-01-01 UTC; NULL: none yet
+) STRICT, WITHOUT ROWID;
+
 -- What happened to each plugin: started, ready, crashed, refused, stopped, …
 CREATE TABLE events (
     seq    INTEGER PRIMARY KEY AUTOINCREMENT,

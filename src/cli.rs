@@ -10,6 +10,9 @@ use crate::log_file;
 use crate::process;
 use crate::protocol::metadata::is_plugin_id;
 use crate::server;
+use crate::standing::Claims;
+use crate::store::Store;
+use crate::store::kv::Limits;
 use crate::store::settings::read_instance_id;
 use crate::text;
 use anyhow::{Context, Result, bail};
@@ -18,13 +21,20 @@ use clap::{Args, Parser, Subcommand};
 use crossbeam_channel::never;
 use serde_json::Value;
 use std::borrow::Cow;
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, BufRead, IsTerminal, Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
+use uuid::Uuid;
 
 /// How often `logs -f` looks for more.
 const FOLLOW_PAUSE: Duration = Duration::from_millis(200);
+
+/// Most bytes of a licence, or of a word, that are read from standard input: more than any licence has, so that the host can say so.
+const MAX_INPUT: u64 = 64 * 1024;
+
+/// The word that a new instance id wants typed.
+const ROTATE: &str = "rotate";
 
 /// Hosts plugins: executables in any language, each on the web under its own route.
 #[derive(Debug, Parser)]
@@ -47,7 +57,10 @@ enum Command {
     /// Run the host, until SIGTERM or SIGINT; SIGHUP looks for new plugins
     Serve(Box<Serve>),
     /// Print the instance id, whether the host runs or not
-    Instance,
+    Instance {
+        #[command(subcommand)]
+        action: Option<InstanceAction>,
+    },
     /// List the plugins and how they are
     List(Output),
     /// Show all about one plugin
@@ -144,6 +157,52 @@ enum KvAction {
 }
 
 #[derive(Debug, Subcommand)]
+enum InstanceAction {
+    /// Make a new instance id, such as for a copy that is to be an installation of its own
+    Rotate {
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum LicenseAction {
+    #[command(flatten)]
+    Plugin(PluginLicense),
+    #[command(flatten)]
+    Vendor(license::Vendor),
+}
+
+/// What an operator does with the licences of plugins.
+#[derive(Debug, Subcommand)]
+enum PluginLicense {
+    /// Give a plugin the licence that its vendor has issued, and start it with that
+    Set {
+        /// The plugin's id
+        id: String,
+        /// The licence; - reads it from standard input
+        token: String,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show how a plugin stands with its licence, and what the licence says
+    Show {
+        /// The plugin's id
+        id: String,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Take the licence of a plugin away
+    Remove {
+        /// The plugin's id
+        id: String,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 enum ConfigAction {
     /// Print one setting, or all of them
     Get { key: Option<String> },
@@ -155,12 +214,6 @@ enum ConfigAction {
     },
     /// Remove a setting
     Unset { key: String },
-}
-
-#[derive(Debug, Subcommand)]
-enum LicenseAction {
-    #[command(flatten)]
-    Vendor(license::Vendor),
 }
 
 /// The whole program. Exit codes: 0 done, 1 failed, 2 not understood.
@@ -197,13 +250,19 @@ fn run(cli: Cli) -> Result<()> {
             log_to_stderr();
             server::serve(&cli.data, &settings)
         }
-        Command::Instance => {
-            let database = DataDir::open(&cli.data)?.database();
+        Command::Instance { action } => {
+            let data = DataDir::open(&cli.data)?;
+            let database = data.database();
             if !database.exists() {
                 bail!("there is no instance at {} yet: it is made when the host first runs", cli.data.display());
             }
-            let id = read_instance_id(&database).with_context(|| format!("cannot read {}", database.display()))?;
-            print(&format!("{id}\n"))
+            match action {
+                Some(InstanceAction::Rotate { yes }) => rotate(&data, yes),
+                None => {
+                    let id = read_instance_id(&database).with_context(|| format!("cannot read {}", database.display()))?;
+                    print(&format!("{id}\n"))
+                }
+            }
         }
         Command::List(output) => output.print(&api()?.call("GET", "/plugins", b"")?, list),
         Command::Show { id, output } => output.print(&api()?.call("GET", &format!("/plugins/{}", segment(&id)), b"")?, show),
@@ -216,6 +275,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Kv { id, action } => kv(&api()?, &id, action),
         Command::Config { id, action } => config(&api()?, &id, action),
         Command::License { action: LicenseAction::Vendor(action) } => action.run(),
+        Command::License { action: LicenseAction::Plugin(action) } => license(&api()?, action),
         Command::Rescan(output) => output.print(&api()?.call("POST", "/rescan", b"")?, changes),
     }
 }
@@ -261,7 +321,7 @@ fn state(plugin: &Value) -> String {
     let state = word(&plugin["state"]);
     let colour = match &*state {
         "ready" => AnsiColor::Green.on_default(),
-        "crash_looping" | "refused" => AnsiColor::Red.on_default(),
+        "crash_looping" | "refused" | "unlicensed" => AnsiColor::Red.on_default(),
         "stopped" => Style::new(),
         _ => AnsiColor::Yellow.on_default(),
     };
@@ -283,15 +343,16 @@ fn items(value: &Value) -> impl Iterator<Item = &Value> {
 }
 
 fn list(answer: &Value) -> String {
-    let heading = ["ID", "VERSION", "ROUTE", "STATE"].map(str::to_owned);
+    let heading = ["ID", "VERSION", "ROUTE", "LICENSE", "STATE"].map(str::to_owned);
     let row = |plugin: &Value| {
         let id = if plugin["id"].is_null() { "file" } else { "id" };
-        [word(&plugin[id]).into(), word(&plugin["version"]).into(), word(&plugin["route"]).into(), state(plugin)]
+        let [id, version, route, license] = [id, "version", "route", "license"].map(|name| word(&plugin[name]).into_owned());
+        [id, version, route, license, state(plugin)]
     };
-    let rows: Vec<[String; 4]> = std::iter::once(heading).chain(items(&answer["plugins"]).map(row)).collect();
+    let rows: Vec<[String; 5]> = std::iter::once(heading).chain(items(&answer["plugins"]).map(row)).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let (id, version, route) = (width(0), width(1), width(2));
-    rows.iter().map(|[a, b, c, d]| format!("{a:id$}  {b:version$}  {c:route$}  {d}\n")).collect()
+    let (id, version, route, license) = (width(0), width(1), width(2), width(3));
+    rows.iter().map(|[a, b, c, d, e]| format!("{a:id$}  {b:version$}  {c:route$}  {d:license$}  {e}\n")).collect()
 }
 
 fn show(plugin: &Value) -> String {
@@ -310,6 +371,7 @@ fn show(plugin: &Value) -> String {
         line(name, &word(&metadata[name]));
     }
     line("state", &state(plugin));
+    line("license", &word(&plugin["license"]));
     line("enabled", if plugin["enabled"] == true { "yes" } else { "no" });
     if let Some(since) = process["since"].as_i64() {
         line("since", &time(since));
@@ -455,6 +517,77 @@ fn kv(api: &ApiClient, id: &str, action: KvAction) -> Result<()> {
             })
         }
     }
+}
+
+fn license(api: &ApiClient, action: PluginLicense) -> Result<()> {
+    let path = |id: &str| format!("/plugins/{}/license", segment(id));
+    let stands = |id: &str, answer: &Value| match word(&answer["license"]) {
+        license if license.is_empty() => format!("{id}: not checked, since it is {}\n", state(answer)),
+        license => format!("{id}: {license}; {}\n", state(answer)),
+    };
+    match action {
+        PluginLicense::Set { id, token, output } => {
+            let token = if token == "-" { io::read_to_string(io::stdin().lock().take(MAX_INPUT))? } else { token };
+            let answer = api.call("PUT", &path(&id), token.as_bytes())?;
+            output.print(&answer, |answer| stands(&id, answer))?;
+            match (word(&answer["license"]), word(&answer["state"])) {
+                (license, _) if license.starts_with("refused") => {
+                    bail!("{id} has not taken the licence: {}", word(&answer["reason"]))
+                }
+                (_, state) if state != "ready" && state != "stopped" => {
+                    bail!("{id} is not ready: plugrack logs {id} may say more")
+                }
+                _ => Ok(()),
+            }
+        }
+        PluginLicense::Show { id, output } => output.print(&api.call("GET", &path(&id), b"")?, |answer| {
+            let claims = &answer["claims"];
+            let grace = claims["grace_days"].as_u64().filter(|days| *days > 0).map(|days| format!("{days} days"));
+            let instances: Vec<_> = items(&claims["inst"]).map(word).collect();
+            let mut out = stands(&id, answer);
+            for (name, value) in [
+                ("token", word(&answer["token"])),
+                ("license id", word(&claims["jti"])),
+                ("customer", word(&claims["sub"])),
+                ("instances", instances.join(", ").into()),
+                ("expires", word(&claims["exp"])),
+                ("grace", grace.unwrap_or_default().into()),
+            ] {
+                if !value.is_empty() {
+                    out.push_str(&format!("{name:<13}{value}\n"));
+                }
+            }
+            out
+        }),
+        PluginLicense::Remove { id, output } => output.print(&api.call("DELETE", &path(&id), b"")?, |answer| stands(&id, answer)),
+    }
+}
+
+/// Makes a new instance id, where no host runs on the directory.
+fn rotate(data: &DataDir, yes: bool) -> Result<()> {
+    let _lock = data.lock()?;
+    let database = data.database();
+    let cannot = || format!("cannot change {}", database.display());
+    // No key is written meanwhile, so that it does not matter how many there may be.
+    let limits = Limits { keys: u64::MAX, bytes: u64::MAX };
+    let store = Store::open(&database, limits).with_context(cannot)?;
+    let old = store.instance_id().with_context(cannot)?;
+    for (plugin, token) in store.licenses().with_context(cannot)? {
+        if Claims::unverified(&token).names(&old.to_string()) {
+            print(&format!("the licence of {plugin} is for {old}, and will no longer match\n"))?;
+        }
+    }
+    if !yes {
+        print(&format!("type {ROTATE} to make a new instance id, which cannot be undone: "))?;
+        let mut typed = String::new();
+        io::stdin().lock().take(MAX_INPUT).read_line(&mut typed)?;
+        if typed.trim() != ROTATE {
+            bail!("the word {ROTATE} was not typed, and nothing was changed (--yes does it without asking)");
+        }
+    }
+    let id = Uuid::new_v4();
+    store.set_instance_id(id).with_context(cannot)?;
+    print(&format!("{id}\n"))
 }
 
 fn config(api: &ApiClient, id: &str, action: ConfigAction) -> Result<()> {

@@ -6,14 +6,20 @@ use crate::handover::hand_over;
 use crate::memory::Memory;
 use crate::process::Bounds;
 use crate::room::Room;
-use crate::store::Store;
+use crate::standing::Claims;
+use crate::store::{Store, StoreError, now_ms};
+use crate::time_mark::TimeMark;
 use std::collections::HashMap;
 use std::io;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use uuid::Uuid;
+
+/// A day in milliseconds.
+const DAY: i64 = 86_400_000;
 
 /// The variable that tells a plugin where the host listens to it.
 pub(crate) const HOST_SOCKET_VARIABLE: &str = "PLUGRACK_HOST_SOCKET";
@@ -40,6 +46,8 @@ pub(crate) struct Host {
     pub(crate) start_timeout: Duration,
     /// Time a plugin has to begin an answer.
     pub(crate) request_timeout: Duration,
+    /// The time that licences are held to.
+    pub(crate) time: LicenseTime,
 }
 
 impl Host {
@@ -80,6 +88,66 @@ impl Host {
             },
         };
         directories.iter().try_for_each(|directory| hand_over(directory, from, to))
+    }
+}
+
+impl Host {
+    /// Warns in the log, once a day, of the end of the licence that a running plugin has.
+    pub(crate) fn warn_of_license(&self, plugin: &str) {
+        let now = self.time.now_ms();
+        // Where it cannot be read the store has said so.
+        let token = self.store.license(plugin).unwrap_or_default();
+        if let Some(warning) = token.and_then(|token| Claims::unverified(&token).warning(now)) {
+            self.store.warn_of_license(plugin, now.div_euclid(DAY), warning);
+        }
+    }
+}
+
+/// The time that licences are held to: the clock's, but never before the high-water mark, which outlives the host.
+pub(crate) struct LicenseTime {
+    mark: Mutex<TimeMark>,
+    /// The day it was when that was last asked, in days since 1970-01-01 UTC.
+    day: AtomicI64,
+}
+
+impl LicenseTime {
+    /// Goes on from what the store has.
+    pub(crate) fn new(store: &Store) -> Result<Self, StoreError> {
+        let mark = Mutex::new(TimeMark::new(store.time_mark()?, Instant::now()));
+        let time = Self { mark, day: AtomicI64::new(0) };
+        time.keep(store);
+        time.is_new_day();
+        Ok(time)
+    }
+
+    /// The mark as `init` has it; none where the clock was never set.
+    pub(crate) fn mark(&self) -> Option<String> {
+        let mark = jiff::Timestamp::from_millisecond(self.lock().get()?).ok()?;
+        Some(mark.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
+    }
+
+    /// Milliseconds since 1970-01-01 UTC.
+    pub(crate) fn now_ms(&self) -> i64 {
+        now_ms().max(self.lock().get().unwrap_or_default())
+    }
+
+    /// Lets the mark go on where that is due, and keeps it.
+    pub(crate) fn keep(&self, store: &Store) {
+        let advanced = self.lock().advance(Instant::now(), now_ms());
+        // A mark that cannot be written is written an hour later; the store has logged it.
+        if let Some(mark) = advanced {
+            store.set_time_mark(mark).unwrap_or_default();
+        }
+    }
+
+    /// Whether another day has begun since this was last asked.
+    pub(crate) fn is_new_day(&self) -> bool {
+        let day = self.now_ms().div_euclid(DAY);
+        self.day.swap(day, Ordering::Relaxed) != day
+    }
+
+    fn lock(&self) -> MutexGuard<'_, TimeMark> {
+        self.mark.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -5,7 +5,7 @@
 //!
 //! The rooms, from the bottom up; a file uses only the layers below its own:
 //!
-//! * words: [`protocol`]'s messages and metadata, `license`, `repeat`, `restart`, `route`, `text`
+//! * words: [`protocol`]'s messages and metadata, `license`, `repeat`, `restart`, `route`, `standing`, `text`, `time_mark`
 //! * one resource each: frames, `link`, `process`, `remains`, `guard`, `preflight`, `output`, `log_file`, `memory`, `room`, `store`,
 //!   `data_dir`, `handover`, `exchange`, `config`
 //! * the rack: `queue`, `worker`, `plugin`, `supervisor`, `discovery`, `rack`, `host`, `callback`
@@ -76,11 +76,15 @@ mod route;
 #[cfg(feature = "host")]
 mod server;
 #[cfg(feature = "host")]
+mod standing;
+#[cfg(feature = "host")]
 mod store;
 #[cfg(feature = "host")]
 mod supervisor;
 #[cfg(feature = "host")]
 mod text;
+#[cfg(feature = "host")]
+mod time_mark;
 #[cfg(feature = "host")]
 mod worker;
 

@@ -1,6 +1,7 @@
 //! One plugin as the rest of the host sees it: who it is, how it is, and the door its requests go through.
 
 use crate::exchange::{Failed, Job};
+use crate::license::Code;
 use crate::output::PluginLog;
 use crate::protocol::metadata::Metadata;
 use crate::queue::Queue;
@@ -47,6 +48,8 @@ pub(crate) enum State {
     CrashLooping,
     /// Starting it again would change nothing.
     Refused,
+    /// It has refused its licence: starting it again would change nothing either.
+    Unlicensed,
 }
 
 impl State {
@@ -60,7 +63,13 @@ impl State {
             Self::BackingOff => "backing_off",
             Self::CrashLooping => "crash_looping",
             Self::Refused => "refused",
+            Self::Unlicensed => "unlicensed",
         }
+    }
+
+    /// Whether it waits for a cause to be mended, by which it is tried again.
+    pub(crate) fn is_refused(self) -> bool {
+        matches!(self, Self::Refused | Self::Unlicensed)
     }
 }
 
@@ -112,6 +121,8 @@ pub(crate) enum Command {
     Enabled(bool),
     /// What it is configured with has changed: a plugin that was refused may try again.
     Reconsider,
+    /// Its licence has changed: start it with the present one, unless the operator has stopped it. Told the outcome by the channel's end.
+    Relicense(Sender<()>),
     /// It could use another connection.
     Grow,
     /// A process has ended.
@@ -268,13 +279,21 @@ impl Plugin {
         self.lock_status().clone()
     }
 
+    /// The code by which a plugin of this status has refused its licence, if that is why it does not run.
+    pub(crate) fn license_refused(status: &Status) -> Option<Code> {
+        match (status.state, status.last_end.as_deref()?.exit) {
+            (State::Unlicensed | State::BackingOff, Exit::Unlicensed(code)) => Some(code),
+            _ => None,
+        }
+    }
+
     /// What the operator can do for a plugin of this status to run; nothing when it does, or is about to.
     pub(crate) fn advice(&self, status: &Status) -> String {
         let id = self.id();
         match (status.state, &status.last_end) {
             (State::Stopped, _) if !status.enabled => format!("plugrack enable {id} lets it run"),
             (State::Stopped, _) => format!("plugrack start {id} starts it"),
-            (State::BackingOff | State::CrashLooping | State::Refused, Some(end)) => end.exit.advice(id),
+            (State::BackingOff | State::CrashLooping | State::Refused | State::Unlicensed, Some(end)) => end.exit.advice(id),
             _ => String::new(),
         }
     }

@@ -109,6 +109,20 @@ impl Rack {
         Self { host, dir, entries, routes, scanning, known, closing, wanting }
     }
 
+    /// Lets the mark of time go on, and with each day looks for licences that are about to expire.
+    pub(crate) fn keep_time(&self) {
+        self.host.time.keep(&self.host.store);
+        if self.host.time.is_new_day() {
+            for entry in self.entries().into_values() {
+                if let Entry::Accepted { plugin, .. } = entry
+                    && plugin.status().state == State::Ready
+                {
+                    self.host.warn_of_license(plugin.id());
+                }
+            }
+        }
+    }
+
     /// Waits for a time until all that is in the plugins directory is known, and says whether it is.
     pub(crate) fn is_known(&self, wait: Duration) -> bool {
         self.known.recv_timeout(wait).is_err_and(|error| error.is_disconnected())
@@ -124,7 +138,7 @@ impl Rack {
         // What is looked at is on a disk: the list is not held meanwhile.
         self.entries().values().any(|entry| match entry {
             Entry::Accepted { plugin, fingerprint, .. } => {
-                plugin.status().state == State::Refused && *fingerprint != discovery::fingerprint(&plugin.program)
+                plugin.status().state.is_refused() && *fingerprint != discovery::fingerprint(&plugin.program)
             }
             Entry::Refused { found, .. } => found.fingerprint != discovery::fingerprint(&found.program),
         })

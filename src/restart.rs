@@ -1,5 +1,6 @@
 //! How a plugin's end is answered: exit reason and history in, decision out. Pure: time is passed in.
 
+use crate::license::Code;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,8 @@ pub(crate) enum Exit {
     NoUser,
     /// It does not speak this version of the protocol.
     Incompatible,
+    /// It has refused its licence, by this code.
+    Unlicensed(Code),
     /// There are not enough files, threads or memory for it: no end of its own, so none that counts.
     NoRoom,
     /// It could not be started for want of something that may come back.
@@ -62,12 +65,20 @@ impl Exit {
     /// Whether starting again would change nothing. The codes are those of sysexits.h (64 usage, 77 permission, 78 configuration)
     /// and of a shell (126 not executable, 127 not found).
     fn is_permanent(self) -> bool {
-        matches!(self, Self::Code(64 | 77 | 78 | 126 | 127) | Self::Unfit | Self::NoUser | Self::Incompatible)
+        match self {
+            Self::Code(64 | 77 | 78 | 126 | 127) | Self::Unfit | Self::NoUser | Self::Incompatible => true,
+            Self::Unlicensed(code) => !code.is_temporary(),
+            _ => false,
+        }
     }
 
     /// Whether the plugin says that this passes by itself (75 of sysexits.h): however often it does, it is no crash loop.
     fn is_temporary(self) -> bool {
-        self == Self::Code(75)
+        match self {
+            Self::Code(code) => code == 75,
+            Self::Unlicensed(code) => code.is_temporary(),
+            _ => false,
+        }
     }
 
     /// What the operator of the plugin `id` can do about it, in a sentence.
@@ -82,6 +93,12 @@ impl Exit {
             Self::Code(126 | 127) | Self::Unfit => "put a file there that can be executed: it is then tried again".into(),
             Self::NoUser => format!("do what the reason says, then: plugrack start {id}"),
             Self::Incompatible => "install a build of the plugin that speaks the protocol of this plugrack".into(),
+            Self::Unlicensed(Code::ClockNotSet) => "set the clock of this machine: it is then tried again by itself".into(),
+            Self::Unlicensed(_) => {
+                format!(
+                    "ask its vendor for a licence for this instance (plugrack instance), then: plugrack license set {id} TOKEN"
+                )
+            }
             Self::OutOfMemory => "give the machine or the container more memory, or the plugin less to do".into(),
             Self::NoRoom => "raise that limit, or stop another plugin: it is tried again by itself".into(),
             Self::NotStarted => "free or raise what there is too little of: it is tried again by itself".into(),
@@ -115,6 +132,7 @@ impl std::fmt::Display for Exit {
             Self::Unfit => f.write_str("cannot be executed"),
             Self::NoUser => f.write_str("cannot have its user"),
             Self::Incompatible => f.write_str("speaks another protocol"),
+            Self::Unlicensed(code) => write!(f, "licence refused ({code})"),
             Self::NotStarted => f.write_str("did not start"),
             Self::NoRoom => f.write_str("no room"),
             Self::Fault => f.write_str("ended by the host"),
@@ -173,6 +191,8 @@ mod tests {
             (Exit::Code(127), refused),
             (Exit::Unfit, refused),
             (Exit::Incompatible, refused),
+            (Exit::Unlicensed(Code::Expired), refused),
+            (Exit::Unlicensed(Code::ClockNotSet), retried),
             (Exit::Code(75), retried),
             (Exit::Code(0), looping),
             (Exit::Code(1), looping),

@@ -6,7 +6,7 @@ use crate::config::Serve;
 use crate::data_dir::{DataDir, private_file};
 use crate::discovery;
 use crate::guard::Guard;
-use crate::host::{HOST_SOCKET_VARIABLE, Host, Sessions};
+use crate::host::{HOST_SOCKET_VARIABLE, Host, LicenseTime, Sessions};
 use crate::http::Front;
 use crate::memory::Memory;
 use crate::process::{self, SMALL_STACK};
@@ -83,6 +83,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     let database = data.database();
     let store = Store::open(&database, limits).with_context(|| format!("cannot open {}", database.display()))?;
     let instance_id = store.instance_id().with_context(|| format!("cannot read {}", database.display()))?;
+    let time = LicenseTime::new(&store).with_context(|| format!("cannot read {}", database.display()))?;
     let token = data.admin_token()?;
     let plugins = settings.plugins.clone().unwrap_or_else(|| data.plugins());
     fs::create_dir_all(&plugins).with_context(|| format!("cannot make the plugins directory {}", plugins.display()))?;
@@ -104,6 +105,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
         room,
         start_timeout: settings.start_timeout,
         request_timeout: settings.request_timeout,
+        time,
     };
     let host = Arc::new(host);
     callback::listen(Arc::clone(&host)).context("cannot listen on the host socket")?;
@@ -162,6 +164,7 @@ fn look(rack: &Rack, orders: &Receiver<()>, first: Sender<()>) {
             Ok(()) => say_found(rack, true),
             Err(RecvTimeoutError::Timeout) => {
                 rack.host().memory.look();
+                rack.keep_time();
                 let retry = Instant::now() >= retry_at;
                 if retry {
                     retry_at = Instant::now() + LOOK_RETRY;

@@ -12,6 +12,7 @@ use crate::process::{Process, SOCKET_VARIABLE};
 use crate::protocol::message::{Failure, HostInfo, Init, Message, PROTOCOL_VERSION, WRONG_PROTOCOL};
 use crate::restart::{Decision, Exit, History};
 use crate::room::{self, ROOM_RETRY, Seat};
+use crate::standing;
 use crate::store::now_ms;
 use crate::worker::{Life, Worker};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
@@ -198,8 +199,28 @@ impl Supervisor {
             Command::Enabled(enabled) => self.plugin.set_enabled(enabled),
             Command::Reconsider => {
                 let status = self.plugin.status();
-                if matches!(status.state, State::Refused) && status.enabled {
+                if status.state.is_refused() && status.enabled {
                     self.start();
+                }
+            }
+            Command::Relicense(done) => {
+                let stopped = self.plugin.status().state == State::Stopped;
+                match &mut self.phase {
+                    Phase::Stopping { then: Then::Stay, .. } => {}
+                    Phase::Stopping { then, .. } => {
+                        self.waiting.push(done);
+                        *then = Then::Start;
+                    }
+                    Phase::Down { .. } if stopped => {}
+                    Phase::Down { .. } => {
+                        self.waiting.push(done);
+                        self.history = History::default();
+                        self.start();
+                    }
+                    Phase::Starting { .. } | Phase::Ready { .. } => {
+                        self.waiting.push(done);
+                        self.stop("its licence has changed", Then::Start);
+                    }
                 }
             }
             Command::Grow => match &self.phase {
@@ -420,8 +441,8 @@ impl Supervisor {
             host_socket: text(data.host_socket()),
             log_path: text(data.log(plugin)),
             data_dir: text(data.plugin_data(plugin)),
-            license: None,
-            not_before_time: None,
+            license: self.host.store.license(plugin).map_err(|error| error.to_string())?,
+            not_before_time: self.host.time.mark(),
             config: self.host.store.config(plugin).map_err(|error| error.to_string())?,
             host: HostInfo { name: env!("CARGO_PKG_NAME").into(), version: env!("CARGO_PKG_VERSION").into() },
         })
@@ -433,7 +454,10 @@ impl Supervisor {
                 let working = self.spawn_worker(&running.life, Some(link));
                 self.phase = Phase::Ready { running };
                 match working {
-                    Ok(()) => self.enter(State::Ready, Door::Open, "ready", ""),
+                    Ok(()) => {
+                        self.enter(State::Ready, Door::Open, "ready", "");
+                        self.host.warn_of_license(self.plugin.id());
+                    }
                     Err(error) => {
                         let (why, _) = room::explain("cannot start its worker", &error);
                         self.stop(&why.clone(), Then::WaitForRoom(why));
@@ -528,7 +552,12 @@ impl Supervisor {
                     None => exit,
                 };
                 let words = told.as_ref().map(told_text).or_else(|| self.last_words()).or(broken);
-                let why = words.map_or_else(|| exit.to_string(), |words| format!("{exit}: {words}"));
+                let why = match words {
+                    // It says all there is to say.
+                    Some(words) if matches!(exit, Exit::Unlicensed(_)) => words,
+                    Some(words) => format!("{exit}: {words}"),
+                    None => exit.to_string(),
+                };
                 self.down(exit, uptime, &why);
             }
         }
@@ -567,6 +596,7 @@ impl Supervisor {
         let (state, kind, wait) = match self.history.ended(exit, uptime, Instant::now(), random) {
             Decision::Retry(wait) => (State::BackingOff, "crashed", Some(wait)),
             Decision::CrashLoop(wait) => (State::CrashLooping, "crash_looping", Some(wait)),
+            Decision::Refuse if matches!(exit, Exit::Unlicensed(_)) => (State::Unlicensed, "unlicensed", None),
             Decision::Refuse => (State::Refused, "refused", None),
         };
         let retry_at = wait.map(|wait| Instant::now() + wait);
@@ -608,7 +638,7 @@ impl Supervisor {
             self.down_since.get_or_insert_with(Instant::now);
         }
         let level = match state {
-            State::BackingOff | State::CrashLooping | State::Refused => log::Level::Warn,
+            State::BackingOff | State::CrashLooping | State::Refused | State::Unlicensed => log::Level::Warn,
             _ => log::Level::Info,
         };
         let separator = if reason.is_empty() { "" } else { ": " };
@@ -640,9 +670,12 @@ impl Drop for Place<'_> {
 
 /// What a plugin that answers `init` with an error has said of itself, beside the reason.
 fn refusal(told: &Failure) -> Option<Exit> {
-    (told.code == WRONG_PROTOCOL).then_some(Exit::Incompatible)
+    match standing::refusal(told) {
+        Some((code, _)) => Some(Exit::Unlicensed(code)),
+        None => (told.code == WRONG_PROTOCOL).then_some(Exit::Incompatible),
+    }
 }
 
 fn told_text(told: &Failure) -> String {
-    format!("{} ({})", told.message, told.code)
+    standing::refusal(told).map_or_else(|| format!("{} ({})", told.message, told.code), |(_, sentence)| sentence)
 }

@@ -7,6 +7,7 @@ use crate::log_file;
 use crate::plugin::{Command, HOLD, Plugin};
 use crate::protocol::message::{DeleteOp, KvOp, ListOp, MAX_KEY, MAX_VALUE, SetOp};
 use crate::rack::{Entry, Rack};
+use crate::standing::check_form;
 use crate::store::StoreError;
 use crate::store::kv::KvError;
 use base64::Engine;
@@ -159,6 +160,9 @@ impl Api {
             ("GET", ["plugins", id, "config"]) => self.config(id),
             ("PUT", ["plugins", id, "config", key]) => self.set_config(id, key, &call.body),
             ("DELETE", ["plugins", id, "config", key]) => self.unset_config(id, key),
+            ("GET", ["plugins", id, "license"]) => self.license(&*self.plugin(id)?),
+            ("PUT", ["plugins", id, "license"]) => self.set_license(id, &call.body),
+            ("DELETE", ["plugins", id, "license"]) => self.unset_license(id),
             ("GET", ["plugins", id, "kv"]) => self.kv_list(id, call),
             ("GET", ["plugins", id, "kv", key]) => self.kv(id, KvOp::Get { key: key_of(key)? }, Vec::new()),
             ("PUT", ["plugins", id, "kv", key]) => {
@@ -180,7 +184,7 @@ impl Api {
             ["instance"] | ["plugins"] | ["plugins", _] | ["plugins", _, "logs" | "config" | "kv"] => "GET",
             ["rescan"] | ["plugins", _, "start" | "stop" | "restart" | "enable" | "disable"] => "POST",
             ["plugins", _, "config", _] => "PUT, DELETE",
-            ["plugins", _, "kv", _] => "GET, PUT, DELETE",
+            ["plugins", _, "license"] | ["plugins", _, "kv", _] => "GET, PUT, DELETE",
             _ => return Refused::new(404, "not_found", format!("there is no /api/{}", path.join("/"))),
         };
         let message = format!("/api/{} takes {methods}, not {method}", path.join("/"));
@@ -276,6 +280,32 @@ impl Api {
         drop(plugin.control.send(Command::Reconsider));
         let running = plugin.status().pid.is_some();
         Ok(Reply::ok(&json!({"config": self.rack.host().store.config(plugin.id())?, "restart_needed": running})))
+    }
+
+    fn license(&self, plugin: &Plugin) -> Handled {
+        Ok(Reply::ok(&view::license(&self.rack, plugin)?))
+    }
+
+    fn set_license(&self, id: &str, body: &[u8]) -> Handled {
+        let plugin = self.plugin(id)?;
+        let token = check_form(body).map_err(|why| Refused::new(400, "bad_license", why))?;
+        self.rack.host().store.set_license(plugin.id(), token)?;
+        self.relicensed(&plugin, "license_set")
+    }
+
+    fn unset_license(&self, id: &str) -> Handled {
+        let plugin = self.plugin(id)?;
+        if !self.rack.host().store.unset_license(plugin.id())? {
+            return Err(Refused::new(404, "not_found", format!("no licence is set for the plugin {id}")));
+        }
+        self.relicensed(&plugin, "license_removed")
+    }
+
+    /// A plugin that runs, or would if it could, is started with its present licence; what came of it is told.
+    fn relicensed(&self, plugin: &Plugin, event: &str) -> Handled {
+        self.rack.host().store.note_event(plugin.id(), event, "by the operator");
+        self.rack.command(plugin, Command::Relicense);
+        self.license(plugin)
     }
 
     /// What the store has, whether the plugin runs or not.

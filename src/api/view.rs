@@ -3,6 +3,7 @@
 use crate::plugin::{End, Plugin, State, Status};
 use crate::protocol::metadata::Metadata;
 use crate::rack::{Entry, Rack};
+use crate::standing::{Claims, shown, standing};
 use crate::store::StoreError;
 use crate::store::events::Event;
 use serde::Serialize;
@@ -29,6 +30,21 @@ pub(crate) struct Summary {
     /// Why it is in that state; empty when there is nothing to explain.
     reason: String,
     enabled: bool,
+    /// How it stands with its licence, see [`standing`].
+    license: Option<String>,
+}
+
+/// A plugin's licence, of which the token is never shown whole.
+#[derive(Debug, Serialize)]
+pub(crate) struct License {
+    license: Option<String>,
+    state: State,
+    /// Why it is in that state.
+    reason: String,
+    /// The beginning of the token.
+    token: Option<String>,
+    /// What the token says of itself, which only the plugin can verify.
+    claims: Option<Claims>,
 }
 
 /// An end of a plugin's process that nobody asked for.
@@ -83,8 +99,13 @@ struct Process {
 
 /// All there is in the plugins directory, by name there.
 pub(crate) fn list(rack: &Rack) -> Vec<Summary> {
+    // Where they cannot be read the plugins are shown all the same.
+    let tokens = rack.host().store.licenses().unwrap_or_default();
     let summary = |(file, entry)| match entry {
-        Entry::Accepted { plugin, .. } => accepted(file, &plugin, plugin.status()),
+        Entry::Accepted { plugin, .. } => {
+            let token = tokens.get(plugin.id()).map(String::as_str);
+            accepted(rack, file, &plugin, plugin.status(), token)
+        }
         Entry::Refused { id, reason, .. } => refused(file, &id, &reason),
     };
     rack.entries().into_iter().map(summary).collect()
@@ -98,9 +119,17 @@ pub(crate) fn one(rack: &Rack, id: &str) -> Result<Option<Details>, StoreError> 
         Entry::Accepted { plugin, .. } => {
             // One look at the status, so that all that is shown is of one moment.
             let status = plugin.status();
+            let token = rack.host().store.license(plugin.id())?;
             let (metadata, process) = (Some(plugin.metadata.clone()), Some(process(rack, plugin, &status)));
             let (advice, last_end) = (plugin.advice(&status), status.last_end.as_deref().map(last_end));
-            Details { summary: accepted(file, plugin, status), metadata, process, advice, last_end, events }
+            Details {
+                summary: accepted(rack, file, plugin, status, token.as_deref()),
+                metadata,
+                process,
+                advice,
+                last_end,
+                events,
+            }
         }
         Entry::Refused { id, reason, .. } => {
             let advice = "mend or remove its file: it is then looked at again".into();
@@ -110,13 +139,29 @@ pub(crate) fn one(rack: &Rack, id: &str) -> Result<Option<Details>, StoreError> 
     Ok(Some(details))
 }
 
-fn refused(file: String, id: &Option<String>, reason: &str) -> Summary {
-    let (id, reason) = (id.clone(), reason.to_owned());
-    Summary { id, file, name: None, version: None, route: None, state: State::Refused, reason, enabled: true }
+/// How a plugin stands with its licence.
+pub(crate) fn license(rack: &Rack, plugin: &Plugin) -> Result<License, StoreError> {
+    let (token, status) = (rack.host().store.license(plugin.id())?, plugin.status());
+    Ok(License {
+        license: stands(rack, &status, token.as_deref()),
+        state: status.state,
+        reason: status.reason,
+        token: token.as_deref().map(shown),
+        claims: token.as_deref().map(Claims::unverified),
+    })
 }
 
-fn accepted(file: String, plugin: &Plugin, status: Status) -> Summary {
-    let metadata = plugin.metadata.clone();
+fn stands(rack: &Rack, status: &Status, token: Option<&str>) -> Option<String> {
+    standing(token, Plugin::license_refused(status), status.state == State::Ready, rack.host().time.now_ms())
+}
+
+fn refused(file: String, id: &Option<String>, reason: &str) -> Summary {
+    let (id, reason) = (id.clone(), reason.to_owned());
+    Summary { id, file, name: None, version: None, route: None, state: State::Refused, reason, enabled: true, license: None }
+}
+
+fn accepted(rack: &Rack, file: String, plugin: &Plugin, status: Status, token: Option<&str>) -> Summary {
+    let (metadata, license) = (plugin.metadata.clone(), stands(rack, &status, token));
     Summary {
         id: Some(metadata.id),
         file,
@@ -126,6 +171,7 @@ fn accepted(file: String, plugin: &Plugin, status: Status) -> Summary {
         state: status.state,
         reason: status.reason,
         enabled: status.enabled,
+        license,
     }
 }
 

@@ -70,7 +70,8 @@ fn page(plugins: &[Arc<Plugin>]) -> String {
         };
         let state = plugin.status().state;
         let up = state == State::Ready;
-        let class = if matches!(state, State::CrashLooping | State::Refused) { " class=\"down\"" } else { "" };
+        let class =
+            if matches!(state, State::CrashLooping | State::Refused | State::Unlicensed) { " class=\"down\"" } else { "" };
         let about = if up { m.description.clone().unwrap_or_default() } else { words(state) };
         let (open, close) = if up { (format!("<a href=\"{}\">", escape(&m.route)), "</a>") } else { ("<div>".into(), "</div>") };
         let name = escape(&m.name);
@@ -86,7 +87,10 @@ fn page(plugins: &[Arc<Plugin>]) -> String {
 
 /// A state in words; why it is so is not for everybody.
 fn words(state: State) -> String {
-    state.name().replace('_', " ")
+    match state {
+        State::Unlicensed => "unavailable".into(),
+        state => state.name().replace('_', " "),
+    }
 }
 
 fn put(out: &mut String, what: std::fmt::Arguments<'_>) {

@@ -14,7 +14,10 @@ const APPLICATION_ID: i64 = 0x706c_6772;
 const SCHEMA: &str = include_str!("../../schema.sql");
 
 /// The ways from each version to the next, the first from version 1.
-const MIGRATIONS: [&str; 1] = ["ALTER TABLE plugins ADD COLUMN uid INTEGER; CREATE UNIQUE INDEX plugins_by_uid ON plugins (uid)"];
+const MIGRATIONS: [&str; 2] = [
+    "ALTER TABLE plugins ADD COLUMN uid INTEGER; CREATE UNIQUE INDEX plugins_by_uid ON plugins (uid)",
+    "CREATE TABLE licenses (plugin TEXT PRIMARY KEY, token TEXT NOT NULL, warned INTEGER) STRICT, WITHOUT ROWID",
+];
 
 /// How long a connection waits for a lock. Only another program's access, such as a backup's, can hold one for long.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

@@ -8,6 +8,9 @@ use uuid::Uuid;
 /// The setting that holds the identity of the installation.
 const INSTANCE_ID: &str = "instance_id";
 
+/// The setting that holds the high-water mark of time, in milliseconds since 1970-01-01 UTC.
+const TIME_MARK: &str = "time_mark";
+
 /// The identity in the database at `path`, read beside a host that may be running.
 pub(crate) fn read_instance_id(path: &Path) -> Result<String, StoreError> {
     let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
@@ -28,6 +31,32 @@ impl Store {
             )
         })?;
         Uuid::parse_str(&text).map_err(|_| StoreError::BadInstanceId(text))
+    }
+
+    /// Gives this installation another identity.
+    pub(crate) fn set_instance_id(&self, id: Uuid) -> Result<(), StoreError> {
+        self.write(move |connection| {
+            connection.execute("UPDATE settings SET value = ?2 WHERE key = ?1", params![INSTANCE_ID, id.to_string()])?;
+            Ok(())
+        })
+    }
+
+    /// The high-water mark of time. One that somebody has changed by hand to no number is none.
+    pub(crate) fn time_mark(&self) -> Result<Option<i64>, StoreError> {
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached("SELECT value FROM settings WHERE key = ?1")?;
+            let text: Option<String> = statement.query_row([TIME_MARK], |row| row.get(0)).optional()?;
+            Ok(text.and_then(|text| text.parse().ok()))
+        })
+    }
+
+    /// Keeps the high-water mark of time.
+    pub(crate) fn set_time_mark(&self, mark: i64) -> Result<(), StoreError> {
+        self.write(move |connection| {
+            let sql = "INSERT INTO settings (key, value) VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = excluded.value";
+            connection.execute(sql, params![TIME_MARK, mark.to_string()])?;
+            Ok(())
+        })
     }
 
     /// Whether the operator lets a plugin run; one never decided about may.

@@ -114,19 +114,25 @@ fn shape(database: &Path) -> Vec<String> {
     statement.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap()
 }
 
-/// `tests/fixtures/schema-1.sql` is the database of the first version as it was.
+/// The fixtures are the databases of earlier versions as they were.
 #[test]
-fn a_database_of_the_first_version_is_brought_up_to_date_and_nothing_is_lost() {
+fn a_database_of_an_earlier_version_is_brought_up_to_date_and_nothing_is_lost() {
+    for (version, schema) in [(1, include_str!("../fixtures/schema-1.sql")), (2, include_str!("../fixtures/schema-2.sql"))] {
+        brings_up_to_date(version, schema);
+    }
+}
+
+fn brings_up_to_date(version: i64, schema: &str) {
     let fresh = Site::new().start().stop().1;
     let site = Site::new().fake("p").fake("q");
     let database = site.data().join("plugrack.db");
     let id = "5f0c3f0e-3d3b-4c0a-9a43-3d5d1f1f7a10";
     let connection = Connection::open(&database).unwrap();
-    connection.execute_batch(include_str!("../fixtures/schema-1.sql")).unwrap();
+    connection.execute_batch(schema).unwrap();
     let rows = format!(
-        "PRAGMA application_id = 0x706c6772; PRAGMA user_version = 1;
+        "PRAGMA application_id = 0x706c6772; PRAGMA user_version = {version};
          INSERT INTO settings VALUES ('instance_id', '{id}');
-         INSERT INTO plugins VALUES ('p', 1, 7, 1, 6), ('q', 0, 0, 0, 0);
+         INSERT INTO plugins (id, enabled, kv_rev, kv_keys, kv_bytes) VALUES ('p', 1, 7, 1, 6), ('q', 0, 0, 0, 0);
          INSERT INTO config VALUES ('p', 'token', '\"t\"');
          INSERT INTO kv VALUES ('p', 'key', 7, NULL, CAST('old' AS BLOB));"
     );
@@ -147,7 +153,7 @@ fn a_database_of_the_first_version_is_brought_up_to_date_and_nothing_is_lost() {
         assert_eq!(shape(&database), shape(&fresh.data().join("plugrack.db")));
     }
     let version: i64 = Connection::open(&database).unwrap().pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
-    assert_eq!(version, 2);
+    assert_eq!(version, 3);
 }
 
 #[test]

@@ -7,7 +7,18 @@ use std::path::Path;
 
 /// The source files from the bottom up. A file uses those of the layers below its own, and its neighbours, though not in a circle.
 const LAYERS: [&[&str]; 5] = [
-    &["protocol/mod", "protocol/message", "protocol/metadata", "license", "repeat", "restart", "route", "text"],
+    &[
+        "protocol/mod",
+        "protocol/message",
+        "protocol/metadata",
+        "license",
+        "repeat",
+        "restart",
+        "route",
+        "standing",
+        "text",
+        "time_mark",
+    ],
     &[
         "protocol/frame",
         "data_dir",
@@ -26,6 +37,7 @@ const LAYERS: [&[&str]; 5] = [
         "store/events",
         "store/fault",
         "store/kv",
+        "store/licenses",
         "store/schema",
         "store/settings",
         "store/uids",

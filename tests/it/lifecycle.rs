@@ -71,6 +71,8 @@ fn init_tells_a_plugin_all_it_needs() {
         assert!(fs::exists(init[path].as_str().unwrap()).unwrap(), "{path}");
         init.as_object_mut().unwrap().remove(path);
     }
+    let mark = init.as_object_mut().unwrap().remove("not_before_time");
+    assert!(mark.is_some_and(|mark| mark.is_string()));
     let expected = json!({
         "type": "init", "id": 1, "protocol": 1, "instance_id": server.cli(&["instance"]).trim(), "plugin_id": "p",
         "log_path": data.join("logs/p.log"), "data_dir": data.join("plugin-data/p"), "license": null, "config": {},

@@ -14,6 +14,7 @@ mod identity;
 mod isolation;
 mod kv;
 mod layers;
+mod license;
 mod license_fuzz;
 mod license_vectors;
 mod license_vendor;

@@ -162,8 +162,10 @@ fn the_api_shows_the_instance_and_its_plugins() {
     let list = server.api("GET", "/plugins", b"").1;
     let summary = json!({
         "id": "p", "file": "p", "name": "p", "version": "1.0.0", "route": "/p", "state": "ready", "reason": "", "enabled": true,
+        "license": "none",
     });
-    let broken = json!({"id": null, "file": "broken", "state": "refused", "reason": "it is empty", "enabled": true});
+    let broken =
+        json!({"id": null, "file": "broken", "state": "refused", "reason": "it is empty", "enabled": true, "license": null});
     assert_eq!(list, json!({"plugins": [broken, summary]}));
 
     let plugin = server.plugin("p");
@@ -436,7 +438,7 @@ fn commands_show_text_for_people_and_json_for_programs() {
     let server = with_plugin();
     let list = server.cli(&["list"]);
     let lines: Vec<Vec<_>> = list.lines().map(|line| line.split_ascii_whitespace().collect()).collect();
-    assert_eq!(lines, [["ID", "VERSION", "ROUTE", "STATE"], ["p", "1.0.0", "/p", "ready"]]);
+    assert_eq!(lines, [["ID", "VERSION", "ROUTE", "LICENSE", "STATE"], ["p", "1.0.0", "/p", "none", "ready"]]);
     let show = server.cli(&["show", "p"]);
     let pid = server.plugin("p")["process"]["pid"].to_string();
     for (name, value) in

@@ -1,0 +1,372 @@
+//! Licences as the host carries them: set, handed over, shown, warned of, and what follows when a plugin refuses one.
+
+use crate::support::http::Reply;
+use crate::support::{Server, Site, binary, command, install_fake, metadata, wait_for};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
+use jiff::{SignedDuration, Timestamp};
+use rusqlite::Connection;
+use serde_json::{Value, json};
+use std::fs;
+use std::io::Write;
+use std::process::{Output, Stdio};
+
+/// A token of these claims. Nobody here verifies its signature.
+fn token(claims: &Value) -> String {
+    let payload = [claims.to_string().as_bytes(), &[7; 64]].concat();
+    format!("v4.public.{}.{}", BASE64URL.encode(payload), BASE64URL.encode(r#"{"kid":"k"}"#))
+}
+
+/// So many days from now, and an hour, so that it stays that many while the test runs.
+fn in_days(days: i64) -> String {
+    let time = Timestamp::now() + SignedDuration::from_hours(24 * days - 1);
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// A plugin that takes this token alone, and refuses others by a code.
+fn proprietary(id: &str, token: &str, code: &str) -> Value {
+    json!({"metadata": metadata(id), "license": {"token": token, "code": code, "text": format!("licence: {code}: do this")}})
+}
+
+fn sql(site: &Site, sql: &str) {
+    Connection::open(site.data().join("plugrack.db")).unwrap().execute_batch(sql).unwrap();
+}
+
+/// An operator's command with something to read.
+fn cli_reading(site: &Site, arguments: &[&str], input: &str) -> Output {
+    let mut cli = command(binary());
+    cli.arg("--data").arg(site.data()).args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = cli.spawn().unwrap();
+    // One that does not want it has ended by then.
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap_or_default();
+    child.wait_with_output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn a_plugin_that_refuses_its_licence_is_unlicensed_and_not_tried_again() {
+    let codes = [
+        "missing",
+        "malformed",
+        "unknown_key",
+        "bad_signature",
+        "unsupported",
+        "wrong_plugin",
+        "wrong_instance",
+        "update_not_covered",
+        "not_yet_valid",
+        "expired",
+    ];
+    let id = |code: &str| code.replace('_', "-");
+    let mut site = Site::new();
+    for code in codes {
+        site = site.fake_with(code, &proprietary(&id(code), "", code));
+    }
+    // It says neither the code nor the word, and does not leave by the code that it should.
+    let brief = json!({"metadata": metadata("brief"), "license": {"code": "expired", "text": "renew it", "exit": 1}});
+    let server = site.fake_with("brief", &brief).start();
+    let said = |code: &str| (id(code), code.to_owned(), format!("licence: {code}: do this"));
+    let brief = ("brief".to_owned(), "expired".to_owned(), "licence: expired: renew it".to_owned());
+    for (id, code, reason) in codes.map(said).into_iter().chain([brief]) {
+        let plugin = server.wait_state(&id, "unlicensed");
+        assert_eq!((&plugin["reason"], &plugin["license"]), (&json!(reason), &json!(format!("refused: {code}"))));
+        let (process, end) = (&plugin["process"], &plugin["last_end"]);
+        assert_eq!((&process["pid"], &process["retry_in"], &process["restarts"]), (&Value::Null, &Value::Null, &json!(0)));
+        assert_eq!(end["exit"], format!("licence refused ({code})"));
+        assert!(plugin["advice"].as_str().unwrap().contains(&format!("plugrack license set {id} TOKEN")), "{plugin:#}");
+        assert!(server.log().contains(&format!("{id}: unlicensed: {reason}\n")), "{}", server.log());
+        // Events are written a moment later.
+        wait_for("its event", || (server.plugin(&id)["events"][0]["kind"] == "unlicensed").then_some(()));
+    }
+    let others_are_told = |reply: &Reply, status: u16| {
+        assert_eq!(reply.status, status);
+        assert!(!reply.text().contains("licen") && !reply.text().contains("renew"), "{}", reply.text());
+    };
+    others_are_told(&server.get("/brief/x"), 503);
+    let index = server.get("/");
+    others_are_told(&index, 200);
+    assert!(index.text().contains("unavailable"), "{}", index.text());
+    // What starts others again does not start these.
+    server.cli(&["rescan"]);
+    assert_eq!(server.plugin("expired")["state"], "unlicensed");
+    let list = server.cli(&["list"]);
+    let line = list.lines().find(|line| line.starts_with("brief ")).unwrap();
+    assert!(line.contains("  refused: expired  ") && line.ends_with("  unlicensed: licence: expired: renew it"), "{list}");
+}
+
+#[test]
+fn a_clock_that_is_not_set_passes_by_itself() {
+    let clock = json!({"code": "clock_not_set", "text": "licence: clock_not_set: set it", "exit": 75});
+    let server = Site::new().fake_with("p", &json!({"metadata": metadata("p"), "license": clock})).start();
+    let plugin = server.wait_state("p", "backing_off");
+    assert_eq!((&plugin["reason"], &plugin["license"]), (&clock["text"], &json!("refused: clock_not_set")));
+    assert!(plugin["process"]["retry_in"].is_f64(), "{plugin:#}");
+    assert!(plugin["advice"].as_str().unwrap().contains("set the clock"), "{plugin:#}");
+    wait_for("another try", || server.plugin("p")["process"]["restarts"].as_i64().filter(|restarts| *restarts > 1));
+}
+
+#[test]
+fn a_licence_that_is_set_starts_its_plugin_and_one_that_is_removed_ends_it() {
+    let good =
+        token(&json!({"jti": "L-1", "sub": "Acme \u{1b}[31m", "inst": ["here"], "exp": "2999-01-01T00:00:00Z", "grace_days": 3}));
+    let other = token(&json!({"jti": "L-2"}));
+    let server = Site::new().fake_with("p", &proprietary("p", &good, "missing")).start();
+    server.wait_state("p", "unlicensed");
+    assert_eq!(server.cli(&["license", "set", "p", &good]), "p: valid; ready\n");
+    assert_eq!(server.get("/p/init").json()["license"], good);
+    let shown = server.cli(&["license", "show", "p"]);
+    let expected = format!(
+        "p: valid; ready\ntoken        {}…\nlicense id   L-1\ncustomer     Acme \\x1b[31m\ninstances    here\nexpires      2999-01-01T00:00:00Z\ngrace        3 days\n",
+        &good[..18]
+    );
+    assert_eq!(shown, expected);
+
+    let complaint = server.cli_fails(&["license", "set", "p", &other]);
+    assert_eq!(complaint, "plugrack: p has not taken the licence: licence: missing: do this\n");
+    assert_eq!(server.plugin("p")["state"], "unlicensed");
+    let set = cli_reading(server.site(), &["license", "set", "p", "-", "--json"], &format!("  {good}\n"));
+    assert!(set.status.success(), "{set:?}");
+    assert_eq!(serde_json::from_slice::<Value>(&set.stdout).unwrap()["license"], "valid");
+
+    let pid = server.plugin("p")["process"]["pid"].as_i64().unwrap();
+    assert_eq!(server.cli(&["license", "remove", "p"]), "p: refused: missing; unlicensed: licence: missing: do this\n");
+    assert!(!crate::support::is_alive(pid));
+    let complaint = server.cli_fails(&["license", "remove", "p"]);
+    assert_eq!(complaint, "plugrack: no licence is set for the plugin p\n");
+    let kinds: Vec<Value> = server.plugin("p")["events"].as_array().unwrap().iter().map(|event| event["kind"].clone()).collect();
+    assert!(kinds.contains(&json!("license_set")) && kinds.contains(&json!("license_removed")), "{kinds:?}");
+}
+
+#[test]
+fn a_licence_outlives_the_host_and_its_plugin_s_file() {
+    let good = token(&json!({}));
+    let server = Site::new().fake_with("p", &proprietary("p", &good, "missing")).start();
+    server.wait_state("p", "unlicensed");
+    assert_eq!(server.api("PUT", "/plugins/p/license", good.as_bytes()).1["state"], "ready");
+    let server = server.kill().start();
+    server.wait_state("p", "ready");
+    fs::remove_dir_all(server.site().plugins().join("p")).unwrap();
+    server.cli(&["rescan"]);
+    install_fake(&server.site().plugins(), "p", &proprietary("p", &good, "missing"));
+    server.cli(&["rescan"]);
+    server.wait_state("p", "ready");
+}
+
+#[test]
+fn an_unlicensed_plugin_is_tried_when_its_file_or_its_settings_change() {
+    let server =
+        Site::new().fake_with("p", &proprietary("p", "x", "expired")).fake_with("q", &proprietary("q", "x", "expired")).start();
+    for id in ["p", "q"] {
+        server.wait_state(id, "unlicensed");
+    }
+    let tries = |id: &str| {
+        let log = fs::read_to_string(server.site().data().join(format!("logs/{id}.log"))).unwrap();
+        log.matches("licence: expired: do this").count()
+    };
+    assert_eq!((tries("p"), tries("q")), (1, 1));
+    server.cli(&["config", "p", "set", "key", "value"]);
+    wait_for("it to be tried", || (tries("p") == 2).then_some(()));
+    // Nobody says that the file has changed.
+    install_fake(&server.site().plugins(), "q", &json!({"metadata": metadata("q")}));
+    server.wait_state("q", "ready");
+}
+
+#[test]
+fn a_plugin_that_knows_nothing_of_licences_is_told_what_is_set_and_runs() {
+    let server = Site::new().fake("p").fake("stopped").fake("off").start();
+    let before = server.wait_state("p", "ready");
+    assert_eq!(before["license"], "none");
+    let given = token(&json!({"exp": in_days(40)}));
+    for (verb, id) in [("stop", "stopped"), ("disable", "off")] {
+        server.wait_state(id, "ready");
+        server.cli(&[verb, id]);
+        assert_eq!(server.plugin(id)["license"], "none");
+        let (status, answer) = server.api("PUT", &format!("/plugins/{id}/license"), given.as_bytes());
+        assert_eq!((status, &answer["state"], &answer["license"]), (200, &json!("stopped"), &Value::Null));
+        assert!(server.cli(&["license", "set", id, &given]).starts_with(&format!("{id}: not checked, since it is stopped")));
+    }
+    server.cli(&["start", "stopped"]);
+    assert_eq!(server.get("/stopped/init").json()["license"], given);
+
+    assert_eq!(server.cli(&["license", "set", "p", &given]), "p: valid; ready\n");
+    let running = server.plugin("p");
+    assert_ne!(running["process"]["pid"], before["process"]["pid"]);
+    assert_eq!(server.get("/p/init").json()["license"], given);
+    assert_eq!(server.cli(&["license", "remove", "p"]), "p: none; ready\n");
+    assert_eq!(server.get("/p/init").json()["license"], Value::Null);
+}
+
+#[test]
+fn what_is_no_licence_is_refused_in_a_sentence_and_changes_nothing() {
+    let server = Site::new().fake("p").file("data", b"", 0o644).start();
+    let pid = server.wait_state("p", "ready")["process"]["pid"].clone();
+    let long = format!("v4.public.{}.e30", "A".repeat(8192));
+    for (body, why) in
+        [("hello", "this is no licence"), ("", "this is no licence"), (&*long, "at most 8192 bytes, this has 8206")]
+    {
+        let (status, answer) = server.api("PUT", "/plugins/p/license", body.as_bytes());
+        assert_eq!((status, &answer["error"]["code"]), (400, &json!("bad_license")));
+        assert!(answer["error"]["message"].as_str().unwrap().contains(why), "{answer}");
+    }
+    for (method, path, status) in [
+        ("PUT", "/plugins/nobody/license", 404),
+        ("PUT", "/plugins/data/license", 409),
+        ("DELETE", "/plugins/p/license", 404),
+        ("POST", "/plugins/p/license", 405),
+        ("GET", "/plugins/p/license", 200),
+    ] {
+        assert_eq!(server.api(method, path, b"v4.public.AAAA.e30").0, status, "{method} {path}");
+    }
+    assert_eq!((&server.plugin("p")["license"], &server.plugin("p")["process"]["pid"]), (&json!("none"), &pid));
+    assert_eq!(server.cli(&["license", "show", "p"]), "p: none; ready\n");
+}
+
+#[test]
+fn a_token_is_shown_nowhere() {
+    let tokens = [1, 2].map(|n| token(&json!({"jti": n.to_string(), "sub": "x".repeat(50)})));
+    let server = Site::new().env("RUST_LOG", "trace").fake_with("p", &proprietary("p", &tokens[0], "expired")).fake("q").start();
+    let mut shown = String::new();
+    for (id, state) in [("p", "unlicensed"), ("q", "ready")] {
+        server.wait_state(id, state);
+        for token in &tokens {
+            let set = server.site().cli(&["license", "set", id, token]);
+            let get = |path: &str| server.api("GET", &format!("/plugins{path}"), b"").1.to_string();
+            shown +=
+                &(text(&set.stdout) + &text(&set.stderr) + &get("") + &get(&format!("/{id}")) + &get(&format!("/{id}/license")));
+            shown += &(server.cli(&["license", "show", id]) + &server.cli(&["show", id]) + &server.cli(&["list"]));
+        }
+        server.cli(&["license", "remove", id]);
+        shown += &fs::read_to_string(server.site().data().join(format!("logs/{id}.log"))).unwrap_or_default();
+    }
+    shown += &server.log();
+    // Its beginning is, by which it is known.
+    assert!(shown.contains(&format!("{}…", &tokens[1][..18])), "{shown}");
+    for token in tokens {
+        assert!(!shown.contains(&token[..40]) && !shown.contains(&token[40..80]), "{shown}");
+    }
+}
+
+#[test]
+fn the_list_says_how_each_plugin_stands() {
+    let cases = [
+        ("forever", json!({}), "valid"),
+        ("far", json!({"exp": in_days(40)}), "valid"),
+        ("near", json!({"exp": in_days(7)}), "expires in 7 days"),
+        ("late", json!({"exp": in_days(-3), "grace_days": 14}), "grace"),
+    ];
+    let server = cases.iter().fold(Site::new(), |site, (id, ..)| site.fake(id)).start();
+    for (id, claims, expected) in &cases {
+        server.wait_state(id, "ready");
+        let set = server.cli(&["license", "set", id, &token(claims)]);
+        assert_eq!(set, format!("{id}: {expected}; ready\n"));
+    }
+    let (list, api) = (server.cli(&["list"]), server.api("GET", "/plugins", b"").1);
+    for (id, _, expected) in cases {
+        let line = list.lines().find(|line| line.starts_with(id)).unwrap();
+        assert!(line.contains(&format!("  {expected}  ")) && line.ends_with("  ready"), "{list}");
+        let plugin = api["plugins"].as_array().unwrap().iter().find(|plugin| plugin["id"] == id).unwrap();
+        assert_eq!((&plugin["license"], &server.plugin(id)["license"]), (&json!(expected), &json!(expected)));
+        let show = server.cli(&["show", id]);
+        assert!(show.contains(&format!("\nlicense      {expected}\n")), "{show}");
+    }
+}
+
+#[test]
+fn the_end_of_a_licence_is_warned_of_once_a_day() {
+    let warned = |site: &Site| {
+        let log = fs::read_to_string(site.data().join("host.log")).unwrap();
+        ["near: its licence expires in 7 days, at", "late: its licence has expired at", "far: its licence"]
+            .map(|warning| log.matches(warning).count())
+    };
+    let mut server = Site::new().fake("near").fake("late").fake("far").start();
+    for (id, days) in [("near", 7), ("late", -3), ("far", 40)] {
+        server.wait_state(id, "ready");
+        server.cli(&["license", "set", id, &token(&json!({"exp": in_days(days), "grace_days": 14}))]);
+        server.cli(&["restart", id]);
+    }
+    // What is in the log when the host has ended is all there is.
+    let mut site = server.stop().1;
+    assert_eq!(warned(&site), [1, 1, 0]);
+    for (days_ago, expected) in [(0, [1, 1, 0]), (1, [2, 2, 0]), (0, [2, 2, 0])] {
+        sql(&site, &format!("UPDATE licenses SET warned = warned - {days_ago}"));
+        server = site.start();
+        for id in ["near", "late", "far"] {
+            server.wait_state(id, "ready");
+        }
+        site = server.stop().1;
+        assert_eq!(warned(&site), expected, "{days_ago} days ago");
+    }
+}
+
+#[test]
+fn the_mark_of_time_is_told_to_plugins_and_outlives_the_host() {
+    let mark = |server: &Server| {
+        server.wait_state("p", "ready");
+        let mark = server.get("/p/init").json()["not_before_time"].as_str().unwrap().to_owned();
+        assert_eq!(mark.len(), "2026-01-01T00:00:00Z".len(), "{mark}");
+        mark
+    };
+    let before = Timestamp::now().as_second();
+    let server = Site::new().fake("p").start();
+    let first = mark(&server);
+    let time = first.parse::<Timestamp>().unwrap().as_second();
+    assert!((before..=Timestamp::now().as_second()).contains(&time), "{first}");
+    let server = server.stop().1.start();
+    assert_eq!(mark(&server), first, "no time of running has passed that counts");
+
+    // Such as the clock was set back by a year since.
+    let site = server.kill();
+    let later = Timestamp::now() + SignedDuration::from_hours(24 * 365);
+    sql(&site, &format!("UPDATE settings SET value = '{}' WHERE key = 'time_mark'", later.as_millisecond()));
+    let server = site.start();
+    assert_eq!(mark(&server), later.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+    assert_eq!(server.cli(&["license", "set", "p", &token(&json!({"exp": in_days(40)}))]), "p: grace; ready\n");
+}
+
+#[test]
+fn a_new_instance_id_is_made_when_no_host_runs_and_the_word_is_typed() {
+    let server = Site::new().fake("named").fake("site").start();
+    let old = server.cli(&["instance"]).trim().to_owned();
+    for (id, instance) in [("named", &*old), ("site", "*")] {
+        server.wait_state(id, "ready");
+        server.cli(&["license", "set", id, &token(&json!({"inst": [instance, "another"]}))]);
+    }
+    let complaint = server.cli_fails(&["instance", "rotate", "--yes"]);
+    assert!(complaint.contains(&server.pid().to_string()) && complaint.contains("stop it"), "{complaint}");
+    let site = server.stop().1;
+    let instance = || text(&site.cli(&["instance"]).stdout).trim().to_owned();
+    let says = format!("the licence of named is for {old}, and will no longer match\ntype rotate to make");
+    for typed in ["", "yes\n"] {
+        let output = cli_reading(&site, &["instance", "rotate"], typed);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(text(&output.stdout).starts_with(&says), "{output:?}");
+        assert!(text(&output.stderr).contains("nothing was changed"), "{output:?}");
+    }
+    assert_eq!(instance(), old);
+
+    let output = cli_reading(&site, &["instance", "rotate"], "rotate\n");
+    let new = instance();
+    assert!(output.status.success() && text(&output.stdout).ends_with(&format!(": {new}\n")), "{output:?}");
+    assert_ne!(new, old);
+    let output = site.cli(&["instance", "rotate", "--yes"]);
+    let newer = instance();
+    assert_eq!(text(&output.stdout), format!("{newer}\n"), "no licence names this one");
+    assert_ne!(newer, new);
+
+    let server = site.start();
+    server.wait_state("named", "ready");
+    assert_eq!(server.get("/named/init").json()["instance_id"], newer);
+    assert_eq!(server.api("GET", "/instance", b"").1["instance_id"], newer);
+}
+
+#[test]
+fn where_there_is_no_instance_there_is_none_to_rotate() {
+    let site = Site::new();
+    let output = site.cli(&["instance", "rotate", "--yes"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("there is no instance"), "{output:?}");
+    assert!(!site.data().join("plugrack.db").exists());
+}
