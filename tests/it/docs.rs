@@ -27,7 +27,9 @@ pub(crate) fn blocks_in(page: &str, language: &str) -> Vec<String> {
 /// A directory that looks like the repository after `make run`, with a running host's data directory as its `var`.
 fn checkout(server: &Server) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    symlink(root().join("src"), dir.path().join("src")).unwrap();
+    for part in ["src", "plugins-examples"] {
+        symlink(root().join(part), dir.path().join(part)).unwrap();
+    }
     symlink(server.site().data(), dir.path().join("var")).unwrap();
     fs::create_dir_all(dir.path().join("target/release")).unwrap();
     symlink(binary(), dir.path().join("target/release/plugrack")).unwrap();
@@ -81,6 +83,26 @@ fn the_readmes_first_plugin_in_rust_works_as_written() {
     let said = run_block(&server, krate.path(), &block.replace("cargo build", "cargo build --quiet --offline"));
     assert!(said.starts_with("added: greet-rs\n"), "{said}");
     assert!(said.ends_with("Hello from Rust! You are visitor 1.\n"), "{said}");
+}
+
+/// The walk of a vendor and a customer: the key is new, so what runs is what the six commands have made.
+#[test]
+fn the_readmes_way_from_a_vendors_key_to_a_running_plugin_works_as_written() {
+    let server = Site::new().start();
+    let dir = checkout(&server);
+    let block = blocks_in("README.md", "sh").remove(3);
+    let commands: Vec<&str> = block.lines().filter(|line| !line.starts_with('#')).collect();
+    assert_eq!(commands.len(), 6);
+    for (number, command) in commands.iter().enumerate() {
+        if number == 5 {
+            let plugin = server.wait_state("licensed-python", "unlicensed");
+            assert!(plugin["reason"].as_str().unwrap().contains("licence: missing: "), "{plugin:#}");
+        }
+        run_block(&server, dir.path(), command);
+    }
+    assert_eq!(server.plugin("licensed-python")["license"], "valid");
+    let said = server.get("/licensed-python").text().to_owned();
+    assert!(said.starts_with("Licensed to you until 2100-01-01T00:00:00Z: 0 of 10 members."), "{said}");
 }
 
 /// `make run` prints what to try; each of those lines is tried.

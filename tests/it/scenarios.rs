@@ -1,6 +1,6 @@
 //! The scenarios of the `plugins` capability, one test each under its own title.
 
-use crate::support::{Server, Site, command, wait_for};
+use crate::support::{Server, Site, binary, command, pause, root, wait_for};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
 use std::fs;
@@ -8,6 +8,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The instance ids in the settings table of the database.
 fn stored_instance_ids(data: &Path) -> Vec<String> {
@@ -112,6 +113,93 @@ fn expose_instance_id_to_plugin() {
     assert_eq!(stored_instance_ids(server.site().data()), [told.as_str().unwrap()]);
     let server = server.stop().1.start();
     assert_eq!(init_of(&server, "p")["instance_id"], told, "a plugin can rely on it");
+}
+
+/// A token for the examples' demo key, issued as their vendor would: for the given instance, with further options.
+fn issue(plugin: &str, instance: &str, options: &[&str]) -> String {
+    let key = root().join("plugins-examples/licensed-rust/demo.key");
+    let mut issue = command(binary());
+    issue.args(["license", "issue", "--plugin", plugin, "--instance", instance, "--key"]).arg(key).args(options);
+    let output = issue.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// A host with the two proprietary examples, without a licence.
+fn proprietary() -> (Server, [&'static str; 2]) {
+    let ids = ["licensed-rust", "licensed-python"];
+    let server = Site::new().example(ids[0]).example(ids[1]).start();
+    ids.iter().for_each(|id| drop(server.wait_state(id, "unlicensed")));
+    (server, ids)
+}
+
+/// Scenario: License validation
+#[test]
+fn license_validation() {
+    let (server, ids) = proprietary();
+    for id in ids {
+        // Its own id is what a plugin holds against the licence: the same token is good here and not elsewhere.
+        let elsewhere = issue(id, "5f0c3f0e-8a52-4c1e-9d55-0c6a4f0b7a11", &[]);
+        let here = issue(id, &instance_id(&server), &[]);
+        for (token, license) in [(&elsewhere, "refused: wrong_instance"), (&here, "valid")] {
+            let (status, plugin) = server.api("PUT", &format!("/plugins/{id}/license"), token.as_bytes());
+            assert_eq!(status, 200, "{plugin:#}");
+            assert_eq!(server.plugin(id)["license"], license, "{id}");
+        }
+    }
+}
+
+/// Scenario: License failure
+#[test]
+fn license_failure() {
+    let (server, ids) = proprietary();
+    for id in ids {
+        let instance = instance_id(&server);
+        let good = issue(id, &instance, &[]);
+        // The signature is the end of what stands before the footer.
+        let in_signature = good.rfind('.').unwrap() - 10;
+        let other = if good[in_signature..].starts_with('A') { "B" } else { "A" };
+        let forged = format!("{}{other}{}", &good[..in_signature], &good[in_signature + 1..]);
+        let expired = issue(id, &instance, &["--not-before", "2020-01-01", "--expires", "2020-12-31"]);
+        let foreign = issue("another", &instance, &[]);
+        let starts = |server: &Server| {
+            let events = server.plugin(id)["events"].as_array().unwrap().clone();
+            events.iter().filter(|event| event["kind"] == "starting").count()
+        };
+        for (token, code) in [(&forged, "bad_signature"), (&expired, "expired"), (&foreign, "wrong_plugin")] {
+            server.api("PUT", &format!("/plugins/{id}/license"), token.as_bytes());
+            let plugin = server.wait_state(id, "unlicensed");
+            let reason = plugin["reason"].as_str().unwrap();
+            assert!(reason.contains(&format!("licence: {code}: ")), "{id}: {reason}");
+            assert_eq!(plugin["license"], format!("refused: {code}"));
+            assert!(plugin["last_end"]["exit"].as_str().unwrap().len() > 1, "{plugin:#}");
+            server.wait_logged(id, &[&format!("licence: {code}: ")]);
+            assert_eq!(server.get(&format!("/{id}")).status, 503);
+        }
+        // Nothing is tried again by itself.
+        let before = starts(&server);
+        pause(Duration::from_millis(1500));
+        assert_eq!((starts(&server), &server.plugin(id)["state"]), (before, &json!("unlicensed")));
+    }
+}
+
+/// Scenario: Proprietary plugin with valid license
+#[test]
+fn proprietary_plugin_with_valid_license() {
+    let (server, ids) = proprietary();
+    for id in ids {
+        let token = issue(id, &instance_id(&server), &["--expires", "2099-12-31", "--customer", "Ada"]);
+        let said = server.cli(&["license", "set", id, &token]);
+        assert!(!said.contains(&token), "a token is not shown whole");
+        assert_eq!((&server.plugin(id)["state"], &server.plugin(id)["license"]), (&json!("ready"), &json!("valid")));
+        assert!(server.get(&format!("/{id}")).text().starts_with("Licensed to Ada "));
+    }
+    let server = server.stop().1.start();
+    for id in ids {
+        server.wait_state(id, "ready");
+        server.cli(&["license", "remove", id]);
+        assert_eq!(server.wait_state(id, "unlicensed")["license"], "refused: missing");
+    }
 }
 
 /// Scenario: No license required
