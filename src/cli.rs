@@ -10,7 +10,7 @@ use crate::log_file;
 use crate::process;
 use crate::protocol::metadata::is_plugin_id;
 use crate::server;
-use crate::standing::Claims;
+use crate::standing;
 use crate::store::Store;
 use crate::store::kv::Limits;
 use crate::store::settings::read_instance_id;
@@ -573,7 +573,7 @@ fn rotate(data: &DataDir, yes: bool) -> Result<()> {
     let store = Store::open(&database, limits).with_context(cannot)?;
     let old = store.instance_id().with_context(cannot)?;
     for (plugin, token) in store.licenses().with_context(cannot)? {
-        if Claims::unverified(&token).names(&old.to_string()) {
+        if standing::names(&token, &old.to_string()) {
             print(&format!("the licence of {plugin} is for {old}, and will no longer match\n"))?;
         }
     }

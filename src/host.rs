@@ -3,10 +3,11 @@
 use crate::data_dir::DataDir;
 use crate::guard::Guard;
 use crate::handover::hand_over;
+use crate::license::Time;
 use crate::memory::Memory;
 use crate::process::Bounds;
 use crate::room::Room;
-use crate::standing::Claims;
+use crate::standing;
 use crate::store::{Store, StoreError, now_ms};
 use crate::time_mark::TimeMark;
 use std::collections::HashMap;
@@ -15,7 +16,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 use uuid::Uuid;
 
 /// A day in milliseconds.
@@ -94,11 +95,11 @@ impl Host {
 impl Host {
     /// Warns in the log, once a day, of the end of the licence that a running plugin has.
     pub(crate) fn warn_of_license(&self, plugin: &str) {
-        let now = self.time.now_ms();
+        let day = self.time.day();
         // Where it cannot be read the store has said so.
         let token = self.store.license(plugin).unwrap_or_default();
-        if let Some(warning) = token.and_then(|token| Claims::unverified(&token).warning(now)) {
-            self.store.warn_of_license(plugin, now.div_euclid(DAY), warning);
+        if let Some(warning) = token.and_then(|token| standing::warning(&token, self.time.now())) {
+            self.store.warn_of_license(plugin, day, warning);
         }
     }
 }
@@ -126,9 +127,19 @@ impl LicenseTime {
         Some(mark.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
     }
 
-    /// Milliseconds since 1970-01-01 UTC.
-    pub(crate) fn now_ms(&self) -> i64 {
+    /// The time now.
+    pub(crate) fn now(&self) -> Time {
+        Time::from(UNIX_EPOCH + Duration::from_millis(self.now_ms().unsigned_abs()))
+    }
+
+    /// In milliseconds since 1970-01-01 UTC.
+    fn now_ms(&self) -> i64 {
         now_ms().max(self.lock().get().unwrap_or_default())
+    }
+
+    /// In days since 1970-01-01 UTC.
+    fn day(&self) -> i64 {
+        self.now_ms().div_euclid(DAY)
     }
 
     /// Lets the mark go on where that is due, and keeps it.
@@ -142,7 +153,7 @@ impl LicenseTime {
 
     /// Whether another day has begun since this was last asked.
     pub(crate) fn is_new_day(&self) -> bool {
-        let day = self.now_ms().div_euclid(DAY);
+        let day = self.day();
         self.day.swap(day, Ordering::Relaxed) != day
     }
 

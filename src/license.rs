@@ -401,7 +401,11 @@ impl Claims {
         }
     }
 
-    fn standing(&self, time: Time) -> Result<Standing, Refusal> {
+    /// How good it is at a time, by its dates alone.
+    ///
+    /// # Errors
+    /// It has expired, and its grace is over.
+    pub fn standing(&self, time: Time) -> Result<Standing, Refusal> {
         let (Some(exp), Some(ends)) = (self.exp, self.ends()) else { return Ok(Standing::Valid) };
         let days = |seconds: i64| u32::try_from((seconds + DAY - 1) / DAY).unwrap_or(u32::MAX);
         let (left, grace) = (time.seconds_until(exp), time.seconds_until(ends));

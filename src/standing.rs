@@ -3,27 +3,14 @@
 //! The host has no vendor's key, so what it reads of a token is not verified: that is the plugin's part, and the host says that a
 //! licence is valid only of a plugin that runs with it.
 
-use crate::license::{Code, MAX_TOKEN, WARNING_DAYS};
+use crate::license::{Claims, Code, MAX_TOKEN, Standing, Time, unverified};
 use crate::protocol::message::Failure;
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
-use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 
 /// What every token begins with.
 const PREFIX: &str = "v4.public.";
 
-/// Bytes of the signature at the end of a token's payload.
-const SIGNATURE: usize = 64;
-
 /// Characters of a token's payload that are shown, so that an operator can tell two tokens apart: of the claims, which are no secret.
 const SHOWN: usize = 8;
-
-/// From how many milliseconds before its end on a licence is said to expire, as the plugins' own check does.
-const NOTICE: i64 = WARNING_DAYS * DAY;
-
-/// A day in milliseconds.
-const DAY: i64 = 86_400_000;
 
 /// The code and the sentence `licence: CODE: WHAT TO DO` of an answer by which a plugin refuses its licence.
 pub(crate) fn refusal(told: &Failure) -> Option<(Code, String)> {
@@ -56,86 +43,46 @@ pub(crate) fn shown(token: &str) -> String {
     format!("{}…", &token[..end])
 }
 
-/// What a token says of itself, not verified.
-#[derive(Debug, Default, Deserialize, Serialize)]
-pub(crate) struct Claims {
-    /// The licence's own id.
-    jti: Option<String>,
-    /// The customer.
-    sub: Option<String>,
-    /// The instances it is for.
-    #[serde(default)]
-    inst: Vec<String>,
-    /// When it expires.
-    exp: Option<String>,
-    /// For how many days it then still holds.
-    #[serde(default)]
-    grace_days: u16,
+/// How good a licence is with which a plugin runs. It may have ended since the plugin has looked.
+fn of_running(claims: &Claims, now: Time) -> Standing {
+    claims.standing(now).unwrap_or(Standing::Grace { days_left: 0 })
 }
 
-impl Claims {
-    /// Reads the claims of a token WITHOUT verifying it: to be shown, never to be relied on. Of what cannot be read there are none.
-    pub(crate) fn unverified(token: &str) -> Self {
-        let read = || {
-            let payload = BASE64URL.decode(token.strip_prefix(PREFIX)?.split('.').next()?).ok()?;
-            serde_json::from_slice(payload.get(..payload.len().checked_sub(SIGNATURE)?)?).ok()
-        };
-        read().unwrap_or_default()
-    }
-
-    /// Whether the licence is for this instance by name.
-    pub(crate) fn names(&self, instance: &str) -> bool {
-        self.inst.iter().any(|name| name == instance)
-    }
-
-    /// What is to be said in the log at `now_ms` of a licence that a plugin runs with.
-    pub(crate) fn warning(&self, now_ms: i64) -> Option<String> {
-        let exp = self.expiry()?;
-        match self.left(now_ms)? {
-            Left::Days(days) => Some(format!("its licence expires in {}, at {exp}: ask the vendor for the next", in_days(days))),
-            Left::Grace(days) => {
-                Some(format!("its licence has expired at {exp}, and the vendor lets it run for {} more: renew it", in_days(days)))
-            }
+/// What is to be said in the log of a licence with which a plugin runs.
+pub(crate) fn warning(token: &str, now: Time) -> Option<String> {
+    let claims = unverified(token)?;
+    let exp = claims.exp?;
+    match of_running(&claims, now) {
+        Standing::Valid => None,
+        Standing::Warning { days_left } => {
+            Some(format!("its licence expires in {}, at {exp}: ask the vendor for the next", in_days(days_left)))
         }
-    }
-
-    fn expiry(&self) -> Option<Timestamp> {
-        self.exp.as_deref()?.parse().ok()
-    }
-
-    fn left(&self, now_ms: i64) -> Option<Left> {
-        let left = self.expiry()?.as_millisecond().saturating_sub(now_ms);
-        let days = |ms: i64| ms.saturating_add(DAY - 1).div_euclid(DAY).max(0);
-        match left {
-            ..=0 => Some(Left::Grace(days(left + i64::from(self.grace_days) * DAY))),
-            1..=NOTICE => Some(Left::Days(days(left))),
-            _ => None,
-        }
+        Standing::Grace { days_left } => Some(format!(
+            "its licence has expired at {exp}, and the vendor lets it run for {} more: renew it",
+            in_days(days_left)
+        )),
     }
 }
 
-/// Whole days, rounded up.
-enum Left {
-    /// Until it expires.
-    Days(i64),
-    /// In which it still holds.
-    Grace(i64),
+/// Whether a licence is for an instance by name.
+pub(crate) fn names(token: &str, instance: &str) -> bool {
+    unverified(token).is_some_and(|claims| claims.inst.iter().any(|name| name == instance))
 }
 
-fn in_days(days: i64) -> String {
+fn in_days(days: u32) -> String {
     if days == 1 { "1 day".into() } else { format!("{days} days") }
 }
 
 /// How a plugin stands: `refused` is the code by which it has refused its licence, `runs` whether it answers. None while it does
 /// not run for another reason, since then nobody has checked what it has.
-pub(crate) fn standing(token: Option<&str>, refused: Option<Code>, runs: bool, now_ms: i64) -> Option<String> {
+pub(crate) fn standing(token: Option<&str>, refused: Option<Code>, runs: bool, now: Time) -> Option<String> {
     match (refused, token) {
         (Some(code), _) => Some(format!("refused: {code}")),
         (None, None) => Some("none".into()),
-        (None, Some(token)) => runs.then(|| match Claims::unverified(token).left(now_ms) {
-            Some(Left::Days(days)) => format!("expires in {}", in_days(days)),
-            Some(Left::Grace(_)) => "grace".into(),
-            None => "valid".into(),
+        (None, Some(token)) => runs.then(|| match unverified(token).map(|claims| of_running(&claims, now)) {
+            Some(Standing::Warning { days_left }) => format!("expires in {}", in_days(days_left)),
+            Some(Standing::Grace { .. }) => "grace".into(),
+            Some(Standing::Valid) | None => "valid".into(),
         }),
     }
 }
@@ -143,41 +90,49 @@ pub(crate) fn standing(token: Option<&str>, refused: Option<Code>, runs: bool, n
 #[cfg(test)]
 mod tests {
     use super::*;
+    use base64::Engine;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
 
+    const DAY: i64 = 86_400;
+
+    /// A token of these claims beside those that must be there. Nobody here verifies its signature.
     fn token(claims: &str) -> String {
-        let payload = [claims.as_bytes(), &[7; SIGNATURE]].concat();
+        let required = r#""v":1,"jti":"1","iss":"i","aud":"p","iat":"2026-01-01T00:00:00Z""#;
+        let payload = [format!("{{{required},{claims}}}").as_bytes(), &[7; 64]].concat();
         format!("{PREFIX}{}.eyJraWQiOiJrIn0", BASE64URL.encode(payload))
     }
 
     #[test]
     fn a_plugin_stands_as_it_says_itself_and_as_its_licence_reads() {
-        let end: Timestamp = "2027-03-01T00:00:00Z".parse().unwrap();
-        let end = end.as_millisecond();
-        let dated = token(r#"{"exp":"2027-03-01T00:00:00Z","grace_days":14}"#);
-        let (dated, forever, garbled) = (Some(&*dated), Some(&*token("{}")), Some("v4.public.AAAA.BBBB"));
-        for (token, refused, runs, now, expected) in [
-            (None, None, true, end, Some("none")),
-            (None, Some(Code::Missing), false, end, Some("refused: missing")),
-            (dated, Some(Code::Expired), false, end, Some("refused: expired")),
-            (dated, None, false, end, None),
-            (dated, None, true, end - NOTICE - 1, Some("valid")),
-            (dated, None, true, end - NOTICE, Some("expires in 30 days")),
-            (dated, None, true, end - DAY - 1, Some("expires in 2 days")),
-            (dated, None, true, end - DAY, Some("expires in 1 day")),
-            (dated, None, true, end - 1, Some("expires in 1 day")),
-            (dated, None, true, end, Some("grace")),
-            (forever, None, true, end, Some("valid")),
-            (garbled, None, true, end, Some("valid")),
+        let end: Time = "2027-03-01T00:00:00Z".parse().unwrap();
+        let dated = token(r#""inst":[],"exp":"2027-03-01T00:00:00Z","grace_days":14"#);
+        let (dated, forever, garbled) = (Some(&*dated), Some(&*token(r#""inst":[]"#)), Some("v4.public.AAAA.BBBB"));
+        for (token, refused, runs, seconds, expected) in [
+            (None, None, true, 0, Some("none")),
+            (None, Some(Code::Missing), false, 0, Some("refused: missing")),
+            (dated, Some(Code::Expired), false, 0, Some("refused: expired")),
+            (dated, None, false, 0, None),
+            (dated, None, true, -30 * DAY - 1, Some("valid")),
+            (dated, None, true, -30 * DAY, Some("expires in 30 days")),
+            (dated, None, true, -DAY - 1, Some("expires in 2 days")),
+            (dated, None, true, -DAY, Some("expires in 1 day")),
+            (dated, None, true, -1, Some("expires in 1 day")),
+            (dated, None, true, 0, Some("grace")),
+            (dated, None, true, 20 * DAY, Some("grace")),
+            (forever, None, true, 0, Some("valid")),
+            (garbled, None, true, 0, Some("valid")),
         ] {
-            assert_eq!(standing(token, refused, runs, now).as_deref(), expected, "{token:?} {refused:?} {runs} {}", now - end);
+            let standing = standing(token, refused, runs, end.plus_seconds(seconds));
+            assert_eq!(standing.as_deref(), expected, "{token:?} {refused:?} {runs} {seconds}");
         }
-        let claims = Claims::unverified(dated.unwrap());
-        let warning = |now| claims.warning(now).unwrap_or_default();
-        assert_eq!(warning(end - NOTICE - 1), "");
-        assert!(warning(end - 2 * DAY).contains("expires in 2 days, at 2027-03-01T00:00:00Z"), "{}", warning(end - 2 * DAY));
-        for (now, left) in [(end, "14 days"), (end + 1, "14 days"), (end + 13 * DAY, "1 day"), (end + 20 * DAY, "0 days")] {
-            assert!(warning(now).contains(&format!("for {left} more")), "{}", warning(now));
+        let warning = |seconds| warning(dated.unwrap(), end.plus_seconds(seconds)).unwrap_or_default();
+        assert_eq!(warning(-30 * DAY - 1), "");
+        assert!(warning(-2 * DAY).contains("expires in 2 days, at 2027-03-01T00:00:00Z"), "{}", warning(-2 * DAY));
+        for (seconds, left) in [(0, "14 days"), (1, "14 days"), (13 * DAY, "1 day"), (20 * DAY, "0 days")] {
+            assert!(warning(seconds).contains(&format!("for {left} more")), "{}", warning(seconds));
         }
+        assert!(names(&token(r#""inst":["a","b"]"#), "b"));
+        assert!(!names(&token(r#""inst":["*"]"#), "b") && !names("v4.public.AAAA.BBBB", "b"));
     }
 
     #[test]
@@ -200,17 +155,6 @@ mod tests {
         assert!(check_form(b"v4.public.\xff\xff.e30").is_err());
         assert_eq!(check_form(b"\tv4.public.AAAA.e30 "), Ok("v4.public.AAAA.e30"));
         assert_eq!(shown("v4.public.0123456789.e30"), "v4.public.01234567…");
-    }
-
-    #[test]
-    fn what_cannot_be_read_of_a_token_has_no_claims() {
-        for text in ["", "v4.public.", "v4.public.A.B", "v4.public.AAAA.BBBB", &token("[]"), &token(r#"{"exp":5}"#), &token("{")]
-        {
-            let claims = Claims::unverified(text);
-            assert!(claims.exp.is_none() && claims.inst.is_empty(), "{text}");
-        }
-        assert!(Claims::unverified(&token(r#"{"inst":["a","b"]}"#)).names("b"));
-        assert!(!Claims::unverified(&token(r#"{"inst":["*"]}"#)).names("b"));
     }
 
     #[test]

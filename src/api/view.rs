@@ -1,9 +1,10 @@
 //! Plugins as the operator is shown them.
 
+use crate::license::{Claims, unverified};
 use crate::plugin::{End, Plugin, State, Status};
 use crate::protocol::metadata::Metadata;
 use crate::rack::{Entry, Rack};
-use crate::standing::{Claims, shown, standing};
+use crate::standing::{shown, standing};
 use crate::store::StoreError;
 use crate::store::events::Event;
 use serde::Serialize;
@@ -147,12 +148,12 @@ pub(crate) fn license(rack: &Rack, plugin: &Plugin) -> Result<License, StoreErro
         state: status.state,
         reason: status.reason,
         token: token.as_deref().map(shown),
-        claims: token.as_deref().map(Claims::unverified),
+        claims: token.as_deref().and_then(unverified),
     })
 }
 
 fn stands(rack: &Rack, status: &Status, token: Option<&str>) -> Option<String> {
-    standing(token, Plugin::license_refused(status), status.state == State::Ready, rack.host().time.now_ms())
+    standing(token, Plugin::license_refused(status), status.state == State::Ready, rack.host().time.now())
 }
 
 fn refused(file: String, id: &Option<String>, reason: &str) -> Summary {
