@@ -3,11 +3,11 @@
 //! Who calls is never asked: the kernel says which process is at the other end, and its session says whose it is.
 
 use crate::host::Host;
+use crate::pause::pause;
 use crate::process::SMALL_STACK;
 use crate::protocol::frame::{EncodeError, FrameReader, ReadError, encode};
 use crate::protocol::message::{Failure, KvOp, MAX_ID, Malformed, Message};
 use crate::store::kv::Call;
-use crossbeam_channel::never;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::{Pid, getsid};
 use serde::Deserialize;
@@ -57,8 +57,7 @@ fn accept_all(listener: &UnixListener, host: &Arc<Host>) {
         let accepted = listener.accept().and_then(|(stream, _)| admit(stream, host, &counts));
         if let Err(error) = accepted {
             log::warn!("a plugin's call was not taken: {error}");
-            // Nothing comes from this channel but the end of the pause.
-            never::<()>().recv_timeout(ACCEPT_PAUSE).unwrap_or_default();
+            pause(ACCEPT_PAUSE);
         }
     }
 }

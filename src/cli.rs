@@ -7,6 +7,7 @@ use crate::config::{DEFAULT_DATA, Serve};
 use crate::data_dir::DataDir;
 use crate::guard;
 use crate::log_file;
+use crate::pause::pause;
 use crate::process;
 use crate::protocol::metadata::is_plugin_id;
 use crate::server;
@@ -18,7 +19,6 @@ use crate::text;
 use anyhow::{Context, Result, bail};
 use clap::builder::styling::{AnsiColor, Style};
 use clap::{Args, Parser, Subcommand};
-use crossbeam_channel::never;
 use serde_json::Value;
 use std::borrow::Cow;
 use std::io::{self, BufRead, IsTerminal, Read, Write};
@@ -450,8 +450,7 @@ fn logs(data: &DataDir, id: &str, follow: bool, lines: usize) -> Result<()> {
     loop {
         match follower.next_line().with_context(|| format!("cannot read {}", path.display()))? {
             Some(line) => print(&format!("{line}\n"))?,
-            // Nothing comes from this channel but the end of the pause.
-            None => never::<()>().recv_timeout(FOLLOW_PAUSE).unwrap_or_default(),
+            None => pause(FOLLOW_PAUSE),
         }
     }
 }

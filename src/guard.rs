@@ -3,9 +3,10 @@
 //! The kernel kills a plugin with its host, but not the plugin's own children. The guard is told the plugins' sessions by lines on a
 //! pipe, which closes when the host ends; then it kills what is left of them, and ends too.
 
+use crate::pause::pause;
 use crate::process::{Process, RUN_VARIABLE, run_id, small_thread};
 use crate::remains::{self, Marks};
-use crossbeam_channel::{Receiver, Sender, bounded, never};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use rustix::io::ioctl_fionbio;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::collections::BTreeSet;
@@ -106,8 +107,7 @@ fn keep(state: &Mutex<State>) {
             Err(error) => log::warn!("without its guard process, a killed host may leave behind what plugins start: {error}"),
         }
         if !lock(state).finishing {
-            // Nothing comes from this channel but the end of the pause.
-            never::<()>().recv_timeout(REPLACE_PAUSE).unwrap_or_default();
+            pause(REPLACE_PAUSE);
         }
     }
 }

@@ -10,13 +10,14 @@ use crate::api::{self, Api};
 use crate::client_socket::ClientSocket;
 use crate::exchange::{BodyLength, Client, Failed, Job, WebJob};
 use crate::pages;
+use crate::pause::pause;
 use crate::plugin::{HOLD, STARTING_RETRY_AFTER};
 use crate::process::SMALL_STACK;
 use crate::protocol::message::{HOP_BY_HOP, Headers, Http, Response};
 use crate::rack::Rack;
 use crate::room;
 use crate::route::Target;
-use crossbeam_channel::{Receiver, Sender, bounded, never};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use rustix::net::sockopt;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -217,8 +218,7 @@ impl Dispatcher {
         let mut probe: Option<TcpStream> = None;
         loop {
             if Instant::now() < busy_until {
-                // Nothing comes from this channel but the end of the pause.
-                never::<()>().recv_timeout(BUSY_NUDGE).unwrap_or_default();
+                pause(BUSY_NUDGE);
             } else {
                 self.front.wake.1.recv_timeout(NUDGE).unwrap_or_default();
             }
@@ -254,7 +254,7 @@ impl Dispatcher {
     /// Starts anew after a pause, beside the connections there are.
     fn start_again(self: Arc<Self>) {
         let starting = move || {
-            never::<()>().recv_timeout(FAILURE_PAUSE).unwrap_or_default();
+            pause(FAILURE_PAUSE);
             if let Err(error) = Arc::clone(&self).start()
                 && self.front.go_on_after(&error)
             {

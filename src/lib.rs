@@ -54,6 +54,8 @@ mod output;
 #[cfg(feature = "host")]
 mod pages;
 #[cfg(feature = "host")]
+mod pause;
+#[cfg(feature = "host")]
 mod plugin;
 #[cfg(feature = "host")]
 mod preflight;

@@ -349,6 +349,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
     use crate::log_file::tail;
+    use crate::pause::pause;
     use std::io::Write;
     use std::path::Path;
 
@@ -423,7 +424,7 @@ mod tests {
                 let deadline = Instant::now() + Duration::from_secs(30);
                 while !what(&texts(&path)) {
                     assert!(Instant::now() < deadline, "{:?}", texts(&path));
-                    crossbeam_channel::never::<()>().recv_timeout(Duration::from_millis(20)).unwrap_or_default();
+                    pause(Duration::from_millis(20));
                 }
             };
             wait_for(&b"y\n".repeat(5000), &|texts| left_out(texts) + 200 == 5000);

@@ -4,6 +4,7 @@
 //! nothing of ours runs between fork and exec, where little is allowed, and no unsafe code is needed.
 
 use crate::output::PluginLog;
+use crate::pause::pause;
 use crate::remains::{self, Marks};
 use crate::restart::Exit;
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -332,9 +333,7 @@ fn collect(mut process: Process, argument: &str, time: Duration, limit: usize) -
     let exit = loop {
         match process.child.try_wait() {
             Ok(Some(status)) => break exit_of(status),
-            Ok(None) if Instant::now() < deadline => {
-                crossbeam_channel::never::<()>().recv_timeout(Duration::from_millis(1)).unwrap_or_default()
-            }
+            Ok(None) if Instant::now() < deadline => pause(Duration::from_millis(1)),
             _ => return Err(format!("{argument} did not end within {} s", time.as_secs_f32())),
         }
     };

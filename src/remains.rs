@@ -4,7 +4,7 @@
 //! A process escapes this that has made a session of its own and has cleared its environment as well; so does one that keeps
 //! forking faster than it is found.
 
-use crossbeam_channel::never;
+use crate::pause::pause;
 use procfs::process::{Process, all_processes};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::collections::BTreeSet;
@@ -45,8 +45,7 @@ pub(crate) fn end(marks: &Marks, time: Duration) -> usize {
         if found.is_empty() || Instant::now() >= deadline {
             return killed.len();
         }
-        // Nothing comes from this channel but the end of the pause.
-        never::<()>().recv_timeout(LOOK_AGAIN).unwrap_or_default();
+        pause(LOOK_AGAIN);
     }
 }
 

@@ -26,6 +26,7 @@ const LAYERS: [&[&str]; 5] = [
         "handover",
         "output",
         "preflight",
+        "pause",
         "process",
         "remains",
         "guard",
