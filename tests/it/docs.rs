@@ -88,7 +88,8 @@ fn the_readmes_first_plugin_in_rust_works_as_written() {
 /// The walk of a vendor and a customer: the key is new, so what runs is what the six commands have made.
 #[test]
 fn the_readmes_way_from_a_vendors_key_to_a_running_plugin_works_as_written() {
-    let server = Site::new().start();
+    // As `make run` leaves it.
+    let server = Site::new().example("licensed-python").start();
     let dir = checkout(&server);
     let block = blocks_in("README.md", "sh").remove(3);
     let commands: Vec<&str> = block.lines().filter(|line| !line.starts_with('#')).collect();
