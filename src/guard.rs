@@ -116,12 +116,12 @@ fn replace(state: &mut State) -> io::Result<Process> {
     let (reader, writer) = io::pipe()?;
     // A guard that does not read must not stop the host.
     ioctl_fionbio(&writer, true)?;
-    let process = Process::helper(GUARD, run_id(), reader)?;
     state.pipe = Some(writer);
+    // Before there is a guard: one that is there knows them all, should the host end in this moment.
     for session in state.sessions.clone() {
         state.tell(session);
     }
-    Ok(process)
+    Process::helper(GUARD, run_id(), reader).inspect_err(|_| state.pipe = None)
 }
 
 impl State {
