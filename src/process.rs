@@ -304,25 +304,28 @@ fn collect(mut process: Process, argument: &str, time: Duration, limit: usize) -
         return Err("cannot read its output".into());
     };
     let (mut printed, mut complained) = (Vec::new(), Vec::new());
-    let (mut stdout_open, mut stderr_open) = (true, true);
+    let (mut stdout_open, mut stderr_open, mut ended) = (true, true, false);
     while stdout_open || stderr_open {
         let Some(left) = deadline.checked_duration_since(Instant::now()) else {
             return Err(format!("{argument} did not end within {} s", time.as_secs_f32()));
         };
-        let interest = |open| if open { PollFlags::IN } else { PollFlags::empty() };
-        let mut fds = [
-            PollFd::from_borrowed_fd(stdout.as_fd(), interest(stdout_open)),
-            PollFd::from_borrowed_fd(stderr.as_fd(), interest(stderr_open)),
-        ];
-        let ready = poll(&mut fds, Some(&timespec(left.min(EXIT_CHECK)))).unwrap_or(0);
-        let (out, err) = (!fds[0].revents().is_empty(), !fds[1].revents().is_empty());
-        if ready == 0 && process.child.try_wait().is_ok_and(|status| status.is_some()) {
-            break;
+        let open = [(stdout_open, stdout.as_fd()), (stderr_open, stderr.as_fd())].into_iter().filter(|(open, _)| *open);
+        let mut fds: Vec<_> = open.map(|(_, fd)| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
+        let wait = if ended { Duration::ZERO } else { left.min(EXIT_CHECK) };
+        let ready = poll(&mut fds, Some(&timespec(wait))).unwrap_or(0);
+        let mut readable = fds.iter().map(|fd| !fd.revents().is_empty());
+        let (out, err) = (stdout_open && readable.next() == Some(true), stderr_open && readable.next() == Some(true));
+        if ready == 0 {
+            if ended {
+                break;
+            }
+            // What it has printed in its last moment is there by now, and read in the next rounds.
+            ended = process.child.try_wait().is_ok_and(|status| status.is_some());
         }
-        if stdout_open && out {
+        if out {
             stdout_open = read_some(&mut stdout, &mut printed);
         }
-        if stderr_open && err {
+        if err {
             stderr_open = read_some(&mut stderr, &mut complained);
             complained.truncate(MAX_ERROR_OUTPUT);
         }
