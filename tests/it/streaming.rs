@@ -169,13 +169,13 @@ fn a_listener_that_has_gone_gives_its_place_to_others() {
     for _ in 0..2 {
         drop(listen(&server));
         let mut next = server.client();
-        next.send(b"GET /p/x HTTP/1.1\r\nhost: test\r\n\r\n");
+        let asking = std::thread::Builder::new().spawn(move || next.get("/p/x")).unwrap();
         // That nobody listens is seen when something is sent.
         wait_for("the plugin to be free", || {
             tell(&server, "more");
-            (server.plugin("p")["process"]["waiting"] == 0).then_some(())
+            asking.is_finished().then_some(())
         });
-        assert_eq!(next.reply(false).text(), "GET /x of p");
+        assert_eq!(asking.join().unwrap().text(), "GET /x of p");
     }
     assert_eq!(pid(&server), before);
 }
