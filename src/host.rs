@@ -90,9 +90,7 @@ impl Host {
         };
         directories.iter().try_for_each(|directory| hand_over(directory, from, to))
     }
-}
 
-impl Host {
     /// Warns in the log, once a day, of the end of the licence that a running plugin has.
     pub(crate) fn warn_of_license(&self, plugin: &str) {
         let day = self.time.day();
@@ -123,13 +121,12 @@ impl LicenseTime {
 
     /// The mark as `init` has it; none where the clock was never set.
     pub(crate) fn mark(&self) -> Option<String> {
-        let mark = jiff::Timestamp::from_millisecond(self.lock().get()?).ok()?;
-        Some(mark.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
+        Some(time_at(self.lock().get()?).to_string())
     }
 
     /// The time now.
     pub(crate) fn now(&self) -> Time {
-        Time::from(UNIX_EPOCH + Duration::from_millis(self.now_ms().unsigned_abs()))
+        time_at(self.now_ms())
     }
 
     /// In milliseconds since 1970-01-01 UTC.
@@ -160,6 +157,11 @@ impl LicenseTime {
     fn lock(&self) -> MutexGuard<'_, TimeMark> {
         self.mark.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The time so many milliseconds after 1970-01-01 UTC.
+fn time_at(ms: i64) -> Time {
+    Time::from(UNIX_EPOCH + Duration::from_millis(ms.unsigned_abs()))
 }
 
 /// Sessions of running plugins, by the process id that leads them.

@@ -12,7 +12,7 @@ use crate::exchange::{BodyLength, Client, Failed, Job, WebJob};
 use crate::pages;
 use crate::pause::pause;
 use crate::plugin::{HOLD, STARTING_RETRY_AFTER};
-use crate::process::SMALL_STACK;
+use crate::process::small_thread;
 use crate::protocol::message::{HOP_BY_HOP, Headers, Http, Response};
 use crate::rack::Rack;
 use crate::room;
@@ -157,7 +157,7 @@ impl Front {
         let porter = Arc::clone(&dispatcher);
         std::thread::Builder::new().name("lobby".into()).spawn(move || porter.attend_lobby())?;
         Arc::clone(&dispatcher).start()?;
-        std::thread::Builder::new().name("nudge".into()).stack_size(SMALL_STACK).spawn(move || dispatcher.nudge())?;
+        small_thread("nudge").spawn(move || dispatcher.nudge())?;
         Ok(())
     }
 
@@ -261,7 +261,7 @@ impl Dispatcher {
                 self.start_again();
             }
         };
-        if let Err(error) = std::thread::Builder::new().name("accept-again".into()).stack_size(SMALL_STACK).spawn(starting) {
+        if let Err(error) = small_thread("accept-again").spawn(starting) {
             log::error!("accepting connections cannot be begun again: {error}");
         }
     }
@@ -752,12 +752,11 @@ impl Client for TinyClient {
             return self.refuse(failed);
         }
         let mut client = self.take();
-        let usher = std::thread::Builder::new().name("usher".into()).stack_size(SMALL_STACK);
         let refusing = move || {
             client.refuse(failed);
             USHERS.fetch_sub(1, Ordering::Relaxed);
         };
-        if let Err(error) = usher.spawn(refusing) {
+        if let Err(error) = small_thread("usher").spawn(refusing) {
             USHERS.fetch_sub(1, Ordering::Relaxed);
             log::warn!("a request was refused without a thread to wait for its body: {error}");
         }

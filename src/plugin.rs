@@ -249,6 +249,12 @@ impl Plugin {
         self.fail_waiting();
     }
 
+    /// Fails the requests that have waited too long for a process: since they came, or since the last one fell, where that is later.
+    pub(crate) fn expire_held(&self, down_since: Option<Instant>) {
+        let held = |arrived: Instant| down_since.map_or(arrived, |since| arrived.max(since)).elapsed() >= HOLD;
+        self.queue.expire(held, Failed::Unavailable { retry_after: STARTING_RETRY_AFTER });
+    }
+
     /// Fails the requests that wait, and those that come.
     pub(crate) fn fail_waiting(&self) {
         self.door.store(Door::Shut as u8, Ordering::Release);

@@ -1,10 +1,9 @@
 //! All plugins: found, started, looked up by id and by route, stopped.
 
 use crate::discovery::{self, Fingerprint, Found, Refusal};
-use crate::exchange::Failed;
 use crate::host::Host;
 use crate::output::PluginLog;
-use crate::plugin::{Command, HOLD, Plugin, Quit, STARTING_RETRY_AFTER, State};
+use crate::plugin::{Command, Plugin, Quit, State};
 use crate::protocol::metadata::Metadata;
 use crate::room;
 use crate::route::Routes;
@@ -301,8 +300,7 @@ impl Rack {
             for (old, ended) in before {
                 // Requests are held meanwhile, though no longer than any.
                 while Instant::now() < deadline && ended.recv_timeout(HOLD_TICK).is_err_and(|error| error.is_timeout()) {
-                    let held = |arrived: Instant| arrived.elapsed() >= HOLD;
-                    waiting.queue.expire(held, Failed::Unavailable { retry_after: STARTING_RETRY_AFTER });
+                    waiting.expire_held(None);
                 }
                 old.queue.move_to(&waiting.queue);
             }

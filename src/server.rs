@@ -9,7 +9,7 @@ use crate::guard::Guard;
 use crate::host::{HOST_SOCKET_VARIABLE, Host, LicenseTime, Sessions};
 use crate::http::Front;
 use crate::memory::Memory;
-use crate::process::{self, SMALL_STACK};
+use crate::process;
 use crate::rack::Rack;
 use crate::remains::{self, Marks};
 use crate::room::{self, LOOK_RETRY, Room};
@@ -129,7 +129,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
 
     let (sender, received) = unbounded();
     let watch = move || signals.forever().all(|signal| sender.send(signal).is_ok());
-    std::thread::Builder::new().name("signals".into()).stack_size(SMALL_STACK).spawn(watch)?;
+    process::small_thread("signals").spawn(watch)?;
     let outcome = loop {
         select! {
             recv(received) -> signal => match signal {

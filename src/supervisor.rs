@@ -268,8 +268,7 @@ impl Supervisor {
         }
         if !matches!(self.phase, Phase::Ready { .. }) && self.holds() {
             // What has waited for the process that was before waits for the next as what comes now does.
-            let held = |arrived: Instant| self.down_since.map_or(arrived, |since| arrived.max(since)).elapsed() >= HOLD;
-            self.plugin.queue.expire(held, Failed::Unavailable { retry_after: STARTING_RETRY_AFTER });
+            self.plugin.expire_held(self.down_since);
         }
     }
 

@@ -1,11 +1,9 @@
 //! Plugins that print without measure, junk, and to a log that others meddle with: none of it hurts anybody.
 
-use crate::support::{PATIENCE, Server, Site, binary, command, install_fake, metadata, script, wait_for};
+use crate::support::{Server, Site, install_fake, metadata, script, wait_for};
 use serde_json::{Value, json};
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::symlink;
-use std::process::Stdio;
 
 /// Text that no terminal and no page should be given as it is: controls, escape sequences, what turns the direction of text, what
 /// is not seen, and what is no character.
@@ -108,27 +106,15 @@ for number in range(240):
 ' &";
     let server = behind(Site::new(), "p", flood).start();
     server.wait_state("p", "ready");
-    let mut follow = command(binary());
-    follow.arg("--data").arg(server.site().data()).args(["logs", "p", "-f"]);
-    let mut child = follow.stdout(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let (sender, received) = std::sync::mpsc::channel();
-    let reading = std::thread::Builder::new().spawn(move || {
-        while let Some(Ok(line)) = lines.next() {
-            sender.send(line).unwrap();
-        }
-    });
+    let follow = server.follow_log(&["p"]);
     let (mut numbers, mut missing) = (Vec::<u64>::new(), 0);
     while numbers.len() as u64 + missing < 240 {
-        let line = received.recv_timeout(PATIENCE).unwrap();
-        let text = line.split_once(' ').unwrap().1;
+        let text = follow.next();
         numbers.extend(text.split(' ').next().unwrap().parse::<u64>().ok());
         // On a slow machine two batches may come in one second.
-        missing += left_out(text).unwrap_or_default();
+        missing += left_out(&text).unwrap_or_default();
     }
-    child.kill().unwrap();
-    child.wait().unwrap();
-    reading.unwrap().join().unwrap();
+    follow.end();
     assert!(numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
     assert!(numbers.len() > 100, "{numbers:?}");
     assert!(server.site().data().join("logs/p.log.1").exists());

@@ -1,9 +1,9 @@
 //! What the operator can ask and say, by the API and by commands.
 
-use crate::support::{PATIENCE, Server, Site, binary, command, wait_for};
+use crate::support::{Server, Site, binary, command, wait_for};
 use serde_json::{Value, json};
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::process::{Output, Stdio};
 
 /// A host with a plugin `p` that is ready.
@@ -228,25 +228,14 @@ fn the_last_lines_of_a_log_are_shown() {
 fn a_log_is_followed() {
     let server = with_plugin();
     print(&server, "before");
-    let mut follow = command(binary());
-    follow.arg("--data").arg(server.site().data()).args(["logs", "p", "-f", "-n", "1"]);
-    let mut child = follow.stdout(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let (sender, received) = std::sync::mpsc::channel();
-    let reading = std::thread::Builder::new().spawn(move || {
-        while let Some(Ok(line)) = lines.next() {
-            sender.send(line).unwrap();
-        }
-    });
-    let next = || received.recv_timeout(PATIENCE).unwrap().split_once(' ').unwrap().1.to_owned();
+    let follow = server.follow_log(&["p", "-n", "1"]);
+    let next = || follow.next();
     assert_eq!(next(), "before on stderr");
     for text in ["one", "two"] {
         print(&server, text);
         assert_eq!([next(), next()], [text.to_owned(), format!("{text} on stderr")]);
     }
-    child.kill().unwrap();
-    child.wait().unwrap();
-    reading.unwrap().join().unwrap();
+    follow.end();
 }
 
 #[test]

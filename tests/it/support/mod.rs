@@ -5,11 +5,11 @@ pub(crate) mod http;
 use http::{Client, Reply};
 use serde_json::{Value, json};
 use std::fs;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::OnceLock;
+use std::sync::{OnceLock, mpsc};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -341,6 +341,21 @@ impl Server {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// `plugrack logs -f`, with these arguments.
+    pub(crate) fn follow_log(&self, arguments: &[&str]) -> Follow {
+        let mut follow = command(binary());
+        follow.arg("--data").arg(self.site().data()).args(["logs", "-f"]).args(arguments);
+        let mut child = follow.stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let (sender, received) = mpsc::channel();
+        let reading = std::thread::Builder::new().spawn(move || {
+            while let Some(Ok(line)) = lines.next() {
+                sender.send(line).unwrap();
+            }
+        });
+        Follow { child, received, reading: reading.unwrap() }
+    }
+
     /// An operator's command that must fail: what it complains of.
     #[track_caller]
     pub(crate) fn cli_fails(&self, arguments: &[&str]) -> String {
@@ -422,6 +437,28 @@ impl Drop for Server {
             fs::File::open(site.data().join("host.log")).unwrap().read_to_string(&mut log).unwrap();
             eprintln!("the host's log:\n{log}");
         }
+    }
+}
+
+/// A log that is followed.
+pub(crate) struct Follow {
+    child: Child,
+    received: mpsc::Receiver<String>,
+    reading: std::thread::JoinHandle<()>,
+}
+
+impl Follow {
+    /// The text of the next line, without its time.
+    #[track_caller]
+    pub(crate) fn next(&self) -> String {
+        self.received.recv_timeout(PATIENCE).unwrap().split_once(' ').unwrap().1.to_owned()
+    }
+
+    /// Ends the command.
+    pub(crate) fn end(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.reading.join().unwrap();
     }
 }
 
