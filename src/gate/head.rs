@@ -18,6 +18,10 @@ use std::net::{IpAddr, SocketAddr};
 /// Most headers that can be read: as many have their place on the stack. A higher [`Limits::headers`] counts as this.
 pub(super) const MAX_HEADERS: usize = 256;
 
+/// Headers for which a smaller place is enough, as it is with the limit that is usual: to clear the larger one takes longer than
+/// to read a small head.
+const FEW_HEADERS: usize = 64;
+
 /// Longest method in bytes. The longest that is registered has 17 (`UPDATEREDIRECTREF`), so this has room for one's own.
 const MAX_METHOD: usize = 32;
 
@@ -211,8 +215,15 @@ fn absolute(target: &[u8]) -> Option<(Option<&[u8]>, &[u8])> {
 
 /// Reads the headers, which end with the blank line, and writes the canonical head.
 fn parse(line: &RequestLine<'_>, lines: &[u8], limits: Limits, out: &mut Vec<u8>) -> Result<Head, Refusal> {
-    let mut fields = [httparse::EMPTY_HEADER; MAX_HEADERS];
-    let fields = match httparse::parse_headers(lines, &mut fields[..limits.headers.min(MAX_HEADERS)]) {
+    let (mut few, mut many);
+    let fields: &mut [httparse::Header<'_>] = if limits.headers <= FEW_HEADERS {
+        few = [httparse::EMPTY_HEADER; FEW_HEADERS];
+        &mut few[..limits.headers]
+    } else {
+        many = [httparse::EMPTY_HEADER; MAX_HEADERS];
+        &mut many[..limits.headers.min(MAX_HEADERS)]
+    };
+    let fields = match httparse::parse_headers(lines, fields) {
         Ok(httparse::Status::Complete((length, fields))) if length == lines.len() => fields,
         Err(httparse::Error::TooManyHeaders) => return Err(TOO_MANY),
         Err(httparse::Error::HeaderName) => return Err(bad("the name of a header is not a plain word before a colon")),
@@ -352,7 +363,9 @@ fn write(line: &RequestLine<'_>, host: &[u8], fields: &[httparse::Header<'_>], k
     out.extend_from_slice(host);
     out.extend_from_slice(b"\r\n");
     for field in fields.iter().filter(|field| known.passes(field.name)) {
-        out.extend(field.name.bytes().map(|byte| byte.to_ascii_lowercase()));
+        let start = out.len();
+        out.extend_from_slice(field.name.as_bytes());
+        out[start..].make_ascii_lowercase();
         out.extend_from_slice(b": ");
         if field.value.is_ascii() {
             out.extend_from_slice(field.value);
@@ -654,7 +667,7 @@ mod tests {
             let input = get(&"A: b\r\n".repeat(headers - 1));
             read_once(input.as_bytes(), Limits { bytes: usize::MAX, headers: limit }, &mut 0)
         };
-        for limit in [1, 2, 64, MAX_HEADERS] {
+        for limit in [1, 2, FEW_HEADERS, FEW_HEADERS + 1, MAX_HEADERS] {
             assert!(count(limit, limit).unwrap().is_some());
             assert_eq!(count(limit + 1, limit), Err(TOO_MANY), "{limit}");
         }
