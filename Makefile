@@ -24,7 +24,7 @@ BUILT = $(or $(CARGO_TARGET_DIR),target)/$(STATIC_TARGET)/$(if $(filter dev,$(PR
 FAULTS   = confinement:: deploy:: discovery:: durability:: host_limits:: isolation:: lifecycle:: logs:: orphans:: store_faults:: \
            web_faults:: why::
 
-.PHONY: help run examples release test faults durability fuzz-license lint docs lib ci bench test-tools clean
+.PHONY: help run examples release test faults durability fuzz-license fuzz-gate lint docs lib ci bench test-tools fuzz-tools clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +84,16 @@ durability: ## kill host and plugins under a load of writes, ROUNDS times (100),
 fuzz-license: ## broken licences for ten minutes, or FUZZ_SECONDS=…
 	PLUGRACK_FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) $(CARGO) test --locked --test it license_fuzz:: -- --nocapture
 
+# What is found new stays below target, and the next run begins with it. Each target's own lines are in a log beside it.
+fuzz-gate: fuzz-tools ## the gate's parsers under a fuzzer, an hour for each or FUZZ_SECONDS=…, two at a time
+	@cp Cargo.lock tests/fuzz/Cargo.lock
+	@RUSTC_BOOTSTRAP=1 nice -n 10 $(CARGO) fuzz build --fuzz-dir tests/fuzz
+	@printf '%s\n' head chunked response | xargs -P 2 -I TARGET sh -c ' \
+		kept=tests/fuzz/target/corpus/TARGET log=tests/fuzz/target/TARGET.log; mkdir -p $$kept; \
+		if RUSTC_BOOTSTRAP=1 nice -n 10 $(CARGO) fuzz run --fuzz-dir tests/fuzz TARGET $$kept tests/fuzz/corpus/TARGET -- \
+			-dict=tests/fuzz/http.dict -max_total_time=$(or $(FUZZ_SECONDS),3600) >$$log 2>&1; \
+		then echo "TARGET: $$(grep ^Done $$log)"; else tail -n 40 $$log; echo "TARGET: something was found, see $$log"; exit 1; fi'
+
 lint: ## formatting and lints, warnings are errors
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
@@ -115,6 +125,10 @@ test-tools:
 		else \
 			echo "make test needs:$$missing. Install it (Debian: apt install$$missing; node must be 18 or later)" >&2; exit 1; \
 		fi; }
+
+# The fuzzer's features of the compiler are for its developers, or for who says RUSTC_BOOTSTRAP.
+fuzz-tools:
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz
 
 clean: ## remove what was built, not what the host keeps
 	$(CARGO) clean

@@ -3,5 +3,7 @@
 //! What passes it is canonical, and what is not plain HTTP/1.1 is refused here.
 
 pub(crate) mod chunked;
+#[cfg(test)]
+mod fuzzing;
 pub(crate) mod head;
 pub(crate) mod response;

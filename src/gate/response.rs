@@ -143,6 +143,7 @@ fn write(status: u16, reason: &[u8], fields: &[httparse::Header<'_>], out: &mut 
 
 #[cfg(test)]
 mod tests {
+    use super::super::fuzzing;
     use super::*;
     use proptest::prelude::*;
 
@@ -378,22 +379,17 @@ mod tests {
             reason in "[ -~\t]{0,12}",
             headers in prop::collection::vec(prop_oneof![
                 "[A-Za-z!#$%&'*+.^_`|~-]{1,9}:[ -~\t]{0,20}",
-                "(Connection: close|Server: tiny-http \\(Rust\\)|X-Plugrack-[a-z]: [a-z]|Trailer: a|Upgrade: b|Content-Length: [0-9])",
+                "(Connection: close|Server: tiny-http \\(Rust\\)|X-Plugrack-[a-z]: [a-z]|Trailer: a|Content-Length: [0-9])",
             ], 0..6),
         ) {
             let headers: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
-            let input = format!("HTTP/1.1 {status} {reason}\r\n{headers}\r\n");
-            if let Ok(Some((answer, used, out))) = read_once(input.as_bytes(), &mut 0) {
-                prop_assert_eq!((answer.status, used), (status, input.len()));
-                let again = [&out[..], b"\r\n"].concat();
-                let expected = Answer { status, length: None, chunked: false, close: false };
-                prop_assert_eq!(read_once(&again, &mut 0), Ok(Some((expected, again.len(), out))));
-            }
+            fuzzing::response(format!("HTTP/1.1 {status} {reason}\r\n{headers}\r\n").as_bytes());
         }
 
         #[test]
         fn no_bytes_are_too_strange(bytes in prop::collection::vec(any::<u8>(), 0..200), known in any::<bool>()) {
-            drop(read_all(if known { [b"HTTP/1.1 200 OK\r\nA: ", &bytes[..]].concat() } else { bytes }));
+            let input = if known { [b"HTTP/1.1 200 OK\r\nA: ", &bytes[..]].concat() } else { bytes };
+            fuzzing::response(&input);
         }
     }
 }

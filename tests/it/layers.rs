@@ -12,6 +12,7 @@ const LAYERS: [&[&str]; 5] = [
         "protocol/message",
         "protocol/metadata",
         "gate/chunked",
+        "gate/fuzzing",
         "gate/head",
         "gate/response",
         "license",
