@@ -26,8 +26,6 @@ mod cli;
 #[cfg(feature = "host")]
 mod client;
 #[cfg(feature = "host")]
-mod client_socket;
-#[cfg(feature = "host")]
 mod config;
 #[cfg(feature = "host")]
 mod data_dir;
@@ -63,6 +61,8 @@ mod plugin;
 mod preflight;
 #[cfg(feature = "host")]
 mod process;
+#[cfg(feature = "host")]
+mod quantity;
 #[cfg(feature = "host")]
 mod queue;
 #[cfg(feature = "host")]
