@@ -55,7 +55,8 @@ impl ApiClient {
             .uri(format!("{BASE}{path}"))
             .header("authorization", format!("Bearer {}", self.token))
             .body(body)?;
-        let mut response = self.agent.run(request).with_context(|| format!("the host at {} does not answer", self.socket.display()))?;
+        let mut response =
+            self.agent.run(request).with_context(|| format!("the host at {} does not answer", self.socket.display()))?;
         let text = response.body_mut().with_config().limit(MAX_ANSWER).read_to_string()?;
         let answer: Value = serde_json::from_str(&text).context("the host's answer is not JSON")?;
         match answer["error"]["message"].as_str() {

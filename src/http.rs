@@ -422,7 +422,9 @@ fn refusal(failed: Failed) -> (u16, Option<(&'static str, String)>, String) {
         Failed::NotFound => (404, None, "not_found", "there is nothing at this path"),
         Failed::MethodNotAllowed => (405, allow, "method_not_allowed", "only GET and HEAD are answered here"),
         Failed::TooLarge => (413, None, "too_large", "the request's body is over the limit (serve --max-body)"),
-        Failed::HeadTooLarge => (431, None, "head_too_large", "the request's headers are over the limit of 64 KiB that a plugin is sent"),
+        Failed::HeadTooLarge => {
+            (431, None, "head_too_large", "the request's headers are over the limit of 64 KiB that a plugin is sent")
+        }
         Failed::BadGateway => (502, None, "bad_gateway", "the plugin gave no valid answer; its log has the reason"),
         Failed::Unavailable { retry_after } => (503, retry(retry_after), "unavailable", "the plugin is not available now"),
         Failed::Overloaded => (503, retry(OVERLOAD_RETRY_AFTER), "overloaded", "too many requests are waiting"),

@@ -27,6 +27,9 @@ const GROW_AFTER: Duration = Duration::from_millis(2);
 const KEEP: Duration = Duration::from_secs(10);
 const KEPT: usize = 4;
 
+/// Pause between the openings of those that are kept, so that a host where none can be had is not asked without end.
+const REFILL_PAUSE: Duration = Duration::from_millis(1);
+
 /// Time for a new connection to be answered on, after which nobody is there.
 const OPEN_TIME: Duration = Duration::from_secs(3);
 
@@ -69,10 +72,13 @@ impl EventLoop {
 
     /// When another connection is to be opened, if one is.
     pub(super) fn grow_at(&self) -> Option<Instant> {
-        let (_, since) = self.waiting.front()?;
         if self.opening.is_some() || self.backends.len() >= self.backing.most + OPERATORS {
             return None;
         }
+        if self.backends.len() < KEPT && !self.is_draining {
+            return Some(self.opened + REFILL_PAUSE);
+        }
+        let (_, since) = self.waiting.front()?;
         Some(if self.backends.len() < QUICK { *since } else { *since + GROW_AFTER })
     }
 

@@ -88,6 +88,13 @@ pub(super) struct Exchange {
     pub(super) last: bool,
 }
 
+impl Exchange {
+    /// Whether what is left of the request's body is not wanted any more: the answer has begun without it.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.answered && !self.complete
+    }
+}
+
 impl Client {
     pub(super) fn new(stream: Stream, address: Option<IpAddr>, guest: Option<Guest>, deadline: Instant) -> Self {
         Self {
@@ -181,7 +188,7 @@ impl Client {
     /// Whether the client is to send more of its request's body, and there is room for it.
     pub(super) fn wants_body(&self, window: u64) -> bool {
         self.exchange.as_ref().is_some_and(|exchange| {
-            !exchange.complete && !exchange.last && exchange.body.as_ref().is_some_and(|body| body.len() < window)
+            !exchange.complete && !exchange.is_abandoned() && exchange.body.as_ref().is_some_and(|body| body.len() < window)
         })
     }
 }

@@ -1,8 +1,8 @@
 //! The clients' side of the gate: requests are read, collected and refused, answers are sent.
 
 use super::body::{Body, Full};
-use super::client::{ClientKey, Exchange, Phase};
 use super::chunked::{Broken, Decoder};
+use super::client::{ClientKey, Exchange, Phase};
 use super::event_loop::{Again, EventLoop, LINGER, SCRATCH, TURN};
 use super::head::{self, Framing, Head, Refusal};
 use super::pace::Pace;
@@ -203,8 +203,8 @@ impl EventLoop {
         if exchange.complete {
             return Step::Wait;
         }
-        if exchange.last && exchange.answered {
-            // The rest of the body is not wanted. It is read away, so that the client comes to read its answer.
+        if exchange.is_abandoned() {
+            // It is read away, so that the client comes to read its answer.
             return self.discard(key);
         }
         if !self.read_body(key) {
@@ -275,7 +275,9 @@ impl EventLoop {
     /// Puts bytes of a body where they belong; says how many were the body's.
     fn take_body(&mut self, key: ClientKey, bytes: &[u8]) -> Result<usize, Refusal> {
         let max_body = self.limits.max_body;
-        let Some(exchange) = self.clients.get_mut(key).and_then(|client| client.exchange.as_mut()) else { return Ok(bytes.len()) };
+        let Some(exchange) = self.clients.get_mut(key).and_then(|client| client.exchange.as_mut()) else {
+            return Ok(bytes.len());
+        };
         let Some(body) = &mut exchange.body else { return Ok(0) };
         exchange.coming.progress(bytes.len());
         let kept = match (&mut exchange.decoder, exchange.head.framing) {

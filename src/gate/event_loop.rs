@@ -11,8 +11,8 @@ use super::{Backing, Limits, Loss, Order};
 use crate::room;
 use crossbeam_channel::{Receiver, Sender};
 use rustix::buffer::spare_capacity;
-use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use rustls::ServerConfig;
@@ -311,7 +311,8 @@ impl EventLoop {
                     Ok(Some((socket, address))) => self.enter(index, socket, address),
                     Ok(None) => self.knocking[index] = false,
                     Err(error) => {
-                        self.troubles.came(Trouble::Resources, self.now, || room::explain("a connection was not taken", &error.into()).0);
+                        self.troubles
+                            .came(Trouble::Resources, self.now, || room::explain("a connection was not taken", &error.into()).0);
                         if !self.turn_away_at(index) {
                             return;
                         }
@@ -328,7 +329,8 @@ impl EventLoop {
         }
         match self.doors[index].accept() {
             Ok(Some((socket, _))) => {
-                rustix::net::send(&socket, &refusal::answer(refusal::FULL, false), rustix::net::SendFlags::NOSIGNAL).unwrap_or_default();
+                rustix::net::send(&socket, &refusal::answer(refusal::FULL, false), rustix::net::SendFlags::NOSIGNAL)
+                    .unwrap_or_default();
             }
             Ok(None) => self.knocking[index] = false,
             Err(_) => {}
@@ -353,7 +355,9 @@ impl EventLoop {
             let per_address = self.limits.max_connections_per_address;
             self.troubles.came(trouble, self.now, || match (trouble, address) {
                 (Trouble::Address, Some(address)) => {
-                    format!("{address} has {per_address} connections, and another was refused (serve --max-connections-per-address)")
+                    format!(
+                        "{address} has {per_address} connections, and another was refused (serve --max-connections-per-address)"
+                    )
                 }
                 _ => format!("all {most} connections are taken, and another was refused (serve --max-connections)"),
             });

@@ -7,8 +7,11 @@ pub(super) const BAD_HEAD: Refusal =
     Refusal { status: 400, code: "bad_request", message: "the request's head did not come whole" };
 
 /// The client's body did not come whole, or broke its framing.
-pub(super) const BAD_BODY: Refusal =
-    Refusal { status: 400, code: "bad_request", message: "the request's body did not come whole, or its chunks are not well formed" };
+pub(super) const BAD_BODY: Refusal = Refusal {
+    status: 400,
+    code: "bad_request",
+    message: "the request's body did not come whole, or its chunks are not well formed",
+};
 
 /// The head took too long.
 pub(super) const SLOW_HEAD: Refusal =
@@ -32,7 +35,8 @@ pub(super) const CROWDED: Refusal = Refusal { status: 503, code: "overloaded", m
 pub(super) const FULL: Refusal = Refusal { status: 503, code: "overloaded", message: "there are too many connections" };
 
 /// There is no memory or file for the body.
-pub(super) const NO_ROOM: Refusal = Refusal { status: 503, code: "overloaded", message: "there is no room for the request's body now" };
+pub(super) const NO_ROOM: Refusal =
+    Refusal { status: 503, code: "overloaded", message: "there is no room for the request's body now" };
 
 /// The host stops.
 pub(super) const STOPPING: Refusal = Refusal { status: 503, code: "unavailable", message: "the host is stopping" };
