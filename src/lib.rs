@@ -5,7 +5,8 @@
 //!
 //! The rooms, from the bottom up; a file uses only the layers below its own:
 //!
-//! * words: [`protocol`]'s messages and metadata, the heads and bodies of the `gate`, `license`, `repeat`, `restart`, `route`, `standing`, `text`, `time_mark`
+//! * words: [`protocol`]'s messages and metadata, `license`, `repeat`, `restart`, `route`, `standing`, `text`, `time_mark`, and what
+//!   the `gate` reads
 //! * one resource each: frames, `link`, `process`, `remains`, `guard`, `preflight`, `output`, `log_file`, `memory`, `room`, `store`,
 //!   `data_dir`, `handover`, `exchange`, `config`
 //! * the rack: `queue`, `worker`, `plugin`, `supervisor`, `discovery`, `rack`, `host`, `callback`
