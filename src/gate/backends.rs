@@ -237,8 +237,7 @@ impl EventLoop {
             return self.again.push(Again::Backend(key));
         }
         let mut turns = 0;
-        loop {
-            let Some(backend) = self.backends.get_mut(key) else { break };
+        while let Some(backend) = self.backends.get_mut(key) {
             let client = match backend.user {
                 Use::Busy(client) => Some(client),
                 Use::Opening(_) => None,
