@@ -1,8 +1,9 @@
 //! The host's side of the gate: its connections to the host, the requests that go out on them, and the answers that come back.
 
 use super::backend::{Backend, BackendKey, Reading, Use};
+use super::body::Body;
 use super::chunked::Decoder;
-use super::client::{ClientKey, Phase};
+use super::client::{ClientKey, Phase, compact};
 use super::door::Guest;
 use super::event_loop::{Again, EventLoop, OPERATORS, PROBE_EVERY, SWEEP, TURN};
 use super::head::Framing;
@@ -27,8 +28,8 @@ const GROW_AFTER: Duration = Duration::from_millis(2);
 const KEEP: Duration = Duration::from_secs(10);
 const KEPT: usize = 4;
 
-/// Pause between the openings of those that are kept, so that a host where none can be had is not asked without end.
-const REFILL_PAUSE: Duration = Duration::from_millis(1);
+/// Pause after one that could not be opened, such as for want of files.
+const OPEN_PAUSE: Duration = Duration::from_millis(100);
 
 /// Time for a new connection to be answered on, after which nobody is there.
 const OPEN_TIME: Duration = Duration::from_secs(3);
@@ -76,10 +77,10 @@ impl EventLoop {
             return None;
         }
         if self.backends.len() < KEPT && !self.is_draining {
-            return Some(self.opened + REFILL_PAUSE);
+            return Some(self.open_after);
         }
         let (_, since) = self.waiting.front()?;
-        Some(if self.backends.len() < QUICK { *since } else { *since + GROW_AFTER })
+        Some(self.open_after.max(if self.backends.len() < QUICK { *since } else { *since + GROW_AFTER }))
     }
 
     /// Opens a connection, and asks on it whether somebody is there.
@@ -98,6 +99,7 @@ impl EventLoop {
             if let Some(key) = self.opening.take() {
                 self.drop_backend(key);
             }
+            self.open_after = self.now + OPEN_PAUSE;
             let is_gone = matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound);
             self.troubles.came(Trouble::Resources, self.now, || {
                 room::explain("the host could not be reached from its own gate", &error).0
@@ -444,7 +446,7 @@ impl EventLoop {
             if chunked && !bytes.is_empty() {
                 put(&mut client.out, format_args!("{:x}\r\n", bytes.len()));
             }
-            client.out.extend_from_slice(bytes);
+            client.queue(bytes);
             if chunked && !bytes.is_empty() {
                 client.out.extend_from_slice(b"\r\n");
             }
@@ -520,7 +522,8 @@ impl EventLoop {
 }
 
 /// Puts a piece of a body behind what waits to be sent.
-fn put_piece(backend: &mut Backend, body: &mut super::body::Body, most: usize) -> io::Result<()> {
+fn put_piece(backend: &mut Backend, body: &mut Body, most: usize) -> io::Result<()> {
+    compact(&mut backend.out, &mut backend.sent);
     if !backend.chunked {
         body.take(&mut backend.out, most)?;
         return Ok(());

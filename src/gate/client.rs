@@ -88,6 +88,17 @@ pub(super) struct Exchange {
     pub(super) last: bool,
 }
 
+/// Bytes at the front of a buffer that are gone already, from which on it is worth moving the rest there.
+const WORN: usize = 64 * 1024;
+
+/// Moves what is left in a buffer to its front, so that one that is never quite empty does not grow.
+pub(super) fn compact(out: &mut Vec<u8>, sent: &mut usize) {
+    if *sent >= WORN {
+        out.drain(..*sent);
+        *sent = 0;
+    }
+}
+
 impl Exchange {
     /// Whether what is left of the request's body is not wanted any more: the answer has begun without it.
     pub(super) fn is_abandoned(&self) -> bool {
@@ -138,8 +149,14 @@ impl Client {
                 Err(error) => return Err(error),
             }
         }
-        self.out.extend_from_slice(rest);
+        self.queue(rest);
         Ok(())
+    }
+
+    /// Keeps bytes until they can be sent.
+    pub(super) fn queue(&mut self, bytes: &[u8]) {
+        compact(&mut self.out, &mut self.sent);
+        self.out.extend_from_slice(bytes);
     }
 
     /// Sends what waits, as far as it goes.

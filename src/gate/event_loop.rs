@@ -101,8 +101,9 @@ pub(super) struct EventLoop {
     pub(super) free: Vec<BackendKey>,
     /// The one that is being opened.
     pub(super) opening: Option<BackendKey>,
-    /// When one was opened last.
+    /// When one was opened last, and until when none is after one that failed.
     pub(super) opened: Instant,
+    pub(super) open_after: Instant,
     /// Clients and connections to the host that have had their turn, though there is more to do.
     pub(super) again: Vec<Again>,
     /// Clients whose requests wait for one, with when they began to.
@@ -159,6 +160,7 @@ impl EventLoop {
             free: Vec::new(),
             opening: None,
             opened: now,
+            open_after: now,
             again: Vec::new(),
             waiting: VecDeque::new(),
             stock,
