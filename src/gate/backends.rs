@@ -20,9 +20,12 @@ use std::time::{Duration, Instant};
 /// Connections to the host that are opened as soon as a request waits: more of them than that make quick plugins no quicker.
 const QUICK: usize = 32;
 
-/// How long a request waits for one of them before another is opened. They are opened one by one: a burst is what the library behind
-/// cannot take.
+/// How long a request waits, while none of them comes free, before another is opened: all of them are then taken by answers that are
+/// slow to come. They are opened one by one: a burst is what the library behind cannot take.
 const GROW_AFTER: Duration = Duration::from_millis(2);
+
+/// How long it waits while others come free all the time, and it is just not its turn yet.
+const GROW_AT_LAST: Duration = Duration::from_millis(50);
 
 /// How long one is kept that is not used, and how many are kept all the same.
 const KEEP: Duration = Duration::from_secs(10);
@@ -80,7 +83,11 @@ impl EventLoop {
             return Some(self.open_after);
         }
         let (_, since) = self.waiting.front()?;
-        Some(self.open_after.max(if self.backends.len() < QUICK { *since } else { *since + GROW_AFTER }))
+        let due = match self.backends.len() {
+            0..QUICK => *since,
+            _ => (*since + GROW_AT_LAST).min(self.freed.max(*since) + GROW_AFTER),
+        };
+        Some(due.max(self.open_after))
     }
 
     /// Opens a connection, and asks on it whether somebody is there.
@@ -472,6 +479,7 @@ impl EventLoop {
                 self.drop_backend(key);
             } else {
                 backend.user = Use::Free(self.now);
+                self.freed = self.now;
                 backend.reading = Reading::Head;
                 self.free.push(key);
             }

@@ -99,6 +99,8 @@ pub(super) struct EventLoop {
     pub(super) backends: SlotMap<BackendKey, Backend>,
     /// Those that are free, the one used last at the end.
     pub(super) free: Vec<BackendKey>,
+    /// When the last of them came free.
+    pub(super) freed: Instant,
     /// The one that is being opened.
     pub(super) opening: Option<BackendKey>,
     /// When one was opened last, and until when none is after one that failed.
@@ -158,6 +160,7 @@ impl EventLoop {
             by_origin: HashMap::new(),
             backends: SlotMap::with_key(),
             free: Vec::new(),
+            freed: now,
             opening: None,
             opened: now,
             open_after: now,
