@@ -8,7 +8,7 @@
 //! * words: [`protocol`]'s messages and metadata, `license`, `repeat`, `restart`, `route`, `standing`, `text`, `time_mark`, and what
 //!   the `gate` reads
 //! * one resource each: frames, `link`, `process`, `remains`, `guard`, `preflight`, `output`, `log_file`, `memory`, `room`, `store`,
-//!   `data_dir`, `handover`, `exchange`, `config`
+//!   `data_dir`, `handover`, `exchange`, `config`, the `gate`
 //! * the rack: `queue`, `worker`, `plugin`, `supervisor`, `discovery`, `rack`, `host`, `callback`
 //! * edges: `http`, `api`, `pages`, `client`
 //! * wiring: `server`, `cli`
@@ -26,8 +26,6 @@ mod callback;
 mod cli;
 #[cfg(feature = "host")]
 mod client;
-#[cfg(feature = "host")]
-mod client_socket;
 #[cfg(feature = "host")]
 mod config;
 #[cfg(feature = "host")]
@@ -64,6 +62,8 @@ mod plugin;
 mod preflight;
 #[cfg(feature = "host")]
 mod process;
+#[cfg(feature = "host")]
+mod quantity;
 #[cfg(feature = "host")]
 mod queue;
 #[cfg(feature = "host")]
