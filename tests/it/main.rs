@@ -10,6 +10,7 @@ mod discovery;
 mod docs;
 mod durability;
 mod host_limits;
+mod http11;
 mod identity;
 mod isolation;
 mod kv;
