@@ -360,7 +360,8 @@ impl Server {
     pub(crate) fn api(&self, method: &str, path: &str, body: &[u8]) -> (u16, Value) {
         let token = fs::read_to_string(self.site().data().join("admin-token")).unwrap();
         let mut client = Client::connect_unix(&self.site().data().join("run/api.sock"));
-        let reply = client.request(method, &format!("/api{path}"), &[("authorization", &format!("Bearer {}", token.trim()))], body);
+        let reply =
+            client.request(method, &format!("/api{path}"), &[("authorization", &format!("Bearer {}", token.trim()))], body);
         (reply.status, serde_json::from_slice(&reply.body).unwrap())
     }
 
