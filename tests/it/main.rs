@@ -4,6 +4,7 @@
 
 mod support;
 
+mod clients;
 mod confinement;
 mod deploy;
 mod discovery;

@@ -1,5 +1,6 @@
 //! A real host in a directory of its own, and what a test needs to talk to it.
 
+pub(crate) mod browser;
 pub(crate) mod http;
 
 use http::{Client, Reply};
