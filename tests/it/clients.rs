@@ -15,7 +15,7 @@ use tempfile::TempDir;
 const SIZES: [usize; 5] = [0, 1, 1024, 65_536, 1_048_576];
 
 /// Bytes of the large download, which the fixtures know too.
-const DOWNLOAD: usize = 5_000_000;
+pub(crate) const DOWNLOAD: usize = 5_000_000;
 
 /// Bytes of a block of what the fake plugin's `/download` sends.
 const BLOCK: usize = 256 * 1024;
@@ -49,8 +49,10 @@ pub(crate) fn told_of_download() -> String {
 #[track_caller]
 pub(crate) fn run(command: &mut Command) -> Output {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}: `make test-tools` installs it"));
-    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{command:?} ended with {}: {stderr}{stdout}", output.status);
+    // The end of what it printed, which may be a large body.
+    let last = |bytes: &[u8]| bytes[bytes.len().saturating_sub(2000)..].escape_ascii().to_string().replace("\\n", "\n");
+    let said = [last(&output.stderr), last(&output.stdout)].concat();
+    assert!(output.status.success(), "{command:?} ended with {}: {said}", output.status);
     output
 }
 
@@ -180,7 +182,7 @@ fn ureq_has_its_conversation() {
 // --- Programs ---------------------------------------------------------------------------------------------
 
 /// curl, with which nobody waits for ever.
-fn curl() -> Command {
+pub(crate) fn curl() -> Command {
     let mut curl = command("curl");
     curl.args(["--silent", "--show-error", "--no-buffer", "--max-time", "60"]);
     curl

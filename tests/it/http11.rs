@@ -16,7 +16,7 @@ fn server_that_streams() -> Server {
 }
 
 /// A request with a body of a known length.
-fn post(path: &str, more: &str, body: &[u8]) -> Vec<u8> {
+pub(crate) fn post(path: &str, more: &str, body: &[u8]) -> Vec<u8> {
     let head = format!("POST {path} HTTP/1.1\r\nhost: test\r\n{more}content-length: {}\r\n\r\n", body.len());
     [head.as_bytes(), body].concat()
 }
@@ -28,7 +28,7 @@ fn post_chunked(path: &str, more: &str, chunks: &[&[u8]], end: &[u8]) -> Vec<u8>
 }
 
 /// Requests of every kind on one connection, and whether each is a HEAD, with what is answered.
-fn conversation() -> Vec<(Vec<u8>, bool, u16, Vec<u8>)> {
+pub(crate) fn conversation() -> Vec<(Vec<u8>, bool, u16, Vec<u8>)> {
     let (small, large) = (bytes(3000), bytes(200_000));
     let get = |method: &str, path: &str| format!("{method} {path} HTTP/1.1\r\nhost: test\r\n\r\n").into_bytes();
     vec![

@@ -29,6 +29,7 @@ mod scenarios;
 mod sdk;
 mod store_faults;
 mod streaming;
+mod tls;
 mod web;
 mod web_faults;
 mod why;

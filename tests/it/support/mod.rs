@@ -2,6 +2,7 @@
 
 pub(crate) mod browser;
 pub(crate) mod http;
+pub(crate) mod tls;
 
 use http::{Client, Reply};
 use serde_json::{Value, json};
