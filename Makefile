@@ -113,12 +113,16 @@ bench: ## measure against nginx in one interleaved run; QUICK=1 for a short one
 	$(PYTHON) tests/bench/run.py
 
 # The tests of the Node SDK need node 18 or later, those of licences in Python the package cryptography, those of a supervised
-# host runit; what is missing is installed where we may.
+# host runit, those of the web its clients, a browser among them, and two proxies; what is missing is installed where we may.
 test-tools:
 	@missing=; \
-	command -v node >/dev/null || missing="$$missing nodejs"; \
-	command -v runsv >/dev/null || missing="$$missing runit"; \
+	for tool in node:nodejs runsv:runit curl:curl wget:wget openssl:openssl ab:apache2-utils wrk:wrk h2load:nghttp2-client \
+		chromium:chromium nginx:nginx caddy:caddy; do \
+		command -v "$${tool%:*}" >/dev/null || missing="$$missing $${tool#*:}"; \
+	done; \
 	$(PYTHON) -c 'import cryptography' 2>/dev/null || missing="$$missing python3-cryptography"; \
+	$(PYTHON) -c 'import requests, httpx' 2>/dev/null || /usr/bin/python3 -c 'import requests, httpx' 2>/dev/null || \
+		missing="$$missing python3-requests python3-httpx"; \
 	test -z "$$missing" || { \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 			apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; \

@@ -432,7 +432,11 @@ impl EventLoop {
 
     /// Ends a client's connection now.
     pub(super) fn close(&mut self, key: ClientKey) {
-        let Some(client) = self.clients.remove(key) else { return };
+        let Some(mut client) = self.clients.remove(key) else { return };
+        if client.phase == Phase::Idle {
+            // A client that has gone already need not hear it.
+            client.stream.say_end().unwrap_or_default();
+        }
         match client.guest {
             None => self.turned_away -= 1,
             Some(Guest::Operator) => self.operators -= 1,

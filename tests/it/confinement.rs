@@ -71,7 +71,7 @@ fn report(site: Site) -> BTreeMap<String, bool> {
     write_file(&data.join("plugin-data/victim/diary"), b"dear diary", 0o600);
     let diary = data.join("plugin-data/victim/diary");
     chown(&diary, Some(owner(diary.parent().unwrap()).0), None).unwrap();
-    let around = json!({"host": server.pid(), "victim": victim, "address": server.address.to_string(), "setuid": setuid});
+    let around = json!({"host": server.pid(), "victim": victim, "address": server.address().to_string(), "setuid": setuid});
     let reply = server.request("POST", "/nosy/probe", &[], around.to_string().as_bytes());
     assert_eq!(reply.status, 200, "{}", fs::read_to_string(data.join("logs/nosy.log")).unwrap());
     assert_eq!(pid(&server, "victim"), victim);

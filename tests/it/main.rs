@@ -4,12 +4,14 @@
 
 mod support;
 
+mod clients;
 mod confinement;
 mod deploy;
 mod discovery;
 mod docs;
 mod durability;
 mod host_limits;
+mod http11;
 mod identity;
 mod isolation;
 mod kv;
@@ -27,6 +29,7 @@ mod scenarios;
 mod sdk;
 mod store_faults;
 mod streaming;
+mod tls;
 mod web;
 mod web_faults;
 mod why;

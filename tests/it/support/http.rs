@@ -2,11 +2,31 @@
 
 use super::PATIENCE;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+/// What carries a connection's bytes.
+pub(crate) trait Transport: Read + Write + Send {
+    /// Ends the sending side alone.
+    fn end_sending(&mut self);
+}
+
+impl Transport for TcpStream {
+    fn end_sending(&mut self) {
+        self.shutdown(Shutdown::Write).unwrap();
+    }
+}
+
+impl Transport for UnixStream {
+    fn end_sending(&mut self) {
+        self.shutdown(Shutdown::Write).unwrap();
+    }
+}
 
 /// A connection to a server.
 pub(crate) struct Client {
-    stream: BufReader<TcpStream>,
+    stream: BufReader<Box<dyn Transport>>,
 }
 
 /// An answer.
@@ -47,7 +67,20 @@ impl Client {
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        Self { stream: BufReader::with_capacity(64 * 1024, stream) }
+        Self::over(stream)
+    }
+
+    /// Connects to a Unix socket.
+    pub(crate) fn connect_unix(path: &Path) -> Self {
+        let stream = UnixStream::connect(path).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        Self::over(stream)
+    }
+
+    /// A client over a connection that is there.
+    pub(crate) fn over(stream: impl Transport + 'static) -> Self {
+        Self { stream: BufReader::with_capacity(64 * 1024, Box::new(stream)) }
     }
 
     /// Sends bytes as they are.
@@ -58,6 +91,11 @@ impl Client {
     /// Sends bytes, and says whether the server still takes them.
     pub(crate) fn try_send(&mut self, bytes: &[u8]) -> bool {
         self.stream.get_mut().write_all(bytes).is_ok()
+    }
+
+    /// Tells the server that nothing more is sent.
+    pub(crate) fn end_sending(&mut self) {
+        self.stream.get_mut().end_sending();
     }
 
     #[track_caller]

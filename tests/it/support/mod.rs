@@ -1,11 +1,14 @@
 //! A real host in a directory of its own, and what a test needs to talk to it.
 
+pub(crate) mod browser;
 pub(crate) mod http;
+pub(crate) mod tls;
 
 use http::{Client, Reply};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -194,10 +197,14 @@ impl Site {
         self
     }
 
-    /// The command that serves this directory, on a free port.
+    /// The command that serves this directory, on a free port unless its arguments say otherwise.
     pub(crate) fn serve(&self) -> Command {
         let mut serve = command(binary());
-        serve.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(self.data()).args(&self.arguments);
+        serve.arg("serve");
+        if !self.arguments.iter().any(|argument| argument == "--listen") {
+            serve.args(["--listen", "127.0.0.1:0"]);
+        }
+        serve.arg("--data").arg(self.data()).args(&self.arguments);
         serve.envs(self.environment.iter().map(|(name, value)| (name, value)));
         serve
     }
@@ -231,9 +238,13 @@ impl Site {
             if let Some(status) = child.try_wait().unwrap() {
                 panic!("the host ended with {status}: {}", fs::read_to_string(self.data().join("host.log")).unwrap_or_default());
             }
-            fs::read_to_string(&listen).ok().and_then(|address| address.trim().parse().ok())
+            fs::read_to_string(&listen).ok().map(|address| address.trim().to_owned())
         });
-        Server { site: Some(self), child: Some(child), address }
+        let door = match address.strip_prefix("unix:") {
+            Some(path) => Door::Unix(path.into()),
+            None => Door::Tcp(address.parse().unwrap()),
+        };
+        Server { site: Some(self), child: Some(child), door }
     }
 
     /// Runs the host to its end, which must come by itself: its exit status and log.
@@ -278,17 +289,32 @@ pub(crate) fn write_file(path: &Path, content: &[u8], mode: u32) {
     fs::rename(fresh, path).unwrap();
 }
 
+/// Where a host listens.
+pub(crate) enum Door {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
 /// A running host. Dropping it kills it.
 pub(crate) struct Server {
     site: Option<Site>,
     child: Option<Child>,
-    pub(crate) address: std::net::SocketAddr,
+    door: Door,
 }
 
 impl Server {
     /// Its directory.
     pub(crate) fn site(&self) -> &Site {
         self.site.as_ref().unwrap()
+    }
+
+    /// The TCP address it listens at.
+    #[track_caller]
+    pub(crate) fn address(&self) -> SocketAddr {
+        match &self.door {
+            Door::Tcp(address) => *address,
+            Door::Unix(path) => panic!("it listens at {}", path.display()),
+        }
     }
 
     /// The host's process id.
@@ -303,7 +329,10 @@ impl Server {
 
     /// A client with a connection of its own.
     pub(crate) fn client(&self) -> Client {
-        Client::connect(self.address)
+        match &self.door {
+            Door::Tcp(address) => Client::connect(*address),
+            Door::Unix(path) => Client::connect_unix(path),
+        }
     }
 
     /// One GET on a connection of its own.
@@ -328,11 +357,13 @@ impl Server {
         }
     }
 
-    /// A call of the operator's API: its status and JSON.
+    /// A call of the operator's API, by the socket of the operator's commands: its status and JSON.
     #[track_caller]
     pub(crate) fn api(&self, method: &str, path: &str, body: &[u8]) -> (u16, Value) {
         let token = fs::read_to_string(self.site().data().join("admin-token")).unwrap();
-        let reply = self.request(method, &format!("/api{path}"), &[("authorization", &format!("Bearer {}", token.trim()))], body);
+        let mut client = Client::connect_unix(&self.site().data().join("run/api.sock"));
+        let reply =
+            client.request(method, &format!("/api{path}"), &[("authorization", &format!("Bearer {}", token.trim()))], body);
         (reply.status, serde_json::from_slice(&reply.body).unwrap())
     }
 
