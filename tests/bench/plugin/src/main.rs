@@ -48,10 +48,11 @@ fn answer(request: &mut Request<'_>) -> Result<Response, Error> {
         "/echo" => Ok(Response::bytes("application/octet-stream", request.read_body(MAX_ECHO)?)),
         "/mib" => Ok(Response::bytes("application/octet-stream", &MIB[..])),
         "/tenth" => {
-            if TENTH.fetch_add(1, Ordering::Relaxed) % 10 == 9 {
-                dawdle();
+            if TENTH.fetch_add(1, Ordering::Relaxed) % 10 != 9 {
+                return Ok(Response::text("Hello, world!"));
             }
-            Ok(Response::text("Hello, world!"))
+            dawdle();
+            Ok(Response::text("Hello, sleeper"))
         }
         path => match path.strip_prefix("/kv/") {
             Some(task) => kv::run(task, request.query().unwrap_or_default(), request.kv()).map(Response::text),
