@@ -25,6 +25,7 @@ LOADS = (
     Load("mib", "GET of 1 MiB", "GET", "/mib", None, b"m" * (1 << 20), True),
 )
 LATE_SECONDS = 10  # an answer after this is late
+QUIET_SECONDS = 3  # at most this long a contender is given to be done with what nobody waits for any more
 MIN_ANSWERS = 20  # where a connection is due so many answers and gets none, it was forgotten
 
 
@@ -64,6 +65,16 @@ def wrk_figures(wrk, seconds):
     return figures, ["%d %s errors" % (number, kind) for kind, number in figures["errors"].items() if number]
 
 
+def calm_down(pids):
+    """Waits until these processes rest: what was under way when time was up must not be at the next contender's expense."""
+    deadline = time.monotonic() + QUIET_SECONDS
+    while time.monotonic() < deadline:
+        before = cpu_seconds(pids)
+        time.sleep(0.05)
+        if cpu_seconds(pids) - before <= 0.01:
+            return
+
+
 def measure(contender, load, connections, seconds):
     """One run of wrk: its point, None where there was nothing to measure, and the faults in words."""
     roots = [process.pid for process in contender.processes]
@@ -78,6 +89,7 @@ def measure(contender, load, connections, seconds):
     looks.append((memory_mib(front), memory_mib(pids)))
     figures, faults = wrk_figures(wrk, seconds)
     cpu = cpu_seconds(tree(roots)) - cpu
+    calm_down(pids)
     for process in contender.processes:
         if process.poll() is not None:
             fail("%s: %s exited with code %d while it was measured."

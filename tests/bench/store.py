@@ -10,7 +10,7 @@ from report import Section, Target, number, table
 KEYS = (10_000, 100_000, 1_000_000)
 WRITERS = (1, 4, 16, 64)
 FILL_THREADS = 64
-FILL_AT_ONCE = 250_000  # keys a request, so that it is answered in time
+FILL_AT_ONCE = 100_000  # keys a request, so that it is answered in time
 VALUE = "v%099d"  # SQLite passes over a write that changes nothing, so each has its own
 WRITER_KEYS = 10_000
 MIN_GAIN = 20  # of 64 writers over one commit a write
