@@ -1,7 +1,8 @@
 //! What the operator asked for, checked and complete.
 
-use bytesize::ByteSize;
-use jiff::SignedDuration;
+use crate::gate::Limits;
+use crate::quantity::{parse_size, parse_time};
+use std::fmt;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -10,17 +11,11 @@ use std::time::Duration;
 /// Where the host keeps everything unless told otherwise.
 pub(crate) const DEFAULT_DATA: &str = "/var/lib/plugrack";
 
-/// Largest `--max-body`: beyond this a length is a mistake.
-const MAX_MAX_BODY: u64 = 1 << 40;
-
 /// Least `--plugin-memory`: with less not even an interpreter starts.
 const MIN_MEMORY: u64 = 16 << 20;
 
 /// The uids there are, but root's. The largest number means no uid to the kernel.
 const UIDS: RangeInclusive<u32> = 1..=u32::MAX - 1;
-
-/// Longest time that can be set: five minutes, so that nothing hangs for longer than an operator would watch.
-const MAX_TIME: Duration = Duration::from_secs(300);
 
 /// How `plugrack serve` is to run, as typed: arguments before environment before defaults.
 #[derive(Debug, clap::Args)]
@@ -29,13 +24,17 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "DIR", env = "PLUGRACK_PLUGINS")]
     pub(crate) plugins: Option<PathBuf>,
 
-    /// Address and port to listen on; port 0 takes a free one, which is then in DATA/run/listen
-    #[arg(long, value_name = "ADDR:PORT", env = "PLUGRACK_LISTEN", default_value = "127.0.0.1:8080")]
-    pub(crate) listen: SocketAddr,
+    /// Address and port to listen on, of which port 0 takes a free one, which is then in DATA/run/listen; or unix:PATH, a socket for a reverse proxy
+    #[arg(long, value_name = "ADDR:PORT|unix:PATH", env = "PLUGRACK_LISTEN", default_value = "127.0.0.1:8080", value_parser = parse_listen)]
+    pub(crate) listen: Listen,
 
-    /// Largest body of a request, such as 10MiB
-    #[arg(long, value_name = "SIZE", env = "PLUGRACK_MAX_BODY", default_value = "10MiB", value_parser = parse_body_size)]
-    pub(crate) max_body: u64,
+    /// Certificate for TLS, PEM, with those that lead to its authority behind it; read again on SIGHUP [default: none]
+    #[arg(long, value_name = "FILE", env = "PLUGRACK_TLS_CERT", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+
+    /// Its private key, PEM
+    #[arg(long, value_name = "FILE", env = "PLUGRACK_TLS_KEY", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
 
     /// Time a plugin has to begin an answer
     #[arg(long, value_name = "TIME", env = "PLUGRACK_REQUEST_TIMEOUT", default_value = "30s", value_parser = parse_time)]
@@ -60,16 +59,35 @@ pub(crate) struct Serve {
     /// Keys each plugin may hold in the key-value store
     #[arg(long, value_name = "N", env = "PLUGRACK_KV_MAX_KEYS", default_value_t = 100_000)]
     pub(crate) kv_max_keys: u64,
+
+    #[command(flatten)]
+    pub(crate) limits: Limits,
 }
 
-fn parse_size(text: &str) -> Result<u64, String> {
-    text.parse::<ByteSize>()
-        .map(|size| size.as_u64())
-        .map_err(|_| "a size is a number of bytes, or one with KiB, MiB or GiB".into())
+/// Where the host listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Listen {
+    /// A TCP port, for anybody.
+    Tcp(SocketAddr),
+    /// A Unix socket, for the operator's reverse proxy.
+    Unix(PathBuf),
 }
 
-fn parse_body_size(text: &str) -> Result<u64, String> {
-    parse_size(text).and_then(|size| if size <= MAX_MAX_BODY { Ok(size) } else { Err("at most 1TiB".into()) })
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+fn parse_listen(text: &str) -> Result<Listen, String> {
+    match text.strip_prefix("unix:") {
+        Some(path) if path.starts_with('/') => Ok(Listen::Unix(path.into())),
+        Some(_) => Err("the path of a socket begins with /".into()),
+        None => text.parse().map(Listen::Tcp).map_err(|_| "an address and a port, such as 127.0.0.1:8080, or unix:/PATH".into()),
+    }
 }
 
 fn parse_memory(text: &str) -> Result<u64, String> {
@@ -85,32 +103,23 @@ fn parse_uids(text: &str) -> Result<RangeInclusive<u32>, String> {
     }
 }
 
-fn parse_time(text: &str) -> Result<Duration, String> {
-    let time = text.parse::<SignedDuration>().ok().and_then(|time| Duration::try_from(time).ok());
-    match time {
-        Some(time) if time >= Duration::from_millis(1) && time <= MAX_TIME => Ok(time),
-        Some(_) => Err("a time is from 1ms to 5m".into()),
-        None => Err("a time is a number with ms, s or m, such as 30s".into()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn sizes_and_times_read_as_people_write_them() {
-        assert_eq!(parse_body_size("10MiB"), Ok(10 << 20));
-        assert_eq!(parse_body_size("1GiB"), Ok(1 << 30));
-        assert_eq!(parse_body_size("4096"), Ok(4096));
-        assert!(parse_body_size("2TiB").is_err() && parse_body_size("lots").is_err() && parse_body_size("-1").is_err());
+    fn memory_is_enough_for_an_interpreter() {
         assert_eq!(parse_memory("16MiB"), Ok(16 << 20));
         assert!(parse_memory("16777215").is_err());
-        assert_eq!(parse_time("30s"), Ok(Duration::from_secs(30)));
-        assert_eq!(parse_time("250ms"), Ok(Duration::from_millis(250)));
-        assert!(
-            parse_time("0s").is_err() && parse_time("1h").is_err() && parse_time("-1s").is_err() && parse_time("soon").is_err()
-        );
+    }
+
+    #[test]
+    fn the_host_listens_on_a_port_or_a_socket() {
+        assert_eq!(parse_listen("[::1]:80"), Ok(Listen::Tcp("[::1]:80".parse().unwrap())));
+        assert_eq!(parse_listen("unix:/run/x.sock"), Ok(Listen::Unix("/run/x.sock".into())));
+        for wrong in ["", "8080", "localhost:8080", "unix:", "unix:x.sock", "/run/x.sock"] {
+            assert!(parse_listen(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -108,6 +108,16 @@ impl DataDir {
         self.run().join("host.sock")
     }
 
+    /// The host's socket for the operator's commands.
+    pub(crate) fn api_socket(&self) -> PathBuf {
+        self.run().join("api.sock")
+    }
+
+    /// The host's socket for its own gate.
+    pub(crate) fn http_socket(&self) -> PathBuf {
+        self.run().join("http.sock")
+    }
+
     /// The address the host listens on, as a file.
     pub(crate) fn listen(&self) -> PathBuf {
         self.run().join("listen")

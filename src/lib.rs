@@ -5,9 +5,10 @@
 //!
 //! The rooms, from the bottom up; a file uses only the layers below its own:
 //!
-//! * words: [`protocol`]'s messages and metadata, `license`, `repeat`, `restart`, `route`, `standing`, `text`, `time_mark`
+//! * words: [`protocol`]'s messages and metadata, `license`, `repeat`, `restart`, `route`, `standing`, `text`, `time_mark`, and what
+//!   the `gate` reads
 //! * one resource each: frames, `link`, `process`, `remains`, `guard`, `preflight`, `output`, `log_file`, `memory`, `room`, `store`,
-//!   `data_dir`, `handover`, `exchange`, `config`
+//!   `data_dir`, `handover`, `exchange`, `config`, the `gate`
 //! * the rack: `queue`, `worker`, `plugin`, `supervisor`, `discovery`, `rack`, `host`, `callback`
 //! * edges: `http`, `api`, `pages`, `client`
 //! * wiring: `server`, `cli`
@@ -26,8 +27,6 @@ mod cli;
 #[cfg(feature = "host")]
 mod client;
 #[cfg(feature = "host")]
-mod client_socket;
-#[cfg(feature = "host")]
 mod config;
 #[cfg(feature = "host")]
 mod data_dir;
@@ -35,6 +34,8 @@ mod data_dir;
 mod discovery;
 #[cfg(feature = "host")]
 mod exchange;
+#[cfg(feature = "host")]
+mod gate;
 #[cfg(feature = "host")]
 mod guard;
 #[cfg(feature = "host")]
@@ -61,6 +62,8 @@ mod plugin;
 mod preflight;
 #[cfg(feature = "host")]
 mod process;
+#[cfg(feature = "host")]
+mod quantity;
 #[cfg(feature = "host")]
 mod queue;
 #[cfg(feature = "host")]

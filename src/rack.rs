@@ -18,8 +18,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-/// Time for all plugins to stop: the 5 s of one, and some for the machine. Docker gives a container 10 s, runit's `sv` 7 s.
-const STOP_ALL_TIME: Duration = Duration::from_millis(5800);
+/// Time for plugins to stop: the 5 s of one, and some for the machine. Docker gives a container 10 s, runit's `sv` 7 s.
+pub(crate) const STOP_ALL_TIME: Duration = Duration::from_millis(5800);
 
 /// Time the operator's commands wait for their plugin to settle: a start of 10 s and a stop of 5 s fit.
 const SETTLE_TIME: Duration = Duration::from_secs(20);
@@ -349,9 +349,8 @@ impl Rack {
         Ok(())
     }
 
-    /// Stops all plugins, side by side, and adds none any more.
-    pub(crate) fn stop_all(&self) {
-        let deadline = Instant::now() + STOP_ALL_TIME;
+    /// Stops all plugins, side by side, until a deadline, and adds none any more.
+    pub(crate) fn stop_all(&self, deadline: Instant) {
         let entries = self.lock();
         self.closing.store(true, Ordering::Release);
         let leaving: Vec<_> = entries.values().filter_map(|entry| entry.quit(Quit::HostStops)).collect();

@@ -17,8 +17,8 @@ const HOST_FILES: u64 = 48;
 /// Files of a plugin: its log, what it prints, and two connections.
 const PLUGIN_FILES: u64 = 4;
 
-/// Files of a client's connection: the HTTP library keeps the socket twice.
-const CLIENT_FILES: u64 = 2;
+/// Files of a client's connection with a request under way: its own, and a connection to the HTTP library, which keeps it twice.
+const CLIENT_FILES: u64 = 4;
 
 /// Threads and processes the host needs for itself and some clients: 16 at rest, a thread a client, and those that ask for metadata.
 const HOST_TASKS: u64 = 64;
@@ -66,7 +66,9 @@ pub(crate) struct Room {
     plugins: u64,
     /// Plugins for which there may be a supervisor, running or not.
     known: u64,
+    /// Connections of clients that fit, and requests of theirs at once.
     clients: u64,
+    requests: u64,
     limit: Limit,
     taken: Arc<AtomicUsize>,
 }
@@ -113,9 +115,9 @@ impl Room {
         let (plugins, limit) = limits.into_iter().min_by_key(|(plugins, _)| *plugins).unwrap_or((u64::MAX, None));
         let limit = limit.unwrap_or(Limit::None);
         let clients = files.map_or(u64::MAX, |files| files.saturating_sub(HOST_FILES) / 2 / CLIENT_FILES);
-        let clients = clients.min(tasks.map_or(u64::MAX, |_| TASK_CLIENTS));
+        let requests = clients.min(tasks.map_or(u64::MAX, |_| TASK_CLIENTS));
         let known = free.map_or(u64::MAX, |free| plugins.saturating_add(free / 4));
-        Ok(Self { plugins, known, clients, limit, taken: Arc::default() })
+        Ok(Self { plugins, known, clients, requests, limit, taken: Arc::default() })
     }
 
     /// A sentence about a room that is small.
@@ -126,10 +128,20 @@ impl Room {
                 "{}, which is room for {} plugins and some {} clients: {}",
                 self.limit,
                 self.plugins,
-                self.clients,
+                self.requests,
                 self.limit.more()
             )
         })
+    }
+
+    /// How many connections of clients there is room for, of so many.
+    pub(crate) fn connections(&self, wanted: u32) -> u32 {
+        wanted.min(u32::try_from(self.clients).unwrap_or(u32::MAX).max(1))
+    }
+
+    /// How many requests of clients there is room for at once, of so many.
+    pub(crate) fn requests(&self, wanted: u32) -> u32 {
+        wanted.min(u32::try_from(self.requests).unwrap_or(u32::MAX).max(1))
     }
 
     /// Whether there may be one more plugin beside so many, running or not.

@@ -18,6 +18,8 @@ pub(crate) enum Target<'a, T> {
     Health,
     /// `/`.
     Index,
+    /// `*`: the host itself, whatever its paths are.
+    Server,
     /// Nobody's.
     Nothing,
 }
@@ -40,6 +42,9 @@ impl<T> Routes<T> {
     pub(crate) fn resolve<'a>(&'a self, path: &'a str) -> Target<'a, T> {
         if path == "/" {
             return Target::Index;
+        }
+        if path == "*" {
+            return Target::Server;
         }
         if path == "/healthz" {
             return Target::Health;
@@ -94,7 +99,7 @@ mod tests {
         assert_eq!(routes.resolve("/api/plugins"), Target::Api("/plugins"));
         assert_eq!(routes.resolve("/apix"), Target::Nothing);
         assert_eq!(routes.resolve(""), Target::Nothing);
-        assert_eq!(routes.resolve("*"), Target::Nothing);
+        assert_eq!(routes.resolve("*"), Target::Server);
     }
 
     proptest! {

@@ -2,19 +2,21 @@
 
 use crate::api::Api;
 use crate::callback;
-use crate::config::Serve;
+use crate::config::{Listen, Serve};
 use crate::data_dir::{DataDir, private_file};
 use crate::discovery;
+use crate::gate::door::Guest;
+use crate::gate::{Backing, Door, Gate, Limits, tls};
 use crate::guard::Guard;
 use crate::host::{HOST_SOCKET_VARIABLE, Host, LicenseTime, Sessions};
 use crate::http::Front;
 use crate::memory::Memory;
 use crate::process;
-use crate::rack::Rack;
+use crate::rack::{Rack, STOP_ALL_TIME};
 use crate::remains::{self, Marks};
 use crate::room::{self, LOOK_RETRY, Room};
 use crate::store::Store;
-use crate::store::kv::Limits;
+use crate::store::kv;
 use anyhow::{Context, Result, anyhow, bail};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select, unbounded};
 use rustix::process::geteuid;
@@ -30,6 +32,18 @@ use std::time::{Duration, Instant};
 /// How often files that were refused are looked at for a change, and how long ago the kernel's last killing for want of memory may be
 /// for it to be a plugin's end: seldom enough to cost nothing, soon enough for an operator who has mended a file.
 const WATCH_EVERY: Duration = Duration::from_secs(5);
+
+/// How much of [`STOP_ALL_TIME`] requests that have come have to be answered before the plugins are told to end.
+const DRAIN_TIME: Duration = Duration::from_secs(1);
+
+/// Time at the end for what is left to be sent to clients.
+const FLUSH_TIME: Duration = Duration::from_millis(200);
+
+/// Time beyond that of the host's own timeouts after which the gate takes a request for lost.
+const ANSWER_MARGIN: Duration = Duration::from_secs(30);
+
+/// The mode of the socket for a reverse proxy: its user, and its group, which a proxy of another user is made a member of.
+const PROXY_MODE: u32 = 0o660;
 
 /// Time in which what an earlier run has left behind is ended.
 const REMAINS_TIME: Duration = Duration::from_secs(2);
@@ -79,9 +93,9 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     process::reap_orphans().context("cannot watch for processes to reap")?;
     let guard = Guard::start().context("cannot start the guard")?;
     data.free_reserve();
-    let limits = Limits { keys: settings.kv_max_keys, bytes: settings.kv_max_bytes };
+    let quota = kv::Limits { keys: settings.kv_max_keys, bytes: settings.kv_max_bytes };
     let database = data.database();
-    let store = Store::open(&database, limits).with_context(|| format!("cannot open {}", database.display()))?;
+    let store = Store::open(&database, quota).with_context(|| format!("cannot open {}", database.display()))?;
     let instance_id = store.instance_id().with_context(|| format!("cannot read {}", database.display()))?;
     let time = LicenseTime::new(&store).with_context(|| format!("cannot read {}", database.display()))?;
     let token = data.admin_token()?;
@@ -90,9 +104,11 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     let plugins = fs::canonicalize(&plugins)?;
     discovery::scan(&plugins).with_context(|| format!("cannot read the plugins directory {}", plugins.display()))?;
 
-    let address = settings.listen;
-    let (front, failed) = Front::listen(address, settings.max_body)
-        .with_context(|| format!("cannot listen on {address} (choose another with --listen)"))?;
+    let listen = &settings.listen;
+    let door = open_door(settings).with_context(|| format!("cannot listen on {listen} (choose another with --listen)"))?;
+    let listening = door.address().map_or_else(|| listen.to_string(), |address| address.to_string());
+    let api_door = Door::unix(&data.api_socket(), Guest::Operator, 0o600)?;
+    let (front, failed) = Front::new(data.http_socket(), settings.limits.max_body);
     let front = Arc::new(front);
     let host = Host {
         instance_id,
@@ -113,12 +129,29 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     let (looking, known) = bounded(0);
     let rack = Arc::new(Rack::new(host, plugins.clone(), known));
     let api = Arc::new(Api::new(Arc::clone(&rack), token, settings.request_timeout));
-    front.serve(&rack, &api).context("cannot start the threads that answer requests")?;
-    write_listen(&data, &front).context("cannot write the run directory")?;
+    let max_connections = rack.host().room.connections(settings.limits.max_connections);
+    let limits = Limits { max_connections, ..settings.limits.clone() };
+    let serving = front.serve(&rack, &api).context("cannot start the threads that answer requests")?;
+    let backing = Backing {
+        socket: serving.socket().to_owned(),
+        key: front.key().to_owned(),
+        most: rack.host().room.requests(max_connections) as usize,
+        answer_timeout: settings.request_timeout.max(settings.start_timeout) + ANSWER_MARGIN,
+        spool: data.run(),
+    };
+    let (gate, losses) = Gate::start(vec![door, api_door], backing, limits).context("cannot start the gate")?;
+    let gate = Arc::new(gate);
+    serving.keep(Arc::clone(&gate), losses).context("cannot start the thread that looks after the gate")?;
+    write_listen(&data, &listening).context("cannot write the run directory")?;
     data.keep_reserve();
-    log::info!("listening on http://{}, plugins from {}", front.address(), plugins.display());
-    if !address.ip().is_loopback() {
-        log::warn!("{} is open to the network, in plain HTTP: put a reverse proxy with TLS in front", front.address());
+    let scheme = match (listen, &settings.tls_cert) {
+        (Listen::Unix(_), _) => "",
+        (_, Some(_)) => "https://",
+        (_, None) => "http://",
+    };
+    log::info!("listening on {scheme}{listening}, plugins from {}", plugins.display());
+    if matches!(listen, Listen::Tcp(address) if !address.ip().is_loopback()) && settings.tls_cert.is_none() {
+        log::warn!("{listening} is open to the network, in plain HTTP: set --tls-cert, or put a reverse proxy with TLS in front");
     }
 
     // The host answers meanwhile: requests for what is not known yet wait, so that none is told that its plugin does not exist.
@@ -133,8 +166,11 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     let outcome = loop {
         select! {
             recv(received) -> signal => match signal {
-                // One that waits already will see all there is by then.
-                Ok(SIGHUP) => drop(order.try_send(())),
+                Ok(SIGHUP) => {
+                    read_certificate_again(settings, &gate);
+                    // One that waits already will see all there is by then.
+                    order.try_send(()).unwrap_or_default();
+                }
                 _ => break Ok(()),
             },
             recv(failed) -> _ => break Err(anyhow!("no connections can be accepted any more")),
@@ -142,9 +178,16 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     };
 
     log::info!("stopping");
+    let deadline = Instant::now() + STOP_ALL_TIME;
+    gate.drain(Instant::now() + DRAIN_TIME);
     front.close();
-    rack.stop_all();
+    rack.stop_all(deadline);
+    gate.end(deadline.max(Instant::now()) + FLUSH_TIME);
     rack.host().sessions.finish();
+    if let Listen::Unix(path) = listen {
+        // A proxy that finds no socket says so at once.
+        fs::remove_file(path).unwrap_or_default();
+    }
     store.sync().context("the last events were not recorded")?;
     data.sweep_run().context("cannot clear the run directory")?;
     // Space may have come since the start, which was on a full disk.
@@ -190,9 +233,40 @@ fn say_found(rack: &Rack, always: bool) {
     }
 }
 
-/// Notes where the host listens, for the operator's commands: whole or not at all.
-fn write_listen(data: &DataDir, front: &Front) -> Result<()> {
+/// The way in for clients.
+fn open_door(settings: &Serve) -> Result<Door> {
+    match &settings.listen {
+        Listen::Unix(_) if settings.tls_cert.is_some() => {
+            bail!("TLS is the reverse proxy's where the host listens on a Unix socket: leave --tls-cert out")
+        }
+        Listen::Unix(path) => Door::unix(path, Guest::Proxy, PROXY_MODE),
+        Listen::Tcp(address) => Ok(Door::tcp(*address, certificate(settings)?)?),
+    }
+}
+
+/// The certificate that clients get, where TLS is set.
+fn certificate(settings: &Serve) -> Result<Option<Arc<rustls::ServerConfig>>> {
+    match (&settings.tls_cert, &settings.tls_key) {
+        (Some(certificate), Some(key)) => tls::load(certificate, key).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// Gives new connections the certificate that is in its file now; one that is wrong changes nothing.
+fn read_certificate_again(settings: &Serve, gate: &Gate) {
+    match certificate(settings) {
+        Ok(None) => {}
+        Ok(Some(config)) => {
+            gate.set_certificate(config);
+            log::info!("the certificate was read again");
+        }
+        Err(error) => log::error!("the certificate stays as it was: {error:#}"),
+    }
+}
+
+/// Notes where the host listens, for people and their tools: whole or not at all.
+fn write_listen(data: &DataDir, listening: &str) -> Result<()> {
     let fresh = data.run().join("listen.new");
-    writeln!(private_file().create(true).truncate(true).write(true).open(&fresh)?, "{}", front.address())?;
+    writeln!(private_file().create(true).truncate(true).write(true).open(&fresh)?, "{listening}")?;
     Ok(fs::rename(fresh, data.listen())?)
 }

@@ -406,8 +406,9 @@ fn a_plugin_is_told_then_terminated_then_killed() {
                 let took = begin.elapsed().as_secs_f64();
                 assert!((least..most).contains(&took), "{id} took {took} s");
                 assert_eq!((&stopped["state"], &stopped["reason"]), (&json!("stopped"), &json!(how)), "{id}");
-                assert_eq!(events(server, &id, "stopping"), ["stopped by the operator"]);
                 assert!(!is_alive(pid));
+                // Events are recorded a moment after what they tell of.
+                wait_for("the event", || (events(server, &id, "stopping") == ["stopped by the operator"]).then_some(()));
             });
         }
     });

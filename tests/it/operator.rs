@@ -499,8 +499,8 @@ fn commands_say_that_no_host_runs() {
     fails(&site, "no host runs");
     let server = site.start();
     let site = server.kill();
-    // A host that was killed leaves its address.
-    fails(&site, "does not answer");
+    // A host that was killed leaves its socket.
+    fails(&site, "no host runs");
     let site = site.start().stop().1;
     fails(&site, "no host runs");
 }
@@ -560,9 +560,9 @@ fn wrong_arguments_are_not_understood_and_that_is_said() {
         (&["config", "p", "set", "k"], "<VALUE>"),
         (&["logs", "p", "-n", "10001"], "10001 is not in 0..=10000"),
         (&["logs", "p", "-n", "many"], "invalid value 'many'"),
-        (&["serve", "--listen", "nonsense"], "'--listen <ADDR:PORT>'"),
-        (&["serve", "--listen", "8080"], "'--listen <ADDR:PORT>'"),
-        (&["serve", "--listen", "127.0.0.1:99999"], "'--listen <ADDR:PORT>'"),
+        (&["serve", "--listen", "nonsense"], "such as 127.0.0.1:8080, or unix:/PATH"),
+        (&["serve", "--listen", "8080"], "such as 127.0.0.1:8080, or unix:/PATH"),
+        (&["serve", "--listen", "127.0.0.1:99999"], "such as 127.0.0.1:8080, or unix:/PATH"),
         (&["serve", "--max-body", "lots"], "a size is a number of bytes"),
         (&["serve", "--max-body", "2TiB"], "at most 1TiB"),
         (&["serve", "--max-body=-1"], "a size is a number of bytes"),

@@ -37,11 +37,14 @@ fn server_of_p(arguments: &[&str]) -> Server {
     server
 }
 
+/// A host that passes bodies on as they come, once 64 KiB of them are there.
+const AS_THEY_COME: [&str; 2] = ["--body-buffer", "64KiB"];
+
 /// The same with a plugin of one connection, so that a request that hangs there holds up all others.
 fn server_of_one_connection() -> Server {
     let mut metadata = metadata("p");
     metadata["concurrency"] = json!(1);
-    let server = Site::new().fake_with("p", &json!({"metadata": metadata})).start();
+    let server = Site::new().args(&AS_THEY_COME).fake_with("p", &json!({"metadata": metadata})).start();
     server.wait_state("p", "ready");
     server
 }
@@ -245,7 +248,7 @@ fn a_client_that_goes_away_while_it_receives_does_the_plugin_no_harm() {
 
 #[test]
 fn a_plugin_that_dies_while_it_receives_is_502() {
-    let server = server_of_p(&[]);
+    let server = server_of_p(&AS_THEY_COME);
     let before = pid(&server);
     let mut client = server.client();
     begin(&mut client, "/p/upload", &format!("content-length: {}", 5 * MIB));

@@ -16,6 +16,9 @@ use tempfile::TempDir;
 /// How long anything is waited for: far beyond what it takes, so that a slow machine fails no test.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Arguments for a crowd of clients that all come from one address.
+pub(crate) const CROWD: [&str; 2] = ["--max-connections-per-address", "512"];
+
 /// The binary under test.
 pub(crate) fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_plugrack"))

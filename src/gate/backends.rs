@@ -1,0 +1,544 @@
+//! The host's side of the gate: its connections to the host, the requests that go out on them, and the answers that come back.
+
+use super::backend::{Backend, BackendKey, Reading, Use};
+use super::body::Body;
+use super::chunked::Decoder;
+use super::client::{ClientKey, Phase, compact};
+use super::door::Guest;
+use super::event_loop::{Again, EventLoop, OPERATORS, PROBE_EVERY, SWEEP, TURN};
+use super::head::Framing;
+use super::response::{self, Malformed};
+use super::trouble::Trouble;
+use super::{GATE_HEADER, Loss, refusal};
+use crate::room;
+use rustix::event::epoll::EventFlags;
+use rustix::io::Errno;
+use rustix::net::{Shutdown, shutdown};
+use std::io::{self, Write};
+use std::time::{Duration, Instant};
+
+/// Connections to the host that are opened as soon as a request waits: more of them than that make quick plugins no quicker.
+const QUICK: usize = 32;
+
+/// How long a request waits for one of them before another is opened. They are opened one by one: a burst is what the library behind
+/// cannot take.
+const GROW_AFTER: Duration = Duration::from_millis(2);
+
+/// How long one is kept that is not used, and how many are kept all the same.
+const KEEP: Duration = Duration::from_secs(10);
+const KEPT: usize = 4;
+
+/// Pause after one that could not be opened, such as for want of files.
+const OPEN_PAUSE: Duration = Duration::from_millis(100);
+
+/// Time for a new connection to be answered on, after which nobody is there.
+const OPEN_TIME: Duration = Duration::from_secs(3);
+
+/// Bytes that wait for a client, from which on no more of its answer is read.
+const HELD: usize = 256 * 1024;
+
+/// Bytes of a body that are put in one write.
+const PIECE: usize = 64 * 1024;
+
+/// Largest body that is announced by its length: the library behind allocates what is left of one that is not read to its end. Larger
+/// ones go in chunks.
+const LARGEST_ANNOUNCED: u64 = 16 << 20;
+
+impl EventLoop {
+    /// Gives a request a connection to the host, or has it wait for one.
+    pub(super) fn place(&mut self, key: ClientKey) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        client.deadline = Some(self.now + self.limits.place_timeout);
+        self.waiting.push_back((key, self.now));
+        self.serve_waiting();
+    }
+
+    /// Gives connections that are free to requests that wait, and opens another where that is due.
+    pub(super) fn serve_waiting(&mut self) {
+        while let Some((key, _)) = self.waiting.front() {
+            let key = *key;
+            if self.clients.get(key).is_none_or(|client| client.phase != Phase::Waiting) {
+                self.waiting.pop_front();
+            } else if let Some(backend) = self.free.pop() {
+                self.waiting.pop_front();
+                self.start(key, backend);
+            } else {
+                break;
+            }
+        }
+        if self.grow_at().is_some_and(|at| at <= self.now) {
+            self.open();
+        }
+    }
+
+    /// When another connection is to be opened, if one is.
+    pub(super) fn grow_at(&self) -> Option<Instant> {
+        if self.opening.is_some() || self.backends.len() >= self.backing.most + OPERATORS {
+            return None;
+        }
+        if self.backends.len() < KEPT && !self.is_draining {
+            return Some(self.open_after);
+        }
+        let (_, since) = self.waiting.front()?;
+        Some(self.open_after.max(if self.backends.len() < QUICK { *since } else { *since + GROW_AFTER }))
+    }
+
+    /// Opens a connection, and asks on it whether somebody is there.
+    fn open(&mut self) {
+        self.opened = self.now;
+        self.next_sweep = self.next_sweep.min(self.now + SWEEP);
+        let opened = Backend::open(&self.backing.socket, self.now + OPEN_TIME).and_then(|backend| {
+            let key = self.backends.insert(backend);
+            self.opening = Some(key);
+            self.watch_backend(&self.backends[key], key)?;
+            let backend = &mut self.backends[key];
+            write!(backend.out, "GET /healthz HTTP/1.1\r\nhost:\r\n{GATE_HEADER}: {} http - -\r\n\r\n", self.backing.key)?;
+            backend.flush()
+        });
+        if let Err(error) = opened {
+            if let Some(key) = self.opening.take() {
+                self.drop_backend(key);
+            }
+            self.open_after = self.now + OPEN_PAUSE;
+            let is_gone = matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound);
+            self.troubles.came(Trouble::Resources, self.now, || {
+                room::explain("the host could not be reached from its own gate", &error).0
+            });
+            if is_gone {
+                self.tell_loss(error.to_string());
+            }
+        }
+    }
+
+    /// Says that nobody is there any more.
+    fn tell_loss(&mut self, what: String) {
+        // Full: it has been said, and is being seen to.
+        self.lost.try_send(Loss::Backing(what)).unwrap_or_default();
+    }
+
+    /// Passes a request on.
+    fn start(&mut self, key: ClientKey, backend_key: BackendKey) {
+        let answer_by = self.now + self.backing.answer_timeout;
+        let Some(client) = self.clients.get_mut(key) else { return };
+        let (Some(exchange), Some(backend)) = (&mut client.exchange, self.backends.get_mut(backend_key)) else { return };
+        client.phase = Phase::Running;
+        client.deadline = Some(answer_by);
+        exchange.backend = Some(backend_key);
+        backend.user = Use::Busy(key);
+        backend.reading = Reading::Head;
+        backend.searched = 0;
+        backend.chunked = false;
+        let out = &mut backend.out;
+        out.extend_from_slice(&exchange.request);
+        // The length of a body that has come whole is known.
+        let length = match exchange.head.framing {
+            Framing::None => None,
+            Framing::Length(length) => Some(length),
+            Framing::Chunked => exchange.complete.then_some(exchange.received),
+        };
+        let mut declared = None;
+        match (exchange.head.framing, length) {
+            (Framing::None, _) => {}
+            (_, Some(length)) if length <= LARGEST_ANNOUNCED => put(out, format_args!("content-length: {length}\r\n")),
+            _ => {
+                declared = length;
+                backend.chunked = true;
+                out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+            }
+        }
+        let (address, https) = match client.guest {
+            Some(Guest::Proxy) => (exchange.head.forwarded_for, exchange.head.forwarded_https.unwrap_or(false)),
+            _ => (client.address, client.stream.is_tls()),
+        };
+        put(out, format_args!("{GATE_HEADER}: {} {} ", self.backing.key, if https { "https" } else { "http" }));
+        match address {
+            Some(address) => put(out, format_args!("{address} ")),
+            None => out.extend_from_slice(b"- "),
+        }
+        match declared {
+            Some(length) => put(out, format_args!("{length}\r\n\r\n")),
+            None => out.extend_from_slice(b"-\r\n\r\n"),
+        }
+        backend.whole = exchange.body.is_none();
+        self.send_body(backend_key);
+    }
+
+    /// Sends what there is of a request, and more of its body, as far as the host takes it.
+    pub(super) fn send_body(&mut self, key: BackendKey) {
+        let Some(backend) = self.backends.get_mut(key) else { return };
+        let Use::Busy(client_key) = backend.user else { return };
+        let Some(exchange) = self.clients.get_mut(client_key).and_then(|client| client.exchange.as_mut()) else { return };
+        let outcome = loop {
+            if !backend.whole
+                && backend.unsent() < PIECE
+                && let Some(body) = &mut exchange.body
+            {
+                if !body.is_empty() {
+                    let piece = usize::try_from(body.len()).unwrap_or(PIECE).min(PIECE);
+                    if let Err(error) = put_piece(backend, body, piece) {
+                        break Err(error);
+                    }
+                } else if exchange.complete {
+                    backend.whole = true;
+                    if backend.chunked {
+                        backend.out.extend_from_slice(b"0\r\n\r\n");
+                    }
+                }
+            }
+            if let Err(error) = backend.flush() {
+                break Err(error);
+            }
+            let more = !backend.whole && exchange.body.as_ref().is_some_and(|body| !body.is_empty() || exchange.complete);
+            if !backend.writable || !more {
+                break Ok(());
+            }
+        };
+        if let Err(error) = outcome {
+            log::debug!("a request could not be passed on: {error}");
+            // Its answer may have come all the same.
+            self.relay(key);
+            if self.backends.get(key).is_some_and(|backend| backend.user == Use::Busy(client_key)) {
+                self.refuse(client_key, refusal::LOST);
+            }
+        }
+    }
+
+    /// Something has happened on a connection to the host.
+    pub(super) fn backend_ready(&mut self, key: BackendKey, flags: EventFlags) {
+        let Some(backend) = self.backends.get_mut(key) else { return };
+        backend.readable |= flags.intersects(EventFlags::IN | EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR);
+        backend.writable |= flags.contains(EventFlags::OUT);
+        let busy = match backend.user {
+            Use::Busy(client) => Some(client),
+            Use::Opening(_) => None,
+            Use::Free(_) => {
+                // Nothing is to come there but its end; the event may be that of an answer which has been read.
+                if backend.readable && rustix::io::read(&backend.socket, &mut [0; 1]) != Err(Errno::AGAIN) {
+                    self.drop_backend(key);
+                } else {
+                    backend.readable = false;
+                }
+                return;
+            }
+        };
+        if busy.is_some() && backend.writable && !backend.is_sent() {
+            self.send_body(key);
+        }
+        self.relay(key);
+        if let Some(client) = busy {
+            // There may be room for more of its body.
+            self.drive(client);
+        }
+    }
+
+    /// Reads what the host has sent and passes it on, as far as the client takes it.
+    pub(super) fn relay(&mut self, key: BackendKey) {
+        let mut scratch = std::mem::take(&mut self.answers);
+        if scratch.is_empty() {
+            // It is in use: one answer has led to another.
+            return self.again.push(Again::Backend(key));
+        }
+        let mut turns = 0;
+        while let Some(backend) = self.backends.get_mut(key) {
+            let client = match backend.user {
+                Use::Busy(client) => Some(client),
+                Use::Opening(_) => None,
+                Use::Free(_) => break,
+            };
+            let held = client.and_then(|client| self.clients.get(client)).map_or(0, |client| client.unsent());
+            if !backend.readable || held >= HELD {
+                break;
+            }
+            if turns == TURN {
+                self.again.push(Again::Backend(key));
+                break;
+            }
+            turns += 1;
+            match rustix::io::read(&backend.socket, &mut *scratch) {
+                Ok(0) => {
+                    self.lost_answer(key, client, &"its connection ended");
+                    break;
+                }
+                Ok(n) => {
+                    backend.readable = n == scratch.len();
+                    let taken = self.take_answer(key, client, &scratch[..n]);
+                    if let Err(Malformed(what)) = taken {
+                        self.lost_answer(key, client, &what);
+                        break;
+                    }
+                }
+                Err(Errno::AGAIN) => backend.readable = false,
+                Err(Errno::INTR) => {}
+                Err(error) => {
+                    self.lost_answer(key, client, &error);
+                    break;
+                }
+            }
+        }
+        self.answers = scratch;
+    }
+
+    /// An answer cannot be had, or not to its end.
+    fn lost_answer(&mut self, key: BackendKey, client: Option<ClientKey>, why: &dyn std::fmt::Display) {
+        match client {
+            Some(client) if self.clients.contains_key(client) => {
+                self.troubles.came(Trouble::Answers, self.now, || format!("an answer could not be passed on: {why}"));
+                self.refuse(client, refusal::LOST);
+            }
+            Some(_) => self.drop_backend(key),
+            None => {
+                self.drop_backend(key);
+                self.tell_loss(format!("a new connection was not answered: {why}"));
+            }
+        }
+    }
+
+    /// Takes bytes that the host has sent.
+    fn take_answer(&mut self, key: BackendKey, client: Option<ClientKey>, bytes: &[u8]) -> Result<(), Malformed> {
+        // What has come of a head before stands before it.
+        let mut gathered = self.backends.get_mut(key).map(|backend| std::mem::take(&mut backend.input)).unwrap_or_default();
+        let mut rest = bytes;
+        if !gathered.is_empty() {
+            gathered.extend_from_slice(bytes);
+            rest = &gathered;
+        }
+        while self.backends.get(key).is_some_and(|backend| matches!(backend.reading, Reading::Head)) {
+            let Some(used) = self.take_head(key, client, rest)? else {
+                if let Some(backend) = self.backends.get_mut(key) {
+                    backend.input = rest.to_vec();
+                }
+                return Ok(());
+            };
+            rest = &rest[used..];
+            if rest.is_empty() {
+                break;
+            }
+        }
+        self.take_pieces(key, client, rest)
+    }
+
+    /// Takes the head of an answer; says how many bytes it was, if it is whole.
+    fn take_head(&mut self, key: BackendKey, client_key: Option<ClientKey>, bytes: &[u8]) -> Result<Option<usize>, Malformed> {
+        let draining = self.is_draining;
+        let mut head = self.buffer();
+        let Some(backend) = self.backends.get_mut(key) else { return Ok(Some(bytes.len())) };
+        let Some((answer, used)) = response::read(bytes, &mut backend.searched, &mut head)? else {
+            self.keep_buffer(head);
+            return Ok(None);
+        };
+        backend.searched = 0;
+        if answer.status < 200 {
+            self.keep_buffer(head);
+            return Ok(Some(used));
+        }
+        backend.spent |= answer.close;
+        let Some(client_key) = client_key else {
+            self.keep_buffer(head);
+            return if answer.status == 200 && !answer.chunked {
+                self.backends[key].reading = Reading::Length(answer.length.unwrap_or(0));
+                Ok(Some(used))
+            } else {
+                Err(Malformed("the host does not know its own gate"))
+            };
+        };
+        let Some(client) = self.clients.get_mut(client_key) else { return Ok(Some(bytes.len())) };
+        let Some(exchange) = &mut client.exchange else { return Ok(Some(bytes.len())) };
+        let has_body = answer.has_body(exchange.head.head);
+        backend.reading = match (has_body, answer.chunked, answer.length) {
+            (false, ..) => Reading::Length(0),
+            (true, true, length) => Reading::Chunks(Decoder::new(), length),
+            (true, false, Some(length)) => Reading::Length(length),
+            (true, false, None) => return Err(Malformed("it has no length")),
+        };
+        if answer.close && !backend.is_sent() {
+            // The host wants no more of the body, and waits to hear that no more comes.
+            backend.whole = true;
+            backend.out.clear();
+            backend.sent = 0;
+            shutdown(&backend.socket, Shutdown::Write).unwrap_or_default();
+            exchange.body = None;
+        }
+        exchange.last |= !exchange.complete || draining;
+        exchange.answered = true;
+        client.deadline = None;
+        if let Some(length) = answer.length {
+            put(&mut head, format_args!("content-length: {length}\r\n"));
+        } else if has_body && !exchange.head.old {
+            exchange.chunked = true;
+            head.extend_from_slice(b"transfer-encoding: chunked\r\n");
+        } else if has_body {
+            // An old client sees the end of the body by that of the connection.
+            exchange.last = true;
+        }
+        if exchange.last {
+            head.extend_from_slice(b"connection: close\r\n");
+        } else if exchange.head.old {
+            head.extend_from_slice(b"connection: keep-alive\r\n");
+        }
+        head.extend_from_slice(b"\r\n");
+        // It goes out with the first of the body.
+        if client.out.is_empty() {
+            let empty = std::mem::replace(&mut client.out, head);
+            self.keep_buffer(empty);
+        } else {
+            client.out.extend_from_slice(&head);
+            self.keep_buffer(head);
+        }
+        Ok(Some(used))
+    }
+
+    /// Takes bytes of an answer's body.
+    fn take_pieces(&mut self, key: BackendKey, client: Option<ClientKey>, bytes: &[u8]) -> Result<(), Malformed> {
+        let mut rest = bytes;
+        let ended = loop {
+            let Some(backend) = self.backends.get_mut(key) else { return Ok(()) };
+            match &mut backend.reading {
+                Reading::Head => break false,
+                Reading::Length(left) => {
+                    let n = usize::try_from(*left).unwrap_or(usize::MAX).min(rest.len());
+                    let (piece, beyond) = rest.split_at(n);
+                    *left -= n as u64;
+                    let ended = *left == 0;
+                    if ended && !beyond.is_empty() {
+                        // What comes without having been asked for is nobody's.
+                        backend.spent = true;
+                    }
+                    self.pass(client, piece, ended);
+                    break ended;
+                }
+                Reading::Chunks(decoder, declared) => {
+                    if rest.is_empty() {
+                        self.pass(client, &[], false);
+                        break false;
+                    }
+                    let step = decoder.step(rest).map_err(|_| Malformed("it broke off"))?;
+                    if let Some(left) = declared {
+                        *left = left.checked_sub(step.data.len() as u64).ok_or(Malformed("it is longer than was declared"))?;
+                        if step.ended && *left > 0 {
+                            return Err(Malformed("it is shorter than was declared"));
+                        }
+                    }
+                    rest = &rest[step.used..];
+                    if step.ended {
+                        backend.spent |= !rest.is_empty();
+                    }
+                    if !step.data.is_empty() || step.ended {
+                        self.pass(client, step.data, step.ended);
+                    }
+                    if step.ended {
+                        break true;
+                    }
+                }
+            }
+        };
+        if ended {
+            self.end_answer(key, client);
+        }
+        Ok(())
+    }
+
+    /// Passes bytes of a body on to a client.
+    fn pass(&mut self, client_key: Option<ClientKey>, bytes: &[u8], ended: bool) {
+        let Some(client_key) = client_key else { return };
+        let Some(client) = self.clients.get_mut(client_key) else { return };
+        let chunked = client.exchange.as_ref().is_some_and(|exchange| exchange.chunked);
+        let sent = if chunked || client.unsent() > 0 {
+            if chunked && !bytes.is_empty() {
+                put(&mut client.out, format_args!("{:x}\r\n", bytes.len()));
+            }
+            client.queue(bytes);
+            if chunked && !bytes.is_empty() {
+                client.out.extend_from_slice(b"\r\n");
+            }
+            if chunked && ended {
+                client.out.extend_from_slice(b"0\r\n\r\n");
+            }
+            client.flush()
+        } else {
+            client.send(bytes)
+        };
+        if sent.is_err() {
+            self.close(client_key);
+        }
+    }
+
+    /// An answer has come to its end.
+    fn end_answer(&mut self, key: BackendKey, client: Option<ClientKey>) {
+        if let Some(backend) = self.backends.get_mut(key) {
+            if self.opening == Some(key) {
+                self.opening = None;
+            }
+            if backend.spent || !backend.is_sent() {
+                self.drop_backend(key);
+            } else {
+                backend.user = Use::Free(self.now);
+                backend.reading = Reading::Head;
+                self.free.push(key);
+            }
+        }
+        if let Some(client) = client {
+            if let Some(exchange) = self.clients.get_mut(client).and_then(|client| client.exchange.as_mut()) {
+                exchange.backend = None;
+            }
+            self.answered(client);
+        }
+        self.serve_waiting();
+    }
+
+    /// Ends a connection to the host.
+    pub(super) fn drop_backend(&mut self, key: BackendKey) {
+        if self.opening == Some(key) {
+            self.opening = None;
+        }
+        if self.backends.remove(key).is_some_and(|backend| matches!(backend.user, Use::Free(_))) {
+            self.free.retain(|free| *free != key);
+        }
+    }
+
+    /// Looks after connections that are not answered on, or not needed, and after the host itself.
+    pub(super) fn sweep_backends(&mut self) {
+        if let Some(key) = self.opening
+            && self.backends.get(key).is_some_and(|backend| matches!(backend.user, Use::Opening(until) if self.now >= until))
+        {
+            self.drop_backend(key);
+            self.tell_loss(format!("a new connection was not answered for {} s", OPEN_TIME.as_secs()));
+        }
+        while self.free.len() > KEPT
+            && let Some(key) = self.free.first().copied()
+            && self.backends.get(key).is_some_and(|backend| matches!(backend.user, Use::Free(since) if self.now - since >= KEEP))
+        {
+            self.drop_backend(key);
+        }
+        if self.opening.is_none() && self.now - self.opened >= PROBE_EVERY && !self.is_draining {
+            // The host is asked on a fresh connection, which then takes the place of an older one.
+            if self.free.len() >= KEPT
+                && let Some(oldest) = self.free.first().copied()
+            {
+                self.drop_backend(oldest);
+            }
+            self.open();
+        }
+    }
+}
+
+/// Puts a piece of a body behind what waits to be sent.
+fn put_piece(backend: &mut Backend, body: &mut Body, most: usize) -> io::Result<()> {
+    compact(&mut backend.out, &mut backend.sent);
+    if !backend.chunked {
+        body.take(&mut backend.out, most)?;
+        return Ok(());
+    }
+    // Its size stands before it, and is known only afterwards: what is taken may be less than there is.
+    let mut piece = Vec::with_capacity(most);
+    let taken = body.take(&mut piece, most)?;
+    put(&mut backend.out, format_args!("{taken:x}\r\n"));
+    backend.out.extend_from_slice(&piece);
+    backend.out.extend_from_slice(b"\r\n");
+    Ok(())
+}
+
+/// Appends text.
+fn put(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
+    // Nothing fails in memory.
+    out.write_fmt(text).unwrap_or_default();
+}

@@ -1,0 +1,227 @@
+//! A request's body between its client and the host: bytes go in at one end and out at the other, in memory as long as all bodies
+//! together fit there, and in an unlinked temporary file beyond.
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+/// Bytes of memory taken at a time.
+const BLOCK: usize = 64 * 1024;
+
+/// What all bodies share.
+#[derive(Debug)]
+pub(crate) struct Stock {
+    memory_left: Cell<u64>,
+    disk_left: Cell<u64>,
+    directory: PathBuf,
+}
+
+impl Stock {
+    /// A stock of so much memory, and of so much disk in a directory.
+    pub(crate) fn new(memory: u64, disk: u64, directory: PathBuf) -> Rc<Self> {
+        Rc::new(Self { memory_left: Cell::new(memory), disk_left: Cell::new(disk), directory })
+    }
+}
+
+/// Takes from what is left, if there is enough.
+fn take(left: &Cell<u64>, bytes: usize) -> bool {
+    let enough = left.get().checked_sub(bytes as u64);
+    left.set(enough.unwrap_or(left.get()));
+    enough.is_some()
+}
+
+/// Why a body could not be kept.
+#[derive(Debug)]
+pub(crate) enum Full {
+    /// All that may be taken is taken.
+    Stock,
+    /// The disk has no space left.
+    Disk,
+    /// The file cannot be made, written or read.
+    Failed(io::Error),
+}
+
+impl From<io::Error> for Full {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Disk,
+            _ => Self::Failed(error),
+        }
+    }
+}
+
+/// A body.
+#[derive(Debug)]
+pub(crate) struct Body {
+    stock: Rc<Stock>,
+    /// What comes first.
+    blocks: VecDeque<Vec<u8>>,
+    /// How much of the first block is taken out already.
+    taken: usize,
+    in_memory: usize,
+    /// What comes after.
+    file: Option<Spool>,
+}
+
+#[derive(Debug)]
+struct Spool {
+    file: File,
+    written: u64,
+    read: u64,
+}
+
+impl Body {
+    /// An empty body.
+    pub(crate) fn new(stock: &Rc<Stock>) -> Self {
+        Self { stock: Rc::clone(stock), blocks: VecDeque::new(), taken: 0, in_memory: 0, file: None }
+    }
+
+    /// Bytes in it.
+    pub(crate) fn len(&self) -> u64 {
+        self.in_memory as u64 + self.file.as_ref().map_or(0, |spool| spool.written - spool.read)
+    }
+
+    /// Whether nothing is in it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Puts bytes in at the end.
+    ///
+    /// # Errors
+    /// There is no place for them. The body is then of no more use.
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<(), Full> {
+        // What has once gone to the file is behind what is in memory, so all that follows goes there until it is empty again.
+        if self.file.is_none() && take(&self.stock.memory_left, bytes.len()) {
+            self.in_memory += bytes.len();
+            let mut rest = bytes;
+            while !rest.is_empty() {
+                let room = self.blocks.back().map_or(0, |block| BLOCK - block.len());
+                if room == 0 {
+                    self.blocks.push_back(Vec::with_capacity(rest.len().min(BLOCK)));
+                    continue;
+                }
+                let (now, later) = rest.split_at(room.min(rest.len()));
+                if let Some(block) = self.blocks.back_mut() {
+                    block.extend_from_slice(now);
+                }
+                rest = later;
+            }
+            return Ok(());
+        }
+        if !take(&self.stock.disk_left, bytes.len()) {
+            return Err(Full::Stock);
+        }
+        let spool = match &mut self.file {
+            Some(spool) => spool,
+            None => match tempfile::tempfile_in(&self.stock.directory) {
+                Ok(file) => self.file.insert(Spool { file, written: 0, read: 0 }),
+                Err(error) => {
+                    self.stock.disk_left.set(self.stock.disk_left.get() + bytes.len() as u64);
+                    return Err(error.into());
+                }
+            },
+        };
+        let at = spool.written;
+        spool.written += bytes.len() as u64;
+        Ok(spool.file.write_all_at(bytes, at)?)
+    }
+
+    /// Appends up to `most` bytes from the front to `out`, and says how many.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub(crate) fn take(&mut self, out: &mut Vec<u8>, most: usize) -> io::Result<usize> {
+        if let Some(block) = self.blocks.front() {
+            let bytes = &block[self.taken..];
+            let bytes = &bytes[..bytes.len().min(most)];
+            out.extend_from_slice(bytes);
+            let n = bytes.len();
+            self.taken += n;
+            self.in_memory -= n;
+            self.stock.memory_left.set(self.stock.memory_left.get() + n as u64);
+            if self.taken == block.len() {
+                self.blocks.pop_front();
+                self.taken = 0;
+            }
+            return Ok(n);
+        }
+        let Some(spool) = &mut self.file else { return Ok(0) };
+        let n = usize::try_from(spool.written - spool.read).unwrap_or(usize::MAX).min(most).min(BLOCK);
+        let start = out.len();
+        out.resize(start + n, 0);
+        spool.file.read_exact_at(&mut out[start..], spool.read)?;
+        spool.read += n as u64;
+        if spool.read == spool.written {
+            self.release_file();
+        }
+        Ok(n)
+    }
+
+    fn release_file(&mut self) {
+        if let Some(spool) = self.file.take() {
+            self.stock.disk_left.set(self.stock.disk_left.get() + spool.written);
+        }
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        self.stock.memory_left.set(self.stock.memory_left.get() + self.in_memory as u64);
+        self.release_file();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn what_does_not_fit_in_memory_goes_to_disk_and_what_fits_nowhere_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let stock = Stock::new(10, 20, directory.path().into());
+        let (mut a, mut b) = (Body::new(&stock), Body::new(&stock));
+        a.push(b"0123456789").unwrap();
+        b.push(b"abc").unwrap();
+        assert!(a.file.is_none() && b.file.is_some());
+        assert!(matches!(b.push(&[0; 18]), Err(Full::Stock)));
+        let mut out = Vec::new();
+        while b.take(&mut out, 2).unwrap() > 0 {}
+        assert_eq!((out.as_slice(), b.len()), (&b"abc"[..], 0));
+        drop(a);
+        assert_eq!((stock.memory_left.get(), stock.disk_left.get()), (10, 20));
+        // Once the file is empty memory is used again.
+        b.push(b"x").unwrap();
+        assert!(b.file.is_none());
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "the file has no name");
+    }
+
+    proptest! {
+        #[test]
+        fn what_goes_in_comes_out_in_order(
+            memory in 0..200_000_u64,
+            steps in proptest::collection::vec((0..150_000_usize, 0..200_000_usize), 1..8),
+        ) {
+            let directory = tempfile::tempdir().unwrap();
+            let stock = Stock::new(memory, 10_000_000, directory.path().into());
+            let mut body = Body::new(&stock);
+            let (mut put, mut got) = (Vec::new(), Vec::new());
+            for (push, take) in steps {
+                let bytes: Vec<u8> = (put.len()..put.len() + push).map(|n| u8::try_from(n % 251).unwrap()).collect();
+                body.push(&bytes).unwrap();
+                put.extend(bytes);
+                body.take(&mut got, take).unwrap();
+                prop_assert_eq!(body.len(), (put.len() - got.len()) as u64);
+            }
+            while body.take(&mut got, 70_000).unwrap() > 0 {}
+            prop_assert!(put == got);
+            drop(body);
+            prop_assert_eq!((stock.memory_left.get(), stock.disk_left.get()), (memory, 10_000_000));
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! A client's connection as the gate sees it, and the request that is under way on it.
+
+use super::backend::BackendKey;
+use super::body::Body;
+use super::chunked::Decoder;
+use super::door::Guest;
+use super::head::Head;
+use super::pace::Pace;
+use super::stream::Stream;
+use std::io;
+use std::net::IpAddr;
+use std::time::Instant;
+
+slotmap::new_key_type! {
+    /// Names a client among those there are; never one that came later.
+    pub(super) struct ClientKey;
+}
+
+/// What a connection is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Nothing of a request has come.
+    Idle,
+    /// A head is coming.
+    Head,
+    /// A body is being collected.
+    Body,
+    /// A request waits for a connection to the host.
+    Waiting,
+    /// The host has the request.
+    Running,
+    /// What is left to send is sent, then the connection ends.
+    Closing,
+    /// Everything is sent, and the client has been told. What it still sends is thrown away, for a while: it might lose its answer if
+    /// the connection were ended while it sends.
+    Lingering,
+}
+
+/// A client's connection.
+pub(super) struct Client {
+    pub(super) stream: Stream,
+    /// From where it comes, as the kernel says; none through a Unix socket.
+    pub(super) address: Option<IpAddr>,
+    /// As whom it came; none when it is only being turned away.
+    pub(super) guest: Option<Guest>,
+    pub(super) phase: Phase,
+    /// Until when the phase may last.
+    pub(super) deadline: Option<Instant>,
+    /// Bytes that have come and are not used yet.
+    pub(super) input: Vec<u8>,
+    /// How much of them was searched for the end of a head.
+    pub(super) searched: usize,
+    /// More may be there to read.
+    pub(super) readable: bool,
+    /// The end of what it sends has been announced, or come behind what is there to read.
+    pub(super) half_closed: bool,
+    /// It will send nothing more.
+    pub(super) ended: bool,
+    /// Bytes to send, of which the first `sent` are gone.
+    pub(super) out: Vec<u8>,
+    pub(super) sent: usize,
+    /// How it takes them.
+    pub(super) taking: Pace,
+    /// The request under way.
+    pub(super) exchange: Option<Exchange>,
+}
+
+/// A request under way, and its answer.
+pub(super) struct Exchange {
+    pub(super) head: Head,
+    /// The canonical head, as [`super::head::read`] wrote it.
+    pub(super) request: Vec<u8>,
+    /// What has come of the body and is not passed on yet; none when the request has no body.
+    pub(super) body: Option<Body>,
+    pub(super) decoder: Option<Decoder>,
+    /// Bytes of the body that have come.
+    pub(super) received: u64,
+    /// Whether the whole request has come.
+    pub(super) complete: bool,
+    /// How the body comes.
+    pub(super) coming: Pace,
+    pub(super) backend: Option<BackendKey>,
+    /// Whether the client has got something of the answer.
+    pub(super) answered: bool,
+    /// Whether the answer goes out in chunks.
+    pub(super) chunked: bool,
+    /// Whether the connection ends after the answer.
+    pub(super) last: bool,
+}
+
+/// Bytes at the front of a buffer that are gone already, from which on it is worth moving the rest there.
+const WORN: usize = 64 * 1024;
+
+/// Moves what is left in a buffer to its front, so that one that is never quite empty does not grow.
+pub(super) fn compact(out: &mut Vec<u8>, sent: &mut usize) {
+    if *sent >= WORN {
+        out.drain(..*sent);
+        *sent = 0;
+    }
+}
+
+impl Exchange {
+    /// Whether what is left of the request's body is not wanted any more: the answer has begun without it.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.answered && !self.complete
+    }
+}
+
+impl Client {
+    pub(super) fn new(stream: Stream, address: Option<IpAddr>, guest: Option<Guest>, deadline: Instant) -> Self {
+        Self {
+            stream,
+            address,
+            guest,
+            phase: Phase::Idle,
+            deadline: Some(deadline),
+            input: Vec::new(),
+            searched: 0,
+            readable: true,
+            half_closed: false,
+            ended: false,
+            out: Vec::new(),
+            sent: 0,
+            taking: Pace::default(),
+            exchange: None,
+        }
+    }
+
+    /// Bytes that wait to be sent.
+    pub(super) fn unsent(&self) -> usize {
+        self.out.len() - self.sent
+    }
+
+    /// Whether everything has been sent.
+    pub(super) fn is_flushed(&self) -> bool {
+        self.unsent() == 0 && !self.stream.is_unsent()
+    }
+
+    /// Sends bytes, or keeps them until they can be sent.
+    pub(super) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut rest = bytes;
+        if self.out.is_empty() {
+            match self.stream.write(bytes) {
+                Ok(n) => {
+                    self.taking.progress(n);
+                    rest = &bytes[n..];
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.queue(rest);
+        Ok(())
+    }
+
+    /// Keeps bytes until they can be sent.
+    pub(super) fn queue(&mut self, bytes: &[u8]) {
+        compact(&mut self.out, &mut self.sent);
+        self.out.extend_from_slice(bytes);
+    }
+
+    /// Sends what waits, as far as it goes.
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        while self.sent < self.out.len() {
+            match self.stream.write(&self.out[self.sent..]) {
+                Ok(n) => {
+                    self.taking.progress(n);
+                    self.sent += n;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        self.out.clear();
+        self.sent = 0;
+        self.stream.flush()
+    }
+
+    /// Reads what has come. Nothing read means that nothing is there, or that nothing more will come, as `ended` then says.
+    pub(super) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if self.ended {
+                self.readable = false;
+                return Ok(0);
+            }
+            match self.stream.read(buffer) {
+                Ok(0) => self.ended = true,
+                Ok(n) => {
+                    // Less than asked for is all there was, unless the end stands behind it; TLS may have more of its own.
+                    self.readable = n == buffer.len() || self.half_closed || self.stream.is_tls();
+                    return Ok(n);
+                }
+                Err(error) => match error.kind() {
+                    io::ErrorKind::Interrupted => {}
+                    io::ErrorKind::WouldBlock => {
+                        self.readable = false;
+                        return Ok(0);
+                    }
+                    _ => return Err(error),
+                },
+            }
+        }
+    }
+
+    /// Whether the client is to send more of its request's body, and there is room for it.
+    pub(super) fn wants_body(&self, window: u64) -> bool {
+        self.exchange.as_ref().is_some_and(|exchange| {
+            !exchange.complete && !exchange.is_abandoned() && exchange.body.as_ref().is_some_and(|body| body.len() < window)
+        })
+    }
+}

@@ -1,0 +1,136 @@
+//! Where clients come in: the sockets that listen, and what is held of who comes through each.
+
+use anyhow::{Context, Result, bail};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, acceptfrom_with, bind, listen, socket_with, sockopt,
+};
+use rustls::ServerConfig;
+use std::fs::{self, Permissions};
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Connections that may wait to be accepted: more than the gate takes at once, since the kernel lets those beyond it try again only
+/// after a second. The kernel's own limit (`net.core.somaxconn`) is 4096 as a rule.
+const BACKLOG: i32 = 1024;
+
+/// Who comes through a door.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Guest {
+    /// Anybody.
+    Anybody,
+    /// The operator's reverse proxy, which says by `x-forwarded-for` and `x-forwarded-proto` for whom it comes.
+    Proxy,
+    /// The operator's own commands, for whom there is always a place.
+    Operator,
+}
+
+/// A socket that listens.
+pub(crate) struct Door {
+    socket: OwnedFd,
+    pub(super) guest: Guest,
+    pub(super) tls: Option<Arc<ServerConfig>>,
+}
+
+impl Door {
+    /// A TCP port, with TLS or without.
+    ///
+    /// # Errors
+    /// It cannot be listened on.
+    pub(crate) fn tcp(address: SocketAddr, tls: Option<Arc<ServerConfig>>) -> io::Result<Self> {
+        let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let socket = stream_socket(family)?;
+        // What an earlier host has left on its way need not be waited for.
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+        // Connections inherit it: answers go out when they are written, not when more has come.
+        sockopt::set_tcp_nodelay(&socket, true)?;
+        bind(&socket, &address)?;
+        listen(&socket, BACKLOG)?;
+        Ok(Self { socket, guest: Guest::Anybody, tls })
+    }
+
+    /// A Unix socket with a mode. One that a host before this has left is replaced; one where somebody listens is not.
+    ///
+    /// # Errors
+    /// What is in the way, or why it cannot be listened there.
+    pub(crate) fn unix(path: &Path, guest: Guest, mode: u32) -> Result<Self> {
+        match fs::symlink_metadata(path) {
+            Ok(found) if !found.file_type().is_socket() => {
+                bail!("{} is there already and is no socket: remove it, or choose another path", path.display())
+            }
+            Ok(_) if UnixStream::connect(path).is_ok() => {
+                bail!("somebody listens on {} already: stop that program, or choose another path", path.display())
+            }
+            Ok(_) => fs::remove_file(path).with_context(|| format!("cannot replace {}", path.display()))?,
+            Err(_) => {}
+        }
+        let socket = stream_socket(AddressFamily::UNIX)?;
+        let cannot = || format!("cannot listen on {}", path.display());
+        bind(&socket, &SocketAddrUnix::new(path)?).with_context(cannot)?;
+        // Nobody can connect before it listens, so the mode is set in time.
+        fs::set_permissions(path, Permissions::from_mode(mode)).with_context(cannot)?;
+        listen(&socket, BACKLOG).with_context(cannot)?;
+        Ok(Self { socket, guest, tls: None })
+    }
+
+    /// Where a TCP door listens.
+    pub(crate) fn address(&self) -> Option<SocketAddr> {
+        SocketAddr::try_from(rustix::net::getsockname(&self.socket).ok()?).ok()
+    }
+
+    /// Takes the next connection that waits, if one does, with its address where it has one.
+    pub(super) fn accept(&self) -> Result<Option<(OwnedFd, Option<IpAddr>)>, Errno> {
+        loop {
+            return match acceptfrom_with(&self.socket, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+                Ok((socket, address)) => Ok(Some((socket, address.and_then(ip)))),
+                Err(Errno::AGAIN) => Ok(None),
+                // A connection that ended before it was taken, and other errors of that connection's own, see accept(2).
+                Err(Errno::CONNABORTED | Errno::INTR | Errno::PROTO | Errno::PERM) => continue,
+                Err(error) => Err(error),
+            };
+        }
+    }
+}
+
+impl AsFd for Door {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn stream_socket(family: AddressFamily) -> io::Result<OwnedFd> {
+    Ok(socket_with(family, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)?)
+}
+
+fn ip(address: SocketAddrAny) -> Option<IpAddr> {
+    Some(SocketAddr::try_from(address).ok()?.ip().to_canonical())
+}
+
+/// Whose connections are counted together: one address, or the network of 64 bits that one client has in IPv6 (RFC 6177).
+pub(super) fn origin(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv6_network_is_one_origin() {
+        let of = |text: &str| origin(text.parse().unwrap());
+        assert_eq!(of("2001:db8:1:2:3::4"), of("2001:db8:1:2:ffff::1"));
+        assert_ne!(of("2001:db8:1:2::4"), of("2001:db8:1:3::4"));
+        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
+    }
+}

@@ -1,0 +1,564 @@
+//! The gate's one thread: it waits for what happens on any connection, and does what can be done about it at once.
+
+use super::backend::{Backend, BackendKey};
+use super::body::Stock;
+use super::client::{Client, ClientKey, Phase};
+use super::door::{Door, Guest, origin};
+use super::refusal;
+use super::stream::Stream;
+use super::trouble::{Trouble, Troubles};
+use super::{Backing, Limits, Loss, Order};
+use crate::room;
+use crossbeam_channel::{Receiver, Sender};
+use rustix::buffer::spare_capacity;
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::io::Errno;
+use rustls::ServerConfig;
+use slotmap::{Key, KeyData, SlotMap};
+use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::io;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How often deadlines are looked at.
+pub(super) const SWEEP: Duration = Duration::from_millis(100);
+
+/// How often the host is asked for an answer on a fresh connection, so that one that takes none is found before it is needed.
+pub(super) const PROBE_EVERY: Duration = Duration::from_secs(10);
+
+/// Connections taken at a time, before those there are get their turn.
+const ACCEPTS: usize = 64;
+
+/// Connections that are told that there is no place for them and watched until they end, beyond those that may be there; more are
+/// told and ended at once.
+const MAX_TURNED_AWAY: usize = 64;
+
+/// Events taken at a time.
+const EVENTS: usize = 256;
+
+/// Time an idle connection is kept while more than three quarters of the connections are taken.
+const CROWDED_IDLE: Duration = Duration::from_millis(500);
+
+/// Time a client has to see its answer, and to stop sending, before its connection is ended.
+pub(super) const LINGER: Duration = Duration::from_secs(1);
+
+/// Time an idle connection is kept once the host stops: a request that is on its way is answered.
+const FAREWELL: Duration = Duration::from_millis(250);
+
+/// Connections of the operator's commands, beside those of clients.
+pub(super) const OPERATORS: usize = 16;
+
+/// Buffers that are kept for the next who needs one.
+const KEPT_BUFFERS: usize = 64;
+
+/// Largest buffer that is kept.
+const KEPT_BUFFER: usize = 64 * 1024;
+
+/// Reads for one connection at a time, before the others get their turn.
+pub(super) const TURN: usize = 16;
+
+/// Bytes read at a time.
+pub(super) const SCRATCH: usize = 64 * 1024;
+
+/// What an event is about, in the top bits of its number's lower half, which no key's index reaches.
+const KIND_SHIFT: u64 = 28;
+const KIND_MASK: u64 = 0xf << KIND_SHIFT;
+const CLIENT: u64 = 1;
+const BACKEND: u64 = 2;
+const DOOR: u64 = 3;
+const WAKE: u64 = 4;
+
+/// Whose turn it is again, behind the others.
+pub(super) enum Again {
+    Client(ClientKey),
+    Backend(BackendKey),
+}
+
+/// The gate at work.
+pub(super) struct EventLoop {
+    pub(super) epoll: OwnedFd,
+    wake: Arc<OwnedFd>,
+    orders: Receiver<Order>,
+    pub(super) lost: Sender<Loss>,
+    pub(super) limits: Limits,
+    pub(super) backing: Backing,
+    doors: Vec<Door>,
+    /// Which of them have somebody waiting.
+    knocking: Vec<bool>,
+    pub(super) clients: SlotMap<ClientKey, Client>,
+    /// How many of them came as anybody, as the operator, and are only being turned away.
+    anybody: usize,
+    operators: usize,
+    turned_away: usize,
+    by_origin: HashMap<IpAddr, u32>,
+    pub(super) backends: SlotMap<BackendKey, Backend>,
+    /// Those that are free, the one used last at the end.
+    pub(super) free: Vec<BackendKey>,
+    /// The one that is being opened.
+    pub(super) opening: Option<BackendKey>,
+    /// When one was opened last, and until when none is after one that failed.
+    pub(super) opened: Instant,
+    pub(super) open_after: Instant,
+    /// Clients and connections to the host that have had their turn, though there is more to do.
+    pub(super) again: Vec<Again>,
+    /// Clients whose requests wait for one, with when they began to.
+    pub(super) waiting: VecDeque<(ClientKey, Instant)>,
+    pub(super) stock: Rc<Stock>,
+    pub(super) troubles: Troubles,
+    /// Where what clients send is read to, and what the host answers.
+    pub(super) scratch: Vec<u8>,
+    pub(super) answers: Vec<u8>,
+    pub(super) buffers: Vec<Vec<u8>>,
+    /// A file that is given up to tell a client that there are no more.
+    reserve: Option<File>,
+    pub(super) now: Instant,
+    swept: Instant,
+    pub(super) next_sweep: Instant,
+    /// The host stops: who waits to hear that all requests are being answered.
+    pub(super) draining: Option<Sender<()>>,
+    pub(super) is_draining: bool,
+    ending: Option<(Instant, Sender<()>)>,
+}
+
+impl EventLoop {
+    pub(super) fn new(
+        doors: Vec<Door>,
+        backing: Backing,
+        limits: Limits,
+        lost: Sender<Loss>,
+        orders: Receiver<Order>,
+        wake: Arc<OwnedFd>,
+    ) -> io::Result<Self> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, &*wake, EventData::new_u64(WAKE << KIND_SHIFT), EventFlags::IN | EventFlags::ET)?;
+        for (index, door) in doors.iter().enumerate() {
+            let data = EventData::new_u64((DOOR << KIND_SHIFT) | index as u64);
+            epoll::add(&epoll, door, data, EventFlags::IN | EventFlags::ET)?;
+        }
+        let now = Instant::now();
+        let stock = Stock::new(limits.body_memory, limits.body_disk, backing.spool.clone());
+        Ok(Self {
+            epoll,
+            wake,
+            orders,
+            lost,
+            limits,
+            backing,
+            knocking: vec![true; doors.len()],
+            doors,
+            clients: SlotMap::with_key(),
+            anybody: 0,
+            operators: 0,
+            turned_away: 0,
+            by_origin: HashMap::new(),
+            backends: SlotMap::with_key(),
+            free: Vec::new(),
+            opening: None,
+            opened: now,
+            open_after: now,
+            again: Vec::new(),
+            waiting: VecDeque::new(),
+            stock,
+            troubles: Troubles::default(),
+            scratch: vec![0; SCRATCH],
+            answers: vec![0; SCRATCH],
+            buffers: Vec::new(),
+            reserve: File::open("/dev/null").ok(),
+            now,
+            swept: now,
+            next_sweep: now,
+            draining: None,
+            is_draining: false,
+            ending: None,
+        })
+    }
+
+    /// Works until it is told to end.
+    pub(super) fn run(mut self) -> io::Result<()> {
+        let mut events = Vec::with_capacity(EVENTS);
+        loop {
+            let timeout = self.timeout();
+            events.clear();
+            match epoll::wait(&self.epoll, spare_capacity(&mut events), timeout.as_ref()) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            self.now = Instant::now();
+            let mut order = false;
+            for event in &events {
+                let (flags, data) = (event.flags, event.data.u64());
+                let key = KeyData::from_ffi(data & !KIND_MASK);
+                match (data & KIND_MASK) >> KIND_SHIFT {
+                    CLIENT => self.client_ready(key.into(), flags),
+                    BACKEND => self.backend_ready(key.into(), flags),
+                    DOOR => {
+                        let index = usize::try_from(data & !KIND_MASK).unwrap_or(usize::MAX);
+                        if let Some(knocking) = self.knocking.get_mut(index) {
+                            *knocking = true;
+                        }
+                    }
+                    _ => order = true,
+                }
+            }
+            if order {
+                self.obey();
+            }
+            for again in std::mem::take(&mut self.again) {
+                match again {
+                    Again::Client(key) => self.drive(key),
+                    Again::Backend(key) => self.relay(key),
+                }
+            }
+            self.accept();
+            self.serve_waiting();
+            if !events.is_empty() {
+                self.next_sweep = self.next_sweep.min(self.now + SWEEP);
+            }
+            if self.now >= self.next_sweep {
+                self.sweep();
+            }
+            if let Some((deadline, _)) = &self.ending
+                && (self.now >= *deadline || self.clients.values().all(|client| client.is_flushed()))
+            {
+                return Ok(());
+            }
+        }
+    }
+
+    /// How long to wait for events; none where there is nothing to wait for but them.
+    fn timeout(&self) -> Option<Timespec> {
+        let now = Instant::now();
+        let mut wait = self.next_sweep.saturating_duration_since(now);
+        let knocking = self.knocking.iter().any(|knocking| *knocking) && self.reserve.is_some();
+        if knocking || !self.again.is_empty() {
+            wait = Duration::ZERO;
+        } else if let Some(grow_at) = self.grow_at() {
+            wait = wait.min(grow_at.saturating_duration_since(now));
+        }
+        Timespec::try_from(wait).ok()
+    }
+
+    /// Does what it was told to.
+    fn obey(&mut self) {
+        let mut number = [0; 8];
+        rustix::io::read(&*self.wake, &mut number).unwrap_or_default();
+        while let Ok(order) = self.orders.try_recv() {
+            match order {
+                Order::Moved(socket) => {
+                    self.backing.socket = socket;
+                    if let Some(key) = self.opening {
+                        self.drop_backend(key);
+                    }
+                }
+                Order::Certificate(config) => self.set_certificate(&config),
+                Order::Drain(drained) => self.drain(drained),
+                Order::End(deadline, ended) => {
+                    self.ending = Some((deadline, ended));
+                    let keys: Vec<_> = self.clients.keys().collect();
+                    for key in keys {
+                        // What was asked is not answered any more.
+                        if let Some(client) = self.clients.get(key) {
+                            match (client.phase, &client.exchange) {
+                                (Phase::Closing | Phase::Lingering, _) => {}
+                                (_, Some(exchange)) if exchange.answered => self.cut(key),
+                                (Phase::Idle, _) => self.close(key),
+                                _ => self.refuse(key, refusal::STOPPING),
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn set_certificate(&mut self, config: &Arc<ServerConfig>) {
+        for door in &mut self.doors {
+            if let Some(tls) = &mut door.tls {
+                *tls = Arc::clone(config);
+            }
+        }
+    }
+
+    /// Takes what waits at the doors, closes them, and lets each connection end with the answer it waits for.
+    fn drain(&mut self, drained: Sender<()>) {
+        self.draining = Some(drained);
+        self.is_draining = true;
+        while self.knocking.iter().any(|knocking| *knocking) && self.reserve.is_some() {
+            self.accept();
+        }
+        self.doors.retain(|door| door.guest == Guest::Operator);
+        self.knocking = vec![false; self.doors.len()];
+        let farewell = self.now + FAREWELL;
+        for client in self.clients.values_mut().filter(|client| client.phase == Phase::Idle) {
+            client.deadline = client.deadline.map(|deadline| deadline.min(farewell));
+        }
+        self.next_sweep = self.now + SWEEP;
+    }
+
+    // --- Doors --------------------------------------------------------------------------------------------
+
+    /// Takes connections that wait.
+    fn accept(&mut self) {
+        for index in 0..self.doors.len() {
+            for _ in 0..ACCEPTS {
+                if !self.knocking[index] {
+                    break;
+                }
+                match self.doors[index].accept() {
+                    Ok(Some((socket, address))) => self.enter(index, socket, address),
+                    Ok(None) => self.knocking[index] = false,
+                    Err(error) => {
+                        self.troubles
+                            .came(Trouble::Resources, self.now, || room::explain("a connection was not taken", &error.into()).0);
+                        if !self.turn_away_at(index) {
+                            return;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Gives up the file in reserve to tell who waits at a door that there is no other. False when there is none in reserve either.
+    fn turn_away_at(&mut self, index: usize) -> bool {
+        if self.reserve.take().is_none() {
+            return false;
+        }
+        match self.doors[index].accept() {
+            Ok(Some((socket, _))) => {
+                rustix::net::send(&socket, &refusal::answer(refusal::FULL, false), rustix::net::SendFlags::NOSIGNAL)
+                    .unwrap_or_default();
+            }
+            Ok(None) => self.knocking[index] = false,
+            Err(_) => {}
+        }
+        self.reserve = File::open("/dev/null").ok();
+        self.reserve.is_some()
+    }
+
+    /// Lets a connection in, or tells it that there is no place.
+    fn enter(&mut self, door: usize, socket: OwnedFd, address: Option<IpAddr>) {
+        let guest = self.doors[door].guest;
+        let most = self.limits.max_connections as usize;
+        let here = address.map(origin).and_then(|origin| self.by_origin.get(&origin)).copied().unwrap_or(0);
+        let full = match guest {
+            Guest::Operator => (self.operators >= OPERATORS).then_some(Trouble::Connections),
+            _ if self.anybody >= most => Some(Trouble::Connections),
+            Guest::Anybody if here >= self.limits.max_connections_per_address => Some(Trouble::Address),
+            _ => None,
+        };
+        let tls = self.doors[door].tls.clone();
+        if let Some(trouble) = full {
+            let per_address = self.limits.max_connections_per_address;
+            self.troubles.came(trouble, self.now, || match (trouble, address) {
+                (Trouble::Address, Some(address)) => {
+                    format!(
+                        "{address} has {per_address} connections, and another was refused (serve --max-connections-per-address)"
+                    )
+                }
+                _ => format!("all {most} connections are taken, and another was refused (serve --max-connections)"),
+            });
+            // Whoever expects TLS would take it for noise.
+            if tls.is_none() {
+                self.turn_away(socket);
+            }
+            return;
+        }
+        let deadline = self.now + self.idle_time();
+        let Some(key) = self.admit(Some(guest), socket, tls.as_ref(), address, deadline) else { return };
+        match guest {
+            Guest::Operator => self.operators += 1,
+            _ => self.anybody += 1,
+        }
+        if let Some(address) = address {
+            *self.by_origin.entry(origin(address)).or_default() += 1;
+        }
+        // Most clients have sent their request by now.
+        self.drive(key);
+    }
+
+    fn admit(
+        &mut self,
+        guest: Option<Guest>,
+        socket: OwnedFd,
+        tls: Option<&Arc<ServerConfig>>,
+        address: Option<IpAddr>,
+        deadline: Instant,
+    ) -> Option<ClientKey> {
+        let stream = Stream::new(socket, tls).ok()?;
+        let key = self.clients.insert(Client::new(stream, address, guest, deadline));
+        match watch(&self.epoll, &self.clients[key].stream, CLIENT, key.data()) {
+            Ok(()) => Some(key),
+            Err(error) => {
+                self.troubles.came(Trouble::Resources, self.now, || room::explain("a connection was not taken", &error).0);
+                self.clients.remove(key);
+                None
+            }
+        }
+    }
+
+    /// Tells a connection that there is no place for it.
+    fn turn_away(&mut self, socket: OwnedFd) {
+        let answer = refusal::answer(refusal::FULL, false);
+        if self.turned_away >= MAX_TURNED_AWAY {
+            rustix::net::send(&socket, &answer, rustix::net::SendFlags::NOSIGNAL).unwrap_or_default();
+            return;
+        }
+        if let Some(key) = self.admit(None, socket, None, None, self.now + LINGER) {
+            self.turned_away += 1;
+            let client = &mut self.clients[key];
+            client.phase = Phase::Closing;
+            if client.send(&answer).is_err() {
+                return self.close(key);
+            }
+            self.drive(key);
+        }
+    }
+
+    /// How long an idle connection is kept.
+    pub(super) fn idle_time(&self) -> Duration {
+        let crowded = self.anybody * 4 > self.limits.max_connections as usize * 3;
+        let most = if self.is_draining { FAREWELL } else { self.limits.idle_timeout };
+        if crowded { most.min(CROWDED_IDLE) } else { most }
+    }
+
+    /// Ends a client's connection now.
+    pub(super) fn close(&mut self, key: ClientKey) {
+        let Some(client) = self.clients.remove(key) else { return };
+        match client.guest {
+            None => self.turned_away -= 1,
+            Some(Guest::Operator) => self.operators -= 1,
+            Some(_) => self.anybody -= 1,
+        }
+        if let Some(origin) = client.address.map(origin)
+            && let Some(count) = self.by_origin.get_mut(&origin)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.by_origin.remove(&origin);
+            }
+        }
+        if let Some(exchange) = client.exchange {
+            if let Some(backend) = exchange.backend {
+                self.drop_backend(backend);
+            }
+            self.keep_buffer(exchange.request);
+        }
+        self.keep_buffer(client.input);
+        self.keep_buffer(client.out);
+    }
+
+    // --- Time ---------------------------------------------------------------------------------------------
+
+    /// Looks after everything that has a deadline.
+    fn sweep(&mut self) {
+        let passed = self.now - self.swept;
+        self.swept = self.now;
+        let mut next = self.opened + PROBE_EVERY;
+        let window = self.window();
+        let mut late = Vec::new();
+        let crowded = self.now + self.idle_time();
+        for (key, client) in &mut self.clients {
+            if client.phase == Phase::Idle && client.deadline.is_some_and(|deadline| deadline > crowded) {
+                client.deadline = Some(crowded);
+            }
+            let waits_to_send = !client.is_flushed();
+            if waits_to_send {
+                client.taking.wait(passed);
+            }
+            let wants_body = client.wants_body(window) && !client.readable;
+            if wants_body && let Some(exchange) = &mut client.exchange {
+                exchange.coming.wait(passed);
+            }
+            let stalled = waits_to_send && client.taking.is_too_slow(self.limits.write_timeout, self.limits.min_rate);
+            let slow = wants_body
+                && client
+                    .exchange
+                    .as_ref()
+                    .is_some_and(|exchange| exchange.coming.is_too_slow(self.limits.body_timeout, self.limits.min_rate));
+            if stalled || slow || client.deadline.is_some_and(|deadline| self.now >= deadline) {
+                late.push((key, stalled, slow));
+            }
+            if waits_to_send || wants_body {
+                next = self.now + SWEEP;
+            } else if let Some(deadline) = client.deadline {
+                next = next.min(deadline.max(self.now + SWEEP / 10));
+            }
+        }
+        for (key, stalled, slow) in late {
+            if stalled {
+                self.cut(key);
+            } else if slow {
+                self.refuse(key, refusal::SLOW_BODY);
+            } else {
+                self.out_of_time(key);
+            }
+        }
+        self.sweep_backends();
+        self.troubles.look(self.now);
+        if self.reserve.is_none() {
+            self.reserve = File::open("/dev/null").ok();
+        }
+        if self.is_draining && self.draining.is_some() {
+            let unanswered = self.clients.values().any(|client| match client.phase {
+                Phase::Idle | Phase::Head | Phase::Body | Phase::Waiting => true,
+                Phase::Running => client.exchange.as_ref().is_some_and(|exchange| !exchange.answered),
+                Phase::Closing | Phase::Lingering => false,
+            });
+            if !unanswered {
+                self.draining = None;
+            }
+        }
+        if self.opening.is_some() || self.draining.is_some() || self.ending.is_some() || self.reserve.is_none() {
+            next = next.min(self.now + SWEEP);
+        } else if self.troubles.is_open() {
+            next = next.min(self.now + Duration::from_secs(1));
+        }
+        self.next_sweep = next;
+    }
+
+    /// A phase has lasted too long.
+    fn out_of_time(&mut self, key: ClientKey) {
+        match self.clients.get(key).map(|client| client.phase) {
+            Some(Phase::Head) => self.refuse(key, refusal::SLOW_HEAD),
+            Some(Phase::Waiting) => {
+                self.troubles.came(Trouble::Places, self.now, || {
+                    "a request found no free place inside the host in time (serve --place-timeout)".into()
+                });
+                self.refuse(key, refusal::CROWDED);
+            }
+            Some(Phase::Running) => self.refuse(key, refusal::NO_ANSWER),
+            _ => self.close(key),
+        }
+    }
+
+    // --- Buffers ------------------------------------------------------------------------------------------
+
+    /// An empty buffer.
+    pub(super) fn buffer(&mut self) -> Vec<u8> {
+        self.buffers.pop().unwrap_or_default()
+    }
+
+    /// Keeps a buffer for the next who needs one.
+    pub(super) fn keep_buffer(&mut self, mut buffer: Vec<u8>) {
+        if buffer.capacity() > 0 && buffer.capacity() <= KEPT_BUFFER && self.buffers.len() < KEPT_BUFFERS {
+            buffer.clear();
+            self.buffers.push(buffer);
+        }
+    }
+
+    pub(super) fn watch_backend(&self, backend: &Backend, key: BackendKey) -> io::Result<()> {
+        watch(&self.epoll, &backend.socket, BACKEND, key.data())
+    }
+}
+
+/// Has what happens on a connection told, each time once.
+fn watch(epoll: &OwnedFd, source: impl AsFd, kind: u64, key: KeyData) -> io::Result<()> {
+    let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+    Ok(epoll::add(epoll, source, EventData::new_u64(key.as_ffi() | kind << KIND_SHIFT), flags)?)
+}

@@ -1,0 +1,101 @@
+//! What the gate takes from clients, and for how long: the settings of `plugrack serve` about it.
+
+use crate::quantity::{parse_size, parse_time};
+use std::time::Duration;
+
+/// Largest `--max-body`: beyond this a length is a mistake.
+const MAX_MAX_BODY: u64 = 1 << 40;
+
+/// Least and most `--max-head`: less than what browsers send, or more than the head of a frame of the plugin protocol.
+const HEAD_BYTES: std::ops::RangeInclusive<u64> = 1024..=64 * 1024;
+
+/// Most `--max-headers`, for which there is room on the stack.
+const MAX_HEADERS: i64 = 256;
+
+/// Most `--max-connections`: each in use takes a thread and four files.
+const MAX_CONNECTIONS: i64 = 65_536;
+
+/// The limits of clients.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Limits of clients")]
+pub(crate) struct Limits {
+    /// Connections at once; fewer where files or threads are few
+    #[arg(long, value_name = "N", env = "PLUGRACK_MAX_CONNECTIONS", default_value_t = 512,
+        value_parser = clap::value_parser!(u32).range(1..=MAX_CONNECTIONS))]
+    pub(crate) max_connections: u32,
+
+    /// Connections at once from one address, or one IPv6 network of 64 bits
+    #[arg(long, value_name = "N", env = "PLUGRACK_MAX_CONNECTIONS_PER_ADDRESS", default_value_t = 64,
+        value_parser = clap::value_parser!(u32).range(1..=MAX_CONNECTIONS))]
+    pub(crate) max_connections_per_address: u32,
+
+    /// Largest head of a request: its first line and its headers
+    #[arg(long, value_name = "SIZE", env = "PLUGRACK_MAX_HEAD", default_value = "16KiB", value_parser = parse_head_size)]
+    pub(crate) max_head: u64,
+
+    /// Most headers of a request
+    #[arg(long, value_name = "N", env = "PLUGRACK_MAX_HEADERS", default_value_t = 64,
+        value_parser = clap::value_parser!(u16).range(1..=MAX_HEADERS))]
+    pub(crate) max_headers: u16,
+
+    /// Time for a head to come whole, from its first byte on
+    #[arg(long, value_name = "TIME", env = "PLUGRACK_HEAD_TIMEOUT", default_value = "5s", value_parser = parse_time)]
+    pub(crate) head_timeout: Duration,
+
+    /// Time a connection is kept without a request
+    #[arg(long, value_name = "TIME", env = "PLUGRACK_IDLE_TIMEOUT", default_value = "15s", value_parser = parse_time)]
+    pub(crate) idle_timeout: Duration,
+
+    /// Largest body of a request
+    #[arg(long, value_name = "SIZE", env = "PLUGRACK_MAX_BODY", default_value = "10MiB", value_parser = parse_body_size)]
+    pub(crate) max_body: u64,
+
+    /// Time a body may make no progress, and may be below the least rate
+    #[arg(long, value_name = "TIME", env = "PLUGRACK_BODY_TIMEOUT", default_value = "20s", value_parser = parse_time)]
+    pub(crate) body_timeout: Duration,
+
+    /// Least bytes a second a client must send of a body, or take of an answer, while it is waited for
+    #[arg(long, value_name = "SIZE", env = "PLUGRACK_MIN_RATE", default_value = "500", value_parser = parse_size)]
+    pub(crate) min_rate: u64,
+
+    /// Bodies up to this size are collected before the plugin is asked, so that a slow client takes none of its time; larger ones are passed on as they come
+    #[arg(long, value_name = "SIZE", env = "PLUGRACK_BODY_BUFFER", default_value = "10MiB", value_parser = parse_size)]
+    pub(crate) body_buffer: u64,
+
+    /// Memory for the bodies of all clients; what is more goes to a temporary file
+    #[arg(long, value_name = "SIZE", env = "PLUGRACK_BODY_MEMORY", default_value = "64MiB", value_parser = parse_size)]
+    pub(crate) body_memory: u64,
+
+    /// Disk for these files; what is more is refused
+    #[arg(long, value_name = "SIZE", env = "PLUGRACK_BODY_DISK", default_value = "1GiB", value_parser = parse_size)]
+    pub(crate) body_disk: u64,
+
+    /// Time a request waits for a free place inside the host
+    #[arg(long, value_name = "TIME", env = "PLUGRACK_PLACE_TIMEOUT", default_value = "1s", value_parser = parse_time)]
+    pub(crate) place_timeout: Duration,
+
+    /// Time a client may take nothing of its answer
+    #[arg(long, value_name = "TIME", env = "PLUGRACK_WRITE_TIMEOUT", default_value = "5s", value_parser = parse_time)]
+    pub(crate) write_timeout: Duration,
+}
+
+fn parse_body_size(text: &str) -> Result<u64, String> {
+    parse_size(text).and_then(|size| if size <= MAX_MAX_BODY { Ok(size) } else { Err("at most 1TiB".into()) })
+}
+
+fn parse_head_size(text: &str) -> Result<u64, String> {
+    parse_size(text).and_then(|size| if HEAD_BYTES.contains(&size) { Ok(size) } else { Err("from 1KiB to 64KiB".into()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_their_ranges() {
+        assert_eq!(parse_body_size("1TiB"), Ok(1 << 40));
+        assert!(parse_body_size("2TiB").is_err());
+        assert_eq!((parse_head_size("1KiB"), parse_head_size("64KiB")), (Ok(1024), Ok(65_536)));
+        assert!(parse_head_size("1023").is_err() && parse_head_size("65537").is_err());
+    }
+}

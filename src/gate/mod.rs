@@ -1,0 +1,141 @@
+//! The gate: what stands between clients and the HTTP library inside of the host.
+//!
+//! Bytes of clients on one side, canonical requests to a Unix socket on the other. What passes is HTTP/1.1 that can be read in one way
+//! only, complete or with its own framing, from clients that are held to sizes, times and numbers. One thread does it all, over epoll,
+//! and waits for nothing else: no client, no plugin, no lock.
+//!
+//! Each request the gate passes carries the header `x-plugrack`: the key that only the gate and the host know, so that nobody else is
+//! taken for the gate; `http` or `https`; the client's address, or `-`; and the declared length of a body that goes on in chunks, or `-`.
+
+pub(crate) mod backend;
+pub(crate) mod backends;
+pub(crate) mod body;
+pub(crate) mod chunked;
+pub(crate) mod client;
+pub(crate) mod clients;
+pub(crate) mod door;
+pub(crate) mod event_loop;
+pub(crate) mod head;
+pub(crate) mod limits;
+pub(crate) mod pace;
+pub(crate) mod refusal;
+pub(crate) mod response;
+pub(crate) mod stream;
+pub(crate) mod tls;
+pub(crate) mod trouble;
+
+pub(crate) use door::Door;
+pub(crate) use limits::Limits;
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use event_loop::EventLoop;
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fd::OwnedFd;
+use rustls::ServerConfig;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The header by which the gate's requests are known. None of this name or one that begins so passes the gate.
+pub(crate) const GATE_HEADER: &str = "x-plugrack";
+
+/// The header by which the host tells the gate the declared length of an answer that it sends in chunks, so that one that breaks off
+/// can be told from one that ends.
+pub(crate) const LENGTH_HEADER: &str = "x-plugrack-length";
+
+/// The way in to the host.
+#[derive(Debug, Clone)]
+pub(crate) struct Backing {
+    /// Where the host listens for the gate.
+    pub(crate) socket: PathBuf,
+    /// What the host knows the gate by.
+    pub(crate) key: String,
+    /// Most connections there may be.
+    pub(crate) most: usize,
+    /// Time for an answer to begin, after which the host itself is taken to have lost the request: it answers in less by itself.
+    pub(crate) answer_timeout: Duration,
+    /// Where bodies are kept that do not fit in memory.
+    pub(crate) spool: PathBuf,
+}
+
+/// What the gate is told.
+pub(super) enum Order {
+    /// Connections to the host are opened here from now on.
+    Moved(PathBuf),
+    /// New connections get this certificate.
+    Certificate(Arc<ServerConfig>),
+    /// No new connections; those there are end with their next answer. Told when no request waits for the beginning of its answer.
+    Drain(Sender<()>),
+    /// What is left to send is sent until then, and the gate ends. Told the end by the channel's.
+    End(Instant, Sender<()>),
+}
+
+/// What becomes of the host's side, as the gate finds.
+#[derive(Debug)]
+pub(crate) enum Loss {
+    /// Nobody takes connections where the host should, or nobody answers there.
+    Backing(String),
+}
+
+/// A running gate.
+pub(crate) struct Gate {
+    orders: Sender<Order>,
+    wake: Arc<OwnedFd>,
+}
+
+impl Gate {
+    /// Starts a gate over doors that listen. The first channel tells of losses and closes when the gate has ended for good.
+    ///
+    /// # Errors
+    /// The thread, or what it waits by, cannot be had.
+    pub(crate) fn start(doors: Vec<Door>, backing: Backing, limits: Limits) -> io::Result<(Self, Receiver<Loss>)> {
+        let (orders, ordered) = unbounded();
+        let (lost, losses) = bounded(1);
+        let wake = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
+        let woken = Arc::clone(&wake);
+        let run = move || {
+            let ended = catch_unwind(AssertUnwindSafe(|| EventLoop::new(doors, backing, limits, lost, ordered, woken)?.run()));
+            match ended {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => log::error!("the gate has ended: {error}"),
+                Err(_) => log::error!("the gate has panicked"),
+            }
+        };
+        std::thread::Builder::new().name("gate".into()).spawn(run)?;
+        Ok((Self { orders, wake }, losses))
+    }
+
+    /// Has connections to the host opened elsewhere.
+    pub(crate) fn moved(&self, socket: PathBuf) {
+        self.order(Order::Moved(socket));
+    }
+
+    /// Has new connections get a certificate.
+    pub(crate) fn set_certificate(&self, config: Arc<ServerConfig>) {
+        self.order(Order::Certificate(config));
+    }
+
+    /// Takes no new connections, and waits, until a deadline, for every request that came to be answered, or being answered.
+    pub(crate) fn drain(&self, deadline: Instant) {
+        let (sender, drained) = bounded(1);
+        self.order(Order::Drain(sender));
+        drained.recv_deadline(deadline).unwrap_or_default();
+    }
+
+    /// Sends what is left to send, until a deadline, and ends.
+    pub(crate) fn end(&self, deadline: Instant) {
+        let (sender, ended) = bounded(0);
+        self.order(Order::End(deadline, sender));
+        // Nothing is ever sent: the end is the channel's.
+        ended.recv_deadline(deadline).unwrap_or_default();
+    }
+
+    fn order(&self, order: Order) {
+        // A gate that is gone has said so, and its end is the host's.
+        if self.orders.send(order).is_ok() {
+            rustix::io::write(&*self.wake, &1_u64.to_ne_bytes()).unwrap_or_default();
+        }
+    }
+}

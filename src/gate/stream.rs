@@ -1,0 +1,125 @@
+//! A client's connection as a stream of bytes that never waits: a socket, with TLS over it or without.
+
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::net::{SendFlags, Shutdown, send, shutdown, sockopt};
+use rustls::{ServerConfig, ServerConnection};
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+
+/// Plain bytes that TLS keeps before they are sent: as much as one of its records holds twice over.
+const TLS_BUFFER: usize = 32 * 1024;
+
+/// A connection.
+pub(crate) struct Stream {
+    socket: Socket,
+    tls: Option<Box<ServerConnection>>,
+}
+
+struct Socket(OwnedFd);
+
+impl Read for Socket {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(rustix::io::read(&self.0, buffer)?)
+    }
+}
+
+impl Write for Socket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(send(&self.0, bytes, SendFlags::NOSIGNAL)?)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Stream {
+    /// A stream over a socket that does not block.
+    pub(crate) fn new(socket: OwnedFd, tls: Option<&Arc<ServerConfig>>) -> io::Result<Self> {
+        let tls = match tls {
+            None => None,
+            Some(config) => {
+                let mut tls = ServerConnection::new(Arc::clone(config)).map_err(io::Error::other)?;
+                tls.set_buffer_limit(Some(TLS_BUFFER));
+                Some(Box::new(tls))
+            }
+        };
+        Ok(Self { socket: Socket(socket), tls })
+    }
+
+    /// Whether what is sent is encrypted.
+    pub(crate) fn is_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// Reads what has come; 0 at the end. Less than asked for means, without TLS, that nothing more is there.
+    pub(crate) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let Some(tls) = &mut self.tls else { return self.socket.read(buffer) };
+        loop {
+            match tls.reader().read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // A connection that ends without TLS's own end is judged by HTTP's framing, as without TLS.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
+                read => return read,
+            }
+            if tls.read_tls(&mut self.socket)? == 0 {
+                return Ok(0);
+            }
+            let processed = tls.process_new_packets();
+            // The handshake's answers, or an alert that says what was wrong.
+            let flushed = flush(tls, &mut self.socket);
+            processed.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            flushed?;
+        }
+    }
+
+    /// Sends bytes, as many as are taken now.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let Some(tls) = &mut self.tls else { return self.socket.write(bytes) };
+        flush(tls, &mut self.socket)?;
+        let taken = tls.writer().write(bytes)?;
+        flush(tls, &mut self.socket)?;
+        if taken == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(taken) }
+    }
+
+    /// Whether bytes that were taken are not sent yet.
+    pub(crate) fn is_unsent(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.wants_write())
+    }
+
+    /// Sends what was taken and not sent yet, as far as it goes.
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
+        self.tls.as_mut().map_or(Ok(()), |tls| flush(tls, &mut self.socket))
+    }
+
+    /// Tells the client that nothing more is sent. What it sends can still be read.
+    pub(crate) fn end_sending(&mut self) -> io::Result<()> {
+        if let Some(tls) = &mut self.tls {
+            tls.send_close_notify();
+            flush(tls, &mut self.socket)?;
+        }
+        Ok(shutdown(&self.socket.0, Shutdown::Write)?)
+    }
+
+    /// Makes the connection end, once it is dropped, in a way that no client takes for an answer's end.
+    pub(crate) fn break_off(&self) -> io::Result<()> {
+        Ok(sockopt::set_socket_linger(&self.socket.0, Some(std::time::Duration::ZERO))?)
+    }
+}
+
+fn flush(tls: &mut ServerConnection, socket: &mut Socket) -> io::Result<()> {
+    while tls.wants_write() {
+        match tls.write_tls(socket) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.0.as_fd()
+    }
+}
