@@ -24,7 +24,7 @@ BUILT = $(or $(CARGO_TARGET_DIR),target)/$(STATIC_TARGET)/$(if $(filter dev,$(PR
 FAULTS   = confinement:: deploy:: discovery:: durability:: host_limits:: isolation:: lifecycle:: logs:: orphans:: store_faults:: \
            web_faults:: why::
 
-.PHONY: help run examples release test faults durability fuzz-license fuzz-gate lint docs lib ci bench test-tools fuzz-tools clean
+.PHONY: help run examples release test faults durability fuzz-license fuzz-gate lint docs lib ci bench bench-docs test-tools fuzz-tools clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -107,10 +107,13 @@ lib: ## the library alone, as a plugin author gets it
 
 ci: lint test docs lib ## all that a change must pass
 
-bench: ## measure against nginx in one interleaved run; QUICK=1 for a short one
+bench: ## measure beside nginx and others in one interleaved run, 15 minutes; QUICK=1 for a short one, 3
 	$(CARGO) build --release --locked
-	$(CARGO) build --release --locked --package hello
+	$(CARGO) build --release --locked --package bench-plugin
 	$(PYTHON) tests/bench/run.py
+
+bench-docs: ## put the report of the last `make bench` into docs/
+	$(PYTHON) tests/bench/run.py --write-docs
 
 # The tests of the Node SDK need node 18 or later, those of licences in Python the package cryptography, those of a supervised
 # host runit, those of the web its clients, a browser among them, and two proxies; what is missing is installed where we may.
