@@ -37,12 +37,17 @@ pub(crate) fn download(length: usize) -> Vec<u8> {
     blocks.collect()
 }
 
-/// What the fake plugin's `/upload` says of the large download.
-pub(crate) fn told_of_download() -> String {
+/// What the fake plugin's `/upload` says of a body: its length and hash.
+pub(crate) fn told(body: &[u8]) -> String {
     let mut child = command("sha256sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(&download(DOWNLOAD)).unwrap();
+    child.stdin.take().unwrap().write_all(body).unwrap();
     let said = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
-    format!("{DOWNLOAD} {}", said.split_whitespace().next().unwrap())
+    format!("{} {}", body.len(), said.split_whitespace().next().unwrap())
+}
+
+/// What it says of the large download.
+pub(crate) fn told_of_download() -> String {
+    told(&download(DOWNLOAD))
 }
 
 /// Runs a command, which must succeed.
@@ -303,7 +308,7 @@ fn wget_posts_gets_and_keeps_its_connection() {
 
 /// Runs a load generator, and gives what it says.
 #[track_caller]
-fn load(program: &str, arguments: &[&str]) -> String {
+pub(crate) fn load(program: &str, arguments: &[&str]) -> String {
     let output = run(command(program).args(arguments));
     String::from_utf8(output.stdout).unwrap()
 }

@@ -25,6 +25,7 @@ mod limits;
 mod logs;
 mod operator;
 mod orphans;
+mod proxies;
 mod scenarios;
 mod sdk;
 mod store_faults;

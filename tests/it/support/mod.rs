@@ -115,6 +115,16 @@ pub(crate) fn copy_dir(from: &Path, to: &Path) {
     assert!(status.success());
 }
 
+/// A process of the test's own, ended with it.
+pub(crate) struct Guarded(pub(crate) Child);
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        self.0.kill().unwrap_or_default();
+        self.0.wait().unwrap();
+    }
+}
+
 /// Metadata of a fake plugin.
 pub(crate) fn metadata(id: &str) -> Value {
     json!({"id": id, "name": id, "version": "1.0.0", "icon": "🧪", "route": format!("/{id}"), "concurrency": 4})
