@@ -254,6 +254,7 @@ impl EventLoop {
             match order {
                 Order::Moved(socket) => {
                     self.backing.socket = socket;
+                    self.open_after = self.now;
                     if let Some(key) = self.opening {
                         self.drop_backend(key);
                     }
@@ -315,10 +316,9 @@ impl EventLoop {
                 match self.doors[index].accept() {
                     Ok(Some((socket, address))) => self.enter(index, socket, address),
                     Ok(None) => self.knocking[index] = false,
+                    // Also where nobody waits: the kernel wants the file first.
                     Err(error) => {
-                        self.troubles
-                            .came(Trouble::Resources, self.now, || room::explain("a connection was not taken", &error.into()).0);
-                        if !self.turn_away_at(index) {
+                        if !self.turn_away_at(index, error.into()) {
                             return;
                         }
                     }
@@ -328,14 +328,14 @@ impl EventLoop {
     }
 
     /// Gives up the file in reserve to tell who waits at a door that there is no other. False when there is none in reserve either.
-    fn turn_away_at(&mut self, index: usize) -> bool {
+    fn turn_away_at(&mut self, index: usize, error: io::Error) -> bool {
         if self.reserve.take().is_none() {
             return false;
         }
         match self.doors[index].accept() {
             Ok(Some((socket, _))) => {
-                rustix::net::send(&socket, &refusal::answer(refusal::FULL, false), rustix::net::SendFlags::NOSIGNAL)
-                    .unwrap_or_default();
+                self.troubles.came(Trouble::Resources, self.now, || room::explain("a connection was not taken", &error).0);
+                tell(&socket, &refusal::answer(refusal::FULL, false));
             }
             Ok(None) => self.knocking[index] = false,
             Err(_) => {}
@@ -409,8 +409,7 @@ impl EventLoop {
     fn turn_away(&mut self, socket: OwnedFd) {
         let answer = refusal::answer(refusal::FULL, false);
         if self.turned_away >= MAX_TURNED_AWAY {
-            rustix::net::send(&socket, &answer, rustix::net::SendFlags::NOSIGNAL).unwrap_or_default();
-            return;
+            return tell(&socket, &answer);
         }
         if let Some(key) = self.admit(None, socket, None, None, self.now + LINGER) {
             self.turned_away += 1;
@@ -557,6 +556,18 @@ impl EventLoop {
 
     pub(super) fn watch_backend(&self, backend: &Backend, key: BackendKey) -> io::Result<()> {
         watch(&self.epoll, &backend.socket, BACKEND, key.data())
+    }
+}
+
+/// Gives a connection that ends now an answer. What has come of a request is read away: the kernel would take the answer back else.
+fn tell(socket: &OwnedFd, answer: &[u8]) {
+    rustix::net::send(socket, answer, rustix::net::SendFlags::NOSIGNAL).unwrap_or_default();
+    rustix::net::shutdown(socket, rustix::net::Shutdown::Write).unwrap_or_default();
+    let mut request = [0; 4096];
+    for _ in 0..TURN {
+        if rustix::io::read(socket, &mut request).unwrap_or_default() < request.len() {
+            return;
+        }
     }
 }
 

@@ -23,6 +23,7 @@ mod limits;
 mod logs;
 mod operator;
 mod orphans;
+mod overload;
 mod scenarios;
 mod sdk;
 mod store_faults;

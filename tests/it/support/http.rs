@@ -2,7 +2,8 @@
 
 use super::PATIENCE;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::time::Duration;
 
 /// A connection to a server.
 pub(crate) struct Client {
@@ -43,7 +44,19 @@ impl Reply {
 
 impl Client {
     pub(crate) fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).unwrap();
+        Self::over(TcpStream::connect(address).unwrap())
+    }
+
+    /// A client at an address of its own, such as the many of the loopback's network.
+    pub(crate) fn connect_from(from: IpAddr, address: SocketAddr) -> Self {
+        use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
+        let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+        bind(&socket, &SocketAddr::new(from, 0)).unwrap();
+        connect(&socket, &address).unwrap();
+        Self::over(socket.into())
+    }
+
+    fn over(stream: TcpStream) -> Self {
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
@@ -140,6 +153,19 @@ impl Client {
             self.stream.read_to_end(&mut piece).unwrap();
         }
         (!piece.is_empty()).then_some(piece)
+    }
+
+    /// Sends nothing more.
+    pub(crate) fn end_sending(&self) {
+        self.stream.get_ref().shutdown(Shutdown::Write).unwrap();
+    }
+
+    /// Whether something comes within a time; it is still there to be read.
+    pub(crate) fn wait_readable(&mut self, time: Duration) -> bool {
+        self.stream.get_ref().set_read_timeout(Some(time)).unwrap();
+        let came = self.stream.fill_buf().is_ok();
+        self.stream.get_ref().set_read_timeout(Some(PATIENCE)).unwrap();
+        came
     }
 
     /// Whether the server has closed the connection, or broken it.

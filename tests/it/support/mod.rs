@@ -1,6 +1,7 @@
 //! A real host in a directory of its own, and what a test needs to talk to it.
 
 pub(crate) mod http;
+pub(crate) mod strain;
 
 use http::{Client, Reply};
 use serde_json::{Value, json};
