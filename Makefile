@@ -103,11 +103,15 @@ bench: ## measure against nginx in one interleaved run; QUICK=1 for a short one
 	$(PYTHON) tests/bench/run.py
 
 # The tests of the Node SDK need node 18 or later, those of licences in Python the package cryptography, those of a supervised
-# host runit; what is missing is installed where we may.
+# host runit, those under load wrk, those of slow clients slowhttptest, and what the gate takes is compared with nginx; what is missing
+# is installed where we may.
 test-tools:
 	@missing=; \
 	command -v node >/dev/null || missing="$$missing nodejs"; \
 	command -v runsv >/dev/null || missing="$$missing runit"; \
+	command -v wrk >/dev/null || missing="$$missing wrk"; \
+	command -v slowhttptest >/dev/null || missing="$$missing slowhttptest"; \
+	test -x /usr/sbin/nginx || command -v nginx >/dev/null || missing="$$missing nginx-light"; \
 	$(PYTHON) -c 'import cryptography' 2>/dev/null || missing="$$missing python3-cryptography"; \
 	test -z "$$missing" || { \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

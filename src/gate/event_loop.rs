@@ -50,6 +50,9 @@ pub(super) const LINGER: Duration = Duration::from_secs(1);
 /// Time an idle connection is kept once the host stops: a request that is on its way is answered.
 const FAREWELL: Duration = Duration::from_millis(250);
 
+/// Time for connections that are being made to come to a door that lets nobody else in: a way there and back.
+const SETTLE: Duration = Duration::from_millis(100);
+
 /// Connections of the operator's commands, beside those of clients.
 pub(super) const OPERATORS: usize = 16;
 
@@ -124,6 +127,8 @@ pub(super) struct EventLoop {
     /// The host stops: who waits to hear that all requests are being answered.
     pub(super) draining: Option<Sender<()>>,
     pub(super) is_draining: bool,
+    /// When the doors are closed for good.
+    close_doors_at: Option<Instant>,
     ending: Option<(Instant, Sender<()>)>,
 }
 
@@ -177,6 +182,7 @@ impl EventLoop {
             next_sweep: now,
             draining: None,
             is_draining: false,
+            close_doors_at: None,
             ending: None,
         })
     }
@@ -288,20 +294,28 @@ impl EventLoop {
         }
     }
 
-    /// Takes what waits at the doors, closes them, and lets each connection end with the answer it waits for.
+    /// Lets nobody else in than who is on the way, and each connection end with the answer it waits for.
     fn drain(&mut self, drained: Sender<()>) {
         self.draining = Some(drained);
         self.is_draining = true;
-        while self.knocking.iter().any(|knocking| *knocking) && self.reserve.is_some() {
-            self.accept();
-        }
-        self.doors.retain(|door| door.guest == Guest::Operator);
-        self.knocking = vec![false; self.doors.len()];
+        self.doors.iter().filter(|door| door.guest != Guest::Operator).for_each(Door::stop);
+        self.close_doors_at = Some(self.now + SETTLE);
         let farewell = self.now + FAREWELL;
         for client in self.clients.values_mut().filter(|client| client.phase == Phase::Idle) {
             client.deadline = client.deadline.map(|deadline| deadline.min(farewell));
         }
         self.next_sweep = self.now + SWEEP;
+    }
+
+    /// Takes what waits at the doors, and closes them.
+    fn close_doors(&mut self) {
+        self.close_doors_at = None;
+        self.knocking.fill(true);
+        while self.knocking.iter().any(|knocking| *knocking) && self.reserve.is_some() {
+            self.accept();
+        }
+        self.doors.retain(|door| door.guest == Guest::Operator);
+        self.knocking = vec![false; self.doors.len()];
     }
 
     // --- Doors --------------------------------------------------------------------------------------------
@@ -501,12 +515,15 @@ impl EventLoop {
                 self.out_of_time(key);
             }
         }
+        if self.close_doors_at.is_some_and(|at| self.now >= at) {
+            self.close_doors();
+        }
         self.sweep_backends();
         self.troubles.look(self.now);
         if self.reserve.is_none() {
             self.reserve = File::open("/dev/null").ok();
         }
-        if self.is_draining && self.draining.is_some() {
+        if self.close_doors_at.is_none() && self.draining.is_some() {
             let unanswered = self.clients.values().any(|client| match client.phase {
                 Phase::Idle | Phase::Head | Phase::Body | Phase::Waiting => true,
                 Phase::Running => client.exchange.as_ref().is_some_and(|exchange| !exchange.answered),

@@ -8,6 +8,7 @@ mod confinement;
 mod deploy;
 mod discovery;
 mod docs;
+mod drain;
 mod durability;
 mod host_limits;
 mod identity;
