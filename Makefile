@@ -116,11 +116,11 @@ bench-docs: ## put the report of the last `make bench` into docs/
 	$(PYTHON) tests/bench/run.py --write-docs
 
 # The tests of the Node SDK need node 18 or later, those of licences in Python the package cryptography, those of a supervised
-# host runit, those of the web its clients, a browser among them, and two proxies; what is missing is installed where we may.
+# host runit, those of the web its clients, a browser among them, and two proxies, those of slow clients slowhttptest; what is missing is installed where we may.
 test-tools:
 	@missing=; \
 	for tool in node:nodejs runsv:runit curl:curl wget:wget openssl:openssl ab:apache2-utils wrk:wrk h2load:nghttp2-client \
-		chromium:chromium nginx:nginx caddy:caddy; do \
+		slowhttptest:slowhttptest chromium:chromium nginx:nginx caddy:caddy; do \
 		command -v "$${tool%:*}" >/dev/null || missing="$$missing $${tool#*:}"; \
 	done; \
 	$(PYTHON) -c 'import cryptography' 2>/dev/null || missing="$$missing python3-cryptography"; \

@@ -47,6 +47,10 @@ const PIECE: usize = 64 * 1024;
 /// ones go in chunks.
 const LARGEST_ANNOUNCED: u64 = 16 << 20;
 
+/// Files that a connection takes: its own, the library's two, and that with which the library waits for the next. With fewer left the
+/// library would take no more connections for ever, so it is not asked to.
+const FILES: usize = 4;
+
 impl EventLoop {
     /// Gives a request a connection to the host, or has it wait for one.
     pub(super) fn place(&mut self, key: ClientKey) {
@@ -94,7 +98,8 @@ impl EventLoop {
     fn open(&mut self) {
         self.opened = self.now;
         self.next_sweep = self.next_sweep.min(self.now + SWEEP);
-        let opened = Backend::open(&self.backing.socket, self.now + OPEN_TIME).and_then(|backend| {
+        let opened = room::spare_files(FILES).and_then(|()| Backend::open(&self.backing.socket, self.now + OPEN_TIME));
+        let opened = opened.and_then(|backend| {
             let key = self.backends.insert(backend);
             self.opening = Some(key);
             self.watch_backend(&self.backends[key], key)?;
@@ -120,7 +125,7 @@ impl EventLoop {
     /// Says that nobody is there any more.
     fn tell_loss(&mut self, what: String) {
         // Full: it has been said, and is being seen to.
-        self.lost.try_send(Loss::Backing(what)).unwrap_or_default();
+        self.lost.try_send(Loss::Backing(self.backing.socket.clone(), what)).unwrap_or_default();
     }
 
     /// Passes a request on.

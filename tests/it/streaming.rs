@@ -1,6 +1,7 @@
 //! Bodies that are long, slow, or not wanted to their end.
 
 use crate::support::http::{Client, Reply, chunk};
+use crate::support::strain::peak_memory;
 use crate::support::{Server, Site, command, is_alive, metadata, wait_for};
 use serde_json::json;
 use std::fs;
@@ -22,13 +23,6 @@ fn blocks(bytes: u64) -> impl Iterator<Item = Vec<u8>> {
         left -= block.len() as u64;
         (!block.is_empty()).then_some(block)
     })
-}
-
-/// The most memory a host has used so far, in bytes.
-fn peak_memory(server: &Server) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    peak.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
 }
 
 fn server_of_p(arguments: &[&str]) -> Server {

@@ -2,25 +2,37 @@
 
 use super::PATIENCE;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 /// What carries a connection's bytes.
 pub(crate) trait Transport: Read + Write + Send {
     /// Ends the sending side alone.
     fn end_sending(&mut self);
+
+    /// Sets how long a read may wait.
+    fn set_read_time(&mut self, time: Duration);
 }
 
 impl Transport for TcpStream {
     fn end_sending(&mut self) {
         self.shutdown(Shutdown::Write).unwrap();
     }
+
+    fn set_read_time(&mut self, time: Duration) {
+        self.set_read_timeout(Some(time)).unwrap();
+    }
 }
 
 impl Transport for UnixStream {
     fn end_sending(&mut self) {
         self.shutdown(Shutdown::Write).unwrap();
+    }
+
+    fn set_read_time(&mut self, time: Duration) {
+        self.set_read_timeout(Some(time)).unwrap();
     }
 }
 
@@ -63,7 +75,19 @@ impl Reply {
 
 impl Client {
     pub(crate) fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).unwrap();
+        Self::over_tcp(TcpStream::connect(address).unwrap())
+    }
+
+    /// A client at an address of its own, such as the many of the loopback's network.
+    pub(crate) fn connect_from(from: IpAddr, address: SocketAddr) -> Self {
+        use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
+        let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+        bind(&socket, &SocketAddr::new(from, 0)).unwrap();
+        connect(&socket, &address).unwrap();
+        Self::over_tcp(socket.into())
+    }
+
+    fn over_tcp(stream: TcpStream) -> Self {
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
@@ -178,6 +202,14 @@ impl Client {
             self.stream.read_to_end(&mut piece).unwrap();
         }
         (!piece.is_empty()).then_some(piece)
+    }
+
+    /// Whether something comes within a time; it is still there to be read.
+    pub(crate) fn wait_readable(&mut self, time: Duration) -> bool {
+        self.stream.get_mut().set_read_time(time);
+        let came = self.stream.fill_buf().is_ok();
+        self.stream.get_mut().set_read_time(PATIENCE);
+        came
     }
 
     /// Whether the server has closed the connection, or broken it.

@@ -2,6 +2,7 @@
 
 pub(crate) mod browser;
 pub(crate) mod http;
+pub(crate) mod strain;
 pub(crate) mod tls;
 
 use http::{Client, Reply};

@@ -9,6 +9,7 @@ use rustls_pki_types::{CertificateDer, IpAddr, ServerName};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tempfile::TempDir;
 
 /// A client's side of a connection with TLS.
@@ -21,6 +22,10 @@ impl Transport for TlsStream {
             self.conn.write_tls(&mut self.sock).unwrap();
         }
         self.sock.shutdown(Shutdown::Write).unwrap();
+    }
+
+    fn set_read_time(&mut self, time: Duration) {
+        self.sock.set_read_timeout(Some(time)).unwrap();
     }
 }
 
