@@ -477,7 +477,8 @@ impl EventLoop {
 
     /// Looks after everything that has a deadline.
     fn sweep(&mut self) {
-        let passed = self.now - self.swept;
+        // No more than a look takes to come round: when nothing was due for long, nobody was waited for all that time.
+        let passed = (self.now - self.swept).min(2 * SWEEP);
         self.swept = self.now;
         let mut next = self.opened + PROBE_EVERY;
         let window = self.window();
