@@ -12,6 +12,7 @@ As root on Debian and its like it installs what is missing.
 """
 
 import argparse
+import glob
 import os
 import resource
 import shutil
@@ -138,6 +139,17 @@ def own_directory(parent):
     return tempfile.mkdtemp(prefix="%s%d-" % (prefix, os.getpid()), dir=parent)
 
 
+def keep_logs(directory):
+    """What host and peers had to say about a run that went wrong, put in place of that of the one before."""
+    logs = os.path.join(OUT, "logs")
+    shutil.rmtree(logs, ignore_errors=True)
+    for path in glob.glob(os.path.join(directory, "**", "*.log"), recursive=True):
+        kept = os.path.join(logs, os.path.relpath(path, directory))
+        os.makedirs(os.path.dirname(kept), exist_ok=True)
+        shutil.copy(path, kept)
+    say("bench: the logs are in target/bench/logs")
+
+
 def main():
     options = parse()
     if options.write_docs:
@@ -150,13 +162,15 @@ def main():
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
     os.makedirs(OUT, exist_ok=True)
     directory = own_directory(options.directory)
-    begun = time.monotonic()
+    begun, faults = time.monotonic(), None
     try:
         text, drawing, faults = run(options, directory)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave processes behind
         stop_all()
+        if faults is None or faults:
+            keep_logs(directory)
         shutil.rmtree(directory, ignore_errors=True)
     print(text, end="")
     name = "report.md" if options.part == list(PARTS) else "report-%s.md" % "-".join(options.part)
