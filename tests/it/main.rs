@@ -7,6 +7,7 @@ mod support;
 mod clients;
 mod confinement;
 mod deploy;
+mod differential;
 mod discovery;
 mod docs;
 mod drain;
