@@ -9,6 +9,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
 use tempfile::TempDir;
 
 /// Sizes of bodies that are sent and come back.
@@ -28,13 +29,14 @@ pub(crate) fn fixture(name: &str) -> PathBuf {
 /// What the fake plugin's `/download` sends.
 pub(crate) fn download(length: usize) -> Vec<u8> {
     let block: Vec<u8> = (0..=u8::MAX).cycle().take(BLOCK).collect();
-    let blocks = (0..length).step_by(BLOCK).flat_map(|from| {
-        let left = length - from;
-        let mut bytes = [&(left as u64).to_be_bytes(), &block[8..]].concat();
-        bytes.truncate(left);
-        bytes
-    });
-    blocks.collect()
+    let mut bytes = Vec::with_capacity(length + BLOCK);
+    while bytes.len() < length {
+        let left = (length - bytes.len()) as u64;
+        bytes.extend_from_slice(&left.to_be_bytes());
+        bytes.extend_from_slice(&block[8..]);
+    }
+    bytes.truncate(length);
+    bytes
 }
 
 /// What the fake plugin's `/upload` says of a body: its length and hash.
@@ -46,8 +48,9 @@ pub(crate) fn told(body: &[u8]) -> String {
 }
 
 /// What it says of the large download.
-pub(crate) fn told_of_download() -> String {
-    told(&download(DOWNLOAD))
+pub(crate) fn told_of_download() -> &'static str {
+    static TOLD: OnceLock<String> = OnceLock::new();
+    TOLD.get_or_init(|| told(&download(DOWNLOAD)))
 }
 
 /// Runs a command, which must succeed.
@@ -114,7 +117,7 @@ fn assert_quiet(server: &Server) {
 fn pythons_http_client_requests_and_httpx_have_their_conversations() {
     for client in ["http.client", "requests", "httpx"] {
         let server = server_of_p();
-        converse(python().arg(fixture("conversation.py")).args([client, &url_of_p(&server), &told_of_download()]));
+        converse(python().arg(fixture("conversation.py")).args([client, &url_of_p(&server), told_of_download()]));
         assert_quiet(&server);
     }
 }
@@ -123,7 +126,7 @@ fn pythons_http_client_requests_and_httpx_have_their_conversations() {
 fn nodes_fetch_and_http_have_their_conversations() {
     for client in ["fetch", "http"] {
         let server = server_of_p();
-        converse(command("node").arg(fixture("conversation_node.mjs")).args([client, &url_of_p(&server), &told_of_download()]));
+        converse(command("node").arg(fixture("conversation_node.mjs")).args([client, &url_of_p(&server), told_of_download()]));
         assert_quiet(&server);
     }
 }
@@ -137,7 +140,7 @@ fn gos_client_has_its_conversation() {
     let server = server_of_p();
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("go");
     let mut go = command("go");
-    go.arg("run").arg(fixture("conversation.go")).args([url_of_p(&server), told_of_download()]);
+    go.arg("run").arg(fixture("conversation.go")).args([&url_of_p(&server), told_of_download()]);
     converse(go.env("GOCACHE", cache).env("GO111MODULE", "off").env("GOFLAGS", "").env("GOTOOLCHAIN", "local"));
     assert_quiet(&server);
 }

@@ -4,7 +4,7 @@ use crate::clients::{converse, curl, fixture, load, python, run, told, told_of_d
 use crate::docs::blocks_in;
 use crate::support::http::Client;
 use crate::support::tls::{Authority, Certificate};
-use crate::support::{Guarded, Server, Site, command, wait_for, write_file};
+use crate::support::{Guarded, Server, Site, command, wait_for};
 use crate::web::{bytes, sent};
 use serde_json::Value;
 use std::fs;
@@ -268,21 +268,22 @@ fn serves_through(kind: Kind) {
     let server = start(site);
     let proxy = Proxy::start(kind, &socket);
     let mut client = python();
-    client.arg(fixture("conversation.py")).args(["http.client", &format!("{}/p", proxy.url), &told_of_download()]);
+    client.arg(fixture("conversation.py")).args(["http.client", &format!("{}/p", proxy.url), told_of_download()]);
     if kind.has_tls() {
         client.arg(proxy.authority.file());
     }
     converse(&mut client);
 
     let body = bytes(8_000_000);
+    let told = told(&body);
     let file = proxy.dir.path().join("body");
-    write_file(&file, &body, 0o644);
+    fs::write(&file, &body).unwrap();
     let data = format!("@{}", file.display());
     for more in [&[][..], &["-H", "transfer-encoding: chunked"], &["-H", "expect: 100-continue", "--expect100-timeout", "50"]] {
         let output = proxy.curl(&[more, &["--data-binary", &data]].concat(), "/p/upload");
-        assert_eq!(String::from_utf8(output.stdout).unwrap(), told(&body), "{kind:?} {more:?}");
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), told, "{kind:?} {more:?}");
     }
-    write_file(&file, &bytes(12_000_000), 0o644);
+    fs::write(&file, [&body[..], &body].concat()).unwrap();
     assert_eq!(proxy.status(&["--data-binary", &data], "/p/upload"), "413", "{kind:?}");
     assert_eq!(proxy.status(&["--data-binary", &data, "-H", "transfer-encoding: chunked"], "/p/upload"), "413", "{kind:?}");
 

@@ -111,7 +111,7 @@ fn pythons_clients_have_their_conversations_over_tls() {
     for client in ["http.client", "requests", "httpx"] {
         let server = server_of_p(&authority, &[]);
         let mut python = python();
-        python.arg(fixture("conversation.py")).args([client, &url_of_p(&server), &told_of_download()]).arg(authority.file());
+        python.arg(fixture("conversation.py")).args([client, &url_of_p(&server), told_of_download()]).arg(authority.file());
         converse(&mut python);
     }
 }
@@ -211,9 +211,9 @@ fn http_2_inside_of_tls_is_refused() {
 fn a_slow_handshake_is_cut_off_and_holds_up_nobody() {
     let authority = Authority::new();
     let server = server_of_p(&authority, &["--idle-timeout", "2s"]);
+    let began = Instant::now();
     // The beginning of a hello of 200 bytes, of which the rest comes byte by byte, or not at all.
     let mut drips: Vec<TcpStream> = (0..20).map(|_| TcpStream::connect(server.address()).unwrap()).collect();
-    let began = Instant::now();
     for drip in &mut drips {
         drip.write_all(&[0x16, 3, 1, 0, 200, 1, 0, 0, 196]).unwrap();
         drip.set_nonblocking(true).unwrap();
