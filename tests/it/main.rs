@@ -4,6 +4,7 @@
 
 mod support;
 
+mod attack;
 mod clients;
 mod confinement;
 mod deploy;

@@ -2,8 +2,12 @@
 
 pub(crate) mod browser;
 pub(crate) mod http;
+<<<<<<< HEAD
 pub(crate) mod strain;
 pub(crate) mod tls;
+=======
+pub(crate) mod siege;
+>>>>>>> 282b9ae (An attack suite: what can be done to a host from its port, with an honest client beside it, and a table of what came of it)
 
 use http::{Client, Reply};
 use serde_json::{Value, json};
@@ -331,6 +335,23 @@ impl Server {
     /// The host's process id.
     pub(crate) fn pid(&self) -> u32 {
         self.child.as_ref().unwrap().id()
+    }
+
+    /// The host's open files and threads, but for the connections to the database: up to four of them are kept for reading.
+    pub(crate) fn held(&self) -> [usize; 2] {
+        ["fd", "task"].map(|what| {
+            let entries = fs::read_dir(format!("/proc/{}/{what}", self.pid())).unwrap();
+            let is_database = |path: &Path| fs::read_link(path).is_ok_and(|file| file.to_string_lossy().contains("/plugrack.db"));
+            entries.filter(|entry| !is_database(&entry.as_ref().unwrap().path())).count()
+        })
+    }
+
+    /// Bytes of memory the host has, by the name of the line in its `/proc/PID/status`: `VmRSS` is what it has now, `VmHWM` the most
+    /// it has had.
+    pub(crate) fn memory(&self, name: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.trim_matches(|c: char| !c.is_ascii_digit()).parse::<u64>().unwrap() << 10
     }
 
     /// What the host has logged.
