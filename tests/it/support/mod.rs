@@ -287,10 +287,14 @@ pub(crate) fn install_fake(plugins: &Path, file: &str, settings: &Value) {
     write_file(&dir.join("plugin"), program.replacen("/usr/bin/env python3", python(), 1).as_bytes(), 0o755);
 }
 
-/// The Python itself: what is found in the path may be a script that starts it slowly, with variables of its own.
-fn python() -> &'static str {
+/// A Python for plugins: one that every user can reach, unlike one in somebody's home, or else the one in the path itself, where there may
+/// be a script that starts it slowly, with variables of its own.
+pub(crate) fn python() -> &'static str {
     static FOUND: OnceLock<String> = OnceLock::new();
     FOUND.get_or_init(|| {
+        if let Some(python) = ["/usr/bin/python3", "/usr/local/bin/python3"].into_iter().find(|path| Path::new(path).exists()) {
+            return python.into();
+        }
         let found = command("python3").args(["-c", "import sys; print(sys.executable, end='')"]).output().unwrap();
         String::from_utf8(found.stdout).unwrap()
     })
