@@ -1,7 +1,9 @@
 //! A plain HTTP/1.1 client over a socket, which shows exactly what came.
 
 use super::PATIENCE;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt};
 use std::io::{BufRead, BufReader, Read, Write};
+<<<<<<< HEAD
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -35,6 +37,10 @@ impl Transport for UnixStream {
         self.set_read_timeout(Some(time)).unwrap();
     }
 }
+=======
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::time::Duration;
+>>>>>>> 282b9ae (An attack suite: what can be done to a host from its port, with an honest client beside it, and a table of what came of it)
 
 /// A connection to a server.
 pub(crate) struct Client {
@@ -75,6 +81,7 @@ impl Reply {
 
 impl Client {
     pub(crate) fn connect(address: SocketAddr) -> Self {
+<<<<<<< HEAD
         Self::over_tcp(TcpStream::connect(address).unwrap())
     }
 
@@ -88,6 +95,24 @@ impl Client {
     }
 
     fn over_tcp(stream: TcpStream) -> Self {
+=======
+        Self::over(TcpStream::connect(address).unwrap())
+    }
+
+    /// Connects from an address of this machine's own, all of 127.0.0.0/8 being such. The kernel may be told to take only so many
+    /// bytes before they are read.
+    pub(crate) fn connect_from(source: Ipv4Addr, address: SocketAddr, buffer: Option<usize>) -> Self {
+        let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+        if let Some(buffer) = buffer {
+            sockopt::set_socket_recv_buffer_size(&socket, buffer).unwrap();
+        }
+        bind(&socket, &SocketAddr::from((source, 0))).unwrap();
+        connect(&socket, &address).unwrap();
+        Self::over(socket.into())
+    }
+
+    fn over(stream: TcpStream) -> Self {
+>>>>>>> 282b9ae (An attack suite: what can be done to a host from its port, with an honest client beside it, and a table of what came of it)
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
@@ -117,9 +142,25 @@ impl Client {
         self.stream.get_mut().write_all(bytes).is_ok()
     }
 
+<<<<<<< HEAD
     /// Tells the server that nothing more is sent.
     pub(crate) fn end_sending(&mut self) {
         self.stream.get_mut().end_sending();
+=======
+    /// The same connection, for another thread to write to.
+    pub(crate) fn writer(&self) -> Self {
+        Self::over(self.stream.get_ref().try_clone().unwrap())
+    }
+
+    /// Ends the connection by a reset.
+    pub(crate) fn reset(self) {
+        sockopt::set_socket_linger(self.stream.get_ref(), Some(Duration::ZERO)).unwrap();
+    }
+
+    /// Says that nothing more is sent.
+    pub(crate) fn end_sending(&mut self) {
+        self.stream.get_ref().shutdown(Shutdown::Write).unwrap();
+>>>>>>> 282b9ae (An attack suite: what can be done to a host from its port, with an honest client beside it, and a table of what came of it)
     }
 
     #[track_caller]
@@ -215,6 +256,12 @@ impl Client {
     /// Whether the server has closed the connection, or broken it.
     pub(crate) fn is_closed(&mut self) -> bool {
         !matches!(self.stream.read(&mut [0; 1]), Ok(1..))
+    }
+
+    /// Reads some of what has come, at most so many bytes, and says how many; nothing at the end, or when the server has broken off.
+    pub(crate) fn some(&mut self, most: usize) -> Option<usize> {
+        let mut bytes = vec![0; most];
+        self.stream.get_mut().read(&mut bytes).ok().filter(|n| *n > 0)
     }
 
     /// Reads whatever comes until the end of the connection.

@@ -2,8 +2,12 @@
 
 pub(crate) mod browser;
 pub(crate) mod http;
+<<<<<<< HEAD
 pub(crate) mod strain;
 pub(crate) mod tls;
+=======
+pub(crate) mod siege;
+>>>>>>> 282b9ae (An attack suite: what can be done to a host from its port, with an honest client beside it, and a table of what came of it)
 
 use http::{Client, Reply};
 use serde_json::{Value, json};
@@ -283,10 +287,14 @@ pub(crate) fn install_fake(plugins: &Path, file: &str, settings: &Value) {
     write_file(&dir.join("plugin"), program.replacen("/usr/bin/env python3", python(), 1).as_bytes(), 0o755);
 }
 
-/// The Python itself: what is found in the path may be a script that starts it slowly, with variables of its own.
-fn python() -> &'static str {
+/// A Python for plugins: one that every user can reach, unlike one in somebody's home, or else the one in the path itself, where there may
+/// be a script that starts it slowly, with variables of its own.
+pub(crate) fn python() -> &'static str {
     static FOUND: OnceLock<String> = OnceLock::new();
     FOUND.get_or_init(|| {
+        if let Some(python) = ["/usr/bin/python3", "/usr/local/bin/python3"].into_iter().find(|path| Path::new(path).exists()) {
+            return python.into();
+        }
         let found = command("python3").args(["-c", "import sys; print(sys.executable, end='')"]).output().unwrap();
         String::from_utf8(found.stdout).unwrap()
     })
@@ -331,6 +339,23 @@ impl Server {
     /// The host's process id.
     pub(crate) fn pid(&self) -> u32 {
         self.child.as_ref().unwrap().id()
+    }
+
+    /// The host's open files and threads, but for the connections to the database: up to four of them are kept for reading.
+    pub(crate) fn held(&self) -> [usize; 2] {
+        ["fd", "task"].map(|what| {
+            let entries = fs::read_dir(format!("/proc/{}/{what}", self.pid())).unwrap();
+            let is_database = |path: &Path| fs::read_link(path).is_ok_and(|file| file.to_string_lossy().contains("/plugrack.db"));
+            entries.filter(|entry| !is_database(&entry.as_ref().unwrap().path())).count()
+        })
+    }
+
+    /// Bytes of memory the host has, by the name of the line in its `/proc/PID/status`: `VmRSS` is what it has now, `VmHWM` the most
+    /// it has had.
+    pub(crate) fn memory(&self, name: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.trim_matches(|c: char| !c.is_ascii_digit()).parse::<u64>().unwrap() << 10
     }
 
     /// What the host has logged.
