@@ -480,7 +480,7 @@ impl EventLoop {
         // No more than a look takes to come round: when nothing was due for long, nobody was waited for all that time.
         let passed = (self.now - self.swept).min(2 * SWEEP);
         self.swept = self.now;
-        let mut next = self.opened + PROBE_EVERY;
+        let mut next = (self.opened + PROBE_EVERY).max(self.now + SWEEP);
         let window = self.window();
         let mut late = Vec::new();
         let crowded = self.now + self.idle_time();
