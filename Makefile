@@ -21,10 +21,10 @@ STATIC_TARGET ?= $(shell command -v musl-gcc >/dev/null && test -d "$$(rustc --p
 BUILT = $(or $(CARGO_TARGET_DIR),target)/$(STATIC_TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 
 # The test modules about what goes wrong, in plugins, in the host and in the machine.
-FAULTS   = confinement:: deploy:: discovery:: durability:: host_limits:: isolation:: lifecycle:: logs:: orphans:: store_faults:: \
+FAULTS   = attack:: confinement:: deploy:: discovery:: durability:: host_limits:: isolation:: lifecycle:: logs:: orphans:: store_faults:: \
            web_faults:: why::
 
-.PHONY: help run examples release test faults durability fuzz-license fuzz-gate lint docs lib ci bench bench-docs test-tools fuzz-tools clean
+.PHONY: help run examples release test faults attack durability fuzz-license fuzz-gate lint docs lib ci bench bench-docs test-tools fuzz-tools clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,6 +77,10 @@ faults: test-tools ## the tests of faults alone, ROUNDS times in a row
 	@for round in $$(seq $(or $(ROUNDS),1)); do echo "round $$round of $(or $(ROUNDS),1)"; \
 		$(PYTHON) tests/leftovers.py $(CARGO) test --locked --test it -- $(FAULTS) || exit 1; \
 	done
+
+attack: ## attack a host in every way known, with an honest client beside it, and show what came of each
+	@$(PYTHON) tests/leftovers.py $(CARGO) test --locked --test it -- attack::; status=$$?; \
+		cat $(or $(CARGO_TARGET_DIR),target)/tmp/attack.txt; exit $$status
 
 durability: ## kill host and plugins under a load of writes, ROUNDS times (100), and look for each write that was acknowledged
 	PLUGRACK_ROUNDS=$(or $(ROUNDS),100) $(PYTHON) tests/leftovers.py $(CARGO) test --locked --test it -- durability:: --nocapture

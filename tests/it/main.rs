@@ -4,6 +4,7 @@
 
 mod support;
 
+mod attack;
 mod clients;
 mod confinement;
 mod deploy;
@@ -11,6 +12,7 @@ mod discovery;
 mod docs;
 mod drain;
 mod durability;
+mod gate_limits;
 mod host_limits;
 mod http11;
 mod identity;

@@ -378,14 +378,8 @@ fn an_announced_gigantic_body_does_no_harm() {
             assert_eq!(server.get("/p/x").text(), "GET /x of p", "after {length} bytes were announced for {path}");
         }
     }
-    assert!(peak_memory(&server) < 40 << 10, "{} KiB", peak_memory(&server));
-}
-
-/// The most memory a host has used so far, in KiB.
-fn peak_memory(server: &Server) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    peak.trim().trim_end_matches(" kB").parse().unwrap()
+    let peak = server.memory("VmHWM");
+    assert!(peak < 40 << 20, "{peak} bytes");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! A plain HTTP/1.1 client over a socket, which shows exactly what came.
 
 use super::PATIENCE;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -14,6 +15,11 @@ pub(crate) trait Transport: Read + Write + Send {
 
     /// Sets how long a read may wait.
     fn set_read_time(&mut self, time: Duration);
+
+    /// The connection itself where it is plain TCP.
+    fn tcp(&self) -> Option<&TcpStream> {
+        None
+    }
 }
 
 impl Transport for TcpStream {
@@ -23,6 +29,10 @@ impl Transport for TcpStream {
 
     fn set_read_time(&mut self, time: Duration) {
         self.set_read_timeout(Some(time)).unwrap();
+    }
+
+    fn tcp(&self) -> Option<&TcpStream> {
+        Some(self)
     }
 }
 
@@ -78,10 +88,21 @@ impl Client {
         Self::over_tcp(TcpStream::connect(address).unwrap())
     }
 
-    /// A client at an address of its own, such as the many of the loopback's network.
-    pub(crate) fn connect_from(from: IpAddr, address: SocketAddr) -> Self {
-        use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
+    /// Connects from an address of this machine's own, such as the many of the loopback's network.
+    pub(crate) fn connect_from(from: impl Into<IpAddr>, address: SocketAddr) -> Self {
+        Self::connect_with(from.into(), address, None)
+    }
+
+    /// A client for which the kernel takes only some thousand bytes before they are read.
+    pub(crate) fn connect_narrow(from: impl Into<IpAddr>, address: SocketAddr) -> Self {
+        Self::connect_with(from.into(), address, Some(4096))
+    }
+
+    fn connect_with(from: IpAddr, address: SocketAddr, buffer: Option<usize>) -> Self {
         let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+        if let Some(buffer) = buffer {
+            sockopt::set_socket_recv_buffer_size(&socket, buffer).unwrap();
+        }
         bind(&socket, &SocketAddr::new(from, 0)).unwrap();
         connect(&socket, &address).unwrap();
         Self::over_tcp(socket.into())
@@ -115,6 +136,16 @@ impl Client {
     /// Sends bytes, and says whether the server still takes them.
     pub(crate) fn try_send(&mut self, bytes: &[u8]) -> bool {
         self.stream.get_mut().write_all(bytes).is_ok()
+    }
+
+    /// The same connection, for another thread to write to.
+    pub(crate) fn writer(&self) -> Self {
+        Self::over_tcp(self.stream.get_ref().tcp().unwrap().try_clone().unwrap())
+    }
+
+    /// Ends the connection by a reset.
+    pub(crate) fn reset(self) {
+        sockopt::set_socket_linger(self.stream.get_ref().tcp().unwrap(), Some(Duration::ZERO)).unwrap();
     }
 
     /// Tells the server that nothing more is sent.
@@ -215,6 +246,12 @@ impl Client {
     /// Whether the server has closed the connection, or broken it.
     pub(crate) fn is_closed(&mut self) -> bool {
         !matches!(self.stream.read(&mut [0; 1]), Ok(1..))
+    }
+
+    /// Reads some of what has come, at most so many bytes, and says how many; nothing at the end, or when the server has broken off.
+    pub(crate) fn some(&mut self, most: usize) -> Option<usize> {
+        let mut bytes = vec![0; most];
+        self.stream.get_mut().read(&mut bytes).ok().filter(|n| *n > 0)
     }
 
     /// Reads whatever comes until the end of the connection.

@@ -2,6 +2,7 @@
 
 pub(crate) mod browser;
 pub(crate) mod http;
+pub(crate) mod siege;
 pub(crate) mod strain;
 pub(crate) mod tls;
 
@@ -283,10 +284,14 @@ pub(crate) fn install_fake(plugins: &Path, file: &str, settings: &Value) {
     write_file(&dir.join("plugin"), program.replacen("/usr/bin/env python3", python(), 1).as_bytes(), 0o755);
 }
 
-/// The Python itself: what is found in the path may be a script that starts it slowly, with variables of its own.
-fn python() -> &'static str {
+/// A Python for plugins: one that every user can reach, unlike one in somebody's home, or else the one in the path itself, where there may
+/// be a script that starts it slowly, with variables of its own.
+pub(crate) fn python() -> &'static str {
     static FOUND: OnceLock<String> = OnceLock::new();
     FOUND.get_or_init(|| {
+        if let Some(python) = ["/usr/bin/python3", "/usr/local/bin/python3"].into_iter().find(|path| Path::new(path).exists()) {
+            return python.into();
+        }
         let found = command("python3").args(["-c", "import sys; print(sys.executable, end='')"]).output().unwrap();
         String::from_utf8(found.stdout).unwrap()
     })
@@ -331,6 +336,32 @@ impl Server {
     /// The host's process id.
     pub(crate) fn pid(&self) -> u32 {
         self.child.as_ref().unwrap().id()
+    }
+
+    /// The host's open files and threads, but for the connections to the database: up to four of them are kept for reading.
+    pub(crate) fn held(&self) -> [usize; 2] {
+        ["fd", "task"].map(|what| {
+            let entries = fs::read_dir(format!("/proc/{}/{what}", self.pid())).unwrap();
+            let is_database = |path: &Path| fs::read_link(path).is_ok_and(|file| file.to_string_lossy().contains("/plugrack.db"));
+            entries.filter(|entry| !is_database(&entry.as_ref().unwrap().path())).count()
+        })
+    }
+
+    /// In how many files the host keeps bodies of requests: such have no name any more, and were in its run directory.
+    pub(crate) fn spooled(&self) -> usize {
+        let run = self.site().data().join("run");
+        let files = fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();
+        // One that was closed meanwhile is none.
+        let links = files.flatten().filter_map(|file| fs::read_link(file.path()).ok());
+        links.filter(|link| link.starts_with(&run) && link.to_string_lossy().ends_with(" (deleted)")).count()
+    }
+
+    /// Bytes of memory the host has, by the name of the line in its `/proc/PID/status`: `VmRSS` is what it has now, `VmHWM` the most
+    /// it has had.
+    pub(crate) fn memory(&self, name: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.trim_matches(|c: char| !c.is_ascii_digit()).parse::<u64>().unwrap() << 10
     }
 
     /// What the host has logged.
