@@ -477,7 +477,8 @@ impl EventLoop {
 
     /// Looks after everything that has a deadline.
     fn sweep(&mut self) {
-        let passed = self.now - self.swept;
+        // While somebody is waited for it is looked so often; before that nobody was.
+        let passed = (self.now - self.swept).min(SWEEP);
         self.swept = self.now;
         let mut next = self.opened + PROBE_EVERY;
         let window = self.window();
