@@ -342,7 +342,7 @@ fn exchange(mut stream: impl Read + Write, end: impl Fn(), request: &[u8]) -> Ve
 }
 
 fn ask_gate(server: &Server, request: &[u8]) -> Vec<Outcome> {
-    let stream = TcpStream::connect(server.address).unwrap();
+    let stream = TcpStream::connect(server.address()).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     outcomes(&exchange(&stream, || stream.shutdown(Shutdown::Write).unwrap_or_default(), request))
 }

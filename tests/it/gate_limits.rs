@@ -272,14 +272,6 @@ fn a_body_up_to_body_buffer_is_collected_and_a_larger_one_is_passed_on() {
     });
 }
 
-/// The host's files that have no name any more, and are in its run directory.
-fn spooled(server: &Server) -> usize {
-    let files = fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap();
-    let run = server.site().data().join("run").to_string_lossy().into_owned();
-    let links = files.filter_map(|file| fs::read_link(file.unwrap().path()).ok());
-    links.filter(|link| link.to_string_lossy().contains(&run) && link.to_string_lossy().ends_with("(deleted)")).count()
-}
-
 /// The names in the host's run directory.
 fn names_in_run(server: &Server) -> usize {
     fs::read_dir(server.site().data().join("run")).unwrap().count()
@@ -307,16 +299,16 @@ fn bodies_beyond_body_memory_go_to_a_file_without_a_name() {
     let size = 64 << 10;
     // The last byte is missing, so that there is room for one more.
     let (first, second) = (begin_body(&server, size), begin_body(&server, 2));
-    assert_eq!((server.get("/p/x").status, spooled(&server)), (200, 0), "they fit in memory");
+    assert_eq!((server.get("/p/x").status, server.spooled()), (200, 0), "they fit in memory");
     end_body(second, 2);
     let third = begin_body(&server, size);
-    wait_for("the file of one that does not", || (spooled(&server) == 1).then_some(()));
+    wait_for("the file of one that does not", || (server.spooled() == 1).then_some(()));
     assert_eq!(names_in_run(&server), names, "it has no name");
     end_body(first, size);
     end_body(third, size);
-    wait_for("the file to be gone", || (spooled(&server) == 0).then_some(()));
+    wait_for("the file to be gone", || (server.spooled() == 0).then_some(()));
     let fourth = begin_body(&server, size);
-    assert_eq!((server.get("/p/x").status, spooled(&server)), (200, 0), "memory is free again");
+    assert_eq!((server.get("/p/x").status, server.spooled()), (200, 0), "memory is free again");
     end_body(fourth, size);
 }
 
@@ -333,7 +325,7 @@ fn bodies_beyond_body_disk_are_refused_until_there_is_room_again() {
     }
     // What one client has is not there for another.
     let first = begin_body(&server, size + 1);
-    wait_for("the first body's file", || (spooled(&server) == 1).then_some(()));
+    wait_for("the first body's file", || (server.spooled() == 1).then_some(()));
     wait_for("the disk to be used up", || {
         (!server.request("POST", "/p/upload", &[], b"xx").text().starts_with('2')).then_some(())
     });
@@ -342,7 +334,7 @@ fn bodies_beyond_body_disk_are_refused_until_there_is_room_again() {
     assert_eq!(server.get("/p/x").status, 200, "who sends no body is not concerned");
     first.reset();
     wait_for("room", || (server.request("POST", "/p/upload", &[], b"x").status == 200).then_some(()));
-    assert_eq!(spooled(&server), 0);
+    assert_eq!(server.spooled(), 0);
     let said = server.log().matches("bodies of requests are refused: --body-memory and --body-disk are used up").count();
     assert_eq!(said, 1, "once a minute, not once a request:\n{}", server.log());
 }
@@ -388,7 +380,7 @@ fn there_may_be_as_many_connections_as_max_connections() {
 #[test]
 fn one_address_may_have_as_many_connections_as_max_connections_per_address() {
     let server = server(&["--max-connections-per-address", "2"]);
-    let connect = |last: u8| Client::connect_from(Ipv4Addr::new(127, 0, 0, last), server.address, None);
+    let connect = |last: u8| Client::connect_from(Ipv4Addr::new(127, 0, 0, last), server.address());
     let get = b"GET /healthz HTTP/1.1\r\nhost: test\r\n\r\n";
     let mut clients = [connect(5), connect(5)];
     clients.iter_mut().for_each(|client| drop(assert_answered(client, get)));
@@ -422,7 +414,7 @@ fn a_request_waits_for_a_place_inside_for_place_timeout() {
     server.wait_state("p", "ready");
     // Room for 32 clients where threads are limited; the plugin has four at work, and the others wait for it.
     let connect = |number: usize| {
-        let mut client = Client::connect_from(Ipv4Addr::new(127, 0, 3, 1), server.address, None);
+        let mut client = Client::connect_from(Ipv4Addr::new(127, 0, 3, 1), server.address());
         client.send(format!("GET /p/wait?file=go&{number} HTTP/1.1\r\nhost: test\r\n\r\n").as_bytes());
         client
     };
@@ -445,7 +437,7 @@ fn a_request_waits_for_a_place_inside_for_place_timeout() {
 
 /// Reads a large answer, with a pause in it: how much came.
 fn read_late(server: &Server, stop: Duration) -> usize {
-    let mut client = Client::connect_from(Ipv4Addr::LOCALHOST, server.address, Some(4096));
+    let mut client = Client::connect_narrow(Ipv4Addr::LOCALHOST, server.address());
     client.send(b"GET /p/download?bytes=20000000&declared=20000000 HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
     let head = client.reply_head();
     assert_eq!((head.status, head.header("content-length")), (200, Some("20000000")));
@@ -457,7 +449,7 @@ fn read_late(server: &Server, stop: Duration) -> usize {
 fn a_client_may_take_nothing_of_its_answer_for_write_timeout() {
     let server = server(&["--write-timeout", "1s"]);
     assert_eq!(read_late(&server, Duration::from_millis(500)), 20_000_000);
-    let mut client = Client::connect_from(Ipv4Addr::LOCALHOST, server.address, Some(4096));
+    let mut client = Client::connect_narrow(Ipv4Addr::LOCALHOST, server.address());
     let begin = Instant::now();
     client.send(b"GET /p/download?bytes=20000000&declared=20000000 HTTP/1.1\r\nhost: test\r\n\r\n");
     wait_for("the host to break the connection", || (!client.try_send(b" ")).then_some(()));

@@ -2,7 +2,7 @@
 
 use crate::support::http::{Client, Reply};
 use crate::support::strain::{Disk, count, leave_files, set_limit};
-use crate::support::{Server, Site, binary, command, metadata, wait_for, write_file};
+use crate::support::{Server, Site, binary, command, metadata, wait_for};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use serde_json::json;
 use std::fs;
@@ -10,7 +10,6 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::time::Duration;
 
 const MIB: usize = 1 << 20;
@@ -79,7 +78,7 @@ fn more_connections_than_there_may_be_are_503_until_there_are_fewer() {
     let mut refused = 0;
     for number in 0..200 {
         // From many addresses, since it is not about one.
-        let mut client = Client::connect_from([127, 0, 1, number].into(), server.address());
+        let mut client = Client::connect_from([127, 0, 1, number], server.address());
         if number % 2 == 0 {
             client.try_send(b"GET /p/x HTTP/1.1\r\nhost: test\r\n\r\n");
         }
@@ -107,7 +106,7 @@ fn more_connections_than_there_may_be_are_503_until_there_are_fewer() {
 #[test]
 fn one_address_with_too_many_connections_leaves_the_others_theirs() {
     let server = server_of_p(&["--max-connections-per-address", "4"]);
-    let greedy = || Client::connect_from([127, 0, 0, 2].into(), server.address());
+    let greedy = || Client::connect_from([127, 0, 0, 2], server.address());
     let mut taken: Vec<_> = (0..4).map(|_| ask_and_wait(greedy())).collect();
     for _ in 0..50 {
         assert_overloaded(&greedy().reply(false), "there are too many connections");
@@ -181,17 +180,6 @@ fn with_a_few_files_left_no_more_requests_are_served_at_once_than_before_and_non
     assert!(!server.log().contains("HTTP library"), "{}", server.log());
 }
 
-/// Has the plugin run by a Python that any user can run, where the first in the path may be root's own.
-fn use_system_python(site: &Site) {
-    let system = "/usr/bin/python3";
-    if Path::new(system).exists() {
-        let plugin = site.plugins().join("p/plugin");
-        let program = fs::read_to_string(&plugin).unwrap();
-        let (_, rest) = program.split_once('\n').unwrap();
-        write_file(&plugin, format!("#!{system}\n{rest}").as_bytes(), 0o755);
-    }
-}
-
 #[test]
 fn without_threads_the_host_answers_as_many_as_it_can_and_all_when_there_are_more() {
     if fs::metadata("/proc/self").unwrap().uid() != 0 {
@@ -201,7 +189,6 @@ fn without_threads_the_host_answers_as_many_as_it_can_and_all_when_there_are_mor
     let site = Site::new().args(&["--place-timeout", "300ms"]).fake("p");
     let own = site.data().join("plugrack");
     fs::copy(binary(), &own).unwrap();
-    use_system_python(&site);
     assert!(command("chown").args(["-R", SOMEBODY]).arg(site.data()).status().unwrap().success());
     let mut serve = command("setpriv");
     serve.args(["--reuid", SOMEBODY, "--regid", SOMEBODY, "--clear-groups", "prlimit", "--nproc=500:500"]).arg(own);
@@ -244,27 +231,16 @@ fn bodies_for_which_there_is_no_room_are_503_until_there_is() {
     };
     // More than half of all there is, held by one that does not go on.
     let holder = begin(&server, 700 * 1024);
-    wait_for("the first to be on disk", || spooled(&server).then_some(()));
+    wait_for("the first to be on disk", || (server.spooled() > 0).then_some(()));
     for _ in 0..20 {
         assert_overloaded(&begin(&server, 300 * 1024).reply(false), "there is no room for the request's body now");
         assert_eq!(server.get("/p/x").status, 200);
     }
     drop(holder);
-    wait_for("room", || (!spooled(&server)).then_some(()));
+    wait_for("room", || (server.spooled() == 0).then_some(()));
     let reply = server.request("POST", "/p/upload", &[], &vec![7; 700 * 1024]);
     assert!(reply.text().starts_with("716800 "), "{reply:?}");
     assert_said_once(&server, "bodies of requests are refused: --body-memory and --body-disk are used up");
-}
-
-/// Whether the host keeps a body in a file.
-fn spooled(server: &Server) -> bool {
-    let run = server.site().data().join("run");
-    let files = fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap();
-    // One that was closed meanwhile is none.
-    files.flatten().filter_map(|file| fs::read_link(file.path()).ok()).any(|file| {
-        let file = file.to_string_lossy().into_owned();
-        file.starts_with(run.to_str().unwrap()) && file.ends_with(" (deleted)")
-    })
 }
 
 #[test]

@@ -60,7 +60,7 @@ fn a_client_that_resets_in_the_middle_of_its_answer_takes_nothing_with_it() {
 fn crowd(siege: &Siege, addresses: u8, each: usize) -> Vec<Client> {
     let from = |number: u8| Ipv4Addr::new(127, 0, 1, number);
     let sources = (1..=addresses).flat_map(|number| std::iter::repeat_n(from(number), each));
-    sources.map(|source| Client::connect_from(source, siege.server.address, None)).collect()
+    sources.map(|source| Client::connect_from(source, siege.server.address())).collect()
 }
 
 /// Has every client ask, then reads every answer.
@@ -165,7 +165,7 @@ fn pipelined_requests_whose_answers_nobody_reads_are_not_taken() {
     let siege = Siege::new(&["--write-timeout", "1s"]);
     let before = siege.server.memory("VmHWM");
     siege.withstand("200 000 pipelined requests, no answer read", || {
-        let mut clients: Vec<Client> = (0..4).map(|_| Client::connect_from(ATTACKER, siege.server.address, Some(4096))).collect();
+        let mut clients: Vec<Client> = (0..4).map(|_| Client::connect_narrow(ATTACKER, siege.server.address())).collect();
         std::thread::scope(|scope| {
             for client in &mut clients {
                 scope.spawn(|| {

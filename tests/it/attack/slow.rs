@@ -68,7 +68,7 @@ fn who_drips_is_told_and_ended() {
 
 /// Has clients that take little at a time ask for much, and gives them once the answers have begun.
 fn askers(siege: &Siege, count: usize) -> Vec<Client> {
-    let mut clients: Vec<Client> = (0..count).map(|_| Client::connect_from(ATTACKER, siege.server.address, Some(4096))).collect();
+    let mut clients: Vec<Client> = (0..count).map(|_| Client::connect_narrow(ATTACKER, siege.server.address())).collect();
     for client in &mut clients {
         client.send(b"GET /fake/download?bytes=100000000 HTTP/1.1\r\nhost: test\r\n\r\n");
     }

@@ -3,7 +3,6 @@
 use super::PATIENCE;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt};
 use std::io::{BufRead, BufReader, Read, Write};
-<<<<<<< HEAD
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -16,6 +15,11 @@ pub(crate) trait Transport: Read + Write + Send {
 
     /// Sets how long a read may wait.
     fn set_read_time(&mut self, time: Duration);
+
+    /// The connection itself where it is plain TCP.
+    fn tcp(&self) -> Option<&TcpStream> {
+        None
+    }
 }
 
 impl Transport for TcpStream {
@@ -25,6 +29,10 @@ impl Transport for TcpStream {
 
     fn set_read_time(&mut self, time: Duration) {
         self.set_read_timeout(Some(time)).unwrap();
+    }
+
+    fn tcp(&self) -> Option<&TcpStream> {
+        Some(self)
     }
 }
 
@@ -37,10 +45,6 @@ impl Transport for UnixStream {
         self.set_read_timeout(Some(time)).unwrap();
     }
 }
-=======
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
-use std::time::Duration;
->>>>>>> 282b9ae (An attack suite: what can be done to a host from its port, with an honest client beside it, and a table of what came of it)
 
 /// A connection to a server.
 pub(crate) struct Client {
@@ -81,38 +85,30 @@ impl Reply {
 
 impl Client {
     pub(crate) fn connect(address: SocketAddr) -> Self {
-<<<<<<< HEAD
         Self::over_tcp(TcpStream::connect(address).unwrap())
     }
 
-    /// A client at an address of its own, such as the many of the loopback's network.
-    pub(crate) fn connect_from(from: IpAddr, address: SocketAddr) -> Self {
-        use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
+    /// Connects from an address of this machine's own, such as the many of the loopback's network.
+    pub(crate) fn connect_from(from: impl Into<IpAddr>, address: SocketAddr) -> Self {
+        Self::connect_with(from.into(), address, None)
+    }
+
+    /// A client for which the kernel takes only some thousand bytes before they are read.
+    pub(crate) fn connect_narrow(from: impl Into<IpAddr>, address: SocketAddr) -> Self {
+        Self::connect_with(from.into(), address, Some(4096))
+    }
+
+    fn connect_with(from: IpAddr, address: SocketAddr, buffer: Option<usize>) -> Self {
         let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+        if let Some(buffer) = buffer {
+            sockopt::set_socket_recv_buffer_size(&socket, buffer).unwrap();
+        }
         bind(&socket, &SocketAddr::new(from, 0)).unwrap();
         connect(&socket, &address).unwrap();
         Self::over_tcp(socket.into())
     }
 
     fn over_tcp(stream: TcpStream) -> Self {
-=======
-        Self::over(TcpStream::connect(address).unwrap())
-    }
-
-    /// Connects from an address of this machine's own, all of 127.0.0.0/8 being such. The kernel may be told to take only so many
-    /// bytes before they are read.
-    pub(crate) fn connect_from(source: Ipv4Addr, address: SocketAddr, buffer: Option<usize>) -> Self {
-        let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
-        if let Some(buffer) = buffer {
-            sockopt::set_socket_recv_buffer_size(&socket, buffer).unwrap();
-        }
-        bind(&socket, &SocketAddr::from((source, 0))).unwrap();
-        connect(&socket, &address).unwrap();
-        Self::over(socket.into())
-    }
-
-    fn over(stream: TcpStream) -> Self {
->>>>>>> 282b9ae (An attack suite: what can be done to a host from its port, with an honest client beside it, and a table of what came of it)
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
@@ -142,25 +138,19 @@ impl Client {
         self.stream.get_mut().write_all(bytes).is_ok()
     }
 
-<<<<<<< HEAD
-    /// Tells the server that nothing more is sent.
-    pub(crate) fn end_sending(&mut self) {
-        self.stream.get_mut().end_sending();
-=======
     /// The same connection, for another thread to write to.
     pub(crate) fn writer(&self) -> Self {
-        Self::over(self.stream.get_ref().try_clone().unwrap())
+        Self::over_tcp(self.stream.get_ref().tcp().unwrap().try_clone().unwrap())
     }
 
     /// Ends the connection by a reset.
     pub(crate) fn reset(self) {
-        sockopt::set_socket_linger(self.stream.get_ref(), Some(Duration::ZERO)).unwrap();
+        sockopt::set_socket_linger(self.stream.get_ref().tcp().unwrap(), Some(Duration::ZERO)).unwrap();
     }
 
-    /// Says that nothing more is sent.
+    /// Tells the server that nothing more is sent.
     pub(crate) fn end_sending(&mut self) {
-        self.stream.get_ref().shutdown(Shutdown::Write).unwrap();
->>>>>>> 282b9ae (An attack suite: what can be done to a host from its port, with an honest client beside it, and a table of what came of it)
+        self.stream.get_mut().end_sending();
     }
 
     #[track_caller]

@@ -2,12 +2,9 @@
 
 pub(crate) mod browser;
 pub(crate) mod http;
-<<<<<<< HEAD
+pub(crate) mod siege;
 pub(crate) mod strain;
 pub(crate) mod tls;
-=======
-pub(crate) mod siege;
->>>>>>> 282b9ae (An attack suite: what can be done to a host from its port, with an honest client beside it, and a table of what came of it)
 
 use http::{Client, Reply};
 use serde_json::{Value, json};
@@ -348,6 +345,15 @@ impl Server {
             let is_database = |path: &Path| fs::read_link(path).is_ok_and(|file| file.to_string_lossy().contains("/plugrack.db"));
             entries.filter(|entry| !is_database(&entry.as_ref().unwrap().path())).count()
         })
+    }
+
+    /// In how many files the host keeps bodies of requests: such have no name any more, and were in its run directory.
+    pub(crate) fn spooled(&self) -> usize {
+        let run = self.site().data().join("run");
+        let files = fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();
+        // One that was closed meanwhile is none.
+        let links = files.flatten().filter_map(|file| fs::read_link(file.path()).ok());
+        links.filter(|link| link.starts_with(&run) && link.to_string_lossy().ends_with(" (deleted)")).count()
     }
 
     /// Bytes of memory the host has, by the name of the line in its `/proc/PID/status`: `VmRSS` is what it has now, `VmHWM` the most

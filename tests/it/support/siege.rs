@@ -79,7 +79,7 @@ impl Siege {
 
     /// A connection of the attacker's.
     pub(crate) fn attacker(&self) -> Client {
-        Client::connect_from(ATTACKER, self.server.address, None)
+        Client::connect_from(ATTACKER, self.server.address())
     }
 
     /// Attacks the host. The honest client must be answered all the while, and the host hold no more files and threads afterwards than

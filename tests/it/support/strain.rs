@@ -39,13 +39,6 @@ pub(crate) fn count(server: &Server, what: &str) -> usize {
     fs::read_dir(format!("/proc/{}/{what}", server.pid())).unwrap().count()
 }
 
-/// The most memory a host has used so far, in bytes.
-pub(crate) fn peak_memory(server: &Server) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    peak.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
-}
-
 /// A file system of its own in the place of a site's directory. The host's log is outside of it.
 pub(crate) struct Disk {
     at: PathBuf,
