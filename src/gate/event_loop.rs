@@ -332,7 +332,7 @@ impl EventLoop {
                     Ok(None) => self.knocking[index] = false,
                     // Also where nobody waits: the kernel wants the file first.
                     Err(error) => {
-                        if !self.turn_away_at(index, error.into()) {
+                        if !self.turn_away_at(index, &error.into()) {
                             return;
                         }
                     }
@@ -342,13 +342,13 @@ impl EventLoop {
     }
 
     /// Gives up the file in reserve to tell who waits at a door that there is no other. False when there is none in reserve either.
-    fn turn_away_at(&mut self, index: usize, error: io::Error) -> bool {
+    fn turn_away_at(&mut self, index: usize, error: &io::Error) -> bool {
         if self.reserve.take().is_none() {
             return false;
         }
         match self.doors[index].accept() {
             Ok(Some((socket, _))) => {
-                self.troubles.came(Trouble::Resources, self.now, || room::explain("a connection was not taken", &error).0);
+                self.troubles.came(Trouble::Resources, self.now, || room::explain("a connection was not taken", error).0);
                 tell(&socket, &refusal::answer(refusal::FULL, false));
             }
             Ok(None) => self.knocking[index] = false,

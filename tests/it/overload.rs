@@ -274,7 +274,7 @@ fn library_socket(server: &Server) -> Option<OwnedFd> {
     let listening = fs::read_to_string(format!("/proc/{}/net/unix", server.pid())).unwrap();
     let run = server.site().data().join("run/http").to_str().unwrap().to_owned();
     // A line is: address, counts, flags (00010000 for one that listens), type, state, number, path.
-    let inode = listening.lines().filter(|line| line.contains(&run) && line.contains(" 00010000 ")).next_back()?;
+    let inode = listening.lines().rfind(|line| line.contains(&run) && line.contains(" 00010000 "))?;
     let inode = format!("socket:[{}]", inode.split_whitespace().nth(6)?);
     let mut files = fs::read_dir(format!("/proc/{}/fd", server.pid())).ok()?.flatten();
     let number = files.find(|file| fs::read_link(file.path()).is_ok_and(|link| link.to_str() == Some(&inode)))?.file_name();
