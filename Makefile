@@ -21,10 +21,10 @@ STATIC_TARGET ?= $(shell command -v musl-gcc >/dev/null && test -d "$$(rustc --p
 BUILT = $(or $(CARGO_TARGET_DIR),target)/$(STATIC_TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 
 # The test modules about what goes wrong, in plugins, in the host and in the machine.
-FAULTS   = confinement:: deploy:: discovery:: durability:: host_limits:: isolation:: lifecycle:: logs:: orphans:: store_faults:: \
+FAULTS   = attack:: confinement:: deploy:: discovery:: durability:: host_limits:: isolation:: lifecycle:: logs:: orphans:: store_faults:: \
            web_faults:: why::
 
-.PHONY: help run examples release test faults durability fuzz-license fuzz-gate lint docs lib ci bench test-tools fuzz-tools clean
+.PHONY: help run examples release test faults attack durability fuzz-license fuzz-gate lint docs lib ci bench bench-docs test-tools fuzz-tools clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,6 +78,10 @@ faults: test-tools ## the tests of faults alone, ROUNDS times in a row
 		$(PYTHON) tests/leftovers.py $(CARGO) test --locked --test it -- $(FAULTS) || exit 1; \
 	done
 
+attack: ## attack a host in every way known, with an honest client beside it, and show what came of each
+	@$(PYTHON) tests/leftovers.py $(CARGO) test --locked --test it -- attack::; status=$$?; \
+		cat $(or $(CARGO_TARGET_DIR),target)/tmp/attack.txt; exit $$status
+
 durability: ## kill host and plugins under a load of writes, ROUNDS times (100), and look for each write that was acknowledged
 	PLUGRACK_ROUNDS=$(or $(ROUNDS),100) $(PYTHON) tests/leftovers.py $(CARGO) test --locked --test it -- durability:: --nocapture
 
@@ -107,18 +111,25 @@ lib: ## the library alone, as a plugin author gets it
 
 ci: lint test docs lib ## all that a change must pass
 
-bench: ## measure against nginx in one interleaved run; QUICK=1 for a short one
+bench: ## measure beside nginx and others in one interleaved run, 15 minutes; QUICK=1 for a short one, 3
 	$(CARGO) build --release --locked
-	$(CARGO) build --release --locked --package hello
+	$(CARGO) build --release --locked --package bench-plugin
 	$(PYTHON) tests/bench/run.py
 
+bench-docs: ## put the report of the last `make bench` into docs/
+	$(PYTHON) tests/bench/run.py --write-docs
+
 # The tests of the Node SDK need node 18 or later, those of licences in Python the package cryptography, those of a supervised
-# host runit; what is missing is installed where we may.
+# host runit, those of the web its clients, a browser among them, and two proxies, those of slow clients slowhttptest; what is missing is installed where we may.
 test-tools:
 	@missing=; \
-	command -v node >/dev/null || missing="$$missing nodejs"; \
-	command -v runsv >/dev/null || missing="$$missing runit"; \
+	for tool in node:nodejs runsv:runit curl:curl wget:wget openssl:openssl ab:apache2-utils wrk:wrk h2load:nghttp2-client \
+		slowhttptest:slowhttptest chromium:chromium nginx:nginx caddy:caddy; do \
+		command -v "$${tool%:*}" >/dev/null || missing="$$missing $${tool#*:}"; \
+	done; \
 	$(PYTHON) -c 'import cryptography' 2>/dev/null || missing="$$missing python3-cryptography"; \
+	$(PYTHON) -c 'import requests, httpx' 2>/dev/null || /usr/bin/python3 -c 'import requests, httpx' 2>/dev/null || \
+		missing="$$missing python3-requests python3-httpx"; \
 	test -z "$$missing" || { \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 			apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; \

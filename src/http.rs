@@ -8,6 +8,7 @@ use crate::exchange::{BodyLength, Client, Failed, Job, WebJob};
 use crate::gate::head::obs_text;
 use crate::gate::{GATE_HEADER, Gate, LENGTH_HEADER, Loss};
 use crate::pages;
+use crate::pause::pause;
 use crate::plugin::{HOLD, STARTING_RETRY_AFTER};
 use crate::process::small_thread;
 use crate::protocol::message::{HOP_BY_HOP, Headers, Http, Response};
@@ -30,6 +31,12 @@ use uuid::Uuid;
 
 /// Times tiny_http may be found dead within [`FAILURE_WINDOW`] before the host gives up, so that its supervisor starts it afresh.
 const MAX_FAILURES: usize = 3;
+
+/// Threads that tiny_http starts with, and one that hands its requests out. Without them it would panic, or be dead from the start.
+const LIBRARY_THREADS: usize = 6;
+
+/// How long to wait before another is tried to be started where one could not be.
+const START_RETRY: Duration = Duration::from_millis(200);
 
 /// The time in which [`MAX_FAILURES`] are too many.
 const FAILURE_WINDOW: Duration = Duration::from_secs(60);
@@ -168,23 +175,52 @@ impl Serving {
         &self.socket
     }
 
-    /// Puts another tiny_http in place of one that the gate finds dead, on a thread of its own. Connections it has are served on.
-    pub(crate) fn keep(self, gate: Arc<Gate>, losses: Receiver<Loss>) -> io::Result<()> {
+    /// Puts another tiny_http in place of one that the gate finds dead, on a thread of its own. Connections it has are served on. Where
+    /// another cannot be started, as without files or threads, it is tried again for a while.
+    pub(crate) fn keep(mut self, gate: Arc<Gate>, losses: Receiver<Loss>) -> io::Result<()> {
         let keep = move || {
-            for Loss::Backing(why) in losses {
+            for Loss::Backing(socket, why) in losses {
+                // The gate may tell more than once of the same death, until it has heard of the next.
+                if socket != self.socket {
+                    continue;
+                }
                 if !self.dispatcher.front.go_on_after(&why) {
                     return;
                 }
-                match Arc::clone(&self.dispatcher).start() {
-                    Ok(socket) => gate.moved(socket),
-                    Err(error) => log::error!("{}", room::explain("no other HTTP library could be started", &error).0),
-                }
+                let Some(socket) = self.start_again() else { break };
+                self.socket.clone_from(&socket);
+                gate.moved(socket);
             }
-            // The gate has ended: nobody could ask anything any more.
+            // The gate has ended, or can reach nobody: nobody could ask anything any more.
             self.dispatcher.front.give_up();
         };
         small_thread("front").spawn(keep)?;
         Ok(())
+    }
+}
+
+impl Serving {
+    /// Starts another tiny_http, as soon as one can be. Nothing when that took too long.
+    fn start_again(&self) -> Option<PathBuf> {
+        let deadline = Instant::now() + FAILURE_WINDOW;
+        let mut is_said = false;
+        loop {
+            // It panics without threads, of which others may have taken the last just now.
+            let started = catch_unwind(AssertUnwindSafe(|| Arc::clone(&self.dispatcher).start()));
+            let error = match started {
+                Ok(Ok(socket)) => return Some(socket),
+                Ok(Err(error)) => error,
+                Err(_) => io::Error::other("it panicked"),
+            };
+            if !std::mem::replace(&mut is_said, true) {
+                log::error!("{}", room::explain("no other HTTP library could be started, which is tried again", &error).0);
+            }
+            if Instant::now() >= deadline {
+                log::error!("{}", room::explain("no HTTP library could be started", &error).0);
+                return None;
+            }
+            pause(START_RETRY);
+        }
     }
 }
 
@@ -199,6 +235,7 @@ struct Dispatcher {
 impl Dispatcher {
     /// Starts a tiny_http, and gives its requests to a thread. Says where it listens.
     fn start(self: Arc<Self>) -> io::Result<PathBuf> {
+        room::spare_threads(LIBRARY_THREADS)?;
         let (listener, socket) = self.front.bind()?;
         let server = Server::from_listener(listener, None).map_err(|error| io::Error::other(error.to_string()))?;
         std::thread::Builder::new().name("dispatcher".into()).spawn(move || self.run(&server))?;

@@ -204,7 +204,7 @@ impl Plugin {
             enabled,
             last_end: None,
         };
-        let queue = Queue::new(metadata.concurrency as usize);
+        let queue = Queue::new(&metadata.id, metadata.concurrency as usize);
         Self {
             metadata,
             program,

@@ -1,8 +1,9 @@
 //! The requests that wait for one plugin: a bounded channel that outlives the plugin's processes.
 
 use crate::exchange::{Failed, Job};
+use crate::repeat::{Repeat, more};
 use crossbeam_channel::{Receiver, Sender, bounded};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 /// Places in the queue for each connection the plugin may have.
@@ -13,22 +14,35 @@ const MAX_PLACES: usize = 1024;
 
 /// The queue of one plugin.
 pub(crate) struct Queue {
+    /// The plugin's id.
+    id: String,
     sender: Sender<Job>,
     receiver: Receiver<Job>,
     expiring: Mutex<()>,
+    /// That there was no place.
+    full: Mutex<Repeat>,
 }
 
 impl Queue {
     /// A queue for a plugin of so many connections.
-    pub(crate) fn new(concurrency: usize) -> Self {
+    pub(crate) fn new(id: &str, concurrency: usize) -> Self {
         let (sender, receiver) = bounded((concurrency * PLACES_PER_CONNECTION).min(MAX_PLACES));
-        Self { sender, receiver, expiring: Mutex::new(()) }
+        Self { id: id.to_owned(), sender, receiver, expiring: Mutex::new(()), full: Mutex::default() }
     }
 
     /// Puts a request in; one for which there is no place is answered so.
     pub(crate) fn push(&self, job: Job) {
         if let Err(refused) = self.sender.try_send(job) {
             refused.into_inner().fail(Failed::Overloaded);
+            self.say_full();
+        }
+    }
+
+    /// Says that it is full, where that is due.
+    fn say_full(&self) {
+        let came = self.full.lock().unwrap_or_else(PoisonError::into_inner).came(Instant::now());
+        if let Some(unsaid) = came {
+            log::warn!("the queue of {} is full with {} requests, and others are refused{}", self.id, self.len(), more(unsaid));
         }
     }
 

@@ -32,6 +32,11 @@ impl Repeat {
     }
 }
 
+/// What is put behind a line about a trouble for those that came unsaid.
+pub(crate) fn more(unsaid: u64) -> String {
+    if unsaid == 0 { String::new() } else { format!(" ({unsaid} more since this was last said)") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,9 +2,11 @@
 //!
 //! A host whose plugins have taken the last file or thread could answer nobody, so only as many plugins run as leave some to its clients.
 
+use crate::process::small_thread;
+use crossbeam_channel::{Receiver, bounded};
 use rustix::process::{Resource, Rlimit, geteuid, getrlimit, setrlimit};
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -230,6 +232,30 @@ fn group_limit() -> Option<u64> {
         own.iter().find_map(|file| fs::read_to_string(file).ok())?.trim().parse().ok()
     });
     limits.min()
+}
+
+/// Whether there are so many more files to be had.
+///
+/// # Errors
+/// There are not.
+pub(crate) fn spare_files(count: usize) -> io::Result<()> {
+    let files: io::Result<Vec<File>> = (0..count).map(|_| File::open("/dev/null")).collect();
+    files.map(drop)
+}
+
+/// Whether there are so many more threads to be had.
+///
+/// # Errors
+/// There are not.
+pub(crate) fn spare_threads(count: usize) -> io::Result<()> {
+    let (end, ended) = bounded::<()>(0);
+    // They are there at once, and end with the channel.
+    let wait = |ended: Receiver<()>| move || ended.recv().unwrap_or_default();
+    let spawned: Vec<_> = (0..count).map(|_| small_thread("spare").spawn(wait(ended.clone()))).collect();
+    drop(end);
+    // Gone before others are to take their place.
+    let outcomes = spawned.into_iter().map(|spawned| spawned.map(|thread| thread.join().unwrap_or_default()));
+    outcomes.fold(Ok(()), io::Result::and)
 }
 
 /// A sentence about what failed by an error, and whether that was for want of room, in which case the sentence says what to raise.

@@ -184,10 +184,6 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     rack.stop_all(deadline);
     gate.end(deadline.max(Instant::now()) + FLUSH_TIME);
     rack.host().sessions.finish();
-    if let Listen::Unix(path) = listen {
-        // A proxy that finds no socket says so at once.
-        fs::remove_file(path).unwrap_or_default();
-    }
     store.sync().context("the last events were not recorded")?;
     data.sweep_run().context("cannot clear the run directory")?;
     // Space may have come since the start, which was on a full disk.

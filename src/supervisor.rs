@@ -10,6 +10,7 @@ use crate::plugin::{Command, Door, End, HOLD, Plugin, Quit, STARTING_RETRY_AFTER
 use crate::preflight;
 use crate::process::{Process, SOCKET_VARIABLE};
 use crate::protocol::message::{Failure, HostInfo, Init, Message, PROTOCOL_VERSION, WRONG_PROTOCOL};
+use crate::repeat::{Repeat, more};
 use crate::restart::{Decision, Exit, History};
 use crate::room::{self, ROOM_RETRY, Seat};
 use crate::standing;
@@ -93,6 +94,8 @@ pub(crate) struct Supervisor {
     commands: Receiver<Command>,
     phase: Phase,
     history: History,
+    /// That another connection could not be had.
+    growth: Repeat,
     lives: u64,
     /// Why the plugin is to leave the rack.
     quitting: Option<Quit>,
@@ -109,7 +112,19 @@ impl Supervisor {
     pub(crate) fn new(plugin: Arc<Plugin>, host: Arc<Host>, commands: Receiver<Command>) -> Self {
         let phase = Phase::Down { retry_at: None };
         let (history, waiting) = (History::default(), Vec::new());
-        Self { plugin, host, commands, phase, history, lives: 0, quitting: None, down_since: None, wants_room: false, waiting }
+        Self {
+            plugin,
+            host,
+            commands,
+            phase,
+            history,
+            growth: Repeat::default(),
+            lives: 0,
+            quitting: None,
+            down_since: None,
+            wants_room: false,
+            waiting,
+        }
     }
 
     /// Starts the plugin if it may run, and looks after it until told to quit.
@@ -227,12 +242,11 @@ impl Supervisor {
                 Phase::Ready { running }
                     if self.plugin.connections.load(Ordering::Relaxed) < self.plugin.metadata.concurrency as usize =>
                 {
-                    if let Err(error) = self.spawn_worker(&running.life, None) {
-                        log::warn!(
-                            "{}: {}",
-                            self.plugin.id(),
-                            room::explain("it has to do with the connections it has", &error).0
-                        );
+                    if let Err(error) = self.spawn_worker(&running.life, None)
+                        && let Some(unsaid) = self.growth.came(Instant::now())
+                    {
+                        let said = room::explain("it has to do with the connections it has", &error).0;
+                        log::warn!("{}: {said}{}", self.plugin.id(), more(unsaid));
                     }
                 }
                 _ => self.plugin.growing.store(false, Ordering::Relaxed),

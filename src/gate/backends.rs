@@ -47,13 +47,32 @@ const PIECE: usize = 64 * 1024;
 /// ones go in chunks.
 const LARGEST_ANNOUNCED: u64 = 16 << 20;
 
+/// Files that a connection takes: its own, the library's two, and that with which the library waits for the next. With fewer left the
+/// library would take no more connections for ever, so it is not asked to.
+const FILES: usize = 4;
+
 impl EventLoop {
     /// Gives a request a connection to the host, or has it wait for one.
     pub(super) fn place(&mut self, key: ClientKey) {
         let Some(client) = self.clients.get_mut(key) else { return };
         client.deadline = Some(self.now + self.limits.place_timeout);
-        self.waiting.push_back((key, self.now));
+        if client.guest == Some(Guest::Operator) {
+            // Whoever waits for one of the clients' places must not stand in the way of those that are the operator's.
+            self.waiting.push_front((key, self.now));
+        } else {
+            self.waiting.push_back((key, self.now));
+        }
         self.serve_waiting();
+    }
+
+    /// Whether there is a place inside for a request of this client: the last of them are the operator's alone.
+    fn has_place(&self, key: ClientKey) -> bool {
+        let is_operator = |key: ClientKey| self.clients.get(key).is_some_and(|client| client.guest == Some(Guest::Operator));
+        let is_anybody = |backend: &&Backend| matches!(backend.user, Use::Busy(client) if !is_operator(client));
+        // Seldom are so many in use that they have to be counted.
+        self.backends.len() - self.free.len() < self.backing.most
+            || is_operator(key)
+            || self.backends.values().filter(is_anybody).count() < self.backing.most
     }
 
     /// Gives connections that are free to requests that wait, and opens another where that is due.
@@ -62,6 +81,8 @@ impl EventLoop {
             let key = *key;
             if self.clients.get(key).is_none_or(|client| client.phase != Phase::Waiting) {
                 self.waiting.pop_front();
+            } else if !self.has_place(key) {
+                break;
             } else if let Some(backend) = self.free.pop() {
                 self.waiting.pop_front();
                 self.start(key, backend);
@@ -82,7 +103,7 @@ impl EventLoop {
         if self.backends.len() < KEPT && !self.is_draining {
             return Some(self.open_after);
         }
-        let (_, since) = self.waiting.front()?;
+        let (_, since) = self.waiting.front().filter(|(key, _)| self.has_place(*key))?;
         let due = match self.backends.len() {
             0..QUICK => *since,
             _ => (*since + GROW_AT_LAST).min(self.freed.max(*since) + GROW_AFTER),
@@ -94,7 +115,8 @@ impl EventLoop {
     fn open(&mut self) {
         self.opened = self.now;
         self.next_sweep = self.next_sweep.min(self.now + SWEEP);
-        let opened = Backend::open(&self.backing.socket, self.now + OPEN_TIME).and_then(|backend| {
+        let opened = room::spare_files(FILES).and_then(|()| Backend::open(&self.backing.socket, self.now + OPEN_TIME));
+        let opened = opened.and_then(|backend| {
             let key = self.backends.insert(backend);
             self.opening = Some(key);
             self.watch_backend(&self.backends[key], key)?;
@@ -120,7 +142,7 @@ impl EventLoop {
     /// Says that nobody is there any more.
     fn tell_loss(&mut self, what: String) {
         // Full: it has been said, and is being seen to.
-        self.lost.try_send(Loss::Backing(what)).unwrap_or_default();
+        self.lost.try_send(Loss::Backing(self.backing.socket.clone(), what)).unwrap_or_default();
     }
 
     /// Passes a request on.
@@ -524,7 +546,9 @@ impl EventLoop {
             {
                 self.drop_backend(oldest);
             }
-            self.open();
+            if self.backends.len() < self.backing.most + OPERATORS {
+                self.open();
+            }
         }
     }
 }

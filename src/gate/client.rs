@@ -139,13 +139,15 @@ impl Client {
     /// Sends bytes, or keeps them until they can be sent.
     pub(super) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         let mut rest = bytes;
-        if self.out.is_empty() {
-            match self.stream.write(bytes) {
+        // TLS takes less at a time than the socket does, and nothing tells when it would take more: only once the socket is full is
+        // it said when there is room again.
+        while self.out.is_empty() && !rest.is_empty() {
+            match self.stream.write(rest) {
                 Ok(n) => {
                     self.taking.progress(n);
-                    rest = &bytes[n..];
+                    rest = &rest[n..];
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
             }
         }

@@ -7,12 +7,15 @@ use rustix::net::{
     AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, acceptfrom_with, bind, listen, socket_with, sockopt,
 };
 use rustls::ServerConfig;
+use socket2::{SockFilter, SockRef};
+use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Connections that may wait to be accepted: more than the gate takes at once, since the kernel lets those beyond it try again only
@@ -83,6 +86,19 @@ impl Door {
         SocketAddr::try_from(rustix::net::getsockname(&self.socket).ok()?).ok()
     }
 
+    /// Has nobody else come, while those who are on their way still do: who would come is refused once this is closed, and whoever
+    /// closed it at once would cut off those in between. Where it cannot be had, that is what happens.
+    pub(super) fn stop(&self) {
+        match rustix::net::getsockname(&self.socket).map(SocketAddrUnix::try_from) {
+            Ok(Ok(address)) => {
+                let path = address.path().map(|path| PathBuf::from(OsStr::from_bytes(path.to_bytes())));
+                // A proxy that finds no socket says so at once.
+                path.map_or(Ok(()), fs::remove_file).unwrap_or_default();
+            }
+            _ => SockRef::from(&self.socket).attach_filter(&no_more_connections()).unwrap_or_default(),
+        }
+    }
+
     /// Takes the next connection that waits, if one does, with its address where it has one.
     pub(super) fn accept(&self) -> Result<Option<(OwnedFd, Option<IpAddr>)>, Errno> {
         loop {
@@ -101,6 +117,27 @@ impl AsFd for Door {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
+}
+
+/// A program for the kernel (see bpf(4) of BSD) that drops segments which ask for a connection: those with SYN and without ACK. The
+/// client asks again after a second.
+fn no_more_connections() -> [SockFilter; 5] {
+    /// Where the flags are in the header of a segment (RFC 9293, section 3.1).
+    const FLAGS: u32 = 13;
+    const SYN: u32 = 0x02;
+    const ACK: u32 = 0x10;
+    // Operations, as the kernel's linux/filter.h makes them up.
+    const LOAD_BYTE: u16 = 0x30;
+    const AND: u16 = 0x54;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    [
+        SockFilter::new(LOAD_BYTE, 0, 0, FLAGS),
+        SockFilter::new(AND, 0, 0, SYN | ACK),
+        SockFilter::new(JUMP_IF_EQUAL, 0, 1, SYN),
+        SockFilter::new(RETURN, 0, 0, 0),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+    ]
 }
 
 fn stream_socket(family: AddressFamily) -> io::Result<OwnedFd> {

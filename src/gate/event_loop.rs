@@ -50,6 +50,9 @@ pub(super) const LINGER: Duration = Duration::from_secs(1);
 /// Time an idle connection is kept once the host stops: a request that is on its way is answered.
 const FAREWELL: Duration = Duration::from_millis(250);
 
+/// Time for connections that are being made to come to a door that lets nobody else in: a way there and back.
+const SETTLE: Duration = Duration::from_millis(100);
+
 /// Connections of the operator's commands, beside those of clients.
 pub(super) const OPERATORS: usize = 16;
 
@@ -124,6 +127,8 @@ pub(super) struct EventLoop {
     /// The host stops: who waits to hear that all requests are being answered.
     pub(super) draining: Option<Sender<()>>,
     pub(super) is_draining: bool,
+    /// When the doors are closed for good.
+    close_doors_at: Option<Instant>,
     ending: Option<(Instant, Sender<()>)>,
 }
 
@@ -177,6 +182,7 @@ impl EventLoop {
             next_sweep: now,
             draining: None,
             is_draining: false,
+            close_doors_at: None,
             ending: None,
         })
     }
@@ -254,6 +260,7 @@ impl EventLoop {
             match order {
                 Order::Moved(socket) => {
                     self.backing.socket = socket;
+                    self.open_after = self.now;
                     if let Some(key) = self.opening {
                         self.drop_backend(key);
                     }
@@ -287,20 +294,28 @@ impl EventLoop {
         }
     }
 
-    /// Takes what waits at the doors, closes them, and lets each connection end with the answer it waits for.
+    /// Lets nobody else in than who is on the way, and each connection end with the answer it waits for.
     fn drain(&mut self, drained: Sender<()>) {
         self.draining = Some(drained);
         self.is_draining = true;
-        while self.knocking.iter().any(|knocking| *knocking) && self.reserve.is_some() {
-            self.accept();
-        }
-        self.doors.retain(|door| door.guest == Guest::Operator);
-        self.knocking = vec![false; self.doors.len()];
+        self.doors.iter().filter(|door| door.guest != Guest::Operator).for_each(Door::stop);
+        self.close_doors_at = Some(self.now + SETTLE);
         let farewell = self.now + FAREWELL;
         for client in self.clients.values_mut().filter(|client| client.phase == Phase::Idle) {
             client.deadline = client.deadline.map(|deadline| deadline.min(farewell));
         }
         self.next_sweep = self.now + SWEEP;
+    }
+
+    /// Takes what waits at the doors, and closes them.
+    fn close_doors(&mut self) {
+        self.close_doors_at = None;
+        self.knocking.fill(true);
+        while self.knocking.iter().any(|knocking| *knocking) && self.reserve.is_some() {
+            self.accept();
+        }
+        self.doors.retain(|door| door.guest == Guest::Operator);
+        self.knocking = vec![false; self.doors.len()];
     }
 
     // --- Doors --------------------------------------------------------------------------------------------
@@ -315,10 +330,9 @@ impl EventLoop {
                 match self.doors[index].accept() {
                     Ok(Some((socket, address))) => self.enter(index, socket, address),
                     Ok(None) => self.knocking[index] = false,
+                    // Also where nobody waits: the kernel wants the file first.
                     Err(error) => {
-                        self.troubles
-                            .came(Trouble::Resources, self.now, || room::explain("a connection was not taken", &error.into()).0);
-                        if !self.turn_away_at(index) {
+                        if !self.turn_away_at(index, error.into()) {
                             return;
                         }
                     }
@@ -328,14 +342,14 @@ impl EventLoop {
     }
 
     /// Gives up the file in reserve to tell who waits at a door that there is no other. False when there is none in reserve either.
-    fn turn_away_at(&mut self, index: usize) -> bool {
+    fn turn_away_at(&mut self, index: usize, error: io::Error) -> bool {
         if self.reserve.take().is_none() {
             return false;
         }
         match self.doors[index].accept() {
             Ok(Some((socket, _))) => {
-                rustix::net::send(&socket, &refusal::answer(refusal::FULL, false), rustix::net::SendFlags::NOSIGNAL)
-                    .unwrap_or_default();
+                self.troubles.came(Trouble::Resources, self.now, || room::explain("a connection was not taken", &error).0);
+                tell(&socket, &refusal::answer(refusal::FULL, false));
             }
             Ok(None) => self.knocking[index] = false,
             Err(_) => {}
@@ -409,8 +423,7 @@ impl EventLoop {
     fn turn_away(&mut self, socket: OwnedFd) {
         let answer = refusal::answer(refusal::FULL, false);
         if self.turned_away >= MAX_TURNED_AWAY {
-            rustix::net::send(&socket, &answer, rustix::net::SendFlags::NOSIGNAL).unwrap_or_default();
-            return;
+            return tell(&socket, &answer);
         }
         if let Some(key) = self.admit(None, socket, None, None, self.now + LINGER) {
             self.turned_away += 1;
@@ -432,7 +445,11 @@ impl EventLoop {
 
     /// Ends a client's connection now.
     pub(super) fn close(&mut self, key: ClientKey) {
-        let Some(client) = self.clients.remove(key) else { return };
+        let Some(mut client) = self.clients.remove(key) else { return };
+        if client.phase == Phase::Idle {
+            // A client that has gone already need not hear it.
+            client.stream.say_end().unwrap_or_default();
+        }
         match client.guest {
             None => self.turned_away -= 1,
             Some(Guest::Operator) => self.operators -= 1,
@@ -460,9 +477,10 @@ impl EventLoop {
 
     /// Looks after everything that has a deadline.
     fn sweep(&mut self) {
-        let passed = self.now - self.swept;
+        // No more than a look takes to come round: when nothing was due for long, nobody was waited for all that time.
+        let passed = (self.now - self.swept).min(2 * SWEEP);
         self.swept = self.now;
-        let mut next = self.opened + PROBE_EVERY;
+        let mut next = (self.opened + PROBE_EVERY).max(self.now + SWEEP);
         let window = self.window();
         let mut late = Vec::new();
         let crowded = self.now + self.idle_time();
@@ -502,12 +520,15 @@ impl EventLoop {
                 self.out_of_time(key);
             }
         }
+        if self.close_doors_at.is_some_and(|at| self.now >= at) {
+            self.close_doors();
+        }
         self.sweep_backends();
         self.troubles.look(self.now);
         if self.reserve.is_none() {
             self.reserve = File::open("/dev/null").ok();
         }
-        if self.is_draining && self.draining.is_some() {
+        if self.close_doors_at.is_none() && self.draining.is_some() {
             let unanswered = self.clients.values().any(|client| match client.phase {
                 Phase::Idle | Phase::Head | Phase::Body | Phase::Waiting => true,
                 Phase::Running => client.exchange.as_ref().is_some_and(|exchange| !exchange.answered),
@@ -557,6 +578,18 @@ impl EventLoop {
 
     pub(super) fn watch_backend(&self, backend: &Backend, key: BackendKey) -> io::Result<()> {
         watch(&self.epoll, &backend.socket, BACKEND, key.data())
+    }
+}
+
+/// Gives a connection that ends now an answer. What has come of a request is read away: the kernel would take the answer back else.
+fn tell(socket: &OwnedFd, answer: &[u8]) {
+    rustix::net::send(socket, answer, rustix::net::SendFlags::NOSIGNAL).unwrap_or_default();
+    rustix::net::shutdown(socket, rustix::net::Shutdown::Write).unwrap_or_default();
+    let mut request = [0; 4096];
+    for _ in 0..TURN {
+        if rustix::io::read(socket, &mut request).unwrap_or_default() < request.len() {
+            return;
+        }
     }
 }
 

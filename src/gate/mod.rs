@@ -77,8 +77,8 @@ pub(super) enum Order {
 /// What becomes of the host's side, as the gate finds.
 #[derive(Debug)]
 pub(crate) enum Loss {
-    /// Nobody takes connections where the host should, or nobody answers there.
-    Backing(String),
+    /// Nobody takes connections at this socket, where the host should, or nobody answers there.
+    Backing(PathBuf, String),
 }
 
 /// A running gate.

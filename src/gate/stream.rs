@@ -92,12 +92,16 @@ impl Stream {
         self.tls.as_mut().map_or(Ok(()), |tls| flush(tls, &mut self.socket))
     }
 
+    /// Says by TLS, where there is any, that this is the end and that nothing is missing (RFC 8446, section 6.1).
+    pub(crate) fn say_end(&mut self) -> io::Result<()> {
+        let Some(tls) = &mut self.tls else { return Ok(()) };
+        tls.send_close_notify();
+        flush(tls, &mut self.socket)
+    }
+
     /// Tells the client that nothing more is sent. What it sends can still be read.
     pub(crate) fn end_sending(&mut self) -> io::Result<()> {
-        if let Some(tls) = &mut self.tls {
-            tls.send_close_notify();
-            flush(tls, &mut self.socket)?;
-        }
+        self.say_end()?;
         Ok(shutdown(&self.socket.0, Shutdown::Write)?)
     }
 

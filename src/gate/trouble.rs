@@ -1,6 +1,6 @@
 //! What the gate has trouble with, said in the log once a minute with a count and not once a request.
 
-use crate::repeat::Repeat;
+use crate::repeat::{Repeat, more};
 use std::time::{Duration, Instant};
 
 /// Time without a trouble after which it is said to be over.
@@ -38,10 +38,8 @@ impl Troubles {
     /// Notes a trouble, and says so where that is due.
     pub(super) fn came(&mut self, kind: Trouble, now: Instant, what: impl FnOnce() -> String) {
         self.last[kind as usize] = Some(now);
-        match self.repeats[kind as usize].came(now) {
-            Some(0) => log::warn!("{}", what()),
-            Some(unsaid) => log::warn!("{} ({unsaid} more since this was last said)", what()),
-            None => {}
+        if let Some(unsaid) = self.repeats[kind as usize].came(now) {
+            log::warn!("{}{}", what(), more(unsaid));
         }
     }
 

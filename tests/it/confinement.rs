@@ -1,6 +1,6 @@
 //! What a plugin can reach, as the host's user and as a user of its own.
 
-use crate::support::{Server, Site, binary, command, is_alive, metadata, root, script, wait_for, write_file};
+use crate::support::{Server, Site, binary, command, is_alive, metadata, python, root, script, wait_for, write_file};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,14 +20,13 @@ fn is_root() -> bool {
     root
 }
 
-/// Installs `tests/fixtures/nosy_plugin.py`, run by a Python that every user can reach, unlike one in somebody's home.
+/// Installs `tests/fixtures/nosy_plugin.py`.
 fn install_nosy(plugins: &Path, id: &str) {
     let dir = plugins.join(id);
     fs::create_dir_all(&dir).unwrap();
     fs::copy(root().join("src/sdk/plugrack.py"), dir.join("plugrack.py")).unwrap();
-    let python = ["/usr/bin/python3", "/usr/local/bin/python3"].into_iter().find(|path| Path::new(path).exists());
     let text = fs::read_to_string(root().join("tests/fixtures/nosy_plugin.py")).unwrap();
-    let text = format!("#!{}\n{text}", python.unwrap_or("/usr/bin/env python3"));
+    let text = format!("#!{}\n{text}", python());
     write_file(&dir.join("plugin"), text.as_bytes(), 0o755);
 }
 
@@ -71,7 +70,7 @@ fn report(site: Site) -> BTreeMap<String, bool> {
     write_file(&data.join("plugin-data/victim/diary"), b"dear diary", 0o600);
     let diary = data.join("plugin-data/victim/diary");
     chown(&diary, Some(owner(diary.parent().unwrap()).0), None).unwrap();
-    let around = json!({"host": server.pid(), "victim": victim, "address": server.address.to_string(), "setuid": setuid});
+    let around = json!({"host": server.pid(), "victim": victim, "address": server.address().to_string(), "setuid": setuid});
     let reply = server.request("POST", "/nosy/probe", &[], around.to_string().as_bytes());
     assert_eq!(reply.status, 200, "{}", fs::read_to_string(data.join("logs/nosy.log")).unwrap());
     assert_eq!(pid(&server, "victim"), victim);

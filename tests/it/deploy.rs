@@ -2,7 +2,7 @@
 
 use crate::docs::blocks_in;
 use crate::support::http::Client;
-use crate::support::{Site, command, is_alive, static_build, wait_for, write_file};
+use crate::support::{Guarded, Site, command, is_alive, static_build, wait_for, write_file};
 use serde_json::Value;
 use std::fs;
 use std::net::SocketAddr;
@@ -112,16 +112,6 @@ impl Place {
         }
         shell.args(["-euc", &format!("{} {then}", self.setup), "sh"]).arg(root);
         shell
-    }
-}
-
-/// A process of the test's own, ended with it.
-struct Guarded(Child);
-
-impl Drop for Guarded {
-    fn drop(&mut self) {
-        self.0.kill().unwrap_or_default();
-        self.0.wait().unwrap();
     }
 }
 

@@ -39,7 +39,7 @@ fn checkout(server: &Server) -> tempfile::TempDir {
 /// Runs a block of shell commands; only the host's address is put in place of the default one.
 #[track_caller]
 fn run_block(server: &Server, dir: &Path, block: &str) -> String {
-    let block = block.replace("127.0.0.1:8080", &server.address.to_string());
+    let block = block.replace("127.0.0.1:8080", &server.address().to_string());
     let mut sh = command("sh");
     sh.args(["-euc", &block]).current_dir(dir);
     for name in ["HOME", "CARGO_HOME", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN", "CARGO_NET_OFFLINE"] {

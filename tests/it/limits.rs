@@ -1,6 +1,6 @@
-//! The limits that `docs/protocol.md` names are those of the source.
+//! The limits and settings that the docs name are those of the source.
 
-use crate::support::root;
+use crate::support::{binary, command, root};
 use std::collections::BTreeSet;
 use std::fs;
 
@@ -179,4 +179,38 @@ fn the_sdks_of_other_languages_have_the_protocol_s_limits() {
             assert!(code.contains(&line), "{file} has no {line:?}");
         }
     }
+}
+
+/// The settings of `plugrack serve` as its help lists them: argument, variable and default.
+fn settings() -> BTreeSet<[String; 3]> {
+    let help = command(binary()).args(["serve", "--help"]).output().unwrap().stdout;
+    let help = String::from_utf8(help).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
+    let within = |text: &str, before: &str, after: &str| {
+        text.split_once(before).and_then(|(_, rest)| rest.split_once(after)).map(|(found, _)| found.to_owned())
+    };
+    // `[` ends a setting's words, and ` --` begins the next.
+    let each = help.split(" --").filter(|setting| setting.contains("[env: "));
+    each.map(|setting| {
+        let (name, rest) = setting.split_once(" <").unwrap();
+        let (value, _) = rest.split_once('>').unwrap();
+        let default = within(setting, "[default: ", "]").unwrap_or("none".into());
+        [format!("--{name} {value}"), within(setting, "[env: ", "=]").unwrap(), default]
+    })
+    .collect()
+}
+
+#[test]
+fn the_settings_on_the_operator_s_page_are_those_of_the_program() {
+    let page = fs::read_to_string(root().join("docs/operations.md")).unwrap();
+    let rows = page.lines().filter(|line| line.starts_with("| `--"));
+    let listed: BTreeSet<[String; 3]> = rows
+        .map(|row| {
+            // A `|` within a cell is written `\|`.
+            let row = row.replace("\\|", "\0");
+            let cells: Vec<String> = row.split('|').map(|cell| cell.trim().trim_matches('`').replace('\0', "|")).collect();
+            [1, 2, 3].map(|index| cells[index].clone())
+        })
+        .collect();
+    assert!(listed.len() > 20);
+    assert_eq!(listed, settings());
 }

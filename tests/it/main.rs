@@ -4,12 +4,18 @@
 
 mod support;
 
+mod attack;
+mod clients;
 mod confinement;
 mod deploy;
+mod differential;
 mod discovery;
 mod docs;
+mod drain;
 mod durability;
+mod gate_limits;
 mod host_limits;
+mod http11;
 mod identity;
 mod isolation;
 mod kv;
@@ -23,10 +29,13 @@ mod limits;
 mod logs;
 mod operator;
 mod orphans;
+mod overload;
+mod proxies;
 mod scenarios;
 mod sdk;
 mod store_faults;
 mod streaming;
+mod tls;
 mod web;
 mod web_faults;
 mod why;

@@ -2,89 +2,21 @@
 //! and either done or not, the operator is told what it is and what to do, and when it is over the next write just works.
 
 use crate::kv::{Answer, Wire, request};
-use crate::support::{Server, Site, command, pause, wait_for};
+use crate::support::strain::{Disk, PAGE};
+use crate::support::{Server, Site, pause, wait_for};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tempfile::TempDir;
-
-/// Pages of memory, and blocks of the disks here, in bytes.
-const PAGE: u64 = 4096;
 
 const FULL: &str = "the disk that plugrack.db is on is full: free space there, then try again";
 const LOCKED: &str =
     "plugrack.db is locked by another program for longer than 5 s: end that program (fuser plugrack.db names it), then try again";
 const DAMAGED: &str =
     "stop the host, then restore a backup, or save what can be read with: sqlite3 plugrack.db .recover | sqlite3 saved.db";
-
-/// A file system of its own in the place of a site's directory. The host's log is outside of it.
-struct Disk {
-    at: PathBuf,
-    _outside: TempDir,
-}
-
-impl Disk {
-    /// One in memory. Nothing where the system lets nobody mount any, as in most containers.
-    fn in_memory(site: &Site, size: &str) -> Option<Self> {
-        let options = format!("size={size},mode=0700");
-        Self::mount(site, tempfile::tempdir().unwrap(), &["-t", "tmpfs", "-o", &options, "tmpfs"])
-    }
-
-    /// An ext4 of 16 MiB in a file.
-    fn in_a_file(site: &Site) -> Option<Self> {
-        let outside = tempfile::tempdir().unwrap();
-        let image = outside.path().join("image");
-        File::create(&image).unwrap().set_len(16 * 1024 * 1024).unwrap();
-        let made = command("/usr/sbin/mkfs.ext4").arg("-q").arg(&image).output();
-        if !made.is_ok_and(|made| made.status.success()) {
-            eprintln!("skipped: there is no mkfs.ext4 here");
-            return None;
-        }
-        Self::mount(site, outside, &["-o", "loop", image.to_str().unwrap()])
-    }
-
-    fn mount(site: &Site, outside: TempDir, what: &[&str]) -> Option<Self> {
-        let mounted = command("mount").args(what).arg(site.data()).output().unwrap();
-        if !mounted.status.success() {
-            eprintln!("skipped: no file system can be mounted here: {}", String::from_utf8_lossy(&mounted.stderr));
-            return None;
-        }
-        fs::create_dir(site.plugins()).unwrap();
-        symlink(outside.path().join("host.log"), site.data().join("host.log")).unwrap();
-        Some(Self { at: site.data().to_owned(), _outside: outside })
-    }
-
-    fn remount(&self, how: &str) {
-        let output = command("mount").args(["-o", &format!("remount,{how}")]).arg(&self.at).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    }
-
-    /// Fills it, but for a few pages.
-    fn fill(&self, but: u64) {
-        let mut filler = File::create(self.at.join("filler")).unwrap();
-        while filler.write_all(&[0; 4096]).is_ok() {}
-        let full = filler.metadata().unwrap().len();
-        filler.set_len((full / PAGE).saturating_sub(but) * PAGE).unwrap();
-    }
-
-    fn free(&self) {
-        fs::remove_file(self.at.join("filler")).unwrap();
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // Lazily: the plugins of a host that was killed may take a moment to end.
-        let unmounted = command("umount").arg("--lazy").arg(&self.at).status().unwrap();
-        fs::remove_dir_all(&self.at).unwrap_or_default();
-        assert!(unmounted.success() || std::thread::panicking());
-    }
-}
 
 /// What a plugin's keys must hold: that of its last acknowledged writes.
 type Values = BTreeMap<String, Vec<u8>>;

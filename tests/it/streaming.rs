@@ -24,13 +24,6 @@ fn blocks(bytes: u64) -> impl Iterator<Item = Vec<u8>> {
     })
 }
 
-/// The most memory a host has used so far, in bytes.
-fn peak_memory(server: &Server) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    peak.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
-}
-
 fn server_of_p(arguments: &[&str]) -> Server {
     let server = Site::new().args(arguments).fake("p").start();
     server.wait_state("p", "ready");
@@ -100,7 +93,7 @@ fn two_hundred_mebibytes_go_up_whole_in_little_memory() {
     let reply = client.reply(false);
     let sum = String::from_utf8(sha256sum.wait_with_output().unwrap().stdout).unwrap();
     assert_eq!(reply.text(), format!("{} {}", 200 * MIB, &sum[..64]));
-    assert!(peak_memory(&server) < 40 * MIB, "the host took {} bytes", peak_memory(&server));
+    assert!(server.memory("VmHWM") < 40 * MIB, "the host took {} bytes", server.memory("VmHWM"));
 }
 
 #[test]
@@ -123,7 +116,7 @@ fn two_hundred_mebibytes_come_down_whole_in_little_memory() {
         ahead.drain(..piece.len());
     }
     assert!(ahead.is_empty() && expected.next().is_none(), "not all has come");
-    assert!(peak_memory(&server) < 40 * MIB, "the host took {} bytes", peak_memory(&server));
+    assert!(server.memory("VmHWM") < 40 * MIB, "the host took {} bytes", server.memory("VmHWM"));
 }
 
 #[test]

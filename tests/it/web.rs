@@ -7,25 +7,25 @@ use std::collections::HashSet;
 use std::fs;
 
 /// A host with the fake plugin `p`, ready.
-fn server_of_p() -> Server {
+pub(crate) fn server_of_p() -> Server {
     let server = Site::new().fake("p").start();
     server.wait_state("p", "ready");
     server
 }
 
 /// The values of a header in a request as the plugin was sent it.
-fn sent<'a>(request: &'a Value, name: &str) -> Vec<&'a str> {
+pub(crate) fn sent<'a>(request: &'a Value, name: &str) -> Vec<&'a str> {
     let pairs = request["headers"].as_array().unwrap().iter();
     pairs.filter(|pair| pair[0] == name).map(|pair| pair[1].as_str().unwrap()).collect()
 }
 
 /// Bytes of every value, in an order that is not the same twice within a frame.
-fn bytes(length: usize) -> Vec<u8> {
+pub(crate) fn bytes(length: usize) -> Vec<u8> {
     (0..length).map(|at| (at ^ (at >> 8) ^ (at >> 16)).to_le_bytes()[0]).collect()
 }
 
 #[track_caller]
-fn assert_error(reply: &Reply, status: u16, code: &str) {
+pub(crate) fn assert_error(reply: &Reply, status: u16, code: &str) {
     assert_eq!(reply.status, status, "{reply:?}");
     assert_eq!(reply.header("content-type"), Some("application/json"), "{reply:?}");
     assert_eq!(reply.json()["error"]["code"], code);
@@ -378,14 +378,8 @@ fn an_announced_gigantic_body_does_no_harm() {
             assert_eq!(server.get("/p/x").text(), "GET /x of p", "after {length} bytes were announced for {path}");
         }
     }
-    assert!(peak_memory(&server) < 40 << 10, "{} KiB", peak_memory(&server));
-}
-
-/// The most memory a host has used so far, in KiB.
-fn peak_memory(server: &Server) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    peak.trim().trim_end_matches(" kB").parse().unwrap()
+    let peak = server.memory("VmHWM");
+    assert!(peak < 40 << 20, "{peak} bytes");
 }
 
 #[test]

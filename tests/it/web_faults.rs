@@ -7,8 +7,6 @@ use std::collections::BTreeSet;
 use std::collections::hash_map::RandomState;
 use std::fs;
 use std::hash::BuildHasher;
-
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -410,15 +408,6 @@ fn a_plugin_that_backs_off_loops_or_is_refused_is_503_and_shown_as_it_is() {
     }
 }
 
-/// The host's open files and threads, but for the connections to the database: up to four of them are kept for reading.
-fn held(server: &Server) -> [usize; 2] {
-    ["fd", "task"].map(|what| {
-        let entries = fs::read_dir(format!("/proc/{}/{what}", server.pid())).unwrap();
-        let is_database = |path: &Path| fs::read_link(path).is_ok_and(|file| file.to_string_lossy().contains("/plugrack.db"));
-        entries.filter(|entry| !is_database(&entry.as_ref().unwrap().path())).count()
-    })
-}
-
 /// A connection of each kind is asked while the process is killed again and again: each request is answered whole, and has its
 /// effect once at most when it may not be repeated, twice at most when it may.
 #[test]
@@ -429,7 +418,7 @@ fn whenever_a_plugin_is_killed_every_request_is_answered_and_none_has_too_much_e
         assert_eq!(server.get("/p/incr?key=warm").status, 200);
     };
     rest(&server);
-    let before = held(&server);
+    let before = server.held();
     let done = AtomicBool::new(false);
     let asked: Vec<(&str, String, u16)> = std::thread::scope(|scope| {
         let clients: Vec<_> = (0..6)
@@ -472,7 +461,7 @@ fn whenever_a_plugin_is_killed_every_request_is_answered_and_none_has_too_much_e
     assert!(answered > 12, "{answered} of {}", asked.len());
     rest(&server);
     wait_for("all that was opened to be closed", || {
-        let now = held(&server);
+        let now = server.held();
         (now[0] <= before[0] && now[1] <= before[1]).then_some(())
     });
 }

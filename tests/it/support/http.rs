@@ -1,12 +1,54 @@
 //! A plain HTTP/1.1 client over a socket, which shows exactly what came.
 
 use super::PATIENCE;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+/// What carries a connection's bytes.
+pub(crate) trait Transport: Read + Write + Send {
+    /// Ends the sending side alone.
+    fn end_sending(&mut self);
+
+    /// Sets how long a read may wait.
+    fn set_read_time(&mut self, time: Duration);
+
+    /// The connection itself where it is plain TCP.
+    fn tcp(&self) -> Option<&TcpStream> {
+        None
+    }
+}
+
+impl Transport for TcpStream {
+    fn end_sending(&mut self) {
+        self.shutdown(Shutdown::Write).unwrap();
+    }
+
+    fn set_read_time(&mut self, time: Duration) {
+        self.set_read_timeout(Some(time)).unwrap();
+    }
+
+    fn tcp(&self) -> Option<&TcpStream> {
+        Some(self)
+    }
+}
+
+impl Transport for UnixStream {
+    fn end_sending(&mut self) {
+        self.shutdown(Shutdown::Write).unwrap();
+    }
+
+    fn set_read_time(&mut self, time: Duration) {
+        self.set_read_timeout(Some(time)).unwrap();
+    }
+}
 
 /// A connection to a server.
 pub(crate) struct Client {
-    stream: BufReader<TcpStream>,
+    stream: BufReader<Box<dyn Transport>>,
 }
 
 /// An answer.
@@ -43,11 +85,47 @@ impl Reply {
 
 impl Client {
     pub(crate) fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).unwrap();
+        Self::over_tcp(TcpStream::connect(address).unwrap())
+    }
+
+    /// Connects from an address of this machine's own, such as the many of the loopback's network.
+    pub(crate) fn connect_from(from: impl Into<IpAddr>, address: SocketAddr) -> Self {
+        Self::connect_with(from.into(), address, None)
+    }
+
+    /// A client for which the kernel takes only some thousand bytes before they are read.
+    pub(crate) fn connect_narrow(from: impl Into<IpAddr>, address: SocketAddr) -> Self {
+        Self::connect_with(from.into(), address, Some(4096))
+    }
+
+    fn connect_with(from: IpAddr, address: SocketAddr, buffer: Option<usize>) -> Self {
+        let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+        if let Some(buffer) = buffer {
+            sockopt::set_socket_recv_buffer_size(&socket, buffer).unwrap();
+        }
+        bind(&socket, &SocketAddr::new(from, 0)).unwrap();
+        connect(&socket, &address).unwrap();
+        Self::over_tcp(socket.into())
+    }
+
+    fn over_tcp(stream: TcpStream) -> Self {
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        Self { stream: BufReader::with_capacity(64 * 1024, stream) }
+        Self::over(stream)
+    }
+
+    /// Connects to a Unix socket.
+    pub(crate) fn connect_unix(path: &Path) -> Self {
+        let stream = UnixStream::connect(path).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        Self::over(stream)
+    }
+
+    /// A client over a connection that is there.
+    pub(crate) fn over(stream: impl Transport + 'static) -> Self {
+        Self { stream: BufReader::with_capacity(64 * 1024, Box::new(stream)) }
     }
 
     /// Sends bytes as they are.
@@ -58,6 +136,21 @@ impl Client {
     /// Sends bytes, and says whether the server still takes them.
     pub(crate) fn try_send(&mut self, bytes: &[u8]) -> bool {
         self.stream.get_mut().write_all(bytes).is_ok()
+    }
+
+    /// The same connection, for another thread to write to.
+    pub(crate) fn writer(&self) -> Self {
+        Self::over_tcp(self.stream.get_ref().tcp().unwrap().try_clone().unwrap())
+    }
+
+    /// Ends the connection by a reset.
+    pub(crate) fn reset(self) {
+        sockopt::set_socket_linger(self.stream.get_ref().tcp().unwrap(), Some(Duration::ZERO)).unwrap();
+    }
+
+    /// Tells the server that nothing more is sent.
+    pub(crate) fn end_sending(&mut self) {
+        self.stream.get_mut().end_sending();
     }
 
     #[track_caller]
@@ -142,9 +235,23 @@ impl Client {
         (!piece.is_empty()).then_some(piece)
     }
 
+    /// Whether something comes within a time; it is still there to be read.
+    pub(crate) fn wait_readable(&mut self, time: Duration) -> bool {
+        self.stream.get_mut().set_read_time(time);
+        let came = self.stream.fill_buf().is_ok();
+        self.stream.get_mut().set_read_time(PATIENCE);
+        came
+    }
+
     /// Whether the server has closed the connection, or broken it.
     pub(crate) fn is_closed(&mut self) -> bool {
         !matches!(self.stream.read(&mut [0; 1]), Ok(1..))
+    }
+
+    /// Reads some of what has come, at most so many bytes, and says how many; nothing at the end, or when the server has broken off.
+    pub(crate) fn some(&mut self, most: usize) -> Option<usize> {
+        let mut bytes = vec![0; most];
+        self.stream.get_mut().read(&mut bytes).ok().filter(|n| *n > 0)
     }
 
     /// Reads whatever comes until the end of the connection.

@@ -1,11 +1,16 @@
 //! A real host in a directory of its own, and what a test needs to talk to it.
 
+pub(crate) mod browser;
 pub(crate) mod http;
+pub(crate) mod siege;
+pub(crate) mod strain;
+pub(crate) mod tls;
 
 use http::{Client, Reply};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -112,6 +117,16 @@ pub(crate) fn copy_dir(from: &Path, to: &Path) {
     assert!(status.success());
 }
 
+/// A process of the test's own, ended with it.
+pub(crate) struct Guarded(pub(crate) Child);
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        self.0.kill().unwrap_or_default();
+        self.0.wait().unwrap();
+    }
+}
+
 /// Metadata of a fake plugin.
 pub(crate) fn metadata(id: &str) -> Value {
     json!({"id": id, "name": id, "version": "1.0.0", "icon": "🧪", "route": format!("/{id}"), "concurrency": 4})
@@ -194,10 +209,14 @@ impl Site {
         self
     }
 
-    /// The command that serves this directory, on a free port.
+    /// The command that serves this directory, on a free port unless its arguments say otherwise.
     pub(crate) fn serve(&self) -> Command {
         let mut serve = command(binary());
-        serve.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(self.data()).args(&self.arguments);
+        serve.arg("serve");
+        if !self.arguments.iter().any(|argument| argument == "--listen") {
+            serve.args(["--listen", "127.0.0.1:0"]);
+        }
+        serve.arg("--data").arg(self.data()).args(&self.arguments);
         serve.envs(self.environment.iter().map(|(name, value)| (name, value)));
         serve
     }
@@ -231,9 +250,13 @@ impl Site {
             if let Some(status) = child.try_wait().unwrap() {
                 panic!("the host ended with {status}: {}", fs::read_to_string(self.data().join("host.log")).unwrap_or_default());
             }
-            fs::read_to_string(&listen).ok().and_then(|address| address.trim().parse().ok())
+            fs::read_to_string(&listen).ok().map(|address| address.trim().to_owned())
         });
-        Server { site: Some(self), child: Some(child), address }
+        let door = match address.strip_prefix("unix:") {
+            Some(path) => Door::Unix(path.into()),
+            None => Door::Tcp(address.parse().unwrap()),
+        };
+        Server { site: Some(self), child: Some(child), door }
     }
 
     /// Runs the host to its end, which must come by itself: its exit status and log.
@@ -261,10 +284,14 @@ pub(crate) fn install_fake(plugins: &Path, file: &str, settings: &Value) {
     write_file(&dir.join("plugin"), program.replacen("/usr/bin/env python3", python(), 1).as_bytes(), 0o755);
 }
 
-/// The Python itself: what is found in the path may be a script that starts it slowly, with variables of its own.
-fn python() -> &'static str {
+/// A Python for plugins: one that every user can reach, unlike one in somebody's home, or else the one in the path itself, where there may
+/// be a script that starts it slowly, with variables of its own.
+pub(crate) fn python() -> &'static str {
     static FOUND: OnceLock<String> = OnceLock::new();
     FOUND.get_or_init(|| {
+        if let Some(python) = ["/usr/bin/python3", "/usr/local/bin/python3"].into_iter().find(|path| Path::new(path).exists()) {
+            return python.into();
+        }
         let found = command("python3").args(["-c", "import sys; print(sys.executable, end='')"]).output().unwrap();
         String::from_utf8(found.stdout).unwrap()
     })
@@ -278,11 +305,17 @@ pub(crate) fn write_file(path: &Path, content: &[u8], mode: u32) {
     fs::rename(fresh, path).unwrap();
 }
 
+/// Where a host listens.
+pub(crate) enum Door {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
 /// A running host. Dropping it kills it.
 pub(crate) struct Server {
     site: Option<Site>,
     child: Option<Child>,
-    pub(crate) address: std::net::SocketAddr,
+    door: Door,
 }
 
 impl Server {
@@ -291,9 +324,44 @@ impl Server {
         self.site.as_ref().unwrap()
     }
 
+    /// The TCP address it listens at.
+    #[track_caller]
+    pub(crate) fn address(&self) -> SocketAddr {
+        match &self.door {
+            Door::Tcp(address) => *address,
+            Door::Unix(path) => panic!("it listens at {}", path.display()),
+        }
+    }
+
     /// The host's process id.
     pub(crate) fn pid(&self) -> u32 {
         self.child.as_ref().unwrap().id()
+    }
+
+    /// The host's open files and threads, but for the connections to the database: up to four of them are kept for reading.
+    pub(crate) fn held(&self) -> [usize; 2] {
+        ["fd", "task"].map(|what| {
+            let entries = fs::read_dir(format!("/proc/{}/{what}", self.pid())).unwrap();
+            let is_database = |path: &Path| fs::read_link(path).is_ok_and(|file| file.to_string_lossy().contains("/plugrack.db"));
+            entries.filter(|entry| !is_database(&entry.as_ref().unwrap().path())).count()
+        })
+    }
+
+    /// In how many files the host keeps bodies of requests: such have no name any more, and were in its run directory.
+    pub(crate) fn spooled(&self) -> usize {
+        let run = self.site().data().join("run");
+        let files = fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();
+        // One that was closed meanwhile is none.
+        let links = files.flatten().filter_map(|file| fs::read_link(file.path()).ok());
+        links.filter(|link| link.starts_with(&run) && link.to_string_lossy().ends_with(" (deleted)")).count()
+    }
+
+    /// Bytes of memory the host has, by the name of the line in its `/proc/PID/status`: `VmRSS` is what it has now, `VmHWM` the most
+    /// it has had.
+    pub(crate) fn memory(&self, name: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.trim_matches(|c: char| !c.is_ascii_digit()).parse::<u64>().unwrap() << 10
     }
 
     /// What the host has logged.
@@ -303,7 +371,10 @@ impl Server {
 
     /// A client with a connection of its own.
     pub(crate) fn client(&self) -> Client {
-        Client::connect(self.address)
+        match &self.door {
+            Door::Tcp(address) => Client::connect(*address),
+            Door::Unix(path) => Client::connect_unix(path),
+        }
     }
 
     /// One GET on a connection of its own.
@@ -328,11 +399,13 @@ impl Server {
         }
     }
 
-    /// A call of the operator's API: its status and JSON.
+    /// A call of the operator's API, by the socket of the operator's commands: its status and JSON.
     #[track_caller]
     pub(crate) fn api(&self, method: &str, path: &str, body: &[u8]) -> (u16, Value) {
         let token = fs::read_to_string(self.site().data().join("admin-token")).unwrap();
-        let reply = self.request(method, &format!("/api{path}"), &[("authorization", &format!("Bearer {}", token.trim()))], body);
+        let mut client = Client::connect_unix(&self.site().data().join("run/api.sock"));
+        let reply =
+            client.request(method, &format!("/api{path}"), &[("authorization", &format!("Bearer {}", token.trim()))], body);
         (reply.status, serde_json::from_slice(&reply.body).unwrap())
     }
 

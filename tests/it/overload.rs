@@ -1,0 +1,363 @@
+//! More than the host can take: each is told so at once, the log is told once, and what the pressure was is over with it.
+
+use crate::support::http::{Client, Reply};
+use crate::support::strain::{Disk, count, leave_files, set_limit};
+use crate::support::{Server, Site, binary, command, metadata, wait_for};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use serde_json::json;
+use std::fs;
+use std::io::Write;
+use std::net::TcpStream;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
+
+const MIB: usize = 1 << 20;
+
+/// A user for limits that root does not have, and that nobody else here is: its threads are counted over all its processes.
+const SOMEBODY: &str = "64217";
+
+fn server_of_p(arguments: &[&str]) -> Server {
+    let server = Site::new().args(arguments).fake("p").start();
+    server.wait_state("p", "ready");
+    server
+}
+
+/// Makes a file in the plugin's directory, for which something there waits.
+fn touch(server: &Server, name: &str) {
+    fs::write(server.site().data().join("plugin-data/p").join(name), b"").unwrap();
+}
+
+/// Sends a request of which the answer comes once [`touch`] has made the file `go`, and waits until the plugin is at it.
+fn ask_and_wait(mut client: Client) -> Client {
+    client.send(b"GET /p/wait?file=go HTTP/1.1\r\nhost: test\r\n\r\n");
+    client
+}
+
+/// An answer that says that there is too much now: that it names a time to come again, and ends its connection when it is the gate's.
+#[track_caller]
+fn assert_overloaded(reply: &Reply, message: &str) {
+    assert_eq!((reply.status, reply.header("retry-after")), (503, Some("1")), "{reply:?}");
+    let error = &reply.json()["error"];
+    assert_eq!(error["code"], "overloaded");
+    assert!(error["message"].as_str().unwrap().contains(message), "{reply:?}");
+}
+
+/// Checks that a trouble that came many times was said once.
+#[track_caller]
+fn assert_said_once(server: &Server, begin: &str) {
+    let log = server.log();
+    assert_eq!(log.matches(begin).count(), 1, "{log}");
+}
+
+#[test]
+fn a_full_queue_is_said_once() {
+    let mut settings = metadata("p");
+    settings["concurrency"] = json!(1);
+    let limits = ["--max-connections-per-address", "200"];
+    let server = Site::new().args(&limits).fake_with("p", &json!({"metadata": settings})).start();
+    server.wait_state("p", "ready");
+    let mut waiting = vec![ask_and_wait(server.client())];
+    wait_for("the plugin to be at work", || server.site().data().join("plugin-data/p/waiting").exists().then_some(()));
+    waiting.extend((0..64).map(|_| ask_and_wait(server.client())));
+    wait_for("the queue to be full", || (server.plugin("p")["process"]["waiting"] == 64).then_some(()));
+    let mut crowd = server.client();
+    (0..100).for_each(|_| assert_overloaded(&crowd.get("/p/x"), "too many requests are waiting"));
+    touch(&server, "go");
+    assert!(waiting.iter_mut().all(|client| client.reply(false).text() == "waited"));
+    assert_eq!(crowd.get("/p/x").text(), "GET /x of p");
+    assert_said_once(&server, "the queue of p is full");
+}
+
+#[test]
+fn more_connections_than_there_may_be_are_503_until_there_are_fewer() {
+    let server = server_of_p(&["--max-connections", "16"]);
+    let mut taken: Vec<_> = (0..16).map(|_| ask_and_wait(server.client())).collect();
+    let mut sent = taken.len();
+    // Those that were accepted are known to be by a refusal.
+    let mut refused = 0;
+    for number in 0..200 {
+        // From many addresses, since it is not about one.
+        let mut client = Client::connect_from([127, 0, 1, number], server.address());
+        if number % 2 == 0 {
+            client.try_send(b"GET /p/x HTTP/1.1\r\nhost: test\r\n\r\n");
+        }
+        let reply = client.reply(false);
+        assert_overloaded(&reply, "there are too many connections");
+        assert_eq!(reply.header("connection"), Some("close"));
+        assert!(client.is_closed());
+        refused += 1;
+        sent += 1;
+    }
+    assert_eq!((sent, refused), (216, 200));
+    assert!(server.site().cli(&["list"]).status.success(), "there is always a place for the operator");
+    touch(&server, "go");
+    assert!(taken.iter_mut().all(|client| client.reply(false).text() == "waited"));
+    drop(taken);
+    wait_for("a place", || (server.get("/p/x").status == 200).then_some(()));
+    assert_said_once(&server, "all 16 connections are taken");
+    // The log agrees with itself: a client that comes just as others leave may be refused too.
+    let over = "too many connections: over, ";
+    let more: usize =
+        wait_for("the end of the trouble to be said", || server.log().split_once(over)?.1.split(' ').next()?.parse().ok());
+    assert!((199..=240).contains(&more), "{more} more of 200");
+}
+
+#[test]
+fn one_address_with_too_many_connections_leaves_the_others_theirs() {
+    let server = server_of_p(&["--max-connections-per-address", "4"]);
+    let greedy = || Client::connect_from([127, 0, 0, 2], server.address());
+    let mut taken: Vec<_> = (0..4).map(|_| ask_and_wait(greedy())).collect();
+    for _ in 0..50 {
+        assert_overloaded(&greedy().reply(false), "there are too many connections");
+        assert_eq!(server.get("/healthz").status, 200, "another address is not concerned");
+    }
+    touch(&server, "go");
+    assert!(taken.iter_mut().all(|client| client.reply(false).text() == "waited"));
+    drop(taken);
+    wait_for("a place", || (greedy().get("/p/x").status == 200).then_some(()));
+    assert_said_once(&server, "127.0.0.2 has 4 connections, and another was refused");
+    assert!(!server.log().contains("all 512 connections"));
+}
+
+#[test]
+fn without_files_each_client_is_told_and_those_that_are_there_are_served() {
+    let server = server_of_p(&[]);
+    let mut honest = server.client();
+    assert_eq!(honest.get("/p/x").status, 200);
+    let hard = hard_limit(&server);
+    leave_files(&server, 0);
+    // The gaps between the host's files are taken first.
+    let mut gaps = Vec::new();
+    wait_for("all files to be taken", || {
+        let mut client = server.client();
+        let got = client.wait_readable(Duration::from_millis(200));
+        gaps.push(client);
+        got.then_some(())
+    });
+    for number in 0..40 {
+        let mut client = server.client();
+        if number % 2 == 0 {
+            client.try_send(b"GET /p/x HTTP/1.1\r\nhost: test\r\n\r\n");
+        }
+        assert_overloaded(&client.reply(false), "there are too many connections");
+        assert_eq!(honest.get("/p/x").text(), "GET /x of p");
+    }
+    set_limit(&server, &format!("--nofile={hard}:"));
+    drop(gaps);
+    assert_eq!(server.get("/p/x").text(), "GET /x of p");
+    assert_said_once(
+        &server,
+        "a connection was not taken, the limit of open files of the host is reached: raise it with ulimit -n",
+    );
+    assert!(!server.log().contains("panicked"), "{}", server.log());
+}
+
+/// The limit of open files that a host may be given back.
+fn hard_limit(server: &Server) -> u64 {
+    let limits = fs::read_to_string(format!("/proc/{}/limits", server.pid())).unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    files.split_whitespace().nth(4).unwrap().parse().unwrap()
+}
+
+/// The HTTP library behind the gate would end for ever if it took a connection for which there are too few files.
+#[test]
+fn with_a_few_files_left_no_more_requests_are_served_at_once_than_before_and_none_is_lost() {
+    let server = server_of_p(&["--place-timeout", "300ms"]);
+    let hard = hard_limit(&server);
+    for few in 1..6 {
+        // Connections of clients that take no file more than they have.
+        let mut clients: Vec<_> = (0..12).map(|_| server.client()).collect();
+        assert!(clients.iter_mut().all(|client| client.get("/healthz").status == 200));
+        leave_files(&server, few);
+        clients.iter_mut().for_each(|client| client.send(b"GET /p/sleep?s=0.5 HTTP/1.1\r\nhost: test\r\n\r\n"));
+        let statuses: Vec<u16> = clients.iter_mut().map(|client| client.reply(false).status).collect();
+        assert!(statuses.iter().all(|status| [200, 503].contains(status)), "{few}: {statuses:?}");
+        assert!(statuses.contains(&200), "{few}: {statuses:?}");
+        set_limit(&server, &format!("--nofile={hard}:"));
+        assert_eq!(server.get("/p/x").text(), "GET /x of p", "after {few}");
+    }
+    assert!(!server.log().contains("HTTP library"), "{}", server.log());
+}
+
+#[test]
+fn without_threads_the_host_answers_as_many_as_it_can_and_all_when_there_are_more() {
+    if fs::metadata("/proc/self").unwrap().uid() != 0 {
+        // Only root can become another user, and this user's own threads would count.
+        return;
+    }
+    let site = Site::new().args(&["--place-timeout", "300ms"]).fake("p");
+    let own = site.data().join("plugrack");
+    fs::copy(binary(), &own).unwrap();
+    assert!(command("chown").args(["-R", SOMEBODY]).arg(site.data()).status().unwrap().success());
+    let mut serve = command("setpriv");
+    serve.args(["--reuid", SOMEBODY, "--regid", SOMEBODY, "--clear-groups", "prlimit", "--nproc=500:500"]).arg(own);
+    serve.args(site.serve().get_args());
+    let server = site.start_as(serve);
+    server.wait_state("p", "ready");
+    let mut clients: Vec<_> = (0..24).map(|_| server.client()).collect();
+    for round in 0..3 {
+        set_limit(&server, "--nproc=1:");
+        clients.iter_mut().for_each(|client| client.send(b"GET /p/sleep?s=0.5 HTTP/1.1\r\nhost: test\r\n\r\n"));
+        let statuses: Vec<u16> = clients.iter_mut().map(|client| client.reply(false).status).collect();
+        assert!(statuses.iter().all(|status| [200, 503].contains(status)), "round {round}: {statuses:?}");
+        set_limit(&server, "--nproc=500:");
+        wait_for("the host to recover", || (server.get("/p/x").status == 200).then_some(()));
+        clients = (0..24).map(|_| server.client()).collect();
+        clients.iter_mut().for_each(|client| client.send(b"GET /p/sleep?s=0.1 HTTP/1.1\r\nhost: test\r\n\r\n"));
+        wait_for("all to be answered", || {
+            let statuses: Vec<u16> = clients.iter_mut().map(|client| client.reply(false).status).collect();
+            clients = (0..24).map(|_| server.client()).collect();
+            clients.iter_mut().for_each(|client| client.send(b"GET /healthz HTTP/1.1\r\nhost: test\r\n\r\n"));
+            statuses.iter().all(|status| *status == 200).then_some(())
+        });
+        clients.iter_mut().for_each(|client| assert_eq!(client.reply(false).status, 200));
+    }
+    let log = server.log();
+    assert!(log.matches("no other HTTP library could be started").count() <= 3, "{log}");
+    assert!(log.matches("it has to do with the connections it has").count() <= 1, "{log}");
+    // The library's own threads may, which is how it ends.
+    assert!(!log.contains("thread 'front'"), "{log}");
+}
+
+#[test]
+fn bodies_for_which_there_is_no_room_are_503_until_there_is() {
+    let server = server_of_p(&["--body-memory", "256KiB", "--body-disk", "512KiB"]);
+    let begin = |server: &Server, bytes: usize| {
+        let mut client = server.client();
+        client.send(format!("POST /p/upload HTTP/1.1\r\nhost: test\r\ncontent-length: {MIB}\r\n\r\n").as_bytes());
+        client.try_send(&vec![7; bytes]);
+        client
+    };
+    // More than half of all there is, held by one that does not go on.
+    let holder = begin(&server, 700 * 1024);
+    wait_for("the first to be on disk", || (server.spooled() > 0).then_some(()));
+    for _ in 0..20 {
+        assert_overloaded(&begin(&server, 300 * 1024).reply(false), "there is no room for the request's body now");
+        assert_eq!(server.get("/p/x").status, 200);
+    }
+    drop(holder);
+    wait_for("room", || (server.spooled() == 0).then_some(()));
+    let reply = server.request("POST", "/p/upload", &[], &vec![7; 700 * 1024]);
+    assert!(reply.text().starts_with("716800 "), "{reply:?}");
+    assert_said_once(&server, "bodies of requests are refused: --body-memory and --body-disk are used up");
+}
+
+#[test]
+fn a_body_for_which_the_disk_has_no_space_is_507_until_it_has() {
+    let site = Site::new().args(&["--body-memory", "64KiB"]);
+    let Some(disk) = Disk::in_memory(&site, "16m") else { return };
+    let server = site.fake("p").start();
+    server.wait_state("p", "ready");
+    let upload = || {
+        let mut client = server.client();
+        client.send(format!("POST /p/upload HTTP/1.1\r\nhost: test\r\ncontent-length: {}\r\n\r\n", 4 * MIB).as_bytes());
+        client.try_send(&vec![7; 4 * MIB]);
+        client.reply(false)
+    };
+    disk.fill(16);
+    for _ in 0..10 {
+        let reply = upload();
+        assert_eq!((reply.status, &reply.json()["error"]["code"]), (507, &json!("no_space")), "{reply:?}");
+        assert_eq!(server.get("/p/x").status, 200, "what needs no space is served");
+        assert_eq!(server.request("POST", "/p/echo", &[], b"small").text(), "small");
+    }
+    disk.free();
+    assert!(upload().text().starts_with(&format!("{} ", 4 * MIB)));
+    assert_said_once(&server, "bodies of requests are refused: there is no space left on the disk for them");
+    drop(server.kill());
+    drop(disk);
+}
+
+/// The socket on which a host listens for its own gate, as the host has it.
+fn library_socket(server: &Server) -> Option<OwnedFd> {
+    let listening = fs::read_to_string(format!("/proc/{}/net/unix", server.pid())).unwrap();
+    let run = server.site().data().join("run/http").to_str().unwrap().to_owned();
+    // A line is: address, counts, flags (00010000 for one that listens), type, state, number, path.
+    let inode = listening.lines().filter(|line| line.contains(&run) && line.contains(" 00010000 ")).next_back()?;
+    let inode = format!("socket:[{}]", inode.split_whitespace().nth(6)?);
+    let mut files = fs::read_dir(format!("/proc/{}/fd", server.pid())).ok()?.flatten();
+    let number = files.find(|file| fs::read_link(file.path()).is_ok_and(|link| link.to_str() == Some(&inode)))?.file_name();
+    let pid = pidfd_open(Pid::from_raw(server.pid().cast_signed())?, PidfdFlags::empty()).ok()?;
+    pidfd_getfd(pid, number.to_str()?.parse().ok()?, PidfdGetfdFlags::empty()).ok()
+}
+
+/// Has the HTTP library's accepting thread die of an error, as it does of any.
+fn kill_library(server: &Server) {
+    let socket = wait_for("the HTTP library to listen", || library_socket(server));
+    rustix::net::shutdown(socket, rustix::net::Shutdown::Both).unwrap();
+}
+
+#[test]
+fn another_http_library_takes_the_place_of_one_that_died_and_no_client_is_lost() {
+    let server = server_of_p(&["--place-timeout", "5s", "--max-connections-per-address", "200"]);
+    let mut events = server.client();
+    events.send(b"GET /p/events HTTP/1.1\r\nhost: test\r\n\r\n");
+    let head = events.reply_head();
+    assert_eq!(events.body_piece(&head).unwrap(), b"data: first\n\n");
+    for round in 1..=2 {
+        kill_library(&server);
+        // More at once than there are connections already, so that others have to be opened.
+        let mut clients: Vec<_> = (0..40 * round).map(|_| server.client()).collect();
+        clients.iter_mut().for_each(|client| client.send(b"GET /p/sleep?s=0.05 HTTP/1.1\r\nhost: test\r\n\r\n"));
+        for client in &mut clients {
+            assert_eq!(client.reply(false).text(), "slept", "round {round}");
+        }
+        assert_eq!(server.log().matches("another takes its place").count(), round);
+    }
+    fs::write(server.site().data().join("plugin-data/p/next"), "one\nend\n").unwrap();
+    assert_eq!(events.body_piece(&head).unwrap(), b"data: one\n\n", "an answer that was under way goes on");
+    assert_eq!(events.body_piece(&head), None);
+    assert_eq!(server.stop().0.code(), Some(0));
+}
+
+/// While nobody asks, too.
+#[test]
+fn the_gate_finds_by_itself_that_the_http_library_has_died() {
+    let server = server_of_p(&[]);
+    kill_library(&server);
+    wait_for("another to take its place", || server.log().contains("another takes its place").then_some(()));
+    assert_eq!(server.get("/p/x").text(), "GET /x of p");
+}
+
+#[test]
+fn a_host_whose_http_library_dies_three_times_in_a_minute_ends_with_code_1() {
+    let server = server_of_p(&[]);
+    for death in 1..=3 {
+        kill_library(&server);
+        // At the end there may be nobody to connect to.
+        let clients = (0..40).filter_map(|_| TcpStream::connect(server.address()).ok());
+        let asked: Vec<_> = clients
+            .filter_map(|mut client| {
+                client.write_all(b"GET /p/sleep?s=0.05 HTTP/1.1\r\nhost: test\r\n\r\n").ok().map(|()| client)
+            })
+            .collect();
+        let said = if death < 3 { "another takes its place" } else { "the HTTP library has failed 3 times within 60 s" };
+        wait_for(said, || (server.log().matches(said).count() >= if death < 3 { death } else { 1 }).then_some(()));
+        drop(asked);
+    }
+    let (status, site) = server.ended();
+    assert_eq!(status.code(), Some(1));
+    let log = fs::read_to_string(site.data().join("host.log")).unwrap();
+    assert_eq!(log.matches("another takes its place").count(), 2, "{log}");
+    assert!(log.contains("the HTTP library has failed 3 times within 60 s"), "{log}");
+    assert!(log.contains("no connections can be accepted any more"), "{log}");
+}
+
+/// What was opened for a crowd is closed behind it.
+#[test]
+fn after_a_crowd_the_host_has_no_more_files_and_threads_than_before() {
+    let server = server_of_p(&["--max-connections-per-address", "300"]);
+    assert_eq!(server.get("/p/x").status, 200);
+    let before = (count(&server, "fd"), count(&server, "task"));
+    let mut clients: Vec<_> = (0..250).map(|_| server.client()).collect();
+    clients.iter_mut().for_each(|client| client.send(b"GET /p/sleep?s=0.01 HTTP/1.1\r\nhost: test\r\n\r\n"));
+    assert!(clients.iter_mut().all(|client| client.reply(false).status == 200));
+    assert!(count(&server, "task") > before.1, "they were served side by side");
+    drop(clients);
+    wait_for("files and threads to be given back", || {
+        let now = (count(&server, "fd"), count(&server, "task"));
+        // Four connections to the library are kept, each of three files, and as many threads.
+        (now.0 <= before.0 + 16 && now.1 <= before.1 + 6).then_some(())
+    });
+}

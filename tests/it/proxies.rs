@@ -1,0 +1,359 @@
+//! The host on a Unix socket, and real reverse proxies in front of it, set up as the operations page says.
+
+use crate::clients::{converse, curl, fixture, load, python, run, told, told_of_download};
+use crate::docs::blocks_in;
+use crate::support::http::Client;
+use crate::support::tls::{Authority, Certificate};
+use crate::support::{Guarded, Server, Site, command, wait_for};
+use crate::web::{bytes, sent};
+use serde_json::Value;
+use std::fs;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use tempfile::TempDir;
+
+/// The page with the proxies' configurations.
+const PAGE: &str = "docs/operations.md";
+
+/// A directory for a host that listens on a socket in it, with the plugins `p` and `hello`.
+fn site() -> (Site, PathBuf) {
+    let site = Site::new().fake("p").example("hello");
+    let socket = site.data().join("http.sock");
+    // On a machine with much else to do a crowd takes its time.
+    (site.args(&["--listen", &format!("unix:{}", socket.display()), "--place-timeout", "20s"]), socket)
+}
+
+/// Starts it, and waits for the plugins.
+fn start(site: Site) -> Server {
+    let server = site.start();
+    server.wait_state("p", "ready");
+    server.wait_state("hello", "ready");
+    server
+}
+
+// --- The socket -------------------------------------------------------------------------------------------
+
+#[test]
+fn the_socket_is_for_the_hosts_user_and_group_and_goes_with_the_host() {
+    let (site, socket) = site();
+    let server = start(site);
+    let metadata = fs::metadata(&socket).unwrap();
+    assert!(metadata.file_type().is_socket());
+    assert_eq!(metadata.permissions().mode() & 0o777, 0o660);
+    assert_eq!(fs::read_to_string(server.site().data().join("run/listen")).unwrap(), format!("unix:{}\n", socket.display()));
+    assert!(server.log().contains(&format!("listening on unix:{}", socket.display())), "{}", server.log());
+    assert_eq!(server.get("/p/x").text(), "GET /x of p");
+    assert!(server.cli(&["list"]).contains("ready"));
+    let (status, _site) = server.stop();
+    assert_eq!(status.code(), Some(0));
+    assert!(!socket.exists());
+}
+
+#[test]
+fn a_socket_that_a_killed_host_has_left_is_replaced() {
+    let (site, socket) = site();
+    let site = start(site).kill();
+    assert!(socket.exists());
+    let server = start(site);
+    assert_eq!(server.get("/p/x").text(), "GET /x of p");
+}
+
+/// What a host says that cannot listen: one sentence.
+#[track_caller]
+fn refused(socket: &Path) -> String {
+    let output = Site::new().args(&["--listen", &format!("unix:{}", socket.display())]).run_to_end();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let sentences: Vec<&str> = said.lines().filter(|line| !line.starts_with('[')).collect();
+    assert!(sentences.len() == 1 && sentences[0].starts_with("plugrack: "), "{said}");
+    assert!(sentences[0].contains(socket.to_str().unwrap()), "{said}");
+    sentences[0].to_owned()
+}
+
+#[test]
+fn what_is_in_the_way_of_the_socket_is_left_alone_and_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+
+    fs::write(at("file"), "precious").unwrap();
+    symlink(at("file"), at("link")).unwrap();
+    fs::create_dir(at("directory")).unwrap();
+    for name in ["file", "link", "directory"] {
+        assert!(refused(&at(name)).contains("is no socket"), "{name}");
+        assert!(fs::symlink_metadata(at(name)).is_ok());
+    }
+    assert_eq!(fs::read_to_string(at("file")).unwrap(), "precious");
+
+    let listener = UnixListener::bind(at("used")).unwrap();
+    assert!(refused(&at("used")).contains("somebody listens"));
+    drop(listener);
+    // Where nobody listens any more it is replaced, whoever has left it.
+    let server = Site::new().args(&["--listen", &format!("unix:{}", at("used").display())]).start();
+    assert_eq!(server.get("/healthz").text(), "ok\n");
+    // As it is while a host serves there, which goes on.
+    assert!(refused(&at("used")).contains("somebody listens"));
+    assert_eq!(server.get("/healthz").text(), "ok\n");
+
+    refused(&at("missing/socket"));
+    refused(&at(&"long".repeat(30)));
+    assert_eq!(Site::new().args(&["--listen", "unix:relative"]).run_to_end().status.code(), Some(2));
+}
+
+#[test]
+fn tls_is_refused_on_a_socket() {
+    let issued = Authority::new().issue("host");
+    let (site, socket) = site();
+    let output = site.args(&issued.arguments()).run_to_end();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && said.lines().last().unwrap().contains("leave --tls-cert out"), "{said}");
+    assert!(!socket.exists());
+}
+
+#[test]
+fn a_proxy_is_believed_in_its_last_word_and_nothing_else() {
+    let (site, _) = site();
+    let server = start(site);
+    for (headers, remote, scheme) in [
+        (&[][..], "", "http"),
+        (&[("X-Forwarded-For", "192.0.2.7"), ("X-Forwarded-Proto", "https")], "192.0.2.7", "https"),
+        (&[("x-forwarded-for", "6.6.6.6, 192.0.2.7"), ("x-forwarded-proto", "http, HTTPS")], "192.0.2.7", "https"),
+        (
+            &[("x-forwarded-for", "6.6.6.6"), ("x-forwarded-for", "2001:db8::7"), ("x-forwarded-proto", "http")],
+            "2001:db8::7",
+            "http",
+        ),
+        (&[("x-forwarded-for", "192.0.2.7:4711")], "192.0.2.7", "http"),
+        (&[("x-forwarded-for", "[2001:db8::7]:4711")], "2001:db8::7", "http"),
+        (&[("x-forwarded-for", "192.0.2.7, unknown"), ("x-forwarded-proto", "gopher")], "", "http"),
+        (
+            &[("forwarded", "for=6.6.6.6;proto=https"), ("x-real-ip", "6.6.6.6"), ("x-plugrack", "key https 6.6.6.6 -")],
+            "",
+            "http",
+        ),
+    ] {
+        let request = server.request("GET", "/p/request", headers, b"").json();
+        assert_eq!(request["remote"], remote, "{headers:?}");
+        assert_eq!(sent(&request, "x-forwarded-for"), [remote], "{headers:?}");
+        assert_eq!(sent(&request, "x-forwarded-proto"), [scheme], "{headers:?}");
+        assert!(!request.to_string().contains("6.6.6.6"), "{request}");
+    }
+}
+
+/// There is one address on this door, the proxy's, and no limit for it.
+#[test]
+fn a_socket_has_no_limit_of_connections_per_address() {
+    let (site, socket) = site();
+    let server = start(site.args(&["--max-connections-per-address", "2"]));
+    let mut clients: Vec<Client> = (0..50).map(|_| Client::connect_unix(&socket)).collect();
+    for client in &mut clients {
+        assert_eq!(client.get("/p/x").text(), "GET /x of p");
+    }
+    drop(server);
+}
+
+// --- Proxies ----------------------------------------------------------------------------------------------
+
+/// A proxy that runs, ended with the test.
+struct Proxy {
+    url: String,
+    authority: Authority,
+    dir: TempDir,
+    _process: Guarded,
+}
+
+/// Which of the page's configurations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// The simple one, with HTTP/1.0 to the host and plain HTTP to clients.
+    Nginx,
+    /// The one that keeps connections.
+    NginxKeeping,
+    Caddy,
+}
+
+impl Kind {
+    fn has_tls(self) -> bool {
+        self != Self::Nginx
+    }
+
+    /// Writes the page's configuration, with the places of a test put in place of its own, and gives the command that runs it.
+    fn set_up(self, dir: &Path, socket: &Path, address: SocketAddr, issued: &Certificate) -> Command {
+        let (language, number) = match self {
+            Self::Nginx => ("nginx", 0),
+            Self::NginxKeeping => ("nginx", 1),
+            Self::Caddy => ("caddyfile", 0),
+        };
+        let mut block = blocks_in(PAGE, language).remove(number);
+        let (certificate, key) = (issued.certificate.display(), issued.key.display());
+        let mut replace = |there: &str, here: &str| {
+            assert!(block.contains(there), "{there} is not in {block}");
+            block = block.replace(there, here);
+        };
+        replace("/run/plugrack/http.sock", socket.to_str().unwrap());
+        match self {
+            Self::Nginx => replace("listen 80;", &format!("listen {address};")),
+            Self::NginxKeeping => {
+                replace("listen 443 ssl;", &format!("listen {address} ssl;"));
+                replace("/etc/letsencrypt/live/rack.example/fullchain.pem", &certificate.to_string());
+                replace("/etc/letsencrypt/live/rack.example/privkey.pem", &key.to_string());
+            }
+            // The certificate is the test's: Caddy's own would come from the network.
+            Self::Caddy => replace("rack.example {", &format!("https://{address} {{\n    tls {certificate} {key}")),
+        }
+        let config = dir.join("config");
+        if self == Self::Caddy {
+            fs::write(&config, format!("{{\n    admin off\n    auto_https off\n}}\n{block}")).unwrap();
+            let mut caddy = command("caddy");
+            caddy.args(["run", "--adapter", "caddyfile", "--config"]).arg(&config).env("HOME", dir);
+            return caddy;
+        }
+        let places: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+            .map(|what| format!("{what}_temp_path {}/{what};\n", dir.display()))
+            .concat();
+        // One process, so that ending it ends all of it.
+        let main = "daemon off; master_process off; worker_rlimit_nofile 4096; events { worker_connections 1024; }";
+        fs::write(&config, format!("{main} pid {}/pid;\nhttp {{\naccess_log off;\n{places}{block}}}\n", dir.display())).unwrap();
+        let mut nginx = command("nginx");
+        nginx.arg("-p").arg(dir).arg("-e").arg(dir.join("log")).arg("-c").arg(&config);
+        nginx
+    }
+}
+
+impl Proxy {
+    /// Starts a proxy on a free port, before the host's socket.
+    #[track_caller]
+    fn start(kind: Kind, socket: &Path) -> Self {
+        let (dir, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+        let issued = authority.issue("proxy");
+        // Another test may take the port before the proxy does; it then ends at once.
+        for _ in 0..5 {
+            let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+            let log = fs::File::options().create(true).append(true).open(dir.path().join("log")).unwrap();
+            let mut proxy = kind.set_up(dir.path(), socket, address, &issued);
+            let child = proxy.stdout(log.try_clone().unwrap()).stderr(log).spawn();
+            let child = child.unwrap_or_else(|error| panic!("{proxy:?}: {error}: `make test-tools` installs it"));
+            let mut process = Guarded(child);
+            let listens = wait_for("the proxy to listen", || match process.0.try_wait().unwrap() {
+                Some(_) => Some(false),
+                None => TcpStream::connect(address).is_ok().then_some(true),
+            });
+            if listens {
+                let scheme = if kind.has_tls() { "https" } else { "http" };
+                return Self { url: format!("{scheme}://{address}"), authority, dir, _process: process };
+            }
+        }
+        panic!("{kind:?} does not start: {}", fs::read_to_string(dir.path().join("log")).unwrap());
+    }
+
+    /// curl, which trusts the proxy's authority.
+    fn curl(&self, arguments: &[&str], path: &str) -> Output {
+        let mut curl = curl();
+        curl.arg("--cacert").arg(self.authority.file()).args(arguments).arg(format!("{}{path}", self.url));
+        run(&mut curl)
+    }
+
+    /// The status of an answer.
+    fn status(&self, arguments: &[&str], path: &str) -> String {
+        let output = self.curl(&[&["-o", "/dev/null", "-w", "%{http_code}"], arguments].concat(), path);
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+/// What every proxy must do: all that clients can ask for, whatever the body, and the truth about who they are.
+fn serves_through(kind: Kind) {
+    let (site, socket) = site();
+    let server = start(site);
+    let proxy = Proxy::start(kind, &socket);
+    let mut client = python();
+    client.arg(fixture("conversation.py")).args(["http.client", &format!("{}/p", proxy.url), told_of_download()]);
+    if kind.has_tls() {
+        client.arg(proxy.authority.file());
+    }
+    converse(&mut client);
+
+    let body = bytes(8_000_000);
+    let told = told(&body);
+    let file = proxy.dir.path().join("body");
+    fs::write(&file, &body).unwrap();
+    let data = format!("@{}", file.display());
+    for more in [&[][..], &["-H", "transfer-encoding: chunked"], &["-H", "expect: 100-continue", "--expect100-timeout", "50"]] {
+        let output = proxy.curl(&[more, &["--data-binary", &data]].concat(), "/p/upload");
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), told, "{kind:?} {more:?}");
+    }
+    fs::write(&file, [&body[..], &body].concat()).unwrap();
+    assert_eq!(proxy.status(&["--data-binary", &data], "/p/upload"), "413", "{kind:?}");
+    assert_eq!(proxy.status(&["--data-binary", &data, "-H", "transfer-encoding: chunked"], "/p/upload"), "413", "{kind:?}");
+
+    // Every address of 127.0.0.0/8 is this machine's.
+    for address in ["127.0.0.1", "127.0.0.2"] {
+        let forged =
+            ["X-Forwarded-For: 6.6.6.6", "X-Forwarded-Proto: gopher", "X-Real-IP: 6.6.6.6", "X-Plugrack: key https 6.6.6.6 -"];
+        let forged: Vec<&str> = forged.iter().flat_map(|header| ["-H", header]).collect();
+        let output = proxy.curl(&[&["--interface", address][..], &forged].concat(), "/p/request");
+        let request: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(request["remote"], address, "{kind:?}");
+        assert_eq!(sent(&request, "x-forwarded-for"), [address], "{kind:?}");
+        assert_eq!(sent(&request, "x-forwarded-proto"), [if kind.has_tls() { "https" } else { "http" }], "{kind:?}");
+    }
+
+    // The host goes and comes back.
+    let (status, site) = server.stop();
+    assert_eq!(status.code(), Some(0));
+    assert_eq!(proxy.status(&[], "/p/x"), "502", "{kind:?}");
+    let site = start(site).kill();
+    assert_eq!(proxy.status(&[], "/p/x"), "502", "{kind:?}");
+    let server = start(site);
+    for _ in 0..10 {
+        assert_eq!(proxy.curl(&[], "/p/x").stdout, b"GET /x of p", "{kind:?}");
+    }
+    assert!(!server.log().contains("panicked"), "{}", server.log());
+}
+
+/// Two hundred clients at once are all answered, again and again.
+fn serves_a_crowd_through(kind: Kind) {
+    let (site, socket) = site();
+    let server = start(site);
+    let proxy = Proxy::start(kind, &socket);
+    let body = proxy.dir.path().join("body");
+    fs::write(&body, bytes(20_000)).unwrap();
+    for (requests, more, path) in [("3000", &[][..], "/hello/crowd"), ("1000", &["-d", body.to_str().unwrap()], "/p/echo")] {
+        let url = format!("{}{path}", proxy.url);
+        let said = load("h2load", &[&["--h1", "-c", "200", "-n", requests], more, &[&url]].concat());
+        assert!(said.contains(&format!("{requests} succeeded, 0 failed, 0 errored, 0 timeout")), "{kind:?}: {said}");
+        assert!(said.contains(&format!("status codes: {requests} 2xx")), "{kind:?}: {said}\n{}", server.log());
+    }
+    assert_eq!(proxy.curl(&[], "/hello/again").stdout, b"Hello, again!");
+}
+
+#[test]
+fn nginx_as_simple_as_it_gets_serves() {
+    serves_through(Kind::Nginx);
+}
+
+#[test]
+fn nginx_that_keeps_its_connections_serves() {
+    serves_through(Kind::NginxKeeping);
+}
+
+#[test]
+fn caddy_serves() {
+    serves_through(Kind::Caddy);
+}
+
+#[test]
+fn a_crowd_is_served_through_nginx_as_simple_as_it_gets() {
+    serves_a_crowd_through(Kind::Nginx);
+}
+
+#[test]
+fn a_crowd_is_served_through_nginx_that_keeps_its_connections() {
+    serves_a_crowd_through(Kind::NginxKeeping);
+}
+
+#[test]
+fn a_crowd_is_served_through_caddy() {
+    serves_a_crowd_through(Kind::Caddy);
+}
