@@ -105,8 +105,8 @@ fn head_within(input: &[u8], limits: Limits, byte_by_byte: bool) {
         }
         Ok(Some(((head, used), out))) => {
             assert!(used <= input.len() && used <= limits.bytes && input[..used].ends_with(b"\r\n\r\n"));
-            check_framing(&head, &input[..used], limits);
-            check_canonical(&head, &out);
+            let named = check_fields(&head, &input[..used], limits);
+            check_canonical(&head, &out, &named);
             assert!(out.len() <= 3 * used + 16, "it has grown by more than obs-text");
             // Obs-text as the client sent it.
             let text = String::from_utf8_lossy(&out);
@@ -132,8 +132,8 @@ fn head_within(input: &[u8], limits: Limits, byte_by_byte: bool) {
     }
 }
 
-/// What is said of the body is what the lines of the head say, read plainly.
-fn check_framing(head: &Head, input: &[u8], limits: Limits) {
+/// What is said of the request is what the lines of its head say, read plainly. Gives what `Connection` names.
+fn check_fields(head: &Head, input: &[u8], limits: Limits) -> Vec<String> {
     let input = input.strip_prefix(b"\r\n").unwrap_or(input);
     let lines = lines(&input[..input.len() - 2], b"\t");
     let fields: Vec<_> = lines[1..].iter().map(|line| field(line)).collect();
@@ -154,10 +154,15 @@ fn check_framing(head: &Head, input: &[u8], limits: Limits) {
     assert!(!head.old || head.framing != Framing::Chunked, "HTTP/1.0 has no chunks");
     let has_body = !matches!(head.framing, Framing::None | Framing::Length(0));
     assert_eq!(head.expects_continue, !head.old && has_body && !values("expect").is_empty());
+    let named = String::from_utf8_lossy(&values("connection").join(&b","[..])).to_ascii_lowercase();
+    let named: Vec<_> = named.split(',').map(|option| option.trim().to_owned()).collect();
+    let names = |option: &str| named.iter().any(|named| named == option);
+    assert_eq!(head.keep_alive, !names("close") && (!head.old || names("keep-alive")));
+    named
 }
 
 /// A canonical head is what the library behind the gate is to be given, and is read there as it is meant.
-fn check_canonical(head: &Head, out: &[u8]) {
+fn check_canonical(head: &Head, out: &[u8], named: &[String]) {
     assert!(out.is_ascii(), "the library takes ASCII only");
     for (at, _) in out.iter().enumerate().filter(|(_, byte)| **byte == 1) {
         let digits = out.get(at + 1..at + 3).unwrap_or_default();
@@ -181,6 +186,7 @@ fn check_canonical(head: &Head, out: &[u8]) {
             || ["content-length", "expect", "forwarded", "x-real-ip", "x_real_ip"].contains(&&*name)
             || ["x-plugrack", "x_plugrack", "x-forwarded-", "x_forwarded_"].iter().any(|begin| name.starts_with(begin));
         assert!(!left_out, "{name} passes");
+        assert!(number == 0 || !named.contains(&name), "{name} passes, though it is for one hop");
     }
 }
 
