@@ -43,6 +43,9 @@ const HELD: usize = 256 * 1024;
 /// Bytes of a body that are put in one write.
 const PIECE: usize = 64 * 1024;
 
+/// Status of an answer that has no body and says nothing of one.
+const NO_CONTENT: u16 = 204;
+
 /// Largest body that is announced by its length: the library behind allocates what is left of one that is not read to its end. Larger
 /// ones go in chunks.
 const LARGEST_ANNOUNCED: u64 = 16 << 20;
@@ -390,7 +393,9 @@ impl EventLoop {
         exchange.last |= !exchange.complete || draining;
         exchange.answered = true;
         client.deadline = None;
-        if let Some(length) = answer.length {
+        if answer.status == NO_CONTENT {
+            // It has no length, not even none (RFC 9110, section 8.6).
+        } else if let Some(length) = answer.length {
             put(&mut head, format_args!("content-length: {length}\r\n"));
         } else if has_body && !exchange.head.old {
             exchange.chunked = true;

@@ -119,7 +119,7 @@ impl EventLoop {
         let most = (most + 1).saturating_sub(client.input.len()).min(SCRATCH);
         match client.read(&mut scratch[..most]) {
             Ok(0) if client.ended => {
-                if client.input.is_empty() {
+                if client.phase == Phase::Idle {
                     self.close(key);
                 } else {
                     self.refuse(key, refusal::BAD_HEAD);
@@ -128,14 +128,14 @@ impl EventLoop {
             }
             Ok(0) => Step::Wait,
             Ok(n) => {
-                if client.phase == Phase::Idle {
-                    client.phase = Phase::Head;
-                    client.deadline = Some(*now + limits.head_timeout);
-                }
                 if client.input.capacity() == 0 {
                     client.input = self.buffers.pop().unwrap_or_default();
                 }
                 client.input.extend_from_slice(&scratch[..n]);
+                if client.phase == Phase::Idle && is_begun(&client.input) {
+                    client.phase = Phase::Head;
+                    client.deadline = Some(*now + limits.head_timeout);
+                }
                 Step::Again
             }
             Err(_) => {
@@ -408,7 +408,7 @@ impl EventLoop {
             self.keep_buffer(exchange.request);
         }
         let client = &mut self.clients[key];
-        if client.phase == Phase::Idle && !client.input.is_empty() {
+        if client.phase == Phase::Idle && is_begun(&client.input) {
             client.phase = Phase::Head;
             client.deadline = Some(self.now + self.limits.head_timeout);
         }
@@ -418,4 +418,9 @@ impl EventLoop {
         }
         self.drive(key);
     }
+}
+
+/// Whether a request has begun with these bytes. Some old clients send an empty line after a body, which is nothing (RFC 9112, section 2.2).
+fn is_begun(input: &[u8]) -> bool {
+    !matches!(input, b"" | b"\r" | b"\r\n")
 }

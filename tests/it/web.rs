@@ -1,10 +1,11 @@
 //! What a client of the web sees, and what a plugin sees of it.
 
 use crate::support::http::{Client, Reply, chunk};
-use crate::support::{CROWD, Server, Site};
+use crate::support::{CROWD, Server, Site, pause};
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::fs;
+use std::time::Duration;
 
 /// A host with the fake plugin `p`, ready.
 pub(crate) fn server_of_p() -> Server {
@@ -207,6 +208,8 @@ fn an_answer_to_head_has_no_body_and_keeps_its_length() {
 fn statuses_without_a_body_have_none() {
     let server = server_of_p();
     let mut client = server.client();
+    let asked = client.request("OPTIONS", "*", &[], b"");
+    assert_eq!((asked.status, asked.header("content-length")), (204, None));
     for status in [204, 304] {
         let reply = client.get(&format!("/p/status?code={status}"));
         assert_eq!(reply.status, status);
@@ -450,6 +453,18 @@ fn a_connection_serves_one_request_after_another() {
     }
     let lengths = paths.map(|_| client.reply(false)).map(|reply| (reply.status, reply.body.len()));
     assert_eq!(lengths, [(200, 11), (200, 3), (200, 11), (404, lengths[3].1), (200, 70_000), (200, 11)]);
+}
+
+/// Some old clients send one that nobody asked for.
+#[test]
+fn an_empty_line_behind_a_body_is_not_the_beginning_of_a_request() {
+    let server = Site::new().args(&["--head-timeout", "200ms"]).fake("p").start();
+    server.wait_state("p", "ready");
+    let mut client = server.client();
+    client.send(b"POST /p/echo HTTP/1.1\r\nhost: test\r\ncontent-length: 5\r\n\r\nhello\r\n");
+    assert_eq!(client.reply(false).text(), "hello");
+    pause(Duration::from_millis(500));
+    assert_eq!(client.get("/p/x").text(), "GET /x of p");
 }
 
 #[test]
