@@ -1,8 +1,9 @@
 //! HTTP/1.1 as clients expect it, byte by byte: what one connection carries, in which order, and when it ends.
 
 use crate::support::http::{Client, Reply, chunk};
-use crate::support::{Server, Site};
+use crate::support::{Server, Site, wait_for};
 use crate::web::{assert_error, bytes, sent, server_of_p};
+use std::fs;
 use std::net::TcpListener;
 
 /// Bodies up to this size are collected in [`server_that_streams`].
@@ -283,7 +284,11 @@ fn what_comes_behind_a_request_that_closes_is_not_answered() {
     client.send(b"GET /p/x HTTP/1.1\r\nhost: test\r\nConnection: X-Thing , Close\r\n\r\nGET /p/print?text=more HTTP/1.1\r\nhost: test\r\n\r\n");
     assert_eq!(client.reply(false).text(), "GET /x of p");
     assert_eq!(client.rest(), b"");
-    assert_eq!(server.plugin("p")["process"]["answered"], 1);
+    // An answer is counted after it has been sent.
+    assert_eq!(server.get("/p/after").text(), "GET /after of p");
+    wait_for("both answers to be counted", || (server.plugin("p")["process"]["answered"] == 2).then_some(()));
+    let log = fs::read_to_string(server.site().data().join("logs/p.log")).unwrap_or_default();
+    assert!(!log.contains("more"), "{log}");
 }
 
 /// Who sends its last request may say so at once; it still gets its answer, all of it.

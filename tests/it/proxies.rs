@@ -18,6 +18,9 @@ use tempfile::TempDir;
 /// The page with the proxies' configurations.
 const PAGE: &str = "docs/operations.md";
 
+/// The default of `--max-body`.
+const MAX_BODY: usize = 10 << 20;
+
 /// A directory for a host that listens on a socket in it, with the plugins `p` and `hello`.
 fn site() -> (Site, PathBuf) {
     let site = Site::new().fake("p").example("hello");
@@ -255,10 +258,11 @@ impl Proxy {
         run(&mut curl)
     }
 
-    /// The status of an answer.
+    /// The status of an answer as far as it came, whole or not.
     fn status(&self, arguments: &[&str], path: &str) -> String {
-        let output = self.curl(&[&["-o", "/dev/null", "-w", "%{http_code}"], arguments].concat(), path);
-        String::from_utf8(output.stdout).unwrap()
+        let mut curl = curl();
+        curl.arg("--cacert").arg(self.authority.file()).args(["-o", "/dev/null", "-w", "%{http_code}"]).args(arguments);
+        String::from_utf8(curl.arg(format!("{}{path}", self.url)).output().unwrap().stdout).unwrap()
     }
 }
 
@@ -283,9 +287,13 @@ fn serves_through(kind: Kind) {
         let output = proxy.curl(&[more, &["--data-binary", &data]].concat(), "/p/upload");
         assert_eq!(String::from_utf8(output.stdout).unwrap(), told, "{kind:?} {more:?}");
     }
-    fs::write(&file, [&body[..], &body].concat()).unwrap();
-    assert_eq!(proxy.status(&["--data-binary", &data], "/p/upload"), "413", "{kind:?}");
+    // What is left of the body when it is over the limit is little, and the proxy reads it.
+    fs::write(&file, [&body[..], &body[..MAX_BODY - body.len() + 50_000]].concat()).unwrap();
     assert_eq!(proxy.status(&["--data-binary", &data, "-H", "transfer-encoding: chunked"], "/p/upload"), "413", "{kind:?}");
+    let declared = proxy.status(&["--data-binary", &data], "/p/upload");
+    // Caddy may end the connection of a client that still sends much, in which case curl sees no answer, or only its head.
+    let broken_off = kind == Kind::Caddy && ["000", "100"].contains(&&*declared);
+    assert!(declared == "413" || broken_off, "{kind:?}: {declared}");
 
     // Every address of 127.0.0.0/8 is this machine's.
     for address in ["127.0.0.1", "127.0.0.2"] {

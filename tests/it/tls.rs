@@ -386,6 +386,7 @@ fn a_host_that_stops_ends_its_connections_properly() {
     let home = server.site().data().join("plugin-data/p");
     wait_for("the plugin to be asked", || home.join("waiting").exists().then_some(()));
     server.signal("TERM");
+    wait_for("the port to be closed", || TcpStream::connect(address).is_err().then_some(()));
     fs::write(home.join("go"), "").unwrap();
     let reply = asking.reply(false);
     assert_eq!((reply.text(), reply.header("connection")), ("waited", Some("close")));
