@@ -1,7 +1,7 @@
 //! Clients that are slow: to send, or to read.
 
 use crate::support::http::{Client, Reply};
-use crate::support::siege::{ATTACKER, Siege, Tally};
+use crate::support::siege::{ATTACKER, FEW, ROUNDS, Siege, Tally};
 use crate::support::{pause, wait_for};
 use std::time::Duration;
 
@@ -81,8 +81,7 @@ fn who_does_not_read_is_cut_off_and_the_answer_is_not_kept_for_them() {
     let before = siege.server.memory("VmHWM");
     siege.withstand("answers of 100 MB that nobody reads", || {
         let mut tally = Tally::default();
-        for mut client in askers(&siege, 20) {
-            // The plugin serves four at a time, and the next as those are cut off.
+        for mut client in (0..ROUNDS).flat_map(|_| askers(&siege, FEW)) {
             assert_eq!(client.reply_head().status, 200);
             wait_for("the host to cut the connection", || (!client.try_send(b" ")).then_some(()));
             assert!(client.rest().len() < 100_000_000);
@@ -100,7 +99,7 @@ fn who_reads_by_drips_is_cut_off() {
     siege.withstand("answers of 100 MB read by drips", || {
         let mut tally = Tally::default();
         std::thread::scope(|scope| {
-            let clients = askers(&siege, 4).into_iter();
+            let clients = askers(&siege, FEW).into_iter();
             let drips: Vec<_> = clients
                 .map(|mut client| {
                     scope.spawn(move || {

@@ -21,6 +21,11 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// cannot be more.
 const WARM_UP: usize = 5;
 
+/// Attackers at a time that take a place inside of the host each, and how often they come: with the honest client no more than what it
+/// keeps places for, as those beyond are given back only after ten seconds.
+pub(crate) const FEW: usize = 3;
+pub(crate) const ROUNDS: usize = 4;
+
 /// Where the attack comes from, so that what one address may have is not taken from the honest client.
 pub(crate) const ATTACKER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
