@@ -298,14 +298,14 @@ impl Drop for Nginx {
 fn serve_lengths(listener: &UnixListener) {
     for stream in listener.incoming() {
         let mut stream = BufReader::new(stream.unwrap());
-        let (mut length, mut line) = (0, String::new());
+        let mut length = 0;
         loop {
             let mut bytes = Vec::new();
             stream.read_until(b'\n', &mut bytes).unwrap();
             if bytes == b"END" {
                 return;
             }
-            line = String::from_utf8_lossy(&bytes).to_ascii_lowercase();
+            let line = String::from_utf8_lossy(&bytes).to_ascii_lowercase();
             if let Some(value) = line.strip_prefix("content-length:") {
                 length = value.trim().parse().unwrap();
             }
@@ -313,7 +313,6 @@ fn serve_lengths(listener: &UnixListener) {
                 break;
             }
         }
-        drop(line);
         let got = std::io::copy(&mut stream.by_ref().take(length), &mut std::io::sink()).unwrap();
         let answer = format!("{got} bytes");
         let head = format!("HTTP/1.0 200 OK\r\ncontent-length: {}\r\n\r\n", answer.len());
@@ -342,7 +341,7 @@ fn exchange(mut stream: impl Read + Write, end: impl Fn(), request: &[u8]) -> Ve
 }
 
 fn ask_gate(server: &Server, request: &[u8]) -> Vec<Outcome> {
-    let stream = TcpStream::connect(server.address).unwrap();
+    let stream = TcpStream::connect(server.address()).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     outcomes(&exchange(&stream, || stream.shutdown(Shutdown::Write).unwrap_or_default(), request))
 }

@@ -33,6 +33,7 @@ mod scenarios;
 mod sdk;
 mod store_faults;
 mod streaming;
+mod streaming_gate;
 mod tls;
 mod web;
 mod web_faults;
