@@ -31,6 +31,7 @@ mod overload;
 mod proxies;
 mod scenarios;
 mod sdk;
+mod slow_clients;
 mod store_faults;
 mod streaming;
 mod streaming_gate;
