@@ -18,18 +18,20 @@ pub(crate) struct Stock {
     memory_left: Cell<u64>,
     disk_left: Cell<u64>,
     directory: PathBuf,
+    /// Most bytes of one body's file, which is written over from its beginning as they are taken out.
+    file_size: u64,
 }
 
 impl Stock {
-    /// A stock of so much memory, and of so much disk in a directory.
-    pub(crate) fn new(memory: u64, disk: u64, directory: PathBuf) -> Rc<Self> {
-        Rc::new(Self { memory_left: Cell::new(memory), disk_left: Cell::new(disk), directory })
+    /// A stock of so much memory, and of so much disk in a directory, for bodies of which each has no more than `most` in it.
+    pub(crate) fn new(memory: u64, disk: u64, directory: PathBuf, most: u64) -> Rc<Self> {
+        Rc::new(Self { memory_left: Cell::new(memory), disk_left: Cell::new(disk), directory, file_size: most.max(1) })
     }
 }
 
 /// Takes from what is left, if there is enough.
-fn take(left: &Cell<u64>, bytes: usize) -> bool {
-    let enough = left.get().checked_sub(bytes as u64);
+fn take(left: &Cell<u64>, bytes: u64) -> bool {
+    let enough = left.get().checked_sub(bytes);
     left.set(enough.unwrap_or(left.get()));
     enough.is_some()
 }
@@ -70,8 +72,11 @@ pub(crate) struct Body {
 #[derive(Debug)]
 struct Spool {
     file: File,
+    /// Bytes that have come to it and gone from it in all.
     written: u64,
     read: u64,
+    /// What it takes on disk.
+    size: u64,
 }
 
 impl Body {
@@ -96,7 +101,7 @@ impl Body {
     /// There is no place for them. The body is then of no more use.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<(), Full> {
         // What has once gone to the file is behind what is in memory, so all that follows goes there until it is empty again.
-        if self.file.is_none() && take(&self.stock.memory_left, bytes.len()) {
+        if self.file.is_none() && take(&self.stock.memory_left, bytes.len() as u64) {
             self.in_memory += bytes.len();
             let mut rest = bytes;
             while !rest.is_empty() {
@@ -113,22 +118,24 @@ impl Body {
             }
             return Ok(());
         }
-        if !take(&self.stock.disk_left, bytes.len()) {
-            return Err(Full::Stock);
-        }
+        let (stock, length) = (&self.stock, bytes.len() as u64);
         let spool = match &mut self.file {
             Some(spool) => spool,
-            None => match tempfile::tempfile_in(&self.stock.directory) {
-                Ok(file) => self.file.insert(Spool { file, written: 0, read: 0 }),
-                Err(error) => {
-                    self.stock.disk_left.set(self.stock.disk_left.get() + bytes.len() as u64);
-                    return Err(error.into());
-                }
-            },
+            None => {
+                let file = tempfile::tempfile_in(&stock.directory)?;
+                self.file.insert(Spool { file, written: 0, read: 0, size: 0 })
+            }
         };
-        let at = spool.written;
-        spool.written += bytes.len() as u64;
-        Ok(spool.file.write_all_at(bytes, at)?)
+        let size = (spool.written + length).min(stock.file_size).max(spool.size);
+        if spool.written - spool.read + length > stock.file_size || !take(&stock.disk_left, size - spool.size) {
+            return Err(Full::Stock);
+        }
+        spool.size = size;
+        let at = spool.written % stock.file_size;
+        let to_end = usize::try_from(stock.file_size - at).unwrap_or(usize::MAX).min(bytes.len());
+        spool.written += length;
+        spool.file.write_all_at(&bytes[..to_end], at)?;
+        Ok(spool.file.write_all_at(&bytes[to_end..], 0)?)
     }
 
     /// Appends up to `most` bytes from the front to `out`, and says how many.
@@ -151,10 +158,12 @@ impl Body {
             return Ok(n);
         }
         let Some(spool) = &mut self.file else { return Ok(0) };
-        let n = usize::try_from(spool.written - spool.read).unwrap_or(usize::MAX).min(most).min(BLOCK);
+        let at = spool.read % self.stock.file_size;
+        let there = (spool.written - spool.read).min(self.stock.file_size - at);
+        let n = usize::try_from(there).unwrap_or(usize::MAX).min(most).min(BLOCK);
         let start = out.len();
         out.resize(start + n, 0);
-        spool.file.read_exact_at(&mut out[start..], spool.read)?;
+        spool.file.read_exact_at(&mut out[start..], at)?;
         spool.read += n as u64;
         if spool.read == spool.written {
             self.release_file();
@@ -164,7 +173,7 @@ impl Body {
 
     fn release_file(&mut self) {
         if let Some(spool) = self.file.take() {
-            self.stock.disk_left.set(self.stock.disk_left.get() + spool.written);
+            self.stock.disk_left.set(self.stock.disk_left.get() + spool.size);
         }
     }
 }
@@ -184,7 +193,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_in_memory_goes_to_disk_and_what_fits_nowhere_is_refused() {
         let directory = tempfile::tempdir().unwrap();
-        let stock = Stock::new(10, 20, directory.path().into());
+        let stock = Stock::new(10, 20, directory.path().into(), 100);
         let (mut a, mut b) = (Body::new(&stock), Body::new(&stock));
         a.push(b"0123456789").unwrap();
         b.push(b"abc").unwrap();
@@ -205,13 +214,15 @@ mod tests {
         #[test]
         fn what_goes_in_comes_out_in_order(
             memory in 0..200_000_u64,
-            steps in proptest::collection::vec((0..150_000_usize, 0..200_000_usize), 1..8),
+            most in 1..500_000_u64,
+            steps in proptest::collection::vec((0..150_000_usize, 0..200_000_usize), 1..20),
         ) {
             let directory = tempfile::tempdir().unwrap();
-            let stock = Stock::new(memory, 10_000_000, directory.path().into());
+            let stock = Stock::new(memory, most, directory.path().into(), most);
             let mut body = Body::new(&stock);
             let (mut put, mut got) = (Vec::new(), Vec::new());
             for (push, take) in steps {
+                let push = push.min(usize::try_from(most - body.len().min(most)).unwrap());
                 let bytes: Vec<u8> = (put.len()..put.len() + push).map(|n| u8::try_from(n % 251).unwrap()).collect();
                 body.push(&bytes).unwrap();
                 put.extend(bytes);
@@ -221,7 +232,7 @@ mod tests {
             while body.take(&mut got, 70_000).unwrap() > 0 {}
             prop_assert!(put == got);
             drop(body);
-            prop_assert_eq!((stock.memory_left.get(), stock.disk_left.get()), (memory, 10_000_000));
+            prop_assert_eq!((stock.memory_left.get(), stock.disk_left.get()), (memory, most));
         }
     }
 }

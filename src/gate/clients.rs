@@ -11,7 +11,7 @@ use super::trouble::Trouble;
 use rustix::event::epoll::EventFlags;
 
 /// Least that is read ahead of a body that is passed on as it comes.
-const LEAST_WINDOW: u64 = SCRATCH as u64;
+pub(super) const LEAST_WINDOW: u64 = SCRATCH as u64;
 
 /// What can be done next for a client.
 enum Step {

@@ -3,6 +3,7 @@
 use super::backend::{Backend, BackendKey};
 use super::body::Stock;
 use super::client::{Client, ClientKey, Phase};
+use super::clients::LEAST_WINDOW;
 use super::door::{Door, Guest, origin};
 use super::refusal;
 use super::stream::Stream;
@@ -148,7 +149,9 @@ impl EventLoop {
             epoll::add(&epoll, door, data, EventFlags::IN | EventFlags::ET)?;
         }
         let now = Instant::now();
-        let stock = Stock::new(limits.body_memory, limits.body_disk, backing.spool.clone());
+        // What is read ahead of a body is no more than this, and one read and what was left of the one before it beyond.
+        let most = limits.body_buffer.max(LEAST_WINDOW) + 2 * LEAST_WINDOW;
+        let stock = Stock::new(limits.body_memory, limits.body_disk, backing.spool.clone(), most);
         Ok(Self {
             epoll,
             wake,

@@ -1,7 +1,8 @@
 //! Bodies that are long, slow, or not wanted to their end.
 
 use crate::support::http::{Client, Reply, chunk};
-use crate::support::{Server, Site, command, is_alive, metadata, wait_for};
+use crate::support::strain::peak_memory;
+use crate::support::{Server, Site, blocks, command, is_alive, metadata, wait_for};
 use serde_json::json;
 use std::fs;
 use std::io::Write;
@@ -9,20 +10,6 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 const MIB: u64 = 1 << 20;
-
-/// Data of so many bytes, as the fake plugin's `/download` makes it. A block begins with how much is left, so that none can be
-/// lost, doubled or out of order without being noticed.
-fn blocks(bytes: u64) -> impl Iterator<Item = Vec<u8>> {
-    let pattern: Vec<u8> = (0..=255).cycle().take(256 << 10).collect();
-    let mut left = bytes;
-    std::iter::from_fn(move || {
-        let mut block = pattern.clone();
-        block[..8].copy_from_slice(&left.to_be_bytes());
-        block.truncate(usize::try_from(left).unwrap_or(usize::MAX));
-        left -= block.len() as u64;
-        (!block.is_empty()).then_some(block)
-    })
-}
 
 fn server_of_p(arguments: &[&str]) -> Server {
     let server = Site::new().args(arguments).fake("p").start();

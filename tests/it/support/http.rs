@@ -243,6 +243,14 @@ impl Client {
         came
     }
 
+    /// Reads so many bytes.
+    #[track_caller]
+    pub(crate) fn bytes(&mut self, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; count];
+        self.stream.read_exact(&mut bytes).unwrap();
+        bytes
+    }
+
     /// Whether the server has closed the connection, or broken it.
     pub(crate) fn is_closed(&mut self) -> bool {
         !matches!(self.stream.read(&mut [0; 1]), Ok(1..))

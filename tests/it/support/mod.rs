@@ -297,6 +297,20 @@ pub(crate) fn python() -> &'static str {
     })
 }
 
+/// Data of so many bytes, as the fake plugin's `/download` makes it. A block begins with how much is left, so that none can be
+/// lost, doubled or out of order without being noticed.
+pub(crate) fn blocks(bytes: u64) -> impl Iterator<Item = Vec<u8>> {
+    let pattern: Vec<u8> = (0..=255).cycle().take(256 << 10).collect();
+    let mut left = bytes;
+    std::iter::from_fn(move || {
+        let mut block = pattern.clone();
+        block[..8].copy_from_slice(&left.to_be_bytes());
+        block.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+        left -= block.len() as u64;
+        (!block.is_empty()).then_some(block)
+    })
+}
+
 /// Writes a file by renaming, so that a replaced one is another file.
 pub(crate) fn write_file(path: &Path, content: &[u8], mode: u32) {
     let fresh = path.with_extension("fresh");
