@@ -1,6 +1,6 @@
 //! slowhttptest in its three modes against a host each, side by side, and an honest client beside it.
 
-use crate::support::strain::{count, peak_memory};
+use crate::support::strain::count;
 use crate::support::{Server, Site, command, wait_for};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -40,7 +40,8 @@ fn slow_heads_bodies_and_readers_disturb_nobody() {
                 // From an address of its own, as the attacker has one, and on a new connection each time.
                 while attacker.try_wait().unwrap().is_none() {
                     let begun = Instant::now();
-                    let mut honest = crate::support::http::Client::connect_from([127, 0, 0, 9].into(), server.address());
+                    let mut honest =
+                        crate::support::http::Client::connect_from([127, 0, 0, 9], server.address());
                     assert_eq!(honest.get("/p/x").text(), "GET /x of p", "{what}");
                     slowest = slowest.max(begun.elapsed());
                     answered += 1;
@@ -50,7 +51,7 @@ fn slow_heads_bodies_and_readers_disturb_nobody() {
                     let now = (count(&server, "fd"), count(&server, "task"));
                     (now.0 <= before.0 + 16 && now.1 <= before.1 + 6).then_some(())
                 });
-                assert!(peak_memory(&server) < 32 << 20, "{what}: {} KiB", peak_memory(&server) >> 10);
+                assert!(server.memory("VmHWM") < 32 << 20, "{what}: {} KiB", server.memory("VmHWM") >> 10);
                 eprintln!("{what}: {answered} honest requests answered, the slowest in {slowest:?}");
             });
         }

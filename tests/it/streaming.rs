@@ -1,7 +1,6 @@
 //! Bodies that are long, slow, or not wanted to their end.
 
 use crate::support::http::{Client, Reply, chunk};
-use crate::support::strain::peak_memory;
 use crate::support::{Server, Site, blocks, command, is_alive, metadata, wait_for};
 use serde_json::json;
 use std::fs;

@@ -1,7 +1,7 @@
 //! Bodies through the gate, with a plugin or a client that is slow, or both: every byte, and in bounded memory.
 
 use crate::support::http::{Client, chunk};
-use crate::support::strain::{count, peak_memory};
+use crate::support::strain::count;
 use crate::support::{Server, Site, blocks, command, pause, wait_for};
 use std::fs;
 use std::io::{Read, Write};
@@ -58,7 +58,7 @@ fn keep_to(rate: Option<u64>, bytes: usize) {
 
 #[track_caller]
 fn assert_small(server: &Server, what: &str) {
-    let peak = peak_memory(server);
+    let peak = server.memory("VmHWM");
     assert!(peak < MEMORY, "{what}: the host took {} KiB", peak >> 10);
 }
 
