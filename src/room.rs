@@ -4,9 +4,11 @@
 
 use crate::process::small_thread;
 use crossbeam_channel::{Receiver, bounded};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fd::OwnedFd;
 use rustix::process::{Resource, Rlimit, geteuid, getrlimit, setrlimit};
 use std::fmt;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -239,8 +241,13 @@ fn group_limit() -> Option<u64> {
 /// # Errors
 /// There are not.
 pub(crate) fn spare_files(count: usize) -> io::Result<()> {
-    let files: io::Result<Vec<File>> = (0..count).map(|_| File::open("/dev/null")).collect();
+    let files: io::Result<Vec<OwnedFd>> = (0..count).map(|_| spare_file()).collect();
     files.map(drop)
+}
+
+/// A file that takes a place and nothing else, not even a name: an empty root has none to open.
+pub(crate) fn spare_file() -> io::Result<OwnedFd> {
+    Ok(eventfd(0, EventfdFlags::CLOEXEC)?)
 }
 
 /// Whether there are so many more threads to be had.

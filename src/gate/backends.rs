@@ -28,7 +28,7 @@ const GROW_AFTER: Duration = Duration::from_millis(2);
 const GROW_AT_LAST: Duration = Duration::from_millis(50);
 
 /// How long one is kept that is not used, and how many are kept all the same.
-const KEEP: Duration = Duration::from_secs(10);
+const KEEP: Duration = Duration::from_secs(3);
 const KEPT: usize = 4;
 
 /// Pause after one that could not be opened, such as for want of files.
@@ -530,6 +530,15 @@ impl EventLoop {
         }
     }
 
+    /// Until when the one that has been free for longest is kept, if it is not needed.
+    pub(super) fn spare_until(&self) -> Option<Instant> {
+        let longest = self.free.first().filter(|_| self.free.len() > KEPT)?;
+        match self.backends.get(*longest)?.user {
+            Use::Free(since) => Some(since + KEEP),
+            Use::Opening(_) | Use::Busy(_) => None,
+        }
+    }
+
     /// Looks after connections that are not answered on, or not needed, and after the host itself.
     pub(super) fn sweep_backends(&mut self) {
         if let Some(key) = self.opening
@@ -538,9 +547,8 @@ impl EventLoop {
             self.drop_backend(key);
             self.tell_loss(format!("a new connection was not answered for {} s", OPEN_TIME.as_secs()));
         }
-        while self.free.len() > KEPT
+        while self.spare_until().is_some_and(|until| until <= self.now)
             && let Some(key) = self.free.first().copied()
-            && self.backends.get(key).is_some_and(|backend| matches!(backend.user, Use::Free(since) if self.now - since >= KEEP))
         {
             self.drop_backend(key);
         }

@@ -19,7 +19,6 @@ use rustix::io::Errno;
 use rustls::ServerConfig;
 use slotmap::{Key, KeyData, SlotMap};
 use std::collections::{HashMap, VecDeque};
-use std::fs::File;
 use std::io;
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -121,7 +120,7 @@ pub(super) struct EventLoop {
     pub(super) answers: Vec<u8>,
     pub(super) buffers: Vec<Vec<u8>>,
     /// A file that is given up to tell a client that there are no more.
-    reserve: Option<File>,
+    reserve: Option<OwnedFd>,
     pub(super) now: Instant,
     swept: Instant,
     pub(super) next_sweep: Instant,
@@ -179,7 +178,7 @@ impl EventLoop {
             scratch: vec![0; SCRATCH],
             answers: vec![0; SCRATCH],
             buffers: Vec::new(),
-            reserve: File::open("/dev/null").ok(),
+            reserve: room::spare_file().ok(),
             now,
             swept: now,
             next_sweep: now,
@@ -357,7 +356,7 @@ impl EventLoop {
             Ok(None) => self.knocking[index] = false,
             Err(_) => {}
         }
-        self.reserve = File::open("/dev/null").ok();
+        self.reserve = room::spare_file().ok();
         self.reserve.is_some()
     }
 
@@ -529,7 +528,7 @@ impl EventLoop {
         self.sweep_backends();
         self.troubles.look(self.now);
         if self.reserve.is_none() {
-            self.reserve = File::open("/dev/null").ok();
+            self.reserve = room::spare_file().ok();
         }
         if self.close_doors_at.is_none() && self.draining.is_some() {
             let unanswered = self.clients.values().any(|client| match client.phase {
@@ -545,6 +544,9 @@ impl EventLoop {
             next = next.min(self.now + SWEEP);
         } else if self.troubles.is_open() {
             next = next.min(self.now + Duration::from_secs(1));
+        }
+        if let Some(until) = self.spare_until() {
+            next = next.min(until.max(self.now + SWEEP));
         }
         self.next_sweep = next;
     }
