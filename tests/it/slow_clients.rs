@@ -40,8 +40,7 @@ fn slow_heads_bodies_and_readers_disturb_nobody() {
                 // From an address of its own, as the attacker has one, and on a new connection each time.
                 while attacker.try_wait().unwrap().is_none() {
                     let begun = Instant::now();
-                    let mut honest =
-                        crate::support::http::Client::connect_from([127, 0, 0, 9], server.address());
+                    let mut honest = crate::support::http::Client::connect_from([127, 0, 0, 9], server.address());
                     assert_eq!(honest.get("/p/x").text(), "GET /x of p", "{what}");
                     slowest = slowest.max(begun.elapsed());
                     answered += 1;
