@@ -21,10 +21,10 @@ STATIC_TARGET ?= $(shell command -v musl-gcc >/dev/null && test -d "$$(rustc --p
 BUILT = $(or $(CARGO_TARGET_DIR),target)/$(STATIC_TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 
 # The test modules about what goes wrong, in plugins, in the host and in the machine.
-FAULTS   = attack:: confinement:: deploy:: discovery:: durability:: host_limits:: isolation:: lifecycle:: logs:: orphans:: store_faults:: \
-           web_faults:: why::
+FAULTS   = attack:: confinement:: deploy:: discovery:: drain:: durability:: host_limits:: isolation:: lifecycle:: logs:: orphans:: \
+           overload:: slow_clients:: store_faults:: web_faults:: why::
 
-.PHONY: help run examples release test faults attack durability fuzz-license fuzz-gate lint docs lib ci bench bench-docs test-tools fuzz-tools clean
+.PHONY: help run examples release test faults attack durability fuzz-license fuzz-gate soak lint docs lib ci bench bench-docs test-tools fuzz-tools clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -97,6 +97,10 @@ fuzz-gate: fuzz-tools ## the gate's parsers under a fuzzer, an hour for each or 
 		if RUSTC_BOOTSTRAP=1 nice -n 10 $(CARGO) fuzz run --fuzz-dir tests/fuzz TARGET $$kept tests/fuzz/corpus/TARGET -- \
 			-dict=tests/fuzz/http.dict -max_total_time=$(or $(FUZZ_SECONDS),3600) >$$log 2>&1; \
 		then echo "TARGET: $$(grep ^Done $$log)"; else tail -n 40 $$log; echo "TARGET: something was found, see $$log"; exit 1; fi'
+
+soak: ## honest load and attacks together for half an hour, or SOAK_SECONDS=…: memory, files and threads must stay flat
+	$(CARGO) build --release --locked --package plugrack --package hello
+	$(PYTHON) tests/soak.py
 
 lint: ## formatting and lints, warnings are errors
 	$(CARGO) fmt --all --check
