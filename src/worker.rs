@@ -226,7 +226,8 @@ impl Worker {
             self.send(first, &mut outstanding);
             while outstanding.len() < depth && self.link.queued() < MAX_BATCH {
                 match self.plugin.queue.jobs().try_recv() {
-                    Ok(Job::Web(job)) if job.is_safe() => self.send(job, &mut outstanding),
+                    // One that was given back goes first next time: behind another answer that streams it would be lost for good.
+                    Ok(Job::Web(job)) if job.is_safe() && job.retries == 0 => self.send(job, &mut outstanding),
                     Ok(job) => {
                         self.held = Some(job);
                         break;
