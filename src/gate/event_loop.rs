@@ -300,7 +300,7 @@ impl EventLoop {
     fn drain(&mut self, drained: Sender<()>) {
         self.draining = Some(drained);
         self.is_draining = true;
-        self.doors.iter().filter(|door| door.guest != Guest::Operator).for_each(Door::stop);
+        self.doors.iter().for_each(Door::stop);
         self.close_doors_at = Some(self.now + SETTLE);
         let farewell = self.now + FAREWELL;
         for client in self.clients.values_mut().filter(|client| client.phase == Phase::Idle) {
@@ -316,8 +316,8 @@ impl EventLoop {
         while self.knocking.iter().any(|knocking| *knocking) && self.reserve.is_some() {
             self.accept();
         }
-        self.doors.retain(|door| door.guest == Guest::Operator);
-        self.knocking = vec![false; self.doors.len()];
+        self.doors.clear();
+        self.knocking.clear();
     }
 
     // --- Doors --------------------------------------------------------------------------------------------
