@@ -197,9 +197,7 @@ impl Serving {
         small_thread("front").spawn(keep)?;
         Ok(())
     }
-}
 
-impl Serving {
     /// Starts another tiny_http, as soon as one can be. Nothing when that took too long.
     fn start_again(&self) -> Option<PathBuf> {
         let deadline = Instant::now() + FAILURE_WINDOW;

@@ -12,6 +12,17 @@ fn ask_two(siege: &Siege, path: &str) -> Client {
     client
 }
 
+/// Asks for an answer that must not leave the host, and for what comes next on the connection.
+#[track_caller]
+fn assert_refused(siege: &Siege, path: &str, tally: &mut Tally) {
+    let mut client = ask_two(siege, path);
+    let reply = client.reply(false);
+    assert_eq!(reply.status, 502, "{path}: {reply:?}");
+    tally.add(reply.status);
+    assert_eq!(client.reply(false).text(), "ok\n", "{path}");
+    assert!(client.rest().is_empty(), "{path}");
+}
+
 #[test]
 fn what_would_split_an_answer_never_leaves() {
     let siege = Siege::new(&[]);
@@ -35,12 +46,7 @@ fn what_would_split_an_answer_never_leaves() {
             "/status?code=1000",
             "/status?code=-200",
         ] {
-            let mut client = ask_two(&siege, path);
-            let reply = client.reply(false);
-            assert_eq!(reply.status, 502, "{path}: {reply:?}");
-            tally.add(reply.status);
-            assert_eq!(client.reply(false).text(), "ok\n", "{path}");
-            assert!(client.rest().is_empty(), "{path}");
+            assert_refused(&siege, path, &mut tally);
         }
         tally
     });
@@ -59,12 +65,7 @@ fn a_plugin_that_lies_about_an_answer_s_length_disturbs_nobody_else() {
             "/length?length=5,5",
             "/length?length=0x5",
         ] {
-            let mut client = ask_two(&siege, path);
-            let reply = client.reply(false);
-            assert_eq!(reply.status, 502, "{path}: {reply:?}");
-            tally.add(reply.status);
-            assert_eq!(client.reply(false).text(), "ok\n", "{path}");
-            assert!(client.rest().is_empty(), "{path}");
+            assert_refused(&siege, path, &mut tally);
         }
         tally
     });
