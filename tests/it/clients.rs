@@ -53,6 +53,19 @@ pub(crate) fn told_of_download() -> &'static str {
     TOLD.get_or_init(|| told(&download(DOWNLOAD)))
 }
 
+/// Has a page of a browser hold the conversation.
+#[track_caller]
+pub(crate) fn browser_converses(browser: &mut Browser, base: &str) {
+    let module = BASE64_STANDARD.encode(fs::read(fixture("conversation.mjs")).unwrap());
+    // No browser streams a body over HTTP/1.1, and none shows cookies to scripts.
+    let said = browser.evaluate(&format!(
+        "import('data:text/javascript;base64,{module}').then(({{ converse, FetchClient }}) => \
+         converse(new FetchClient('{base}', {{ stream: false, cookies: false }}), '{}'))",
+        told_of_download()
+    ));
+    assert_eq!(said, "done");
+}
+
 /// Runs a command, which must succeed.
 #[track_caller]
 pub(crate) fn run(command: &mut Command) -> Output {
@@ -378,14 +391,7 @@ fn chromium_has_its_conversation_and_sees_events_as_they_come() {
     let mut browser = Browser::start(&[]);
     browser.open(&format!("{base}/x"));
     assert_eq!(browser.text(), "GET /x of p");
-    let module = BASE64_STANDARD.encode(fs::read(fixture("conversation.mjs")).unwrap());
-    // No browser streams a body over HTTP/1.1, and none shows cookies to scripts.
-    let said = browser.evaluate(&format!(
-        "import('data:text/javascript;base64,{module}').then(({{ converse, FetchClient }}) => \
-         converse(new FetchClient('{base}', {{ stream: false, cookies: false }}), '{}'))",
-        told_of_download()
-    ));
-    assert_eq!(said, "done");
+    browser_converses(&mut browser, &base);
     let events = |browser: &mut Browser| {
         browser.evaluate(
             "new Promise((done, failed) => { \

@@ -1,14 +1,12 @@
 //! TLS in the gate: real clients over it, certificates that come and go, and those who speak something else.
 
-use crate::clients::{DOWNLOAD, converse, curl, download, fixture, python, run, told_of_download};
+use crate::clients::{DOWNLOAD, browser_converses, converse, curl, download, fixture, python, run, told_of_download};
 use crate::http11::{conversation, post};
 use crate::support::browser::Browser;
 use crate::support::http::Client;
 use crate::support::tls::{Authority, Certificate};
 use crate::support::{Server, Site, command, pause, wait_for, write_file};
 use crate::web::{bytes, sent};
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -125,13 +123,7 @@ fn chromium_has_its_conversation_over_tls() {
     browser.open(&format!("https://{}/", server.address()));
     assert!(browser.text().contains("plugrack"), "{}", browser.text());
     browser.open(&format!("{base}/x"));
-    let module = BASE64_STANDARD.encode(fs::read(fixture("conversation.mjs")).unwrap());
-    let said = browser.evaluate(&format!(
-        "import('data:text/javascript;base64,{module}').then(({{ converse, FetchClient }}) => \
-         converse(new FetchClient('{base}', {{ stream: false, cookies: false }}), '{}'))",
-        told_of_download()
-    ));
-    assert_eq!(said, "done");
+    browser_converses(&mut browser, &base);
 }
 
 #[test]
