@@ -640,6 +640,8 @@ impl Supervisor {
                 (Some(running.pid()), None)
             }
         };
+        // First, so that who sees the state sees its event too.
+        self.host.store.note_event(id, kind, reason);
         self.plugin.set_status(door, |status| {
             (status.state, status.since, status.pid, status.retry_at) = (state, now_ms(), pid, retry_at);
             status.reason.clear();
@@ -656,7 +658,6 @@ impl Supervisor {
         };
         let separator = if reason.is_empty() { "" } else { ": " };
         log::log!(level, "{id}: {kind}{separator}{reason}");
-        self.host.store.note_event(id, kind, reason);
         if door == Door::Shut {
             self.plugin.queue.expire(|_| true, Failed::Unavailable { retry_after: STARTING_RETRY_AFTER });
         }

@@ -115,11 +115,12 @@ pub(crate) fn list(rack: &Rack) -> Vec<Summary> {
 /// One plugin, by its id or, when it was refused, by the name of its file.
 pub(crate) fn one(rack: &Rack, id: &str) -> Result<Option<Details>, StoreError> {
     let Some((file, entry)) = rack.find(id) else { return Ok(None) };
-    let events = rack.host().store.events(id, SHOWN_EVENTS)?;
+    let events = || rack.host().store.events(id, SHOWN_EVENTS);
     let details = match &entry {
         Entry::Accepted { plugin, .. } => {
-            // One look at the status, so that all that is shown is of one moment.
+            // One look at the status, so that all that is shown is of one moment, and the events after it, so that its own is there.
             let status = plugin.status();
+            let events = events()?;
             let token = rack.host().store.license(plugin.id())?;
             let (metadata, process) = (Some(plugin.metadata.clone()), Some(process(rack, plugin, &status)));
             let (advice, last_end) = (plugin.advice(&status), status.last_end.as_deref().map(last_end));
@@ -133,6 +134,7 @@ pub(crate) fn one(rack: &Rack, id: &str) -> Result<Option<Details>, StoreError> 
             }
         }
         Entry::Refused { id, reason, .. } => {
+            let events = events()?;
             let advice = "mend or remove its file: it is then looked at again".into();
             Details { summary: refused(file, id, reason), metadata: None, process: None, advice, last_end: None, events }
         }

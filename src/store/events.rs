@@ -3,12 +3,17 @@
 use super::{Store, StoreError, now_ms};
 use rusqlite::params;
 use serde::Serialize;
+use std::time::Duration;
 
 /// Events kept for each plugin; older ones are forgotten.
 const KEPT: i64 = 200;
 
 /// Longest detail in bytes.
 const MAX_DETAIL: usize = 2048;
+
+/// Longest wait for events that are noted and not yet written, before they are read. A commit takes milliseconds; a store that
+/// is in trouble must not keep the operator from seeing what there is.
+const SETTLE_TIME: Duration = Duration::from_millis(500);
 
 /// Something that happened to a plugin.
 #[derive(Debug, Clone, Serialize)]
@@ -40,8 +45,12 @@ impl Store {
         }
     }
 
-    /// The last events of a plugin, newest first.
+    /// The last events of a plugin, newest first, those among them that were noted just now, as far as they can be written
+    /// within [`SETTLE_TIME`].
     pub(crate) fn events(&self, plugin: &str, most: u32) -> Result<Vec<Event>, StoreError> {
+        if let Ok(noted) = self.begin(|_| Ok::<_, StoreError>(())) {
+            noted.wait_at_most(SETTLE_TIME);
+        }
         self.read(|connection| {
             let mut statement =
                 connection.prepare_cached("SELECT at, kind, detail FROM events WHERE plugin = ?1 ORDER BY seq DESC LIMIT ?2")?;

@@ -86,6 +86,11 @@ impl<T, E: From<StoreError>> Ticket<T, E> {
     pub(crate) fn wait(self) -> Result<T, E> {
         self.outcome.recv().unwrap_or_else(|_| Err(StoreError::Closed.into()))
     }
+
+    /// Waits for the commit as long as `time`, whatever comes of it.
+    fn wait_at_most(self, time: Duration) {
+        drop(self.outcome.recv_timeout(time));
+    }
 }
 
 impl Store {
