@@ -124,8 +124,12 @@ impl Front {
         Ok(Serving { dispatcher, socket })
     }
 
-    /// Notes that tiny_http is dead, and says whether to go on with another.
+    /// Notes that tiny_http is dead, and says whether to go on with another. A death while there are no threads is not counted:
+    /// a fresh start of the host would have no more of them.
     fn go_on_after(&self, why: &str) -> bool {
+        if room::spare_threads(LIBRARY_THREADS).is_err() {
+            return true;
+        }
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         failures.retain(|at| now.duration_since(*at) < FAILURE_WINDOW);

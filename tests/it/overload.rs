@@ -196,7 +196,8 @@ fn without_threads_the_host_answers_as_many_as_it_can_and_all_when_there_are_mor
     let server = site.start_as(serve);
     server.wait_state("p", "ready");
     let mut clients: Vec<_> = (0..24).map(|_| server.client()).collect();
-    for round in 0..3 {
+    // More often than the library may die within a minute for reasons of its own.
+    for round in 0..4 {
         set_limit(&server, "--nproc=1:");
         clients.iter_mut().for_each(|client| client.send(b"GET /p/sleep?s=0.5 HTTP/1.1\r\nhost: test\r\n\r\n"));
         let statuses: Vec<u16> = clients.iter_mut().map(|client| client.reply(false).status).collect();
@@ -214,7 +215,7 @@ fn without_threads_the_host_answers_as_many_as_it_can_and_all_when_there_are_mor
         clients.iter_mut().for_each(|client| assert_eq!(client.reply(false).status, 200));
     }
     let log = server.log();
-    assert!(log.matches("no other HTTP library could be started").count() <= 3, "{log}");
+    assert!(log.matches("no other HTTP library could be started").count() <= 4, "{log}");
     assert!(log.matches("it has to do with the connections it has").count() <= 1, "{log}");
     // The library's own threads may, which is how it ends.
     assert!(!log.contains("thread 'front'"), "{log}");
