@@ -209,9 +209,12 @@ struct Capture<'a> {
 
 impl Capture<'_> {
     fn run(mut self, mut source: PipeReader) {
-        let mut buffer = vec![0; READ_SIZE];
+        let mut buffer = Vec::new();
         loop {
-            let read = is_readable(&source, self.next_wake()).then(|| source.read(&mut buffer));
+            let read = is_readable(&source, self.next_wake()).then(|| {
+                buffer.resize(READ_SIZE, 0);
+                source.read(&mut buffer)
+            });
             let now = Instant::now();
             self.turn_window(now, false);
             match read {
@@ -219,7 +222,13 @@ impl Capture<'_> {
                 None if lock(&self.log.shared.printed).life != self.life => break,
                 None => {}
                 Some(Ok(0)) => break,
-                Some(Ok(size)) => self.take(&buffer[..size], now),
+                Some(Ok(size)) => {
+                    self.take(&buffer[..size], now);
+                    if size < READ_SIZE {
+                        // That was all for now, and most plugins are silent for long.
+                        buffer = Vec::new();
+                    }
+                }
                 Some(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                 Some(Err(_)) => break,
             }

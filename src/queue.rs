@@ -1,8 +1,12 @@
-//! The requests that wait for one plugin: a bounded channel that outlives the plugin's processes.
+//! The requests that wait for one plugin: a channel of so many places that outlives the plugin's processes.
+//!
+//! The channel is crossbeam's unbounded one, and the places are counted here: its bounded one holds memory for all of them from the
+//! beginning, 24 KiB for every plugin that is idle. Threads that come at the very same moment may each find the last place free, so
+//! there may be as many requests more as there are threads that put some in: the dispatcher and now and then another.
 
 use crate::exchange::{Failed, Job};
 use crate::repeat::{Repeat, more};
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -16,6 +20,7 @@ const MAX_PLACES: usize = 1024;
 pub(crate) struct Queue {
     /// The plugin's id.
     id: String,
+    places: usize,
     sender: Sender<Job>,
     receiver: Receiver<Job>,
     expiring: Mutex<()>,
@@ -26,15 +31,20 @@ pub(crate) struct Queue {
 impl Queue {
     /// A queue for a plugin of so many connections.
     pub(crate) fn new(id: &str, concurrency: usize) -> Self {
-        let (sender, receiver) = bounded((concurrency * PLACES_PER_CONNECTION).min(MAX_PLACES));
-        Self { id: id.to_owned(), sender, receiver, expiring: Mutex::new(()), full: Mutex::default() }
+        let places = (concurrency * PLACES_PER_CONNECTION).min(MAX_PLACES);
+        let (sender, receiver) = unbounded();
+        Self { id: id.to_owned(), places, sender, receiver, expiring: Mutex::new(()), full: Mutex::default() }
     }
 
     /// Puts a request in; one for which there is no place is answered so.
     pub(crate) fn push(&self, job: Job) {
-        if let Err(refused) = self.sender.try_send(job) {
+        if self.len() >= self.places {
+            job.fail(Failed::Overloaded);
+            return self.say_full();
+        }
+        // Both ends are held here, so it is taken.
+        if let Err(refused) = self.sender.send(job) {
             refused.into_inner().fail(Failed::Overloaded);
-            self.say_full();
         }
     }
 
