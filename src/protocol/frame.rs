@@ -77,8 +77,18 @@ pub enum EncodeError {
 /// # Errors
 /// When head or body are over their limits.
 pub fn encode(out: &mut Vec<u8>, head: &impl Serialize, body: &[u8]) -> Result<(), EncodeError> {
-    if body.len() > MAX_BODY {
-        return Err(EncodeError::Body(body.len()));
+    encode_before(out, head, body.len())?;
+    out.extend_from_slice(body);
+    Ok(())
+}
+
+/// Appends what stands before a frame's body, whose length is given: for a body that is better not copied.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_before(out: &mut Vec<u8>, head: &impl Serialize, body: usize) -> Result<(), EncodeError> {
+    if body > MAX_BODY {
+        return Err(EncodeError::Body(body));
     }
     let start = out.len();
     out.extend_from_slice(&[0; LENGTHS]);
@@ -87,11 +97,10 @@ pub fn encode(out: &mut Vec<u8>, head: &impl Serialize, body: &[u8]) -> Result<(
         return Err(error.into());
     }
     let length = out.len() - start - LENGTHS;
-    match (u32::try_from(length), u32::try_from(body.len())) {
+    match (u32::try_from(length), u32::try_from(body)) {
         (Ok(head_length), Ok(body_length)) if length <= MAX_HEAD => {
             out[start..start + 4].copy_from_slice(&head_length.to_be_bytes());
             out[start + 4..start + LENGTHS].copy_from_slice(&body_length.to_be_bytes());
-            out.extend_from_slice(body);
             Ok(())
         }
         _ => {

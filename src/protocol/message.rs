@@ -104,6 +104,12 @@ pub enum Malformed {
     Id(u64),
 }
 
+/// The type of a message that begins with it, as all do that this library writes: it need not be looked for.
+fn leading_type(head: &str) -> Option<&str> {
+    let (kind, rest) = head.strip_prefix(r#"{"type":""#)?.split_once('"')?;
+    (rest.starts_with([',', '}']) && kind.bytes().all(|byte| byte.is_ascii_lowercase())).then_some(kind)
+}
+
 impl Message {
     /// Reads a head.
     ///
@@ -120,7 +126,10 @@ impl Message {
         if !head.trim_ascii_start().starts_with('{') {
             return Err(Malformed::NotAnObject);
         }
-        let tag: Tag<'_> = serde_json::from_str(head)?;
+        let tag = match leading_type(head) {
+            Some(kind) => Tag { kind: kind.into() },
+            None => serde_json::from_str(head)?,
+        };
         let message = match &*tag.kind {
             "response" => Self::Response(serde_json::from_str(head)?),
             "data" => Self::Data(serde_json::from_str(head)?),

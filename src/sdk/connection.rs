@@ -1,11 +1,13 @@
 //! One connection from the host: messages in, replies out, as few system calls as can be.
 
-use crate::protocol::frame::{EncodeError, FrameReader, ReadError, encode};
+use super::outbox::{Flusher, Outbox};
+use crate::protocol::frame::{EncodeError, FrameReader, ReadError, encode_before};
 use crate::protocol::message::{Failure, Malformed, Message};
 use serde::Serialize;
 use std::collections::VecDeque;
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 /// Replies are written once they have come to so many bytes, even while more requests are at hand.
 const BATCH: usize = 64 * 1024;
@@ -57,15 +59,18 @@ pub(super) struct Connection {
     /// The body of the message received last.
     body: Vec<u8>,
     /// Replies not yet written.
-    out: Vec<u8>,
+    out: Arc<Outbox>,
+    flusher: Arc<Flusher>,
 }
 
 impl Connection {
-    pub(super) fn new(stream: UnixStream) -> Self {
-        Self { reader: FrameReader::new(stream), ahead: VecDeque::new(), body: Vec::new(), out: Vec::new() }
+    pub(super) fn new(stream: UnixStream, flusher: Arc<Flusher>) -> io::Result<Self> {
+        let out = Arc::new(Outbox::new(stream.try_clone()?));
+        Ok(Self { reader: FrameReader::new(stream), ahead: VecDeque::new(), body: Vec::new(), out, flusher })
     }
 
-    /// The next message; its body is then [`Connection::body`]. Replies are written first, unless the message is at hand.
+    /// The next message; its body is then [`Connection::body`]. Replies are written first, or, if the message is at hand, within a
+    /// moment.
     pub(super) fn receive(&mut self) -> Result<Message, End> {
         if let Some((message, body)) = self.ahead.pop_front() {
             self.body = body;
@@ -73,6 +78,8 @@ impl Connection {
         }
         if !self.reader.is_ready() {
             self.flush()?;
+        } else if !self.out.frames().is_empty() {
+            self.flusher.watch(&self.out);
         }
         loop {
             match self.reader.read() {
@@ -114,28 +121,32 @@ impl Connection {
 
     /// Appends a frame to what is to be written.
     pub(super) fn send(&mut self, head: &impl Serialize, body: &[u8]) -> Result<(), End> {
-        encode(&mut self.out, head, body)?;
-        self.flush_batch()
+        encode_before(&mut self.out.frames(), head, body.len())?;
+        self.put(body)
     }
 
     /// As [`Connection::send`], for a reply of the plugin's making: one that fits no frame is an `error` instead.
     /// Gives the reason where that is so.
     pub(super) fn reply(&mut self, id: u64, head: &impl Serialize, body: &[u8]) -> Result<Option<EncodeError>, End> {
-        let Err(error) = encode(&mut self.out, head, body) else { return self.flush_batch().map(|()| None) };
+        let encoded = encode_before(&mut self.out.frames(), head, body.len());
+        let Err(error) = encoded else { return self.put(body).map(|()| None) };
         self.send(&Failure { id, code: "internal".to_owned(), message: error.to_string(), index: None }, &[])?;
         Ok(Some(error))
     }
 
     /// Writes the replies.
     pub(super) fn flush(&mut self) -> Result<(), End> {
-        if !self.out.is_empty() {
-            self.reader.stream().write_all(&self.out)?;
-            self.out.clear();
-        }
-        Ok(())
+        Ok(self.out.flush()?)
     }
 
-    fn flush_batch(&mut self) -> Result<(), End> {
-        if self.out.len() >= BATCH { self.flush() } else { Ok(()) }
+    /// Puts a body behind its head; a large one is written at once and not copied.
+    fn put(&mut self, body: &[u8]) -> Result<(), End> {
+        let mut frames = self.out.frames();
+        if frames.len() + body.len() < BATCH {
+            frames.extend_from_slice(body);
+            return Ok(());
+        }
+        drop(frames);
+        Ok(self.out.flush_with(body)?)
     }
 }

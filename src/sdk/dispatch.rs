@@ -11,22 +11,11 @@ use super::server::Server;
 use super::{Error, log};
 use crate::protocol::message::{Failure, Http, Kv, Message, Pong};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::{Duration, Instant};
-
-/// A message that took longer than this was slow.
-const SLOW: Duration = Duration::from_millis(1);
-
-/// For so many messages after a slow one, each reply is written at once: collecting them saves little there, and would hold a
-/// reply back for as long as the next request takes.
-const WARY: u32 = 64;
 
 /// Serves a connection until it is over.
 pub(super) fn serve(server: &Server, connection: &mut Connection) -> Result<(), End> {
-    let mut wary = 0;
     loop {
-        let message = connection.receive()?;
-        let received = Instant::now();
-        match (message, server.context()) {
+        match (connection.receive()?, server.context()) {
             (Message::Init(init), _) => server.init(*init, connection)?,
             (Message::Http(message), Some(context)) => http(server, context, connection, *message)?,
             (Message::Kv(message), Some(context)) => kv(server, context, connection, &message)?,
@@ -36,13 +25,6 @@ pub(super) fn serve(server: &Server, connection: &mut Connection) -> Result<(), 
                 return connection.flush();
             }
             (message, _) => return Err(End::Fault(format!("{} is out of place", message.kind()))),
-        }
-        if received.elapsed() > SLOW {
-            wary = WARY;
-        }
-        if wary > 0 {
-            wary -= 1;
-            connection.flush()?;
         }
     }
 }

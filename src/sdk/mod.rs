@@ -36,6 +36,7 @@ mod kv;
 #[cfg(feature = "license")]
 mod licensed;
 mod operation;
+mod outbox;
 mod plugin;
 mod pool;
 mod request;

@@ -39,6 +39,7 @@ Standard output and standard error are the plugin's log; the SDK logs there as `
 from __future__ import annotations
 
 import base64
+import collections
 import itertools
 import json
 import logging
@@ -52,7 +53,7 @@ import threading
 import time
 from contextlib import closing
 from datetime import datetime, timezone
-from typing import (Any, Callable, Dict, FrozenSet, Generator, Iterable, Iterator, List, Mapping, NamedTuple, NoReturn,
+from typing import (Any, Callable, Deque, Dict, FrozenSet, Generator, Iterable, Iterator, List, Mapping, NamedTuple, NoReturn,
                     Optional, Pattern, Tuple, TypeVar, Union)
 from urllib.parse import parse_qsl
 
@@ -163,15 +164,29 @@ class _Wire:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self._lock = threading.Lock()  # of what is to be sent, and of sending it
+        self._unsent = bytearray()
+        self.watched = False  # whether the flusher has been told of it
         self._buffer = bytearray()
         self._seen = 0  # how far shutdown_waits() has looked ahead
 
     def send(self, head: Mapping[str, Any], body: bytes = b"") -> None:
+        """Puts a frame behind those to be sent. They go out together: before anything more is waited for, or in a moment."""
         frame = _encode(head, body)
-        try:
-            self._sock.sendall(frame)
-        except OSError as error:
-            raise Disconnected(str(error)) from None
+        with self._lock:
+            self._unsent += frame
+        if len(self._unsent) > _RECEIVE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Sends what there is to send."""
+        with self._lock:
+            unsent, self._unsent = self._unsent, bytearray()
+            if unsent:
+                try:
+                    self._sock.sendall(unsent)
+                except OSError as error:
+                    raise Disconnected(str(error)) from None
 
     def read(self) -> Tuple[Dict[str, Any], bytes]:
         """The next frame. Raises Disconnected at the end of the stream."""
@@ -182,7 +197,10 @@ class _Wire:
                 body = bytes(self._buffer[start:end])
                 del self._buffer[:end]
                 self._seen = 0
+                if self._unsent:
+                    _flusher.watch(self)
                 return head, body
+            self.flush()
             self._receive()
 
     def shutdown_waits(self) -> bool:
@@ -206,6 +224,10 @@ class _Wire:
             return False
 
     def close(self) -> None:
+        try:
+            self.flush()
+        except Disconnected:
+            pass
         self._sock.close()
 
     def _receive(self, flags: int = 0) -> bool:
@@ -243,6 +265,46 @@ class _Wire:
         if type(number) is not int or not 0 <= number <= _MAX_ID:
             raise _ProtocolError("a head without a valid id")
         return head, start, end
+
+
+class _Flusher:
+    """Sends replies that are held back for the next one's sake when that takes its time."""
+
+    _HOLD = 0.002  # seconds; those that are quick are done by then
+
+    def __init__(self) -> None:
+        self._held: Deque[_Wire] = collections.deque()
+        self._came = threading.Event()
+        self._start = threading.Lock()
+        self._started = False
+
+    def watch(self, wire: _Wire) -> None:
+        if wire.watched:
+            return
+        wire.watched = True
+        self._held.append(wire)
+        if not self._came.is_set():
+            with self._start:
+                if not self._started:
+                    threading.Thread(target=self._run, daemon=True).start()
+                    self._started = True
+            self._came.set()
+
+    def _run(self) -> None:
+        while True:
+            self._came.wait()
+            time.sleep(self._HOLD)
+            self._came.clear()
+            while self._held:
+                wire = self._held.popleft()
+                wire.watched = False
+                try:
+                    wire.flush()
+                except Disconnected:
+                    pass  # its own thread finds out likewise
+
+
+_flusher = _Flusher()
 
 
 # ---- HTTP ------------------------------------------------------------------------------------------------------------
@@ -1069,6 +1131,7 @@ class Plugin:
                 _log.exception("the plugin cannot start")
                 reply, exit_code = _error_head(head["id"], "internal", f"{type(error).__name__}: {error}"), 1
             wire.send(reply)
+            wire.flush()
             self._end(exit_code)
             return False
         self._ready = True
@@ -1103,8 +1166,10 @@ class Plugin:
                     # Now, not at the end: the host reads on in the answer only when it is rid of the request's body.
                     request._drop_rest()
                     head = {"type": "data", "id": request._id}
-                if more and wire.shutdown_waits():
-                    self.stopping.set()
+                if more:
+                    wire.flush()
+                    if wire.shutdown_waits():
+                        self.stopping.set()
 
     def _serve_kv(self, wire: _Wire, head: Dict[str, Any], value: bytes) -> None:
         reply, body = {"type": "result", "id": head["id"]}, b""

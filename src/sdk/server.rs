@@ -4,6 +4,7 @@ use super::connection::{Connection, End};
 use super::context::{Context, Refusal};
 use super::kv::KvError;
 use super::operation::{Operation, Outcome};
+use super::outbox::Flusher;
 use super::request::Request;
 use super::response::Response;
 use super::{Error, dispatch, log};
@@ -33,6 +34,7 @@ pub(super) struct Server {
     concurrency: usize,
     /// Whether `init` has come, which it does once.
     initialized: AtomicBool,
+    flusher: Arc<Flusher>,
     /// There once the plugin is ready.
     context: OnceLock<Context>,
     state: Mutex<State>,
@@ -53,6 +55,7 @@ impl Server {
             handlers,
             concurrency: usize::try_from(concurrency).unwrap_or(usize::MAX),
             initialized: AtomicBool::new(false),
+            flusher: Arc::default(),
             context: OnceLock::new(),
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -62,6 +65,11 @@ impl Server {
     /// Serves until the plugin has to exit. The accepting thread is then left behind, for the process to end with.
     pub(super) fn run(self, listener: UnixListener) -> ExitCode {
         let server = Arc::new(self);
+        let flusher = Arc::clone(&server.flusher);
+        if let Err(error) = thread::Builder::new().name("flush".to_owned()).spawn(move || flusher.run()) {
+            log(format_args!("cannot start a thread: {error}"));
+            return ExitCode::FAILURE;
+        }
         let acceptor = Arc::clone(&server);
         let accepting = thread::Builder::new().name("accept".to_owned()).spawn(move || {
             let error = acceptor.accept(&listener);
@@ -147,7 +155,10 @@ impl Slot {
 
     fn serve(self, stream: UnixStream) {
         // The stream is closed before the place is given back: locals go first.
-        let mut connection = Connection::new(stream);
+        let mut connection = match Connection::new(stream, Arc::clone(&self.0.flusher)) {
+            Ok(connection) => connection,
+            Err(error) => return log(format_args!("cannot serve a connection: {error}")),
+        };
         if let Err(End::Fault(reason)) = dispatch::serve(&self.0, &mut connection) {
             log(format_args!("a connection is closed: {reason}"));
             // What was answered before the fault may still be wanted.

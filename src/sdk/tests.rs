@@ -256,6 +256,30 @@ fn what_is_out_of_place_closes_the_connection_and_no_more() {
 }
 
 #[test]
+fn an_answer_does_not_wait_for_a_slow_request_behind_it() {
+    let (go, wait) = mpsc::channel::<()>();
+    let wait = Mutex::new(wait);
+    let running = Running::start(plugin(), move |request: &mut Request<'_>| {
+        if request.path() == "/slow" {
+            wait.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+        }
+        Response::text(request.path().to_owned())
+    });
+    let mut peer = running.ready();
+    for round in 0..3 {
+        let mut batch = Vec::new();
+        for (id, path) in [(2, "/quick"), (3, "/slow"), (4, "/quick")] {
+            encode(&mut batch, &http(10 * round + id, "GET", path), b"").unwrap();
+        }
+        peer.0.stream().write_all(&batch).unwrap();
+        assert_eq!(peer.response().1, b"/quick");
+        go.send(()).unwrap();
+        assert_eq!((peer.response().1, peer.response().1), (b"/slow".to_vec(), b"/quick".to_vec()));
+    }
+    running.shut_down([peer]);
+}
+
+#[test]
 fn pipelined_requests_are_answered_in_order() {
     let running = Running::start(plugin(), |request: &mut Request<'_>| {
         let body = request.read_body(100)?;

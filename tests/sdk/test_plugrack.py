@@ -630,6 +630,17 @@ class HttpTest(TestCase):
             self.assertEqual(head["id"], number)
             self.assertEqual((head["type"], body), ("response", b"%d" % number) if number % 5 else ("pong", b""))
 
+    def test_an_answer_does_not_wait_for_a_slow_request_behind_it(self):
+        others = [self.process.connect(), self.process.connect()]
+        self.connection.write(b"".join(
+            frame({"type": "http", "id": number, "method": "GET", "path": path, "mount": "/bench", "headers": [], "remote": ""})
+            for number, path in ((1, "/echo"), (2, "/meet"), (3, "/echo"))))
+        self.assertEqual(self.connection.receive()[0]["id"], 1)
+        for other in others:
+            other.http("/meet")
+        self.assertEqual([self.connection.receive()[0]["id"] for _ in range(2)], [2, 3])
+        self.assertEqual([other.response()[1] for other in others], [b"met"] * 2)
+
     def test_a_frame_in_single_bytes(self):
         for byte in frame({"type": "ping", "id": 5}):
             self.connection.write(bytes([byte]))

@@ -1,0 +1,86 @@
+//! Replies on their way to the host: collected while more requests are at hand, and held back for a moment at most.
+//!
+//! A plugin that is quick gets several requests at a time, and answers them in one write. One of them may be slow all the same, and
+//! the replies to those before it must not wait for it: so another thread sends what has been held for too long.
+
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// How long a reply is held while the next request is handled. Those that are quick are done by then.
+const HOLD: Duration = Duration::from_millis(1);
+
+/// Replies of one connection.
+pub(super) struct Outbox {
+    stream: UnixStream,
+    frames: Mutex<Vec<u8>>,
+    /// Whether the [`Flusher`] has been told of them.
+    watched: AtomicBool,
+}
+
+impl Outbox {
+    pub(super) fn new(stream: UnixStream) -> Self {
+        Self { stream, frames: Mutex::default(), watched: AtomicBool::new(false) }
+    }
+
+    /// The frames that are not sent yet, to put others behind them.
+    pub(super) fn frames(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.frames.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends them.
+    pub(super) fn flush(&self) -> io::Result<()> {
+        self.write(&mut self.frames())
+    }
+
+    /// Sends them, and then bytes that are better not copied behind them.
+    pub(super) fn flush_with(&self, bytes: &[u8]) -> io::Result<()> {
+        let mut frames = self.frames();
+        self.write(&mut frames)?;
+        (&self.stream).write_all(bytes)
+    }
+
+    fn write(&self, frames: &mut Vec<u8>) -> io::Result<()> {
+        if frames.is_empty() {
+            return Ok(());
+        }
+        let written = (&self.stream).write_all(frames);
+        frames.clear();
+        written
+    }
+}
+
+/// Sends the replies of all connections that are held for too long.
+#[derive(Default)]
+pub(super) struct Flusher {
+    held: Mutex<Vec<Arc<Outbox>>>,
+    came: Condvar,
+}
+
+impl Flusher {
+    /// Looks after replies that are held from now on.
+    pub(super) fn watch(&self, outbox: &Arc<Outbox>) {
+        if !outbox.watched.swap(true, Ordering::AcqRel) {
+            self.held.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(outbox));
+            self.came.notify_one();
+        }
+    }
+
+    /// Sends what is held, for ever.
+    pub(super) fn run(&self) {
+        loop {
+            let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+            let held = self.came.wait_while(held, |held| held.is_empty()).unwrap_or_else(PoisonError::into_inner);
+            let (mut held, _) = self.came.wait_timeout_while(held, HOLD, |_| true).unwrap_or_else(PoisonError::into_inner);
+            let outboxes = std::mem::take(&mut *held);
+            drop(held);
+            for outbox in outboxes {
+                outbox.watched.store(false, Ordering::Release);
+                // The connection's own thread finds out likewise.
+                drop(outbox.flush());
+            }
+        }
+    }
+}
