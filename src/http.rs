@@ -6,6 +6,7 @@
 use crate::api::{self, Api};
 use crate::exchange::{BodyLength, Client, Failed, Job, WebJob};
 use crate::gate::head::obs_text;
+use crate::gate::mailbox::{MAX_WHOLE, Mailbox, Parcel};
 use crate::gate::{GATE_HEADER, Gate, LENGTH_HEADER, Loss};
 use crate::pages;
 use crate::pause::pause;
@@ -19,7 +20,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use std::fs::{self, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -56,6 +57,10 @@ const LOBBY_TICK: Duration = Duration::from_millis(20);
 /// Body length in bytes up to which tiny_http reads a body before it hands the request over.
 const PREREAD: u64 = 1024;
 
+/// Most bytes of a body that are copied behind what stands before them, to be sent in one piece. It takes longer to copy more than to
+/// send them apart.
+const MAX_COPY: usize = 32 * 1024;
+
 /// Status of the interim answer before one that comes before the end of the request's body (102, Processing).
 const INTERIM: u16 = 102;
 
@@ -71,6 +76,8 @@ pub(crate) struct Front {
     socket: PathBuf,
     /// What the gate is known by.
     key: String,
+    /// Where it takes answers.
+    mailbox: Mailbox,
     max_body: u64,
     /// Set when no new request is to be taken.
     closing: AtomicBool,
@@ -87,12 +94,13 @@ pub(crate) struct Front {
 
 impl Front {
     /// A front that will listen on a Unix socket. The channel closes when it has failed for good.
-    pub(crate) fn new(socket: PathBuf, max_body: u64) -> (Self, Receiver<()>) {
+    pub(crate) fn new(socket: PathBuf, max_body: u64, mailbox: Mailbox) -> (Self, Receiver<()>) {
         let random = || Uuid::new_v4().simple().to_string();
         let (alive, failed) = bounded(0);
         let front = Self {
             socket,
             key: random(),
+            mailbox,
             max_body,
             closing: AtomicBool::new(false),
             failures: Mutex::default(),
@@ -231,7 +239,7 @@ struct Dispatcher {
     rack: Arc<Rack>,
     desk: Sender<TinyClient>,
     /// Requests for what is not known, by their arrival, while the first look for plugins is under way; none afterwards.
-    lobby: Mutex<Option<Vec<(Instant, Request)>>>,
+    lobby: Mutex<Option<Vec<(Instant, TinyClient)>>>,
 }
 
 impl Dispatcher {
@@ -249,7 +257,7 @@ impl Dispatcher {
             match server.recv() {
                 Ok(request) => {
                     // A panic while one request is handled must not end the thread that hands out all others.
-                    if catch_unwind(AssertUnwindSafe(|| self.dispatch(request))).is_err() {
+                    if catch_unwind(AssertUnwindSafe(|| self.receive(request))).is_err() {
                         log::error!("a request made the dispatcher panic");
                     }
                 }
@@ -259,18 +267,25 @@ impl Dispatcher {
         }
     }
 
-    /// Sends a request where it belongs. Never waits.
-    fn dispatch(&self, request: Request) {
+    /// Takes a request from the gate.
+    fn receive(&self, request: Request) {
         let Some(passed) = Passed::check(&request, &self.front.key) else {
             // Somebody of the host's own user has found the socket: tiny_http answers 500.
             return drop(request);
         };
-        let body = match body_length(&request, passed.length, self.front.max_body) {
-            Ok(body) => body,
-            Err(failed) => return refuse(request, failed),
-        };
+        let body = body_length(&request, passed.length, self.front.max_body);
+        let mut client = TinyClient::new(request, passed, body.unwrap_or(BodyLength::Unknown), &self.front);
+        match body {
+            Ok(_) => self.dispatch(client),
+            Err(failed) => client.fail(failed),
+        }
+    }
+
+    /// Sends a request where it belongs. Never waits.
+    fn dispatch(&self, mut client: TinyClient) {
+        let ClientState::Asking(request) = &client.state else { return };
         if self.front.closing.load(Ordering::Acquire) {
-            return refuse(request, Failed::Unavailable { retry_after: OVERLOAD_RETRY_AFTER });
+            return client.fail(Failed::Unavailable { retry_after: OVERLOAD_RETRY_AFTER });
         }
         let (path, query) = match request.url().split_once('?') {
             Some((path, query)) => (path, Some(query)),
@@ -281,42 +296,41 @@ impl Dispatcher {
         let routes = self.rack.routes();
         match routes.resolve(path) {
             Target::Plugin { plugin, mount, path } => {
-                let http = self.message(&request, &passed, mount, path, query);
-                let plugin = Arc::clone(plugin);
-                let client = Box::new(TinyClient::new(request, body, self.front.max_body));
-                plugin.submit(Job::Web(Box::new(WebJob { request: http, body, client, arrived: Instant::now(), retries: 0 })));
+                let http = self.message(request, &client.passed, mount, path, query);
+                let (plugin, body) = (Arc::clone(plugin), client.body);
+                let (client, arrived) = (Box::new(client), Instant::now());
+                plugin.submit(Job::Web(Box::new(WebJob { request: http, body, client, arrived, retries: 0 })));
             }
             Target::Api(_) => {
-                let client = TinyClient::new(request, body, self.front.max_body);
                 if let Err(full) = self.desk.try_send(client) {
                     full.into_inner().fail(Failed::Overloaded);
                 }
             }
-            Target::Server => TinyClient::new(request, body, 0).respond(204, "text/plain", b"", &[("allow", METHODS)]),
-            Target::Nothing if !known => self.keep(request),
-            _ if body != BodyLength::Known(0) => refuse(request, Failed::NotFound),
+            Target::Server => client.respond(204, "text/plain", b"", &[("allow", METHODS)]),
+            Target::Nothing if !known => self.keep(client),
+            _ if client.body != BodyLength::Known(0) => client.fail(Failed::NotFound),
             Target::Index | Target::Health if !matches!(request.method().as_str(), "GET" | "HEAD") => {
-                refuse(request, Failed::MethodNotAllowed);
+                client.fail(Failed::MethodNotAllowed);
             }
-            Target::Health => TinyClient::new(request, body, 0).respond(200, "text/plain; charset=utf-8", b"ok\n", &[]),
+            Target::Health => client.respond(200, "text/plain; charset=utf-8", b"ok\n", &[]),
             Target::Index => {
-                let html = header(&request, "accept").is_some_and(|accept| accept.contains("text/html"));
+                let html = header(request, "accept").is_some_and(|accept| accept.contains("text/html"));
                 let (kind, page) = pages::index(&self.rack, html);
-                TinyClient::new(request, body, 0).respond(200, kind, page.as_bytes(), &pages::HEADERS);
+                client.respond(200, kind, page.as_bytes(), &pages::HEADERS);
             }
-            Target::Nothing => refuse(request, Failed::NotFound),
+            Target::Nothing => client.fail(Failed::NotFound),
         }
     }
 
     /// Keeps a request for what is not known yet, while the first look for plugins is under way.
-    fn keep(&self, request: Request) {
+    fn keep(&self, mut client: TinyClient) {
         match self.lobby.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
-            Some(lobby) if lobby.len() < MAX_LOBBY => return lobby.push((Instant::now(), request)),
-            Some(_) => return refuse(request, Failed::Overloaded),
+            Some(lobby) if lobby.len() < MAX_LOBBY => return lobby.push((Instant::now(), client)),
+            Some(_) => return client.fail(Failed::Overloaded),
             None => {}
         }
         // The look has ended just now, so this time it is known.
-        self.dispatch(request);
+        self.dispatch(client);
     }
 
     /// Sends the requests in the lobby on as their plugins become known, those that have waited too long away, and the rest on at the
@@ -326,8 +340,8 @@ impl Dispatcher {
         while !known {
             known = self.rack.is_known(LOBBY_TICK);
             let routes = self.rack.routes();
-            let is_due = |(arrived, request): &mut (Instant, Request)| {
-                let path = request.url().split('?').next().unwrap_or_default();
+            let is_due = |(arrived, client): &mut (Instant, TinyClient)| {
+                let path = client.request().and_then(|request| request.url().split('?').next()).unwrap_or_default();
                 arrived.elapsed() >= HOLD || !matches!(routes.resolve(path), Target::Nothing)
             };
             let due = {
@@ -338,18 +352,18 @@ impl Dispatcher {
                     lobby.iter_mut().flat_map(|kept| kept.extract_if(.., is_due)).collect()
                 }
             };
-            for (arrived, request) in due {
+            for (arrived, mut client) in due {
                 if arrived.elapsed() >= HOLD && !known {
-                    refuse(request, Failed::Unavailable { retry_after: STARTING_RETRY_AFTER });
+                    client.fail(Failed::Unavailable { retry_after: STARTING_RETRY_AFTER });
                 } else {
-                    self.dispatch(request);
+                    self.dispatch(client);
                 }
             }
         }
     }
 
     /// The message for a plugin.
-    fn message(&self, request: &Request, passed: &Passed<'_>, mount: &str, path: &str, query: Option<&str>) -> Http {
+    fn message(&self, request: &Request, passed: &Passed, mount: &str, path: &str, query: Option<&str>) -> Http {
         Http {
             id: 0,
             method: request.method().as_str().to_owned(),
@@ -357,14 +371,14 @@ impl Dispatcher {
             query: query.map(str::to_owned),
             mount: mount.to_owned(),
             headers: self.headers(request, passed, mount),
-            remote: passed.client.to_owned(),
+            remote: passed.client.clone(),
             more: false,
         }
     }
 
     /// The request's headers as a plugin gets them: what the gate has let through, without what is between it and the host, and with
     /// the host's own.
-    fn headers(&self, request: &Request, passed: &Passed<'_>, mount: &str) -> Headers {
+    fn headers(&self, request: &Request, passed: &Passed, mount: &str) -> Headers {
         let mut headers = Headers::with_capacity(request.headers().len() + 4);
         for header in request.headers() {
             let name = header.field.as_str().as_str();
@@ -375,7 +389,7 @@ impl Dispatcher {
         if let Some(length) = passed.length {
             headers.push(("content-length".into(), length.to_string()));
         }
-        headers.push(("x-forwarded-for".into(), passed.client.to_owned()));
+        headers.push(("x-forwarded-for".into(), passed.client.clone()));
         headers.push(("x-forwarded-proto".into(), passed.scheme.to_owned()));
         headers.push(("x-forwarded-prefix".into(), mount.to_owned()));
         headers.push(("x-request-id".into(), self.front.request_id()));
@@ -384,24 +398,27 @@ impl Dispatcher {
 }
 
 /// What the gate says of a request, see [`crate::gate`].
-struct Passed<'a> {
+struct Passed {
     /// `http` or `https`.
-    scheme: &'a str,
+    scheme: &'static str,
     /// The client's address; empty where nobody knows it.
-    client: &'a str,
+    client: String,
     /// The length that was declared for a body in chunks.
     length: Option<u64>,
+    /// Where the answer is to be put, unless it goes back on the connection.
+    address: Option<u64>,
 }
 
-impl<'a> Passed<'a> {
+impl Passed {
     /// Reads it; nothing when the request does not come from the gate.
-    fn check(request: &'a Request, key: &str) -> Option<Self> {
+    fn check(request: &Request, key: &str) -> Option<Self> {
         let mut words = header(request, GATE_HEADER)?.split(' ');
         let genuine: bool = words.next()?.as_bytes().ct_eq(key.as_bytes()).into();
-        let scheme = words.next().filter(|_| genuine)?;
-        let client = words.next().filter(|client| *client != "-").unwrap_or_default();
+        let scheme = if words.next().filter(|_| genuine)? == "https" { "https" } else { "http" };
+        let client = words.next().filter(|client| *client != "-").unwrap_or_default().to_owned();
         let length = words.next().and_then(|length| length.parse().ok());
-        Some(Self { scheme, client, length })
+        let address = words.next().and_then(|address| u64::from_str_radix(address, 16).ok());
+        Some(Self { scheme, client, length, address })
     }
 }
 
@@ -420,11 +437,6 @@ fn attend(api: &Api, queue: &Receiver<TinyClient>) {
             log::error!("a request made the API panic");
         }
     }
-}
-
-/// Answers a request with the host's own error.
-fn refuse(request: Request, failed: Failed) {
-    TinyClient::new(request, BodyLength::Unknown, 0).fail(failed);
 }
 
 /// Whether tiny_http has read the whole body already: it has a small one.
@@ -475,6 +487,9 @@ fn refusal(failed: Failed) -> (u16, Option<(&'static str, String)>, String) {
 /// A client, as the gate stands for it: with its request or, once it is being answered, its answer.
 pub(crate) struct TinyClient {
     state: ClientState,
+    passed: Passed,
+    mailbox: Mailbox,
+    body: BodyLength,
     head: bool,
     /// Bytes of the body still allowed.
     allowance: u64,
@@ -494,10 +509,13 @@ enum ClientState {
 }
 
 impl TinyClient {
-    fn new(request: Request, body: BodyLength, max_body: u64) -> Self {
+    fn new(request: Request, passed: Passed, body: BodyLength, front: &Front) -> Self {
         Self {
             head: request.method().as_str() == "HEAD",
-            allowance: max_body,
+            passed,
+            mailbox: front.mailbox.clone(),
+            body,
+            allowance: front.max_body,
             read: is_preread(&request),
             left: match body {
                 BodyLength::Known(length) => Some(length),
@@ -528,8 +546,7 @@ impl TinyClient {
             answer.extend_from_slice(body);
         }
         // A client that has gone needs no answer.
-        drop(self.begin().and_then(|out| send(out, &answer)));
-        self.finish();
+        drop(self.deliver(answer, true));
     }
 
     fn head_start(&self, status: u16) -> Vec<u8> {
@@ -543,9 +560,42 @@ impl TinyClient {
         head
     }
 
+    /// Sends bytes of an answer; after the `last` there are no more.
+    fn deliver(&mut self, bytes: Vec<u8>, last: bool) -> io::Result<()> {
+        if last
+            && bytes.len() <= MAX_WHOLE
+            && let Some(address) = self.passed.address
+            && let ClientState::Asking(_) = self.state
+        {
+            self.mailbox.put(address, Parcel::Whole(bytes));
+            self.leave();
+            return Ok(());
+        }
+        let sent = self.begin().and_then(|out| send(out, &bytes));
+        if last {
+            self.finish();
+        }
+        sent
+    }
+
     /// Turns to answering.
     fn begin(&mut self) -> io::Result<&mut dyn Write> {
-        self.state = match std::mem::replace(&mut self.state, ClientState::Answered) {
+        if let ClientState::Asking(_) = self.state {
+            self.state = match self.passed.address {
+                Some(address) => self.stream_to(address)?,
+                None => self.leave(),
+            };
+        }
+        match &mut self.state {
+            ClientState::Answering(out) => Ok(out.as_mut()),
+            ClientState::Early(stream) => Ok(stream),
+            _ => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    /// Lets go of the request; gives what it can be answered by on its connection.
+    fn leave(&mut self) -> ClientState {
+        match std::mem::replace(&mut self.state, ClientState::Answered) {
             ClientState::Asking(request) if self.read => ClientState::Answering(request.into_writer()),
             // The only way to have both sides of a connection from tiny_http. It sends an interim answer of this status, which the
             // gate passes over.
@@ -554,11 +604,25 @@ impl TinyClient {
                 ClientState::Early(request.upgrade("close", interim))
             }
             other => other,
-        };
-        match &mut self.state {
-            ClientState::Answering(out) => Ok(out.as_mut()),
-            ClientState::Early(stream) => Ok(stream),
-            _ => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    /// Opens a connection for an answer alone, and hands its other end to the gate.
+    fn stream_to(&mut self, address: u64) -> io::Result<ClientState> {
+        let pair = UnixStream::pair();
+        // Nothing is written there: the answers to others, before and behind it, go their own ways too.
+        self.leave();
+        match pair {
+            Ok((stream, end)) => {
+                self.mailbox.put(address, Parcel::Stream(end.into()));
+                Ok(ClientState::Answering(Box::new(stream)))
+            }
+            Err(error) => {
+                log::warn!("{}", room::explain("an answer could not be sent", &error).0);
+                // Which the gate finds to be none.
+                self.mailbox.put(address, Parcel::Whole(Vec::new()));
+                Err(error)
+            }
         }
     }
 
@@ -618,14 +682,14 @@ impl Client for TinyClient {
             self.chunked = true;
         }
         head.extend_from_slice(b"\r\n");
+        if !bodiless && first.len() > MAX_COPY {
+            self.deliver(head, false)?;
+            return self.piece(first, !response.more);
+        }
         if !bodiless {
             self.put_piece(&mut head, first, !response.more);
         }
-        let sent = self.begin().and_then(|out| send(out, &head));
-        if !response.more {
-            self.finish();
-        }
-        sent
+        self.deliver(head, !response.more)
     }
 
     fn piece(&mut self, bytes: &[u8], last: bool) -> io::Result<()> {
@@ -634,6 +698,11 @@ impl Client for TinyClient {
             (true, _) => Ok(()),
             (false, false) if !bytes.is_empty() => self.begin().and_then(|out| send(out, bytes)),
             (false, false) => Ok(()),
+            (false, true) if bytes.len() > MAX_COPY => self.begin().and_then(|out| {
+                write!(out, "{:x}\r\n", bytes.len())?;
+                out.write_all(bytes)?;
+                send(out, if last { b"\r\n0\r\n\r\n" } else { b"\r\n" })
+            }),
             (false, true) => {
                 self.put_piece(&mut piece, bytes, last);
                 self.begin().and_then(|out| send(out, &piece))
@@ -699,4 +768,69 @@ fn put_header(head: &mut Vec<u8>, name: &str, value: &str) {
         head.extend(value.chars().map(|c| u8::try_from(u32::from(c)).unwrap_or(b'?')));
     }
     head.extend_from_slice(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gate::head::{self, Limits};
+    use proptest::prelude::*;
+
+    /// What the gate makes of a request, if it lets it pass.
+    fn passed(input: &[u8]) -> Option<Vec<u8>> {
+        let (limits, mut out) = (Limits { bytes: 16 * 1024, headers: 64 }, Vec::new());
+        head::read(input, limits, &mut 0, &mut out).ok()??;
+        out.extend_from_slice(b"\r\n");
+        Some(out)
+    }
+
+    /// Many requests go over one connection, so one that tiny_http did not take would be at the expense of all.
+    fn assert_taken(heads: &[Vec<u8>]) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("http.sock");
+        let server = Server::from_listener(UnixListener::bind(&path).unwrap(), None).unwrap();
+        let mut gate = UnixStream::connect(&path).unwrap();
+        for head in heads {
+            gate.write_all(head).unwrap();
+            let shown = || head.escape_ascii().to_string();
+            let request =
+                server.recv_timeout(Duration::from_secs(20)).unwrap().unwrap_or_else(|| panic!("not taken: {}", shown()));
+            let line = format!("{} {} HTTP/1.1\r\n", request.method().as_str(), request.url());
+            assert!(head.starts_with(line.as_bytes()), "{line:?} of {}", shown());
+            let lines = head.iter().filter(|&&byte| byte == b'\n').count();
+            assert_eq!(request.headers().len(), lines - 2, "{}", shown());
+            drop(request.into_writer());
+        }
+        gate.set_nonblocking(true).unwrap();
+        assert_eq!(gate.read(&mut [0; 1]).unwrap_err().kind(), io::ErrorKind::WouldBlock, "something was answered there");
+    }
+
+    #[test]
+    fn what_the_fuzzer_has_found_to_pass_the_gate_tiny_http_takes() {
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus/head");
+        let inputs = fs::read_dir(corpus).unwrap().map(|entry| fs::read(entry.unwrap().path()).unwrap());
+        let heads: Vec<_> = inputs.filter_map(|input| passed(&input)).collect();
+        assert!(heads.len() > 20, "{}", heads.len());
+        assert_taken(&heads);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn what_passes_the_gate_tiny_http_takes(
+            requests in prop::collection::vec((
+                "(GET|POST|HEAD|OPTIONS|[A-Za-z!#$%&'*+.^_`|~-]{1,9})",
+                "(/[!-~]{0,20}|\\*|http://[a-z]{1,5}/[!-~]{0,9})",
+                prop::collection::vec("[A-Za-z0-9!#$%&'*+.^_`|~-]{1,9}:[ -~\t\u{a0}-\u{ff}]{0,20}", 0..8),
+            ), 1..40),
+        ) {
+            let head = |(method, target, headers): &(String, String, Vec<String>)| {
+                let headers: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
+                let text = format!("{method} {target} HTTP/1.1\r\nhost: a\r\n{headers}\r\n");
+                passed(&text.chars().map(|c| u8::try_from(u32::from(c)).unwrap()).collect::<Vec<_>>())
+            };
+            assert_taken(&requests.iter().filter_map(head).collect::<Vec<_>>());
+        }
+    }
 }

@@ -6,6 +6,7 @@ use crate::config::{Listen, Serve};
 use crate::data_dir::{DataDir, private_file};
 use crate::discovery;
 use crate::gate::door::Guest;
+use crate::gate::mailbox::mailbox;
 use crate::gate::{Backing, Door, Gate, Limits, tls};
 use crate::guard::Guard;
 use crate::host::{HOST_SOCKET_VARIABLE, Host, LicenseTime, Sessions};
@@ -108,7 +109,8 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     let door = open_door(settings).with_context(|| format!("cannot listen on {listen} (choose another with --listen)"))?;
     let listening = door.address().map_or_else(|| listen.to_string(), |address| address.to_string());
     let api_door = Door::unix(&data.api_socket(), Guest::Operator, 0o600)?;
-    let (front, failed) = Front::new(data.http_socket(), settings.limits.max_body);
+    let (mailbox, inbox) = mailbox().context("cannot make the gate's mailbox")?;
+    let (front, failed) = Front::new(data.http_socket(), settings.limits.max_body, mailbox);
     let front = Arc::new(front);
     let host = Host {
         instance_id,
@@ -139,7 +141,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
         answer_timeout: settings.request_timeout.max(settings.start_timeout) + ANSWER_MARGIN,
         spool: data.run(),
     };
-    let (gate, losses) = Gate::start(vec![door, api_door], backing, limits).context("cannot start the gate")?;
+    let (gate, losses) = Gate::start(vec![door, api_door], backing, limits, inbox).context("cannot start the gate")?;
     let gate = Arc::new(gate);
     serving.keep(Arc::clone(&gate), losses).context("cannot start the thread that looks after the gate")?;
     write_listen(&data, &listening).context("cannot write the run directory")?;

@@ -1,5 +1,5 @@
-//! A connection to the HTTP library inside of the host: one request at a time, never sent ahead, and replaced when it is not left
-//! clean.
+//! A request's way through the host: a connection to the HTTP library inside of it, one request at a time, never sent ahead, and
+//! replaced when it is not left clean; or a place among those that go over the one that is shared, with an answer by the mailbox.
 
 use super::chunked::Decoder;
 use super::client::ClientKey;
@@ -24,6 +24,8 @@ pub(super) enum Use {
     Free(Instant),
     /// It has a client's request.
     Busy(ClientKey),
+    /// Many requests go over it, and nothing comes back on it.
+    Shared,
 }
 
 /// What comes next from the host.
@@ -37,14 +39,19 @@ pub(super) enum Reading {
     Chunks(Decoder, Option<u64>),
 }
 
-/// A connection to the host.
+/// A way through the host.
 pub(super) struct Backend {
-    pub(super) socket: OwnedFd,
+    /// None while the request has gone over the shared connection, and its answer does not stream.
+    pub(super) socket: Option<OwnedFd>,
     pub(super) user: Use,
+    /// Whether the request has gone over the shared connection.
+    pub(super) aboard: bool,
     /// More may be there to read.
     pub(super) readable: bool,
     /// More may be sent.
     pub(super) writable: bool,
+    /// Whether it is told when that is so again.
+    pub(super) told_writable: bool,
     /// The beginning of a head that has not come whole.
     pub(super) input: Vec<u8>,
     pub(super) searched: usize,
@@ -70,11 +77,22 @@ impl Backend {
         if listener.cast_unsigned() != std::process::id() {
             return Err(io::Error::other(format!("process {listener} listens at {}, where the host should", path.display())));
         }
-        Ok(Self {
-            socket,
-            user: Use::Opening(until),
+        Ok(Self { socket: Some(socket), ..Self::new(Use::Opening(until)) })
+    }
+
+    /// The way of a request over the shared connection.
+    pub(super) fn aboard(client: ClientKey) -> Self {
+        Self { aboard: true, spent: true, ..Self::new(Use::Busy(client)) }
+    }
+
+    fn new(user: Use) -> Self {
+        Self {
+            socket: None,
+            user,
+            aboard: false,
             readable: true,
             writable: true,
+            told_writable: false,
             input: Vec::new(),
             searched: 0,
             reading: Reading::Head,
@@ -83,7 +101,7 @@ impl Backend {
             whole: true,
             chunked: false,
             spent: false,
-        })
+        }
     }
 
     /// Bytes that wait to be sent.
@@ -93,8 +111,11 @@ impl Backend {
 
     /// Sends what waits, as far as it goes.
     pub(super) fn flush(&mut self) -> io::Result<()> {
-        while self.writable && self.sent < self.out.len() {
-            match send(&self.socket, &self.out[self.sent..], SendFlags::NOSIGNAL) {
+        while let Some(socket) = &self.socket
+            && self.writable
+            && self.sent < self.out.len()
+        {
+            match send(socket, &self.out[self.sent..], SendFlags::NOSIGNAL) {
                 Ok(n) => self.sent += n,
                 Err(rustix::io::Errno::AGAIN) => self.writable = false,
                 Err(rustix::io::Errno::INTR) => {}

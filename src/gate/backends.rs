@@ -3,10 +3,11 @@
 use super::backend::{Backend, BackendKey, Reading, Use};
 use super::body::Body;
 use super::chunked::Decoder;
-use super::client::{ClientKey, Phase, compact};
+use super::client::{Client, ClientKey, Phase, compact};
 use super::door::Guest;
 use super::event_loop::{Again, EventLoop, OPERATORS, PROBE_EVERY, SWEEP, TURN};
 use super::head::Framing;
+use super::mailbox::Parcel;
 use super::response::{self, Malformed};
 use super::trouble::Trouble;
 use super::{GATE_HEADER, Loss, refusal};
@@ -14,6 +15,7 @@ use crate::room;
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown};
+use slotmap::{Key, KeyData};
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
@@ -50,6 +52,13 @@ const NO_CONTENT: u16 = 204;
 /// ones go in chunks.
 const LARGEST_ANNOUNCED: u64 = 16 << 20;
 
+/// Largest body in bytes that goes over the shared connection: the library behind reads so much before it hands the request over, and
+/// none of it waits there for whoever reads it.
+const SHARED_BODY: u64 = 1024;
+
+/// Answers taken from the mailbox at a time, before the connections get their turn.
+const PARCELS: usize = 256;
+
 /// Files that a connection takes: its own, the library's two, and that with which the library waits for the next. With fewer left the
 /// library would take no more connections for ever, so it is not asked to.
 const FILES: usize = 4;
@@ -57,6 +66,9 @@ const FILES: usize = 4;
 impl EventLoop {
     /// Gives a request a connection to the host, or has it wait for one.
     pub(super) fn place(&mut self, key: ClientKey) {
+        if self.board(key) {
+            return;
+        }
         let Some(client) = self.clients.get_mut(key) else { return };
         client.deadline = Some(self.now + self.limits.place_timeout);
         if client.guest == Some(Guest::Operator) {
@@ -71,18 +83,30 @@ impl EventLoop {
     /// Whether there is a place inside for a request of this client: the last of them are the operator's alone.
     fn has_place(&self, key: ClientKey) -> bool {
         let is_operator = |key: ClientKey| self.clients.get(key).is_some_and(|client| client.guest == Some(Guest::Operator));
-        let is_anybody = |backend: &&Backend| matches!(backend.user, Use::Busy(client) if !is_operator(client));
+        let is_anybody =
+            |backend: &&Backend| matches!(backend.user, Use::Busy(client) if !backend.aboard && !is_operator(client));
         // Seldom are so many in use that they have to be counted.
-        self.backends.len() - self.free.len() < self.backing.most
+        self.connections() - self.free.len() < self.backing.most
             || is_operator(key)
             || self.backends.values().filter(is_anybody).count() < self.backing.most
     }
 
+    /// How many connections there are for one request at a time.
+    fn connections(&self) -> usize {
+        self.backends.len() - self.aboard - usize::from(self.shared.is_some())
+    }
+
     /// Gives connections that are free to requests that wait, and opens another where that is due.
     pub(super) fn serve_waiting(&mut self) {
+        if self.shared.is_none()
+            && let Some(key) = self.free.pop()
+        {
+            self.backends[key].user = Use::Shared;
+            self.shared = Some(key);
+        }
         while let Some((key, _)) = self.waiting.front() {
             let key = *key;
-            if self.clients.get(key).is_none_or(|client| client.phase != Phase::Waiting) {
+            if self.clients.get(key).is_none_or(|client| client.phase != Phase::Waiting) || self.board(key) {
                 self.waiting.pop_front();
             } else if !self.has_place(key) {
                 break;
@@ -100,14 +124,14 @@ impl EventLoop {
 
     /// When another connection is to be opened, if one is.
     pub(super) fn grow_at(&self) -> Option<Instant> {
-        if self.opening.is_some() || self.backends.len() >= self.backing.most + OPERATORS {
+        if self.opening.is_some() || self.connections() >= self.backing.most + OPERATORS {
             return None;
         }
-        if self.backends.len() < KEPT && !self.is_draining {
+        if self.connections() < KEPT && !self.is_draining {
             return Some(self.open_after);
         }
         let (_, since) = self.waiting.front().filter(|(key, _)| self.has_place(*key))?;
-        let due = match self.backends.len() {
+        let due = match self.connections() {
             0..QUICK => *since,
             _ => (*since + GROW_AT_LAST).min(self.freed.max(*since) + GROW_AFTER),
         };
@@ -122,9 +146,11 @@ impl EventLoop {
         let opened = opened.and_then(|backend| {
             let key = self.backends.insert(backend);
             self.opening = Some(key);
-            self.watch_backend(&self.backends[key], key)?;
+            if let Some(socket) = &self.backends[key].socket {
+                self.watch_backend(socket, key)?;
+            }
             let backend = &mut self.backends[key];
-            write!(backend.out, "GET /healthz HTTP/1.1\r\nhost:\r\n{GATE_HEADER}: {} http - -\r\n\r\n", self.backing.key)?;
+            write!(backend.out, "GET /healthz HTTP/1.1\r\nhost:\r\n{GATE_HEADER}: {} http - - -\r\n\r\n", self.backing.key)?;
             backend.flush()
         });
         if let Err(error) = opened {
@@ -152,47 +178,114 @@ impl EventLoop {
     fn start(&mut self, key: ClientKey, backend_key: BackendKey) {
         let answer_by = self.now + self.backing.answer_timeout;
         let Some(client) = self.clients.get_mut(key) else { return };
-        let (Some(exchange), Some(backend)) = (&mut client.exchange, self.backends.get_mut(backend_key)) else { return };
+        let Some(backend) = self.backends.get_mut(backend_key) else { return };
         client.phase = Phase::Running;
         client.deadline = Some(answer_by);
-        exchange.backend = Some(backend_key);
         backend.user = Use::Busy(key);
         backend.reading = Reading::Head;
         backend.searched = 0;
-        backend.chunked = false;
-        let out = &mut backend.out;
-        out.extend_from_slice(&exchange.request);
-        // The length of a body that has come whole is known.
-        let length = match exchange.head.framing {
-            Framing::None => None,
-            Framing::Length(length) => Some(length),
-            Framing::Chunked => exchange.complete.then_some(exchange.received),
-        };
-        let mut declared = None;
-        match (exchange.head.framing, length) {
-            (Framing::None, _) => {}
-            (_, Some(length)) if length <= LARGEST_ANNOUNCED => put(out, format_args!("content-length: {length}\r\n")),
-            _ => {
-                declared = length;
-                backend.chunked = true;
-                out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+        backend.chunked = put_head(&mut backend.out, client, &self.backing.key, None);
+        if let Some(exchange) = &mut client.exchange {
+            exchange.backend = Some(backend_key);
+            backend.whole = exchange.body.is_none();
+            if !exchange.complete {
+                // There may be room for more of its body.
+                self.again.push(Again::Client(key));
             }
         }
-        let (address, https) = match client.guest {
-            Some(Guest::Proxy) => (exchange.head.forwarded_for, exchange.head.forwarded_https.unwrap_or(false)),
-            _ => (client.address, client.stream.is_tls()),
-        };
-        put(out, format_args!("{GATE_HEADER}: {} {} ", self.backing.key, if https { "https" } else { "http" }));
-        match address {
-            Some(address) => put(out, format_args!("{address} ")),
-            None => out.extend_from_slice(b"- "),
-        }
-        match declared {
-            Some(length) => put(out, format_args!("{length}\r\n\r\n")),
-            None => out.extend_from_slice(b"-\r\n\r\n"),
-        }
-        backend.whole = exchange.body.is_none();
         self.send_body(backend_key);
+    }
+
+    /// Passes a request on over the shared connection, if it may and there is one. It goes out with those that come in this turn.
+    fn board(&mut self, key: ClientKey) -> bool {
+        let Some(client) = self.clients.get_mut(key) else { return false };
+        let Some(shared) = self.shared.and_then(|shared| self.backends.get_mut(shared)) else { return false };
+        if !client.exchange.as_ref().is_some_and(|exchange| exchange.complete && exchange.received <= SHARED_BODY) {
+            return false;
+        }
+        compact(&mut shared.out, &mut shared.sent);
+        let mut out = std::mem::take(&mut shared.out);
+        let address = self.backends.insert(Backend::aboard(key));
+        self.aboard += 1;
+        put_head(&mut out, client, &self.backing.key, Some(address));
+        let mut taken = Ok(0);
+        if let Some(exchange) = &mut client.exchange {
+            exchange.backend = Some(address);
+            while let Some(body) = &mut exchange.body
+                && !body.is_empty()
+                && taken.is_ok()
+            {
+                taken = body.take(&mut out, usize::MAX);
+            }
+        }
+        client.phase = Phase::Running;
+        client.deadline = Some(self.now + self.backing.answer_timeout);
+        if let Some(shared) = self.shared.and_then(|shared| self.backends.get_mut(shared)) {
+            shared.out = out;
+        }
+        if let Err(error) = taken {
+            log::debug!("a request could not be passed on: {error}");
+            self.lose_shared();
+        }
+        true
+    }
+
+    /// Sends what goes over the shared connection.
+    pub(super) fn flush_shared(&mut self) {
+        let Some(key) = self.shared else { return };
+        match self.backends.get_mut(key).map_or(Ok(()), Backend::flush) {
+            Ok(()) => self.watch_room(key),
+            Err(_) => self.lose_shared(),
+        }
+    }
+
+    /// The shared connection has ended: what went over it may or may not have come to the host.
+    fn lose_shared(&mut self) {
+        let Some(key) = self.shared.take() else { return };
+        self.drop_backend(key);
+        // Those that did are answered, some of them already.
+        self.take_parcels();
+        let unanswered = self.backends.iter().filter(|(_, backend)| backend.aboard && backend.socket.is_none());
+        let lost: Vec<_> = unanswered.map(|(key, backend)| (key, backend.user)).collect();
+        for (key, user) in lost {
+            if let Use::Busy(client) = user {
+                self.lost_answer(key, Some(client), &"the connection ended that it was asked for on");
+            }
+        }
+    }
+
+    /// Takes answers from the mailbox.
+    pub(super) fn take_parcels(&mut self) {
+        for _ in 0..PARCELS {
+            let Some((address, parcel)) = self.inbox.take() else { return };
+            self.take_parcel(KeyData::from_ffi(address).into(), parcel);
+        }
+    }
+
+    /// Takes an answer to a request that went over the shared connection, if it is still waited for.
+    fn take_parcel(&mut self, key: BackendKey, parcel: Parcel) {
+        let Some(backend) = self.backends.get_mut(key).filter(|backend| backend.aboard && backend.socket.is_none()) else {
+            return;
+        };
+        let Use::Busy(client) = backend.user else { return };
+        match parcel {
+            Parcel::Whole(bytes) => match self.take_answer(key, Some(client), &bytes) {
+                Err(Malformed(what)) => self.lost_answer(key, Some(client), &what),
+                Ok(()) if self.backends.contains_key(key) => self.lost_answer(key, Some(client), &"it is not whole"),
+                Ok(()) => {}
+            },
+            Parcel::Stream(socket) => {
+                let watched = rustix::io::ioctl_fionbio(&socket, true).map_err(io::Error::from);
+                let watched = watched.and_then(|()| self.watch_backend(&socket, key));
+                if let Some(backend) = self.backends.get_mut(key) {
+                    backend.socket = Some(socket);
+                }
+                match watched {
+                    Ok(()) => self.relay(key),
+                    Err(error) => self.lost_answer(key, Some(client), &error),
+                }
+            }
+        }
     }
 
     /// Sends what there is of a request, and more of its body, as far as the host takes it.
@@ -225,6 +318,7 @@ impl EventLoop {
                 break Ok(());
             }
         };
+        self.watch_room(key);
         if let Err(error) = outcome {
             log::debug!("a request could not be passed on: {error}");
             // Its answer may have come all the same.
@@ -245,8 +339,16 @@ impl EventLoop {
             Use::Opening(_) => None,
             Use::Free(_) => {
                 // Nothing is to come there but its end; the event may be that of an answer which has been read.
-                if backend.readable && rustix::io::read(&backend.socket, &mut [0; 1]) != Err(Errno::AGAIN) {
+                if backend.readable && !is_silent(backend) {
                     self.drop_backend(key);
+                } else {
+                    backend.readable = false;
+                }
+                return;
+            }
+            Use::Shared => {
+                if backend.readable && !is_silent(backend) {
+                    self.lose_shared();
                 } else {
                     backend.readable = false;
                 }
@@ -275,7 +377,7 @@ impl EventLoop {
             let client = match backend.user {
                 Use::Busy(client) => Some(client),
                 Use::Opening(_) => None,
-                Use::Free(_) => break,
+                Use::Free(_) | Use::Shared => break,
             };
             let held = client.and_then(|client| self.clients.get(client)).map_or(0, |client| client.unsent());
             if !backend.readable || held >= HELD {
@@ -286,7 +388,8 @@ impl EventLoop {
                 break;
             }
             turns += 1;
-            match rustix::io::read(&backend.socket, &mut *scratch) {
+            let Some(socket) = &backend.socket else { break };
+            match rustix::io::read(socket, &mut *scratch) {
                 Ok(0) => {
                     self.lost_answer(key, client, &"its connection ended");
                     break;
@@ -387,7 +490,9 @@ impl EventLoop {
             backend.whole = true;
             backend.out.clear();
             backend.sent = 0;
-            shutdown(&backend.socket, Shutdown::Write).unwrap_or_default();
+            if let Some(socket) = &backend.socket {
+                shutdown(socket, Shutdown::Write).unwrap_or_default();
+            }
             exchange.body = None;
         }
         exchange.last |= !exchange.complete || draining;
@@ -525,7 +630,9 @@ impl EventLoop {
         if self.opening == Some(key) {
             self.opening = None;
         }
-        if self.backends.remove(key).is_some_and(|backend| matches!(backend.user, Use::Free(_))) {
+        let Some(backend) = self.backends.remove(key) else { return };
+        self.aboard -= usize::from(backend.aboard);
+        if matches!(backend.user, Use::Free(_)) {
             self.free.retain(|free| *free != key);
         }
     }
@@ -535,7 +642,7 @@ impl EventLoop {
         let longest = self.free.first().filter(|_| self.free.len() > KEPT)?;
         match self.backends.get(*longest)?.user {
             Use::Free(since) => Some(since + KEEP),
-            Use::Opening(_) | Use::Busy(_) => None,
+            Use::Opening(_) | Use::Busy(_) | Use::Shared => None,
         }
     }
 
@@ -559,11 +666,56 @@ impl EventLoop {
             {
                 self.drop_backend(oldest);
             }
-            if self.backends.len() < self.backing.most + OPERATORS {
+            if self.connections() < self.backing.most + OPERATORS {
                 self.open();
             }
         }
     }
+}
+
+/// Appends the head of a client's request as the host gets it, and says whether its body is to follow in chunks. With an address, the
+/// answer comes by the mailbox.
+fn put_head(out: &mut Vec<u8>, client: &Client, gate: &str, address: Option<BackendKey>) -> bool {
+    let Some(exchange) = &client.exchange else { return false };
+    out.extend_from_slice(&exchange.request);
+    // The length of a body that has come whole is known.
+    let length = match exchange.head.framing {
+        Framing::None => None,
+        Framing::Length(length) => Some(length),
+        Framing::Chunked => exchange.complete.then_some(exchange.received),
+    };
+    let (mut declared, mut chunked) = (None, false);
+    match (exchange.head.framing, length) {
+        (Framing::None, _) => {}
+        (_, Some(length)) if length <= LARGEST_ANNOUNCED => put(out, format_args!("content-length: {length}\r\n")),
+        _ => {
+            (declared, chunked) = (length, true);
+            out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+        }
+    }
+    let (origin, https) = match client.guest {
+        Some(Guest::Proxy) => (exchange.head.forwarded_for, exchange.head.forwarded_https.unwrap_or(false)),
+        _ => (client.address, client.stream.is_tls()),
+    };
+    put(out, format_args!("{GATE_HEADER}: {gate} {} ", if https { "https" } else { "http" }));
+    match origin {
+        Some(origin) => put(out, format_args!("{origin} ")),
+        None => out.extend_from_slice(b"- "),
+    }
+    match declared {
+        Some(length) => put(out, format_args!("{length} ")),
+        None => out.extend_from_slice(b"- "),
+    }
+    match address {
+        Some(address) => put(out, format_args!("{:x}\r\n\r\n", address.data().as_ffi())),
+        None => out.extend_from_slice(b"-\r\n\r\n"),
+    }
+    chunked
+}
+
+/// Whether nothing has come on a connection, its end neither.
+fn is_silent(backend: &Backend) -> bool {
+    backend.socket.as_ref().is_some_and(|socket| rustix::io::read(socket, &mut [0; 1]) == Err(Errno::AGAIN))
 }
 
 /// Puts a piece of a body behind what waits to be sent.

@@ -2,7 +2,7 @@
 
 use super::body::{Body, Full};
 use super::chunked::{Broken, Decoder};
-use super::client::{ClientKey, Exchange, Phase};
+use super::client::{Client, ClientKey, Exchange, Phase};
 use super::event_loop::{Again, EventLoop, LINGER, SCRATCH, TURN};
 use super::head::{self, Framing, Head, Refusal};
 use super::pace::Pace;
@@ -210,13 +210,14 @@ impl EventLoop {
         if !self.read_body(key) {
             return Step::Again;
         }
-        let window = self.window();
-        let Some(client) = self.clients.get(key) else { return Step::Wait };
-        let more = client.wants_body(window) && (client.readable || !client.input.is_empty());
-        if let Some(backend) = client.exchange.as_ref().and_then(|exchange| exchange.backend) {
+        let backend = self.clients.get(key).and_then(|client| client.exchange.as_ref()).and_then(|exchange| exchange.backend);
+        if let Some(backend) = backend {
             self.send_body(backend);
         }
-        if more { Step::Again } else { Step::Wait }
+        // There may be room again.
+        let window = self.window();
+        let more = |client: &Client| client.wants_body(window) && (client.readable || !client.input.is_empty());
+        if self.clients.get(key).is_some_and(more) { Step::Again } else { Step::Wait }
     }
 
     /// Reads once what has come of a body, if there is room for it. False when the connection goes on with something else.

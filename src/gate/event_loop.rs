@@ -5,6 +5,7 @@ use super::body::Stock;
 use super::client::{Client, ClientKey, Phase};
 use super::clients::LEAST_WINDOW;
 use super::door::{Door, Guest, origin};
+use super::mailbox::Inbox;
 use super::refusal;
 use super::stream::Stream;
 use super::trouble::{Trouble, Troubles};
@@ -14,7 +15,7 @@ use crossbeam_channel::{Receiver, Sender};
 use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustls::ServerConfig;
 use slotmap::{Key, KeyData, SlotMap};
@@ -74,7 +75,10 @@ const KIND_MASK: u64 = 0xf << KIND_SHIFT;
 const CLIENT: u64 = 1;
 const BACKEND: u64 = 2;
 const DOOR: u64 = 3;
-const WAKE: u64 = 4;
+const BELL: u64 = 4;
+
+/// What is told of each connection, each time once.
+const INCOMING: EventFlags = EventFlags::IN.union(EventFlags::RDHUP).union(EventFlags::ET);
 
 /// Whose turn it is again, behind the others.
 pub(super) enum Again {
@@ -85,8 +89,8 @@ pub(super) enum Again {
 /// The gate at work.
 pub(super) struct EventLoop {
     pub(super) epoll: OwnedFd,
-    wake: Arc<OwnedFd>,
     orders: Receiver<Order>,
+    pub(super) inbox: Inbox,
     pub(super) lost: Sender<Loss>,
     pub(super) limits: Limits,
     pub(super) backing: Backing,
@@ -100,6 +104,9 @@ pub(super) struct EventLoop {
     turned_away: usize,
     by_origin: HashMap<IpAddr, u32>,
     pub(super) backends: SlotMap<BackendKey, Backend>,
+    /// The one that many requests go over, and how many requests have gone over it whose answers are not here.
+    pub(super) shared: Option<BackendKey>,
+    pub(super) aboard: usize,
     /// Those that are free, the one used last at the end.
     pub(super) free: Vec<BackendKey>,
     /// When the last of them came free.
@@ -139,10 +146,11 @@ impl EventLoop {
         limits: Limits,
         lost: Sender<Loss>,
         orders: Receiver<Order>,
-        wake: Arc<OwnedFd>,
+        inbox: Inbox,
     ) -> io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        epoll::add(&epoll, &*wake, EventData::new_u64(WAKE << KIND_SHIFT), EventFlags::IN | EventFlags::ET)?;
+        // Each ring is an event of its own, so nothing need be read there.
+        epoll::add(&epoll, &**inbox.bell(), EventData::new_u64(BELL << KIND_SHIFT), EventFlags::IN | EventFlags::ET)?;
         for (index, door) in doors.iter().enumerate() {
             let data = EventData::new_u64((DOOR << KIND_SHIFT) | index as u64);
             epoll::add(&epoll, door, data, EventFlags::IN | EventFlags::ET)?;
@@ -153,8 +161,8 @@ impl EventLoop {
         let stock = Stock::new(limits.body_memory, limits.body_disk, backing.spool.clone(), most);
         Ok(Self {
             epoll,
-            wake,
             orders,
+            inbox,
             lost,
             limits,
             backing,
@@ -166,6 +174,8 @@ impl EventLoop {
             turned_away: 0,
             by_origin: HashMap::new(),
             backends: SlotMap::with_key(),
+            shared: None,
+            aboard: 0,
             free: Vec::new(),
             freed: now,
             opening: None,
@@ -193,14 +203,16 @@ impl EventLoop {
     pub(super) fn run(mut self) -> io::Result<()> {
         let mut events = Vec::with_capacity(EVENTS);
         loop {
+            self.flush_shared();
+            self.inbox.bell().go_to_sleep();
             let timeout = self.timeout();
             events.clear();
             match epoll::wait(&self.epoll, spare_capacity(&mut events), timeout.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
+            self.inbox.bell().wake_up();
             self.now = Instant::now();
-            let mut order = false;
             for event in &events {
                 let (flags, data) = (event.flags, event.data.u64());
                 let key = KeyData::from_ffi(data & !KIND_MASK);
@@ -213,12 +225,11 @@ impl EventLoop {
                             *knocking = true;
                         }
                     }
-                    _ => order = true,
+                    _ => {}
                 }
             }
-            if order {
-                self.obey();
-            }
+            self.obey();
+            self.take_parcels();
             for again in std::mem::take(&mut self.again) {
                 match again {
                     Again::Client(key) => self.drive(key),
@@ -246,7 +257,7 @@ impl EventLoop {
         let now = Instant::now();
         let mut wait = self.next_sweep.saturating_duration_since(now);
         let knocking = self.knocking.iter().any(|knocking| *knocking) && self.reserve.is_some();
-        if knocking || !self.again.is_empty() {
+        if knocking || !self.again.is_empty() || !self.inbox.is_empty() || !self.orders.is_empty() {
             wait = Duration::ZERO;
         } else if let Some(grow_at) = self.grow_at() {
             wait = wait.min(grow_at.saturating_duration_since(now));
@@ -256,8 +267,6 @@ impl EventLoop {
 
     /// Does what it was told to.
     fn obey(&mut self) {
-        let mut number = [0; 8];
-        rustix::io::read(&*self.wake, &mut number).unwrap_or_default();
         while let Ok(order) = self.orders.try_recv() {
             match order {
                 Order::Moved(socket) => {
@@ -411,10 +420,10 @@ impl EventLoop {
     ) -> Option<ClientKey> {
         let stream = Stream::new(socket, tls).ok()?;
         let key = self.clients.insert(Client::new(stream, address, guest, deadline));
-        match watch(&self.epoll, &self.clients[key].stream, CLIENT, key.data()) {
+        match epoll::add(&self.epoll, &self.clients[key].stream, data(CLIENT, key.data()), INCOMING | EventFlags::OUT) {
             Ok(()) => Some(key),
             Err(error) => {
-                self.troubles.came(Trouble::Resources, self.now, || room::explain("a connection was not taken", &error).0);
+                self.troubles.came(Trouble::Resources, self.now, || room::explain("a connection was not taken", &error.into()).0);
                 self.clients.remove(key);
                 None
             }
@@ -581,8 +590,22 @@ impl EventLoop {
         }
     }
 
-    pub(super) fn watch_backend(&self, backend: &Backend, key: BackendKey) -> io::Result<()> {
-        watch(&self.epoll, &backend.socket, BACKEND, key.data())
+    /// Has what comes on a connection to the host told. That more may be sent is only told once a send has not gone all the way: of a
+    /// Unix socket it would be each time that the other side has read.
+    pub(super) fn watch_backend(&self, socket: &OwnedFd, key: BackendKey) -> io::Result<()> {
+        Ok(epoll::add(&self.epoll, socket, data(BACKEND, key.data()), INCOMING)?)
+    }
+
+    /// Has it told when more may be sent, where less than all could be.
+    pub(super) fn watch_room(&mut self, key: BackendKey) {
+        let Some(backend) = self.backends.get_mut(key).filter(|backend| !backend.writable && !backend.told_writable) else {
+            return;
+        };
+        if let Some(socket) = &backend.socket {
+            // It is watched, so this changes no more than for what.
+            let told = epoll::modify(&self.epoll, socket, data(BACKEND, key.data()), INCOMING | EventFlags::OUT);
+            backend.told_writable = told.is_ok();
+        }
     }
 }
 
@@ -598,8 +621,7 @@ fn tell(socket: &OwnedFd, answer: &[u8]) {
     }
 }
 
-/// Has what happens on a connection told, each time once.
-fn watch(epoll: &OwnedFd, source: impl AsFd, kind: u64, key: KeyData) -> io::Result<()> {
-    let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
-    Ok(epoll::add(epoll, source, EventData::new_u64(key.as_ffi() | kind << KIND_SHIFT), flags)?)
+/// What an event is known by.
+fn data(kind: u64, key: KeyData) -> EventData {
+    EventData::new_u64(key.as_ffi() | kind << KIND_SHIFT)
 }

@@ -5,7 +5,11 @@
 //! and waits for nothing else: no client, no plugin, no lock.
 //!
 //! Each request the gate passes carries the header `x-plugrack`: the key that only the gate and the host know, so that nobody else is
-//! taken for the gate; `http` or `https`; the client's address, or `-`; and the declared length of a body that goes on in chunks, or `-`.
+//! taken for the gate; `http` or `https`; the client's address, or `-`; the declared length of a body that goes on in chunks, or `-`; and
+//! the address at which the gate takes the answer in its mailbox, or `-` where it is to come back on the connection.
+//!
+//! Requests whose body is small, or none, all go over one connection, one behind the other without waiting for answers, and many of them
+//! in one write: their answers come by the mailbox, in any order. The others have connections of their own, one request at a time.
 
 pub(crate) mod backend;
 pub(crate) mod backends;
@@ -19,6 +23,7 @@ pub(crate) mod event_loop;
 mod fuzzing;
 pub(crate) mod head;
 pub(crate) mod limits;
+pub(crate) mod mailbox;
 pub(crate) mod pace;
 pub(crate) mod refusal;
 pub(crate) mod response;
@@ -31,8 +36,7 @@ pub(crate) use limits::Limits;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use event_loop::EventLoop;
-use rustix::event::{EventfdFlags, eventfd};
-use rustix::fd::OwnedFd;
+use mailbox::{Bell, Inbox};
 use rustls::ServerConfig;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -84,7 +88,7 @@ pub(crate) enum Loss {
 /// A running gate.
 pub(crate) struct Gate {
     orders: Sender<Order>,
-    wake: Arc<OwnedFd>,
+    bell: Arc<Bell>,
 }
 
 impl Gate {
@@ -92,13 +96,12 @@ impl Gate {
     ///
     /// # Errors
     /// The thread, or what it waits by, cannot be had.
-    pub(crate) fn start(doors: Vec<Door>, backing: Backing, limits: Limits) -> io::Result<(Self, Receiver<Loss>)> {
+    pub(crate) fn start(doors: Vec<Door>, backing: Backing, limits: Limits, inbox: Inbox) -> io::Result<(Self, Receiver<Loss>)> {
         let (orders, ordered) = unbounded();
         let (lost, losses) = bounded(1);
-        let wake = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
-        let woken = Arc::clone(&wake);
+        let bell = Arc::clone(inbox.bell());
         let run = move || {
-            let ended = catch_unwind(AssertUnwindSafe(|| EventLoop::new(doors, backing, limits, lost, ordered, woken)?.run()));
+            let ended = catch_unwind(AssertUnwindSafe(|| EventLoop::new(doors, backing, limits, lost, ordered, inbox)?.run()));
             match ended {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => log::error!("the gate has ended: {error}"),
@@ -106,7 +109,7 @@ impl Gate {
             }
         };
         std::thread::Builder::new().name("gate".into()).spawn(run)?;
-        Ok((Self { orders, wake }, losses))
+        Ok((Self { orders, bell }, losses))
     }
 
     /// Has connections to the host opened elsewhere.
@@ -137,7 +140,7 @@ impl Gate {
     fn order(&self, order: Order) {
         // A gate that is gone has said so, and its end is the host's.
         if self.orders.send(order).is_ok() {
-            rustix::io::write(&*self.wake, &1_u64.to_ne_bytes()).unwrap_or_default();
+            self.bell.ring();
         }
     }
 }

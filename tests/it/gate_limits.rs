@@ -410,16 +410,21 @@ fn a_request_waits_for_a_place_inside_for_place_timeout() {
     serve.args(site.serve().get_args());
     let server = site.start_as(serve);
     server.wait_state("p", "ready");
-    // Room for 32 clients where threads are limited; the plugin has four at work, and the others wait for it.
+    // Room for 32 clients where threads are limited; the plugin has four at work, and the others wait for it. What has a body over
+    // 1 KiB takes a place.
     let connect = |number: usize| {
         let mut client = Client::connect_from(Ipv4Addr::new(127, 0, 3, 1), server.address());
-        client.send(format!("GET /p/wait?file=go&{number} HTTP/1.1\r\nhost: test\r\n\r\n").as_bytes());
+        let body = "x".repeat(1025);
+        client.send(
+            format!("POST /p/wait?file=go&{number} HTTP/1.1\r\nhost: test\r\ncontent-length: 1025\r\n\r\n{body}").as_bytes(),
+        );
         client
     };
     let mut inside: Vec<Client> = (0..32).map(connect).collect();
     // The operator has places of their own.
     let shown = || serde_json::from_str::<Value>(&server.cli(&["show", "p", "--json"])).unwrap();
     wait_for("all of them to be inside", || (shown()["process"]["waiting"] == 28).then_some(()));
+    assert_eq!(server.get("/healthz").status, 200, "what has none needs no place");
     for number in 0..5 {
         let begin = Instant::now();
         assert_refused(&mut connect(number), 503, "overloaded");

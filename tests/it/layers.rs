@@ -59,6 +59,7 @@ const LAYERS: [&[&str]; 5] = [
         "gate/door",
         "gate/event_loop",
         "gate/limits",
+        "gate/mailbox",
         "gate/refusal",
         "gate/stream",
         "gate/tls",

@@ -160,6 +160,12 @@ fn hard_limit(server: &Server) -> u64 {
     files.split_whitespace().nth(4).unwrap().parse().unwrap()
 }
 
+/// A request that takes so many seconds, and a connection inside the host for itself: it has a body over 1 KiB.
+fn sleep_with_body(seconds: f32) -> Vec<u8> {
+    let body = "x".repeat(1025);
+    format!("POST /p/sleep?s={seconds} HTTP/1.1\r\nhost: test\r\ncontent-length: 1025\r\n\r\n{body}").into_bytes()
+}
+
 /// The HTTP library behind the gate would end for ever if it took a connection for which there are too few files.
 #[test]
 fn with_a_few_files_left_no_more_requests_are_served_at_once_than_before_and_none_is_lost() {
@@ -170,7 +176,7 @@ fn with_a_few_files_left_no_more_requests_are_served_at_once_than_before_and_non
         let mut clients: Vec<_> = (0..12).map(|_| server.client()).collect();
         assert!(clients.iter_mut().all(|client| client.get("/healthz").status == 200));
         leave_files(&server, few);
-        clients.iter_mut().for_each(|client| client.send(b"GET /p/sleep?s=0.5 HTTP/1.1\r\nhost: test\r\n\r\n"));
+        clients.iter_mut().for_each(|client| client.send(&sleep_with_body(0.5)));
         let statuses: Vec<u16> = clients.iter_mut().map(|client| client.reply(false).status).collect();
         assert!(statuses.iter().all(|status| [200, 503].contains(status)), "{few}: {statuses:?}");
         assert!(statuses.contains(&200), "{few}: {statuses:?}");
@@ -199,7 +205,7 @@ fn without_threads_the_host_answers_as_many_as_it_can_and_all_when_there_are_mor
     // More often than the library may die within a minute for reasons of its own.
     for round in 0..4 {
         set_limit(&server, "--nproc=1:");
-        clients.iter_mut().for_each(|client| client.send(b"GET /p/sleep?s=0.5 HTTP/1.1\r\nhost: test\r\n\r\n"));
+        clients.iter_mut().for_each(|client| client.send(&sleep_with_body(0.5)));
         let statuses: Vec<u16> = clients.iter_mut().map(|client| client.reply(false).status).collect();
         assert!(statuses.iter().all(|status| [200, 503].contains(status)), "round {round}: {statuses:?}");
         set_limit(&server, "--nproc=500:");
@@ -270,23 +276,50 @@ fn a_body_for_which_the_disk_has_no_space_is_507_until_it_has() {
     drop(disk);
 }
 
-/// The socket on which a host listens for its own gate, as the host has it.
-fn library_socket(server: &Server) -> Option<OwnedFd> {
-    let listening = fs::read_to_string(format!("/proc/{}/net/unix", server.pid())).unwrap();
+/// The sockets at which a host's own gate is served, as the host has them: those that listen, or those that are connected.
+fn library_sockets(server: &Server, listening: bool) -> Vec<OwnedFd> {
+    let sockets = fs::read_to_string(format!("/proc/{}/net/unix", server.pid())).unwrap();
     let run = server.site().data().join("run/http").to_str().unwrap().to_owned();
     // A line is: address, counts, flags (00010000 for one that listens), type, state, number, path.
-    let inode = listening.lines().rfind(|line| line.contains(&run) && line.contains(" 00010000 "))?;
-    let inode = format!("socket:[{}]", inode.split_whitespace().nth(6)?);
-    let mut files = fs::read_dir(format!("/proc/{}/fd", server.pid())).ok()?.flatten();
-    let number = files.find(|file| fs::read_link(file.path()).is_ok_and(|link| link.to_str() == Some(&inode)))?.file_name();
-    let pid = pidfd_open(Pid::from_raw(server.pid().cast_signed())?, PidfdFlags::empty()).ok()?;
-    pidfd_getfd(pid, number.to_str()?.parse().ok()?, PidfdGetfdFlags::empty()).ok()
+    let wanted = |line: &&str| line.contains(&run) && line.contains(" 00010000 ") == listening;
+    let inodes = sockets.lines().filter(wanted).filter_map(|line| line.split_whitespace().nth(6));
+    let links: Vec<_> = inodes.map(|inode| format!("socket:[{inode}]")).collect();
+    let pid = pidfd_open(Pid::from_raw(server.pid().cast_signed()).unwrap(), PidfdFlags::empty()).unwrap();
+    let files = fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().flatten();
+    let open = files.filter(|file| {
+        fs::read_link(file.path()).is_ok_and(|link| link.to_str().is_some_and(|link| links.iter().any(|known| known == link)))
+    });
+    let number = |file: fs::DirEntry| file.file_name().to_str()?.parse().ok();
+    open.filter_map(number).filter_map(|number| pidfd_getfd(&pid, number, PidfdGetfdFlags::empty()).ok()).collect()
 }
 
 /// Has the HTTP library's accepting thread die of an error, as it does of any.
 fn kill_library(server: &Server) {
-    let socket = wait_for("the HTTP library to listen", || library_socket(server));
+    let socket = wait_for("the HTTP library to listen", || library_sockets(server, true).pop());
     rustix::net::shutdown(socket, rustix::net::Shutdown::Both).unwrap();
+}
+
+/// Requests without a body go over one connection inside the host.
+#[test]
+fn a_connection_that_is_lost_inside_costs_the_requests_on_it_and_nothing_else() {
+    let server = server_of_p(&[]);
+    for _ in 0..3 {
+        let mut waiting = ask_and_wait(server.client());
+        wait_for("the plugin to be at work", || {
+            fs::remove_file(server.site().data().join("plugin-data/p/waiting")).is_ok().then_some(())
+        });
+        let connected = library_sockets(&server, false);
+        assert!(!connected.is_empty());
+        connected.iter().for_each(|socket| rustix::net::shutdown(socket, rustix::net::Shutdown::Both).unwrap());
+        let reply = waiting.reply(false);
+        assert_eq!((reply.status, &reply.json()["error"]["code"]), (502, &json!("bad_gateway")));
+        for _ in 0..10 {
+            assert_eq!(server.get("/p/x").text(), "GET /x of p");
+        }
+    }
+    touch(&server, "go");
+    assert_eq!(ask_and_wait(server.client()).reply(false).text(), "waited");
+    assert!(!server.log().contains("HTTP library"), "{}", server.log());
 }
 
 #[test]
@@ -300,7 +333,7 @@ fn another_http_library_takes_the_place_of_one_that_died_and_no_client_is_lost()
         kill_library(&server);
         // More at once than there are connections already, so that others have to be opened.
         let mut clients: Vec<_> = (0..40 * round).map(|_| server.client()).collect();
-        clients.iter_mut().for_each(|client| client.send(b"GET /p/sleep?s=0.05 HTTP/1.1\r\nhost: test\r\n\r\n"));
+        clients.iter_mut().for_each(|client| client.send(&sleep_with_body(0.05)));
         for client in &mut clients {
             assert_eq!(client.reply(false).text(), "slept", "round {round}");
         }
@@ -328,11 +361,8 @@ fn a_host_whose_http_library_dies_three_times_in_a_minute_ends_with_code_1() {
         kill_library(&server);
         // At the end there may be nobody to connect to.
         let clients = (0..40).filter_map(|_| TcpStream::connect(server.address()).ok());
-        let asked: Vec<_> = clients
-            .filter_map(|mut client| {
-                client.write_all(b"GET /p/sleep?s=0.05 HTTP/1.1\r\nhost: test\r\n\r\n").ok().map(|()| client)
-            })
-            .collect();
+        let asked: Vec<_> =
+            clients.filter_map(|mut client| client.write_all(&sleep_with_body(0.05)).ok().map(|()| client)).collect();
         let said = if death < 3 { "another takes its place" } else { "the HTTP library has failed 3 times within 60 s" };
         wait_for(said, || (server.log().matches(said).count() >= if death < 3 { death } else { 1 }).then_some(()));
         drop(asked);
