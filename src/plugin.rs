@@ -186,6 +186,8 @@ pub(crate) struct Plugin {
     pub(crate) pace: AtomicU64,
     /// Whether another connection has been asked for.
     pub(crate) growing: AtomicBool,
+    /// Whether one is about to end because it is not needed.
+    pub(crate) leaving: AtomicBool,
     door: AtomicU8,
     status: Mutex<Status>,
 }
@@ -217,6 +219,7 @@ impl Plugin {
             stalled: AtomicUsize::new(0),
             pace: AtomicU64::new(0),
             growing: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
             door: AtomicU8::new(door as u8),
             status: Mutex::new(status),
         }
@@ -261,12 +264,32 @@ impl Plugin {
         self.queue.expire(|_| true, Failed::Unavailable { retry_after: self.retry_after() });
     }
 
+    /// Connections that are not taken by one answer for long.
+    fn moving(&self) -> usize {
+        self.connections.load(Ordering::Relaxed).saturating_sub(self.stalled.load(Ordering::Relaxed))
+    }
+
+    fn pace(&self) -> Duration {
+        Duration::from_micros(self.pace.load(Ordering::Relaxed))
+    }
+
+    /// Whether a connection is to end that the plugin does not need any more, since it is quick. One at a time does.
+    pub(crate) fn lets_go(&self) -> bool {
+        let is_spare = || self.pace() < QUICK / 2 && self.moving() > QUICK_CONNECTIONS;
+        if !is_spare() || self.leaving.swap(true, Ordering::Relaxed) {
+            return false;
+        }
+        // Another may have left since.
+        let leaves = is_spare();
+        self.leaving.store(leaves, Ordering::Relaxed);
+        leaves
+    }
+
     /// Asks for one more connection when more requests wait than those there are can take at once.
     pub(crate) fn ask_to_grow(&self) {
         let busy = self.queue.len() > self.idle.load(Ordering::Relaxed);
         let connections = self.connections.load(Ordering::Relaxed);
-        let moving = connections.saturating_sub(self.stalled.load(Ordering::Relaxed));
-        let useful = moving < QUICK_CONNECTIONS || Duration::from_micros(self.pace.load(Ordering::Relaxed)) >= QUICK;
+        let useful = self.moving() < QUICK_CONNECTIONS || self.pace() >= QUICK;
         let room = connections < self.metadata.concurrency as usize;
         if busy && useful && room && !self.growing.swap(true, Ordering::Relaxed) && self.control.try_send(Command::Grow).is_err()
         {

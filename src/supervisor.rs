@@ -676,6 +676,7 @@ struct Place<'a> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.plugin.connections.fetch_sub(1, Ordering::Relaxed);
+        self.plugin.leaving.store(false, Ordering::Relaxed);
         if std::thread::panicking() {
             self.plugin.unresponsive(self.life.number, "a worker panicked".into());
         }

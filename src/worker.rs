@@ -22,6 +22,9 @@ use std::time::{Duration, Instant};
 /// Idle time after which the plugin is asked whether it is there.
 const PING_AFTER: Duration = Duration::from_secs(15);
 
+/// Idle time after which a connection's buffers are given back: while requests come now and then they are worth keeping.
+const RELEASE_AFTER: Duration = Duration::from_secs(1);
+
 /// Time it has to say so.
 const PING_TIME: Duration = Duration::from_secs(5);
 
@@ -33,6 +36,9 @@ const IDLE_PINGS: u32 = 4;
 
 /// Most requests sent before their answers came.
 const MAX_DEPTH: usize = 32;
+
+/// How many of the last requests the average time of one is mostly made of.
+const MEMORY: u32 = 16;
 
 /// Bytes of requests after which no more are sent before answers came: less than a socket's buffer holds, so that the write
 /// never waits for a plugin that is itself waiting to be read.
@@ -148,6 +154,9 @@ impl Worker {
                 self.plugin.stalled.fetch_sub(1, Ordering::Relaxed);
             }
             self.unproven = None;
+            if outcome.is_ok() && !self.first && self.held.is_none() && self.plugin.lets_go() {
+                return;
+            }
             if outcome.is_err() {
                 self.unproven = Some(Unproven::new(&self.life));
                 match connect(&self.plugin, &self.life) {
@@ -175,15 +184,22 @@ impl Worker {
         if let Ok(job) = jobs.try_recv() {
             return Next::Job(job);
         }
-        self.link.release();
         self.plugin.idle.fetch_add(1, Ordering::Relaxed);
-        let next = select! {
-            recv(jobs) -> job => job.map_or(Next::Stop, Next::Job),
-            recv(self.life.stop) -> _ => Next::Stop,
-            default(PING_AFTER) => Next::Ping,
-        };
+        let next = self.next_within(RELEASE_AFTER).or_else(|| {
+            self.link.release();
+            self.next_within(PING_AFTER - RELEASE_AFTER)
+        });
         self.plugin.idle.fetch_sub(1, Ordering::Relaxed);
-        next
+        next.unwrap_or(Next::Ping)
+    }
+
+    /// Waits for something to do.
+    fn next_within(&self, time: Duration) -> Option<Next> {
+        select! {
+            recv(self.plugin.queue.jobs()) -> job => Some(job.map_or(Next::Stop, Next::Job)),
+            recv(self.life.stop) -> _ => Some(Next::Stop),
+            default(time) => None,
+        }
     }
 
     /// Does what is asked, unless it has waited too long.
@@ -242,7 +258,7 @@ impl Worker {
         }
         let sent = outstanding.len();
         while let Some((id, job)) = outstanding.pop_front() {
-            if self.answer(id, job, deadline, !outstanding.is_empty()).is_err() {
+            if self.answer(id, job, deadline, &mut outstanding).is_err() {
                 self.give_back(outstanding);
                 return Err(Broken);
             }
@@ -264,7 +280,8 @@ impl Worker {
 
     fn measure(&mut self, elapsed: Duration, requests: usize) {
         if let Some(each) = u32::try_from(requests).ok().and_then(|requests| elapsed.checked_div(requests)) {
-            let pace = self.pace.map_or(each, |pace| (pace * 7 + each) / 8);
+            let weight = u32::try_from(requests).map_or(MEMORY, |requests| requests.min(MEMORY / 2));
+            let pace = self.pace.map_or(each, |pace| (pace * (MEMORY - weight) + each * weight) / MEMORY);
             self.pace = Some(pace);
             self.plugin.pace.store(u64::try_from(pace.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
         }
@@ -339,12 +356,21 @@ impl Worker {
         self.link.queue(data, body).map_err(|_| Broken)
     }
 
-    /// Waits for the answer to a request and hands it to its client. An error means that the connection is of no more use;
-    /// `followed` says that other requests are outstanding behind this one.
-    fn answer(&mut self, id: u64, mut job: Box<WebJob>, deadline: Instant, followed: bool) -> Outcome {
+    /// Waits for the answer to a request and hands it to its client. An error means that the connection is of no more use. Those
+    /// `behind` it are outstanding too; where they would have to wait for long, they are given back.
+    fn answer(&mut self, id: u64, mut job: Box<WebJob>, deadline: Instant, behind: &mut VecDeque<(u64, Box<WebJob>)>) -> Outcome {
+        let mut alone = true;
         let response = loop {
-            match self.wait(deadline) {
+            match self.wait(deadline, !behind.is_empty()) {
                 Ok(()) => {}
+                Err(Lost::Interrupted) if !behind.is_empty() && !self.life.ended.load(Ordering::Relaxed) => {
+                    // What they ask for may be had on another connection long before. This one is closed afterwards, since their
+                    // answers may come on it as well.
+                    alone = false;
+                    self.give_back(std::mem::take(behind));
+                    self.plugin.ask_to_grow();
+                    continue;
+                }
                 Err(Lost::Deadline) => {
                     self.plugin.log.note(&format!("no answer to {} {} in time", job.request.method, job.request.path));
                     job.fail(Failed::Timeout);
@@ -372,7 +398,7 @@ impl Worker {
                     if !response.more {
                         // A client that has gone has no use for its answer, and the connection none the worse for it.
                         drop(delivered);
-                        return Ok(());
+                        return if alone { Ok(()) } else { Err(Broken) };
                     }
                     let streamed = frame.body.len() as u64;
                     delivered.map_err(|_| Broken)?;
@@ -392,7 +418,7 @@ impl Worker {
         let (response, streamed) = response;
         let relayed = self.relay(&mut job, &response, streamed);
         // Requests behind a stream have waited for it long enough; a new connection begins with a clean slate.
-        if followed { Err(Broken) } else { relayed }
+        if alone && behind.is_empty() { relayed } else { Err(Broken) }
     }
 
     /// Passes on an answer that goes on in `data` frames.
@@ -465,11 +491,12 @@ impl Worker {
     }
 
     /// Waits for a frame, and on the way answers requests that have waited in the queue for too long.
-    fn wait(&mut self, deadline: Instant) -> Result<(), Lost> {
+    /// Where the request is `followed` by others, the wait is interrupted as soon as it is long.
+    fn wait(&mut self, deadline: Instant, followed: bool) -> Result<(), Lost> {
         let (life, plugin, stalled) = (&self.life, &self.plugin, &self.stalled);
         self.link.wait(deadline, || {
             Self::stall(plugin, life, stalled);
-            life.ended.load(Ordering::Relaxed)
+            followed || life.ended.load(Ordering::Relaxed)
         })
     }
 
@@ -502,7 +529,7 @@ impl Worker {
         }
         let deadline = job.arrived + self.life.request_timeout;
         loop {
-            if let Err(lost) = self.wait(deadline) {
+            if let Err(lost) = self.wait(deadline, false) {
                 self.note_lost(&lost);
                 let failed = if matches!(lost, Lost::Deadline) { Failed::Timeout } else { Failed::BadGateway };
                 job.reply(Err(KvFailure::Failed(failed)));
@@ -534,7 +561,7 @@ impl Worker {
         self.link.queue(&Ping { id }, &[]).map_err(|_| Broken)?;
         let deadline = Instant::now() + PING_TIME;
         loop {
-            match self.wait(deadline) {
+            match self.wait(deadline, false) {
                 Ok(()) => {}
                 Err(Lost::Deadline) => {
                     self.misses += 1;

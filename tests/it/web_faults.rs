@@ -148,6 +148,21 @@ fn a_get_that_was_lost_is_tried_once_more() {
     assert_eq!(printed(&server, "about to hang up"), 5);
 }
 
+/// A quick plugin is sent requests ahead, and one of them may be slow all the same.
+#[test]
+fn what_was_sent_behind_a_slow_request_is_answered_without_it() {
+    let server = server_of_p(Site::new());
+    let mut clients: Vec<_> = (0..30).map(|_| server.client()).collect();
+    for round in 0..5 {
+        clients.iter_mut().for_each(|client| assert_eq!(client.get("/p/x").status, 200));
+        let mut slow = ask(&server, &format!("/p/wait?file=go-{round}"));
+        clients.iter_mut().for_each(|client| client.send(b"GET /p/x HTTP/1.1\r\nhost: test\r\n\r\n"));
+        clients.iter_mut().for_each(|client| assert_eq!(client.reply(false).text(), "GET /x of p"));
+        touch(&server, &format!("go-{round}"));
+        assert_eq!(slow.reply(false).text(), "waited");
+    }
+}
+
 #[test]
 fn a_get_survives_the_plugins_crash() {
     let server = server_of_p(Site::new());
