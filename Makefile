@@ -24,7 +24,7 @@ BUILT = $(or $(CARGO_TARGET_DIR),target)/$(STATIC_TARGET)/$(if $(filter dev,$(PR
 FAULTS   = attack:: confinement:: deploy:: discovery:: drain:: durability:: host_limits:: isolation:: lifecycle:: logs:: orphans:: \
            overload:: slow_clients:: store_faults:: web_faults:: why::
 
-.PHONY: help run examples release test faults attack durability fuzz-license fuzz-gate soak lint docs lib ci bench bench-docs test-tools fuzz-tools clean
+.PHONY: help run examples release test faults attack durability fuzz-license fuzz-gate instructions soak lint docs lib ci bench bench-docs test-tools fuzz-tools clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -98,6 +98,9 @@ fuzz-gate: fuzz-tools ## the gate's parsers under a fuzzer, an hour for each or 
 			-dict=tests/fuzz/http.dict -max_total_time=$(or $(FUZZ_SECONDS),3600) >$$log 2>&1; \
 		then echo "TARGET: $$(grep ^Done $$log)"; else tail -n 40 $$log; echo "TARGET: something was found, see $$log"; exit 1; fi'
 
+instructions: test-tools ## count the instructions of what each request goes through, and compare them with what is known
+	@$(PYTHON) tests/bench/instructions.py
+
 soak: ## honest load and attacks together for half an hour, or SOAK_SECONDS=…: memory, files and threads must stay flat
 	$(CARGO) build --release --locked --package plugrack --package hello
 	$(PYTHON) tests/soak.py
@@ -124,11 +127,11 @@ bench-docs: ## put the report of the last `make bench` into docs/
 	$(PYTHON) tests/bench/run.py --write-docs
 
 # The tests of the Node SDK need node 18 or later, those of licences in Python the package cryptography, those of a supervised
-# host runit, those of the web its clients, a browser among them, and two proxies, those of slow clients slowhttptest; what is missing is installed where we may.
+# host runit, those of the web its clients, a browser among them, and two proxies, those of slow clients slowhttptest, the counts of instructions valgrind; what is missing is installed where we may.
 test-tools:
 	@missing=; \
 	for tool in node:nodejs runsv:runit curl:curl wget:wget openssl:openssl ab:apache2-utils wrk:wrk h2load:nghttp2-client \
-		slowhttptest:slowhttptest chromium:chromium nginx:nginx caddy:caddy; do \
+		slowhttptest:slowhttptest chromium:chromium nginx:nginx caddy:caddy valgrind:valgrind; do \
 		command -v "$${tool%:*}" >/dev/null || missing="$$missing $${tool#*:}"; \
 	done; \
 	$(PYTHON) -c 'import cryptography' 2>/dev/null || missing="$$missing python3-cryptography"; \

@@ -43,6 +43,9 @@ mod handover;
 #[cfg(feature = "host")]
 mod host;
 #[cfg(feature = "host")]
+#[cfg(test)]
+mod hot_paths;
+#[cfg(feature = "host")]
 mod http;
 #[cfg(feature = "host")]
 mod link;

@@ -65,7 +65,7 @@ const LAYERS: [&[&str]; 5] = [
         "gate/tls",
         "gate/trouble",
     ],
-    &["host", "queue", "worker", "supervisor", "plugin", "callback", "discovery", "rack"],
+    &["host", "queue", "worker", "supervisor", "plugin", "callback", "discovery", "rack", "hot_paths"],
     &["api/mod", "api/view", "pages/mod", "http", "client"],
     &["server", "cli", "cli/license", "lib", "main"],
 ];
