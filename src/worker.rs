@@ -143,11 +143,17 @@ impl Worker {
 
     /// Works until the process ends or is to stop, or the connection is not needed any more.
     pub(crate) fn run(mut self) {
+        // Of many plugins that start or are pinged at once none is to keep a buffer that only its first request may need.
+        self.link.release();
         loop {
             let outcome = match self.next() {
                 Next::Job(job) => self.serve(job),
                 Next::Ping if !self.first && self.idle_pings >= IDLE_PINGS => return,
-                Next::Ping => self.ping(),
+                Next::Ping => {
+                    let outcome = self.ping();
+                    self.link.release();
+                    outcome
+                }
                 Next::Stop => return self.shut_down(),
             };
             if self.stalled.take() {

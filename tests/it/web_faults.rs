@@ -124,11 +124,12 @@ fn an_answer_that_breaks_off_is_seen_to_be_broken() {
 fn a_request_that_may_have_had_an_effect_is_not_repeated() {
     let server = server_of_p(Site::new());
     let before = pid(&server);
-    for (method, body) in [("POST", &b""[..]), ("POST", b"body"), ("PUT", b""), ("DELETE", b""), ("GET", b"body")] {
+    let requests = [("POST", &b""[..]), ("POST", b"body"), ("PUT", b""), ("DELETE", b""), ("GET", b"body")];
+    for (number, (method, body)) in requests.into_iter().enumerate() {
         let asked = printed(&server, "about to hang up");
         assert_error(&server.request(method, "/p/hang-up", &[], body), 502, "bad_gateway");
         server.request("GET", "/p/print?text=behind", &[], b"");
-        wait_for("the line behind", || (printed(&server, "behind") > 0).then_some(()));
+        wait_for("the line behind", || (printed(&server, "behind") > number).then_some(()));
         assert_eq!(printed(&server, "about to hang up"), asked + 1, "{method}");
     }
     assert_eq!(pid(&server), before);
@@ -433,7 +434,11 @@ fn whenever_a_plugin_is_killed_every_request_is_answered_and_none_has_too_much_e
         assert_eq!(server.get("/p/incr?key=warm").status, 200);
     };
     rest(&server);
-    let before = server.held();
+    let before = wait_for("the gate to have its connections inside", || {
+        let held = server.held();
+        pause(Duration::from_millis(300));
+        (server.held() == held).then_some(held)
+    });
     let done = AtomicBool::new(false);
     let asked: Vec<(&str, String, u16)> = std::thread::scope(|scope| {
         let clients: Vec<_> = (0..6)
