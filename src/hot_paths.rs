@@ -4,6 +4,7 @@
 //!
 //! What is counted is the function of a test's name, so none of them may be inlined.
 
+use crate::gate::fuzzing::LIMITS;
 use crate::gate::{head, response};
 use crate::protocol::frame::{FrameReader, encode};
 use crate::protocol::message::{Http, KvOp, Message};
@@ -60,8 +61,7 @@ fn decode_frame(frames: &mut FrameReader<&[u8]>) -> Message {
 
 #[inline(never)]
 fn read_request(out: &mut Vec<u8>) -> usize {
-    let limits = head::Limits { bytes: 16 * 1024, headers: 64 };
-    head::read(black_box(REQUEST), limits, &mut 0, out).unwrap().unwrap().1
+    head::read(black_box(REQUEST), LIMITS, &mut 0, out).unwrap().unwrap().1
 }
 
 #[inline(never)]

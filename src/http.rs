@@ -7,7 +7,7 @@ use crate::api::{self, Api};
 use crate::exchange::{BodyLength, Client, Failed, Job, WebJob};
 use crate::gate::head::obs_text;
 use crate::gate::mailbox::{MAX_WHOLE, Mailbox, Parcel};
-use crate::gate::{GATE_HEADER, Gate, LENGTH_HEADER, Loss};
+use crate::gate::{GATE_HEADER, Gate, LENGTH_HEADER, Loss, PREREAD};
 use crate::pages;
 use crate::pause::pause;
 use crate::plugin::{HOLD, STARTING_RETRY_AFTER};
@@ -54,13 +54,6 @@ const MAX_LOBBY: usize = 1024;
 /// How often these are looked after.
 const LOBBY_TICK: Duration = Duration::from_millis(20);
 
-/// Body length in bytes up to which tiny_http reads a body before it hands the request over.
-const PREREAD: u64 = 1024;
-
-/// Most bytes of a body that are copied behind what stands before them, to be sent in one piece. It takes longer to copy more than to
-/// send them apart.
-const MAX_COPY: usize = 32 * 1024;
-
 /// Status of the interim answer before one that comes before the end of the request's body (102, Processing).
 const INTERIM: u16 = 102;
 
@@ -77,7 +70,7 @@ pub(crate) struct Front {
     /// What the gate is known by.
     key: String,
     /// Where it takes answers.
-    mailbox: Mailbox,
+    mailbox: Arc<Mailbox>,
     max_body: u64,
     /// Set when no new request is to be taken.
     closing: AtomicBool,
@@ -100,7 +93,7 @@ impl Front {
         let front = Self {
             socket,
             key: random(),
-            mailbox,
+            mailbox: Arc::new(mailbox),
             max_body,
             closing: AtomicBool::new(false),
             failures: Mutex::default(),
@@ -297,7 +290,7 @@ impl Dispatcher {
         match routes.resolve(path) {
             Target::Plugin { plugin, mount, path } => {
                 let http = self.message(request, &client.passed, mount, path, query);
-                let (plugin, body) = (Arc::clone(plugin), client.body);
+                let (plugin, body) = (Arc::clone(plugin), client.left.map_or(BodyLength::Unknown, BodyLength::Known));
                 let (client, arrived) = (Box::new(client), Instant::now());
                 plugin.submit(Job::Web(Box::new(WebJob { request: http, body, client, arrived, retries: 0 })));
             }
@@ -308,7 +301,7 @@ impl Dispatcher {
             }
             Target::Server => client.respond(204, "text/plain", b"", &[("allow", METHODS)]),
             Target::Nothing if !known => self.keep(client),
-            _ if client.body != BodyLength::Known(0) => client.fail(Failed::NotFound),
+            _ if client.left != Some(0) => client.fail(Failed::NotFound),
             Target::Index | Target::Health if !matches!(request.method().as_str(), "GET" | "HEAD") => {
                 client.fail(Failed::MethodNotAllowed);
             }
@@ -488,8 +481,7 @@ fn refusal(failed: Failed) -> (u16, Option<(&'static str, String)>, String) {
 pub(crate) struct TinyClient {
     state: ClientState,
     passed: Passed,
-    mailbox: Mailbox,
-    body: BodyLength,
+    mailbox: Arc<Mailbox>,
     head: bool,
     /// Bytes of the body still allowed.
     allowance: u64,
@@ -513,8 +505,7 @@ impl TinyClient {
         Self {
             head: request.method().as_str() == "HEAD",
             passed,
-            mailbox: front.mailbox.clone(),
-            body,
+            mailbox: Arc::clone(&front.mailbox),
             allowance: front.max_body,
             read: is_preread(&request),
             left: match body {
@@ -682,7 +673,8 @@ impl Client for TinyClient {
             self.chunked = true;
         }
         head.extend_from_slice(b"\r\n");
-        if !bodiless && first.len() > MAX_COPY {
+        if !bodiless && head.len() + first.len() > MAX_WHOLE {
+            // It takes longer to copy so much than to send it apart.
             self.deliver(head, false)?;
             return self.piece(first, !response.more);
         }
@@ -698,7 +690,7 @@ impl Client for TinyClient {
             (true, _) => Ok(()),
             (false, false) if !bytes.is_empty() => self.begin().and_then(|out| send(out, bytes)),
             (false, false) => Ok(()),
-            (false, true) if bytes.len() > MAX_COPY => self.begin().and_then(|out| {
+            (false, true) if bytes.len() > MAX_WHOLE => self.begin().and_then(|out| {
                 write!(out, "{:x}\r\n", bytes.len())?;
                 out.write_all(bytes)?;
                 send(out, if last { b"\r\n0\r\n\r\n" } else { b"\r\n" })
@@ -773,13 +765,14 @@ fn put_header(head: &mut Vec<u8>, name: &str, value: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gate::head::{self, Limits};
+    use crate::gate::fuzzing::LIMITS;
+    use crate::gate::head;
     use proptest::prelude::*;
 
     /// What the gate makes of a request, if it lets it pass.
     fn passed(input: &[u8]) -> Option<Vec<u8>> {
-        let (limits, mut out) = (Limits { bytes: 16 * 1024, headers: 64 }, Vec::new());
-        head::read(input, limits, &mut 0, &mut out).ok()??;
+        let mut out = Vec::new();
+        head::read(input, LIMITS, &mut 0, &mut out).ok()??;
         out.extend_from_slice(b"\r\n");
         Some(out)
     }

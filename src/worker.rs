@@ -285,8 +285,9 @@ impl Worker {
     }
 
     fn measure(&mut self, elapsed: Duration, requests: usize) {
-        if let Some(each) = u32::try_from(requests).ok().and_then(|requests| elapsed.checked_div(requests)) {
-            let weight = u32::try_from(requests).map_or(MEMORY, |requests| requests.min(MEMORY / 2));
+        let count = u32::try_from(requests).unwrap_or(u32::MAX);
+        if let Some(each) = elapsed.checked_div(count) {
+            let weight = count.min(MEMORY / 2);
             let pace = self.pace.map_or(each, |pace| (pace * (MEMORY - weight) + each * weight) / MEMORY);
             self.pace = Some(pace);
             self.plugin.pace.store(u64::try_from(pace.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
@@ -517,9 +518,9 @@ impl Worker {
         }
     }
 
-    /// Puts requests whose connection was lost back into the queue, or answers them.
+    /// Puts requests that get no answer on this connection back into the queue, or answers them. Where the process may have ended,
+    /// [`Worker::answer`] has let it settle.
     fn give_back(&self, lost: VecDeque<(u64, Box<WebJob>)>) {
-        // `answer` has let the process settle.
         for job in lost.into_iter().filter_map(|(_, job)| job.lost()) {
             self.plugin.queue.push(Job::Web(job));
         }

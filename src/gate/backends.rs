@@ -10,7 +10,7 @@ use super::head::Framing;
 use super::mailbox::Parcel;
 use super::response::{self, Malformed};
 use super::trouble::Trouble;
-use super::{GATE_HEADER, Loss, refusal};
+use super::{GATE_HEADER, Loss, PREREAD, refusal};
 use crate::room;
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
@@ -51,10 +51,6 @@ const NO_CONTENT: u16 = 204;
 /// Largest body that is announced by its length: the library behind allocates what is left of one that is not read to its end. Larger
 /// ones go in chunks.
 const LARGEST_ANNOUNCED: u64 = 16 << 20;
-
-/// Largest body in bytes that goes over the shared connection: the library behind reads so much before it hands the request over, and
-/// none of it waits there for whoever reads it.
-const SHARED_BODY: u64 = 1024;
 
 /// Answers taken from the mailbox at a time, before the connections get their turn.
 const PARCELS: usize = 256;
@@ -179,14 +175,12 @@ impl EventLoop {
         let answer_by = self.now + self.backing.answer_timeout;
         let Some(client) = self.clients.get_mut(key) else { return };
         let Some(backend) = self.backends.get_mut(backend_key) else { return };
-        client.phase = Phase::Running;
-        client.deadline = Some(answer_by);
+        client.pass_on(backend_key, answer_by);
         backend.user = Use::Busy(key);
         backend.reading = Reading::Head;
         backend.searched = 0;
         backend.chunked = put_head(&mut backend.out, client, &self.backing.key, None);
-        if let Some(exchange) = &mut client.exchange {
-            exchange.backend = Some(backend_key);
+        if let Some(exchange) = &client.exchange {
             backend.whole = exchange.body.is_none();
             if !exchange.complete {
                 // There may be room for more of its body.
@@ -198,34 +192,25 @@ impl EventLoop {
 
     /// Passes a request on over the shared connection, if it may and there is one. It goes out with those that come in this turn.
     fn board(&mut self, key: ClientKey) -> bool {
-        let Some(client) = self.clients.get_mut(key) else { return false };
-        let Some(shared) = self.shared.and_then(|shared| self.backends.get_mut(shared)) else { return false };
-        if !client.exchange.as_ref().is_some_and(|exchange| exchange.complete && exchange.received <= SHARED_BODY) {
+        let (Some(shared_key), Some(client)) = (self.shared, self.clients.get_mut(key)) else { return false };
+        if !client.exchange.as_ref().is_some_and(|exchange| exchange.complete && exchange.received <= PREREAD) {
             return false;
         }
-        compact(&mut shared.out, &mut shared.sent);
-        let mut out = std::mem::take(&mut shared.out);
         let address = self.backends.insert(Backend::aboard(key));
         self.aboard += 1;
-        put_head(&mut out, client, &self.backing.key, Some(address));
-        let mut taken = Ok(0);
-        if let Some(exchange) = &mut client.exchange {
-            exchange.backend = Some(address);
-            while let Some(body) = &mut exchange.body
-                && !body.is_empty()
-                && taken.is_ok()
-            {
-                taken = body.take(&mut out, usize::MAX);
+        client.pass_on(address, self.now + self.backing.answer_timeout);
+        let shared = &mut self.backends[shared_key];
+        compact(&mut shared.out, &mut shared.sent);
+        let before = shared.out.len();
+        put_head(&mut shared.out, client, &self.backing.key, Some(address));
+        let mut body = client.exchange.as_mut().and_then(|exchange| exchange.body.as_mut());
+        while let Some(body) = body.as_mut().filter(|body| !body.is_empty()) {
+            if let Err(error) = body.take(&mut shared.out, usize::MAX) {
+                // Half a request would be the end of all on this connection.
+                shared.out.truncate(before);
+                self.lost_answer(address, Some(key), &error);
+                break;
             }
-        }
-        client.phase = Phase::Running;
-        client.deadline = Some(self.now + self.backing.answer_timeout);
-        if let Some(shared) = self.shared.and_then(|shared| self.backends.get_mut(shared)) {
-            shared.out = out;
-        }
-        if let Err(error) = taken {
-            log::debug!("a request could not be passed on: {error}");
-            self.lose_shared();
         }
         true
     }
@@ -337,20 +322,14 @@ impl EventLoop {
         let busy = match backend.user {
             Use::Busy(client) => Some(client),
             Use::Opening(_) => None,
-            Use::Free(_) => {
+            Use::Free(_) | Use::Shared => {
                 // Nothing is to come there but its end; the event may be that of an answer which has been read.
-                if backend.readable && !is_silent(backend) {
-                    self.drop_backend(key);
-                } else {
+                if !backend.readable || is_silent(backend) {
                     backend.readable = false;
-                }
-                return;
-            }
-            Use::Shared => {
-                if backend.readable && !is_silent(backend) {
+                } else if backend.user == Use::Shared {
                     self.lose_shared();
                 } else {
-                    backend.readable = false;
+                    self.drop_backend(key);
                 }
                 return;
             }

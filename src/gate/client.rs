@@ -126,6 +126,20 @@ impl Client {
         }
     }
 
+    /// Its request goes this way through the host, and its answer is to begin until then.
+    pub(super) fn pass_on(&mut self, way: BackendKey, until: Instant) {
+        self.phase = Phase::Running;
+        self.deadline = Some(until);
+        if let Some(exchange) = &mut self.exchange {
+            exchange.backend = Some(way);
+        }
+    }
+
+    /// Whether something that it has sent may be there.
+    pub(super) fn has_input(&self) -> bool {
+        self.readable || !self.input.is_empty()
+    }
+
     /// Bytes that wait to be sent.
     pub(super) fn unsent(&self) -> usize {
         self.out.len() - self.sent

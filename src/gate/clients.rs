@@ -2,7 +2,7 @@
 
 use super::body::{Body, Full};
 use super::chunked::{Broken, Decoder};
-use super::client::{Client, ClientKey, Exchange, Phase};
+use super::client::{ClientKey, Exchange, Phase};
 use super::event_loop::{Again, EventLoop, LINGER, SCRATCH, TURN};
 use super::head::{self, Framing, Head, Refusal};
 use super::pace::Pace;
@@ -194,7 +194,7 @@ impl EventLoop {
             self.place(key);
             return Step::Again;
         }
-        if client.readable || !client.input.is_empty() { Step::Again } else { Step::Wait }
+        if client.has_input() { Step::Again } else { Step::Wait }
     }
 
     /// Passes on what comes of a body whose request the host has already.
@@ -216,8 +216,11 @@ impl EventLoop {
         }
         // There may be room again.
         let window = self.window();
-        let more = |client: &Client| client.wants_body(window) && (client.readable || !client.input.is_empty());
-        if self.clients.get(key).is_some_and(more) { Step::Again } else { Step::Wait }
+        if self.clients.get(key).is_some_and(|client| client.wants_body(window) && client.has_input()) {
+            Step::Again
+        } else {
+            Step::Wait
+        }
     }
 
     /// Reads once what has come of a body, if there is room for it. False when the connection goes on with something else.

@@ -420,7 +420,7 @@ impl EventLoop {
     ) -> Option<ClientKey> {
         let stream = Stream::new(socket, tls).ok()?;
         let key = self.clients.insert(Client::new(stream, address, guest, deadline));
-        match epoll::add(&self.epoll, &self.clients[key].stream, data(CLIENT, key.data()), INCOMING | EventFlags::OUT) {
+        match epoll::add(&self.epoll, &self.clients[key].stream, event_data(CLIENT, key.data()), INCOMING | EventFlags::OUT) {
             Ok(()) => Some(key),
             Err(error) => {
                 self.troubles.came(Trouble::Resources, self.now, || room::explain("a connection was not taken", &error.into()).0);
@@ -593,7 +593,7 @@ impl EventLoop {
     /// Has what comes on a connection to the host told. That more may be sent is only told once a send has not gone all the way: of a
     /// Unix socket it would be each time that the other side has read.
     pub(super) fn watch_backend(&self, socket: &OwnedFd, key: BackendKey) -> io::Result<()> {
-        Ok(epoll::add(&self.epoll, socket, data(BACKEND, key.data()), INCOMING)?)
+        Ok(epoll::add(&self.epoll, socket, event_data(BACKEND, key.data()), INCOMING)?)
     }
 
     /// Has it told when more may be sent, where less than all could be.
@@ -603,7 +603,7 @@ impl EventLoop {
         };
         if let Some(socket) = &backend.socket {
             // It is watched, so this changes no more than for what.
-            let told = epoll::modify(&self.epoll, socket, data(BACKEND, key.data()), INCOMING | EventFlags::OUT);
+            let told = epoll::modify(&self.epoll, socket, event_data(BACKEND, key.data()), INCOMING | EventFlags::OUT);
             backend.told_writable = told.is_ok();
         }
     }
@@ -622,6 +622,6 @@ fn tell(socket: &OwnedFd, answer: &[u8]) {
 }
 
 /// What an event is known by.
-fn data(kind: u64, key: KeyData) -> EventData {
+fn event_data(kind: u64, key: KeyData) -> EventData {
     EventData::new_u64(key.as_ffi() | kind << KIND_SHIFT)
 }

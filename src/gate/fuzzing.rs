@@ -13,7 +13,7 @@ use super::response::{self, Answer, Malformed};
 use crate::protocol::message::HOP_BY_HOP;
 
 /// The limits that are usual.
-const LIMITS: Limits = Limits { bytes: 16 * 1024, headers: 64 };
+pub(crate) const LIMITS: Limits = Limits { bytes: 16 * 1024, headers: 64 };
 
 /// Longest input that is also given byte by byte, so that the fuzzer is not slowed down.
 const DRIP: usize = 4 * 1024;

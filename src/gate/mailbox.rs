@@ -23,7 +23,6 @@ pub(crate) enum Parcel {
 }
 
 /// Where answers are put. Each request has one at most, and there are no more requests than clients, so no more wait than that.
-#[derive(Clone)]
 pub(crate) struct Mailbox {
     parcels: Sender<(u64, Parcel)>,
     bell: Arc<Bell>,

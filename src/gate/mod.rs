@@ -20,7 +20,7 @@ pub(crate) mod clients;
 pub(crate) mod door;
 pub(crate) mod event_loop;
 #[cfg(test)]
-mod fuzzing;
+pub(crate) mod fuzzing;
 pub(crate) mod head;
 pub(crate) mod limits;
 pub(crate) mod mailbox;
@@ -46,6 +46,10 @@ use std::time::{Duration, Instant};
 
 /// The header by which the gate's requests are known. None of this name or one that begins so passes the gate.
 pub(crate) const GATE_HEADER: &str = "x-plugrack";
+
+/// Largest body in bytes that the HTTP library reads before it hands a request over. None of it waits on the connection for whoever
+/// reads it, so such a request can be followed by another.
+pub(crate) const PREREAD: u64 = 1024;
 
 /// The header by which the host tells the gate the declared length of an answer that it sends in chunks, so that one that breaks off
 /// can be told from one that ends.

@@ -32,21 +32,14 @@ impl Outbox {
 
     /// Sends them.
     pub(super) fn flush(&self) -> io::Result<()> {
-        self.write(&mut self.frames())
+        self.flush_with(&[])
     }
 
     /// Sends them, and then bytes that are better not copied behind them.
     pub(super) fn flush_with(&self, bytes: &[u8]) -> io::Result<()> {
         let mut frames = self.frames();
-        self.write(&mut frames)?;
-        (&self.stream).write_all(bytes)
-    }
-
-    fn write(&self, frames: &mut Vec<u8>) -> io::Result<()> {
-        if frames.is_empty() {
-            return Ok(());
-        }
-        let written = (&self.stream).write_all(frames);
+        let mut stream = &self.stream;
+        let written = stream.write_all(&frames).and_then(|()| stream.write_all(bytes));
         frames.clear();
         written
     }

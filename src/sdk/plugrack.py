@@ -173,20 +173,21 @@ class _Wire:
     def send(self, head: Mapping[str, Any], body: bytes = b"") -> None:
         """Puts a frame behind those to be sent. They go out together: before anything more is waited for, or in a moment."""
         frame = _encode(head, body)
-        with self._lock:
-            self._unsent += frame
-        if len(self._unsent) > _RECEIVE:
-            self.flush()
+        if len(self._unsent) + len(frame) > _RECEIVE:
+            self.flush(frame)
+        else:
+            with self._lock:
+                self._unsent += frame
 
-    def flush(self) -> None:
-        """Sends what there is to send."""
+    def flush(self, last: bytes = b"") -> None:
+        """Sends what there is to send, and then what is better not copied behind it."""
         with self._lock:
             unsent, self._unsent = self._unsent, bytearray()
-            if unsent:
-                try:
-                    self._sock.sendall(unsent)
-                except OSError as error:
-                    raise Disconnected(str(error)) from None
+            try:
+                for data in filter(None, (unsent, last)):
+                    self._sock.sendall(data)
+            except OSError as error:
+                raise Disconnected(str(error)) from None
 
     def read(self) -> Tuple[Dict[str, Any], bytes]:
         """The next frame. Raises Disconnected at the end of the stream."""

@@ -66,17 +66,14 @@ impl Server {
     pub(super) fn run(self, listener: UnixListener) -> ExitCode {
         let server = Arc::new(self);
         let flusher = Arc::clone(&server.flusher);
-        if let Err(error) = thread::Builder::new().name("flush".to_owned()).spawn(move || flusher.run()) {
-            log(format_args!("cannot start a thread: {error}"));
-            return ExitCode::FAILURE;
-        }
+        let flushing = thread::Builder::new().name("flush".to_owned()).spawn(move || flusher.run());
         let acceptor = Arc::clone(&server);
         let accepting = thread::Builder::new().name("accept".to_owned()).spawn(move || {
             let error = acceptor.accept(&listener);
             log(format_args!("cannot accept connections: {error}"));
             acceptor.fail(ExitCode::FAILURE);
         });
-        if let Err(error) = accepting {
+        if let Err(error) = flushing.and(accepting) {
             log(format_args!("cannot start a thread: {error}"));
             return ExitCode::FAILURE;
         }

@@ -74,7 +74,8 @@ def main():
         if differs:
             wrong.append(test)
     if wrong:
-        say("instructions: over 10 %% from what is known: %s. Where that is meant, ACCEPT=1 make instructions." % ", ".join(wrong))
+        say("instructions: over %.0f %% from what is known: %s. Where that is meant, ACCEPT=1 make instructions."
+            % (100 * TOLERANCE, ", ".join(wrong)))
     return 1 if wrong else 0
 
 

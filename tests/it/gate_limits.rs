@@ -414,10 +414,7 @@ fn a_request_waits_for_a_place_inside_for_place_timeout() {
     // 1 KiB takes a place.
     let connect = |number: usize| {
         let mut client = Client::connect_from(Ipv4Addr::new(127, 0, 3, 1), server.address());
-        let body = "x".repeat(1025);
-        client.send(
-            format!("POST /p/wait?file=go&{number} HTTP/1.1\r\nhost: test\r\ncontent-length: 1025\r\n\r\n{body}").as_bytes(),
-        );
+        client.send(&post(&format!("/wait?file=go&{number}"), 1025, None));
         client
     };
     let mut inside: Vec<Client> = (0..32).map(connect).collect();
