@@ -5,9 +5,10 @@
 
 use crate::api::{self, Api};
 use crate::exchange::{BodyLength, Client, Failed, Job, WebJob};
+use crate::gate::body::Body;
 use crate::gate::head::obs_text;
 use crate::gate::mailbox::{MAX_WHOLE, Mailbox, Parcel};
-use crate::gate::{GATE_HEADER, Gate, LENGTH_HEADER, Loss, PREREAD};
+use crate::gate::{GATE_HEADER, Gate, LENGTH_HEADER, Loss};
 use crate::pages;
 use crate::pause::pause;
 use crate::plugin::{HOLD, STARTING_RETRY_AFTER};
@@ -20,7 +21,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use std::fs::{self, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -396,9 +397,9 @@ struct Passed {
     scheme: &'static str,
     /// The client's address; empty where nobody knows it.
     client: String,
-    /// The length that was declared for a body in chunks.
+    /// The body's length where the head does not say it otherwise.
     length: Option<u64>,
-    /// Where the answer is to be put, unless it goes back on the connection.
+    /// Where the body is, and where the answer is to be put, unless they go over the connection.
     address: Option<u64>,
 }
 
@@ -432,12 +433,7 @@ fn attend(api: &Api, queue: &Receiver<TinyClient>) {
     }
 }
 
-/// Whether tiny_http has read the whole body already: it has a small one.
-fn is_preread(request: &Request) -> bool {
-    request.body_length().unwrap_or(0) as u64 <= PREREAD && header(request, "transfer-encoding").is_none()
-}
-
-/// How much body a request has, as the gate has found it; `declared` is that of a body in chunks.
+/// How much body a request has, as the gate has found it; `declared` is that which its own framing does not say.
 fn body_length(request: &Request, declared: Option<u64>, max_body: u64) -> Result<BodyLength, Failed> {
     match (header(request, "transfer-encoding"), declared.or(request.body_length().map(|length| length as u64))) {
         (_, Some(length)) if length > max_body => Err(Failed::TooLarge),
@@ -482,6 +478,8 @@ pub(crate) struct TinyClient {
     state: ClientState,
     passed: Passed,
     mailbox: Arc<Mailbox>,
+    /// The request's body, once it was taken out of the mailbox. Until then a client that goes takes it along.
+    body: Option<Body>,
     head: bool,
     /// Bytes of the body still allowed.
     allowance: u64,
@@ -504,10 +502,11 @@ impl TinyClient {
     fn new(request: Request, passed: Passed, body: BodyLength, front: &Front) -> Self {
         Self {
             head: request.method().as_str() == "HEAD",
-            passed,
             mailbox: Arc::clone(&front.mailbox),
             allowance: front.max_body,
-            read: is_preread(&request),
+            read: passed.address.is_some() || body == BodyLength::Known(0),
+            body: None,
+            passed,
             left: match body {
                 BodyLength::Known(length) => Some(length),
                 BodyLength::Unknown => None,
@@ -572,9 +571,11 @@ impl TinyClient {
     /// Turns to answering.
     fn begin(&mut self) -> io::Result<&mut dyn Write> {
         if let ClientState::Asking(_) = self.state {
+            // Where the answer goes by the mailbox nothing is written to the connection: others go their own ways behind it.
+            let over_connection = self.leave();
             self.state = match self.passed.address {
-                Some(address) => self.stream_to(address)?,
-                None => self.leave(),
+                Some(address) => ClientState::Answering(Box::new(self.mailbox.stream(address))),
+                None => over_connection,
             };
         }
         match &mut self.state {
@@ -598,25 +599,6 @@ impl TinyClient {
         }
     }
 
-    /// Opens a connection for an answer alone, and hands its other end to the gate.
-    fn stream_to(&mut self, address: u64) -> io::Result<ClientState> {
-        let pair = UnixStream::pair();
-        // Nothing is written there: the answers to others, before and behind it, go their own ways too.
-        self.leave();
-        match pair {
-            Ok((stream, end)) => {
-                self.mailbox.put(address, Parcel::Stream(end.into()));
-                Ok(ClientState::Answering(Box::new(stream)))
-            }
-            Err(error) => {
-                log::warn!("{}", room::explain("an answer could not be sent", &error).0);
-                // Which the gate finds to be none.
-                self.mailbox.put(address, Parcel::Whole(Vec::new()));
-                Err(error)
-            }
-        }
-    }
-
     /// The answer has come to its end, or is broken off.
     fn finish(&mut self) {
         if let ClientState::Early(mut stream) = std::mem::replace(&mut self.state, ClientState::Answered) {
@@ -633,7 +615,15 @@ impl Client for TinyClient {
         if self.left == Some(0) {
             return Ok(0);
         }
-        let n = request.as_reader().read(buffer)?;
+        let n = match self.passed.address {
+            Some(address) => {
+                if self.body.is_none() {
+                    self.body = self.mailbox.take_body(address);
+                }
+                self.body.as_mut().map_or(Ok(0), |body| body.read(buffer))?
+            }
+            None => request.as_reader().read(buffer)?,
+        };
         if n == 0 && self.left.is_some() {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -674,8 +664,7 @@ impl Client for TinyClient {
         }
         head.extend_from_slice(b"\r\n");
         if !bodiless && head.len() + first.len() > MAX_WHOLE {
-            // It takes longer to copy so much than to send it apart.
-            self.deliver(head, false)?;
+            self.begin()?.write_all(&head)?;
             return self.piece(first, !response.more);
         }
         if !bodiless {
@@ -691,6 +680,7 @@ impl Client for TinyClient {
             (false, false) if !bytes.is_empty() => self.begin().and_then(|out| send(out, bytes)),
             (false, false) => Ok(()),
             (false, true) if bytes.len() > MAX_WHOLE => self.begin().and_then(|out| {
+                // It takes longer to copy so much than to write it apart.
                 write!(out, "{:x}\r\n", bytes.len())?;
                 out.write_all(bytes)?;
                 send(out, if last { b"\r\n0\r\n\r\n" } else { b"\r\n" })
@@ -768,6 +758,7 @@ mod tests {
     use crate::gate::fuzzing::LIMITS;
     use crate::gate::head;
     use proptest::prelude::*;
+    use std::os::unix::net::UnixStream;
 
     /// What the gate makes of a request, if it lets it pass.
     fn passed(input: &[u8]) -> Option<Vec<u8>> {

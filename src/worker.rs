@@ -119,6 +119,8 @@ pub(crate) struct Worker {
     pace: Option<Duration>,
     /// A request taken from the queue that has to go alone, after those before it.
     held: Option<Job>,
+    /// Where bodies of requests are read to.
+    buffer: Vec<u8>,
     /// Whether this connection is counted among the plugin's stalled ones.
     stalled: Cell<bool>,
     misses: u32,
@@ -131,7 +133,19 @@ impl Worker {
     /// A worker with a connection that is ready for requests.
     pub(crate) fn new(plugin: Arc<Plugin>, life: Arc<Life>, link: Link) -> Self {
         let stalled = Cell::new(false);
-        Self { plugin, life, link, unproven: None, pace: None, held: None, stalled, misses: 0, idle_pings: 0, first: true }
+        Self {
+            plugin,
+            life,
+            link,
+            unproven: None,
+            pace: None,
+            held: None,
+            buffer: Vec::new(),
+            stalled,
+            misses: 0,
+            idle_pings: 0,
+            first: true,
+        }
     }
 
     /// A further worker, which opens its connection itself.
@@ -144,14 +158,14 @@ impl Worker {
     /// Works until the process ends or is to stop, or the connection is not needed any more.
     pub(crate) fn run(mut self) {
         // Of many plugins that start or are pinged at once none is to keep a buffer that only its first request may need.
-        self.link.release();
+        self.release();
         loop {
             let outcome = match self.next() {
                 Next::Job(job) => self.serve(job),
                 Next::Ping if !self.first && self.idle_pings >= IDLE_PINGS => return,
                 Next::Ping => {
                     let outcome = self.ping();
-                    self.link.release();
+                    self.release();
                     outcome
                 }
                 Next::Stop => return self.shut_down(),
@@ -192,11 +206,17 @@ impl Worker {
         }
         self.plugin.idle.fetch_add(1, Ordering::Relaxed);
         let next = self.next_within(RELEASE_AFTER).or_else(|| {
-            self.link.release();
+            self.release();
             self.next_within(PING_AFTER - RELEASE_AFTER)
         });
         self.plugin.idle.fetch_sub(1, Ordering::Relaxed);
         next.unwrap_or(Next::Ping)
+    }
+
+    /// Gives back memory that an idle connection does not need.
+    fn release(&mut self) {
+        self.link.release();
+        self.buffer = Vec::new();
     }
 
     /// Waits for something to do.
@@ -308,9 +328,8 @@ impl Worker {
 
     /// Sends a request with its body, as far as the plugin wants it. Gives nothing when the client was answered already.
     fn upload(&mut self, mut job: Box<WebJob>) -> Result<Option<(u64, Box<WebJob>)>, Broken> {
-        // A client may take its time to send.
-        Self::stall(&self.plugin, &self.life, &self.stalled);
-        let mut buffer = vec![0; MAX_INLINE_BODY];
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.resize(MAX_INLINE_BODY, 0);
         let mut length = 0;
         let mut ended = false;
         while length < buffer.len() && !ended {
@@ -332,6 +351,10 @@ impl Worker {
             return Ok(None);
         }
         let mut total = length as u64;
+        if !ended {
+            // A client may take its time to send the rest, and the plugin to take it.
+            Self::stall(&self.plugin, &self.life, &self.stalled);
+        }
         while !ended {
             let Ok(sent) = self.link.flush(Instant::now() + STREAM_IDLE, || self.life.ended.load(Ordering::Relaxed)) else {
                 self.plugin.log.note(&format!("the body of {} {} was not taken", job.request.method, job.request.path));
@@ -356,6 +379,7 @@ impl Worker {
                 }
             }
         }
+        self.buffer = buffer;
         Ok(Some((id, job)))
     }
 

@@ -1,8 +1,9 @@
 //! A request's way through the host: a connection to the HTTP library inside of it, one request at a time, never sent ahead, and
-//! replaced when it is not left clean; or a place among those that go over the one that is shared, with an answer by the mailbox.
+//! replaced when it is not left clean; or a place among those that go over the one that is shared, with body and answer by the mailbox.
 
 use super::chunked::Decoder;
 use super::client::ClientKey;
+use super::mailbox::Pieces;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::fd::OwnedFd;
 use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, send, socket_with};
@@ -41,11 +42,14 @@ pub(super) enum Reading {
 
 /// A way through the host.
 pub(super) struct Backend {
-    /// None while the request has gone over the shared connection, and its answer does not stream.
+    /// None where the request has gone over the shared connection.
     pub(super) socket: Option<OwnedFd>,
+    /// Where its answer comes from, if that is in pieces by the mailbox.
+    pub(super) pieces: Option<Pieces>,
     pub(super) user: Use,
-    /// Whether the request has gone over the shared connection.
+    /// Whether the request has gone over the shared connection, and whether its body was left in the mailbox.
     pub(super) aboard: bool,
+    pub(super) left_body: bool,
     /// More may be there to read.
     pub(super) readable: bool,
     /// More may be sent.
@@ -88,8 +92,10 @@ impl Backend {
     fn new(user: Use) -> Self {
         Self {
             socket: None,
+            pieces: None,
             user,
             aboard: false,
+            left_body: false,
             readable: true,
             writable: true,
             told_writable: false,

@@ -7,16 +7,17 @@ use super::client::{Client, ClientKey, Phase, compact};
 use super::door::Guest;
 use super::event_loop::{Again, EventLoop, OPERATORS, PROBE_EVERY, SWEEP, TURN};
 use super::head::Framing;
-use super::mailbox::Parcel;
+use super::mailbox::{MAX_WHOLE, Parcel};
 use super::response::{self, Malformed};
 use super::trouble::Trouble;
-use super::{GATE_HEADER, Loss, PREREAD, refusal};
+use super::{GATE_HEADER, Loss, refusal};
 use crate::room;
+use crossbeam_channel::TryRecvError;
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown};
 use slotmap::{Key, KeyData};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
 
 /// Connections to the host that are opened as soon as a request waits: more of them than that make quick plugins no quicker.
@@ -39,8 +40,8 @@ const OPEN_PAUSE: Duration = Duration::from_millis(100);
 /// Time for a new connection to be answered on, after which nobody is there.
 const OPEN_TIME: Duration = Duration::from_secs(3);
 
-/// Bytes that wait for a client, from which on no more of its answer is read.
-const HELD: usize = 256 * 1024;
+/// Bytes that wait for a client, from which on no more of its answer is read: as many as may come at once.
+const HELD: usize = MAX_WHOLE;
 
 /// Bytes of a body that are put in one write.
 const PIECE: usize = 64 * 1024;
@@ -190,28 +191,20 @@ impl EventLoop {
         self.send_body(backend_key);
     }
 
-    /// Passes a request on over the shared connection, if it may and there is one. It goes out with those that come in this turn.
+    /// Passes a request that has come whole on over the shared connection, if there is one. It goes out with those that come in this turn.
     fn board(&mut self, key: ClientKey) -> bool {
         let (Some(shared_key), Some(client)) = (self.shared, self.clients.get_mut(key)) else { return false };
-        if !client.exchange.as_ref().is_some_and(|exchange| exchange.complete && exchange.received <= PREREAD) {
-            return false;
-        }
+        let Some(exchange) = client.exchange.as_mut().filter(|exchange| exchange.complete) else { return false };
         let address = self.backends.insert(Backend::aboard(key));
         self.aboard += 1;
+        if let Some(body) = exchange.body.take().filter(|body| !body.is_empty()) {
+            self.inbox.leave_body(address.data().as_ffi(), body);
+            self.backends[address].left_body = true;
+        }
         client.pass_on(address, self.now + self.backing.answer_timeout);
         let shared = &mut self.backends[shared_key];
         compact(&mut shared.out, &mut shared.sent);
-        let before = shared.out.len();
         put_head(&mut shared.out, client, &self.backing.key, Some(address));
-        let mut body = client.exchange.as_mut().and_then(|exchange| exchange.body.as_mut());
-        while let Some(body) = body.as_mut().filter(|body| !body.is_empty()) {
-            if let Err(error) = body.take(&mut shared.out, usize::MAX) {
-                // Half a request would be the end of all on this connection.
-                shared.out.truncate(before);
-                self.lost_answer(address, Some(key), &error);
-                break;
-            }
-        }
         true
     }
 
@@ -230,7 +223,7 @@ impl EventLoop {
         self.drop_backend(key);
         // Those that did are answered, some of them already.
         self.take_parcels();
-        let unanswered = self.backends.iter().filter(|(_, backend)| backend.aboard && backend.socket.is_none());
+        let unanswered = self.backends.iter().filter(|(_, backend)| backend.aboard && backend.pieces.is_none());
         let lost: Vec<_> = unanswered.map(|(key, backend)| (key, backend.user)).collect();
         for (key, user) in lost {
             if let Use::Busy(client) = user {
@@ -249,27 +242,22 @@ impl EventLoop {
 
     /// Takes an answer to a request that went over the shared connection, if it is still waited for.
     fn take_parcel(&mut self, key: BackendKey, parcel: Parcel) {
-        let Some(backend) = self.backends.get_mut(key).filter(|backend| backend.aboard && backend.socket.is_none()) else {
-            return;
-        };
+        let Some(backend) = self.backends.get_mut(key).filter(|backend| backend.aboard) else { return };
         let Use::Busy(client) = backend.user else { return };
-        match parcel {
-            Parcel::Whole(bytes) => match self.take_answer(key, Some(client), &bytes) {
+        match (parcel, &backend.pieces) {
+            (Parcel::Whole(bytes), None) => match self.take_answer(key, Some(client), &bytes) {
                 Err(Malformed(what)) => self.lost_answer(key, Some(client), &what),
                 Ok(()) if self.backends.contains_key(key) => self.lost_answer(key, Some(client), &"it is not whole"),
                 Ok(()) => {}
             },
-            Parcel::Stream(socket) => {
-                let watched = rustix::io::ioctl_fionbio(&socket, true).map_err(io::Error::from);
-                let watched = watched.and_then(|()| self.watch_backend(&socket, key));
-                if let Some(backend) = self.backends.get_mut(key) {
-                    backend.socket = Some(socket);
-                }
-                match watched {
-                    Ok(()) => self.relay(key),
-                    Err(error) => self.lost_answer(key, Some(client), &error),
-                }
+            (Parcel::Stream(pieces), None) => backend.pieces = Some(pieces),
+            (Parcel::More, Some(pieces)) => {
+                pieces.hear();
+                backend.readable = true;
+                self.relay(key);
             }
+            // There is one answer to a request.
+            _ => {}
         }
     }
 
@@ -367,26 +355,36 @@ impl EventLoop {
                 break;
             }
             turns += 1;
-            let Some(socket) = &backend.socket else { break };
-            match rustix::io::read(socket, &mut *scratch) {
-                Ok(0) => {
-                    self.lost_answer(key, client, &"its connection ended");
-                    break;
-                }
-                Ok(n) => {
-                    backend.readable = n == scratch.len();
-                    let taken = self.take_answer(key, client, &scratch[..n]);
-                    if let Err(Malformed(what)) = taken {
-                        self.lost_answer(key, client, &what);
+            let taken = match (&backend.pieces, &backend.socket) {
+                (Some(pieces), _) => match pieces.next() {
+                    Ok(piece) => self.take_answer(key, client, &piece),
+                    Err(TryRecvError::Empty) => {
+                        backend.readable = false;
+                        continue;
+                    }
+                    Err(TryRecvError::Disconnected) => Err(Malformed("it broke off")),
+                },
+                (None, Some(socket)) => match rustix::io::read(socket, &mut *scratch) {
+                    Ok(0) => Err(Malformed("its connection ended")),
+                    Ok(n) => {
+                        backend.readable = n == scratch.len();
+                        self.take_answer(key, client, &scratch[..n])
+                    }
+                    Err(Errno::AGAIN) => {
+                        backend.readable = false;
+                        continue;
+                    }
+                    Err(Errno::INTR) => continue,
+                    Err(error) => {
+                        self.lost_answer(key, client, &error);
                         break;
                     }
-                }
-                Err(Errno::AGAIN) => backend.readable = false,
-                Err(Errno::INTR) => {}
-                Err(error) => {
-                    self.lost_answer(key, client, &error);
-                    break;
-                }
+                },
+                (None, None) => break,
+            };
+            if let Err(Malformed(what)) = taken {
+                self.lost_answer(key, client, &what);
+                break;
             }
         }
         self.answers = scratch;
@@ -611,6 +609,9 @@ impl EventLoop {
         }
         let Some(backend) = self.backends.remove(key) else { return };
         self.aboard -= usize::from(backend.aboard);
+        if backend.left_body {
+            self.inbox.withdraw_body(key.data().as_ffi());
+        }
         if matches!(backend.user, Use::Free(_)) {
             self.free.retain(|free| *free != key);
         }
@@ -652,26 +653,23 @@ impl EventLoop {
     }
 }
 
-/// Appends the head of a client's request as the host gets it, and says whether its body is to follow in chunks. With an address, the
-/// answer comes by the mailbox.
+/// Appends the head of a client's request as the host gets it, and says whether its body is to follow in chunks. With an address, body
+/// and answer go by the mailbox.
 fn put_head(out: &mut Vec<u8>, client: &Client, gate: &str, address: Option<BackendKey>) -> bool {
     let Some(exchange) = &client.exchange else { return false };
     out.extend_from_slice(&exchange.request);
-    // The length of a body that has come whole is known.
-    let length = match exchange.head.framing {
-        Framing::None => None,
-        Framing::Length(length) => Some(length),
-        Framing::Chunked => exchange.complete.then_some(exchange.received),
-    };
-    let (mut declared, mut chunked) = (None, false);
-    match (exchange.head.framing, length) {
-        (Framing::None, _) => {}
-        (_, Some(length)) if length <= LARGEST_ANNOUNCED => put(out, format_args!("content-length: {length}\r\n")),
-        _ => {
-            (declared, chunked) = (length, true);
-            out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+    let (length, chunked) = match (exchange.head.framing, address) {
+        (Framing::None, _) => (None, false),
+        (_, Some(_)) => (Some(exchange.received), false),
+        (Framing::Length(length), None) if length <= LARGEST_ANNOUNCED => {
+            put(out, format_args!("content-length: {length}\r\n"));
+            (None, false)
         }
-    }
+        (framing, None) => {
+            out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+            (if let Framing::Length(length) = framing { Some(length) } else { None }, true)
+        }
+    };
     let (origin, https) = match client.guest {
         Some(Guest::Proxy) => (exchange.head.forwarded_for, exchange.head.forwarded_https.unwrap_or(false)),
         _ => (client.address, client.stream.is_tls()),
@@ -681,7 +679,7 @@ fn put_head(out: &mut Vec<u8>, client: &Client, gate: &str, address: Option<Back
         Some(origin) => put(out, format_args!("{origin} ")),
         None => out.extend_from_slice(b"- "),
     }
-    match declared {
+    match length {
         Some(length) => put(out, format_args!("{length} ")),
         None => out.extend_from_slice(b"- "),
     }
@@ -700,16 +698,16 @@ fn is_silent(backend: &Backend) -> bool {
 /// Puts a piece of a body behind what waits to be sent.
 fn put_piece(backend: &mut Backend, body: &mut Body, most: usize) -> io::Result<()> {
     compact(&mut backend.out, &mut backend.sent);
-    if !backend.chunked {
-        body.take(&mut backend.out, most)?;
-        return Ok(());
+    // In chunks its size stands before it, and is known only afterwards: what is taken may be less than there is.
+    let mut piece = vec![0; most];
+    let taken = body.read(&mut piece)?;
+    if backend.chunked {
+        put(&mut backend.out, format_args!("{taken:x}\r\n"));
     }
-    // Its size stands before it, and is known only afterwards: what is taken may be less than there is.
-    let mut piece = Vec::with_capacity(most);
-    let taken = body.take(&mut piece, most)?;
-    put(&mut backend.out, format_args!("{taken:x}\r\n"));
-    backend.out.extend_from_slice(&piece);
-    backend.out.extend_from_slice(b"\r\n");
+    backend.out.extend_from_slice(&piece[..taken]);
+    if backend.chunked {
+        backend.out.extend_from_slice(b"\r\n");
+    }
     Ok(())
 }
 

@@ -1,13 +1,13 @@
 //! A request's body between its client and the host: bytes go in at one end and out at the other, in memory as long as all bodies
 //! together fit there, and in an unlinked temporary file beyond.
 
-use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes of memory taken at a time.
 const BLOCK: usize = 64 * 1024;
@@ -15,8 +15,8 @@ const BLOCK: usize = 64 * 1024;
 /// What all bodies share.
 #[derive(Debug)]
 pub(crate) struct Stock {
-    memory_left: Cell<u64>,
-    disk_left: Cell<u64>,
+    memory_left: AtomicU64,
+    disk_left: AtomicU64,
     directory: PathBuf,
     /// Most bytes of one body's file, which is written over from its beginning as they are taken out.
     file_size: u64,
@@ -24,16 +24,14 @@ pub(crate) struct Stock {
 
 impl Stock {
     /// A stock of so much memory, and of so much disk in a directory, for bodies of which each has no more than `most` in it.
-    pub(crate) fn new(memory: u64, disk: u64, directory: PathBuf, most: u64) -> Rc<Self> {
-        Rc::new(Self { memory_left: Cell::new(memory), disk_left: Cell::new(disk), directory, file_size: most.max(1) })
+    pub(crate) fn new(memory: u64, disk: u64, directory: PathBuf, most: u64) -> Arc<Self> {
+        Arc::new(Self { memory_left: memory.into(), disk_left: disk.into(), directory, file_size: most.max(1) })
     }
 }
 
 /// Takes from what is left, if there is enough.
-fn take(left: &Cell<u64>, bytes: u64) -> bool {
-    let enough = left.get().checked_sub(bytes);
-    left.set(enough.unwrap_or(left.get()));
-    enough.is_some()
+fn take(left: &AtomicU64, bytes: u64) -> bool {
+    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes)).is_ok()
 }
 
 /// Why a body could not be kept.
@@ -59,7 +57,7 @@ impl From<io::Error> for Full {
 /// A body.
 #[derive(Debug)]
 pub(crate) struct Body {
-    stock: Rc<Stock>,
+    stock: Arc<Stock>,
     /// What comes first.
     blocks: VecDeque<Vec<u8>>,
     /// How much of the first block is taken out already.
@@ -81,8 +79,8 @@ struct Spool {
 
 impl Body {
     /// An empty body.
-    pub(crate) fn new(stock: &Rc<Stock>) -> Self {
-        Self { stock: Rc::clone(stock), blocks: VecDeque::new(), taken: 0, in_memory: 0, file: None }
+    pub(crate) fn new(stock: &Arc<Stock>) -> Self {
+        Self { stock: Arc::clone(stock), blocks: VecDeque::new(), taken: 0, in_memory: 0, file: None }
     }
 
     /// Bytes in it.
@@ -138,49 +136,55 @@ impl Body {
         Ok(spool.file.write_all_at(&bytes[to_end..], 0)?)
     }
 
-    /// Appends up to `most` bytes from the front to `out`, and says how many.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub(crate) fn take(&mut self, out: &mut Vec<u8>, most: usize) -> io::Result<usize> {
-        if let Some(block) = self.blocks.front() {
-            let bytes = &block[self.taken..];
-            let bytes = &bytes[..bytes.len().min(most)];
-            out.extend_from_slice(bytes);
-            let n = bytes.len();
-            self.taken += n;
-            self.in_memory -= n;
-            self.stock.memory_left.set(self.stock.memory_left.get() + n as u64);
-            if self.taken == block.len() {
-                self.blocks.pop_front();
-                self.taken = 0;
-            }
+    /// What can be taken out of the first block.
+    fn front(&self) -> &[u8] {
+        self.blocks.front().map_or(&[], |block| &block[self.taken..])
+    }
+
+    /// So many bytes of it have been taken out.
+    fn advance(&mut self, bytes: usize) {
+        self.taken += bytes;
+        self.in_memory -= bytes;
+        self.stock.memory_left.fetch_add(bytes as u64, Ordering::Relaxed);
+        if self.front().is_empty() {
+            self.blocks.pop_front();
+            self.taken = 0;
+        }
+    }
+
+    fn release_file(&mut self) {
+        if let Some(spool) = self.file.take() {
+            self.stock.disk_left.fetch_add(spool.size, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Read for Body {
+    /// Takes bytes out at the front; none when it is empty.
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let front = self.front();
+        if !front.is_empty() {
+            let n = front.len().min(buffer.len());
+            buffer[..n].copy_from_slice(&front[..n]);
+            self.advance(n);
             return Ok(n);
         }
         let Some(spool) = &mut self.file else { return Ok(0) };
         let at = spool.read % self.stock.file_size;
         let there = (spool.written - spool.read).min(self.stock.file_size - at);
-        let n = usize::try_from(there).unwrap_or(usize::MAX).min(most).min(BLOCK);
-        let start = out.len();
-        out.resize(start + n, 0);
-        spool.file.read_exact_at(&mut out[start..], at)?;
+        let n = usize::try_from(there).unwrap_or(usize::MAX).min(buffer.len());
+        spool.file.read_exact_at(&mut buffer[..n], at)?;
         spool.read += n as u64;
         if spool.read == spool.written {
             self.release_file();
         }
         Ok(n)
     }
-
-    fn release_file(&mut self) {
-        if let Some(spool) = self.file.take() {
-            self.stock.disk_left.set(self.stock.disk_left.get() + spool.size);
-        }
-    }
 }
 
 impl Drop for Body {
     fn drop(&mut self) {
-        self.stock.memory_left.set(self.stock.memory_left.get() + self.in_memory as u64);
+        self.stock.memory_left.fetch_add(self.in_memory as u64, Ordering::Relaxed);
         self.release_file();
     }
 }
@@ -189,6 +193,12 @@ impl Drop for Body {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    impl Stock {
+        fn left(&self) -> (u64, u64) {
+            (self.memory_left.load(Ordering::Relaxed), self.disk_left.load(Ordering::Relaxed))
+        }
+    }
 
     #[test]
     fn what_does_not_fit_in_memory_goes_to_disk_and_what_fits_nowhere_is_refused() {
@@ -200,10 +210,10 @@ mod tests {
         assert!(a.file.is_none() && b.file.is_some());
         assert!(matches!(b.push(&[0; 18]), Err(Full::Stock)));
         let mut out = Vec::new();
-        while b.take(&mut out, 2).unwrap() > 0 {}
+        b.read_to_end(&mut out).unwrap();
         assert_eq!((out.as_slice(), b.len()), (&b"abc"[..], 0));
         drop(a);
-        assert_eq!((stock.memory_left.get(), stock.disk_left.get()), (10, 20));
+        assert_eq!(stock.left(), (10, 20));
         // Once the file is empty memory is used again.
         b.push(b"x").unwrap();
         assert!(b.file.is_none());
@@ -220,19 +230,20 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             let stock = Stock::new(memory, most, directory.path().into(), most);
             let mut body = Body::new(&stock);
-            let (mut put, mut got) = (Vec::new(), Vec::new());
+            let (mut put, mut got, mut buffer) = (Vec::new(), Vec::new(), vec![0; 200_000]);
             for (push, take) in steps {
                 let push = push.min(usize::try_from(most - body.len().min(most)).unwrap());
                 let bytes: Vec<u8> = (put.len()..put.len() + push).map(|n| u8::try_from(n % 251).unwrap()).collect();
                 body.push(&bytes).unwrap();
                 put.extend(bytes);
-                body.take(&mut got, take).unwrap();
+                let n = body.read(&mut buffer[..take]).unwrap();
+                got.extend_from_slice(&buffer[..n]);
                 prop_assert_eq!(body.len(), (put.len() - got.len()) as u64);
             }
-            while body.take(&mut got, 70_000).unwrap() > 0 {}
+            body.read_to_end(&mut got).unwrap();
             prop_assert!(put == got);
             drop(body);
-            prop_assert_eq!((stock.memory_left.get(), stock.disk_left.get()), (memory, most));
+            prop_assert_eq!(stock.left(), (memory, most));
         }
     }
 }

@@ -22,7 +22,6 @@ use slotmap::{Key, KeyData, SlotMap};
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::IpAddr;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -120,7 +119,7 @@ pub(super) struct EventLoop {
     pub(super) again: Vec<Again>,
     /// Clients whose requests wait for one, with when they began to.
     pub(super) waiting: VecDeque<(ClientKey, Instant)>,
-    pub(super) stock: Rc<Stock>,
+    pub(super) stock: Arc<Stock>,
     pub(super) troubles: Troubles,
     /// Where what clients send is read to, and what the host answers.
     pub(super) scratch: Vec<u8>,

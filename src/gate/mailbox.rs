@@ -1,37 +1,74 @@
-//! How the host's threads hand answers to the gate, which is the same process: no connection lies between them.
+//! What the gate and the host's other threads hand each other, which are the same process: no connection lies between them.
 //!
-//! An answer is for the request that was passed on under an address. The gate gives each address out once, so what comes for a request
-//! that is over, as when its client has gone, is nobody's and dropped.
+//! A request that goes over the shared connection has an address: its body is left here under it, and its answer put here. The gate gives
+//! each address out once, so what comes for a request that is over, as when its client has gone, is nobody's and dropped.
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use super::body::Body;
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::io;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Largest answer in bytes, head and body, that is handed over whole. A larger one has a connection of its own, so that a slow client
-/// holds up the plugin and not the host's memory.
-pub(crate) const MAX_WHOLE: usize = 64 * 1024;
+/// Largest answer in bytes, head and body, that is handed over whole: twice a body that goes in one frame to a plugin. A larger one comes
+/// in pieces, so that a slow client holds up the plugin and not the host's memory.
+pub(crate) const MAX_WHOLE: usize = 128 * 1024;
+
+/// Largest piece of one that comes in pieces, in bytes, and how many of them wait for the gate.
+const PIECE: usize = 64 * 1024;
+const PIECES: usize = 2;
 
 /// An answer, as it goes on the wire.
 pub(crate) enum Parcel {
     /// All of it.
     Whole(Vec<u8>),
-    /// Where it comes from.
-    Stream(OwnedFd),
+    /// Where it comes from, piece by piece.
+    Stream(Pieces),
+    /// More of it has come there, or its end.
+    More,
 }
 
-/// Where answers are put. Each request has one at most, and there are no more requests than clients, so no more wait than that.
+/// Where the host's threads put answers, and find bodies. Of each request one parcel waits at most, or with [`Parcel::More`] two, and
+/// there are no more requests than clients.
 pub(crate) struct Mailbox {
     parcels: Sender<(u64, Parcel)>,
+    bodies: Arc<Bodies>,
     bell: Arc<Bell>,
 }
 
-/// Where the gate finds them.
+/// The gate's side of it.
 pub(crate) struct Inbox {
     parcels: Receiver<(u64, Parcel)>,
+    bodies: Arc<Bodies>,
     bell: Arc<Bell>,
+}
+
+/// The bodies of requests that are on their way. Locked for no longer than it takes to put one there or take it.
+#[derive(Default)]
+struct Bodies(Mutex<HashMap<u64, Body>>);
+
+impl Bodies {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Body>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An answer that goes on, as it is put there.
+pub(crate) struct PieceWriter {
+    pieces: Option<Sender<Vec<u8>>>,
+    told: Arc<AtomicBool>,
+    piece: Vec<u8>,
+    address: u64,
+    mailbox: Arc<Mailbox>,
+}
+
+/// An answer that goes on, as the gate takes it.
+pub(crate) struct Pieces {
+    pieces: Receiver<Vec<u8>>,
+    /// Whether it was told of more that it has not looked for yet.
+    told: Arc<AtomicBool>,
 }
 
 /// Wakes the gate, where it sleeps: most of the time it is awake, and nothing need be said.
@@ -48,7 +85,9 @@ pub(crate) fn mailbox() -> io::Result<(Mailbox, Inbox)> {
     let (sender, parcels) = unbounded();
     let file = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
     let bell = Arc::new(Bell { file, asleep: AtomicBool::new(false) });
-    Ok((Mailbox { parcels: sender, bell: Arc::clone(&bell) }, Inbox { parcels, bell }))
+    let bodies = Arc::<Bodies>::default();
+    let mailbox = Mailbox { parcels: sender, bodies: Arc::clone(&bodies), bell: Arc::clone(&bell) };
+    Ok((mailbox, Inbox { parcels, bodies, bell }))
 }
 
 impl Mailbox {
@@ -57,6 +96,72 @@ impl Mailbox {
         if self.parcels.send((address, parcel)).is_ok() {
             self.bell.ring();
         }
+    }
+
+    /// Begins an answer that goes on.
+    pub(crate) fn stream(self: &Arc<Self>, address: u64) -> PieceWriter {
+        let (sender, pieces) = bounded(PIECES);
+        let told = Arc::<AtomicBool>::default();
+        self.put(address, Parcel::Stream(Pieces { pieces, told: Arc::clone(&told) }));
+        PieceWriter { pieces: Some(sender), told, piece: Vec::new(), address, mailbox: Arc::clone(self) }
+    }
+
+    /// The body of a request, unless nobody waits for the answer any more.
+    pub(crate) fn take_body(&self, address: u64) -> Option<Body> {
+        self.bodies.lock().remove(&address)
+    }
+}
+
+impl PieceWriter {
+    /// Hands over what has been written.
+    fn hand_over(&mut self) -> io::Result<()> {
+        let Some(pieces) = self.pieces.as_ref().filter(|_| !self.piece.is_empty()) else { return Ok(()) };
+        // Waits while the client does not take more, which the gate bounds: of one that is gone it drops the other side.
+        pieces.send(std::mem::take(&mut self.piece)).map_err(|_| io::ErrorKind::BrokenPipe)?;
+        self.tell();
+        Ok(())
+    }
+
+    /// Has the gate look.
+    fn tell(&self) {
+        if !self.told.swap(true, Ordering::AcqRel) {
+            self.mailbox.put(self.address, Parcel::More);
+        }
+    }
+}
+
+impl Write for PieceWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = bytes.len().min(PIECE - self.piece.len());
+        self.piece.extend_from_slice(&bytes[..n]);
+        if self.piece.len() == PIECE {
+            self.hand_over()?;
+        }
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.hand_over()
+    }
+}
+
+impl Drop for PieceWriter {
+    /// The gate sees the end, whether the answer came to its own or not.
+    fn drop(&mut self) {
+        self.pieces = None;
+        self.tell();
+    }
+}
+
+impl Pieces {
+    /// Says that [`Parcel::More`] has come, before what it tells of is looked for.
+    pub(super) fn hear(&self) {
+        self.told.swap(false, Ordering::AcqRel);
+    }
+
+    /// The next piece; an error where there is none yet, or no more.
+    pub(super) fn next(&self) -> Result<Vec<u8>, TryRecvError> {
+        self.pieces.try_recv()
     }
 }
 
@@ -71,7 +176,18 @@ impl Inbox {
         self.parcels.try_recv().ok()
     }
 
-    /// Whether there is none.
+    /// Leaves the body of a request for whom it goes to.
+    pub(super) fn leave_body(&self, address: u64, body: Body) {
+        self.bodies.lock().insert(address, body);
+    }
+
+    /// Takes back a body that nobody has taken.
+    pub(super) fn withdraw_body(&self, address: u64) {
+        let unwanted = self.bodies.lock().remove(&address);
+        drop(unwanted);
+    }
+
+    /// Whether there is no answer.
     pub(super) fn is_empty(&self) -> bool {
         self.parcels.is_empty()
     }

@@ -5,11 +5,12 @@
 //! and waits for nothing else: no client, no plugin, no lock.
 //!
 //! Each request the gate passes carries the header `x-plugrack`: the key that only the gate and the host know, so that nobody else is
-//! taken for the gate; `http` or `https`; the client's address, or `-`; the declared length of a body that goes on in chunks, or `-`; and
-//! the address at which the gate takes the answer in its mailbox, or `-` where it is to come back on the connection.
+//! taken for the gate; `http` or `https`; the client's address, or `-`; the length of a body where the head does not say it otherwise, or
+//! `-`; and the address at which the mailbox has the body, and takes the answer, or `-` where they go over the connection.
 //!
-//! Requests whose body is small, or none, all go over one connection, one behind the other without waiting for answers, and many of them
-//! in one write: their answers come by the mailbox, in any order. The others have connections of their own, one request at a time.
+//! Requests that have come whole all go over one connection, one behind the other without waiting for answers, and many of them in one
+//! write: only their heads go over it. Bodies and answers go by the mailbox, answers in any order. Requests whose bodies are passed on as
+//! they come have connections of their own, one request at a time.
 
 pub(crate) mod backend;
 pub(crate) mod backends;
@@ -46,10 +47,6 @@ use std::time::{Duration, Instant};
 
 /// The header by which the gate's requests are known. None of this name or one that begins so passes the gate.
 pub(crate) const GATE_HEADER: &str = "x-plugrack";
-
-/// Largest body in bytes that the HTTP library reads before it hands a request over. None of it waits on the connection for whoever
-/// reads it, so such a request can be followed by another.
-pub(crate) const PREREAD: u64 = 1024;
 
 /// The header by which the host tells the gate the declared length of an answer that it sends in chunks, so that one that breaks off
 /// can be told from one that ends.

@@ -3,7 +3,7 @@
 //! A plugin that is quick gets several requests at a time, and answers them in one write. One of them may be slow all the same, and
 //! the replies to those before it must not wait for it: so another thread sends what has been held for too long.
 
-use std::io::{self, Write};
+use std::io::{self, IoSlice, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -38,11 +38,20 @@ impl Outbox {
     /// Sends them, and then bytes that are better not copied behind them.
     pub(super) fn flush_with(&self, bytes: &[u8]) -> io::Result<()> {
         let mut frames = self.frames();
-        let mut stream = &self.stream;
-        let written = stream.write_all(&frames).and_then(|()| stream.write_all(bytes));
+        let written = write_both(&self.stream, &frames, bytes);
         frames.clear();
         written
     }
+}
+
+/// Writes one behind the other, at once where the host takes it: it wakes once.
+fn write_both(mut stream: &UnixStream, first: &[u8], second: &[u8]) -> io::Result<()> {
+    let written = match stream.write_vectored(&[IoSlice::new(first), IoSlice::new(second)]) {
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+        written => written?,
+    };
+    stream.write_all(first.get(written..).unwrap_or_default())?;
+    stream.write_all(&second[written.saturating_sub(first.len())..])
 }
 
 /// Sends the replies of all connections that are held for too long.

@@ -64,7 +64,7 @@ _LENGTHS = struct.Struct(">II")
 _MAX_HEAD = 65_536
 _MAX_BODY = 1_048_576
 _MAX_ID = 2**53 - 1
-_RECEIVE = 65_536
+_RECEIVE = 98_304  # what a request with a body of 64 KiB comes in at once
 _STORE_CONNECTIONS = 32  # of the 64 that the host allows a plugin
 _EXIT_USAGE = 64
 _EXIT_TEMPORARY = 75
@@ -144,13 +144,14 @@ class _ProtocolError(Exception):
 
 # ---- Frames ----------------------------------------------------------------------------------------------------------
 
-def _encode(head: Mapping[str, Any], body: bytes) -> bytes:
+def _encode_before(head: Mapping[str, Any], body: bytes) -> bytes:
+    """What stands before a frame's body."""
     text = _to_json(head).encode()
     if len(text) > _MAX_HEAD:
         raise Error("too_large", f"a head of {len(text)} bytes; a frame holds {_MAX_HEAD}")
     if len(body) > _MAX_BODY:
         raise Error("too_large", f"a body of {len(body)} bytes; a frame holds {_MAX_BODY}")
-    return b"".join((_LENGTHS.pack(len(text), len(body)), text, body))
+    return _LENGTHS.pack(len(text), len(body)) + text
 
 
 def _error_head(number: int, code: str, message: str) -> Dict[str, Any]:
@@ -172,20 +173,24 @@ class _Wire:
 
     def send(self, head: Mapping[str, Any], body: bytes = b"") -> None:
         """Puts a frame behind those to be sent. They go out together: before anything more is waited for, or in a moment."""
-        frame = _encode(head, body)
-        if len(self._unsent) + len(frame) > _RECEIVE:
-            self.flush(frame)
-        else:
-            with self._lock:
-                self._unsent += frame
+        start = _encode_before(head, body)
+        with self._lock:
+            self._unsent += start
+            fits = len(self._unsent) + len(body) <= _RECEIVE
+            if fits:
+                self._unsent += body
+        if not fits:
+            self.flush(body)
 
     def flush(self, last: bytes = b"") -> None:
-        """Sends what there is to send, and then what is better not copied behind it."""
+        """Sends what there is to send, and what is better not copied behind it."""
         with self._lock:
             unsent, self._unsent = self._unsent, bytearray()
             try:
-                for data in filter(None, (unsent, last)):
-                    self._sock.sendall(data)
+                sent = self._sock.sendmsg((unsent, last)) if last else 0
+                for data in (memoryview(unsent)[sent:], memoryview(last)[max(sent - len(unsent), 0):]):
+                    if data:
+                        self._sock.sendall(data)
             except OSError as error:
                 raise Disconnected(str(error)) from None
 
@@ -195,7 +200,10 @@ class _Wire:
             found = self._parse(0)
             if found:
                 head, start, end = found
-                body = bytes(self._buffer[start:end])
+                body = b""
+                if end > start:
+                    with memoryview(self._buffer) as buffer, buffer[start:end] as part:
+                        body = bytes(part)
                 del self._buffer[:end]
                 self._seen = 0
                 if self._unsent:

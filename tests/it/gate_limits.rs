@@ -310,6 +310,34 @@ fn bodies_beyond_body_memory_go_to_a_file_without_a_name() {
     end_body(fourth, size);
 }
 
+/// Also where its request waits for a plugin that is busy.
+#[test]
+fn a_body_whose_client_has_gone_makes_room_for_another() {
+    let server = server(&["--body-memory", "64KiB", "--body-disk", "0", "--request-timeout", LONG]);
+    let shown = || serde_json::from_str::<Value>(&server.cli(&["show", "p", "--json"])).unwrap();
+    // The plugin has four requests at work, and the others wait for it.
+    let mut busy: Vec<Client> = (0..5).map(|_| server.client()).collect();
+    busy.iter_mut().for_each(|client| client.send(b"GET /p/wait?file=go HTTP/1.1\r\nhost: test\r\n\r\n"));
+    wait_for("the plugin to be busy", || (shown()["process"]["waiting"] == 1).then_some(()));
+    let upload = || {
+        let mut client = server.client();
+        client.send(&post("/upload", 60_000, None));
+        client
+    };
+    let holder = upload();
+    wait_for("the body to be taken", || (shown()["process"]["waiting"] == 2).then_some(()));
+    assert_refused(&mut upload(), 503, "overloaded");
+    // One that only ends might still read: that it has gone shows when it is answered.
+    holder.reset();
+    let mut next = wait_for("room", || {
+        let mut client = upload();
+        (!client.wait_readable(Duration::from_secs(1))).then_some(client)
+    });
+    go(&server);
+    assert!(next.reply(false).text().starts_with("60000 "));
+    busy.iter_mut().for_each(|client| assert_eq!(client.reply(false).text(), "waited"));
+}
+
 #[test]
 fn bodies_beyond_body_disk_are_refused_until_there_is_room_again() {
     let server = server(&["--body-memory", "0", "--body-disk", "64KiB"]);
@@ -401,7 +429,7 @@ fn a_request_waits_for_a_place_inside_for_place_timeout() {
         // Only root can become another user, and root has no such limit.
         return;
     }
-    let site = Site::new().args(&["--place-timeout", "500ms", "--request-timeout", LONG]).fake("p");
+    let site = Site::new().args(&["--body-buffer", "0", "--place-timeout", "500ms", "--request-timeout", LONG]).fake("p");
     let own = site.data().join("plugrack");
     fs::copy(binary(), &own).unwrap();
     assert!(command("chown").args(["-R", SOMEBODY]).arg(site.data()).status().unwrap().success());
@@ -410,11 +438,11 @@ fn a_request_waits_for_a_place_inside_for_place_timeout() {
     serve.args(site.serve().get_args());
     let server = site.start_as(serve);
     server.wait_state("p", "ready");
-    // Room for 32 clients where threads are limited; the plugin has four at work, and the others wait for it. What has a body over
-    // 1 KiB takes a place.
+    // Room for 32 clients where threads are limited; the plugin has four at work, and the others wait for it. What has a body
+    // that does not come in one piece takes a place.
     let connect = |number: usize| {
         let mut client = Client::connect_from(Ipv4Addr::new(127, 0, 3, 1), server.address());
-        client.send(&post(&format!("/wait?file=go&{number}"), 1025, None));
+        client.send(&post(&format!("/wait?file=go&{number}"), 80_000, None));
         client
     };
     let mut inside: Vec<Client> = (0..32).map(connect).collect();

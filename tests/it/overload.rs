@@ -160,16 +160,19 @@ fn hard_limit(server: &Server) -> u64 {
     files.split_whitespace().nth(4).unwrap().parse().unwrap()
 }
 
-/// A request that takes so many seconds, and a connection inside the host for itself: it has a body over 1 KiB.
+/// Has bodies passed on as they come, unless they come in one piece.
+const AS_THEY_COME: [&str; 2] = ["--body-buffer", "0"];
+
+/// A request that takes so many seconds, and a connection inside the host for itself: its body does not come in one piece.
 fn sleep_with_body(seconds: f32) -> Vec<u8> {
-    let body = "x".repeat(1025);
-    format!("POST /p/sleep?s={seconds} HTTP/1.1\r\nhost: test\r\ncontent-length: 1025\r\n\r\n{body}").into_bytes()
+    let body = "x".repeat(80_000);
+    format!("POST /p/sleep?s={seconds} HTTP/1.1\r\nhost: test\r\ncontent-length: 80000\r\n\r\n{body}").into_bytes()
 }
 
 /// The HTTP library behind the gate would end for ever if it took a connection for which there are too few files.
 #[test]
 fn with_a_few_files_left_no_more_requests_are_served_at_once_than_before_and_none_is_lost() {
-    let server = server_of_p(&["--place-timeout", "300ms"]);
+    let server = server_of_p(&[&AS_THEY_COME[..], &["--place-timeout", "300ms"]].concat());
     let hard = hard_limit(&server);
     for few in 1..6 {
         // Connections of clients that take no file more than they have.
@@ -192,7 +195,7 @@ fn without_threads_the_host_answers_as_many_as_it_can_and_all_when_there_are_mor
         // Only root can become another user, and this user's own threads would count.
         return;
     }
-    let site = Site::new().args(&["--place-timeout", "300ms"]).fake("p");
+    let site = Site::new().args(&AS_THEY_COME).args(&["--place-timeout", "300ms"]).fake("p");
     let own = site.data().join("plugrack");
     fs::copy(binary(), &own).unwrap();
     assert!(command("chown").args(["-R", SOMEBODY]).arg(site.data()).status().unwrap().success());
@@ -299,7 +302,7 @@ fn kill_library(server: &Server) {
     rustix::net::shutdown(socket, rustix::net::Shutdown::Both).unwrap();
 }
 
-/// Requests without a body go over one connection inside the host.
+/// Requests that have come whole go over one connection inside the host.
 #[test]
 fn a_connection_that_is_lost_inside_costs_the_requests_on_it_and_nothing_else() {
     let server = server_of_p(&[]);
@@ -324,7 +327,8 @@ fn a_connection_that_is_lost_inside_costs_the_requests_on_it_and_nothing_else() 
 
 #[test]
 fn another_http_library_takes_the_place_of_one_that_died_and_no_client_is_lost() {
-    let server = server_of_p(&["--place-timeout", "5s", "--max-connections-per-address", "200"]);
+    let more = ["--place-timeout", "5s", "--max-connections-per-address", "200"];
+    let server = server_of_p(&[&AS_THEY_COME[..], &more].concat());
     let mut events = server.client();
     events.send(b"GET /p/events HTTP/1.1\r\nhost: test\r\n\r\n");
     let head = events.reply_head();
@@ -356,7 +360,7 @@ fn the_gate_finds_by_itself_that_the_http_library_has_died() {
 
 #[test]
 fn a_host_whose_http_library_dies_three_times_in_a_minute_ends_with_code_1() {
-    let server = server_of_p(&[]);
+    let server = server_of_p(&AS_THEY_COME);
     for death in 1..=3 {
         kill_library(&server);
         // At the end there may be nobody to connect to.
