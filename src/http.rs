@@ -64,6 +64,10 @@ const METHODS: &str = "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS";
 /// `retry-after` in seconds of the host's own refusals: what is full empties quickly, if at all.
 const OVERLOAD_RETRY_AFTER: u64 = 1;
 
+/// Bytes that are set aside for the head of an answer, which few are longer than, and for the body of one that is small.
+const HEAD_ROOM: usize = 512;
+const SMALL: usize = 16 * 1024;
+
 /// The side of the host that the gate talks to.
 pub(crate) struct Front {
     /// Where it listens, with a number behind it once another tiny_http had to take over.
@@ -526,7 +530,7 @@ impl TinyClient {
 
     /// Sends a whole answer of the host's own.
     fn respond(&mut self, status: u16, content_type: &str, body: &[u8], headers: &[(&str, &str)]) {
-        let mut answer = self.head_start(status);
+        let mut answer = self.head_start(status, body.len());
         for (name, value) in [("content-type", content_type)].iter().chain(headers) {
             put_header(&mut answer, name, value);
         }
@@ -539,8 +543,9 @@ impl TinyClient {
         drop(self.deliver(answer, true));
     }
 
-    fn head_start(&self, status: u16) -> Vec<u8> {
-        let mut head = Vec::with_capacity(512);
+    /// The beginning of an answer with a body of so many bytes, or of which so many are at hand.
+    fn head_start(&self, status: u16, body: usize) -> Vec<u8> {
+        let mut head = if body > SMALL { self.mailbox.buffer() } else { Vec::with_capacity(HEAD_ROOM + body) };
         let reason = StatusCode(status).default_reason_phrase();
         head.extend_from_slice(format!("HTTP/1.1 {status} {reason}\r\n").as_bytes());
         if !self.read {
@@ -637,7 +642,7 @@ impl Client for TinyClient {
     }
 
     fn answer(&mut self, response: &Response, first: &[u8]) -> io::Result<()> {
-        let mut head = self.head_start(response.status);
+        let mut head = self.head_start(response.status, first.len());
         let (mut has_length, mut has_date) = (false, false);
         let named = connection_options(response.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())));
         let bodiless = self.head || response.is_bodiless();

@@ -7,7 +7,7 @@ use super::client::{Client, ClientKey, Phase, compact};
 use super::door::Guest;
 use super::event_loop::{Again, EventLoop, OPERATORS, PROBE_EVERY, SWEEP, TURN};
 use super::head::Framing;
-use super::mailbox::{MAX_WHOLE, Parcel};
+use super::mailbox::Parcel;
 use super::response::{self, Malformed};
 use super::trouble::Trouble;
 use super::{GATE_HEADER, Loss, refusal};
@@ -39,9 +39,6 @@ const OPEN_PAUSE: Duration = Duration::from_millis(100);
 
 /// Time for a new connection to be answered on, after which nobody is there.
 const OPEN_TIME: Duration = Duration::from_secs(3);
-
-/// Bytes that wait for a client, from which on no more of its answer is read: as many as may come at once.
-const HELD: usize = MAX_WHOLE;
 
 /// Bytes of a body that are put in one write.
 const PIECE: usize = 64 * 1024;
@@ -245,11 +242,14 @@ impl EventLoop {
         let Some(backend) = self.backends.get_mut(key).filter(|backend| backend.aboard) else { return };
         let Use::Busy(client) = backend.user else { return };
         match (parcel, &backend.pieces) {
-            (Parcel::Whole(bytes), None) => match self.take_answer(key, Some(client), &bytes) {
-                Err(Malformed(what)) => self.lost_answer(key, Some(client), &what),
-                Ok(()) if self.backends.contains_key(key) => self.lost_answer(key, Some(client), &"it is not whole"),
-                Ok(()) => {}
-            },
+            (Parcel::Whole(bytes), None) => {
+                match self.take_answer(key, Some(client), &bytes) {
+                    Err(Malformed(what)) => self.lost_answer(key, Some(client), &what),
+                    Ok(()) if self.backends.contains_key(key) => self.lost_answer(key, Some(client), &"it is not whole"),
+                    Ok(()) => {}
+                }
+                self.inbox.give_back(bytes);
+            }
             (Parcel::Stream(pieces), None) => backend.pieces = Some(pieces),
             (Parcel::More, Some(pieces)) => {
                 pieces.hear();
@@ -346,8 +346,9 @@ impl EventLoop {
                 Use::Opening(_) => None,
                 Use::Free(_) | Use::Shared => break,
             };
-            let held = client.and_then(|client| self.clients.get(client)).map_or(0, |client| client.unsent());
-            if !backend.readable || held >= HELD {
+            // As long as something waits for the client, what follows waits where it is.
+            let held = client.and_then(|client| self.clients.get(client)).is_some_and(|client| client.unsent() > 0);
+            if !backend.readable || held {
                 break;
             }
             if turns == TURN {
@@ -357,7 +358,11 @@ impl EventLoop {
             turns += 1;
             let taken = match (&backend.pieces, &backend.socket) {
                 (Some(pieces), _) => match pieces.next() {
-                    Ok(piece) => self.take_answer(key, client, &piece),
+                    Ok(piece) => {
+                        let taken = self.take_answer(key, client, &piece);
+                        self.inbox.give_back(piece);
+                        taken
+                    }
                     Err(TryRecvError::Empty) => {
                         backend.readable = false;
                         continue;

@@ -5,7 +5,7 @@ use super::body::Stock;
 use super::client::{Client, ClientKey, Phase};
 use super::clients::LEAST_WINDOW;
 use super::door::{Door, Guest, origin};
-use super::mailbox::Inbox;
+use super::mailbox::{Inbox, MAX_WHOLE};
 use super::refusal;
 use super::stream::Stream;
 use super::trouble::{Trouble, Troubles};
@@ -57,10 +57,10 @@ const SETTLE: Duration = Duration::from_millis(100);
 pub(super) const OPERATORS: usize = 16;
 
 /// Buffers that are kept for the next who needs one.
-const KEPT_BUFFERS: usize = 64;
+const KEPT_BUFFERS: usize = 32;
 
 /// Largest buffer that is kept.
-const KEPT_BUFFER: usize = 64 * 1024;
+const KEPT_BUFFER: usize = MAX_WHOLE;
 
 /// Reads for one connection at a time, before the others get their turn.
 pub(super) const TURN: usize = 16;

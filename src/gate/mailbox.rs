@@ -18,7 +18,10 @@ pub(crate) const MAX_WHOLE: usize = 128 * 1024;
 
 /// Largest piece of one that comes in pieces, in bytes, and how many of them wait for the gate.
 const PIECE: usize = 64 * 1024;
-const PIECES: usize = 2;
+const PIECES: usize = 4;
+
+/// Buffers that are kept for the next large answer: to have new memory from the system costs more than to fill it.
+const SPARES: usize = 32;
 
 /// An answer, as it goes on the wire.
 pub(crate) enum Parcel {
@@ -34,6 +37,7 @@ pub(crate) enum Parcel {
 /// there are no more requests than clients.
 pub(crate) struct Mailbox {
     parcels: Sender<(u64, Parcel)>,
+    spares: Receiver<Vec<u8>>,
     bodies: Arc<Bodies>,
     bell: Arc<Bell>,
 }
@@ -41,6 +45,7 @@ pub(crate) struct Mailbox {
 /// The gate's side of it.
 pub(crate) struct Inbox {
     parcels: Receiver<(u64, Parcel)>,
+    spares: Sender<Vec<u8>>,
     bodies: Arc<Bodies>,
     bell: Arc<Bell>,
 }
@@ -83,11 +88,12 @@ pub(super) struct Bell {
 /// There is no file for the bell.
 pub(crate) fn mailbox() -> io::Result<(Mailbox, Inbox)> {
     let (sender, parcels) = unbounded();
+    let (spare, spares) = bounded(SPARES);
     let file = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
     let bell = Arc::new(Bell { file, asleep: AtomicBool::new(false) });
     let bodies = Arc::<Bodies>::default();
-    let mailbox = Mailbox { parcels: sender, bodies: Arc::clone(&bodies), bell: Arc::clone(&bell) };
-    Ok((mailbox, Inbox { parcels, bodies, bell }))
+    let mailbox = Mailbox { parcels: sender, spares, bodies: Arc::clone(&bodies), bell: Arc::clone(&bell) };
+    Ok((mailbox, Inbox { parcels, spares: spare, bodies, bell }))
 }
 
 impl Mailbox {
@@ -106,6 +112,11 @@ impl Mailbox {
         PieceWriter { pieces: Some(sender), told, piece: Vec::new(), address, mailbox: Arc::clone(self) }
     }
 
+    /// A buffer for much of an answer.
+    pub(crate) fn buffer(&self) -> Vec<u8> {
+        self.spares.try_recv().unwrap_or_default()
+    }
+
     /// The body of a request, unless nobody waits for the answer any more.
     pub(crate) fn take_body(&self, address: u64) -> Option<Body> {
         self.bodies.lock().remove(&address)
@@ -117,7 +128,8 @@ impl PieceWriter {
     fn hand_over(&mut self) -> io::Result<()> {
         let Some(pieces) = self.pieces.as_ref().filter(|_| !self.piece.is_empty()) else { return Ok(()) };
         // Waits while the client does not take more, which the gate bounds: of one that is gone it drops the other side.
-        pieces.send(std::mem::take(&mut self.piece)).map_err(|_| io::ErrorKind::BrokenPipe)?;
+        let next = self.mailbox.buffer();
+        pieces.send(std::mem::replace(&mut self.piece, next)).map_err(|_| io::ErrorKind::BrokenPipe)?;
         self.tell();
         Ok(())
     }
@@ -174,6 +186,15 @@ impl Inbox {
     /// The next answer.
     pub(super) fn take(&self) -> Option<(u64, Parcel)> {
         self.parcels.try_recv().ok()
+    }
+
+    /// Gives back what an answer came in.
+    pub(super) fn give_back(&self, mut buffer: Vec<u8>) {
+        if buffer.capacity() >= PIECE {
+            buffer.clear();
+            // Where enough of them are kept it is one too many.
+            drop(self.spares.try_send(buffer));
+        }
     }
 
     /// Leaves the body of a request for whom it goes to.
