@@ -34,6 +34,9 @@ const MAX_REPLIES: usize = 256 * 1024;
 /// Time a plugin has to take its replies before its connection is closed.
 const WRITE_TIME: Duration = Duration::from_secs(30);
 
+/// Time without a request after which a connection's buffers are given back.
+const RELEASE_AFTER: Duration = Duration::from_secs(1);
+
 /// Pause after a failed accept: the process is out of something that comes back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -136,13 +139,27 @@ enum Closed {
 fn serve(stream: &UnixStream, host: &Host, plugin: &str) -> Result<(), Closed> {
     let mut frames = FrameReader::new(stream);
     let mut pending = Pending::default();
+    let mut idle = true;
     loop {
         let frame = match frames.read() {
             Ok(frame) => frame,
             Err(ReadError::Closed) => return Ok(()),
-            Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(ReadError::Io(error)) => match error.kind() {
+                io::ErrorKind::Interrupted => continue,
+                io::ErrorKind::WouldBlock => {
+                    frames.release();
+                    pending.replies = Vec::new();
+                    stream.set_read_timeout(None)?;
+                    idle = true;
+                    continue;
+                }
+                _ => return Err(error.into()),
+            },
             Err(error) => return Err(error.into()),
         };
+        if std::mem::take(&mut idle) {
+            stream.set_read_timeout(Some(RELEASE_AFTER))?;
+        }
         match frame.message() {
             Ok(Message::Kv(kv)) => {
                 if matches!(kv.op, KvOp::Get { .. } | KvOp::List(_)) {
@@ -167,9 +184,6 @@ fn serve(stream: &UnixStream, host: &Host, plugin: &str) -> Result<(), Closed> {
             (&mut &*stream).write_all(&pending.replies)?;
             pending.replies.clear();
             pending.replies.shrink_to(SMALL_STACK);
-            if !frames.is_ready() {
-                frames.release();
-            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Why the store could not do something: for the operator in one sentence, for a plugin as a code.
 
-use super::{MAX_WAL, WRITE_QUEUE, schema};
+use super::{MAX_WAL, READER_TIME, READERS, WRITE_QUEUE, schema};
 use crate::repeat::Repeat;
 use rusqlite::ffi::{self, ErrorCode};
 use std::path::Path;
@@ -34,6 +34,9 @@ pub(crate) enum StoreError {
     /// The writer has more to do than it can.
     #[error("the store is busy: more than {WRITE_QUEUE} changes wait; try again")]
     Busy,
+    /// As many read as may at once, and none of them comes to its end.
+    #[error("the store is busy: all {READERS} readers have been in use for {} s; try again", READER_TIME.as_secs())]
+    BusyReading,
     /// Another program has a lock.
     #[error(
         "plugrack.db is locked by another program for longer than {} s: end that program (fuser plugrack.db names it), then try again",
@@ -95,7 +98,7 @@ impl StoreError {
     pub(crate) fn code(&self) -> &'static str {
         match self {
             Self::Full => "no_space",
-            Self::Busy | Self::Locked | Self::LongRead => "busy",
+            Self::Busy | Self::BusyReading | Self::Locked | Self::LongRead => "busy",
             _ => "internal",
         }
     }
@@ -107,7 +110,7 @@ impl StoreError {
 
     /// Whether a write that succeeds shows that it is over. Damage stays where it is.
     fn ends_with_a_write(&self) -> bool {
-        matches!(self, Self::Busy | Self::Locked | Self::LongRead | Self::Full | Self::Disk(_))
+        matches!(self, Self::Busy | Self::BusyReading | Self::Locked | Self::LongRead | Self::Full | Self::Disk(_))
     }
 }
 

@@ -25,7 +25,7 @@ use rusqlite::{Connection, OpenFlags};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -42,8 +42,11 @@ const MAX_WAL: u64 = 256 * 1024 * 1024;
 /// How often expired keys are removed; until then they are merely not seen.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 
-/// Connections kept open for reading: reads are short, and the machine is small.
+/// Most connections for reading: reads are short, and the machine is small. To open one takes longer than many reads.
 const READERS: usize = 4;
+
+/// Time a read waits for one of them, after which it is answered with `busy`.
+const READER_TIME: Duration = Duration::from_secs(5);
 
 /// A change to be made in the writer's transaction, or to be refused when there is none.
 type Change = Box<dyn FnOnce(Result<&Connection, &StoreError>) -> Made + Send>;
@@ -70,9 +73,36 @@ struct Inner {
     path: PathBuf,
     changes: Option<Sender<Change>>,
     writer: Option<JoinHandle<()>>,
-    readers: Mutex<Vec<Connection>>,
+    readers: Mutex<Readers>,
+    reader_freed: Condvar,
     limits: Limits,
     troubles: Arc<Troubles>,
+}
+
+/// The connections for reading.
+#[derive(Default)]
+struct Readers {
+    idle: Vec<Connection>,
+    /// All there are, idle or in use.
+    open: usize,
+}
+
+/// The right to one of them, and the connection while nobody reads on it.
+struct Reader<'a> {
+    inner: &'a Inner,
+    connection: Option<Connection>,
+}
+
+impl Drop for Reader<'_> {
+    fn drop(&mut self) {
+        let mut readers = self.inner.lock_readers();
+        match self.connection.take() {
+            Some(connection) => readers.idle.push(connection),
+            None => readers.open -= 1,
+        }
+        drop(readers);
+        self.inner.reader_freed.notify_one();
+    }
 }
 
 /// The outcome of a change, to be had once it is committed.
@@ -117,7 +147,15 @@ impl Store {
         let thread = std::thread::Builder::new().name("store-writer".into());
         let writer = thread.spawn(move || writer.run()).map_err(|error| StoreError::File(Arc::new(error)))?;
         let (changes, writer) = (Some(changes), Some(writer));
-        let inner = Inner { path: path.to_owned(), changes, writer, readers: Mutex::default(), limits, troubles };
+        let inner = Inner {
+            path: path.to_owned(),
+            changes,
+            writer,
+            readers: Mutex::default(),
+            reader_freed: Condvar::new(),
+            limits,
+            troubles,
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -179,20 +217,30 @@ impl Store {
 }
 
 impl Inner {
-    fn lock_readers(&self) -> std::sync::MutexGuard<'_, Vec<Connection>> {
+    fn lock_readers(&self) -> MutexGuard<'_, Readers> {
         // A panic while the list was held leaves a list all the same.
         self.readers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn read<T>(&self, read: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        let idle = self.lock_readers().pop();
-        let connection = idle.map_or_else(|| self.open_reader(), Ok)?;
-        let result = read(&connection)?;
-        // One that failed is not kept.
-        let mut readers = self.lock_readers();
-        if readers.len() < READERS {
-            readers.push(connection);
+    /// The next reader that is free, or the right to open one.
+    fn reader(&self) -> Result<Reader<'_>, StoreError> {
+        let none = |readers: &mut Readers| readers.idle.is_empty() && readers.open >= READERS;
+        let waited = self.reader_freed.wait_timeout_while(self.lock_readers(), READER_TIME, none);
+        let (mut readers, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() {
+            return Err(StoreError::BusyReading);
         }
+        let connection = readers.idle.pop();
+        readers.open += usize::from(connection.is_none());
+        Ok(Reader { inner: self, connection })
+    }
+
+    fn read<T>(&self, read: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let mut reader = self.reader()?;
+        // One that failed is not put back.
+        let connection = reader.connection.take().map_or_else(|| self.open_reader(), Ok)?;
+        let result = read(&connection)?;
+        reader.connection = Some(connection);
         Ok(result)
     }
 
@@ -328,4 +376,35 @@ fn wal(database: &Path) -> PathBuf {
 pub(crate) fn now_ms() -> i64 {
     let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::thread;
+
+    #[test]
+    fn many_read_by_a_few_connections_and_one_that_fails_makes_room_for_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("plugrack.db"), Limits { keys: 1, bytes: 1 }).unwrap();
+        let (reading, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let read = |fails: bool| {
+            store.read(|connection| {
+                most.fetch_max(reading.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                let one: i64 = connection.query_row("SELECT 1", [], |row| row.get(0))?;
+                thread::yield_now();
+                reading.fetch_sub(1, Ordering::SeqCst);
+                if fails { Err(StoreError::Closed) } else { Ok(one) }
+            })
+        };
+        thread::scope(|scope| {
+            for _ in 0..16 {
+                scope.spawn(|| (0..50).for_each(|number| assert_eq!(read(number % 5 == 0).is_err(), number % 5 == 0)));
+            }
+        });
+        assert!(most.into_inner() <= READERS);
+        let readers = store.inner.lock_readers();
+        assert!(readers.open == readers.idle.len() && readers.open <= READERS, "{} of {}", readers.idle.len(), readers.open);
+    }
 }
