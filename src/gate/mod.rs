@@ -2,7 +2,7 @@
 //!
 //! Bytes of clients on one side, canonical requests to a Unix socket on the other. What passes is HTTP/1.1 that can be read in one way
 //! only, complete or with its own framing, from clients that are held to sizes, times and numbers. One thread does it all, over epoll,
-//! and waits for nothing else: no client, no plugin, no lock.
+//! and waits for nothing else: no client, no plugin, no lock but that of the bodies it leaves, which nobody holds for long.
 //!
 //! Each request the gate passes carries the header `x-plugrack`: the key that only the gate and the host know, so that nobody else is
 //! taken for the gate; `http` or `https`; the client's address, or `-`; the length of a body where the head does not say it otherwise, or
