@@ -94,11 +94,18 @@ pub(crate) trait Client: Send {
     /// Reads more of the request's body; 0 at its end. An error of kind `FileTooLarge` means that it is over the limit.
     fn read_body(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
 
-    /// Sends the head of an answer that was checked, and the first piece of its body; with `more` unset that is all.
-    fn answer(&mut self, response: &Response, first: &[u8]) -> io::Result<()>;
+    /// Sends the head of an answer that was checked, and the first piece of its body. What is left of a body that is known to the end,
+    /// `rest` bytes, follows in pieces; with neither that nor `more` this is all.
+    fn answer(&mut self, response: &Response, first: &[u8], rest: usize) -> io::Result<()>;
 
     /// Sends another piece of the body; `last` ends the answer.
     fn piece(&mut self, bytes: &[u8], last: bool) -> io::Result<()>;
+
+    /// A buffer to read a piece to.
+    fn buffer(&mut self) -> Vec<u8>;
+
+    /// As [`Client::piece`], with the first `length` bytes of such a buffer.
+    fn filled(&mut self, buffer: Vec<u8>, length: usize, last: bool) -> io::Result<()>;
 
     /// Breaks off an answer that has begun, so that the client can see that it is not whole.
     fn cut(&mut self);

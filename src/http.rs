@@ -7,7 +7,7 @@ use crate::api::{self, Api};
 use crate::exchange::{BodyLength, Client, Failed, Job, WebJob};
 use crate::gate::body::Body;
 use crate::gate::head::obs_text;
-use crate::gate::mailbox::{MAX_WHOLE, Mailbox, Parcel};
+use crate::gate::mailbox::{MAX_WHOLE, Mailbox, PIECE, Parcel, PieceWriter};
 use crate::gate::{GATE_HEADER, Gate, LENGTH_HEADER, Loss};
 use crate::pages;
 use crate::pause::pause;
@@ -496,6 +496,9 @@ pub(crate) struct TinyClient {
 
 enum ClientState {
     Asking(Box<Request>),
+    /// Answering by the mailbox.
+    Streaming(PieceWriter),
+    /// Answering on the request's connection.
     Answering(Box<dyn Write + Send>),
     /// Answering while part of the request's body is left, which tiny_http must not take for the next request.
     Early(Box<dyn ReadWrite + Send>),
@@ -579,11 +582,12 @@ impl TinyClient {
             // Where the answer goes by the mailbox nothing is written to the connection: others go their own ways behind it.
             let over_connection = self.leave();
             self.state = match self.passed.address {
-                Some(address) => ClientState::Answering(Box::new(self.mailbox.stream(address))),
+                Some(address) => ClientState::Streaming(self.mailbox.stream(address)),
                 None => over_connection,
             };
         }
         match &mut self.state {
+            ClientState::Streaming(out) => Ok(out),
             ClientState::Answering(out) => Ok(out.as_mut()),
             ClientState::Early(stream) => Ok(stream),
             _ => Err(io::ErrorKind::NotConnected.into()),
@@ -641,7 +645,8 @@ impl Client for TinyClient {
         Ok(n)
     }
 
-    fn answer(&mut self, response: &Response, first: &[u8]) -> io::Result<()> {
+    fn answer(&mut self, response: &Response, first: &[u8], rest: usize) -> io::Result<()> {
+        let (size, last) = (first.len() + rest, rest == 0 && !response.more);
         let mut head = self.head_start(response.status, first.len());
         let (mut has_length, mut has_date) = (false, false);
         let named = connection_options(response.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())));
@@ -660,22 +665,22 @@ impl Client for TinyClient {
         if !has_date {
             put_header(&mut head, "date", &httpdate::fmt_http_date(SystemTime::now()));
         }
-        let whole = !response.more && (!bodiless || !first.is_empty());
+        let whole = !response.more && (!bodiless || size > 0);
         if whole && !has_length {
-            put_header(&mut head, "content-length", &first.len().to_string());
+            put_header(&mut head, "content-length", &size.to_string());
         } else if !whole && !bodiless {
             put_header(&mut head, "transfer-encoding", "chunked");
             self.chunked = true;
         }
         head.extend_from_slice(b"\r\n");
-        if !bodiless && head.len() + first.len() > MAX_WHOLE {
+        if !bodiless && head.len() + size > MAX_WHOLE {
             self.begin()?.write_all(&head)?;
-            return self.piece(first, !response.more);
+            return self.piece(first, last);
         }
         if !bodiless {
-            self.put_piece(&mut head, first, !response.more);
+            self.put_piece(&mut head, first, last);
         }
-        self.deliver(head, !response.more)
+        self.deliver(head, last)
     }
 
     fn piece(&mut self, bytes: &[u8], last: bool) -> io::Result<()> {
@@ -699,6 +704,27 @@ impl Client for TinyClient {
             self.finish();
         }
         sent
+    }
+
+    fn buffer(&mut self) -> Vec<u8> {
+        let mut buffer = self.mailbox.used_buffer();
+        buffer.resize(PIECE, 0);
+        buffer
+    }
+
+    fn filled(&mut self, mut buffer: Vec<u8>, length: usize, last: bool) -> io::Result<()> {
+        match &mut self.state {
+            // It goes on as it is.
+            ClientState::Streaming(out) if !self.chunked && !self.head => {
+                buffer.truncate(length);
+                let sent = out.put(buffer);
+                if last {
+                    self.finish();
+                }
+                sent
+            }
+            _ => self.piece(&buffer[..length], last),
+        }
     }
 
     fn cut(&mut self) {

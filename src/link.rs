@@ -18,6 +18,10 @@ const TICK: Duration = Duration::from_millis(100);
 /// The id of the first request on a connection; `init` on the first one.
 pub(crate) const FIRST_ID: u64 = 1;
 
+/// Largest frame in bytes of an answer that is waited for as a whole. One that is larger is passed on while it comes, so that the client
+/// has the first of it before the plugin has written the last, and nobody holds all of it.
+pub(crate) const WHOLE: usize = 128 * 1024;
+
 /// Memory in bytes that a connection keeps for sending when it falls idle.
 const KEPT: usize = 16 * 1024;
 
@@ -117,10 +121,45 @@ impl Link {
 
     /// Waits until a whole frame is here, which [`Link::take`] then gives. What is still to be sent is sent meanwhile.
     pub(crate) fn wait(&mut self, deadline: Instant, interrupted: impl Fn() -> bool) -> Result<(), Lost> {
+        self.keep_on(deadline, interrupted, FrameReader::wait)
+    }
+
+    /// The frame that was waited for.
+    pub(crate) fn take(&mut self) -> Result<Frame<'_>, ReadError> {
+        self.frames.read()
+    }
+
+    /// As [`Link::wait`], but of a frame over [`WHOLE`] for no more than its beginning, which [`Link::begin`] then gives.
+    pub(crate) fn wait_begin(&mut self, deadline: Instant, interrupted: impl Fn() -> bool) -> Result<(), Lost> {
+        self.keep_on(deadline, interrupted, |frames| frames.wait_begin(WHOLE))
+    }
+
+    /// The frame that was waited for or, over [`WHOLE`], the first of it, and how many bytes of its body [`Link::read_rest`] has to take.
+    pub(crate) fn begin(&mut self) -> Result<(Frame<'_>, usize), ReadError> {
+        self.frames.begin(WHOLE)
+    }
+
+    /// Waits for more of a frame's body, and takes it.
+    pub(crate) fn read_rest(
+        &mut self,
+        buffer: &mut [u8],
+        deadline: Instant,
+        interrupted: impl Fn() -> bool,
+    ) -> Result<usize, Lost> {
+        self.keep_on(deadline, interrupted, |frames| frames.read_rest(buffer))
+    }
+
+    /// Receives until it is `received`.
+    fn keep_on<T>(
+        &mut self,
+        deadline: Instant,
+        interrupted: impl Fn() -> bool,
+        mut received: impl FnMut(&mut FrameReader<Duplex>) -> Result<T, ReadError>,
+    ) -> Result<T, Lost> {
         loop {
             self.frames.stream().look_up = Instant::now() + TICK;
-            match self.frames.wait() {
-                Ok(()) => return Ok(()),
+            match received(&mut self.frames) {
+                Ok(received) => return Ok(received),
                 Err(ReadError::Io(error)) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
                     if interrupted() {
                         return Err(Lost::Interrupted);
@@ -132,11 +171,6 @@ impl Link {
                 Err(error) => return Err(error.into()),
             }
         }
-    }
-
-    /// The frame that was waited for.
-    pub(crate) fn take(&mut self) -> Result<Frame<'_>, ReadError> {
-        self.frames.read()
     }
 
     /// Gives back memory that an idle connection does not need.

@@ -392,7 +392,7 @@ impl Worker {
     fn answer(&mut self, id: u64, mut job: Box<WebJob>, deadline: Instant, behind: &mut VecDeque<(u64, Box<WebJob>)>) -> Outcome {
         let mut alone = true;
         let response = loop {
-            match self.wait(deadline, !behind.is_empty()) {
+            match self.wait_begin(deadline, !behind.is_empty()) {
                 Ok(()) => {}
                 Err(Lost::Interrupted) if !behind.is_empty() && !self.life.ended.load(Ordering::Relaxed) => {
                     // What they ask for may be had on another connection long before. This one is closed afterwards, since their
@@ -416,26 +416,27 @@ impl Worker {
                     return Err(Broken);
                 }
             }
-            let Ok(frame) = self.link.take() else { return self.violation(job, "a frame could not be read") };
+            let Ok((frame, rest)) = self.link.begin() else { return self.violation(job, "a frame could not be read") };
             match frame.message() {
                 // The late answer to a ping.
-                Ok(Message::Pong(pong)) if pong.id < id => {}
+                Ok(Message::Pong(pong)) if pong.id < id && rest == 0 => {}
                 Ok(Message::Response(response)) if response.id == id => {
-                    if let Err(bad) = response.check(frame.body, job.is_head()) {
-                        let whole = !response.more;
+                    let size = frame.body.len() + rest;
+                    if let Err(bad) = response.check(size, job.is_head()) {
+                        let whole = !response.more && rest == 0;
                         return self.bad_response(job, &bad.to_string(), whole);
                     }
-                    let delivered = job.client.answer(&response, frame.body);
+                    let delivered = job.client.answer(&response, frame.body, rest);
+                    let delivered = if rest > 0 { self.pass_rest(&mut job, rest, !response.more, delivered)? } else { delivered };
                     if !response.more {
                         // A client that has gone has no use for its answer, and the connection none the worse for it.
                         drop(delivered);
                         return if alone { Ok(()) } else { Err(Broken) };
                     }
-                    let streamed = frame.body.len() as u64;
                     delivered.map_err(|_| Broken)?;
-                    break (response, streamed);
+                    break (response, size as u64);
                 }
-                Ok(Message::Error(error)) if error.id == id => {
+                Ok(Message::Error(error)) if error.id == id && rest == 0 => {
                     let reason = format!("it answered with the error {}: {}", error.code, error.message);
                     return self.bad_response(job, &reason, true);
                 }
@@ -450,6 +451,33 @@ impl Worker {
         let relayed = self.relay(&mut job, &response, streamed);
         // Requests behind a stream have waited for it long enough; a new connection begins with a clean slate.
         if alone && behind.is_empty() { relayed } else { Err(Broken) }
+    }
+
+    /// Passes on what is left of a large frame, which ends the answer where it is the `last`. Says how it was `delivered`: also when the
+    /// client has gone all of it is taken, and the connection can go on.
+    fn pass_rest(
+        &mut self,
+        job: &mut WebJob,
+        rest: usize,
+        last: bool,
+        delivered: io::Result<()>,
+    ) -> Result<io::Result<()>, Broken> {
+        let (life, plugin, stalled) = (&self.life, &self.plugin, &self.stalled);
+        let (mut left, mut delivered) = (rest, delivered);
+        while left > 0 {
+            let mut buffer = job.client.buffer();
+            let received = self.link.read_rest(&mut buffer, Instant::now() + STREAM_IDLE, || {
+                Self::stall(plugin, life, stalled);
+                life.ended.load(Ordering::Relaxed)
+            });
+            let n = match received {
+                Ok(n) => n,
+                Err(lost) => return self.cut(job, &format!("an answer broke off: {lost}")).map(Ok),
+            };
+            left -= n;
+            delivered = delivered.and_then(|()| job.client.filled(buffer, n, last && left == 0));
+        }
+        Ok(delivered)
     }
 
     /// Passes on an answer that goes on in `data` frames.
@@ -522,10 +550,18 @@ impl Worker {
     }
 
     /// Waits for a frame, and on the way answers requests that have waited in the queue for too long.
-    /// Where the request is `followed` by others, the wait is interrupted as soon as it is long.
-    fn wait(&mut self, deadline: Instant, followed: bool) -> Result<(), Lost> {
+    fn wait(&mut self, deadline: Instant) -> Result<(), Lost> {
         let (life, plugin, stalled) = (&self.life, &self.plugin, &self.stalled);
         self.link.wait(deadline, || {
+            Self::stall(plugin, life, stalled);
+            life.ended.load(Ordering::Relaxed)
+        })
+    }
+
+    /// The same for a frame's beginning. Where the request is `followed` by others, the wait is interrupted as soon as it is long.
+    fn wait_begin(&mut self, deadline: Instant, followed: bool) -> Result<(), Lost> {
+        let (life, plugin, stalled) = (&self.life, &self.plugin, &self.stalled);
+        self.link.wait_begin(deadline, || {
             Self::stall(plugin, life, stalled);
             followed || life.ended.load(Ordering::Relaxed)
         })
@@ -560,7 +596,7 @@ impl Worker {
         }
         let deadline = job.arrived + self.life.request_timeout;
         loop {
-            if let Err(lost) = self.wait(deadline, false) {
+            if let Err(lost) = self.wait(deadline) {
                 self.note_lost(&lost);
                 let failed = if matches!(lost, Lost::Deadline) { Failed::Timeout } else { Failed::BadGateway };
                 job.reply(Err(KvFailure::Failed(failed)));
@@ -592,7 +628,7 @@ impl Worker {
         self.link.queue(&Ping { id }, &[]).map_err(|_| Broken)?;
         let deadline = Instant::now() + PING_TIME;
         loop {
-            match self.wait(deadline, false) {
+            match self.wait(deadline) {
                 Ok(()) => {}
                 Err(Lost::Deadline) => {
                     self.misses += 1;

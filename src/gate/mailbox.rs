@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub(crate) const MAX_WHOLE: usize = 128 * 1024;
 
 /// Largest piece of one that comes in pieces, in bytes, and how many of them wait for the gate.
-const PIECE: usize = 64 * 1024;
+pub(crate) const PIECE: usize = 64 * 1024;
 const PIECES: usize = 4;
 
 /// Buffers that are kept for the next large answer: to have new memory from the system costs more than to fill it.
@@ -114,6 +114,13 @@ impl Mailbox {
 
     /// A buffer for much of an answer.
     pub(crate) fn buffer(&self) -> Vec<u8> {
+        let mut buffer = self.used_buffer();
+        buffer.clear();
+        buffer
+    }
+
+    /// The same with what it holds from its last use: to be read to, without being filled with zeros before.
+    pub(crate) fn used_buffer(&self) -> Vec<u8> {
         self.spares.try_recv().unwrap_or_default()
     }
 
@@ -124,12 +131,22 @@ impl Mailbox {
 }
 
 impl PieceWriter {
+    /// Puts a piece behind what has been written, as it is.
+    pub(crate) fn put(&mut self, piece: Vec<u8>) -> io::Result<()> {
+        self.hand_over()?;
+        self.send(piece)
+    }
+
     /// Hands over what has been written.
     fn hand_over(&mut self) -> io::Result<()> {
-        let Some(pieces) = self.pieces.as_ref().filter(|_| !self.piece.is_empty()) else { return Ok(()) };
+        let piece = std::mem::take(&mut self.piece);
+        if piece.is_empty() { Ok(()) } else { self.send(piece) }
+    }
+
+    fn send(&self, piece: Vec<u8>) -> io::Result<()> {
+        let Some(pieces) = &self.pieces else { return Ok(()) };
         // Waits while the client does not take more, which the gate bounds: of one that is gone it drops the other side.
-        let next = self.mailbox.buffer();
-        pieces.send(std::mem::replace(&mut self.piece, next)).map_err(|_| io::ErrorKind::BrokenPipe)?;
+        pieces.send(piece).map_err(|_| io::ErrorKind::BrokenPipe)?;
         self.tell();
         Ok(())
     }
@@ -144,6 +161,9 @@ impl PieceWriter {
 
 impl Write for PieceWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.piece.capacity() == 0 {
+            self.piece = self.mailbox.buffer();
+        }
         let n = bytes.len().min(PIECE - self.piece.len());
         self.piece.extend_from_slice(&bytes[..n]);
         if self.piece.len() == PIECE {
@@ -189,9 +209,8 @@ impl Inbox {
     }
 
     /// Gives back what an answer came in.
-    pub(super) fn give_back(&self, mut buffer: Vec<u8>) {
+    pub(super) fn give_back(&self, buffer: Vec<u8>) {
         if buffer.capacity() >= PIECE {
-            buffer.clear();
             // Where enough of them are kept it is one too many.
             drop(self.spares.try_send(buffer));
         }

@@ -118,12 +118,14 @@ pub struct FrameReader<R> {
     /// What has been received and not yet given out: `buffer[start..end]`.
     start: usize,
     end: usize,
+    /// Bytes of a body that belong to a frame of which the first has been given out.
+    rest: usize,
 }
 
 impl<R: Read> FrameReader<R> {
     /// A reader that has read nothing yet.
     pub fn new(stream: R) -> Self {
-        Self { stream, buffer: Vec::new(), start: 0, end: 0 }
+        Self { stream, buffer: Vec::new(), start: 0, end: 0, rest: 0 }
     }
 
     /// The stream below.
@@ -151,6 +153,47 @@ impl<R: Read> FrameReader<R> {
         self.receive().map(drop)
     }
 
+    /// As [`FrameReader::wait`], but of a frame over `most` bytes for no more than the head, which [`FrameReader::begin`] then gives.
+    ///
+    /// # Errors
+    /// As [`FrameReader::wait`].
+    pub fn wait_begin(&mut self, most: usize) -> Result<(), ReadError> {
+        self.receive_begin(most).map(drop)
+    }
+
+    /// The next frame, or the first of one over `most` bytes. Also gives how many bytes of its body are still to come, which have to be
+    /// taken by [`FrameReader::read_rest`] before the next frame is.
+    ///
+    /// # Errors
+    /// As [`FrameReader::wait`].
+    pub fn begin(&mut self, most: usize) -> Result<(Frame<'_>, usize), ReadError> {
+        let (head, body) = self.receive_begin(most)?;
+        let at = self.start + LENGTHS;
+        let end = self.end.min(at + head + body);
+        self.start = end;
+        self.rest = at + head + body - end;
+        Ok((Frame { head: &self.buffer[at..at + head], body: &self.buffer[at + head..end] }, self.rest))
+    }
+
+    /// Takes more of a body of which the first has been given out, in one read from the stream. Gives 0 when all of it is taken.
+    ///
+    /// # Errors
+    /// As [`FrameReader::wait`].
+    pub fn read_rest(&mut self, buffer: &mut [u8]) -> Result<usize, ReadError> {
+        let most = self.rest.min(buffer.len());
+        if most == 0 {
+            return Ok(0);
+        }
+        // What had been received of it has been given out with the first.
+        match self.stream.read(&mut buffer[..most])? {
+            0 => Err(ReadError::Cut),
+            n => {
+                self.rest -= n;
+                Ok(n)
+            }
+        }
+    }
+
     /// Whether a whole frame is at hand, so that [`FrameReader::read`] gives it without touching the stream.
     pub fn is_ready(&self) -> bool {
         matches!(self.lengths(), Ok(Some((head, body))) if self.end - self.start >= LENGTHS + head + body)
@@ -166,11 +209,20 @@ impl<R: Read> FrameReader<R> {
 
     /// Receives the rest of a frame, and gives the lengths of its head and body.
     fn receive(&mut self) -> Result<(usize, usize), ReadError> {
+        self.receive_begin(usize::MAX)
+    }
+
+    /// Receives the rest of a frame, or of the head of one over `most` bytes, and gives the lengths of its head and body.
+    fn receive_begin(&mut self, most: usize) -> Result<(usize, usize), ReadError> {
         loop {
-            match self.lengths()? {
-                Some((head, body)) if self.end - self.start >= LENGTHS + head + body => return Ok((head, body)),
-                Some((head, body)) => self.fill(LENGTHS + head + body)?,
-                None => self.fill(LENGTHS)?,
+            let (lengths, needed) = match self.lengths()? {
+                None => (None, LENGTHS),
+                Some((head, body)) if LENGTHS + head + body > most => (Some((head, body)), LENGTHS + head),
+                Some((head, body)) => (Some((head, body)), LENGTHS + head + body),
+            };
+            match lengths {
+                Some(lengths) if self.end - self.start >= needed => return Ok(lengths),
+                _ => self.fill(needed)?,
             }
         }
     }
@@ -296,6 +348,47 @@ mod tests {
                 };
                 prop_assert_eq!(&frame, &(id as u64, body.clone()));
             }
+        }
+
+        #[test]
+        fn large_frames_come_in_parts(
+            bodies in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..3000), 1..20),
+            sizes in prop::collection::vec(1usize..5000, 1..10),
+            most in 0usize..4000,
+            room in 1usize..2000,
+        ) {
+            let mut bytes = Vec::new();
+            for (id, body) in bodies.iter().enumerate() {
+                encode(&mut bytes, &Data { id: id as u64, more: true, aborted: false }, body).unwrap();
+            }
+            let mut reader = FrameReader::new(Drip { bytes: &bytes, sizes: sizes.into_iter().cycle(), blocked: false });
+            let blocks = |error: &ReadError| matches!(error, ReadError::Io(error) if error.kind() == io::ErrorKind::WouldBlock);
+            for (id, body) in bodies.iter().enumerate() {
+                while let Err(error) = reader.wait_begin(most) {
+                    prop_assert!(blocks(&error), "{}", error);
+                }
+                let (frame, rest) = reader.begin(most).unwrap();
+                prop_assert_eq!(frame.message().unwrap().id(), id as u64);
+                prop_assert!(rest == 0 || LENGTHS + frame.head.len() + body.len() > most);
+                let mut got = frame.body.to_vec();
+                prop_assert_eq!(got.len() + rest, body.len());
+                let mut buffer = vec![0; room];
+                while got.len() < body.len() {
+                    match reader.read_rest(&mut buffer) {
+                        Ok(n) => got.extend_from_slice(&buffer[..n]),
+                        Err(error) => prop_assert!(blocks(&error), "{}", error),
+                    }
+                }
+                prop_assert_eq!(reader.read_rest(&mut buffer).unwrap(), 0);
+                prop_assert!(&got == body);
+            }
+            let last = loop {
+                match reader.wait_begin(most) {
+                    Err(error) if blocks(&error) => {}
+                    last => break last,
+                }
+            };
+            prop_assert!(matches!(last, Err(ReadError::Closed)));
         }
 
         #[test]
