@@ -651,12 +651,13 @@ impl Client for TinyClient {
         let (mut has_length, mut has_date) = (false, false);
         let named = connection_options(response.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())));
         let bodiless = self.head || response.is_bodiless();
-        let streams = response.more && !bodiless;
+        // Over a connection the end of one that breaks off is told by its chunks alone; by the mailbox it is told at any rate.
+        let in_chunks = !bodiless && (response.more || (rest > 0 && self.passed.address.is_none()));
         for (name, value) in &response.headers {
             has_length |= name.eq_ignore_ascii_case("content-length");
             has_date |= name.eq_ignore_ascii_case("date");
             let name = name.to_ascii_lowercase();
-            if streams && name == "content-length" {
+            if in_chunks && name == "content-length" {
                 put_header(&mut head, LENGTH_HEADER, value);
             } else if !HOP_BY_HOP.contains(&&*name) && !named.contains(&name) {
                 put_header(&mut head, &name, value);
@@ -665,10 +666,11 @@ impl Client for TinyClient {
         if !has_date {
             put_header(&mut head, "date", &httpdate::fmt_http_date(SystemTime::now()));
         }
-        let whole = !response.more && (!bodiless || size > 0);
-        if whole && !has_length {
-            put_header(&mut head, "content-length", &size.to_string());
-        } else if !whole && !bodiless {
+        let has_length = has_length || response.more || (bodiless && size == 0);
+        if !has_length {
+            put_header(&mut head, if in_chunks { LENGTH_HEADER } else { "content-length" }, &size.to_string());
+        }
+        if in_chunks {
             put_header(&mut head, "transfer-encoding", "chunked");
             self.chunked = true;
         }
@@ -728,7 +730,11 @@ impl Client for TinyClient {
     }
 
     fn cut(&mut self) {
-        // Not the beginning of a chunk: so the gate sees that this is no end, and breaks off with its client.
+        if let ClientState::Streaming(out) = std::mem::replace(&mut self.state, ClientState::Answered) {
+            // The gate sees that nothing more comes, and breaks off with its client.
+            return drop(out);
+        }
+        // It sees so when this comes, which is not the beginning of a chunk.
         drop(self.begin().and_then(|out| send(out, b"!\r\n")));
         self.finish();
     }

@@ -170,6 +170,33 @@ fn bodies_of_every_size_come_back_byte_for_byte() {
 }
 
 #[test]
+fn a_large_answer_comes_while_the_plugin_writes_it() {
+    let server = Site::new().args(&["--body-buffer", "64KiB"]).fake("p").start();
+    server.wait_state("p", "ready");
+    let expected: Vec<u8> = (0..=255).cycle().take(1 << 20).collect();
+    let come = |path: &str, body: usize| {
+        let mut client = server.client();
+        client.send(format!("GET {path} HTTP/1.1\r\nhost: test\r\ncontent-length: {body}\r\n\r\n").as_bytes());
+        client.send(&vec![b'x'; body]);
+        let head = client.reply_head();
+        assert_eq!((head.status, head.header("content-length")), (200, Some("1048576")));
+        let first = client.bytes(expected.len() - 1000);
+        let go = path.rsplit('=').next().unwrap();
+        fs::write(server.site().data().join("plugin-data/p").join(go), b"").unwrap();
+        let last = client.bytes(1000);
+        assert!([first, last].concat() == expected, "{path}");
+        // It is at its end, and so is what was asked of the plugin.
+        assert_eq!(client.get("/p/x").text(), "GET /x of p");
+    };
+    come("/p/large?last=1000&file=go", 0);
+    // Over a connection of its own inside.
+    come("/p/large?last=1000&file=on", 100_000);
+    let head = server.request("HEAD", "/p/large?last=1000&file=go", &[], b"");
+    assert_eq!((head.status, head.header("content-length"), head.body.len()), (200, Some("1048576"), 0));
+    assert_eq!(server.get("/p/x").text(), "GET /x of p");
+}
+
+#[test]
 fn an_answer_without_a_length_is_given_one_or_sent_in_chunks() {
     let server = server_of_p();
     let mut client = server.client();

@@ -101,12 +101,30 @@ fn a_malformed_answer_is_502_and_the_plugin_goes_on() {
 /// Half an answer must not look like a whole one, nor may the next answer on the connection pass for its other half.
 #[test]
 fn an_answer_that_breaks_off_is_seen_to_be_broken() {
-    for path in ["/break", "/break?length", "/download?bytes=300000&declared=300001", "/download?bytes=300000&declared=299999"] {
-        let server = server_of_p(Site::new());
+    // The request of a body beyond what is collected goes over a connection of its own inside, and so does the answer.
+    let (collected, passed_on) = (1000, 100_000);
+    for (path, body) in [
+        ("/break", 0),
+        ("/break?length", 0),
+        ("/download?bytes=300000&declared=300001", 0),
+        ("/download?bytes=300000&declared=299999", 0),
+        ("/large?last=1", 0),
+        ("/large?last=3", 0),
+        ("/large?last=600000", 0),
+        ("/large?last=3", collected),
+        ("/large?last=3", passed_on),
+        ("/break", passed_on),
+    ] {
+        let server = server_of_p(Site::new().args(&["--body-buffer", "64KiB"]));
         let mut client = server.client();
-        let close = "connection: close\r\n";
+        let (close, body) = ("connection: close\r\n", "x".repeat(body));
         client.send(
-            format!("GET /p{path} HTTP/1.1\r\nhost: test\r\n\r\nGET /healthz HTTP/1.1\r\nhost: test\r\n{close}\r\n").as_bytes(),
+            format!(
+                "GET /p{path} HTTP/1.1\r\nhost: test\r\ncontent-length: {}\r\n\r\n{body}\
+                 GET /healthz HTTP/1.1\r\nhost: test\r\n{close}\r\n",
+                body.len()
+            )
+            .as_bytes(),
         );
         let head = client.reply_head();
         assert_eq!(head.status, 200, "{path}");
