@@ -730,13 +730,14 @@ impl Client for TinyClient {
     }
 
     fn cut(&mut self) {
-        if let ClientState::Streaming(out) = std::mem::replace(&mut self.state, ClientState::Answered) {
+        if let ClientState::Streaming(_) = self.state {
             // The gate sees that nothing more comes, and breaks off with its client.
-            return drop(out);
+            self.state = ClientState::Answered;
+        } else {
+            // It sees so when this comes, which is not the beginning of a chunk.
+            drop(self.begin().and_then(|out| send(out, b"!\r\n")));
+            self.finish();
         }
-        // It sees so when this comes, which is not the beginning of a chunk.
-        drop(self.begin().and_then(|out| send(out, b"!\r\n")));
-        self.finish();
     }
 
     fn fail(&mut self, failed: Failed) {

@@ -248,13 +248,15 @@ impl Worker {
         }
     }
 
-    /// Notes that the request at hand takes this connection for long, and looks after those that wait for it in vain.
-    fn stall(plugin: &Plugin, life: &Life, stalled: &Cell<bool>) {
+    /// Notes that the request at hand takes this connection for long, and looks after those that wait for it in vain. Says whether the
+    /// process has ended, and the wait with it.
+    fn stall(plugin: &Plugin, life: &Life, stalled: &Cell<bool>) -> bool {
         if !stalled.replace(true) {
             plugin.stalled.fetch_add(1, Ordering::Relaxed);
         }
         plugin.ask_to_grow();
         plugin.queue.expire(|arrived| arrived.elapsed() >= life.request_timeout, Failed::Timeout);
+        life.ended.load(Ordering::Relaxed)
     }
 
     /// Sends a request, with others that wait where that is sound, and gives the answers to their clients.
@@ -466,11 +468,8 @@ impl Worker {
         let (mut left, mut delivered) = (rest, delivered);
         while left > 0 {
             let mut buffer = job.client.buffer();
-            let received = self.link.read_rest(&mut buffer, Instant::now() + STREAM_IDLE, || {
-                Self::stall(plugin, life, stalled);
-                life.ended.load(Ordering::Relaxed)
-            });
-            let n = match received {
+            let interrupted = || Self::stall(plugin, life, stalled);
+            let n = match self.link.read_rest(&mut buffer, Instant::now() + STREAM_IDLE, interrupted) {
                 Ok(n) => n,
                 Err(lost) => return self.cut(job, &format!("an answer broke off: {lost}")).map(Ok),
             };
@@ -492,10 +491,7 @@ impl Worker {
         Self::stall(plugin, life, stalled);
         let ending = || events && life.stopping.load(Ordering::Relaxed);
         loop {
-            let interrupted = || {
-                Self::stall(plugin, life, stalled);
-                life.ended.load(Ordering::Relaxed) || ending()
-            };
+            let interrupted = || Self::stall(plugin, life, stalled) || ending();
             let waited = self.link.wait(Instant::now() + STREAM_IDLE, interrupted);
             if ending() {
                 // The end of an event stream is not an error.
@@ -552,19 +548,13 @@ impl Worker {
     /// Waits for a frame, and on the way answers requests that have waited in the queue for too long.
     fn wait(&mut self, deadline: Instant) -> Result<(), Lost> {
         let (life, plugin, stalled) = (&self.life, &self.plugin, &self.stalled);
-        self.link.wait(deadline, || {
-            Self::stall(plugin, life, stalled);
-            life.ended.load(Ordering::Relaxed)
-        })
+        self.link.wait(deadline, || Self::stall(plugin, life, stalled))
     }
 
     /// The same for a frame's beginning. Where the request is `followed` by others, the wait is interrupted as soon as it is long.
     fn wait_begin(&mut self, deadline: Instant, followed: bool) -> Result<(), Lost> {
         let (life, plugin, stalled) = (&self.life, &self.plugin, &self.stalled);
-        self.link.wait_begin(deadline, || {
-            Self::stall(plugin, life, stalled);
-            followed || life.ended.load(Ordering::Relaxed)
-        })
+        self.link.wait_begin(deadline, || Self::stall(plugin, life, stalled) || followed)
     }
 
     /// Gives a process that may be ending the time to be seen as ended, so that what it lost is not given to it again.
