@@ -168,7 +168,7 @@ impl EventLoop {
         self.lost.try_send(Loss::Backing(self.backing.socket.clone(), what)).unwrap_or_default();
     }
 
-    /// Passes a request on.
+    /// Passes on a request that is still coming.
     fn start(&mut self, key: ClientKey, backend_key: BackendKey) {
         let answer_by = self.now + self.backing.answer_timeout;
         let Some(client) = self.clients.get_mut(key) else { return };
@@ -178,13 +178,9 @@ impl EventLoop {
         backend.reading = Reading::Head;
         backend.searched = 0;
         backend.chunked = put_head(&mut backend.out, client, &self.backing.key, None);
-        if let Some(exchange) = &client.exchange {
-            backend.whole = exchange.body.is_none();
-            if !exchange.complete {
-                // There may be room for more of its body.
-                self.again.push(Again::Client(key));
-            }
-        }
+        backend.whole = false;
+        // There may be room for more of its body.
+        self.again.push(Again::Client(key));
         self.send_body(backend_key);
     }
 
@@ -670,11 +666,12 @@ fn put_head(out: &mut Vec<u8>, client: &Client, gate: &str, address: Option<Back
             put(out, format_args!("content-length: {length}\r\n"));
             (None, false)
         }
-        (framing, None) => {
-            out.extend_from_slice(b"transfer-encoding: chunked\r\n");
-            (if let Framing::Length(length) = framing { Some(length) } else { None }, true)
-        }
+        (Framing::Length(length), None) => (Some(length), true),
+        (Framing::Chunked, None) => (None, true),
     };
+    if chunked {
+        out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+    }
     let (origin, https) = match client.guest {
         Some(Guest::Proxy) => (exchange.head.forwarded_for, exchange.head.forwarded_https.unwrap_or(false)),
         _ => (client.address, client.stream.is_tls()),
