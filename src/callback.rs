@@ -3,6 +3,7 @@
 //! Who calls is never asked: the kernel says which process is at the other end, and its session says whose it is.
 
 use crate::host::Host;
+use crate::link::RELEASE_AFTER;
 use crate::pause::pause;
 use crate::process::SMALL_STACK;
 use crate::protocol::frame::{EncodeError, FrameReader, ReadError, encode};
@@ -33,9 +34,6 @@ const MAX_REPLIES: usize = 256 * 1024;
 
 /// Time a plugin has to take its replies before its connection is closed.
 const WRITE_TIME: Duration = Duration::from_secs(30);
-
-/// Time without a request after which a connection's buffers are given back.
-const RELEASE_AFTER: Duration = Duration::from_secs(1);
 
 /// Pause after a failed accept: the process is out of something that comes back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

@@ -666,8 +666,7 @@ impl Client for TinyClient {
         if !has_date {
             put_header(&mut head, "date", &httpdate::fmt_http_date(SystemTime::now()));
         }
-        let has_length = has_length || response.more || (bodiless && size == 0);
-        if !has_length {
+        if !has_length && !response.more && (!bodiless || size > 0) {
             put_header(&mut head, if in_chunks { LENGTH_HEADER } else { "content-length" }, &size.to_string());
         }
         if in_chunks {

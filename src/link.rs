@@ -22,6 +22,9 @@ pub(crate) const FIRST_ID: u64 = 1;
 /// has the first of it before the plugin has written the last, and nobody holds all of it.
 pub(crate) const WHOLE: usize = 128 * 1024;
 
+/// Idle time after which the buffers of a connection with a plugin are given back: while requests come now and then they are worth keeping.
+pub(crate) const RELEASE_AFTER: Duration = Duration::from_secs(1);
+
 /// Memory in bytes that a connection keeps for sending when it falls idle.
 const KEPT: usize = 16 * 1024;
 

@@ -6,7 +6,7 @@
 //! stop, so does the worker.
 
 use crate::exchange::{BodyLength, Failed, Job, KvFailure, KvJob, WebJob};
-use crate::link::{Link, Lost, Sent};
+use crate::link::{Link, Lost, RELEASE_AFTER, Sent};
 use crate::plugin::{Plugin, QUICK};
 use crate::protocol::frame::ReadError;
 use crate::protocol::message::{Data, Kv, MAX_INLINE_BODY, Message, Ping, Response, Shutdown};
@@ -21,9 +21,6 @@ use std::time::{Duration, Instant};
 
 /// Idle time after which the plugin is asked whether it is there.
 const PING_AFTER: Duration = Duration::from_secs(15);
-
-/// Idle time after which a connection's buffers are given back: while requests come now and then they are worth keeping.
-const RELEASE_AFTER: Duration = Duration::from_secs(1);
 
 /// Time it has to say so.
 const PING_TIME: Duration = Duration::from_secs(5);
@@ -428,8 +425,8 @@ impl Worker {
                         let whole = !response.more && rest == 0;
                         return self.bad_response(job, &bad.to_string(), whole);
                     }
-                    let delivered = job.client.answer(&response, frame.body, rest);
-                    let delivered = if rest > 0 { self.pass_rest(&mut job, rest, !response.more, delivered)? } else { delivered };
+                    let begun = job.client.answer(&response, frame.body, rest);
+                    let delivered = self.pass_rest(&mut job, rest, !response.more, begun)?;
                     if !response.more {
                         // A client that has gone has no use for its answer, and the connection none the worse for it.
                         drop(delivered);

@@ -138,10 +138,7 @@ impl<R: Read> FrameReader<R> {
     /// # Errors
     /// As [`FrameReader::wait`].
     pub fn read(&mut self) -> Result<Frame<'_>, ReadError> {
-        let (head, body) = self.receive()?;
-        let at = self.start + LENGTHS;
-        self.start = at + head + body;
-        Ok(Frame { head: &self.buffer[at..at + head], body: &self.buffer[at + head..at + head + body] })
+        self.begin(usize::MAX).map(|(frame, _)| frame)
     }
 
     /// Reads until a whole frame is at hand, which [`FrameReader::read`] then gives without touching the stream.
@@ -150,7 +147,7 @@ impl<R: Read> FrameReader<R> {
     /// At the end of the stream, on a length out of bounds, and as the stream fails. After an [`io::ErrorKind::WouldBlock`],
     /// `TimedOut` or `Interrupted` a further call goes on where this one stopped; after any other the stream is of no more use.
     pub fn wait(&mut self) -> Result<(), ReadError> {
-        self.receive().map(drop)
+        self.wait_begin(usize::MAX)
     }
 
     /// As [`FrameReader::wait`], but of a frame over `most` bytes for no more than the head, which [`FrameReader::begin`] then gives.
@@ -158,7 +155,7 @@ impl<R: Read> FrameReader<R> {
     /// # Errors
     /// As [`FrameReader::wait`].
     pub fn wait_begin(&mut self, most: usize) -> Result<(), ReadError> {
-        self.receive_begin(most).map(drop)
+        self.receive(most).map(drop)
     }
 
     /// The next frame, or the first of one over `most` bytes. Also gives how many bytes of its body are still to come, which have to be
@@ -167,7 +164,7 @@ impl<R: Read> FrameReader<R> {
     /// # Errors
     /// As [`FrameReader::wait`].
     pub fn begin(&mut self, most: usize) -> Result<(Frame<'_>, usize), ReadError> {
-        let (head, body) = self.receive_begin(most)?;
+        let (head, body) = self.receive(most)?;
         let at = self.start + LENGTHS;
         let end = self.end.min(at + head + body);
         self.start = end;
@@ -207,23 +204,19 @@ impl<R: Read> FrameReader<R> {
         }
     }
 
-    /// Receives the rest of a frame, and gives the lengths of its head and body.
-    fn receive(&mut self) -> Result<(usize, usize), ReadError> {
-        self.receive_begin(usize::MAX)
-    }
-
     /// Receives the rest of a frame, or of the head of one over `most` bytes, and gives the lengths of its head and body.
-    fn receive_begin(&mut self, most: usize) -> Result<(usize, usize), ReadError> {
+    fn receive(&mut self, most: usize) -> Result<(usize, usize), ReadError> {
         loop {
-            let (lengths, needed) = match self.lengths()? {
-                None => (None, LENGTHS),
-                Some((head, body)) if LENGTHS + head + body > most => (Some((head, body)), LENGTHS + head),
-                Some((head, body)) => (Some((head, body)), LENGTHS + head + body),
+            let Some((head, body)) = self.lengths()? else {
+                self.fill(LENGTHS)?;
+                continue;
             };
-            match lengths {
-                Some(lengths) if self.end - self.start >= needed => return Ok(lengths),
-                _ => self.fill(needed)?,
+            let whole = LENGTHS + head + body;
+            let needed = if whole > most { LENGTHS + head } else { whole };
+            if self.end - self.start >= needed {
+                return Ok((head, body));
             }
+            self.fill(needed)?;
         }
     }
 
@@ -289,6 +282,15 @@ mod tests {
         }
     }
 
+    /// Frames with these bodies, one behind the other.
+    fn frames(bodies: &[Vec<u8>]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (id, body) in bodies.iter().enumerate() {
+            encode(&mut bytes, &Data { id: id as u64, more: true, aborted: false }, body).unwrap();
+        }
+        bytes
+    }
+
     fn unhex(hex: &Value) -> Vec<u8> {
         let hex = hex.as_str().unwrap();
         (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap()).collect()
@@ -333,10 +335,7 @@ mod tests {
             bodies in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..3000), 1..20),
             sizes in prop::collection::vec(1usize..5000, 1..10),
         ) {
-            let mut bytes = Vec::new();
-            for (id, body) in bodies.iter().enumerate() {
-                encode(&mut bytes, &Data { id: id as u64, more: true, aborted: false }, body).unwrap();
-            }
+            let bytes = frames(&bodies);
             let mut reader = FrameReader::new(Drip { bytes: &bytes, sizes: sizes.into_iter().cycle(), blocked: false });
             for (id, body) in bodies.iter().enumerate() {
                 let frame = loop {
@@ -357,10 +356,7 @@ mod tests {
             most in 0usize..4000,
             room in 1usize..2000,
         ) {
-            let mut bytes = Vec::new();
-            for (id, body) in bodies.iter().enumerate() {
-                encode(&mut bytes, &Data { id: id as u64, more: true, aborted: false }, body).unwrap();
-            }
+            let bytes = frames(&bodies);
             let mut reader = FrameReader::new(Drip { bytes: &bytes, sizes: sizes.into_iter().cycle(), blocked: false });
             let blocks = |error: &ReadError| matches!(error, ReadError::Io(error) if error.kind() == io::ErrorKind::WouldBlock);
             for (id, body) in bodies.iter().enumerate() {
