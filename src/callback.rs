@@ -12,7 +12,7 @@ use crate::store::kv::Call;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::{Pid, getsid};
 use serde::Deserialize;
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::fs::{self, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -164,7 +164,7 @@ fn serve(stream: &UnixStream, host: &Host, plugin: &str) -> Result<(), Closed> {
                     pending.settle()?;
                 }
                 pending.bytes += frame.body.len();
-                pending.calls.push_back((kv.id, host.store.kv(plugin, kv.op, frame.body)));
+                pending.calls.push((kv.id, host.store.kv(plugin, kv.op, frame.body)));
             }
             Ok(other) => return Err(Closed::Protocol(format!("a plugin does not send {}", other.kind()))),
             Err(malformed) => {
@@ -201,7 +201,7 @@ fn kv_id(head: &[u8]) -> Option<u64> {
 /// Requests under way, in order, and the replies that are ready to be sent.
 #[derive(Default)]
 struct Pending {
-    calls: VecDeque<(u64, Call)>,
+    calls: Vec<(u64, Call)>,
     bytes: usize,
     replies: Vec<u8>,
 }
@@ -211,11 +211,13 @@ impl Pending {
         self.calls.len() >= MAX_PENDING || self.bytes >= MAX_PENDING_BYTES || self.replies.len() >= MAX_REPLIES
     }
 
-    /// Waits for all that is under way.
+    /// Waits for all that is under way, the last of it first: it is committed together with those before it or after them, so
+    /// that this thread is woken once for all.
     fn settle(&mut self) -> Result<(), EncodeError> {
         self.bytes = 0;
-        while let Some((id, call)) = self.calls.pop_front() {
-            match call.wait() {
+        let answers: Vec<_> = self.calls.drain(..).rev().map(|(id, call)| (id, call.wait())).collect();
+        for (id, answer) in answers.into_iter().rev() {
+            match answer {
                 Ok(mut answer) => {
                     answer.result.id = id;
                     encode(&mut self.replies, &answer.result, &answer.body)?;

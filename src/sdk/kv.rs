@@ -13,8 +13,8 @@ use std::time::Duration;
 
 /// The plugin's own namespace of the host's key-value store. A clone is cheap, and any thread may use it.
 ///
-/// Keys are 1–512 bytes, values 0–1 MiB. A write that has returned is on disk. Every call waits for the host; at most 64 are under
-/// way at once, and further ones wait for their turn.
+/// Keys are 1–512 bytes, values 0–1 MiB. A write that has returned is on disk. Every call waits for the host. Calls of several
+/// threads at once go there together, up to 64 over one connection, and share a sync: many threads make many writes cheap.
 ///
 /// Where a call fails with [`KvError::Io`], its connection is gone, and whether a write was carried out is unknown: it is never
 /// sent a second time on its own account.

@@ -32,6 +32,7 @@ mod answer;
 mod connection;
 mod context;
 mod dispatch;
+mod group;
 mod kv;
 #[cfg(feature = "license")]
 mod licensed;

@@ -1,110 +1,204 @@
 //! The plugin's connections to the host.
 
+use super::group::{Group, Groups, Reply};
 use super::kv::KvError;
-use crate::protocol::frame::{EncodeError, FrameReader, ReadError, encode};
-use crate::protocol::message::{Kv, KvOp, KvResult, Message};
+use crate::protocol::frame::{FrameReader, ReadError};
+use crate::protocol::message::{KvOp, Message};
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// The most connections the host takes of one plugin.
-pub(super) const MAX_LINKS: usize = 64;
+/// Groups of writes under way at once. The host has a sync for each; all that come meanwhile share the next.
+const WRITE_GROUPS: usize = 1;
 
-/// Connections to the host, each in use by one call at a time and kept for the next.
+/// Groups of reads under way at once: as many as the host reads at the same time.
+const READ_GROUPS: usize = 4;
+
+/// Connections to the host, each in use by one group of calls at a time and kept for the next. A read does not go with writes: it
+/// would have to wait for them.
 #[derive(Debug)]
 pub(super) struct Pool {
     host_socket: PathBuf,
-    links: Mutex<Links>,
-    freed: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct Links {
-    idle: Vec<Link>,
-    /// All there are, idle or in use.
-    open: usize,
+    idle: Mutex<Vec<Link>>,
+    writes: Groups,
+    reads: Groups,
 }
 
 /// One connection to the host.
-#[derive(Debug)]
-struct Link {
-    reader: FrameReader<UnixStream>,
-    request: Vec<u8>,
-    last_id: u64,
-}
+type Link = FrameReader<UnixStream>;
 
 impl Pool {
     /// A pool without connections: they are made as calls need them.
     pub(super) fn new(host_socket: PathBuf) -> Self {
-        Self { host_socket, links: Mutex::default(), freed: Condvar::new() }
+        Self { host_socket, idle: Mutex::default(), writes: Groups::new(WRITE_GROUPS), reads: Groups::new(READ_GROUPS) }
     }
 
     /// Sends a request and waits for the reply. It is sent once: where the connection fails, whether it was carried out is unknown.
-    pub(super) fn call(&self, op: KvOp, body: &[u8]) -> Result<(KvResult, Vec<u8>), KvError> {
-        let mut link = self.take()?;
-        let reply = link.call(op, body);
-        let mut links = self.lock();
-        if let Err(KvError::Io(_)) = reply {
+    pub(super) fn call(&self, op: KvOp, body: &[u8]) -> Result<Reply, KvError> {
+        let reads = matches!(op, KvOp::Get { .. } | KvOp::List(_));
+        let groups = if reads { &self.reads } else { &self.writes };
+        groups.call(op, body, |group| self.carry(group))
+    }
+
+    /// Takes a group to the host, and brings each of its calls a reply.
+    fn carry(&self, group: &Group) {
+        let mut link = self.send(&group.requests);
+        for call in &group.calls {
+            let reply = match &mut link {
+                Ok(link) => receive(link, call.id),
+                Err(error) => Err(same(error).into()),
+            };
+            if let Err(KvError::Io(error)) = &reply
+                && link.is_ok()
+            {
+                link = Err(same(error));
+            }
+            call.reply(reply);
+        }
+        match link {
+            Ok(link) => self.lock().push(link),
             // What is behind the failure has most likely met the idle ones too.
-            links.open -= 1 + links.idle.len();
-            links.idle.clear();
-        } else {
-            links.idle.push(link);
+            Err(_) => self.lock().clear(),
         }
-        drop(links);
-        self.freed.notify_one();
-        reply
     }
 
-    /// An idle connection, or a new one; with too many in use, the next that is free.
-    fn take(&self) -> io::Result<Link> {
-        let none = |links: &mut Links| links.idle.is_empty() && links.open >= MAX_LINKS;
-        let mut links = self.freed.wait_while(self.lock(), none).unwrap_or_else(PoisonError::into_inner);
-        if let Some(link) = links.idle.pop() {
-            return Ok(link);
-        }
-        links.open += 1;
-        drop(links);
-        let connected = UnixStream::connect(&self.host_socket);
-        if connected.is_err() {
-            self.lock().open -= 1;
-            self.freed.notify_one();
-        }
-        Ok(Link { reader: FrameReader::new(connected?), request: Vec::new(), last_id: 0 })
+    fn send(&self, requests: &[u8]) -> io::Result<Link> {
+        let idle = self.lock().pop();
+        let mut link = idle.map_or_else(|| UnixStream::connect(&self.host_socket).map(FrameReader::new), Ok)?;
+        link.stream().write_all(requests)?;
+        Ok(link)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Links> {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Vec<Link>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Link {
-    fn call(&mut self, op: KvOp, body: &[u8]) -> Result<(KvResult, Vec<u8>), KvError> {
-        self.last_id += 1;
-        let id = self.last_id;
-        self.request.clear();
-        encode(&mut self.request, &Kv { id, op }, body).map_err(|error| match error {
-            EncodeError::Body(_) => KvError::refused("too_large", error),
-            EncodeError::Head(_) | EncodeError::Json(_) => KvError::refused("bad_request", error),
-        })?;
-        self.reader.stream().write_all(&self.request)?;
-        loop {
-            let frame = match self.reader.read() {
-                Ok(frame) => frame,
-                Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(ReadError::Io(error)) => return Err(error.into()),
-                Err(error @ ReadError::Length { .. }) => return Err(io::Error::new(io::ErrorKind::InvalidData, error).into()),
-                Err(error) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, error).into()),
-            };
-            return match frame.message() {
-                Ok(Message::Result(result)) if result.id == id => Ok((result, frame.body.to_vec())),
-                Ok(Message::Error(failure)) if failure.id == id => {
-                    Err(KvError::Refused { code: failure.code, message: failure.message, index: failure.index })
-                }
-                Ok(message) => Err(KvError::invalid(format!("{} {} is no reply to request {id}", message.kind(), message.id()))),
-                Err(error) => Err(KvError::invalid(error)),
-            };
+/// Waits for the reply to a request.
+fn receive(link: &mut Link, id: u64) -> Result<Reply, KvError> {
+    loop {
+        let frame = match link.read() {
+            Ok(frame) => frame,
+            Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(ReadError::Io(error)) => return Err(error.into()),
+            Err(error @ ReadError::Length { .. }) => return Err(io::Error::new(io::ErrorKind::InvalidData, error).into()),
+            Err(error) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, error).into()),
+        };
+        return match frame.message() {
+            Ok(Message::Result(result)) if result.id == id => Ok((result, frame.body.to_vec())),
+            Ok(Message::Error(failure)) if failure.id == id => {
+                Err(KvError::Refused { code: failure.code, message: failure.message, index: failure.index })
+            }
+            Ok(message) => Err(KvError::invalid(format!("{} {} is no reply to request {id}", message.kind(), message.id()))),
+            Err(error) => Err(KvError::invalid(error)),
+        };
+    }
+}
+
+/// An error told once more: each call of a group has it.
+fn same(error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::frame::encode;
+    use crate::protocol::message::{Failure, KvResult, SetOp};
+    use serde::Serialize;
+    use std::os::unix::net::UnixListener;
+    use std::thread;
+    use std::time::Duration;
+
+    fn pool() -> (tempfile::TempDir, Pool, UnixListener) {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("host.sock");
+        let host = UnixListener::bind(&socket).unwrap();
+        (dir, Pool::new(socket), host)
+    }
+
+    fn set(pool: &Pool, key: &str) -> Result<Reply, KvError> {
+        pool.call(KvOp::Set(SetOp { key: key.into(), ..SetOp::default() }), b"v")
+    }
+
+    fn accept(host: &UnixListener) -> Link {
+        let (stream, _) = host.accept().unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        FrameReader::new(stream)
+    }
+
+    /// The id of the next request, which is on this key.
+    fn asked(link: &mut Link, key: &str) -> u64 {
+        let message = link.read().unwrap().message().unwrap();
+        match &message {
+            Message::Kv(kv) => match &kv.op {
+                KvOp::Set(SetOp { key: asked, .. }) | KvOp::Get { key: asked } if asked == key => kv.id,
+                _ => panic!("{message:?} is not on {key}"),
+            },
+            _ => panic!("{message:?} is no call"),
         }
+    }
+
+    fn send(link: &mut Link, message: &impl Serialize) {
+        let mut frame = Vec::new();
+        encode(&mut frame, message, b"").unwrap();
+        link.stream().write_all(&frame).unwrap();
+    }
+
+    fn done(id: u64) -> KvResult {
+        KvResult { id, found: Some(false), rev: Some(id), ..KvResult::default() }
+    }
+
+    #[test]
+    fn each_of_a_group_has_its_own_outcome() {
+        let (_dir, pool, host) = pool();
+        thread::scope(|scope| {
+            let pool = &pool;
+            let start = |key| thread::Builder::new().spawn_scoped(scope, move || set(pool, key)).unwrap();
+            let first = start("first");
+            let mut link = accept(&host);
+            let id = asked(&mut link, "first");
+            let threads = ["a", "b", "c", "d"].map(|key| {
+                let thread = start(key);
+                pool.writes.wait_for(1 + (key.as_bytes()[0] - b'a') as usize);
+                thread
+            });
+            send(&mut link, &done(id));
+            let ids = ["a", "b", "c", "d"].map(|key| asked(&mut link, key));
+            send(&mut link, &done(ids[0]));
+            send(&mut link, &Failure { id: ids[1], code: "conflict".into(), message: "so".into(), index: None });
+            drop(link);
+            assert_eq!(first.join().unwrap().unwrap().0.rev, Some(id));
+            let [a, b, c, d] = threads.map(|thread| thread.join().unwrap());
+            assert_eq!(a.unwrap().0.rev, Some(ids[0]));
+            assert_eq!(b.unwrap_err().code(), Some("conflict"));
+            for lost in [c, d] {
+                assert!(matches!(&lost, Err(KvError::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof), "{lost:?}");
+            }
+            // The next begins anew.
+            let next = start("next");
+            let mut link = accept(&host);
+            let id = asked(&mut link, "next");
+            send(&mut link, &done(id));
+            next.join().unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_read_does_not_wait_for_a_write() {
+        let (_dir, pool, host) = pool();
+        thread::scope(|scope| {
+            let write = thread::Builder::new().spawn_scoped(scope, || set(&pool, "w")).unwrap();
+            let mut writes = accept(&host);
+            let id = asked(&mut writes, "w");
+            let read = thread::Builder::new().spawn_scoped(scope, || pool.call(KvOp::Get { key: "r".into() }, b"")).unwrap();
+            let mut reads = accept(&host);
+            let asked = asked(&mut reads, "r");
+            send(&mut reads, &done(asked));
+            read.join().unwrap().unwrap();
+            send(&mut writes, &done(id));
+            write.join().unwrap().unwrap();
+        });
     }
 }

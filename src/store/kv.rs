@@ -1,6 +1,6 @@
 //! The key-value store: the operations of `docs/protocol.md`, section 5, on a plugin's own namespace.
 
-use super::{MaybeFault, Store, StoreError, Ticket, now_ms};
+use super::{MaybeFault, Store, StoreError, Ticket, Transaction, now_ms};
 use crate::protocol::message::{
     DEFAULT_LIST_LIMIT, DeleteOp, IncrOp, KvOp, KvResult, ListEntry, ListOp, MAX_BODY, MAX_KEY, MAX_LIST_LIMIT, MAX_TTL_MS,
     MAX_TXN_OPS, MAX_VALUE, SetOp, TxnOp, WriteOutcome,
@@ -9,6 +9,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use rusqlite::{Connection, OptionalExtension, params};
 use serde_json::Value;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry as MapEntry;
 
 /// What each plugin's namespace may hold.
 #[derive(Debug, Clone, Copy)]
@@ -204,21 +206,19 @@ impl Store {
 
     fn kv_write(&self, plugin: &str, write: Write) -> Result<Ticket<Answer, KvError>, KvError> {
         let (plugin, limits) = (plugin.to_owned(), self.inner.limits);
-        Ok(self.begin(move |connection| {
-            let mut namespace = Namespace::load(connection, plugin, limits)?;
-            let WriteOutcome { found, rev, value } = namespace.apply(write)?;
-            namespace.save()?;
+        // It writes in its last step, if at all; what has expired may go in any case.
+        Ok(self.begin_change(false, move |transaction| {
+            let WriteOutcome { found, rev, value } = transaction.namespace(&plugin, limits)?.apply(write)?;
             Ok(Answer { result: KvResult { found, rev, value, ..KvResult::default() }, body: Vec::new() })
         })?)
     }
 
     fn kv_txn(&self, plugin: &str, writes: Vec<Write>) -> Result<Ticket<Answer, KvError>, KvError> {
         let (plugin, limits) = (plugin.to_owned(), self.inner.limits);
-        Ok(self.begin(move |connection| {
-            let mut namespace = Namespace::load(connection, plugin, limits)?;
+        Ok(self.begin_change(true, move |transaction| {
+            let mut namespace = transaction.namespace(&plugin, limits)?;
             let apply = |(index, write)| namespace.apply(write).map_err(|error| KvError::Txn { index, error: Box::new(error) });
             let outcomes = writes.into_iter().enumerate().map(apply).collect::<Result<Vec<_>, _>>()?;
-            namespace.save()?;
             let body = serde_json::to_vec(&outcomes).map_err(|error| KvError::BadRequest(error.to_string()))?;
             Ok(Answer { result: KvResult::default(), body })
         })?)
@@ -336,38 +336,80 @@ fn remaining(expires_at: Option<i64>, now: i64) -> Option<u64> {
     expires_at.map(|at| u64::try_from(at.saturating_sub(now)).unwrap_or(0))
 }
 
-/// A plugin's namespace inside the writer's transaction.
-struct Namespace<'a> {
-    connection: &'a Connection,
-    plugin: String,
-    limits: Limits,
-    now: i64,
+/// What a plugin's namespace holds, and the last revision in it.
+#[derive(Clone, Default)]
+pub(super) struct Account {
     rev: u64,
     keys: u64,
     bytes: u64,
+    /// Whether the transaction has changed it.
+    changed: bool,
+}
+
+impl Account {
+    fn load(connection: &Connection, plugin: &str) -> Result<Self, StoreError> {
+        let mut statement = connection.prepare_cached("SELECT kv_rev, kv_keys, kv_bytes FROM plugins WHERE id = ?1")?;
+        let account =
+            |row: &rusqlite::Row<'_>| Ok(Self { rev: row.get(0)?, keys: row.get(1)?, bytes: row.get(2)?, changed: false });
+        Ok(statement.query_row([plugin], account).optional()?.unwrap_or_default())
+    }
+
+    fn added(&mut self, keys: u64, bytes: u64) {
+        self.keys += keys;
+        self.bytes += bytes;
+        self.changed = true;
+    }
+
+    fn removed(&mut self, keys: u64, bytes: u64) {
+        self.keys = self.keys.saturating_sub(keys);
+        self.bytes = self.bytes.saturating_sub(bytes);
+        self.changed = true;
+    }
+}
+
+/// The accounts of the plugins that a transaction has to do with.
+pub(super) type Accounts = HashMap<String, Account>;
+
+/// A plugin's namespace inside the writer's transaction.
+struct Namespace<'a> {
+    connection: &'a Connection,
+    plugin: &'a str,
+    limits: Limits,
+    now: i64,
+    account: &'a mut Account,
 }
 
 /// A key that is there.
 struct Entry {
+    row: i64,
     rev: u64,
     expires_at: Option<i64>,
     size: u64,
 }
 
-impl<'a> Namespace<'a> {
-    fn load(connection: &'a Connection, plugin: String, limits: Limits) -> Result<Self, StoreError> {
-        connection.prepare_cached("INSERT INTO plugins (id) VALUES (?1) ON CONFLICT DO NOTHING")?.execute([&plugin])?;
-        let mut statement = connection.prepare_cached("SELECT kv_rev, kv_keys, kv_bytes FROM plugins WHERE id = ?1")?;
-        let (rev, keys, bytes) = statement.query_row([&plugin], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-        Ok(Self { connection, plugin, limits, now: now_ms(), rev, keys, bytes })
+impl Transaction<'_> {
+    fn namespace<'a>(&'a mut self, plugin: &'a str, limits: Limits) -> Result<Namespace<'a>, StoreError> {
+        let connection = self.connection;
+        let account = match self.accounts.entry(plugin.to_owned()) {
+            MapEntry::Occupied(account) => account.into_mut(),
+            MapEntry::Vacant(place) => place.insert(Account::load(connection, plugin)?),
+        };
+        Ok(Namespace { connection, plugin, limits, now: now_ms(), account })
     }
 
-    fn save(&self) -> Result<(), StoreError> {
-        let sql = "UPDATE plugins SET kv_rev = ?2, kv_keys = ?3, kv_bytes = ?4 WHERE id = ?1";
-        self.connection.prepare_cached(sql)?.execute(params![self.plugin, self.rev, self.keys, self.bytes])?;
+    /// Writes the accounts that have changed. To be done once, before the commit.
+    pub(super) fn save_accounts(&self) -> Result<(), StoreError> {
+        for (plugin, account) in self.accounts.iter().filter(|(_, account)| account.changed) {
+            let sql = "INSERT INTO plugins (id, kv_rev, kv_keys, kv_bytes) VALUES (?1, ?2, ?3, ?4) ON CONFLICT (id) \
+                       DO UPDATE SET kv_rev = excluded.kv_rev, kv_keys = excluded.kv_keys, kv_bytes = excluded.kv_bytes";
+            let values = params![plugin, account.rev, account.keys, account.bytes];
+            self.connection.prepare_cached(sql)?.execute(values)?;
+        }
         Ok(())
     }
+}
 
+impl Namespace<'_> {
     fn apply(&mut self, write: Write) -> Result<WriteOutcome, KvError> {
         match write {
             Write::Set { set, value } => {
@@ -384,11 +426,8 @@ impl<'a> Namespace<'a> {
                 let present = self.find(&delete.key)?;
                 check_rev(&delete.key, delete.if_rev, present.as_ref())?;
                 if let Some(entry) = &present {
-                    self.connection
-                        .prepare_cached("DELETE FROM kv WHERE plugin = ?1 AND key = ?2")?
-                        .execute(params![self.plugin, delete.key])?;
-                    self.keys = self.keys.saturating_sub(1);
-                    self.bytes = self.bytes.saturating_sub(entry.size);
+                    self.connection.prepare_cached("DELETE FROM kv WHERE rowid = ?1")?.execute([entry.row])?;
+                    self.account.removed(1, entry.size);
                 }
                 Ok(WriteOutcome { found: Some(present.is_some()), ..WriteOutcome::default() })
             }
@@ -409,8 +448,10 @@ impl<'a> Namespace<'a> {
 
     /// Finds a key; one that has expired is removed, as if it had never been there.
     fn find(&mut self, key: &str) -> Result<Option<Entry>, KvError> {
-        let sql = "SELECT rev, expires_at, octet_length(key) + octet_length(value) FROM kv WHERE plugin = ?1 AND key = ?2";
-        let entry = |row: &rusqlite::Row<'_>| Ok(Entry { rev: row.get(0)?, expires_at: row.get(1)?, size: row.get(2)? });
+        let sql = "SELECT rowid, rev, expires_at, octet_length(key) + octet_length(value) FROM kv WHERE plugin = ?1 AND key = ?2";
+        let entry = |row: &rusqlite::Row<'_>| {
+            Ok(Entry { row: row.get(0)?, rev: row.get(1)?, expires_at: row.get(2)?, size: row.get(3)? })
+        };
         let found = self.connection.prepare_cached(sql)?.query_row(params![self.plugin, key], entry).optional()?;
         match found {
             Some(entry) if entry.expires_at.is_some_and(|at| at <= self.now) => {
@@ -438,7 +479,8 @@ impl<'a> Namespace<'a> {
         let old = present.map_or(0, |entry| entry.size);
         let new_key = u64::from(present.is_none());
         let fits = |space: &Self| {
-            space.keys + new_key <= space.limits.keys && space.bytes.saturating_sub(old) + size <= space.limits.bytes
+            let Account { keys, bytes, .. } = *space.account;
+            keys + new_key <= space.limits.keys && bytes.saturating_sub(old) + size <= space.limits.bytes
         };
         // What only makes the namespace smaller is let through even when the limits were lowered.
         if !fits(self) && (size > old || new_key > 0) {
@@ -447,17 +489,25 @@ impl<'a> Namespace<'a> {
                 let Limits { keys, bytes } = self.limits;
                 return Err(KvError::Quota(format!(
                     "the plugin holds {} of {keys} keys and {} of {bytes} bytes",
-                    self.keys, self.bytes
+                    self.account.keys, self.account.bytes
                 )));
             }
         }
-        self.rev += 1;
-        let sql = "INSERT INTO kv (plugin, key, rev, expires_at, value) VALUES (?1, ?2, ?3, ?4, ?5) \
-                   ON CONFLICT (plugin, key) DO UPDATE SET rev = excluded.rev, expires_at = excluded.expires_at, value = excluded.value";
-        self.connection.prepare_cached(sql)?.execute(params![self.plugin, key, self.rev, expires_at, value])?;
-        self.keys += new_key;
-        self.bytes = self.bytes.saturating_sub(old) + size;
-        Ok(self.rev)
+        let rev = self.account.rev + 1;
+        match present {
+            Some(entry) => {
+                let sql = "UPDATE kv SET rev = ?2, expires_at = ?3, value = ?4 WHERE rowid = ?1";
+                self.connection.prepare_cached(sql)?.execute(params![entry.row, rev, expires_at, value])?;
+            }
+            None => {
+                let sql = "INSERT INTO kv (plugin, key, rev, expires_at, value) VALUES (?1, ?2, ?3, ?4, ?5)";
+                self.connection.prepare_cached(sql)?.execute(params![self.plugin, key, rev, expires_at, value])?;
+            }
+        }
+        self.account.removed(0, old);
+        self.account.added(new_key, size);
+        self.account.rev = rev;
+        Ok(rev)
     }
 
     /// Removes what has expired.
@@ -469,20 +519,18 @@ impl<'a> Namespace<'a> {
         self.connection
             .prepare_cached("DELETE FROM kv WHERE plugin = ?1 AND expires_at <= ?2")?
             .execute(params![self.plugin, self.now])?;
-        self.keys = self.keys.saturating_sub(keys);
-        self.bytes = self.bytes.saturating_sub(bytes);
+        self.account.removed(keys, bytes);
         Ok(())
     }
 }
 
 /// Removes what has expired in every namespace. Runs in the writer's transaction.
-pub(super) fn sweep_all(connection: &Connection, limits: Limits) -> Result<(), StoreError> {
+pub(super) fn sweep_all(transaction: &mut Transaction<'_>, limits: Limits) -> Result<(), StoreError> {
+    let connection = transaction.connection;
     let mut statement = connection.prepare_cached("SELECT DISTINCT plugin FROM kv WHERE expires_at <= ?1")?;
     let plugins = statement.query_map([now_ms()], |row| row.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
     for plugin in plugins {
-        let mut namespace = Namespace::load(connection, plugin, limits)?;
-        namespace.sweep()?;
-        namespace.save()?;
+        transaction.namespace(&plugin, limits)?.sweep()?;
     }
     Ok(())
 }
@@ -602,6 +650,37 @@ mod tests {
         for form in [&b"[]"[..], b"{}", br#"[{"op":"get","key":"a"}]"#, br#"[{"op":"set","key":"a"}]"#] {
             assert_eq!(code(call(&store, r#"{"op":"txn"}"#, form)), "bad_request");
         }
+    }
+
+    #[test]
+    fn of_one_transaction_only_what_failed_is_undone_and_the_account_is_right() {
+        let (dir, store) = store(4, 10_000);
+        let other = Connection::open(dir.path().join("plugrack.db")).unwrap();
+        // Behind this all that is begun gathers.
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let begin = |json: &str, body: &[u8]| store.kv("p", serde_json::from_str(json).unwrap(), body);
+        let txn = |body: &[u8]| begin(r#"{"op":"txn"}"#, body);
+        let calls = [
+            begin(r#"{"op":"set","key":"a"}"#, b"1"),
+            txn(br#"[{"op":"set","key":"b","value":"22"},{"op":"delete","key":"a"},{"op":"incr","key":"b","delta":9223372036854775807}]"#),
+            begin(r#"{"op":"set","key":"a","if_absent":true}"#, b"2"),
+            txn(br#"[{"op":"set","key":"b","value":"333"},{"op":"delete","key":"a"}]"#),
+            begin(r#"{"op":"set","key":"c"}"#, b"4444"),
+            txn(br#"[{"op":"set","key":"d","value":"5"},{"op":"set","key":"e","value":"6"},{"op":"set","key":"f","value":"7"}]"#),
+            begin(r#"{"op":"set","key":"d"}"#, b"55555"),
+        ];
+        other.execute_batch("ROLLBACK").unwrap();
+        let outcomes = calls.map(|call| call.wait().map(|answer| answer.result.rev).map_err(|error| error.code()));
+        assert_eq!(
+            outcomes,
+            [Ok(Some(1)), Err("bad_request"), Err("conflict"), Ok(None), Ok(Some(3)), Err("quota"), Ok(Some(4))],
+            "revisions go on as if what failed had not been"
+        );
+        let account = "SELECT kv_rev, kv_keys, kv_bytes FROM plugins WHERE id = 'p'";
+        let account = other.query_row(account, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap();
+        assert_eq!(account, (4, 3, "b333c4444d55555".len() as u64));
+        let keys = "SELECT group_concat(key || value, '') FROM (SELECT key, value FROM kv ORDER BY key)";
+        assert_eq!(other.query_row(keys, [], |row| row.get::<_, String>(0)).unwrap(), "b333c4444d55555");
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //!
 //! Every change goes to the writer, which runs all that wait in one transaction and answers after the commit is synced. So a
 //! caller that got its answer knows that the change is on disk, and many callers share one sync. A change that fails is undone
-//! alone, by a savepoint; when the commit itself fails nobody's change is acknowledged. When no transaction can be begun, all
-//! that wait are refused together, so that nobody waits longer than for one try.
+//! alone, by a savepoint where it has several steps; when the commit itself fails nobody's change is acknowledged. When no
+//! transaction can be begun, all that wait are refused together, so that nobody waits longer than for one try.
 
 mod config;
 pub(crate) mod events;
@@ -17,7 +17,7 @@ mod uids;
 pub(crate) use fault::{MaybeFault, StoreError};
 
 use fault::Troubles;
-use kv::Limits;
+use kv::{Accounts, Limits};
 
 use crate::data_dir::private_file;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
@@ -48,8 +48,20 @@ const READERS: usize = 4;
 /// Time a read waits for one of them, after which it is answered with `busy`.
 const READER_TIME: Duration = Duration::from_secs(5);
 
-/// A change to be made in the writer's transaction, or to be refused when there is none.
-type Change = Box<dyn FnOnce(Result<&Connection, &StoreError>) -> Made + Send>;
+/// The transaction that the writer makes changes in.
+pub(crate) struct Transaction<'a> {
+    connection: &'a Connection,
+    accounts: Accounts,
+}
+
+/// A change to be made in a transaction, or to be refused when there is none.
+struct Change {
+    /// Whether it leaves something to be undone where it fails. A savepoint costs more than a small write.
+    savepoint: bool,
+    make: Box<Make>,
+}
+
+type Make = dyn FnOnce(Result<&mut Transaction<'_>, &StoreError>) -> Made + Send;
 
 /// A change that was made.
 struct Made {
@@ -107,7 +119,8 @@ impl Drop for Reader<'_> {
 
 /// The outcome of a change, to be had once it is committed.
 pub(crate) struct Ticket<T, E> {
-    outcome: Receiver<Result<T, E>>,
+    // Not of crossbeam's: those spin before they sleep, which a commit always outlasts.
+    outcome: oneshot::Receiver<Result<T, E>>,
 }
 
 impl<T, E: From<StoreError>> Ticket<T, E> {
@@ -168,9 +181,22 @@ impl Store {
         T: Send + 'static,
         E: From<StoreError> + MaybeFault + Send + 'static,
     {
-        let (reply, outcome) = bounded(1);
-        let change: Change = Box::new(move |connection| {
-            let result = connection.map_err(|refused| refused.clone().into()).and_then(change);
+        self.begin_change(true, |transaction| change(transaction.connection))
+    }
+
+    /// The same for a change that says itself whether it needs a savepoint.
+    fn begin_change<T, E>(
+        &self,
+        savepoint: bool,
+        change: impl FnOnce(&mut Transaction<'_>) -> Result<T, E> + Send + 'static,
+    ) -> Result<Ticket<T, E>, StoreError>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + MaybeFault + Send + 'static,
+    {
+        let (reply, outcome) = oneshot::channel();
+        let make = Box::new(move |transaction: Result<&mut Transaction<'_>, &StoreError>| {
+            let result = transaction.map_err(|refused| refused.clone().into()).and_then(change);
             let fault = result.as_ref().err().and_then(E::fault).cloned();
             let keep = result.is_ok();
             let reply: Reply = Box::new(move |failed| {
@@ -179,12 +205,12 @@ impl Store {
                     _ => result,
                 };
                 // The caller may have gone; the change stands all the same.
-                drop(reply.try_send(result));
+                drop(reply.send(result));
             });
             Made { keep, fault, reply }
         });
         let changes = self.inner.changes.as_ref().ok_or(StoreError::Closed)?;
-        changes.try_send(change).map_err(|error| {
+        changes.try_send(Change { savepoint, make }).map_err(|error| {
             let error = if error.is_full() { StoreError::Busy } else { StoreError::Closed };
             self.inner.troubles.came(&self.inner.path, &error);
             error
@@ -282,11 +308,12 @@ impl Writer {
             }
             if Instant::now() >= next_sweep {
                 let limits = self.limits;
-                self.write(Box::new(move |connection| {
-                    let swept = connection.map_err(Clone::clone).and_then(|connection| kv::sweep_all(connection, limits));
+                let sweep = move |transaction: Result<&mut Transaction<'_>, &StoreError>| {
+                    let swept = transaction.map_err(Clone::clone).and_then(|transaction| kv::sweep_all(transaction, limits));
                     // Where it failed what has expired is merely not seen, and the next one removes it.
                     Made { keep: swept.is_ok(), fault: swept.err(), reply: Box::new(|_| {}) }
-                }));
+                };
+                self.write(Change { savepoint: true, make: Box::new(sweep) });
                 next_sweep = Instant::now() + SWEEP_EVERY;
             }
         }
@@ -298,7 +325,7 @@ impl Writer {
             // All of them, and not this one alone: the next would wait as long again.
             for change in std::iter::once(first).chain(self.queue.try_iter().take(WRITE_QUEUE)) {
                 self.troubles.came(&self.path, &error);
-                (change(Err(&error)).reply)(None);
+                ((change.make)(Err(&error)).reply)(None);
             }
             return;
         }
@@ -332,14 +359,18 @@ impl Writer {
         self.execute("BEGIN IMMEDIATE")
     }
 
-    /// Runs changes in the transaction, each in a savepoint of its own, and commits. Every change it ran has its reply in
-    /// `replies`, also on an error; the rest is still in the queue. Says whether anything was written.
+    /// Runs changes in the transaction and commits. Every change it ran has its reply in `replies`, also on an error; the rest is
+    /// still in the queue. Says whether anything was written.
     fn commit(&self, batch: impl Iterator<Item = Change>, replies: &mut Vec<Reply>) -> Result<bool, StoreError> {
+        let mut transaction = Transaction { connection: &self.connection, accounts: Accounts::default() };
         let mut written = false;
-        for change in batch {
-            self.execute("SAVEPOINT change")?;
+        for Change { savepoint, make } in batch {
+            let accounts = savepoint.then(|| transaction.accounts.clone());
+            if savepoint {
+                self.execute("SAVEPOINT change")?;
+            }
             let before = self.connection.total_changes();
-            let Made { keep, fault, reply } = change(Ok(&self.connection));
+            let Made { keep, fault, reply } = make(Ok(&mut transaction));
             replies.push(reply);
             if let Some(fault) = fault {
                 // Of a full or failing disk SQLite may undo the whole transaction by itself.
@@ -348,13 +379,16 @@ impl Writer {
                 }
                 self.troubles.came(&self.path, &fault);
             }
-            if keep {
-                written |= self.connection.total_changes() > before;
-            } else {
-                self.execute("ROLLBACK TO change")?;
+            written |= keep && self.connection.total_changes() > before;
+            if let Some(accounts) = accounts {
+                if !keep {
+                    self.execute("ROLLBACK TO change")?;
+                    transaction.accounts = accounts;
+                }
+                self.execute("RELEASE change")?;
             }
-            self.execute("RELEASE change")?;
         }
+        transaction.save_accounts()?;
         self.execute("COMMIT")?;
         Ok(written)
     }

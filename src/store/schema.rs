@@ -25,7 +25,12 @@ pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Page cache of a connection in KiB: the host's memory is budgeted, and the kernel caches the file as well.
 const CACHE_KIB: i64 = 1024;
 
-/// Size in bytes to which the write-ahead log is cut back after a checkpoint.
+/// Size of a new database's pages in bytes. What a commit costs is pages, and a small value changes one or two: half of SQLite's
+/// own size makes many sets a third faster. Of pages smaller still a value of 1 MiB takes three times as long to read, and a key
+/// of the greatest length does not fit.
+const PAGE_SIZE: i64 = 2048;
+
+/// Size in bytes of the write-ahead log at which it is written back to the database, and to which it is cut back then.
 const WAL_LIMIT: i64 = 8 * 1024 * 1024;
 
 /// Sets a connection up for reading and writing.
@@ -37,6 +42,8 @@ pub(super) fn prepare(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
     connection.pragma_update(None, "journal_size_limit", WAL_LIMIT)?;
+    let page: i64 = connection.pragma_query_value(None, "page_size", |row| row.get(0))?;
+    connection.pragma_update(None, "wal_autocheckpoint", WAL_LIMIT / page)?;
     connection.pragma_update(None, "trusted_schema", false)
 }
 
@@ -52,7 +59,9 @@ pub(super) fn prepare_reader(connection: &Connection) -> rusqlite::Result<()> {
 pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
     // A first look that changes nothing: beginning to write would touch a file that is not ours.
-    check(connection)?;
+    if check(connection)? == 0 {
+        connection.pragma_update(None, "page_size", PAGE_SIZE)?;
+    }
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     match check(&transaction)? {
         VERSION => return Ok(()),

@@ -1,4 +1,4 @@
-"""The key-value store: how its time grows with its keys, and durable writes beside SQLite's own, one commit a write."""
+"""The key-value store: how its time grows with its keys, and durable writes beside SQLite's own, one commit a write and many."""
 
 import os
 import time
@@ -47,12 +47,13 @@ def writers(bench):
     fill(host, 0, WRITER_KEYS)
     sqlite = OneCommitAWrite(os.path.join(bench.room("sqlite"), "sqlite.db"))
     milliseconds = 500 if bench.quick else 1000
-    sets, gets = [], []
+    sets, gets, together = [], [], []
     for _ in range(1 if bench.quick else 3):
         for task, rounds, own in (("set", sets, sqlite.writes), ("get", gets, sqlite.reads)):
             figures = {many: host.task("%s?keys=%d&ms=%d&threads=%d" % (task, WRITER_KEYS, milliseconds, many))
                        for many in WRITERS}
             rounds.append(({many: each["rate"] for many, each in figures.items()}, own(milliseconds / 1000)))
+        together.append(sqlite.writes_together(milliseconds / 1000))
     host.stop()
     sqlite.close()
 
@@ -65,9 +66,12 @@ def writers(bench):
     text = ("A second: threads of one plugin that set and get values of 100 bytes among %d keys, each set durable when it returns; "
             "beside them SQLite itself from Python on the same disk, one thread, one commit a write (WAL, synchronous=FULL), no "
             "plugin and no socket between. In parentheses the ratio to SQLite.\n\n" % WRITER_KEYS)
+    limit = median(rate / own for rate, (_, own) in zip(together, sets))
+    after = ("\nThe limit that SQLite sets: that one thread with %d sets a commit, which wait for nobody, writes %s a second (%.1f×).\n"
+             % (WRITERS[-1], number(median(together)), limit))
     text += table(["", "SQLite"] + ["%d thread%s" % (many, "s" if many > 1 else "") for many in WRITERS],
                   [row("sets", sets), row("gets", gets)])
-    return Section("Durable writes", text, [Target(
+    return Section("Durable writes", text + after, [Target(
         "durable KV sets of %d writers ≥ %d × one commit a write" % (WRITERS[-1], MIN_GAIN), "%.1f ×" % gain, gain >= MIN_GAIN)])
 
 
@@ -91,14 +95,30 @@ class OneCommitAWrite:
             cursor.execute("commit")
 
     def writes(self, seconds):
-        return self._rate(seconds, lambda key, done: self._database.execute(
-            "insert into kv values (?, ?) on conflict (key) do update set value = excluded.value", (key, VALUE % done)))
+        return self._rate(seconds, self._write)
+
+    def writes_together(self, seconds):
+        """As many in a transaction as there are writers."""
+        def write(key, done):
+            if not self._database.in_transaction:
+                self._database.execute("begin immediate")
+            self._write(key, done)
+            if done % WRITERS[-1] == 0:
+                self._database.commit()
+
+        rate = self._rate(seconds, write)
+        self._database.commit()
+        return rate
 
     def reads(self, seconds):
         return self._rate(seconds, lambda key, _: self._database.execute("select value from kv where key = ?", (key,)).fetchone())
 
     def close(self):
         self._database.close()
+
+    def _write(self, key, done):
+        self._database.execute("insert into kv values (?, ?) on conflict (key) do update set value = excluded.value",
+                               (key, VALUE % done))
 
     @staticmethod
     def _key(at):

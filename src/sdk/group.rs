@@ -1,0 +1,237 @@
+//! Calls that go to the host together.
+//!
+//! Each call waits for its reply, so a connection for each of many threads costs the host and the plugin a wake for every one of
+//! them. Instead only a few connections are in use at once, and who comes meanwhile goes with others in one write: the first of
+//! such a group leads it, which is to send it, to read the replies, and to hand them on.
+
+use super::kv::KvError;
+use crate::protocol::frame::{EncodeError, encode};
+use crate::protocol::message::{Kv, KvOp, KvResult};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+/// Most requests of a group: as many as the host has under way of one connection.
+const MAX_REQUESTS: usize = 64;
+
+/// Bytes of a group after which no further request joins it. A socket takes them at once, so that the host never waits for its
+/// replies to be read while the group is still being sent.
+const MAX_BYTES: usize = 64 * 1024;
+
+/// A reply: what its head says, and its body.
+pub(super) type Reply = (KvResult, Vec<u8>);
+
+/// Calls on their way to the host.
+#[derive(Debug)]
+pub(super) struct Groups {
+    /// Most groups that are under way at once.
+    most: usize,
+    /// Of requests: each has its own, so that a reply that comes twice is seen to be nobody's.
+    last_id: AtomicU64,
+    queue: Mutex<Queue>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    /// Those that gather. None does without a leader while fewer than the most are under way.
+    gathering: VecDeque<Group>,
+    under_way: usize,
+}
+
+/// Requests that are sent together, in order.
+#[derive(Debug, Default)]
+pub(super) struct Group {
+    /// Their frames.
+    pub(super) requests: Vec<u8>,
+    /// Whether the first of its calls has been told to lead it. Others join it until that thread runs: it may take a while.
+    is_led: bool,
+    /// Who waits for the replies.
+    pub(super) calls: Vec<Arc<Call>>,
+}
+
+/// A call, as its thread waits for it.
+#[derive(Debug)]
+pub(super) struct Call {
+    /// The request's id.
+    pub(super) id: u64,
+    turn: Mutex<Turn>,
+    came: Condvar,
+}
+
+/// What a thread is to do next.
+#[derive(Debug)]
+enum Turn {
+    Wait,
+    /// Lead the group of which its call is the first.
+    Lead,
+    Take(Result<Reply, KvError>),
+}
+
+impl Groups {
+    pub(super) fn new(most: usize) -> Self {
+        Self { most, last_id: AtomicU64::new(0), queue: Mutex::default() }
+    }
+
+    /// Sends a request with those that come at the same time, and waits for its reply. `carry` takes a group to the host, and gives
+    /// each of its calls a reply.
+    pub(super) fn call(&self, op: KvOp, body: &[u8], carry: impl Fn(&Group)) -> Result<Reply, KvError> {
+        let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut request = Vec::new();
+        encode(&mut request, &Kv { id, op }, body).map_err(|error| match error {
+            EncodeError::Body(_) => KvError::refused("too_large", error),
+            EncodeError::Head(_) | EncodeError::Json(_) => KvError::refused("bad_request", error),
+        })?;
+        let call = self.join(id, &request);
+        loop {
+            match call.wait() {
+                Turn::Take(reply) => return reply,
+                Turn::Lead => {
+                    carry(&self.depart(&call));
+                    self.pass_on();
+                }
+                Turn::Wait => {}
+            }
+        }
+    }
+
+    /// Puts a request into a group: one of its own, to be led at once, or the last that gathers.
+    fn join(&self, id: u64, request: &[u8]) -> Arc<Call> {
+        let mut queue = self.lock();
+        let leads = queue.under_way < self.most;
+        queue.under_way += usize::from(leads);
+        let full = |group: &Group| group.calls.len() >= MAX_REQUESTS || group.requests.len() >= MAX_BYTES;
+        if leads || queue.gathering.back().is_none_or(full) {
+            queue.gathering.push_back(Group { is_led: leads, ..Group::default() });
+        }
+        let call = Arc::new(Call { id, turn: Mutex::new(if leads { Turn::Lead } else { Turn::Wait }), came: Condvar::new() });
+        if let Some(group) = queue.gathering.back_mut() {
+            group.requests.extend_from_slice(request);
+            group.calls.push(Arc::clone(&call));
+        }
+        call
+    }
+
+    /// The group that a call leads, which nobody joins from now on.
+    fn depart(&self, leader: &Arc<Call>) -> Group {
+        let mut queue = self.lock();
+        let leads = |group: &Group| group.calls.first().is_some_and(|first| Arc::ptr_eq(first, leader));
+        let place = queue.gathering.iter().position(leads);
+        place.and_then(|place| queue.gathering.remove(place)).unwrap_or_default()
+    }
+
+    /// Has the next group led, if there is one.
+    fn pass_on(&self) {
+        let mut queue = self.lock();
+        match queue.gathering.iter_mut().find(|group| !group.is_led) {
+            Some(group) => {
+                group.is_led = true;
+                group.calls[0].give(Turn::Lead);
+            }
+            None => queue.under_way -= 1,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Call {
+    fn wait(&self) -> Turn {
+        let turn = self.came.wait_while(self.lock(), |turn| matches!(turn, Turn::Wait));
+        std::mem::replace(&mut *turn.unwrap_or_else(PoisonError::into_inner), Turn::Wait)
+    }
+
+    /// Ends the wait for the reply.
+    pub(super) fn reply(&self, reply: Result<Reply, KvError>) {
+        self.give(Turn::Take(reply));
+    }
+
+    fn give(&self, turn: Turn) {
+        *self.lock() = turn;
+        self.came.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Turn> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::message::MAX_BODY;
+    use std::sync::Barrier;
+    use std::thread;
+    use std::time::{Duration, Instant};
+
+    impl Groups {
+        /// Returns once so many calls wait for groups to be led.
+        pub(in crate::sdk) fn wait_for(&self, calls: usize) {
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while self.lock().gathering.iter().map(|group| group.calls.len()).sum::<usize>() < calls {
+                assert!(Instant::now() < deadline, "{calls} calls do not come");
+                thread::yield_now();
+            }
+        }
+    }
+
+    /// The sizes of the groups that calls with bodies of these lengths make, when as many as may are under way until all others wait.
+    fn sizes(most: usize, bodies: &[usize]) -> Vec<usize> {
+        let (groups, sizes) = (Groups::new(most), Mutex::new(Vec::new()));
+        let all_there = Barrier::new(most);
+        let carry = |group: &Group| {
+            let first = {
+                let mut sizes = sizes.lock().unwrap();
+                sizes.push(group.calls.len());
+                sizes.len() <= most
+            };
+            if first {
+                groups.wait_for(bodies.len() - most);
+                all_there.wait();
+            }
+            for call in &group.calls {
+                call.reply(Ok((KvResult { id: call.id, ..KvResult::default() }, Vec::new())));
+            }
+        };
+        let answered: Mutex<Vec<u64>> = Mutex::default();
+        thread::scope(|scope| {
+            for length in bodies {
+                let call = || {
+                    let (result, _) = groups.call(KvOp::Txn, &vec![0; *length], carry).unwrap();
+                    answered.lock().unwrap().push(result.id);
+                };
+                thread::Builder::new().spawn_scoped(scope, call).unwrap();
+            }
+        });
+        let mut answered = answered.into_inner().unwrap();
+        answered.sort_unstable();
+        assert!(answered.into_iter().eq(1..=bodies.len() as u64), "each has its own reply");
+        let queue = groups.lock();
+        assert!(queue.gathering.is_empty() && queue.under_way == 0);
+        drop(queue);
+        sizes.into_inner().unwrap()
+    }
+
+    #[test]
+    fn those_that_come_while_others_are_under_way_go_together() {
+        assert_eq!(sizes(1, &[10; 1]), [1]);
+        assert_eq!(sizes(1, &[10; 1 + MAX_REQUESTS + 5]), [1, MAX_REQUESTS, 5]);
+        assert_eq!(sizes(3, &[10; 3 + 4]), [1, 1, 1, 4]);
+    }
+
+    #[test]
+    fn a_group_is_bounded_in_bytes() {
+        assert_eq!(sizes(1, &[MAX_BYTES; 4]), [1; 4]);
+        assert_eq!(sizes(1, &[MAX_BYTES / 2; 5]), [1, 2, 2]);
+    }
+
+    #[test]
+    fn a_request_over_the_limit_is_refused_and_keeps_nobody_waiting() {
+        let groups = Groups::new(1);
+        let refused = groups.call(KvOp::Txn, &vec![0; MAX_BODY + 1], |_| panic!("it was sent"));
+        assert_eq!(refused.unwrap_err().code(), Some("too_large"));
+        let carry = |group: &Group| group.calls.iter().for_each(|call| call.reply(Ok(Reply::default())));
+        groups.call(KvOp::Txn, b"", carry).unwrap();
+    }
+}
