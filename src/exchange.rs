@@ -94,6 +94,9 @@ pub(crate) trait Client: Send {
     /// Reads more of the request's body; 0 at its end. An error of kind `FileTooLarge` means that it is over the limit.
     fn read_body(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
 
+    /// The request's whole body, of `most` bytes at most, where nothing of it was read and all of it is in one piece of memory.
+    fn whole_body(&mut self, most: usize) -> Option<Vec<u8>>;
+
     /// Sends the head of an answer that was checked, and the first piece of its body. What is left of a body that is known to the end,
     /// `rest` bytes, follows in pieces; with neither that nor `more` this is all.
     fn answer(&mut self, response: &Response, first: &[u8], rest: usize) -> io::Result<()>;

@@ -1,13 +1,13 @@
 //! The host's connection to a plugin: frames over a Unix stream, with deadlines, sending and receiving at once where it must.
 
 use crate::process::timespec;
-use crate::protocol::frame::{EncodeError, Frame, FrameReader, ReadError, encode};
+use crate::protocol::frame::{EncodeError, Frame, FrameReader, ReadError, encode, encode_before};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SendAncillaryBuffer, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 use serde::Serialize;
-use std::io::{self, Read};
+use std::io::{self, IoSlice, Read};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -71,7 +71,7 @@ impl Link {
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(TICK))?;
         Ok(Self {
-            frames: FrameReader::new(Duplex { stream, outgoing: Vec::new(), sent: 0, look_up: Instant::now() }),
+            frames: FrameReader::new(Duplex { stream, outgoing: Vec::new(), body: Vec::new(), sent: 0, look_up: Instant::now() }),
             next_id: FIRST_ID,
         })
     }
@@ -85,13 +85,23 @@ impl Link {
 
     /// Puts a frame behind what is to be sent.
     pub(crate) fn queue(&mut self, head: &impl Serialize, body: &[u8]) -> Result<(), EncodeError> {
-        encode(&mut self.frames.stream().outgoing, head, body)
+        let duplex = self.frames.stream();
+        duplex.outgoing.append(&mut duplex.body);
+        encode(&mut duplex.outgoing, head, body)
+    }
+
+    /// The same with a body that is sent from where it is.
+    pub(crate) fn queue_owned(&mut self, head: &impl Serialize, body: Vec<u8>) -> Result<(), EncodeError> {
+        let duplex = self.frames.stream();
+        duplex.outgoing.append(&mut duplex.body);
+        encode_before(&mut duplex.outgoing, head, body.len())?;
+        duplex.body = body;
+        Ok(())
     }
 
     /// Bytes waiting to be sent.
     pub(crate) fn queued(&mut self) -> usize {
-        let duplex = self.frames.stream();
-        duplex.outgoing.len() - duplex.sent
+        self.frames.stream().unsent()
     }
 
     /// Sends what is queued. Stops when the plugin does not take it and has sent something, or at the deadline.
@@ -190,16 +200,32 @@ impl Link {
 struct Duplex {
     stream: UnixStream,
     outgoing: Vec<u8>,
+    /// The body of the last frame, where it stands behind the others by itself: a large one is better not copied.
+    body: Vec<u8>,
+    /// Bytes of both that are gone already.
     sent: usize,
     /// When the caller is to look after other things, also while bytes keep coming: a plugin may send a frame drop by drop.
     look_up: Instant,
 }
 
 impl Duplex {
+    fn unsent(&self) -> usize {
+        self.outgoing.len() + self.body.len() - self.sent
+    }
+
     /// Sends what the plugin takes now, and says whether that was all.
     fn send_some(&mut self) -> io::Result<bool> {
-        while self.sent < self.outgoing.len() {
-            match rustix::net::send(&self.stream, &self.outgoing[self.sent..], SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        while self.unsent() > 0 {
+            let frames = self.outgoing.get(self.sent..).unwrap_or_default();
+            let body = &self.body[self.sent.saturating_sub(self.outgoing.len())..];
+            let sent = if body.is_empty() {
+                rustix::net::send(&self.stream, frames, flags)
+            } else {
+                let parts = [IoSlice::new(frames), IoSlice::new(body)];
+                rustix::net::sendmsg(&self.stream, &parts, &mut SendAncillaryBuffer::default(), flags)
+            };
+            match sent {
                 Ok(n) => self.sent += n,
                 Err(Errno::AGAIN) => return Ok(false),
                 Err(Errno::INTR) => {}
@@ -207,6 +233,7 @@ impl Duplex {
             }
         }
         self.outgoing.clear();
+        self.body = Vec::new();
         self.sent = 0;
         Ok(true)
     }
@@ -224,7 +251,7 @@ impl Duplex {
 
 impl Read for Duplex {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if !self.outgoing.is_empty()
+        if self.unsent() > 0
             && !self.send_some()?
             && !self.poll(PollFlags::IN | PollFlags::OUT, TICK).contains(PollFlags::IN)
         {

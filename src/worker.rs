@@ -327,6 +327,15 @@ impl Worker {
 
     /// Sends a request with its body, as far as the plugin wants it. Gives nothing when the client was answered already.
     fn upload(&mut self, mut job: Box<WebJob>) -> Result<Option<(u64, Box<WebJob>)>, Broken> {
+        if let Some(body) = job.client.whole_body(MAX_INLINE_BODY) {
+            let id = self.link.next_id();
+            (job.request.id, job.request.more) = (id, false);
+            if self.link.queue_owned(&job.request, body).is_err() {
+                job.fail(Failed::HeadTooLarge);
+                return Ok(None);
+            }
+            return Ok(Some((id, job)));
+        }
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.resize(MAX_INLINE_BODY, 0);
         let mut length = 0;

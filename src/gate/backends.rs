@@ -559,15 +559,13 @@ impl EventLoop {
         let Some(client_key) = client_key else { return };
         let Some(client) = self.clients.get_mut(client_key) else { return };
         let chunked = client.exchange.as_ref().is_some_and(|exchange| exchange.chunked);
-        let sent = if chunked || client.unsent() > 0 {
-            if chunked && !bytes.is_empty() {
+        let sent = if chunked {
+            if !bytes.is_empty() {
                 put(&mut client.out, format_args!("{:x}\r\n", bytes.len()));
-            }
-            client.queue(bytes);
-            if chunked && !bytes.is_empty() {
+                client.queue(bytes);
                 client.out.extend_from_slice(b"\r\n");
             }
-            if chunked && ended {
+            if ended {
                 client.out.extend_from_slice(b"0\r\n\r\n");
             }
             client.flush()

@@ -136,6 +136,16 @@ impl Body {
         Ok(spool.file.write_all_at(&bytes[to_end..], 0)?)
     }
 
+    /// Takes out all of it, where that is one block of memory.
+    pub(crate) fn take_whole(&mut self) -> Option<Vec<u8>> {
+        if self.blocks.len() != 1 || self.taken > 0 || self.file.is_some() {
+            return None;
+        }
+        self.stock.memory_left.fetch_add(self.in_memory as u64, Ordering::Relaxed);
+        self.in_memory = 0;
+        self.blocks.pop_front()
+    }
+
     /// What can be taken out of the first block.
     fn front(&self) -> &[u8] {
         self.blocks.front().map_or(&[], |block| &block[self.taken..])

@@ -150,20 +150,26 @@ impl Client {
         self.unsent() == 0 && !self.stream.is_unsent()
     }
 
-    /// Sends bytes, or keeps them until they can be sent.
+    /// Sends what waits and these bytes behind it, or keeps them until they can be sent.
     pub(super) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         let mut rest = bytes;
         // TLS takes less at a time than the socket does, and nothing tells when it would take more: only once the socket is full is
         // it said when there is room again.
-        while self.out.is_empty() && !rest.is_empty() {
-            match self.stream.write(rest) {
+        while self.unsent() > 0 || !rest.is_empty() {
+            match self.stream.write(&self.out[self.sent..], rest) {
                 Ok(n) => {
                     self.taking.progress(n);
-                    rest = &rest[n..];
+                    let waited = n.min(self.unsent());
+                    self.sent += waited;
+                    rest = &rest[n - waited..];
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
             }
+        }
+        if self.unsent() == 0 {
+            self.out.clear();
+            self.sent = 0;
         }
         self.queue(rest);
         Ok(())
@@ -177,19 +183,8 @@ impl Client {
 
     /// Sends what waits, as far as it goes.
     pub(super) fn flush(&mut self) -> io::Result<()> {
-        while self.sent < self.out.len() {
-            match self.stream.write(&self.out[self.sent..]) {
-                Ok(n) => {
-                    self.taking.progress(n);
-                    self.sent += n;
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error),
-            }
-        }
-        self.out.clear();
-        self.sent = 0;
-        self.stream.flush()
+        self.send(&[])?;
+        if self.out.is_empty() { self.stream.flush() } else { Ok(()) }
     }
 
     /// Reads what has come. Nothing read means that nothing is there, or that nothing more will come, as `ended` then says.

@@ -1,9 +1,9 @@
 //! A client's connection as a stream of bytes that never waits: a socket, with TLS over it or without.
 
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::net::{SendFlags, Shutdown, send, shutdown, sockopt};
+use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown, send, sendmsg, shutdown, sockopt};
 use rustls::{ServerConfig, ServerConnection};
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::sync::Arc;
 
 /// Plain bytes that TLS keeps before they are sent: as much as one of its records holds twice over.
@@ -26,6 +26,10 @@ impl Read for Socket {
 impl Write for Socket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         Ok(send(&self.0, bytes, SendFlags::NOSIGNAL)?)
+    }
+
+    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        Ok(sendmsg(&self.0, parts, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)?)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -73,11 +77,16 @@ impl Stream {
         }
     }
 
-    /// Sends bytes, as many as are taken now.
-    pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let Some(tls) = &mut self.tls else { return self.socket.write(bytes) };
+    /// Sends bytes and others behind them, as many as are taken now.
+    pub(crate) fn write(&mut self, first: &[u8], second: &[u8]) -> io::Result<usize> {
+        let Some(tls) = &mut self.tls else {
+            return match (first, second) {
+                (bytes, []) | ([], bytes) => self.socket.write(bytes),
+                _ => self.socket.write_vectored(&[IoSlice::new(first), IoSlice::new(second)]),
+            };
+        };
         flush(tls, &mut self.socket)?;
-        let taken = tls.writer().write(bytes)?;
+        let taken = tls.writer().write_vectored(&[IoSlice::new(first), IoSlice::new(second)])?;
         flush(tls, &mut self.socket)?;
         if taken == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(taken) }
     }
