@@ -251,10 +251,7 @@ impl Duplex {
 
 impl Read for Duplex {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.unsent() > 0
-            && !self.send_some()?
-            && !self.poll(PollFlags::IN | PollFlags::OUT, TICK).contains(PollFlags::IN)
-        {
+        if self.unsent() > 0 && !self.send_some()? && !self.poll(PollFlags::IN | PollFlags::OUT, TICK).contains(PollFlags::IN) {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         if Instant::now() >= self.look_up {

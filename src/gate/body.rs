@@ -1,6 +1,7 @@
 //! A request's body between its client and the host: bytes go in at one end and out at the other, in memory as long as all bodies
 //! together fit there, and in an unlinked temporary file beyond.
 
+use crate::protocol::message::MAX_INLINE_BODY;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read};
@@ -9,8 +10,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Bytes of memory taken at a time.
-const BLOCK: usize = 64 * 1024;
+/// Most bytes of memory taken at a time: what goes to a plugin in one frame, and one more, so that the read that takes the last of
+/// such a body shows that nothing is behind it.
+const BLOCK: usize = MAX_INLINE_BODY + 1;
 
 /// What all bodies share.
 #[derive(Debug)]
@@ -63,6 +65,8 @@ pub(crate) struct Body {
     /// How much of the first block is taken out already.
     taken: usize,
     in_memory: usize,
+    /// Bytes that are still to come, as far as that is known.
+    expected: u64,
     /// What comes after.
     file: Option<Spool>,
 }
@@ -78,9 +82,10 @@ struct Spool {
 }
 
 impl Body {
-    /// An empty body.
-    pub(crate) fn new(stock: &Arc<Stock>) -> Self {
-        Self { stock: Arc::clone(stock), blocks: VecDeque::new(), taken: 0, in_memory: 0, file: None }
+    /// An empty body to which so many bytes are to come, if that is known.
+    pub(crate) fn new(stock: &Arc<Stock>, expected: Option<u64>) -> Self {
+        let expected = expected.unwrap_or(0);
+        Self { stock: Arc::clone(stock), blocks: VecDeque::new(), taken: 0, in_memory: 0, expected, file: None }
     }
 
     /// Bytes in it.
@@ -93,6 +98,43 @@ impl Body {
         self.len() == 0
     }
 
+    /// Has bytes read to their place at the end, where that is memory and there is enough of it. Gives back what the read has taken
+    /// beyond the body's declared length.
+    ///
+    /// # Errors
+    /// As the read fails.
+    pub(crate) fn read_from(&mut self, read: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> io::Result<Option<Vec<u8>>> {
+        if self.file.is_some() {
+            return Ok(None);
+        }
+        let (stock, expected) = (Arc::clone(&self.stock), self.expected);
+        let Some(block) = self.open_block(1) else { return Ok(None) };
+        let (held, room) = (block.len(), block.capacity() - block.len());
+        if !take(&stock.memory_left, room as u64) {
+            return Ok(None);
+        }
+        let outcome = read(block);
+        let kept = usize::try_from(expected).unwrap_or(usize::MAX).min(block.len() - held);
+        let beyond = block.split_off(held + kept);
+        stock.memory_left.fetch_add((room - kept) as u64, Ordering::Relaxed);
+        self.came(kept);
+        outcome.map(|()| Some(beyond))
+    }
+
+    /// The block that comes next is put in: the last, or a new one for so many bytes at `least`, and for all that are to come.
+    fn open_block(&mut self, least: usize) -> Option<&mut Vec<u8>> {
+        if self.blocks.back().is_none_or(|block| block.len() == block.capacity()) {
+            let size = usize::try_from(self.expected + 1).unwrap_or(BLOCK).max(least).min(BLOCK);
+            self.blocks.push_back(Vec::with_capacity(size));
+        }
+        self.blocks.back_mut()
+    }
+
+    fn came(&mut self, bytes: usize) {
+        self.in_memory += bytes;
+        self.expected = self.expected.saturating_sub(bytes as u64);
+    }
+
     /// Puts bytes in at the end.
     ///
     /// # Errors
@@ -100,18 +142,13 @@ impl Body {
     pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<(), Full> {
         // What has once gone to the file is behind what is in memory, so all that follows goes there until it is empty again.
         if self.file.is_none() && take(&self.stock.memory_left, bytes.len() as u64) {
-            self.in_memory += bytes.len();
             let mut rest = bytes;
-            while !rest.is_empty() {
-                let room = self.blocks.back().map_or(0, |block| BLOCK - block.len());
-                if room == 0 {
-                    self.blocks.push_back(Vec::with_capacity(rest.len().min(BLOCK)));
-                    continue;
-                }
-                let (now, later) = rest.split_at(room.min(rest.len()));
-                if let Some(block) = self.blocks.back_mut() {
-                    block.extend_from_slice(now);
-                }
+            while let Some(block) = self.open_block(rest.len())
+                && !rest.is_empty()
+            {
+                let (now, later) = rest.split_at(rest.len().min(block.capacity() - block.len()));
+                block.extend_from_slice(now);
+                self.came(now.len());
                 rest = later;
             }
             return Ok(());
@@ -132,6 +169,7 @@ impl Body {
         let at = spool.written % stock.file_size;
         let to_end = usize::try_from(stock.file_size - at).unwrap_or(usize::MAX).min(bytes.len());
         spool.written += length;
+        self.expected = self.expected.saturating_sub(length);
         spool.file.write_all_at(&bytes[..to_end], at)?;
         Ok(spool.file.write_all_at(&bytes[to_end..], 0)?)
     }
@@ -214,7 +252,7 @@ mod tests {
     fn what_does_not_fit_in_memory_goes_to_disk_and_what_fits_nowhere_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let stock = Stock::new(10, 20, directory.path().into(), 100);
-        let (mut a, mut b) = (Body::new(&stock), Body::new(&stock));
+        let (mut a, mut b) = (Body::new(&stock, None), Body::new(&stock, None));
         a.push(b"0123456789").unwrap();
         b.push(b"abc").unwrap();
         assert!(a.file.is_none() && b.file.is_some());
@@ -239,7 +277,7 @@ mod tests {
         ) {
             let directory = tempfile::tempdir().unwrap();
             let stock = Stock::new(memory, most, directory.path().into(), most);
-            let mut body = Body::new(&stock);
+            let mut body = Body::new(&stock, None);
             let (mut put, mut got, mut buffer) = (Vec::new(), Vec::new(), vec![0; 200_000]);
             for (push, take) in steps {
                 let push = push.min(usize::try_from(most - body.len().min(most)).unwrap());

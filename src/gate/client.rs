@@ -4,7 +4,7 @@ use super::backend::BackendKey;
 use super::body::Body;
 use super::chunked::Decoder;
 use super::door::Guest;
-use super::head::Head;
+use super::head::{Framing, Head};
 use super::pace::Pace;
 use super::stream::Stream;
 use std::io;
@@ -189,16 +189,25 @@ impl Client {
 
     /// Reads what has come. Nothing read means that nothing is there, or that nothing more will come, as `ended` then says.
     pub(super) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.read_by(buffer.len(), |stream| stream.read(buffer))
+    }
+
+    /// The same, without TLS, to the room there is behind what a buffer holds.
+    pub(super) fn read_to(&mut self, buffer: &mut Vec<u8>) -> io::Result<usize> {
+        self.read_by(buffer.capacity() - buffer.len(), |stream| stream.read_to(buffer))
+    }
+
+    fn read_by(&mut self, most: usize, mut read: impl FnMut(&mut Stream) -> io::Result<usize>) -> io::Result<usize> {
         loop {
             if self.ended {
                 self.readable = false;
                 return Ok(0);
             }
-            match self.stream.read(buffer) {
+            match read(&mut self.stream) {
                 Ok(0) => self.ended = true,
                 Ok(n) => {
                     // Less than asked for is all there was, unless the end stands behind it; TLS may have more of its own.
-                    self.readable = n == buffer.len() || self.half_closed || self.stream.is_tls();
+                    self.readable = n == most || self.half_closed || self.stream.is_tls();
                     return Ok(n);
                 }
                 Err(error) => match error.kind() {
@@ -211,6 +220,25 @@ impl Client {
                 },
             }
         }
+    }
+
+    /// Reads more of its request's body straight to where it stays, if that can be: it has a length, and a place in memory. Gives what
+    /// came behind it.
+    pub(super) fn read_to_body(&mut self) -> Option<io::Result<Vec<u8>>> {
+        let exchange = self.exchange.as_mut().filter(|exchange| exchange.decoder.is_none())?;
+        let mut body = exchange.body.take_if(|_| !self.stream.is_tls())?;
+        let held = body.len();
+        let read = body.read_from(|block| self.read_to(block).map(drop));
+        let come = body.len() - held;
+        if let Some(exchange) = &mut self.exchange {
+            exchange.received += come;
+            exchange.complete = exchange.head.framing == Framing::Length(exchange.received);
+            if come > 0 {
+                exchange.coming.progress(usize::try_from(come).unwrap_or(usize::MAX));
+            }
+            exchange.body = Some(body);
+        }
+        read.transpose()
     }
 
     /// Whether the client is to send more of its request's body, and there is room for it.

@@ -3,7 +3,7 @@
 use super::body::{Body, Full};
 use super::chunked::{Broken, Decoder};
 use super::client::{ClientKey, Exchange, Phase};
-use super::event_loop::{Again, EventLoop, LINGER, SCRATCH, TURN};
+use super::event_loop::{Again, EventLoop, FIRST_READ, LINGER, SCRATCH, TURN};
 use super::head::{self, Framing, Head, Refusal};
 use super::pace::Pace;
 use super::refusal;
@@ -116,7 +116,8 @@ impl EventLoop {
             return Step::Wait;
         }
         // No more than a head and a byte is ever needed to judge it.
-        let most = (most + 1).saturating_sub(client.input.len()).min(SCRATCH);
+        let first = if client.input.is_empty() { FIRST_READ } else { SCRATCH };
+        let most = (most + 1).saturating_sub(client.input.len()).min(first);
         match client.read(&mut scratch[..most]) {
             Ok(0) if client.ended => {
                 if client.phase == Phase::Idle {
@@ -148,7 +149,8 @@ impl EventLoop {
     /// A head has come: what to do about its body.
     fn begin(&mut self, key: ClientKey, head: Head, request: Vec<u8>) {
         let too_large = matches!(head.framing, Framing::Length(length) if length > self.limits.max_body);
-        let body = (head.framing != Framing::None && head.framing != Framing::Length(0)).then(|| Body::new(&self.stock));
+        let length = if let Framing::Length(length) = head.framing { Some(length) } else { None };
+        let body = (head.framing != Framing::None && head.framing != Framing::Length(0)).then(|| Body::new(&self.stock, length));
         let decoder = (head.framing == Framing::Chunked).then(Decoder::new);
         let last = !head.keep_alive || self.is_draining;
         let continues = head.expects_continue;
@@ -235,6 +237,15 @@ impl EventLoop {
             if !client.readable {
                 client.input = bytes;
                 return true;
+            }
+            if let Some(read) = client.read_to_body() {
+                return match read {
+                    Ok(beyond) => self.keep_body(key, Ok(0), beyond),
+                    Err(_) => {
+                        self.close(key);
+                        false
+                    }
+                };
             }
             let mut scratch = std::mem::take(&mut self.scratch);
             let read = client.read(&mut scratch);

@@ -65,6 +65,9 @@ const KEPT_BUFFER: usize = MAX_WHOLE;
 /// Reads for one connection at a time, before the others get their turn.
 pub(super) const TURN: usize = 16;
 
+/// Bytes read first of what may be a request: most heads are shorter, and a body's bytes that come along have to be moved.
+pub(super) const FIRST_READ: usize = 4 * 1024;
+
 /// Bytes read at a time.
 pub(super) const SCRATCH: usize = 64 * 1024;
 

@@ -1,5 +1,6 @@
 //! A client's connection as a stream of bytes that never waits: a socket, with TLS over it or without.
 
+use rustix::buffer::spare_capacity;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown, send, sendmsg, shutdown, sockopt};
 use rustls::{ServerConfig, ServerConnection};
@@ -75,6 +76,11 @@ impl Stream {
             processed.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
             flushed?;
         }
+    }
+
+    /// Reads what has come, without TLS, to the room there is behind what a buffer holds; nothing at the end.
+    pub(crate) fn read_to(&mut self, buffer: &mut Vec<u8>) -> io::Result<usize> {
+        Ok(rustix::io::read(&self.socket.0, spare_capacity(buffer))?)
     }
 
     /// Sends bytes and others behind them, as many as are taken now.
