@@ -251,10 +251,15 @@ impl Duplex {
 
 impl Read for Duplex {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.unsent() > 0 && !self.send_some()? && !self.poll(PollFlags::IN | PollFlags::OUT, TICK).contains(PollFlags::IN) {
+        let sends = self.unsent() > 0;
+        if sends && !self.send_some()? && !self.poll(PollFlags::IN | PollFlags::OUT, TICK).contains(PollFlags::IN) {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         if Instant::now() >= self.look_up {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        // Who sleeps in a read is also woken when the plugin takes the request, and has to fall asleep again; who polls is not.
+        if sends && !self.poll(PollFlags::IN, TICK).contains(PollFlags::IN) {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         self.stream.read(buffer)

@@ -3,6 +3,7 @@
 use super::outbox::{Flusher, Outbox};
 use crate::protocol::frame::{EncodeError, FrameReader, ReadError, encode_before};
 use crate::protocol::message::{Failure, Malformed, Message};
+use rustix::event::{PollFd, PollFlags, poll};
 use serde::Serialize;
 use std::collections::VecDeque;
 use std::io;
@@ -80,6 +81,12 @@ impl Connection {
             self.flush()?;
         } else if !self.out.frames().is_empty() {
             self.flusher.watch(&self.out);
+        }
+        if !self.reader.is_ready() {
+            // Who sleeps in a read is also woken when the host takes the reply, and has to fall asleep again; who polls is not. The
+            // read tells of what is wrong.
+            let mut fds = [PollFd::new(self.reader.stream(), PollFlags::IN)];
+            poll(&mut fds, None).unwrap_or_default();
         }
         loop {
             match self.reader.read() {
