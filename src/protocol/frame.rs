@@ -3,15 +3,16 @@
 //! Reading is resumable: a read that ends early with an error such as `WouldBlock` loses nothing, and the next call goes on
 //! where it stopped. So a caller may set short timeouts on the stream and look after other things in between.
 
-use super::message::{MAX_BODY, MAX_HEAD, Malformed, Message};
+use super::message::{MAX_BODY, MAX_HEAD, MAX_INLINE_BODY, Malformed, Message};
 use serde::Serialize;
 use std::io::{self, Read};
 
 /// The two lengths before head and body, in bytes.
 const LENGTHS: usize = 8;
 
-/// The buffer of a reader in bytes: a batch of small frames in one read.
-const BUFFER: usize = 64 * 1024;
+/// The buffer of a reader in bytes: a batch of small frames in one read, or one with a body of [`MAX_INLINE_BODY`] and all but the
+/// longest heads.
+const BUFFER: usize = MAX_INLINE_BODY + 8 * 1024;
 
 /// One frame, borrowed from its reader's buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

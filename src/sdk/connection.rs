@@ -106,6 +106,11 @@ impl Connection {
         &self.body
     }
 
+    /// The same to keep: it is empty from now on.
+    pub(super) fn take_body(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.body)
+    }
+
     /// Takes in what has arrived, without waiting, and tells whether the host wants the connection to end.
     pub(super) fn look(&mut self) -> Result<bool, End> {
         self.reader.stream().set_nonblocking(true)?;

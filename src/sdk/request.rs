@@ -118,8 +118,12 @@ impl<'a> Request<'a> {
             if piece.len() > limit - body.len() {
                 return Err(BodyError::TooLarge(limit));
             }
-            body.extend_from_slice(piece);
-            self.at += piece.len();
+            if body.is_empty() && self.at == 0 {
+                body = self.connection.take_body();
+            } else {
+                body.extend_from_slice(piece);
+                self.at += piece.len();
+            }
         }
         Ok(body)
     }
