@@ -268,6 +268,49 @@ mod tests {
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "the file has no name");
     }
 
+    #[test]
+    fn one_with_a_length_is_read_to_one_block_and_what_came_behind_it_is_given_back() {
+        let stock = Stock::new(1000, 1000, std::env::temp_dir(), 1000);
+        let come = |bytes: &'static [u8]| {
+            move |block: &mut Vec<u8>| {
+                assert!(block.capacity() - block.len() >= bytes.len(), "one byte more than is to come has room");
+                block.extend_from_slice(bytes);
+                Ok(())
+            }
+        };
+        let mut body = Body::new(&stock, Some(10));
+        body.push(b"012").unwrap();
+        assert_eq!(body.read_from(come(b"")).unwrap(), Some(vec![]));
+        assert_eq!(body.read_from(come(b"3456")).unwrap(), Some(vec![]));
+        assert_eq!(body.read_from(come(b"789G")).unwrap(), Some(b"G".to_vec()));
+        assert_eq!((body.len(), stock.left()), (10, (990, 1000)));
+        assert_eq!(body.take_whole().unwrap(), b"0123456789");
+        assert!(body.is_empty() && body.take_whole().is_none());
+        assert_eq!(stock.left(), (1000, 1000));
+        // A read that fails takes nothing.
+        assert!(Body::new(&stock, Some(5)).read_from(|_| Err(io::ErrorKind::ConnectionReset.into())).is_err());
+        assert_eq!(stock.left(), (1000, 1000));
+        // Where there is no memory for all of it nothing is read, and what comes goes to the disk in time.
+        let mut large = Body::new(&stock, Some(1000));
+        assert_eq!(large.read_from(|_| panic!("there is no room")).unwrap(), None);
+        large.push(b"0123").unwrap();
+        assert!(large.take_whole().is_some_and(|bytes| bytes == b"0123"));
+        // In blocks of a frame's size.
+        let stock = Stock::new(1 << 20, 0, std::env::temp_dir(), 1);
+        let mut long = Body::new(&stock, Some(200_000));
+        while long.len() < 200_000 {
+            let fill = |block: &mut Vec<u8>| {
+                block.resize(block.capacity(), 7);
+                Ok(())
+            };
+            assert_eq!(long.read_from(fill).unwrap().map(|beyond| beyond.len()), Some(usize::from(long.len() == 200_000)));
+        }
+        assert_eq!((long.blocks.len(), long.take_whole()), (4, None));
+        let mut bytes = Vec::new();
+        long.read_to_end(&mut bytes).unwrap();
+        assert!(bytes == [7; 200_000]);
+    }
+
     proptest! {
         #[test]
         fn what_goes_in_comes_out_in_order(
