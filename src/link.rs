@@ -85,16 +85,13 @@ impl Link {
 
     /// Puts a frame behind what is to be sent.
     pub(crate) fn queue(&mut self, head: &impl Serialize, body: &[u8]) -> Result<(), EncodeError> {
-        let duplex = self.frames.stream();
-        duplex.outgoing.append(&mut duplex.body);
-        encode(&mut duplex.outgoing, head, body)
+        encode(self.frames.stream().frames(), head, body)
     }
 
     /// The same with a body that is sent from where it is.
     pub(crate) fn queue_owned(&mut self, head: &impl Serialize, body: Vec<u8>) -> Result<(), EncodeError> {
         let duplex = self.frames.stream();
-        duplex.outgoing.append(&mut duplex.body);
-        encode_before(&mut duplex.outgoing, head, body.len())?;
+        encode_before(duplex.frames(), head, body.len())?;
         duplex.body = body;
         Ok(())
     }
@@ -209,6 +206,12 @@ struct Duplex {
 }
 
 impl Duplex {
+    /// All that is to be sent, to put another frame behind it.
+    fn frames(&mut self) -> &mut Vec<u8> {
+        self.outgoing.append(&mut self.body);
+        &mut self.outgoing
+    }
+
     fn unsent(&self) -> usize {
         self.outgoing.len() + self.body.len() - self.sent
     }

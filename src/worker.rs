@@ -257,18 +257,18 @@ impl Worker {
     }
 
     /// Sends a request, with others that wait where that is sound, and gives the answers to their clients.
-    fn serve_web(&mut self, first: Box<WebJob>) -> Outcome {
+    fn serve_web(&mut self, mut first: Box<WebJob>) -> Outcome {
         let begun = Instant::now();
         let timeout = self.life.request_timeout;
         let mut outstanding = VecDeque::with_capacity(1);
         let mut deadline = first.arrived + timeout;
         if first.body == BodyLength::Known(0) {
             let depth = if first.is_safe() { self.depth() } else { 1 };
-            self.send(first, &mut outstanding);
+            self.send(first, Vec::new(), &mut outstanding);
             while outstanding.len() < depth && self.link.queued() < MAX_BATCH {
                 match self.plugin.queue.jobs().try_recv() {
                     // One that was given back goes first next time: behind another answer that streams it would be lost for good.
-                    Ok(Job::Web(job)) if job.is_safe() && job.retries == 0 => self.send(job, &mut outstanding),
+                    Ok(Job::Web(job)) if job.is_safe() && job.retries == 0 => self.send(job, Vec::new(), &mut outstanding),
                     Ok(job) => {
                         self.held = Some(job);
                         break;
@@ -276,10 +276,13 @@ impl Worker {
                     Err(_) => break,
                 }
             }
-        } else if let Some(sent) = self.upload(first)? {
+        } else {
+            match first.client.whole_body(MAX_INLINE_BODY) {
+                Some(body) => self.send(first, body, &mut outstanding),
+                None => outstanding.extend(self.upload(first)?),
+            }
             // A client may take its time for the body; the plugin's begins when it has it.
             deadline = Instant::now() + timeout;
-            outstanding.push_back(sent);
         }
         let sent = outstanding.len();
         while let Some((id, job)) = outstanding.pop_front() {
@@ -314,11 +317,11 @@ impl Worker {
         self.plugin.answered.fetch_add(requests as u64, Ordering::Relaxed);
     }
 
-    /// Queues a request that has no body.
-    fn send(&mut self, mut job: Box<WebJob>, outstanding: &mut VecDeque<(u64, Box<WebJob>)>) {
+    /// Queues a request with all of its body.
+    fn send(&mut self, mut job: Box<WebJob>, body: Vec<u8>, outstanding: &mut VecDeque<(u64, Box<WebJob>)>) {
         let id = self.link.next_id();
         (job.request.id, job.request.more) = (id, false);
-        match self.link.queue(&job.request, &[]) {
+        match self.link.queue_owned(&job.request, body) {
             Ok(()) => outstanding.push_back((id, job)),
             // Only a head beyond what a frame holds gets here.
             Err(_) => job.fail(Failed::HeadTooLarge),
@@ -327,15 +330,6 @@ impl Worker {
 
     /// Sends a request with its body, as far as the plugin wants it. Gives nothing when the client was answered already.
     fn upload(&mut self, mut job: Box<WebJob>) -> Result<Option<(u64, Box<WebJob>)>, Broken> {
-        if let Some(body) = job.client.whole_body(MAX_INLINE_BODY) {
-            let id = self.link.next_id();
-            (job.request.id, job.request.more) = (id, false);
-            if self.link.queue_owned(&job.request, body).is_err() {
-                job.fail(Failed::HeadTooLarge);
-                return Ok(None);
-            }
-            return Ok(Some((id, job)));
-        }
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.resize(MAX_INLINE_BODY, 0);
         let mut length = 0;

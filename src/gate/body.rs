@@ -82,9 +82,8 @@ struct Spool {
 }
 
 impl Body {
-    /// An empty body to which so many bytes are to come, if that is known.
-    pub(crate) fn new(stock: &Arc<Stock>, expected: Option<u64>) -> Self {
-        let expected = expected.unwrap_or(0);
+    /// An empty body to which so many bytes are to come; 0 where that is not known.
+    pub(crate) fn new(stock: &Arc<Stock>, expected: u64) -> Self {
         Self { stock: Arc::clone(stock), blocks: VecDeque::new(), taken: 0, in_memory: 0, expected, file: None }
     }
 
@@ -252,7 +251,7 @@ mod tests {
     fn what_does_not_fit_in_memory_goes_to_disk_and_what_fits_nowhere_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let stock = Stock::new(10, 20, directory.path().into(), 100);
-        let (mut a, mut b) = (Body::new(&stock, None), Body::new(&stock, None));
+        let (mut a, mut b) = (Body::new(&stock, 0), Body::new(&stock, 0));
         a.push(b"0123456789").unwrap();
         b.push(b"abc").unwrap();
         assert!(a.file.is_none() && b.file.is_some());
@@ -278,7 +277,7 @@ mod tests {
                 Ok(())
             }
         };
-        let mut body = Body::new(&stock, Some(10));
+        let mut body = Body::new(&stock, 10);
         body.push(b"012").unwrap();
         assert_eq!(body.read_from(come(b"")).unwrap(), Some(vec![]));
         assert_eq!(body.read_from(come(b"3456")).unwrap(), Some(vec![]));
@@ -288,16 +287,16 @@ mod tests {
         assert!(body.is_empty() && body.take_whole().is_none());
         assert_eq!(stock.left(), (1000, 1000));
         // A read that fails takes nothing.
-        assert!(Body::new(&stock, Some(5)).read_from(|_| Err(io::ErrorKind::ConnectionReset.into())).is_err());
+        assert!(Body::new(&stock, 5).read_from(|_| Err(io::ErrorKind::ConnectionReset.into())).is_err());
         assert_eq!(stock.left(), (1000, 1000));
         // Where there is no memory for all of it nothing is read, and what comes goes to the disk in time.
-        let mut large = Body::new(&stock, Some(1000));
+        let mut large = Body::new(&stock, 1000);
         assert_eq!(large.read_from(|_| panic!("there is no room")).unwrap(), None);
         large.push(b"0123").unwrap();
         assert!(large.take_whole().is_some_and(|bytes| bytes == b"0123"));
         // In blocks of a frame's size.
         let stock = Stock::new(1 << 20, 0, std::env::temp_dir(), 1);
-        let mut long = Body::new(&stock, Some(200_000));
+        let mut long = Body::new(&stock, 200_000);
         while long.len() < 200_000 {
             let fill = |block: &mut Vec<u8>| {
                 block.resize(block.capacity(), 7);
@@ -320,7 +319,7 @@ mod tests {
         ) {
             let directory = tempfile::tempdir().unwrap();
             let stock = Stock::new(memory, most, directory.path().into(), most);
-            let mut body = Body::new(&stock, None);
+            let mut body = Body::new(&stock, 0);
             let (mut put, mut got, mut buffer) = (Vec::new(), Vec::new(), vec![0; 200_000]);
             for (push, take) in steps {
                 let push = push.min(usize::try_from(most - body.len().min(most)).unwrap());

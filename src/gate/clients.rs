@@ -149,8 +149,11 @@ impl EventLoop {
     /// A head has come: what to do about its body.
     fn begin(&mut self, key: ClientKey, head: Head, request: Vec<u8>) {
         let too_large = matches!(head.framing, Framing::Length(length) if length > self.limits.max_body);
-        let length = if let Framing::Length(length) = head.framing { Some(length) } else { None };
-        let body = (head.framing != Framing::None && head.framing != Framing::Length(0)).then(|| Body::new(&self.stock, length));
+        let body = match head.framing {
+            Framing::None | Framing::Length(0) => None,
+            Framing::Length(length) => Some(Body::new(&self.stock, length)),
+            Framing::Chunked => Some(Body::new(&self.stock, 0)),
+        };
         let decoder = (head.framing == Framing::Chunked).then(Decoder::new);
         let last = !head.keep_alive || self.is_draining;
         let continues = head.expects_continue;

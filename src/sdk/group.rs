@@ -8,7 +8,6 @@ use super::kv::KvError;
 use crate::protocol::frame::{EncodeError, encode};
 use crate::protocol::message::{Kv, KvOp, KvResult};
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Most requests of a group: as many as the host has under way of one connection.
@@ -26,8 +25,6 @@ pub(super) type Reply = (KvResult, Vec<u8>);
 pub(super) struct Groups {
     /// Most groups that are under way at once.
     most: usize,
-    /// Of requests: each has its own, so that a reply that comes twice is seen to be nobody's.
-    last_id: AtomicU64,
     queue: Mutex<Queue>,
 }
 
@@ -69,13 +66,12 @@ enum Turn {
 
 impl Groups {
     pub(super) fn new(most: usize) -> Self {
-        Self { most, last_id: AtomicU64::new(0), queue: Mutex::default() }
+        Self { most, queue: Mutex::default() }
     }
 
     /// Sends a request with those that come at the same time, and waits for its reply. `carry` takes a group to the host, and gives
     /// each of its calls a reply.
-    pub(super) fn call(&self, op: KvOp, body: &[u8], carry: impl Fn(&Group)) -> Result<Reply, KvError> {
-        let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+    pub(super) fn call(&self, id: u64, op: KvOp, body: &[u8], carry: impl Fn(&Group)) -> Result<Reply, KvError> {
         let mut request = Vec::new();
         encode(&mut request, &Kv { id, op }, body).map_err(|error| match error {
             EncodeError::Body(_) => KvError::refused("too_large", error),
@@ -196,9 +192,11 @@ mod tests {
         };
         let answered: Mutex<Vec<u64>> = Mutex::default();
         thread::scope(|scope| {
-            for length in bodies {
-                let call = || {
-                    let (result, _) = groups.call(KvOp::Txn, &vec![0; *length], carry).unwrap();
+            for (id, length) in (1..).zip(bodies) {
+                let (groups, answered) = (&groups, &answered);
+                let call = move || {
+                    let (result, _) = groups.call(id, KvOp::Txn, &vec![0; *length], carry).unwrap();
+                    assert_eq!(result.id, id);
                     answered.lock().unwrap().push(result.id);
                 };
                 thread::Builder::new().spawn_scoped(scope, call).unwrap();
@@ -229,9 +227,9 @@ mod tests {
     #[test]
     fn a_request_over_the_limit_is_refused_and_keeps_nobody_waiting() {
         let groups = Groups::new(1);
-        let refused = groups.call(KvOp::Txn, &vec![0; MAX_BODY + 1], |_| panic!("it was sent"));
+        let refused = groups.call(1, KvOp::Txn, &vec![0; MAX_BODY + 1], |_| panic!("it was sent"));
         assert_eq!(refused.unwrap_err().code(), Some("too_large"));
         let carry = |group: &Group| group.calls.iter().for_each(|call| call.reply(Ok(Reply::default())));
-        groups.call(KvOp::Txn, b"", carry).unwrap();
+        groups.call(2, KvOp::Txn, b"", carry).unwrap();
     }
 }

@@ -7,6 +7,7 @@ use crate::protocol::message::{KvOp, Message};
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Groups of writes under way at once. The host has a sync for each; all that come meanwhile share the next.
@@ -21,6 +22,8 @@ const READ_GROUPS: usize = 4;
 pub(super) struct Pool {
     host_socket: PathBuf,
     idle: Mutex<Vec<Link>>,
+    /// Of requests: each has its own, so that a reply that comes twice is seen to be nobody's.
+    last_id: AtomicU64,
     writes: Groups,
     reads: Groups,
 }
@@ -31,14 +34,21 @@ type Link = FrameReader<UnixStream>;
 impl Pool {
     /// A pool without connections: they are made as calls need them.
     pub(super) fn new(host_socket: PathBuf) -> Self {
-        Self { host_socket, idle: Mutex::default(), writes: Groups::new(WRITE_GROUPS), reads: Groups::new(READ_GROUPS) }
+        Self {
+            host_socket,
+            idle: Mutex::default(),
+            last_id: AtomicU64::new(0),
+            writes: Groups::new(WRITE_GROUPS),
+            reads: Groups::new(READ_GROUPS),
+        }
     }
 
     /// Sends a request and waits for the reply. It is sent once: where the connection fails, whether it was carried out is unknown.
     pub(super) fn call(&self, op: KvOp, body: &[u8]) -> Result<Reply, KvError> {
         let reads = matches!(op, KvOp::Get { .. } | KvOp::List(_));
         let groups = if reads { &self.reads } else { &self.writes };
-        groups.call(op, body, |group| self.carry(group))
+        let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        groups.call(id, op, body, |group| self.carry(group))
     }
 
     /// Takes a group to the host, and brings each of its calls a reply.
