@@ -7,7 +7,10 @@ use crate::api::{self, Api};
 use crate::exchange::{BodyLength, Client, Failed, Job, WebJob};
 use crate::gate::body::Body;
 use crate::gate::head::obs_text;
-use crate::gate::mailbox::{MAX_WHOLE, Mailbox, PIECE, Parcel, PieceWriter};
+use crate::gate::mailbox::{Left, Mailbox, PIECE};
+use crate::gate::outlet::Outlet;
+use crate::gate::reply::Reply;
+use crate::gate::response::Answer;
 use crate::gate::{GATE_HEADER, Gate, LENGTH_HEADER, Loss};
 use crate::pages;
 use crate::pause::pause;
@@ -64,9 +67,8 @@ const METHODS: &str = "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS";
 /// `retry-after` in seconds of the host's own refusals: what is full empties quickly, if at all.
 const OVERLOAD_RETRY_AFTER: u64 = 1;
 
-/// Bytes that are set aside for the head of an answer, which few are longer than, and for the body of one that is small.
+/// Bytes that are set aside for the head of an answer, which few are longer than.
 const HEAD_ROOM: usize = 512;
-const SMALL: usize = 16 * 1024;
 
 /// The side of the host that the gate talks to.
 pub(crate) struct Front {
@@ -484,6 +486,8 @@ pub(crate) struct TinyClient {
     mailbox: Arc<Mailbox>,
     /// The request's body, once it was taken out of the mailbox. Until then a client that goes takes it along.
     body: Option<Body>,
+    /// The way straight to the client, likewise.
+    outlet: Option<Arc<Outlet>>,
     head: bool,
     /// Bytes of the body still allowed.
     allowance: u64,
@@ -494,10 +498,19 @@ pub(crate) struct TinyClient {
     chunked: bool,
 }
 
+/// The first of an answer's body.
+struct Beginning<'a> {
+    /// Bytes of the body, where that is known.
+    length: Option<u64>,
+    first: &'a [u8],
+    /// Nothing follows.
+    whole: bool,
+}
+
 enum ClientState {
     Asking(Box<Request>),
-    /// Answering by the mailbox.
-    Streaming(PieceWriter),
+    /// Answering another way than on the request's connection.
+    Replying(Reply),
     /// Answering on the request's connection.
     Answering(Box<dyn Write + Send>),
     /// Answering while part of the request's body is left, which tiny_http must not take for the next request.
@@ -513,6 +526,7 @@ impl TinyClient {
             allowance: front.max_body,
             read: passed.address.is_some() || body == BodyLength::Known(0),
             body: None,
+            outlet: None,
             passed,
             left: match body {
                 BodyLength::Known(length) => Some(length),
@@ -533,64 +547,62 @@ impl TinyClient {
 
     /// Sends a whole answer of the host's own.
     fn respond(&mut self, status: u16, content_type: &str, body: &[u8], headers: &[(&str, &str)]) {
-        let mut answer = self.head_start(status, body.len());
+        let mut head = status_line(status);
         for (name, value) in [("content-type", content_type)].iter().chain(headers) {
-            put_header(&mut answer, name, value);
+            put_header(&mut head, name, value);
         }
-        put_header(&mut answer, "content-length", &body.len().to_string());
-        answer.extend_from_slice(b"\r\n");
-        if !self.head {
-            answer.extend_from_slice(body);
-        }
+        let body = Beginning { length: Some(body.len() as u64), first: if self.head { b"" } else { body }, whole: true };
         // A client that has gone needs no answer.
-        drop(self.deliver(answer, true));
+        drop(self.begin(status, head, &body));
     }
 
-    /// The beginning of an answer with a body of so many bytes, or of which so many are at hand.
-    fn head_start(&self, status: u16, body: usize) -> Vec<u8> {
-        let mut head = if body > SMALL { self.mailbox.buffer() } else { Vec::with_capacity(HEAD_ROOM + body) };
-        let reason = StatusCode(status).default_reason_phrase();
-        head.extend_from_slice(format!("HTTP/1.1 {status} {reason}\r\n").as_bytes());
+    /// Begins an answer with its head, but for the lines that frame it, and the first of its body.
+    fn begin(&mut self, status: u16, mut head: Vec<u8>, body: &Beginning<'_>) -> io::Result<()> {
+        let over_connection = self.leave();
+        if let Some(address) = self.passed.address {
+            self.take_left(address);
+            let answer = Answer { status, length: body.length, chunked: false, close: false };
+            let reply = Reply::begin(&self.mailbox, address, self.outlet.take(), (answer, head), body.first, body.whole)?;
+            if !body.whole {
+                self.state = ClientState::Replying(reply);
+            }
+            return Ok(());
+        }
+        self.state = over_connection;
         if !self.read {
             // What is not read of a body cannot be told from a next request, so this answer is the last: the gate ends the connection.
             put_header(&mut head, "connection", "close");
         }
-        head
-    }
-
-    /// Sends bytes of an answer; after the `last` there are no more.
-    fn deliver(&mut self, bytes: Vec<u8>, last: bool) -> io::Result<()> {
-        if last
-            && bytes.len() <= MAX_WHOLE
-            && let Some(address) = self.passed.address
-            && let ClientState::Asking(_) = self.state
-        {
-            self.mailbox.put(address, Parcel::Whole(bytes));
-            self.leave();
-            return Ok(());
+        // The end of one that breaks off is told by its chunks alone.
+        self.chunked = !body.whole && !self.head;
+        if let Some(length) = body.length {
+            put_header(&mut head, if self.chunked { LENGTH_HEADER } else { "content-length" }, &length.to_string());
         }
-        let sent = self.begin().and_then(|out| send(out, &bytes));
-        if last {
+        if self.chunked {
+            put_header(&mut head, "transfer-encoding", "chunked");
+        }
+        head.extend_from_slice(b"\r\n");
+        self.put_piece(&mut head, body.first, body.whole);
+        let sent = self.connection().and_then(|out| send(out, &head));
+        if body.whole {
             self.finish();
         }
         sent
     }
 
-    /// Turns to answering.
-    fn begin(&mut self) -> io::Result<&mut dyn Write> {
-        if let ClientState::Asking(_) = self.state {
-            // Where the answer goes by the mailbox nothing is written to the connection: others go their own ways behind it.
-            let over_connection = self.leave();
-            self.state = match self.passed.address {
-                Some(address) => ClientState::Streaming(self.mailbox.stream(address)),
-                None => over_connection,
-            };
-        }
+    /// Where an answer is written to that goes over the request's connection.
+    fn connection(&mut self) -> io::Result<&mut dyn Write> {
         match &mut self.state {
-            ClientState::Streaming(out) => Ok(out),
             ClientState::Answering(out) => Ok(out.as_mut()),
             ClientState::Early(stream) => Ok(stream),
             _ => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    /// Takes what the gate has left with the request.
+    fn take_left(&mut self, address: u64) {
+        if self.body.is_none() && self.outlet.is_none() {
+            Left { body: self.body, outlet: self.outlet } = self.mailbox.take_left(address);
         }
     }
 
@@ -626,9 +638,7 @@ impl Client for TinyClient {
         }
         let n = match self.passed.address {
             Some(address) => {
-                if self.body.is_none() {
-                    self.body = self.mailbox.take_body(address);
-                }
+                self.take_left(address);
                 self.body.as_mut().map_or(Ok(0), |body| body.read(buffer))?
             }
             None => request.as_reader().read(buffer)?,
@@ -647,8 +657,8 @@ impl Client for TinyClient {
 
     fn whole_body(&mut self, most: usize) -> Option<Vec<u8>> {
         let (address, length) = (self.passed.address?, self.left?);
-        let body = self.mailbox.take_body(address)?;
-        let body = self.body.insert(body);
+        self.take_left(address);
+        let body = self.body.as_mut()?;
         if body.len() != length || length > self.allowance.min(most as u64) {
             return None;
         }
@@ -659,61 +669,38 @@ impl Client for TinyClient {
     }
 
     fn answer(&mut self, response: &Response, first: &[u8], rest: usize) -> io::Result<()> {
-        let (size, last) = (first.len() + rest, rest == 0 && !response.more);
-        let mut head = self.head_start(response.status, first.len());
-        let (mut has_length, mut has_date) = (false, false);
+        let mut head = status_line(response.status);
+        let (mut length, mut has_date) = (None, false);
         let named = connection_options(response.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())));
-        let bodiless = self.head || response.is_bodiless();
-        // Over a connection the end of one that breaks off is told by its chunks alone; by the mailbox it is told at any rate.
-        let in_chunks = !bodiless && (response.more || (rest > 0 && self.passed.address.is_none()));
         for (name, value) in &response.headers {
-            has_length |= name.eq_ignore_ascii_case("content-length");
-            has_date |= name.eq_ignore_ascii_case("date");
             let name = name.to_ascii_lowercase();
-            if in_chunks && name == "content-length" {
-                put_header(&mut head, LENGTH_HEADER, value);
-            } else if !HOP_BY_HOP.contains(&&*name) && !named.contains(&name) {
+            has_date |= name == "date";
+            if name == "content-length" {
+                length = value.parse().ok();
+            } else if !HOP_BY_HOP.contains(&&*name) && !name.starts_with(GATE_HEADER) && !named.contains(&name) {
                 put_header(&mut head, &name, value);
             }
         }
         if !has_date {
             put_header(&mut head, "date", &httpdate::fmt_http_date(SystemTime::now()));
         }
-        if !has_length && !response.more && (!bodiless || size > 0) {
-            put_header(&mut head, if in_chunks { LENGTH_HEADER } else { "content-length" }, &size.to_string());
+        let bodiless = self.head || response.is_bodiless();
+        let size = first.len() + rest;
+        if length.is_none() && !response.more && (!bodiless || size > 0) {
+            length = Some(size as u64);
         }
-        if in_chunks {
-            put_header(&mut head, "transfer-encoding", "chunked");
-            self.chunked = true;
-        }
-        head.extend_from_slice(b"\r\n");
-        if !bodiless && head.len() + size > MAX_WHOLE {
-            self.begin()?.write_all(&head)?;
-            return self.piece(first, last);
-        }
-        if !bodiless {
-            self.put_piece(&mut head, first, last);
-        }
-        self.deliver(head, last)
+        let whole = rest == 0 && !response.more;
+        self.begin(response.status, head, &Beginning { length, first: if bodiless { b"" } else { first }, whole })
     }
 
     fn piece(&mut self, bytes: &[u8], last: bool) -> io::Result<()> {
+        let bytes = if self.head { b"" } else { bytes };
+        if let ClientState::Replying(reply) = &mut self.state {
+            return reply.piece(bytes, last);
+        }
         let mut piece = Vec::new();
-        let sent = match (self.head, self.chunked) {
-            (true, _) => Ok(()),
-            (false, false) if !bytes.is_empty() => self.begin().and_then(|out| send(out, bytes)),
-            (false, false) => Ok(()),
-            (false, true) if bytes.len() > MAX_WHOLE => self.begin().and_then(|out| {
-                // It takes longer to copy so much than to write it apart.
-                write!(out, "{:x}\r\n", bytes.len())?;
-                out.write_all(bytes)?;
-                send(out, if last { b"\r\n0\r\n\r\n" } else { b"\r\n" })
-            }),
-            (false, true) => {
-                self.put_piece(&mut piece, bytes, last);
-                self.begin().and_then(|out| send(out, &piece))
-            }
-        };
+        self.put_piece(&mut piece, bytes, last);
+        let sent = self.connection().and_then(|out| send(out, &piece));
         if last {
             self.finish();
         }
@@ -726,28 +713,21 @@ impl Client for TinyClient {
         buffer
     }
 
-    fn filled(&mut self, mut buffer: Vec<u8>, length: usize, last: bool) -> io::Result<()> {
+    fn filled(&mut self, buffer: Vec<u8>, length: usize, last: bool) -> io::Result<()> {
         match &mut self.state {
             // It goes on as it is.
-            ClientState::Streaming(out) if !self.chunked && !self.head => {
-                buffer.truncate(length);
-                let sent = out.put(buffer);
-                if last {
-                    self.finish();
-                }
-                sent
-            }
+            ClientState::Replying(reply) if !self.head => reply.filled(buffer, length, last),
             _ => self.piece(&buffer[..length], last),
         }
     }
 
     fn cut(&mut self) {
-        if let ClientState::Streaming(_) = self.state {
+        if let ClientState::Replying(_) = self.state {
             // The gate sees that nothing more comes, and breaks off with its client.
             self.state = ClientState::Answered;
         } else {
             // It sees so when this comes, which is not the beginning of a chunk.
-            drop(self.begin().and_then(|out| send(out, b"!\r\n")));
+            drop(self.connection().and_then(|out| send(out, b"!\r\n")));
             self.finish();
         }
     }
@@ -790,10 +770,19 @@ fn send(out: &mut dyn Write, bytes: &[u8]) -> io::Result<()> {
     out.flush()
 }
 
+/// The first line of an answer.
+fn status_line(status: u16) -> Vec<u8> {
+    let mut head = Vec::with_capacity(HEAD_ROOM);
+    let reason = StatusCode(status).default_reason_phrase();
+    head.extend_from_slice(format!("HTTP/1.1 {status} {reason}\r\n").as_bytes());
+    head
+}
+
 /// Appends a header line. Each character of a value is one byte (see `Response::check`).
 fn put_header(head: &mut Vec<u8>, name: &str, value: &str) {
     head.extend_from_slice(name.as_bytes());
     head.extend_from_slice(b": ");
+    let value = value.trim_matches([' ', '\t']);
     if value.is_ascii() {
         head.extend_from_slice(value.as_bytes());
     } else {

@@ -44,12 +44,12 @@ pub(super) enum Reading {
 pub(super) struct Backend {
     /// None where the request has gone over the shared connection.
     pub(super) socket: Option<OwnedFd>,
-    /// Where its answer comes from, if that is in pieces by the mailbox.
+    /// Where the body of its answer comes from, if that is in pieces by the mailbox.
     pub(super) pieces: Option<Pieces>,
     pub(super) user: Use,
-    /// Whether the request has gone over the shared connection, and whether its body was left in the mailbox.
+    /// Whether the request has gone over the shared connection, and whether something was left for it in the mailbox.
     pub(super) aboard: bool,
-    pub(super) left_body: bool,
+    pub(super) left: bool,
     /// More may be there to read.
     pub(super) readable: bool,
     /// More may be sent.
@@ -95,7 +95,7 @@ impl Backend {
             pieces: None,
             user,
             aboard: false,
-            left_body: false,
+            left: false,
             readable: true,
             writable: true,
             told_writable: false,

@@ -3,16 +3,15 @@
 use super::backend::{Backend, BackendKey, Reading, Use};
 use super::body::Body;
 use super::chunked::Decoder;
-use super::client::{Client, ClientKey, Phase, compact};
+use super::client::{Client, ClientKey, Exchange, Phase, compact};
 use super::door::Guest;
 use super::event_loop::{Again, EventLoop, OPERATORS, PROBE_EVERY, SWEEP, TURN};
 use super::head::Framing;
-use super::mailbox::Parcel;
-use super::response::{self, Malformed};
+use super::mailbox::{Left, Next, Parcel, Then};
+use super::response::{self, Answer, Framed, Malformed, put};
 use super::trouble::Trouble;
 use super::{GATE_HEADER, Loss, refusal};
 use crate::room;
-use crossbeam_channel::TryRecvError;
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown};
@@ -43,12 +42,12 @@ const OPEN_TIME: Duration = Duration::from_secs(3);
 /// Bytes of a body that are put in one write.
 const PIECE: usize = 64 * 1024;
 
-/// Status of an answer that has no body and says nothing of one.
-const NO_CONTENT: u16 = 204;
-
 /// Largest body that is announced by its length: the library behind allocates what is left of one that is not read to its end. Larger
 /// ones go in chunks.
 const LARGEST_ANNOUNCED: u64 = 16 << 20;
+
+/// Why an answer is not whole that was whole as far as it came.
+const BROKE_OFF: &str = "it broke off";
 
 /// Answers taken from the mailbox at a time, before the connections get their turn.
 const PARCELS: usize = 256;
@@ -190,9 +189,12 @@ impl EventLoop {
         let Some(exchange) = client.exchange.as_mut().filter(|exchange| exchange.complete) else { return false };
         let address = self.backends.insert(Backend::aboard(key));
         self.aboard += 1;
-        if let Some(body) = exchange.body.take().filter(|body| !body.is_empty()) {
-            self.inbox.leave_body(address.data().as_ffi(), body);
-            self.backends[address].left_body = true;
+        let body = exchange.body.take().filter(|body| !body.is_empty());
+        // Once the host stops, each answer says that it is the connection's last, which the gate sees to.
+        let outlet = if self.is_draining { None } else { client.lend(self.aboard == 1) };
+        if body.is_some() || outlet.is_some() {
+            self.inbox.leave(address.data().as_ffi(), Left { body, outlet });
+            self.backends[address].left = true;
         }
         client.pass_on(address, self.now + self.backing.answer_timeout);
         let shared = &mut self.backends[shared_key];
@@ -216,7 +218,13 @@ impl EventLoop {
         self.drop_backend(key);
         // Those that did are answered, some of them already.
         self.take_parcels();
-        let unanswered = self.backends.iter().filter(|(_, backend)| backend.aboard && backend.pieces.is_none());
+        let is_begun = |user| match user {
+            Use::Busy(client) => {
+                self.clients.get(client).and_then(|client| client.exchange.as_ref()).is_some_and(Exchange::take_back_unused)
+            }
+            _ => false,
+        };
+        let unanswered = self.backends.iter().filter(|(_, backend)| backend.aboard && !is_begun(backend.user));
         let lost: Vec<_> = unanswered.map(|(key, backend)| (key, backend.user)).collect();
         for (key, user) in lost {
             if let Use::Busy(client) = user {
@@ -238,22 +246,51 @@ impl EventLoop {
         let Some(backend) = self.backends.get_mut(key).filter(|backend| backend.aboard) else { return };
         let Use::Busy(client) = backend.user else { return };
         match (parcel, &backend.pieces) {
-            (Parcel::Whole(bytes), None) => {
-                match self.take_answer(key, Some(client), &bytes) {
-                    Err(Malformed(what)) => self.lost_answer(key, Some(client), &what),
-                    Ok(()) if self.backends.contains_key(key) => self.lost_answer(key, Some(client), &"it is not whole"),
-                    Ok(()) => {}
-                }
+            (Parcel::Answer { answer, bytes, body_at, rest }, None) => {
+                let is_whole = rest.is_none();
+                backend.pieces = rest;
+                let mut head = self.buffer();
+                head.extend_from_slice(&bytes[..body_at]);
+                self.begin_answer(client, &answer, head);
+                self.pass(Some(client), &bytes[body_at..], is_whole);
                 self.inbox.give_back(bytes);
+                if is_whole { self.end_answer(key, Some(client)) } else { self.relay(key) }
             }
-            (Parcel::Stream(pieces), None) => backend.pieces = Some(pieces),
             (Parcel::More, Some(pieces)) => {
                 pieces.hear();
                 backend.readable = true;
                 self.relay(key);
             }
+            (Parcel::Straight { framed, left, then }, None) => {
+                self.went_straight(client, framed, &left);
+                match then {
+                    Then::Straight => {}
+                    Then::Pieces(pieces) => {
+                        if let Some(backend) = self.backends.get_mut(key) {
+                            backend.pieces = Some(pieces);
+                            self.relay(key);
+                        }
+                    }
+                    Then::Ended => self.end_answer(key, Some(client)),
+                    Then::Broken => self.lost_answer(key, Some(client), &BROKE_OFF),
+                }
+            }
             // There is one answer to a request.
             _ => {}
+        }
+    }
+
+    /// Notes that an answer has been begun straight to a client; sends what was left.
+    fn went_straight(&mut self, key: ClientKey, framed: Framed, left: &[u8]) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        client.deadline = None;
+        if let Some(exchange) = &mut client.exchange {
+            exchange.answered = true;
+            exchange.chunked = framed.chunked;
+            exchange.last = framed.last;
+        }
+        if !left.is_empty() && client.send(left).is_err() {
+            self.close(key);
         }
     }
 
@@ -354,16 +391,21 @@ impl EventLoop {
             turns += 1;
             let taken = match (&backend.pieces, &backend.socket) {
                 (Some(pieces), _) => match pieces.next() {
-                    Ok(piece) => {
-                        let taken = self.take_answer(key, client, &piece);
+                    Next::Piece(piece) => {
+                        self.pass(client, &piece, false);
                         self.inbox.give_back(piece);
-                        taken
+                        Ok(())
                     }
-                    Err(TryRecvError::Empty) => {
+                    Next::Nothing => {
                         backend.readable = false;
                         continue;
                     }
-                    Err(TryRecvError::Disconnected) => Err(Malformed("it broke off")),
+                    Next::End => {
+                        self.pass(client, &[], true);
+                        self.end_answer(key, client);
+                        Ok(())
+                    }
+                    Next::Broken => Err(Malformed(BROKE_OFF)),
                 },
                 (None, Some(socket)) => match rustix::io::read(socket, &mut *scratch) {
                     Ok(0) => Err(Malformed("its connection ended")),
@@ -432,7 +474,6 @@ impl EventLoop {
 
     /// Takes the head of an answer; says how many bytes it was, if it is whole.
     fn take_head(&mut self, key: BackendKey, client_key: Option<ClientKey>, bytes: &[u8]) -> Result<Option<usize>, Malformed> {
-        let draining = self.is_draining;
         let mut head = self.buffer();
         let Some(backend) = self.backends.get_mut(key) else { return Ok(Some(bytes.len())) };
         let Some((answer, used)) = response::read(bytes, &mut backend.searched, &mut head)? else {
@@ -473,27 +514,20 @@ impl EventLoop {
             }
             exchange.body = None;
         }
+        self.begin_answer(client_key, &answer, head);
+        Ok(Some(used))
+    }
+
+    /// Frames the head of an answer; it goes out with the first of the body.
+    fn begin_answer(&mut self, key: ClientKey, answer: &Answer, mut head: Vec<u8>) {
+        let draining = self.is_draining;
+        let Some(client) = self.clients.get_mut(key) else { return };
+        let Some(exchange) = &mut client.exchange else { return };
         exchange.last |= !exchange.complete || draining;
+        let framed = response::frame(&mut head, answer, exchange.terms());
         exchange.answered = true;
+        (exchange.chunked, exchange.last) = (framed.chunked, framed.last);
         client.deadline = None;
-        if answer.status == NO_CONTENT {
-            // It has no length, not even none (RFC 9110, section 8.6).
-        } else if let Some(length) = answer.length {
-            put(&mut head, format_args!("content-length: {length}\r\n"));
-        } else if has_body && !exchange.head.old {
-            exchange.chunked = true;
-            head.extend_from_slice(b"transfer-encoding: chunked\r\n");
-        } else if has_body {
-            // An old client sees the end of the body by that of the connection.
-            exchange.last = true;
-        }
-        if exchange.last {
-            head.extend_from_slice(b"connection: close\r\n");
-        } else if exchange.head.old {
-            head.extend_from_slice(b"connection: keep-alive\r\n");
-        }
-        head.extend_from_slice(b"\r\n");
-        // It goes out with the first of the body.
         if client.out.is_empty() {
             let empty = std::mem::replace(&mut client.out, head);
             self.keep_buffer(empty);
@@ -501,7 +535,6 @@ impl EventLoop {
             client.out.extend_from_slice(&head);
             self.keep_buffer(head);
         }
-        Ok(Some(used))
     }
 
     /// Takes bytes of an answer's body.
@@ -528,7 +561,7 @@ impl EventLoop {
                         self.pass(client, &[], false);
                         break false;
                     }
-                    let step = decoder.step(rest).map_err(|_| Malformed("it broke off"))?;
+                    let step = decoder.step(rest).map_err(|_| Malformed(BROKE_OFF))?;
                     if let Some(left) = declared {
                         *left = left.checked_sub(step.data.len() as u64).ok_or(Malformed("it is longer than was declared"))?;
                         if step.ended && *left > 0 {
@@ -561,7 +594,7 @@ impl EventLoop {
         let chunked = client.exchange.as_ref().is_some_and(|exchange| exchange.chunked);
         let sent = if chunked {
             if !bytes.is_empty() {
-                put(&mut client.out, format_args!("{:x}\r\n", bytes.len()));
+                response::put_size(&mut client.out, bytes.len());
                 client.queue(bytes);
                 client.out.extend_from_slice(b"\r\n");
             }
@@ -608,8 +641,8 @@ impl EventLoop {
         }
         let Some(backend) = self.backends.remove(key) else { return };
         self.aboard -= usize::from(backend.aboard);
-        if backend.left_body {
-            self.inbox.withdraw_body(key.data().as_ffi());
+        if backend.left {
+            self.inbox.withdraw(key.data().as_ffi());
         }
         if matches!(backend.user, Use::Free(_)) {
             self.free.retain(|free| *free != key);
@@ -702,17 +735,11 @@ fn put_piece(backend: &mut Backend, body: &mut Body, most: usize) -> io::Result<
     let mut piece = vec![0; most];
     let taken = body.read(&mut piece)?;
     if backend.chunked {
-        put(&mut backend.out, format_args!("{taken:x}\r\n"));
+        response::put_size(&mut backend.out, taken);
     }
     backend.out.extend_from_slice(&piece[..taken]);
     if backend.chunked {
         backend.out.extend_from_slice(b"\r\n");
     }
     Ok(())
-}
-
-/// Appends text.
-fn put(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
-    // Nothing fails in memory.
-    out.write_fmt(text).unwrap_or_default();
 }

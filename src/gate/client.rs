@@ -5,10 +5,13 @@ use super::body::Body;
 use super::chunked::Decoder;
 use super::door::Guest;
 use super::head::{Framing, Head};
+use super::outlet::{Outlet, Progress};
 use super::pace::Pace;
+use super::response::Terms;
 use super::stream::Stream;
 use std::io;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 slotmap::new_key_type! {
@@ -80,6 +83,8 @@ pub(super) struct Exchange {
     /// How the body comes.
     pub(super) coming: Pace,
     pub(super) backend: Option<BackendKey>,
+    /// The way by which its answer may go straight to the client.
+    pub(super) outlet: Option<Arc<Outlet>>,
     /// Whether the client has got something of the answer.
     pub(super) answered: bool,
     /// Whether the answer goes out in chunks.
@@ -103,6 +108,23 @@ impl Exchange {
     /// Whether what is left of the request's body is not wanted any more: the answer has begun without it.
     pub(super) fn is_abandoned(&self) -> bool {
         self.answered && !self.complete
+    }
+
+    /// What it says of how its answer is framed.
+    pub(super) fn terms(&self) -> Terms {
+        Terms { head: self.head.head, old: self.head.old, last: self.last }
+    }
+
+    /// Takes back the way straight to the client, unless the answer has been begun there. Says whether it has been begun, by whomever.
+    pub(super) fn take_back_unused(&self) -> bool {
+        self.answered || self.outlet.as_ref().is_some_and(|outlet| outlet.take_back_unused() != Progress::Untouched)
+    }
+
+    /// Takes back the way straight to the client. False where it has an answer on it that is whole, of which the gate is about to hear.
+    pub(super) fn take_back(&mut self) -> bool {
+        let progress = self.outlet.take().map_or(Progress::Untouched, |outlet| outlet.take_back());
+        self.answered |= progress == Progress::Begun;
+        progress != Progress::Over
     }
 }
 
@@ -133,6 +155,18 @@ impl Client {
         if let Some(exchange) = &mut self.exchange {
             exchange.backend = Some(way);
         }
+    }
+
+    /// Lends the way straight to it for the answer to its request, which has come whole and `alone` or not, where nothing else is to be
+    /// sent there.
+    pub(super) fn lend(&mut self, alone: bool) -> Option<Arc<Outlet>> {
+        if !self.is_flushed() {
+            return None;
+        }
+        let exchange = self.exchange.as_mut()?;
+        let outlet = Arc::new(Outlet::new(self.stream.share()?, exchange.terms(), alone));
+        exchange.outlet = Some(Arc::clone(&outlet));
+        Some(outlet)
     }
 
     /// Whether something that it has sent may be there.

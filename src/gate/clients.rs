@@ -171,6 +171,7 @@ impl EventLoop {
             complete,
             coming: Pace::default(),
             backend: None,
+            outlet: None,
             answered: false,
             chunked: false,
             last,
@@ -204,8 +205,12 @@ impl EventLoop {
 
     /// Passes on what comes of a body whose request the host has already.
     fn stream_body(&mut self, key: ClientKey) -> Step {
-        let Some(exchange) = self.clients.get(key).and_then(|client| client.exchange.as_ref()) else { return Step::Wait };
+        let Some(client) = self.clients.get(key) else { return Step::Wait };
+        let Some(exchange) = &client.exchange else { return Step::Wait };
         if exchange.complete {
+            if let Some(outlet) = exchange.outlet.as_ref().filter(|_| client.has_input()) {
+                outlet.await_end();
+            }
             return Step::Wait;
         }
         if exchange.is_abandoned() {
@@ -343,6 +348,9 @@ impl EventLoop {
     /// Answers with the gate's own word; the connection ends after it. What the client has got of another answer is broken off.
     pub(super) fn refuse(&mut self, key: ClientKey, refused: Refusal) {
         let Some(client) = self.clients.get_mut(key) else { return };
+        if !client.exchange.as_mut().is_none_or(Exchange::take_back) {
+            return;
+        }
         if client.exchange.as_ref().is_some_and(|exchange| exchange.answered) {
             return self.cut(key);
         }

@@ -313,6 +313,10 @@ impl EventLoop {
         self.is_draining = true;
         self.doors.iter().for_each(Door::stop);
         self.close_doors_at = Some(self.now + SETTLE);
+        // Each answer that begins from now on says that it is the last.
+        for exchange in self.clients.values().filter_map(|client| client.exchange.as_ref()) {
+            exchange.take_back_unused();
+        }
         let farewell = self.now + FAREWELL;
         for client in self.clients.values_mut().filter(|client| client.phase == Phase::Idle) {
             client.deadline = client.deadline.map(|deadline| deadline.min(farewell));
@@ -476,7 +480,8 @@ impl EventLoop {
                 self.by_origin.remove(&origin);
             }
         }
-        if let Some(exchange) = client.exchange {
+        if let Some(mut exchange) = client.exchange {
+            exchange.take_back();
             if let Some(backend) = exchange.backend {
                 self.drop_backend(backend);
             }

@@ -4,6 +4,8 @@
 //! each address out once, so what comes for a request that is over, as when its client has gone, is nobody's and dropped.
 
 use super::body::Body;
+use super::outlet::Outlet;
+use super::response::{Answer, Framed};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,57 +25,97 @@ const PIECES: usize = 4;
 /// Buffers that are kept for the next large answer: to have new memory from the system costs more than to fill it.
 const SPARES: usize = 32;
 
-/// An answer, as it goes on the wire.
-pub(crate) enum Parcel {
-    /// All of it.
-    Whole(Vec<u8>),
-    /// Where it comes from, piece by piece.
-    Stream(Pieces),
+/// Parts that what is left with requests is kept in.
+const PARTS: usize = 32;
+
+/// An answer, or something of it.
+pub(super) enum Parcel {
+    /// Its head, with all lines but those that frame it, and from `body_at` on the first of the body; the rest comes there, if that is not
+    /// all.
+    Answer { answer: Answer, bytes: Vec<u8>, body_at: usize, rest: Option<Pieces> },
     /// More of it has come there, or its end.
     More,
+    /// It was begun, or gone on with, straight to the client, framed like this; `left` is what was not taken of it.
+    Straight { framed: Framed, left: Vec<u8>, then: Then },
 }
 
-/// Where the host's threads put answers, and find bodies. Of each request one parcel waits at most, or with [`Parcel::More`] two, and
-/// there are no more requests than clients.
+/// How an answer goes on that went straight to the client.
+pub(super) enum Then {
+    /// On the same way.
+    Straight,
+    /// Its body goes on here.
+    Pieces(Pieces),
+    /// That was all.
+    Ended,
+    /// It has broken off.
+    Broken,
+}
+
+/// What the gate leaves for whom a request goes to.
+#[derive(Default)]
+pub(crate) struct Left {
+    /// The request's body, where it has one.
+    pub(crate) body: Option<Body>,
+    /// The way straight to its client, where there is one.
+    pub(crate) outlet: Option<Arc<Outlet>>,
+}
+
+/// Where the host's threads put answers, and find bodies. Of each request few parcels wait, and there are no more requests than clients.
 pub(crate) struct Mailbox {
     parcels: Sender<(u64, Parcel)>,
+    spare: Sender<Vec<u8>>,
     spares: Receiver<Vec<u8>>,
-    bodies: Arc<Bodies>,
+    left: Arc<LeftHere>,
     bell: Arc<Bell>,
 }
 
 /// The gate's side of it.
 pub(crate) struct Inbox {
     parcels: Receiver<(u64, Parcel)>,
-    spares: Sender<Vec<u8>>,
-    bodies: Arc<Bodies>,
+    spare: Sender<Vec<u8>>,
+    left: Arc<LeftHere>,
     bell: Arc<Bell>,
 }
 
-/// The bodies of requests that are on their way. Locked for no longer than it takes to put one there or take it.
+/// What was left for requests that are on their way, by their addresses. Locked for no longer than it takes to put something there or
+/// take it, and in parts, so that the gate and the others seldom meet.
 #[derive(Default)]
-struct Bodies(Mutex<HashMap<u64, Body>>);
+struct LeftHere([Mutex<HashMap<u64, Left>>; PARTS]);
 
-impl Bodies {
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Body>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+impl LeftHere {
+    fn part(&self, address: u64) -> MutexGuard<'_, HashMap<u64, Left>> {
+        self.0[address as usize % PARTS].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// An answer that goes on, as it is put there.
-pub(crate) struct PieceWriter {
+/// The body of an answer that goes on, as it is put there.
+pub(super) struct PieceWriter {
     pieces: Option<Sender<Vec<u8>>>,
     told: Arc<AtomicBool>,
+    ended: Arc<AtomicBool>,
     piece: Vec<u8>,
     address: u64,
     mailbox: Arc<Mailbox>,
 }
 
-/// An answer that goes on, as the gate takes it.
-pub(crate) struct Pieces {
+/// The body of an answer that goes on, as the gate takes it.
+pub(super) struct Pieces {
     pieces: Receiver<Vec<u8>>,
     /// Whether it was told of more that it has not looked for yet.
     told: Arc<AtomicBool>,
+    /// Whether what was put there is all.
+    ended: Arc<AtomicBool>,
+}
+
+/// What comes next of a body.
+pub(super) enum Next {
+    Piece(Vec<u8>),
+    /// Nothing has come yet.
+    Nothing,
+    /// It is whole.
+    End,
+    /// The rest will not come.
+    Broken,
 }
 
 /// Wakes the gate, where it sleeps: most of the time it is awake, and nothing need be said.
@@ -91,25 +133,41 @@ pub(crate) fn mailbox() -> io::Result<(Mailbox, Inbox)> {
     let (spare, spares) = bounded(SPARES);
     let file = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
     let bell = Arc::new(Bell { file, asleep: AtomicBool::new(false) });
-    let bodies = Arc::<Bodies>::default();
-    let mailbox = Mailbox { parcels: sender, spares, bodies: Arc::clone(&bodies), bell: Arc::clone(&bell) };
-    Ok((mailbox, Inbox { parcels, spares: spare, bodies, bell }))
+    let left = Arc::<LeftHere>::default();
+    let mailbox = Mailbox { parcels: sender, spare: spare.clone(), spares, left: Arc::clone(&left), bell: Arc::clone(&bell) };
+    Ok((mailbox, Inbox { parcels, spare, left, bell }))
 }
 
 impl Mailbox {
-    /// Hands an answer over. Without a gate nobody waits for it.
-    pub(crate) fn put(&self, address: u64, parcel: Parcel) {
+    /// Hands over an answer, or something of it. Without a gate nobody waits for it.
+    pub(super) fn put(&self, address: u64, parcel: Parcel) {
         if self.parcels.send((address, parcel)).is_ok() {
             self.bell.ring();
         }
     }
 
-    /// Begins an answer that goes on.
-    pub(crate) fn stream(self: &Arc<Self>, address: u64) -> PieceWriter {
+    /// The same for what the gate need not know before it wakes anyway.
+    pub(super) fn put_quietly(&self, address: u64, parcel: Parcel) {
+        drop(self.parcels.send((address, parcel)));
+    }
+
+    /// Wakes the gate, if it sleeps.
+    pub(super) fn wake_gate(&self) {
+        self.bell.ring();
+    }
+
+    /// Whether the gate sleeps now.
+    pub(super) fn gate_sleeps(&self) -> bool {
+        self.bell.asleep.load(Ordering::Relaxed)
+    }
+
+    /// The two ends of a body that goes on.
+    pub(super) fn pieces(self: &Arc<Self>, address: u64) -> (PieceWriter, Pieces) {
         let (sender, pieces) = bounded(PIECES);
-        let told = Arc::<AtomicBool>::default();
-        self.put(address, Parcel::Stream(Pieces { pieces, told: Arc::clone(&told) }));
-        PieceWriter { pieces: Some(sender), told, piece: Vec::new(), address, mailbox: Arc::clone(self) }
+        let (told, ended) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        let taken = Pieces { pieces, told: Arc::clone(&told), ended: Arc::clone(&ended) };
+        let mailbox = Arc::clone(self);
+        (PieceWriter { pieces: Some(sender), told, ended, piece: Vec::new(), address, mailbox }, taken)
     }
 
     /// A buffer for much of an answer.
@@ -124,15 +182,25 @@ impl Mailbox {
         self.spares.try_recv().unwrap_or_default()
     }
 
-    /// The body of a request, unless nobody waits for the answer any more.
-    pub(crate) fn take_body(&self, address: u64) -> Option<Body> {
-        self.bodies.lock().remove(&address)
+    /// Gives a buffer back.
+    pub(super) fn give_back(&self, buffer: Vec<u8>) {
+        keep(&self.spare, buffer);
+    }
+
+    /// What the gate has left with a request; nothing where nobody waits for the answer any more.
+    pub(crate) fn take_left(&self, address: u64) -> Left {
+        self.left.part(address).remove(&address).unwrap_or_default()
     }
 }
 
 impl PieceWriter {
+    /// Says that what was put is all.
+    pub(super) fn end(self) {
+        self.ended.store(true, Ordering::Release);
+    }
+
     /// Puts a piece behind what has been written, as it is.
-    pub(crate) fn put(&mut self, piece: Vec<u8>) -> io::Result<()> {
+    pub(super) fn put(&mut self, piece: Vec<u8>) -> io::Result<()> {
         self.hand_over()?;
         self.send(piece)
     }
@@ -178,7 +246,7 @@ impl Write for PieceWriter {
 }
 
 impl Drop for PieceWriter {
-    /// The gate sees the end, whether the answer came to its own or not.
+    /// The gate sees the end, and whether it was the body's own.
     fn drop(&mut self) {
         self.pieces = None;
         self.tell();
@@ -191,9 +259,14 @@ impl Pieces {
         self.told.swap(false, Ordering::AcqRel);
     }
 
-    /// The next piece; an error where there is none yet, or no more.
-    pub(super) fn next(&self) -> Result<Vec<u8>, TryRecvError> {
-        self.pieces.try_recv()
+    /// What comes next.
+    pub(super) fn next(&self) -> Next {
+        match self.pieces.try_recv() {
+            Ok(piece) => Next::Piece(piece),
+            Err(TryRecvError::Empty) => Next::Nothing,
+            Err(TryRecvError::Disconnected) if self.ended.load(Ordering::Acquire) => Next::End,
+            Err(TryRecvError::Disconnected) => Next::Broken,
+        }
     }
 }
 
@@ -210,26 +283,30 @@ impl Inbox {
 
     /// Gives back what an answer came in.
     pub(super) fn give_back(&self, buffer: Vec<u8>) {
-        if buffer.capacity() >= PIECE {
-            // Where enough of them are kept it is one too many.
-            drop(self.spares.try_send(buffer));
-        }
+        keep(&self.spare, buffer);
     }
 
-    /// Leaves the body of a request for whom it goes to.
-    pub(super) fn leave_body(&self, address: u64, body: Body) {
-        self.bodies.lock().insert(address, body);
+    /// Leaves something with a request for whom it goes to.
+    pub(super) fn leave(&self, address: u64, left: Left) {
+        self.left.part(address).insert(address, left);
     }
 
-    /// Takes back a body that nobody has taken.
-    pub(super) fn withdraw_body(&self, address: u64) {
-        let unwanted = self.bodies.lock().remove(&address);
+    /// Takes back what nobody has taken.
+    pub(super) fn withdraw(&self, address: u64) {
+        let unwanted = self.left.part(address).remove(&address);
         drop(unwanted);
     }
 
     /// Whether there is no answer.
     pub(super) fn is_empty(&self) -> bool {
         self.parcels.is_empty()
+    }
+}
+
+/// Keeps a buffer for the next large answer, if it is large, and there are not enough of them.
+fn keep(spare: &Sender<Vec<u8>>, buffer: Vec<u8>) {
+    if buffer.capacity() >= PIECE {
+        drop(spare.try_send(buffer));
     }
 }
 

@@ -6,6 +6,7 @@
 
 use super::head::{MAX_HEADERS, is_value, number};
 use memchr::{memchr, memchr_iter};
+use std::io::Write;
 
 /// Most bytes of a head up to its end, the blank line included: more than a frame's head can hold of headers, so only garbage is
 /// over it.
@@ -19,6 +20,9 @@ const DECLARED_LENGTH: &str = "x-plugrack-length";
 
 /// How the headers begin that host and gate have for each other.
 const OURS: &str = "x-plugrack";
+
+/// Status of an answer that has no body and says nothing of one.
+const NO_CONTENT: u16 = 204;
 
 /// What the library calls itself where the answer names no server. Nobody need know.
 const LIBRARY: &[u8] = b"tiny-http (Rust)";
@@ -41,6 +45,61 @@ impl Answer {
     pub(crate) fn has_body(&self, head_request: bool) -> bool {
         !head_request && !matches!(self.status, 100..=199 | 204 | 304)
     }
+}
+
+/// What the request says of how its answer is framed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Terms {
+    /// Its method was `HEAD`.
+    pub(crate) head: bool,
+    /// It came with HTTP/1.0.
+    pub(crate) old: bool,
+    /// The connection ends after the answer.
+    pub(crate) last: bool,
+}
+
+/// How an answer goes to its client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Framed {
+    /// Its body goes in chunks.
+    pub(crate) chunked: bool,
+    /// The connection ends after it.
+    pub(crate) last: bool,
+}
+
+/// Ends the head of an answer with the lines that frame it, and an empty one.
+pub(crate) fn frame(head: &mut Vec<u8>, answer: &Answer, terms: Terms) -> Framed {
+    let has_body = answer.has_body(terms.head);
+    let mut framed = Framed { chunked: false, last: terms.last };
+    if answer.status == NO_CONTENT {
+        // It has no length, not even none (RFC 9110, section 8.6).
+    } else if let Some(length) = answer.length {
+        put(head, format_args!("content-length: {length}\r\n"));
+    } else if has_body && !terms.old {
+        framed.chunked = true;
+        head.extend_from_slice(b"transfer-encoding: chunked\r\n");
+    } else if has_body {
+        // An old client sees the end of the body by that of the connection.
+        framed.last = true;
+    }
+    if framed.last {
+        head.extend_from_slice(b"connection: close\r\n");
+    } else if terms.old {
+        head.extend_from_slice(b"connection: keep-alive\r\n");
+    }
+    head.extend_from_slice(b"\r\n");
+    framed
+}
+
+/// Appends the line that stands before a chunk of so many bytes.
+pub(crate) fn put_size(out: &mut Vec<u8>, bytes: usize) {
+    put(out, format_args!("{bytes:x}\r\n"));
+}
+
+/// Appends text.
+pub(super) fn put(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
+    // Nothing fails in memory.
+    out.write_fmt(text).unwrap_or_default();
 }
 
 /// Why an answer must not leave.

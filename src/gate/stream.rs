@@ -16,7 +16,7 @@ pub(crate) struct Stream {
     tls: Option<Box<ServerConnection>>,
 }
 
-struct Socket(OwnedFd);
+struct Socket(Arc<OwnedFd>);
 
 impl Read for Socket {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -49,12 +49,17 @@ impl Stream {
                 Some(Box::new(tls))
             }
         };
-        Ok(Self { socket: Socket(socket), tls })
+        Ok(Self { socket: Socket(Arc::new(socket)), tls })
     }
 
     /// Whether what is sent is encrypted.
     pub(crate) fn is_tls(&self) -> bool {
         self.tls.is_some()
+    }
+
+    /// The socket, for bytes that are sent as they are; none where they are encrypted.
+    pub(crate) fn share(&self) -> Option<Arc<OwnedFd>> {
+        self.tls.is_none().then(|| Arc::clone(&self.socket.0))
     }
 
     /// Reads what has come; 0 at the end. Less than asked for means, without TLS, that nothing more is there.
