@@ -84,7 +84,7 @@ struct LeftHere([Mutex<HashMap<u64, Left>>; PARTS]);
 
 impl LeftHere {
     fn part(&self, address: u64) -> MutexGuard<'_, HashMap<u64, Left>> {
-        self.0[address as usize % PARTS].lock().unwrap_or_else(PoisonError::into_inner)
+        self.0[usize::try_from(address % PARTS as u64).unwrap_or(0)].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -285,13 +285,12 @@ mod tests {
     fn what_a_client_does_not_take_at_once_is_left_to_the_gate_and_nothing_is_lost() {
         let body: Vec<u8> = (0..2_000_000_u32).map(|n| n.to_le_bytes()[n as usize % 3]).collect();
         let desk = desk(false);
-        let sender = {
-            let (mailbox, outlet, body) = (Arc::clone(&desk.mailbox), Arc::clone(&desk.outlet), body.clone());
-            std::thread::spawn(move || {
-                let answer = Answer { status: 200, length: Some(body.len() as u64), chunked: false, close: false };
-                drop(Reply::begin(&mailbox, ADDRESS, Some(outlet), (answer, LINES.to_vec()), &body, true).unwrap());
-            })
+        let (mailbox, outlet, sent) = (Arc::clone(&desk.mailbox), Arc::clone(&desk.outlet), body.clone());
+        let send = move || {
+            let answer = Answer { status: 200, length: Some(sent.len() as u64), chunked: false, close: false };
+            drop(Reply::begin(&mailbox, ADDRESS, Some(outlet), (answer, LINES.to_vec()), &sent, true).unwrap());
         };
+        let sender = std::thread::Builder::new().name("sender".into()).spawn(send).unwrap();
         let (mut got, mut pieces) = (Vec::new(), None);
         while pieces.is_none() {
             match desk.inbox.take() {
