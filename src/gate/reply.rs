@@ -6,8 +6,7 @@ use super::response::{self, Answer, Framed};
 use std::io::{self, Write};
 use std::sync::Arc;
 
-/// Largest body of an answer that is better sent by the gate, which sends many in one turn, while there are others. A larger one is
-/// better sent by who has it in the processor's cache.
+/// Largest body that is not put into one of the mailbox's buffers.
 const SMALL: usize = 16 * 1024;
 
 /// Bytes that are set aside for the line before a chunk.
@@ -46,10 +45,8 @@ impl Reply {
             return reply.piece(rest, whole).map(|()| reply);
         }
         let mut reply = Self { address, mailbox: Arc::clone(mailbox), way: Way::Over };
-        let is_better_straight = |outlet: &Arc<Outlet>| {
-            // Of one that is alone the gate need not hear at once.
-            body.len() > SMALL || !whole || (outlet.is_alone() && mailbox.gate_sleeps())
-        };
+        // One that is whole the gate sends while others are worked at, unless there are none, of which it need not even hear at once.
+        let is_better_straight = |outlet: &Arc<Outlet>| !whole || (outlet.is_alone() && mailbox.gate_sleeps());
         if let Some(outlet) = outlet.filter(is_better_straight) {
             let lines = head.len();
             let framed = response::frame(&mut head, &answer, outlet.terms());
@@ -65,6 +62,11 @@ impl Reply {
         }
         let (writer, rest) = if whole { (None, None) } else { Some(mailbox.pieces(address)).unzip() };
         let body_at = head.len();
+        if body.len() > SMALL {
+            let mut buffer = mailbox.buffer();
+            buffer.append(&mut head);
+            head = buffer;
+        }
         head.extend_from_slice(body);
         mailbox.put(address, Parcel::Answer { answer, bytes: head, body_at, rest });
         reply.way = writer.map_or(Way::Over, Way::Pieces);
