@@ -2,15 +2,15 @@
 //!
 //! Bytes of clients on one side, canonical requests to a Unix socket on the other. What passes is HTTP/1.1 that can be read in one way
 //! only, complete or with its own framing, from clients that are held to sizes, times and numbers. One thread does it all, over epoll,
-//! and waits for nothing else: no client, no plugin, no lock but that of the bodies it leaves, which nobody holds for long.
+//! and waits for nothing else: no client, no plugin, no lock but those of what it leaves and lends, which nobody holds for long.
 //!
 //! Each request the gate passes carries the header `x-plugrack`: the key that only the gate and the host know, so that nobody else is
 //! taken for the gate; `http` or `https`; the client's address, or `-`; the length of a body where the head does not say it otherwise, or
 //! `-`; and the address at which the mailbox has the body, and takes the answer, or `-` where they go over the connection.
 //!
 //! Requests that have come whole all go over one connection, one behind the other without waiting for answers, and many of them in one
-//! write: only their heads go over it. Bodies and answers go by the mailbox, answers in any order. Requests whose bodies are passed on as
-//! they come have connections of their own, one request at a time.
+//! write: only their heads go over it. Bodies go by the mailbox, and answers by it or straight to their clients, in any order. Requests
+//! whose bodies are passed on as they come have connections of their own, one request at a time.
 
 pub(crate) mod backend;
 pub(crate) mod backends;

@@ -109,10 +109,13 @@ def _pair(results, load, connections, key, first, second):
 def _load_targets(results):
     targets = []
 
-    def at_least(claim, load, key, peer, least, connections=None, field="rate", most=False):
+    def at_least(claim, load, key, peer, least, connections=None, field="rate", most=False, limit=None):
         ratios = results.ratios(load, key, peer, field, connections)
         holds = all(ratio <= least if most else ratio >= least for ratio in ratios.values()) if ratios else None
-        targets.append(Target(claim, ", ".join("%.2f at %d" % (ratio, c) for c, ratio in ratios.items()) or "–", holds))
+        measured = _by_connections(ratios)
+        if limit:  # what the same host makes of it with another plugin
+            measured += "; %s %s" % (limit[0], _by_connections(results.ratios(load, limit[1], peer, field, connections)))
+        targets.append(Target(claim, measured, holds))
 
     for load in LOADS:
         small = load.key != "mib"
@@ -125,13 +128,18 @@ def _load_targets(results):
             at_least(load.title + ": ≥ 1.0 × nginx → server", load.key, "plugrack", "go", 1.0)
         at_least(load.title + ": ≥ 2 × go-plugin", load.key, "plugrack", "goplugin", 2.0)
         at_least(load.title + ", Python SDK: ≥ 1.2 × nginx → uWSGI from 16 connections on", load.key,
-                 "plugrack-python", "uwsgi", 1.2, [c for c in results.connections(load.key) if c >= 16])
+                 "plugrack-python", "uwsgi", 1.2, [c for c in results.connections(load.key) if c >= 16],
+                 limit=("with the plugin in Rust", "plugrack"))
     memory = {load.title: [results.value(load.key, 256, key, "front") for key in ("plugrack", "go")] for load in LOADS}
     memory = {title: pair for title, pair in memory.items() if None not in pair}
     targets.append(Target("memory of the host and its guard at 256 connections ≤ nginx's, in MiB",
                           "; ".join("%s: %.1f, nginx %.1f" % (title, *pair) for title, pair in memory.items()) or "–",
                           all(ours <= theirs for ours, theirs in memory.values()) if memory else None))
     return targets
+
+
+def _by_connections(ratios):
+    return ", ".join("%.2f at %d" % (ratio, c) for c, ratio in ratios.items()) or "–"
 
 
 def machine(options, rounds, skipped, policy):

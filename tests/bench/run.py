@@ -56,7 +56,8 @@ def measure_loads(contenders, options, faults):
     for rounds in range(1, options.rounds + 1):
         round_begun = time.monotonic()
         for load, connections, seconds in plan(options):
-            for contender in contenders:
+            # There and back again: who is measured after whom must not favour anybody.
+            for contender in contenders if rounds % 2 else contenders[::-1]:
                 point, found = measure(contender, load, connections, seconds)
                 where = "%s, %s, %d connections, round %d: " % (contender.name, load.key, connections, rounds)
                 faults += [where + fault for fault in found]
