@@ -71,6 +71,7 @@ _EXIT_TEMPORARY = 75
 _EXIT_REFUSED = 78
 
 _to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+_decode_json = json.JSONDecoder().raw_decode
 _log = logging.getLogger("plugrack")
 
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])
@@ -152,6 +153,15 @@ def _encode_before(head: Mapping[str, Any], body: bytes) -> bytes:
     if len(body) > _MAX_BODY:
         raise Error("too_large", f"a body of {len(body)} bytes; a frame holds {_MAX_BODY}")
     return _LENGTHS.pack(len(text), len(body)) + text
+
+
+def _from_json(text: str) -> Any:
+    """As json.loads, which looks for white space first: a head has none around it, as a rule."""
+    try:
+        value, end = _decode_json(text)
+    except ValueError:
+        end = -1
+    return value if end == len(text) else json.loads(text)
 
 
 def _error_head(number: int, code: str, message: str) -> Dict[str, Any]:
@@ -265,7 +275,7 @@ class _Wire:
         if len(buffer) < end:
             return None
         try:
-            head = json.loads(buffer[begin:start].decode())
+            head = _from_json(buffer[begin:start].decode())
         except (ValueError, RecursionError):
             raise _ProtocolError("a head that is not JSON in UTF-8") from None
         if not isinstance(head, dict) or not isinstance(head.get("type"), str):
@@ -349,7 +359,7 @@ class Request:
             self.method = head["method"]
             self.path = head["path"]
             self.mount = head["mount"]
-            self.headers = Headers((name, value) for name, value in head["headers"])
+            self.headers = Headers([(name, value) for name, value in head["headers"]])
         except (KeyError, TypeError, ValueError):
             raise _ProtocolError("an http message without its fields") from None
         self.query = head.get("query")
@@ -450,7 +460,7 @@ class Response:
                  content_type: Optional[str] = None) -> None:
         self.status = status
         pairs = () if headers is None else headers.items() if isinstance(headers, Mapping) else headers
-        self.headers = Headers((str(name), str(value)) for name, value in pairs)
+        self.headers = Headers([(str(name), str(value)) for name, value in pairs])
         usual = "application/octet-stream"
         if isinstance(body, str):
             body, usual = body.encode(), "text/plain; charset=utf-8"
@@ -461,7 +471,7 @@ class Response:
         elif not isinstance(body, Iterable):
             raise TypeError(f"a response's body cannot be {type(body).__name__}")
         self.body: Union[bytes, Iterable[Union[bytes, str]]] = body
-        if content_type or (body and self.headers.get("content-type") is None):
+        if content_type or (body and not (self.headers and self.headers.get("content-type") is not None)):
             self.headers.append(("content-type", content_type or usual))
 
     def _parts(self, method: str) -> _Parts:
@@ -487,13 +497,18 @@ def _split(data: bytes, more: bool) -> _Parts:
         yield data[at:at + _MAX_BODY], more or at + _MAX_BODY < len(data)
 
 
-def _begin(result: Any, method: str) -> Tuple[Response, Tuple[bytes, bool], _Parts]:
-    """What a handler returned: the response, its first part and the others. A stream that fails at once fails here."""
+def _begin(result: Any, method: str) -> Tuple[Response, Tuple[bytes, bool], Optional[_Parts]]:
+    """What a handler returned: the response, its first part and the others, None where there can be none.
+
+    A stream that fails at once fails here.
+    """
     if isinstance(result, tuple):
         status, body = result
         result = Response(body, status)
     elif not isinstance(result, Response):
         result = Response(result)
+    if isinstance(result.body, bytes) and len(result.body) <= _MAX_BODY:
+        return result, (result.body, False), None
     parts = result._parts(method)
     return result, next(parts), parts
 
@@ -1164,8 +1179,13 @@ class Plugin:
         except Exception:
             _log.exception("%s %s failed", request.method, request.path)
             response, first, parts = _begin((500, "internal error\n"), request.method)
+        head = {"type": "response", "id": request._id, "status": response.status, "headers": response.headers}
+        if parts is None:
+            head["more"] = False
+            wire.send(head, first[0])
+            request._drop_rest()
+            return
         with closing(parts):
-            head = {"type": "response", "id": request._id, "status": response.status, "headers": response.headers}
             if first[1] and isinstance(response.body, bytes) and response.headers.get("content-length") is None:
                 response.headers.append(("content-length", str(len(response.body))))
             for part, more in itertools.chain((first,), parts):
