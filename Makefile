@@ -120,7 +120,7 @@ ci: lint test docs lib ## all that a change must pass
 
 bench: ## measure beside nginx and others in one interleaved run, 15 minutes; QUICK=1 for a short one, 3
 	$(CARGO) build --release --locked
-	$(CARGO) build --release --locked --package bench-plugin
+	$(CARGO) build --release --locked --package bench-plugin --package bench-chain
 	$(PYTHON) tests/bench/run.py
 
 bench-docs: ## put the report of the last `make bench` into docs/

@@ -53,7 +53,7 @@ class Peers:
             contenders.append(self._behind_nginx())
         else:
             self.skipped.append("plugrack behind nginx: this build has no `--listen unix:PATH`")
-        contenders.append(self._go())
+        contenders.append(self.server())
         self._if_there("fastcgi", "FastCGI in C", contenders, self._fastcgi)
         self._if_there("go-plugin", "go-plugin", contenders, self._goplugin)
         self._if_there("uwsgi", "uWSGI, and so the Python SDK", contenders, lambda: [python, self._uwsgi()])
@@ -82,7 +82,8 @@ class Peers:
         behind = host.Host(os.path.dirname(path), [host.rust_plugin()], self.policy, unix=path).wait()
         return self._nginx("plugrack-nginx", "nginx → plugrack", path, PROXY, behind.process)
 
-    def _go(self):
+    def server(self):
+        """nginx before a small server."""
         path = self._room("go") + "/http.sock"
         program = tools.build_go("gopeer") if "go" in self.available else tools.build_rust_peer()
         name = "Go" if "go" in self.available else "Rust"

@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 
+import chain
 import growth
 import host
 import lifecycle
@@ -37,7 +38,7 @@ OUT = os.path.join(ROOT, "target", "bench")
 CONNECTIONS = (1, 16, 64, 256, 1000)
 LOAD_SECONDS = 9 * 60  # no round begins that would not be over by then
 POLICIES = {"other": os.SCHED_OTHER, "batch": os.SCHED_BATCH}
-PARTS = ("loads", "plugins", "kv", "writers", "start", "restart", "pipelining")
+PARTS = ("loads", "chain", "plugins", "kv", "writers", "start", "restart", "pipelining")
 
 
 def plan(options):
@@ -105,8 +106,9 @@ def run(options, directory):
     """All parts that are wanted: the report, the plot, and the faults."""
     sections, faults, results, rounds, skipped = [], [], None, 0, []
     policy = POLICIES.get(options.policy)
+    available = tools.provide()
     if "loads" in options.part:
-        peering = peers.Peers(directory, policy, tools.provide())
+        peering = peers.Peers(directory, policy, available)
         contenders = peering.start_all()
         policy, skipped = peering.policy, peering.skipped
         for reason in skipped:
@@ -114,11 +116,10 @@ def run(options, directory):
         results, rounds = measure_loads(contenders, options, faults)
         sections.append(report.loads_section(results))
         stop(*{process.pid: process for contender in contenders for process in contender.processes}.values())
-    else:
-        tools.provide()
     bench = growth.Bench(directory, policy, options.quick, faults)
-    for part, measured in (("plugins", growth.plugins), ("kv", store.sizes), ("writers", store.writers),
-                           ("start", lifecycle.start_up), ("restart", lifecycle.restart), ("pipelining", pipelining.compare)):
+    for part, measured in (("chain", lambda bench: chain.compare(bench, available)), ("plugins", growth.plugins), ("kv", store.sizes),
+                           ("writers", store.writers), ("start", lifecycle.start_up), ("restart", lifecycle.restart),
+                           ("pipelining", pipelining.compare)):
         if part in options.part:
             say("bench: " + part)
             sections.append(measured(bench))
@@ -156,7 +157,8 @@ def main():
     if options.write_docs:
         report.write_docs(OUT)
         return 0
-    host.release("plugrack"), host.release("bench-plugin")  # before anything is installed or built
+    for name in ("plugrack", "bench-plugin", "bench-chain"):
+        host.release(name)  # before anything is installed or built
     adopt_orphans()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = peers.FILES if most == resource.RLIM_INFINITY else min(peers.FILES, most)
