@@ -7,15 +7,14 @@ show what another shape would give.
 import os
 from statistics import median
 
-from growth import rate
 from host import release, request
-from loads import start_wrk, wrk_figures
+from loads import LOADS, start_wrk, wrk_figures
 from peers import Peers
 from processes import fail, start, stop, wait_for
 from report import Section, number, table
 from sockets import free_port
 
-CONNECTIONS = (1, 16, 64, 256)
+POINTS = {"hello": (1, 16, 64, 256), "echo": (16, 64, 256), "mib": (16, 256)}
 NAMES = {"host": "plugrack", "whole": "its threads, empty", "short": "without library and dispatcher", "peer": "nginx → server"}
 
 
@@ -24,35 +23,48 @@ def compare(bench, available):
     host = bench.host("chain")
     peer = Peers(bench.room("chain-peers"), bench.policy, available).server()
     ways = {way: _start(bench, way) for way in ("whole", "short")}
-    paths = {"host": (host.port, "/bench/hello"), "peer": (peer.port, "/bench/hello"),
-             **{way: (port, "/bench/hello") for way, (port, _) in ways.items()}}
+    ports = {"host": host.port, "peer": peer.port, **{way: port for way, (port, _) in ways.items()}}
+    points = [(load, c) for load in LOADS for c in POINTS[load.key]]
     rounds = []
-    for turn in range(1 if bench.quick else 4):
+    for turn in range(1 if bench.quick else 3):
         rates = {}
-        for c in CONNECTIONS:
-            for key in list(paths) if turn % 2 else list(paths)[::-1]:
-                figures, faults = wrk_figures(start_wrk(*paths[key], c, 1), 1)
-                bench.faults += ["chain, %s, %d connections: %s" % (key, c, fault) for fault in faults]
-                rates[c, key] = rate(figures)
+        for load, c in points:
+            for key in list(ports) if turn % 2 else list(ports)[::-1]:
+                rates[load, c, key] = _rate(bench, key, ports[key], load, c)
         rounds.append(rates)
     host.stop()
     stop(*peer.processes, *(process for _, process in ways.values()))
 
-    def cell(c, key):
-        rates = number(median(each[c, key] for each in rounds))
-        return rates if key == "peer" else "%s (%.2f×)" % (rates, median(each[c, key] / each[c, "peer"] for each in rounds))
+    def cell(load, c, key):
+        rates = number(median(each[load, c, key] for each in rounds))
+        return rates if key == "peer" else "%s (%.2f×)" % (
+            rates, median(each[load, c, key] / each[load, c, "peer"] for each in rounds))
 
-    text = ("GET of 13 bytes, requests a second, and in parentheses how many times those of nginx before the server. "
-            "The host's threads are also measured empty: the same sockets, channels and wakes, messages as long as its own, and "
-            "nothing done in between.\n\n")
-    text += table(["connections"] + [NAMES[key] for key in NAMES], [[str(c)] + [cell(c, key) for key in NAMES] for c in CONNECTIONS])
+    text = ("Requests a second, and in parentheses how many times those of nginx before the server. The host's threads are also "
+            "measured empty: the same sockets, channels and wakes, messages as long as its own, and nothing done in between.\n\n")
+    text += table(["load, connections"] + list(NAMES.values()),
+                  [["%s, %d" % (load.title, c)] + [cell(load, c, key) for key in NAMES] for load, c in points])
     return Section("The way through the host", text, [])
+
+
+def _rate(bench, key, port, load, connections):
+    figures, faults = wrk_figures(start_wrk(port, "/bench" + load.path, connections, 1, load.method, len(load.body or b"")), 1)
+    bench.faults += ["chain, %s, %s, %d connections: %s" % (key, load.key, connections, fault) for fault in faults]
+    requests = figures["bytes"] / len(load.answer) if load.by_bytes else figures["requests"]
+    return requests / figures["duration_us"] * 1e6
 
 
 def _start(bench, way):
     port, path = free_port(), os.path.join(bench.room("chain"), way + ".log")
+
+    def answers(load):
+        return request(port, load.method, "/bench" + load.path, load.body) == (200, load.answer)
+
     with open(path, "w+b") as log:
         process = start([release("bench-chain"), way, str(port)], log, bench.policy)
-        if not wait_for("bench-chain", process, log, lambda: request(port, "GET", "/bench/hello") == (200, b"Hello, world!")):
+        if not wait_for("bench-chain", process, log, lambda: answers(LOADS[0])):
             fail("bench-chain does not answer.")
+    for load in LOADS:
+        if not answers(load):
+            fail("bench-chain answers %s %s wrongly." % (load.method, load.path))
     return port, process

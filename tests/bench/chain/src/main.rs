@@ -1,34 +1,41 @@
 //! What a request costs by its way alone: the host's threads, sockets, channels and wakes, with nothing done in between.
 //!
-//! `bench-chain whole PORT` answers each request with 13 bytes, by the way that it takes through the host: the gate, which waits for all
-//! clients by epoll, a connection to the HTTP library's thread, that library's queue, the dispatcher, the plugin's queue, one of two
-//! workers, the plugin's process, and back, straight to the client where it is alone and by the gate otherwise. Messages are as long as the
-//! host's, but nobody reads what is in them. `bench-chain short PORT` leaves out the library's thread and the dispatcher: the gate puts
-//! requests into the plugin's queue itself.
+//! `bench-chain whole PORT` answers `/hello`, `/echo` and `/mib` as the benchmark's plugin does, by the way that a request takes through the
+//! host: the gate, which waits for all clients by epoll and collects bodies, a connection to the HTTP library's thread, that library's
+//! queue, the dispatcher, the plugin's queue, one of two workers, the plugin's process, and back: in pieces straight to the client, whole
+//! by the gate, or straight where it is alone. Messages are as long as the host's, but nobody reads more of them than which of the three
+//! is asked for. `bench-chain short PORT` leaves out the library's thread and the dispatcher: the gate puts requests into the plugin's queue
+//! itself.
 
 use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
-use rustix::fd::{AsFd, OwnedFd};
-use rustix::net::{SendFlags, send};
-use std::collections::VecDeque;
-use std::io::{self, BufReader, Read, Write};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
+use std::collections::{HashMap, VecDeque};
+use std::io::{self, BufReader, IoSlice, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-/// Bytes of the messages for a `GET` of 13 bytes: the head that the gate passes on, the frame to the plugin, and its answer's.
+/// Bytes of the messages: the head that the gate passes on, that of the frame to the plugin, and that of its answer's.
 const HEAD: usize = 128;
 const FRAME: usize = 284;
 const REPLY: usize = 133;
 
-/// The answer, with as many bytes as the host's has.
-const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ndate: Thu, 01 Jan 1970 00:00:00 GMT\r\ncontent-length: 13\r\n\r\nHello, world!";
+/// Bytes of the three bodies.
+const HELLO: &[u8] = b"Hello, world!";
+const ECHO: usize = 64 * 1024;
+const MIB: usize = 1 << 20;
+
+/// Bytes of a large answer that are passed on at a time.
+const PIECE: usize = 64 * 1024;
 
 /// Connections to the plugin, requests sent ahead on one, bytes read from the gate at a time, and the wait of an idle worker, as the host
 /// has them.
@@ -44,14 +51,53 @@ const QUEUE: usize = 1024;
 const LISTENER: u64 = u64::MAX;
 const BELL: u64 = u64::MAX - 1;
 
+/// What is asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Load {
+    Hello = b'h',
+    Echo = b'e',
+    Mib = b'm',
+}
+
+impl Load {
+    /// By the path of a request, and by the first byte of a frame.
+    fn of(byte: u8) -> Self {
+        match byte {
+            b'e' => Self::Echo,
+            b'm' => Self::Mib,
+            _ => Self::Hello,
+        }
+    }
+
+    fn answer(self) -> usize {
+        match self {
+            Self::Hello => HELLO.len(),
+            Self::Echo => ECHO,
+            Self::Mib => MIB,
+        }
+    }
+
+    /// The head of the answer to a client, with as many bytes as the host's has.
+    fn head(self) -> Vec<u8> {
+        let length = self.answer();
+        let date = "Thu, 01 Jan 1970 00:00:00 GMT";
+        format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ndate: {date}\r\ncontent-length: {length}\r\n\r\n").into_bytes()
+    }
+}
+
+/// Whose request, and for what.
+type Job = (usize, Load);
+
 /// What all threads see.
 struct Chain {
     clients: Mutex<Vec<Arc<TcpStream>>>,
+    bodies: Mutex<HashMap<usize, Vec<u8>>>,
     under_way: AtomicUsize,
     bell: OwnedFd,
     asleep: AtomicBool,
     /// The library's queue.
-    taken: Mutex<VecDeque<usize>>,
+    taken: Mutex<VecDeque<Job>>,
     came: Condvar,
 }
 
@@ -65,29 +111,49 @@ fn main() -> io::Result<()> {
     }
 }
 
-/// The plugin's process: as many replies as came frames, in one write. It ends with its connections.
+/// The plugin's process. It ends with its connections.
 fn plugin(path: &Path) -> io::Result<()> {
     let listener = UnixListener::bind(path)?;
     let threads: Vec<_> = (0..WORKERS)
         .map(|_| {
-            let (mut stream, _) = listener.accept()?;
-            named("plugin", move || {
-                let (mut buffer, mut held) = (vec![0; DEPTH * FRAME], 0);
-                loop {
-                    poll(&mut [PollFd::new(&stream, PollFlags::IN)], None)?;
-                    let read = stream.read(&mut buffer)?;
-                    if read == 0 {
-                        return Ok(());
-                    }
-                    held += read;
-                    stream.write_all(&vec![0; held / FRAME * REPLY])?;
-                    held %= FRAME;
-                }
-            })
+            let (stream, _) = listener.accept()?;
+            named("plugin", move || answer_frames(stream))
         })
         .collect::<io::Result<_>>()?;
     threads.into_iter().for_each(|thread: thread::JoinHandle<io::Result<()>>| drop(thread.join()));
     Ok(())
+}
+
+/// Answers what comes together together.
+fn answer_frames(mut stream: UnixStream) -> io::Result<()> {
+    let (mut buffer, mut held) = (vec![0; DEPTH * FRAME + ECHO], 0);
+    let mib = vec![b'm'; MIB];
+    loop {
+        poll(&mut [PollFd::new(&stream, PollFlags::IN)], None)?;
+        let read = stream.read(&mut buffer[held..])?;
+        if read == 0 {
+            return Ok(());
+        }
+        held += read;
+        let (mut at, mut replies) = (0, Vec::new());
+        while held - at >= FRAME {
+            let load = Load::of(buffer[at]);
+            let end = at + FRAME + if load == Load::Echo { ECHO } else { 0 };
+            if end > held {
+                break;
+            }
+            replies.resize(replies.len() + REPLY, 0);
+            match load {
+                Load::Hello => {}
+                Load::Echo => send_both(&stream, &std::mem::take(&mut replies), &buffer[at + FRAME..end])?,
+                Load::Mib => send_both(&stream, &std::mem::take(&mut replies), &mib)?,
+            }
+            at = end;
+        }
+        stream.write_all(&replies)?;
+        buffer.copy_within(at..held, 0);
+        held -= at;
+    }
 }
 
 #[expect(clippy::disallowed_methods, reason = "there is no process.rs here, and nobody to confine")]
@@ -98,6 +164,7 @@ fn serve(port: &str, whole: bool) -> io::Result<()> {
     let mut child = std::process::Command::new(std::env::current_exe()?).arg("plugin").arg(&socket).spawn()?;
     let chain = Arc::new(Chain {
         clients: Mutex::default(),
+        bodies: Mutex::default(),
         under_way: AtomicUsize::new(0),
         bell: eventfd(0, EventfdFlags::NONBLOCK)?,
         asleep: AtomicBool::new(false),
@@ -110,7 +177,7 @@ fn serve(port: &str, whole: bool) -> io::Result<()> {
     for _ in 0..WORKERS {
         let stream = connect(&socket)?;
         let (chain, jobs, stop, parcels) = (Arc::clone(&chain), jobs.clone(), stop.clone(), parcels.clone());
-        named("worker", move || chain.work(stream, &jobs, &stop, &parcels))?;
+        named("worker", move || chain.work(&stream, &jobs, &stop, &parcels))?;
     }
     std::fs::remove_file(&socket)?;
     let out = if whole {
@@ -131,18 +198,19 @@ fn serve(port: &str, whole: bool) -> io::Result<()> {
 /// Where the gate puts requests.
 enum Out {
     Library(UnixStream, Vec<u8>),
-    Queue(Sender<usize>),
+    Queue(Sender<Job>),
 }
 
 impl Out {
-    fn put(&mut self, client: usize) -> io::Result<()> {
+    fn put(&mut self, (client, load): Job) -> io::Result<()> {
         match self {
             Self::Library(_, waiting) => {
+                waiting.push(load as u8);
                 waiting.extend_from_slice(&client.to_ne_bytes());
                 waiting.resize(waiting.len().next_multiple_of(HEAD), 0);
                 Ok(())
             }
-            Self::Queue(queue) => queue.send(client).map_err(io::Error::other),
+            Self::Queue(queue) => queue.send((client, load)).map_err(io::Error::other),
         }
     }
 
@@ -159,18 +227,62 @@ impl Out {
     }
 }
 
+/// A client as the gate sees it.
+struct Client {
+    stream: Arc<TcpStream>,
+    /// The body that is coming.
+    body: Option<Vec<u8>>,
+    /// What the client has not taken yet.
+    unsent: Vec<u8>,
+}
+
+impl Client {
+    /// Sends what can be sent now.
+    fn send(&mut self, head: &[u8], body: &[u8]) {
+        let sent = send_some(&self.stream, head, body).unwrap_or(head.len() + body.len());
+        if sent < head.len() + body.len() {
+            self.unsent = [head, body].concat().split_off(sent);
+        }
+    }
+
+    /// Takes what has come; whether that was a request, and for what.
+    fn receive(&mut self, scratch: &mut [u8]) -> Option<Load> {
+        if !self.unsent.is_empty() {
+            let unsent = std::mem::take(&mut self.unsent);
+            self.send(&unsent, &[]);
+        }
+        if self.body.is_none() {
+            let read = (&*self.stream).read(scratch).unwrap_or(0);
+            let end = scratch[..read].windows(4).position(|end| end == b"\r\n\r\n")? + 4;
+            let path = scratch[..read].iter().position(|&byte| byte == b' ')? + 1;
+            let name = path + 1 + scratch[path + 1..read].iter().position(|&byte| byte == b'/')? + 1;
+            let load = Load::of(scratch[name]);
+            if load != Load::Echo {
+                return Some(load);
+            }
+            let mut body = Vec::with_capacity(ECHO);
+            body.extend_from_slice(&scratch[end..read]);
+            self.body = Some(body);
+        }
+        let body = self.body.as_mut()?;
+        while body.len() < ECHO && rustix::io::read(&*self.stream, spare_capacity(body)).is_ok_and(|read| read > 0) {}
+        (body.len() == ECHO).then_some(Load::Echo)
+    }
+}
+
 impl Chain {
     /// The gate.
-    fn pass(&self, listener: &TcpListener, mut out: Out, answers: &Receiver<usize>) -> io::Result<()> {
+    fn pass(&self, listener: &TcpListener, mut out: Out, answers: &Receiver<(Job, Vec<u8>)>) -> io::Result<()> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, listener, EventData::new_u64(LISTENER), EventFlags::IN)?;
         epoll::add(&epoll, &self.bell, EventData::new_u64(BELL), EventFlags::IN | EventFlags::ET)?;
-        let (mut events, mut buffer) = (Vec::with_capacity(256), [0; 4096]);
+        let (mut events, mut scratch) = (Vec::with_capacity(256), [0; 4096]);
+        let mut clients: Vec<Client> = Vec::new();
         loop {
             out.flush()?;
             self.asleep.store(true, Ordering::Relaxed);
             fence(Ordering::SeqCst);
-            let timeout = if answers.is_empty() { None } else { Some(rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 }) };
+            let timeout = (!answers.is_empty()).then_some(Timespec { tv_sec: 0, tv_nsec: 0 });
             events.clear();
             epoll::wait(&epoll, spare_capacity(&mut events), timeout.as_ref())?;
             self.asleep.store(false, Ordering::Relaxed);
@@ -180,25 +292,28 @@ impl Chain {
                         let (stream, _) = listener.accept()?;
                         stream.set_nonblocking(true)?;
                         stream.set_nodelay(true)?;
-                        let mut clients = lock(&self.clients);
                         let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
                         epoll::add(&epoll, &stream, EventData::new_u64(clients.len() as u64), flags)?;
-                        clients.push(Arc::new(stream));
+                        let stream = Arc::new(stream);
+                        lock(&self.clients).push(Arc::clone(&stream));
+                        clients.push(Client { stream, body: None, unsent: Vec::new() });
                     }
                     BELL => {}
                     number => {
                         let number = usize::try_from(number).map_err(io::Error::other)?;
-                        let client = Arc::clone(&lock(&self.clients)[number]);
-                        if (&*client).read(&mut buffer).is_ok_and(|read| buffer[..read].ends_with(b"\r\n\r\n")) {
+                        let client = &mut clients[number];
+                        if let Some(load) = client.receive(&mut scratch) {
+                            if let Some(body) = client.body.take() {
+                                lock(&self.bodies).insert(number, body);
+                            }
                             self.under_way.fetch_add(1, Ordering::Relaxed);
-                            out.put(number)?;
+                            out.put((number, load))?;
                         }
                     }
                 }
             }
-            for number in answers.try_iter().take(256) {
-                let client = Arc::clone(&lock(&self.clients)[number]);
-                answer(&client);
+            for ((number, load), body) in answers.try_iter().take(256) {
+                clients[number].send(&load.head(), &body);
             }
         }
     }
@@ -209,82 +324,137 @@ impl Chain {
         let mut head = [0; HEAD];
         loop {
             reader.read_exact(&mut head)?;
-            let (number, _) = head.split_at(size_of::<usize>());
-            lock(&self.taken).push_back(usize::from_ne_bytes(number.try_into().map_err(io::Error::other)?));
+            let number = head[1..=size_of::<usize>()].try_into().map_err(io::Error::other)?;
+            lock(&self.taken).push_back((usize::from_ne_bytes(number), Load::of(head[0])));
             self.came.notify_one();
         }
     }
 
-    fn dispatch(&self, queue: &Sender<usize>) -> io::Result<()> {
+    fn dispatch(&self, queue: &Sender<Job>) -> io::Result<()> {
         loop {
-            let mut taken =
-                self.came.wait_while(lock(&self.taken), |taken| taken.is_empty()).unwrap_or_else(PoisonError::into_inner);
-            let number = taken.pop_front();
-            drop(taken);
-            if let Some(number) = number {
-                queue.send(number).map_err(io::Error::other)?;
+            let taken = self.came.wait_while(lock(&self.taken), |taken| taken.is_empty());
+            let job = taken.unwrap_or_else(PoisonError::into_inner).pop_front();
+            if let Some(job) = job {
+                queue.send(job).map_err(io::Error::other)?;
             }
         }
     }
 
-    /// A worker.
+    /// A worker. Requests for the smallest answer are sent several at a time.
     fn work(
         &self,
-        mut stream: UnixStream,
-        jobs: &Receiver<usize>,
+        stream: &UnixStream,
+        jobs: &Receiver<Job>,
         stop: &Receiver<()>,
-        parcels: &Sender<usize>,
+        parcels: &Sender<(Job, Vec<u8>)>,
     ) -> io::Result<()> {
-        let (mut batch, mut buffer) = (Vec::new(), vec![0; DEPTH * FRAME]);
+        let (mut batch, mut next) = (Vec::new(), None);
+        let mut buffer = vec![0; REPLY + ECHO + DEPTH * FRAME];
         loop {
-            let first = jobs.try_recv().ok().or_else(|| {
+            let first: Option<Job> = next.take().or_else(|| jobs.try_recv().ok()).or_else(|| {
                 select! {
                     recv(jobs) -> job => job.ok(),
                     recv(stop) -> _ => None,
                     default(IDLE) => None,
                 }
             });
-            batch.extend(first);
-            if batch.is_empty() {
-                continue;
-            }
-            let depth = (1 + jobs.len() / WORKERS).min(DEPTH);
-            batch.extend(jobs.try_iter().take(depth - 1));
-            send(&stream, &buffer[..batch.len() * FRAME], SendFlags::NOSIGNAL)?;
-            let (mut answered, mut held) = (0, 0);
-            while answered < batch.len() {
-                poll(&mut [PollFd::new(&stream, PollFlags::IN)], None)?;
-                held += stream.read(&mut buffer)?;
-                for number in &batch[answered..answered + held / REPLY] {
-                    self.reply(*number, parcels)?;
+            let Some((number, load)) = first else { continue };
+            batch.push((number, load));
+            let depth = if load == Load::Echo { 1 } else { (1 + jobs.len() / WORKERS).min(DEPTH) };
+            while batch.len() < depth && next.is_none() {
+                match jobs.try_recv() {
+                    Ok(job) if job.1 == load => batch.push(job),
+                    other => next = other.ok(),
                 }
-                answered += held / REPLY;
-                held %= REPLY;
+                if next.is_none() && jobs.is_empty() {
+                    break;
+                }
             }
+            let body = if load == Load::Echo { lock(&self.bodies).remove(&number).unwrap_or_default() } else { Vec::new() };
+            let mut frames = vec![0; batch.len() * FRAME];
+            frames.chunks_mut(FRAME).for_each(|frame| frame[0] = load as u8);
+            send_both(stream, &frames, &body)?;
+            self.reply(stream, &batch, &mut buffer, parcels)?;
             batch.clear();
         }
     }
 
-    /// Straight to a client that is alone, and else by the gate.
-    fn reply(&self, number: usize, parcels: &Sender<usize>) -> io::Result<()> {
-        let alone = self.under_way.fetch_sub(1, Ordering::Relaxed) == 1;
-        if alone && self.asleep.load(Ordering::Relaxed) {
-            let client = Arc::clone(&lock(&self.clients)[number]);
-            answer(&client);
-            return Ok(());
-        }
-        parcels.send(number).map_err(io::Error::other)?;
-        fence(Ordering::SeqCst);
-        if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed) {
-            rustix::io::write(&self.bell, &1_u64.to_ne_bytes())?;
+    /// Receives the answers, and sends them on.
+    fn reply(
+        &self,
+        mut stream: &UnixStream,
+        batch: &[Job],
+        buffer: &mut [u8],
+        parcels: &Sender<(Job, Vec<u8>)>,
+    ) -> io::Result<()> {
+        let mut held = 0;
+        for &(number, load) in batch {
+            let (frame, is_large) = (REPLY + if load == Load::Hello { 0 } else { load.answer() }, load == Load::Mib);
+            let wanted = if is_large { REPLY } else { frame };
+            while held < wanted {
+                poll(&mut [PollFd::new(&stream, PollFlags::IN)], None)?;
+                // Of a large answer no more than is its own.
+                let most = buffer.len().min(if is_large { PIECE } else { usize::MAX });
+                held += stream.read(&mut buffer[held..most])?;
+            }
+            let alone = self.under_way.fetch_sub(1, Ordering::Relaxed) == 1 && self.asleep.load(Ordering::Relaxed);
+            let body = if load == Load::Hello { HELLO } else { &buffer[REPLY..frame.min(held)] };
+            if is_large {
+                let client = Arc::clone(&lock(&self.clients)[number]);
+                send_all(&client, &load.head(), body);
+                let mut left = frame - held;
+                while left > 0 {
+                    let most = left.min(PIECE);
+                    let read = stream.read(&mut buffer[..most])?;
+                    send_all(&client, &[], &buffer[..read]);
+                    left -= read;
+                }
+                held = 0;
+                continue;
+            } else if alone {
+                let client = Arc::clone(&lock(&self.clients)[number]);
+                send_all(&client, &load.head(), body);
+            } else {
+                parcels.send(((number, load), body.to_vec())).map_err(io::Error::other)?;
+                fence(Ordering::SeqCst);
+                if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed) {
+                    rustix::io::write(&self.bell, &1_u64.to_ne_bytes())?;
+                }
+            }
+            buffer.copy_within(frame..held, 0);
+            held -= frame;
         }
         Ok(())
     }
 }
 
-/// A client that has gone needs no answer.
-fn answer(client: &TcpStream) {
-    send(client.as_fd(), ANSWER, SendFlags::NOSIGNAL).unwrap_or_default();
+/// Sends as much of both as is taken in one call.
+fn send_some(socket: &impl rustix::fd::AsFd, first: &[u8], second: &[u8]) -> io::Result<usize> {
+    match sendmsg(socket, &[IoSlice::new(first), IoSlice::new(second)], &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)
+    {
+        Err(Errno::AGAIN) => Ok(0),
+        sent => Ok(sent?),
+    }
+}
+
+/// Sends both to the other side of a blocking socket.
+fn send_both(mut stream: &UnixStream, first: &[u8], second: &[u8]) -> io::Result<()> {
+    let sent = send_some(stream, first, second)?;
+    stream.write_all(first.get(sent..).unwrap_or_default())?;
+    stream.write_all(&second[sent.saturating_sub(first.len())..])
+}
+
+/// Sends both to a client, waiting for room; one that has gone needs nothing.
+fn send_all(client: &TcpStream, first: &[u8], second: &[u8]) {
+    let (mut first, mut second) = (first, second);
+    while !(first.is_empty() && second.is_empty()) {
+        let Ok(sent) = send_some(client, first, second) else { return };
+        let of_first = sent.min(first.len());
+        (first, second) = (&first[of_first..], &second[sent - of_first..]);
+        if sent == 0 && poll(&mut [PollFd::new(client, PollFlags::OUT)], None).is_err() {
+            return;
+        }
+    }
 }
 
 /// Connects once the plugin listens.
@@ -300,7 +470,7 @@ fn connect(path: &Path) -> io::Result<UnixStream> {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
