@@ -425,10 +425,10 @@ impl EventLoop {
     /// An answer has been passed on to its end: the client may go on, or its connection ends.
     pub(super) fn answered(&mut self, key: ClientKey) {
         let idle = self.now + self.idle_time();
-        let draining = self.is_draining;
         let Some(client) = self.clients.get_mut(key) else { return };
         if let Some(exchange) = client.exchange.take() {
-            let last = exchange.last || !exchange.complete || draining;
+            // Where the answer had begun before the host was to stop, the client was not told that it is the last: it is idle for a while.
+            let last = exchange.last || !exchange.complete;
             client.phase = if last { Phase::Closing } else { Phase::Idle };
             client.deadline = (!last).then_some(idle);
             self.keep_buffer(exchange.request);
