@@ -10,7 +10,7 @@ use crate::gate::head::obs_text;
 use crate::gate::mailbox::{Left, Mailbox, PIECE};
 use crate::gate::outlet::Outlet;
 use crate::gate::reply::Reply;
-use crate::gate::response::Answer;
+use crate::gate::response::{Answer, put_size};
 use crate::gate::{GATE_HEADER, Gate, LENGTH_HEADER, Loss};
 use crate::pages;
 use crate::pause::pause;
@@ -746,7 +746,7 @@ impl TinyClient {
             return out.extend_from_slice(bytes);
         }
         if !bytes.is_empty() {
-            out.extend_from_slice(format!("{:x}\r\n", bytes.len()).as_bytes());
+            put_size(out, bytes.len());
             out.extend_from_slice(bytes);
             out.extend_from_slice(b"\r\n");
         }

@@ -283,12 +283,7 @@ impl EventLoop {
     /// Notes that an answer has been begun straight to a client; sends what was left.
     fn went_straight(&mut self, key: ClientKey, framed: Framed, left: &[u8]) {
         let Some(client) = self.clients.get_mut(key) else { return };
-        client.deadline = None;
-        if let Some(exchange) = &mut client.exchange {
-            exchange.answered = true;
-            exchange.chunked = framed.chunked;
-            exchange.last = framed.last;
-        }
+        client.begin_answer(framed);
         if !left.is_empty() && client.send(left).is_err() {
             self.close(key);
         }
@@ -525,9 +520,7 @@ impl EventLoop {
         let Some(exchange) = &mut client.exchange else { return };
         exchange.last |= !exchange.complete || draining;
         let framed = response::frame(&mut head, answer, exchange.terms());
-        exchange.answered = true;
-        (exchange.chunked, exchange.last) = (framed.chunked, framed.last);
-        client.deadline = None;
+        client.begin_answer(framed);
         if client.out.is_empty() {
             let empty = std::mem::replace(&mut client.out, head);
             self.keep_buffer(empty);

@@ -7,7 +7,7 @@ use super::door::Guest;
 use super::head::{Framing, Head};
 use super::outlet::{Outlet, Progress};
 use super::pace::Pace;
-use super::response::Terms;
+use super::response::{Framed, Terms};
 use super::stream::Stream;
 use std::io;
 use std::net::IpAddr;
@@ -154,6 +154,15 @@ impl Client {
         self.deadline = Some(until);
         if let Some(exchange) = &mut self.exchange {
             exchange.backend = Some(way);
+        }
+    }
+
+    /// The answer to its request has begun, framed like this.
+    pub(super) fn begin_answer(&mut self, framed: Framed) {
+        self.deadline = None;
+        if let Some(exchange) = &mut self.exchange {
+            exchange.answered = true;
+            (exchange.chunked, exchange.last) = (framed.chunked, framed.last);
         }
     }
 

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Largest answer in bytes, head and body, that is handed over whole: twice a body that goes in one frame to a plugin. A larger one comes
 /// in pieces, so that a slow client holds up the plugin and not the host's memory.
-pub(crate) const MAX_WHOLE: usize = 128 * 1024;
+pub(super) const MAX_WHOLE: usize = 128 * 1024;
 
 /// Largest piece of one that comes in pieces, in bytes, and how many of them wait for the gate.
 pub(crate) const PIECE: usize = 64 * 1024;
@@ -171,7 +171,7 @@ impl Mailbox {
     }
 
     /// A buffer for much of an answer.
-    pub(crate) fn buffer(&self) -> Vec<u8> {
+    pub(super) fn buffer(&self) -> Vec<u8> {
         let mut buffer = self.used_buffer();
         buffer.clear();
         buffer

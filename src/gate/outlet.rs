@@ -5,7 +5,7 @@
 
 use super::response::Terms;
 use rustix::fd::OwnedFd;
-use rustix::io::Errno;
+use rustix::io::retry_on_intr;
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 use std::io::IoSlice;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
@@ -63,15 +63,8 @@ impl Outlet {
         let mut lent = self.lock();
         let socket = lent.socket.as_ref().ok_or(TakenBack)?;
         let parts = parts.map(IoSlice::new);
-        let sent = loop {
-            if total == 0 {
-                break 0;
-            }
-            match sendmsg(socket, &parts, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL) {
-                Err(Errno::INTR) => {}
-                sent => break sent.unwrap_or(0),
-            }
-        };
+        let send = || sendmsg(socket, &parts, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL);
+        let sent = retry_on_intr(send).unwrap_or(0);
         lent.progress = Progress::Begun;
         if sent < total || last {
             lent.progress = Progress::Over;

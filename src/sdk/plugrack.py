@@ -471,7 +471,7 @@ class Response:
         elif not isinstance(body, Iterable):
             raise TypeError(f"a response's body cannot be {type(body).__name__}")
         self.body: Union[bytes, Iterable[Union[bytes, str]]] = body
-        if content_type or (body and not (self.headers and self.headers.get("content-type") is not None)):
+        if content_type or (body and (not self.headers or self.headers.get("content-type") is None)):
             self.headers.append(("content-type", content_type or usual))
 
     def _parts(self, method: str) -> _Parts:

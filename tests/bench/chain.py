@@ -5,14 +5,17 @@ show what another shape would give.
 """
 
 import os
+from collections import namedtuple
 from statistics import median
 
 from host import release, request
-from loads import LOADS, start_wrk, wrk_figures
+from loads import LOADS, answers
 from peers import Peers
 from processes import fail, start, stop, wait_for
 from report import Section, number, table
 from sockets import free_port
+
+Way = namedtuple("Way", "port process")
 
 POINTS = {"hello": (1, 16, 64, 256), "echo": (16, 64, 256), "mib": (16, 256)}
 NAMES = {"host": "plugrack", "whole": "its threads, empty", "short": "without library and dispatcher", "peer": "nginx → server"}
@@ -23,17 +26,17 @@ def compare(bench, available):
     host = bench.host("chain")
     peer = Peers(bench.room("chain-peers"), bench.policy, available).server()
     ways = {way: _start(bench, way) for way in ("whole", "short")}
-    ports = {"host": host.port, "peer": peer.port, **{way: port for way, (port, _) in ways.items()}}
+    servers = {"host": host, "peer": peer, **ways}
     points = [(load, c) for load in LOADS for c in POINTS[load.key]]
     rounds = []
     for turn in range(1 if bench.quick else 3):
         rates = {}
         for load, c in points:
-            for key in list(ports) if turn % 2 else list(ports)[::-1]:
-                rates[load, c, key] = _rate(bench, key, ports[key], load, c)
+            for key in list(servers) if turn % 2 else list(servers)[::-1]:
+                rates[load, c, key] = _rate(bench, key, servers[key], load, c)
         rounds.append(rates)
     host.stop()
-    stop(*peer.processes, *(process for _, process in ways.values()))
+    stop(*peer.processes, *(way.process for way in ways.values()))
 
     def cell(load, c, key):
         rates = number(median(each[load, c, key] for each in rounds))
@@ -47,24 +50,23 @@ def compare(bench, available):
     return Section("The way through the host", text, [])
 
 
-def _rate(bench, key, port, load, connections):
-    figures, faults = wrk_figures(start_wrk(port, "/bench" + load.path, connections, 1, load.method, len(load.body or b"")), 1)
-    bench.faults += ["chain, %s, %s, %d connections: %s" % (key, load.key, connections, fault) for fault in faults]
-    requests = figures["bytes"] / len(load.answer) if load.by_bytes else figures["requests"]
-    return requests / figures["duration_us"] * 1e6
+def _rate(bench, key, server, load, connections):
+    figures = bench.load(server, "chain, %s, %s, %d connections" % (key, load.key, connections), "/bench" + load.path, connections,
+                         method=load.method, size=len(load.body or b""))
+    return answers(load, figures) / figures["duration_us"] * 1e6
 
 
 def _start(bench, way):
     port, path = free_port(), os.path.join(bench.room("chain"), way + ".log")
 
-    def answers(load):
+    def is_right(load):
         return request(port, load.method, "/bench" + load.path, load.body) == (200, load.answer)
 
     with open(path, "w+b") as log:
         process = start([release("bench-chain"), way, str(port)], log, bench.policy)
-        if not wait_for("bench-chain", process, log, lambda: answers(LOADS[0])):
+        if not wait_for("bench-chain", process, log, lambda: is_right(LOADS[0])):
             fail("bench-chain does not answer.")
     for load in LOADS:
-        if not answers(load):
+        if not is_right(load):
             fail("bench-chain answers %s %s wrongly." % (load.method, load.path))
-    return port, process
+    return Way(port, process)

@@ -32,9 +32,9 @@ class Bench:
         names = ["bench"] + ["idle-%03d" % number for number in range(1, plugins)]
         return Host(self.room(name), [rust_plugin(each) for each in names], self.policy).wait().wait_plugins(plugins)
 
-    def load(self, host, where, path="/bench/hello", connections=16, seconds=1, method="GET", script=None):
+    def load(self, host, where, path="/bench/hello", connections=16, seconds=1, method="GET", script=None, size=0):
         """wrk's figures for one run; what went wrong is a fault."""
-        figures, faults = wrk_figures(start_wrk(host.port, path, connections, seconds, method, script=script), seconds)
+        figures, faults = wrk_figures(start_wrk(host.port, path, connections, seconds, method, size, script), seconds)
         if not figures["requests"]:
             fail("%s: no answer at all; %s." % (where, ", ".join(faults) or "no errors"))
         self.faults += ["%s: %s" % (where, fault) for fault in faults]

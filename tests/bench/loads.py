@@ -65,6 +65,11 @@ def wrk_figures(wrk, seconds):
     return figures, ["%d %s errors" % (number, kind) for kind, number in figures["errors"].items() if number]
 
 
+def answers(load, figures):
+    """How many answers wrk has had."""
+    return figures["bytes"] / len(load.answer) if load.by_bytes else figures["requests"]
+
+
 def calm_down(pids):
     """Waits until these processes rest: what was under way when time was up must not be at the next contender's expense."""
     deadline = time.monotonic() + QUIET_SECONDS
@@ -98,7 +103,7 @@ def measure(contender, load, connections, seconds):
     whole, size = figures["requests"], figures["bytes"]
     if size < whole * len(load.answer):
         faults.append("%d answers in %d bytes are too short" % (whole, size))
-    requests = size / len(load.answer) if load.by_bytes else whole
+    requests = answers(load, figures)
     if not requests:
         return None, faults if load.by_bytes else faults + ["no answer at all"]
     rate = requests / figures["duration_us"] * 1e6

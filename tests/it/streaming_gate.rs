@@ -169,9 +169,7 @@ fn slow_uploads_that_are_collected_do_not_hold_up_the_plugin() {
 fn events_come_without_delay_beside_bodies() {
     let server = server();
     let mut client = server.client();
-    client.send(b"GET /p/events HTTP/1.1\r\nhost: test\r\n\r\n");
-    let head = client.reply_head();
-    assert_eq!(client.body_piece(&head).unwrap(), b"data: first\n\n");
+    let head = client.begin_events();
     let next = server.site().data().join("plugin-data/p/next");
     let mut file = fs::File::options().create(true).append(true).open(next).unwrap();
     std::thread::scope(|scope| {

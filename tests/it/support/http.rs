@@ -173,6 +173,15 @@ impl Client {
         self.reply(method == "HEAD")
     }
 
+    /// Begins the fake plugin's stream of events: the head of the answer, once the first of them has come.
+    #[track_caller]
+    pub(crate) fn begin_events(&mut self) -> Reply {
+        self.send(b"GET /p/events HTTP/1.1\r\nhost: test\r\n\r\n");
+        let head = self.reply_head();
+        assert_eq!(self.body_piece(&head).unwrap(), b"data: first\n\n");
+        head
+    }
+
     /// Sends a request with its body in chunks and reads its answer.
     #[track_caller]
     pub(crate) fn request_chunked(&mut self, method: &str, path: &str, chunks: &[&[u8]]) -> Reply {
