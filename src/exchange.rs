@@ -11,15 +11,15 @@ const MAX_RETRIES: u8 = 1;
 /// A request on its way to a plugin. However it ends, whoever asks is answered.
 pub(crate) enum Job {
     /// From the web.
-    Web(Box<WebJob>),
+    Web(WebJob),
     /// From the operator, for one of the plugin's keys.
     Kv(Box<KvJob>),
 }
 
 /// A web request.
 pub(crate) struct WebJob {
-    /// The message to send; its id and `more` are set by the worker.
-    pub(crate) request: Http,
+    /// What its method says of it.
+    pub(crate) method: Method,
     /// How much of a body there is to read.
     pub(crate) body: BodyLength,
     /// Who asks.
@@ -28,6 +28,17 @@ pub(crate) struct WebJob {
     pub(crate) arrived: Instant,
     /// How often it has been lost with a connection.
     pub(crate) retries: u8,
+}
+
+/// What a method says of how its request may be treated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Method {
+    /// It changes nothing (RFC 9110, section 9.2.1).
+    Get,
+    /// Nor does this, and its answer has no body.
+    Head,
+    /// Nothing is known.
+    Other,
 }
 
 /// An operation on a plugin's keys.
@@ -91,6 +102,9 @@ pub(crate) enum Failed {
 
 /// The client's end of a request. Dropped unanswered, it answers that the host failed.
 pub(crate) trait Client: Send {
+    /// The message to send; its id and `more` are for whoever sends it to set. None where nobody waits for the answer any more.
+    fn message(&mut self) -> Option<Http<'_>>;
+
     /// Reads more of the request's body; 0 at its end. An error of kind `FileTooLarge` means that it is over the limit.
     fn read_body(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
 
@@ -99,7 +113,7 @@ pub(crate) trait Client: Send {
 
     /// Sends the head of an answer that was checked, and the first piece of its body. What is left of a body that is known to the end,
     /// `rest` bytes, follows in pieces; with neither that nor `more` this is all.
-    fn answer(&mut self, response: &Response, first: &[u8], rest: usize) -> io::Result<()>;
+    fn answer(&mut self, response: &Response<'_>, first: &[u8], rest: usize) -> io::Result<()>;
 
     /// Sends another piece of the body; `last` ends the answer.
     fn piece(&mut self, bytes: &[u8], last: bool) -> io::Result<()>;
@@ -135,15 +149,32 @@ impl Job {
     }
 }
 
+impl Method {
+    /// The one of this name.
+    pub(crate) fn named(name: &str) -> Self {
+        match name {
+            "GET" => Self::Get,
+            "HEAD" => Self::Head,
+            _ => Self::Other,
+        }
+    }
+}
+
 impl WebJob {
+    /// What is asked, for people.
+    pub(crate) fn line(&mut self) -> String {
+        let line = self.client.message().map(|message| format!("{} {}", message.method, message.path));
+        line.unwrap_or_else(|| "a request whose client has gone".to_owned())
+    }
+
     /// Whether the request has no body and changes nothing, so that it may be sent behind others and sent again (RFC 9110, 9.2).
     pub(crate) fn is_safe(&self) -> bool {
-        matches!(self.request.method.as_str(), "GET" | "HEAD") && self.body == BodyLength::Known(0)
+        self.method != Method::Other && self.body == BodyLength::Known(0)
     }
 
     /// Whether the answer's body is not sent.
     pub(crate) fn is_head(&self) -> bool {
-        self.request.method == "HEAD"
+        self.method == Method::Head
     }
 
     /// Answers with the host's own error.
@@ -152,7 +183,7 @@ impl WebJob {
     }
 
     /// Marks the request as lost with its connection; gives it back when it may be sent again.
-    pub(crate) fn lost(mut self: Box<Self>) -> Option<Box<Self>> {
+    pub(crate) fn lost(mut self) -> Option<Self> {
         if self.is_safe() && self.retries < MAX_RETRIES {
             self.retries += 1;
             return Some(self);

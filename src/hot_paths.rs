@@ -25,7 +25,7 @@ const REQUEST: &[u8] = b"GET /bench/hello?a=1&b=2 HTTP/1.1\r\nHost: rack.example
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain; charset=utf-8\r\ncache-control: no-store\r\n\
     date: Wed, 25 Nov 2026 00:00:00 GMT\r\ncontent-length: 13\r\n\r\nHello, world!";
 
-fn request() -> Http {
+fn request() -> Http<'static> {
     let headers = [
         ("host", "rack.example:8080"),
         ("user-agent", "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko)"),
@@ -43,19 +43,19 @@ fn request() -> Http {
         path: "/hello".into(),
         query: Some("a=1&b=2".into()),
         mount: "/bench".into(),
-        headers: headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+        headers: headers.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
         remote: "192.0.2.1".into(),
         more: false,
     }
 }
 
 #[inline(never)]
-fn encode_frame(out: &mut Vec<u8>, request: &Http) {
+fn encode_frame(out: &mut Vec<u8>, request: &Http<'_>) {
     encode(out, black_box(request), b"").unwrap();
 }
 
 #[inline(never)]
-fn decode_frame(frames: &mut FrameReader<&[u8]>) -> Message {
+fn decode_frame<'a>(frames: &'a mut FrameReader<&[u8]>) -> Message<'a> {
     frames.read().unwrap().message().unwrap()
 }
 

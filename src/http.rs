@@ -4,11 +4,9 @@
 //! others: plugins' requests by their workers, the operator's API by the desk.
 
 use crate::api::{self, Api};
-use crate::exchange::{BodyLength, Client, Failed, Job, WebJob};
-use crate::gate::body::Body;
+use crate::exchange::{BodyLength, Client, Failed, Job, Method, WebJob};
 use crate::gate::head::obs_text;
 use crate::gate::mailbox::{Left, Mailbox, PIECE};
-use crate::gate::outlet::Outlet;
 use crate::gate::reply::Reply;
 use crate::gate::response::{Answer, put_size};
 use crate::gate::{GATE_HEADER, Gate, LENGTH_HEADER, Loss};
@@ -16,7 +14,7 @@ use crate::pages;
 use crate::pause::pause;
 use crate::plugin::{HOLD, STARTING_RETRY_AFTER};
 use crate::process::small_thread;
-use crate::protocol::message::{HOP_BY_HOP, Headers, Http, Response};
+use crate::protocol::message::{HOP_BY_HOP, Headers, Http, Response, Text};
 use crate::rack::Rack;
 use crate::room;
 use crate::route::Target;
@@ -67,6 +65,12 @@ const METHODS: &str = "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS";
 /// `retry-after` in seconds of the host's own refusals: what is full empties quickly, if at all.
 const OVERLOAD_RETRY_AFTER: u64 = 1;
 
+/// Letters of the key that the gate is known by, 64 random bits: enough for a socket that only the host's own user can connect to.
+const KEY: usize = 16;
+
+/// Headers that room is set aside for, the host's own included: as many as browsers send.
+const HEADERS: usize = 20;
+
 /// Bytes that are set aside for the head of an answer, which few are longer than.
 const HEAD_ROOM: usize = 512;
 
@@ -87,9 +91,9 @@ pub(crate) struct Front {
     servers: AtomicU64,
     /// Closed when it has failed for good.
     alive: Mutex<Option<Sender<()>>>,
-    /// A request's id is this and a number.
+    /// A request's id is this and its number.
     id_prefix: String,
-    ids: AtomicU64,
+    numbers: AtomicU64,
 }
 
 impl Front {
@@ -99,7 +103,7 @@ impl Front {
         let (alive, failed) = bounded(0);
         let front = Self {
             socket,
-            key: random(),
+            key: random()[..KEY].to_owned(),
             mailbox: Arc::new(mailbox),
             max_body,
             closing: AtomicBool::new(false),
@@ -107,7 +111,7 @@ impl Front {
             servers: AtomicU64::new(0),
             alive: Mutex::new(Some(alive)),
             id_prefix: random()[..12].to_owned(),
-            ids: AtomicU64::new(1),
+            numbers: AtomicU64::new(1),
         };
         (front, failed)
     }
@@ -168,10 +172,6 @@ impl Front {
         let listener = UnixListener::bind(&socket)?;
         fs::set_permissions(&socket, Permissions::from_mode(0o600))?;
         Ok((listener, socket))
-    }
-
-    fn request_id(&self) -> String {
-        format!("{}-{:x}", self.id_prefix, self.ids.fetch_add(1, Ordering::Relaxed))
     }
 }
 
@@ -287,19 +287,17 @@ impl Dispatcher {
         if self.front.closing.load(Ordering::Acquire) {
             return client.fail(Failed::Unavailable { retry_after: OVERLOAD_RETRY_AFTER });
         }
-        let (path, query) = match request.url().split_once('?') {
-            Some((path, query)) => (path, Some(query)),
-            None => (request.url(), None),
-        };
+        let (path, _) = split(request.url());
         // Asked before the routes are, which are all there are if it is so.
         let known = self.rack.is_known(Duration::ZERO);
         let routes = self.rack.routes();
         match routes.resolve(path) {
-            Target::Plugin { plugin, mount, path } => {
-                let http = self.message(request, &client.passed, mount, path, query);
-                let (plugin, body) = (Arc::clone(plugin), client.left.map_or(BodyLength::Unknown, BodyLength::Known));
+            Target::Plugin { plugin, mount, .. } => {
+                let (plugin, method) = (Arc::clone(plugin), Method::named(request.method().as_str()));
+                let body = client.left.map_or(BodyLength::Unknown, BodyLength::Known);
+                client.mount = mount.len();
                 let (client, arrived) = (Box::new(client), Instant::now());
-                plugin.submit(Job::Web(Box::new(WebJob { request: http, body, client, arrived, retries: 0 })));
+                plugin.submit(Job::Web(WebJob { method, body, client, arrived, retries: 0 }));
             }
             Target::Api(_) => {
                 if let Err(full) = self.desk.try_send(client) {
@@ -314,7 +312,7 @@ impl Dispatcher {
             }
             Target::Health => client.respond(200, "text/plain; charset=utf-8", b"ok\n", &[]),
             Target::Index => {
-                let html = header(request, "accept").is_some_and(|accept| accept.contains("text/html"));
+                let html = client.header("accept").is_some_and(|accept| accept.contains("text/html"));
                 let (kind, page) = pages::index(&self.rack, html);
                 client.respond(200, kind, page.as_bytes(), &pages::HEADERS);
             }
@@ -341,7 +339,7 @@ impl Dispatcher {
             known = self.rack.is_known(LOBBY_TICK);
             let routes = self.rack.routes();
             let is_due = |(arrived, client): &mut (Instant, TinyClient)| {
-                let path = client.request().and_then(|request| request.url().split('?').next()).unwrap_or_default();
+                let path = client.request().map(|request| split(request.url()).0).unwrap_or_default();
                 arrived.elapsed() >= HOLD || !matches!(routes.resolve(path), Target::Nothing)
             };
             let due = {
@@ -360,40 +358,6 @@ impl Dispatcher {
                 }
             }
         }
-    }
-
-    /// The message for a plugin.
-    fn message(&self, request: &Request, passed: &Passed, mount: &str, path: &str, query: Option<&str>) -> Http {
-        Http {
-            id: 0,
-            method: request.method().as_str().to_owned(),
-            path: path.to_owned(),
-            query: query.map(str::to_owned),
-            mount: mount.to_owned(),
-            headers: self.headers(request, passed, mount),
-            remote: passed.client.clone(),
-            more: false,
-        }
-    }
-
-    /// The request's headers as a plugin gets them: what the gate has let through, without what is between it and the host, and with
-    /// the host's own.
-    fn headers(&self, request: &Request, passed: &Passed, mount: &str) -> Headers {
-        let mut headers = Headers::with_capacity(request.headers().len() + 4);
-        for header in request.headers() {
-            let name = header.field.as_str().as_str();
-            if !matches!(name, GATE_HEADER | "transfer-encoding" | "x-request-id") {
-                headers.push((name.to_owned(), obs_text(header.value.as_str()).into_owned()));
-            }
-        }
-        if let Some(length) = passed.length {
-            headers.push(("content-length".into(), length.to_string()));
-        }
-        headers.push(("x-forwarded-for".into(), passed.client.clone()));
-        headers.push(("x-forwarded-proto".into(), passed.scheme.to_owned()));
-        headers.push(("x-forwarded-prefix".into(), mount.to_owned()));
-        headers.push(("x-request-id".into(), self.front.request_id()));
-        headers
     }
 }
 
@@ -428,7 +392,7 @@ fn attend(api: &Api, queue: &Receiver<TinyClient>) {
         let handled = catch_unwind(AssertUnwindSafe(|| {
             let Some(request) = client.request() else { return };
             let (method, url) = (request.method().as_str().to_owned(), request.url().to_owned());
-            let authorization = header(request, "authorization").map(str::to_owned);
+            let authorization = client.header("authorization");
             let reply = api.handle(&method, &url, authorization.as_deref(), &mut client);
             let headers: Vec<_> = [("cache-control", "no-store")].into_iter().chain(reply.header).collect();
             client.respond(reply.status, "application/json", reply.body.as_bytes(), &headers);
@@ -449,10 +413,20 @@ fn body_length(request: &Request, declared: Option<u64>, max_body: u64) -> Resul
     }
 }
 
-/// The headers that `connection` names as belonging to this hop, in lower case.
-fn connection_options<'a>(headers: impl Iterator<Item = (&'a str, &'a str)>) -> Vec<String> {
-    let options = headers.filter(|(name, _)| name.eq_ignore_ascii_case("connection")).flat_map(|(_, value)| value.split(','));
-    options.map(|name| name.trim().to_ascii_lowercase()).collect()
+/// The headers that `connection` names as belonging to this hop.
+fn connection_options<'a>(headers: &'a Headers<'_>) -> Vec<&'a str> {
+    let options = headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("connection"));
+    options.flat_map(|(_, value)| value.split(',')).map(str::trim).collect()
+}
+
+/// Whether a header is one of those between the gate and the host.
+fn is_gates(name: &str) -> bool {
+    name.get(..GATE_HEADER.len()).is_some_and(|beginning| beginning.eq_ignore_ascii_case(GATE_HEADER))
+}
+
+/// A target's path, and what follows the `?`.
+fn split(target: &str) -> (&str, Option<&str>) {
+    target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)))
 }
 
 fn header<'a>(request: &'a Request, name: &'static str) -> Option<&'a str> {
@@ -483,11 +457,13 @@ fn refusal(failed: Failed) -> (u16, Option<(&'static str, String)>, String) {
 pub(crate) struct TinyClient {
     state: ClientState,
     passed: Passed,
-    mailbox: Arc<Mailbox>,
-    /// The request's body, once it was taken out of the mailbox. Until then a client that goes takes it along.
-    body: Option<Body>,
-    /// The way straight to the client, likewise.
-    outlet: Option<Arc<Outlet>>,
+    front: Arc<Front>,
+    /// The request's number.
+    number: u64,
+    /// Bytes of the path that are the plugin's route.
+    mount: usize,
+    /// What the gate has left with the request, once that was asked for, see [`TinyClient::take_left`].
+    taken: Option<Option<Left>>,
     head: bool,
     /// Bytes of the body still allowed.
     allowance: u64,
@@ -519,14 +495,15 @@ enum ClientState {
 }
 
 impl TinyClient {
-    fn new(request: Request, passed: Passed, body: BodyLength, front: &Front) -> Self {
+    fn new(request: Request, passed: Passed, body: BodyLength, front: &Arc<Front>) -> Self {
         Self {
             head: request.method().as_str() == "HEAD",
-            mailbox: Arc::clone(&front.mailbox),
+            front: Arc::clone(front),
+            number: front.numbers.fetch_add(1, Ordering::Relaxed),
+            mount: 0,
+            taken: None,
             allowance: front.max_body,
             read: passed.address.is_some() || body == BodyLength::Known(0),
-            body: None,
-            outlet: None,
             passed,
             left: match body {
                 BodyLength::Known(length) => Some(length),
@@ -560,9 +537,9 @@ impl TinyClient {
     fn begin(&mut self, status: u16, mut head: Vec<u8>, body: &Beginning<'_>) -> io::Result<()> {
         let over_connection = self.leave();
         if let Some(address) = self.passed.address {
-            self.take_left(address);
+            let outlet = self.take_left().and_then(|left| left.outlet.take());
             let answer = Answer { status, length: body.length, chunked: false, close: false };
-            let reply = Reply::begin(&self.mailbox, address, self.outlet.take(), (answer, head), body.first, body.whole)?;
+            let reply = Reply::begin(&self.front.mailbox, address, outlet, (answer, head), body.first, body.whole)?;
             if !body.whole {
                 self.state = ClientState::Replying(reply);
             }
@@ -599,11 +576,33 @@ impl TinyClient {
         }
     }
 
-    /// Takes what the gate has left with the request.
-    fn take_left(&mut self, address: u64) {
-        if self.body.is_none() && self.outlet.is_none() {
-            Left { body: self.body, outlet: self.outlet } = self.mailbox.take_left(address);
+    /// What the gate has left with the request, and until it is asked for the first time may take back; nothing where it has, since the
+    /// client has gone, and where the request has come over a connection of its own.
+    fn take_left(&mut self) -> Option<&mut Left> {
+        let address = self.passed.address?;
+        self.taken.get_or_insert_with(|| self.front.mailbox.take_left(address)).as_mut()
+    }
+
+    /// The request's headers as the gate has let them pass, once what it has left was taken.
+    fn headers(&self) -> Headers<'_> {
+        let mut headers = Headers::with_capacity(HEADERS);
+        let mut put = |name, value| headers.push((Text::from(name), obs_text(value).into()));
+        if let Some(Some(left)) = &self.taken {
+            // What is canonical is ASCII, a header a line.
+            let lines = std::str::from_utf8(&left.headers).unwrap_or_default().split_terminator('\n');
+            let lines = lines.filter_map(|line| line.trim_end_matches('\r').split_once(':'));
+            lines.for_each(|(name, value)| put(name, value.trim_start_matches(' ')));
+        } else if let ClientState::Asking(request) = &self.state {
+            let each = request.headers().iter().map(|header| (header.field.as_str().as_str(), header.value.as_str()));
+            each.filter(|(name, _)| *name != GATE_HEADER).for_each(|(name, value)| put(name, value));
         }
+        headers
+    }
+
+    /// A header of the request.
+    fn header(&mut self, name: &str) -> Option<String> {
+        self.take_left();
+        self.headers().into_iter().find(|(each, _)| **each == *name).map(|(_, value)| value.to_string())
     }
 
     /// Lets go of the request; gives what it can be answered by on its connection.
@@ -631,17 +630,42 @@ impl TinyClient {
 }
 
 impl Client for TinyClient {
+    fn message(&mut self) -> Option<Http<'_>> {
+        if self.passed.address.is_some() {
+            self.take_left()?;
+        }
+        let mut headers = self.headers();
+        headers.retain(|(name, _)| !matches!(&**name, "transfer-encoding" | "x-request-id"));
+        let ClientState::Asking(request) = &self.state else { return None };
+        let (path, query) = split(request.url());
+        let (mount, path) = path.split_at_checked(self.mount)?;
+        let client = self.passed.client.as_str();
+        if let Some(length) = self.passed.length {
+            headers.push(("content-length".into(), length.to_string().into()));
+        }
+        headers.push(("x-forwarded-for".into(), client.into()));
+        headers.push(("x-forwarded-proto".into(), self.passed.scheme.into()));
+        headers.push(("x-forwarded-prefix".into(), mount.into()));
+        headers.push(("x-request-id".into(), format!("{}-{:x}", self.front.id_prefix, self.number).into()));
+        Some(Http {
+            id: 0,
+            method: request.method().as_str().into(),
+            path: if path.is_empty() { "/" } else { path }.into(),
+            query: query.map(Into::into),
+            mount: mount.into(),
+            headers,
+            remote: client.into(),
+            more: false,
+        })
+    }
+
     fn read_body(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let ClientState::Asking(request) = &mut self.state else { return Ok(0) };
-        if self.left == Some(0) {
+        if self.left == Some(0) || self.request().is_none() {
             return Ok(0);
         }
-        let n = match self.passed.address {
-            Some(address) => {
-                self.take_left(address);
-                self.body.as_mut().map_or(Ok(0), |body| body.read(buffer))?
-            }
-            None => request.as_reader().read(buffer)?,
+        let n = match &mut self.state {
+            ClientState::Asking(request) if self.passed.address.is_none() => request.as_reader().read(buffer)?,
+            _ => self.take_left().and_then(|left| left.body.as_mut()).map_or(Ok(0), |body| body.read(buffer))?,
         };
         if n == 0 && self.left.is_some() {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -656,29 +680,25 @@ impl Client for TinyClient {
     }
 
     fn whole_body(&mut self, most: usize) -> Option<Vec<u8>> {
-        let (address, length) = (self.passed.address?, self.left?);
-        self.take_left(address);
-        let body = self.body.as_mut()?;
-        if body.len() != length || length > self.allowance.min(most as u64) {
-            return None;
-        }
+        let length = self.left.filter(|length| *length <= self.allowance.min(most as u64))?;
+        let body = self.take_left()?.body.as_mut().filter(|body| body.len() == length)?;
         let bytes = body.take_whole()?;
         self.left = Some(0);
         self.read = true;
         Some(bytes)
     }
 
-    fn answer(&mut self, response: &Response, first: &[u8], rest: usize) -> io::Result<()> {
+    fn answer(&mut self, response: &Response<'_>, first: &[u8], rest: usize) -> io::Result<()> {
         let mut head = status_line(response.status);
         let (mut length, mut has_date) = (None, false);
-        let named = connection_options(response.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+        let named = connection_options(&response.headers);
         for (name, value) in &response.headers {
-            let name = name.to_ascii_lowercase();
-            has_date |= name == "date";
-            if name == "content-length" {
+            let is = |other: &str| name.eq_ignore_ascii_case(other);
+            has_date |= is("date");
+            if is("content-length") {
                 length = value.parse().ok();
-            } else if !HOP_BY_HOP.contains(&&*name) && !name.starts_with(GATE_HEADER) && !named.contains(&name) {
-                put_header(&mut head, &name, value);
+            } else if !HOP_BY_HOP.into_iter().any(is) && !is_gates(name) && !named.iter().any(|option| is(option)) {
+                put_header(&mut head, name, value);
             }
         }
         if !has_date {
@@ -708,7 +728,7 @@ impl Client for TinyClient {
     }
 
     fn buffer(&mut self) -> Vec<u8> {
-        let mut buffer = self.mailbox.used_buffer();
+        let mut buffer = self.front.mailbox.used_buffer();
         buffer.resize(PIECE, 0);
         buffer
     }
@@ -774,13 +794,16 @@ fn send(out: &mut dyn Write, bytes: &[u8]) -> io::Result<()> {
 fn status_line(status: u16) -> Vec<u8> {
     let mut head = Vec::with_capacity(HEAD_ROOM);
     let reason = StatusCode(status).default_reason_phrase();
-    head.extend_from_slice(format!("HTTP/1.1 {status} {reason}\r\n").as_bytes());
+    // To memory, which takes all.
+    write!(head, "HTTP/1.1 {status} {reason}\r\n").unwrap_or_default();
     head
 }
 
-/// Appends a header line. Each character of a value is one byte (see `Response::check`).
+/// Appends a header line, its name in lower case. Each character of a value is one byte (see `Response::check`).
 fn put_header(head: &mut Vec<u8>, name: &str, value: &str) {
+    let start = head.len();
     head.extend_from_slice(name.as_bytes());
+    head[start..].make_ascii_lowercase();
     head.extend_from_slice(b": ");
     let value = value.trim_matches([' ', '\t']);
     if value.is_ascii() {

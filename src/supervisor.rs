@@ -407,7 +407,10 @@ impl Supervisor {
                 *told = Some(error);
                 *deadline = now.checked_add(LEAVE_TIME).map_or(*deadline, |leave| leave.min(*deadline));
             }
-            Ok(other) => self.fault(Exit::Fault, format!("it answered init with {} (id {})", other.kind(), other.id())),
+            Ok(other) => {
+                let what = format!("it answered init with {} (id {})", other.kind(), other.id());
+                self.fault(Exit::Fault, what);
+            }
             // A process that ends here closes its connection a moment before its exit code is known, which says more.
             Err(error) => *broken = Some(format!("its connection ended before it was ready: {error}")),
         }

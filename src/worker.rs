@@ -9,7 +9,7 @@ use crate::exchange::{BodyLength, Failed, Job, KvFailure, KvJob, WebJob};
 use crate::link::{Link, Lost, RELEASE_AFTER, Sent};
 use crate::plugin::{Plugin, QUICK};
 use crate::protocol::frame::ReadError;
-use crate::protocol::message::{Data, Kv, MAX_INLINE_BODY, Message, Ping, Response, Shutdown};
+use crate::protocol::message::{Data, Http, Kv, MAX_INLINE_BODY, Message, Ping, Response, Shutdown};
 use crossbeam_channel::{Receiver, RecvTimeoutError, select};
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -98,6 +98,15 @@ enum Next {
     Job(Job),
     Ping,
     Stop,
+}
+
+/// What there is to know of an answer that goes on in `data` frames.
+struct Stream {
+    id: u64,
+    /// Bytes of its body, where it says so.
+    declared: Option<u64>,
+    /// Whether these are events. Their clients connect again by themselves, so it need not hold up a stop.
+    events: bool,
 }
 
 /// Whether the connection may be used further.
@@ -257,7 +266,7 @@ impl Worker {
     }
 
     /// Sends a request, with others that wait where that is sound, and gives the answers to their clients.
-    fn serve_web(&mut self, mut first: Box<WebJob>) -> Outcome {
+    fn serve_web(&mut self, mut first: WebJob) -> Outcome {
         let begun = Instant::now();
         let timeout = self.life.request_timeout;
         let mut outstanding = VecDeque::with_capacity(1);
@@ -318,10 +327,11 @@ impl Worker {
     }
 
     /// Queues a request with all of its body.
-    fn send(&mut self, mut job: Box<WebJob>, body: Vec<u8>, outstanding: &mut VecDeque<(u64, Box<WebJob>)>) {
+    fn send(&mut self, mut job: WebJob, body: Vec<u8>, outstanding: &mut VecDeque<(u64, WebJob)>) {
         let id = self.link.next_id();
-        (job.request.id, job.request.more) = (id, false);
-        match self.link.queue_owned(&job.request, body) {
+        // Of a client that has gone the plugin need not hear.
+        let Some(message) = job.client.message() else { return };
+        match self.link.queue_owned(&Http { id, ..message }, body) {
             Ok(()) => outstanding.push_back((id, job)),
             // Only a head beyond what a frame holds gets here.
             Err(_) => job.fail(Failed::HeadTooLarge),
@@ -329,7 +339,7 @@ impl Worker {
     }
 
     /// Sends a request with its body, as far as the plugin wants it. Gives nothing when the client was answered already.
-    fn upload(&mut self, mut job: Box<WebJob>) -> Result<Option<(u64, Box<WebJob>)>, Broken> {
+    fn upload(&mut self, mut job: WebJob) -> Result<Option<(u64, WebJob)>, Broken> {
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.resize(MAX_INLINE_BODY, 0);
         let mut length = 0;
@@ -347,8 +357,8 @@ impl Worker {
             }
         }
         let id = self.link.next_id();
-        (job.request.id, job.request.more) = (id, !ended);
-        if self.link.queue(&job.request, &buffer[..length]).is_err() {
+        let Some(message) = job.client.message() else { return Ok(None) };
+        if self.link.queue(&Http { id, more: !ended, ..message }, &buffer[..length]).is_err() {
             job.fail(Failed::HeadTooLarge);
             return Ok(None);
         }
@@ -359,7 +369,7 @@ impl Worker {
         }
         while !ended {
             let Ok(sent) = self.link.flush(Instant::now() + STREAM_IDLE, || self.life.ended.load(Ordering::Relaxed)) else {
-                self.plugin.log.note(&format!("the body of {} {} was not taken", job.request.method, job.request.path));
+                self.plugin.log.note(&format!("the body of {} was not taken", job.line()));
                 job.fail(Failed::BadGateway);
                 return Err(Broken);
             };
@@ -391,9 +401,9 @@ impl Worker {
 
     /// Waits for the answer to a request and hands it to its client. An error means that the connection is of no more use. Those
     /// `behind` it are outstanding too; where they would have to wait for long, they are given back.
-    fn answer(&mut self, id: u64, mut job: Box<WebJob>, deadline: Instant, behind: &mut VecDeque<(u64, Box<WebJob>)>) -> Outcome {
+    fn answer(&mut self, id: u64, mut job: WebJob, deadline: Instant, behind: &mut VecDeque<(u64, WebJob)>) -> Outcome {
         let mut alone = true;
-        let response = loop {
+        let (stream, streamed) = loop {
             match self.wait_begin(deadline, !behind.is_empty()) {
                 Ok(()) => {}
                 Err(Lost::Interrupted) if !behind.is_empty() && !self.life.ended.load(Ordering::Relaxed) => {
@@ -405,7 +415,7 @@ impl Worker {
                     continue;
                 }
                 Err(Lost::Deadline) => {
-                    self.plugin.log.note(&format!("no answer to {} {} in time", job.request.method, job.request.path));
+                    self.plugin.log.note(&format!("no answer to {} in time", job.line()));
                     job.fail(Failed::Timeout);
                     return Err(Broken);
                 }
@@ -423,20 +433,21 @@ impl Worker {
                 // The late answer to a ping.
                 Ok(Message::Pong(pong)) if pong.id < id && rest == 0 => {}
                 Ok(Message::Response(response)) if response.id == id => {
-                    let size = frame.body.len() + rest;
-                    if let Err(bad) = response.check(size, job.is_head()) {
-                        let whole = !response.more && rest == 0;
-                        return self.bad_response(job, &bad.to_string(), whole);
-                    }
+                    let (size, more) = (frame.body.len() + rest, response.more);
+                    let declared = match response.check(size, job.is_head()) {
+                        Ok(declared) => declared.filter(|_| !job.is_head()),
+                        Err(bad) => return self.bad_response(job, &bad.to_string(), !more && rest == 0),
+                    };
                     let begun = job.client.answer(&response, frame.body, rest);
-                    let delivered = self.pass_rest(&mut job, rest, !response.more, begun)?;
-                    if !response.more {
+                    let stream = Stream { id, declared, events: is_events(&response) };
+                    let delivered = self.pass_rest(&mut job, rest, !more, begun)?;
+                    if !more {
                         // A client that has gone has no use for its answer, and the connection none the worse for it.
                         drop(delivered);
                         return if alone { Ok(()) } else { Err(Broken) };
                     }
                     delivered.map_err(|_| Broken)?;
-                    break (response, size as u64);
+                    break (stream, size as u64);
                 }
                 Ok(Message::Error(error)) if error.id == id && rest == 0 => {
                     let reason = format!("it answered with the error {}: {}", error.code, error.message);
@@ -449,8 +460,7 @@ impl Worker {
                 Err(malformed) => return self.violation(job, &malformed.to_string()),
             }
         };
-        let (response, streamed) = response;
-        let relayed = self.relay(&mut job, &response, streamed);
+        let relayed = self.relay(&mut job, &stream, streamed);
         // Requests behind a stream have waited for it long enough; a new connection begins with a clean slate.
         if alone && behind.is_empty() { relayed } else { Err(Broken) }
     }
@@ -480,13 +490,9 @@ impl Worker {
     }
 
     /// Passes on an answer that goes on in `data` frames.
-    fn relay(&mut self, job: &mut WebJob, response: &Response, mut streamed: u64) -> Outcome {
+    fn relay(&mut self, job: &mut WebJob, stream: &Stream, mut streamed: u64) -> Outcome {
         self.pace = None;
-        let header =
-            |name: &str| response.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str());
-        let declared: Option<u64> = header("content-length").and_then(|value| value.parse().ok()).filter(|_| !job.is_head());
-        // Clients of an event stream connect again by themselves, so it need not hold up a stop.
-        let events = header("content-type").is_some_and(|value| value.starts_with("text/event-stream"));
+        let Stream { id, declared, events } = *stream;
         let (life, plugin, stalled) = (&self.life, &self.plugin, &self.stalled);
         Self::stall(plugin, life, stalled);
         let ending = || events && life.stopping.load(Ordering::Relaxed);
@@ -504,8 +510,11 @@ impl Worker {
             }
             let Ok(frame) = self.link.take() else { return self.cut(job, "an answer broke off") };
             let data = match frame.message() {
-                Ok(Message::Data(data)) if data.id == response.id => data,
-                Ok(other) => return self.cut(job, &format!("a {} came where data was due", other.kind())),
+                Ok(Message::Data(data)) if data.id == id => data,
+                Ok(other) => {
+                    let what = format!("a {} came where data was due", other.kind());
+                    return self.cut(job, &what);
+                }
                 Err(malformed) => return self.cut(job, &malformed.to_string()),
             };
             streamed += frame.body.len() as u64;
@@ -532,14 +541,14 @@ impl Worker {
     }
 
     /// The plugin's answer breaks a rule: the client gets none of it.
-    fn bad_response(&self, job: Box<WebJob>, why: &str, whole: bool) -> Outcome {
-        self.plugin.log.note(&format!("the answer to {} {} was refused: {why}", job.request.method, job.request.path));
+    fn bad_response(&self, mut job: WebJob, why: &str, whole: bool) -> Outcome {
+        self.plugin.log.note(&format!("the answer to {} was refused: {why}", job.line()));
         job.fail(Failed::BadGateway);
         if whole { Ok(()) } else { Err(Broken) }
     }
 
     /// The plugin broke the protocol: nothing that follows on the connection can be trusted.
-    fn violation(&self, job: Box<WebJob>, what: &str) -> Outcome {
+    fn violation(&self, job: WebJob, what: &str) -> Outcome {
         self.plugin.log.note(&format!("protocol error: {what}"));
         job.fail(Failed::BadGateway);
         Err(Broken)
@@ -570,7 +579,7 @@ impl Worker {
 
     /// Puts requests that get no answer on this connection back into the queue, or answers them. Where the process may have ended,
     /// [`Worker::answer`] has let it settle.
-    fn give_back(&self, lost: VecDeque<(u64, Box<WebJob>)>) {
+    fn give_back(&self, lost: VecDeque<(u64, WebJob)>) {
         for job in lost.into_iter().filter_map(|(_, job)| job.lost()) {
             self.plugin.queue.push(Job::Web(job));
         }
@@ -683,6 +692,12 @@ fn connect(plugin: &Plugin, life: &Life) -> Option<Link> {
             },
         }
     }
+}
+
+/// Whether an answer is a stream of events.
+fn is_events(response: &Response<'_>) -> bool {
+    let kind = response.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("content-type"));
+    kind.is_some_and(|(_, value)| value.starts_with("text/event-stream"))
 }
 
 fn body_failure(error: &io::Error) -> Failed {

@@ -47,7 +47,7 @@ pub(super) struct Backend {
     /// Where the body of its answer comes from, if that is in pieces by the mailbox.
     pub(super) pieces: Option<Pieces>,
     pub(super) user: Use,
-    /// Whether the request has gone over the shared connection, and whether something was left for it in the mailbox.
+    /// Whether the request has gone over the shared connection, and whether what was left in the mailbox for it may still be there.
     pub(super) aboard: bool,
     pub(super) left: bool,
     /// More may be there to read.
@@ -86,7 +86,7 @@ impl Backend {
 
     /// The way of a request over the shared connection.
     pub(super) fn aboard(client: ClientKey) -> Self {
-        Self { aboard: true, spent: true, ..Self::new(Use::Busy(client)) }
+        Self { aboard: true, left: true, spent: true, ..Self::new(Use::Busy(client)) }
     }
 
     fn new(user: Use) -> Self {

@@ -190,12 +190,10 @@ impl EventLoop {
         let address = self.backends.insert(Backend::aboard(key));
         self.aboard += 1;
         let body = exchange.body.take().filter(|body| !body.is_empty());
+        let headers = exchange.lines().1.to_vec();
         // Once the host stops, each answer says that it is the connection's last, which the gate sees to.
         let outlet = if self.is_draining { None } else { client.lend(self.aboard == 1) };
-        if body.is_some() || outlet.is_some() {
-            self.inbox.leave(address.data().as_ffi(), Left { body, outlet });
-            self.backends[address].left = true;
-        }
+        self.inbox.leave(address.data().as_ffi(), Left { headers, body, outlet });
         client.pass_on(address, self.now + self.backing.answer_timeout);
         let shared = &mut self.backends[shared_key];
         compact(&mut shared.out, &mut shared.sent);
@@ -245,6 +243,8 @@ impl EventLoop {
     fn take_parcel(&mut self, key: BackendKey, parcel: Parcel) {
         let Some(backend) = self.backends.get_mut(key).filter(|backend| backend.aboard) else { return };
         let Use::Busy(client) = backend.user else { return };
+        // Whoever answers has taken it.
+        backend.left = false;
         match (parcel, &backend.pieces) {
             (Parcel::Answer { answer, bytes, body_at, rest }, None) => {
                 let is_whole = rest.is_none();
@@ -678,11 +678,15 @@ impl EventLoop {
     }
 }
 
-/// Appends the head of a client's request as the host gets it, and says whether its body is to follow in chunks. With an address, body
-/// and answer go by the mailbox.
+/// Appends the head of a client's request as the host gets it, and says whether its body is to follow in chunks. With an address, headers,
+/// body and answer go by the mailbox.
 fn put_head(out: &mut Vec<u8>, client: &Client, gate: &str, address: Option<BackendKey>) -> bool {
     let Some(exchange) = &client.exchange else { return false };
-    out.extend_from_slice(&exchange.request);
+    let (first, headers) = exchange.lines();
+    out.extend_from_slice(first);
+    if address.is_none() {
+        out.extend_from_slice(headers);
+    }
     let (length, chunked) = match (exchange.head.framing, address) {
         (Framing::None, _) => (None, false),
         (_, Some(_)) => (Some(exchange.received), false),

@@ -9,6 +9,7 @@ use super::outlet::{Outlet, Progress};
 use super::pace::Pace;
 use super::response::{Framed, Terms};
 use super::stream::Stream;
+use memchr::memchr;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -105,6 +106,11 @@ pub(super) fn compact(out: &mut Vec<u8>, sent: &mut usize) {
 }
 
 impl Exchange {
+    /// The first line of the canonical head, and the others.
+    pub(super) fn lines(&self) -> (&[u8], &[u8]) {
+        self.request.split_at(memchr(b'\n', &self.request).map_or(0, |end| end + 1))
+    }
+
     /// Whether what is left of the request's body is not wanted any more: the answer has begun without it.
     pub(super) fn is_abandoned(&self) -> bool {
         self.answered && !self.complete

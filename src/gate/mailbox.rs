@@ -1,6 +1,6 @@
 //! What the gate and the host's other threads hand each other, which are the same process: no connection lies between them.
 //!
-//! A request that goes over the shared connection has an address: its body is left here under it, and its answer put here. The gate gives
+//! A request that goes over the shared connection has an address: its headers and body are left here under it, and its answer put here. The gate gives
 //! each address out once, so what comes for a request that is over, as when its client has gone, is nobody's and dropped.
 
 use super::body::Body;
@@ -52,8 +52,9 @@ pub(super) enum Then {
 }
 
 /// What the gate leaves for whom a request goes to.
-#[derive(Default)]
 pub(crate) struct Left {
+    /// The lines of the request's canonical head, but for the first.
+    pub(crate) headers: Vec<u8>,
     /// The request's body, where it has one.
     pub(crate) body: Option<Body>,
     /// The way straight to its client, where there is one.
@@ -188,8 +189,8 @@ impl Mailbox {
     }
 
     /// What the gate has left with a request; nothing where nobody waits for the answer any more.
-    pub(crate) fn take_left(&self, address: u64) -> Left {
-        self.left.part(address).remove(&address).unwrap_or_default()
+    pub(crate) fn take_left(&self, address: u64) -> Option<Left> {
+        self.left.part(address).remove(&address)
     }
 }
 

@@ -23,12 +23,12 @@ pub struct Frame<'a> {
     pub body: &'a [u8],
 }
 
-impl Frame<'_> {
+impl<'a> Frame<'a> {
     /// Reads the head.
     ///
     /// # Errors
     /// When it is not a message of the protocol.
-    pub fn message(&self) -> Result<Message, Malformed> {
+    pub fn message(&self) -> Result<Message<'a>, Malformed> {
         Message::parse(self.head)
     }
 }

@@ -4,6 +4,9 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::borrow::Cow;
+use std::fmt;
+use std::ops::Deref;
 
 /// The code of a plugin's answer to `init` that says that it does not speak this version.
 pub const WRONG_PROTOCOL: &str = "protocol";
@@ -54,20 +57,45 @@ pub const HOP_BY_HOP: [&str; 9] = [
     "upgrade",
 ];
 
+/// Text of a message: in the frame that the message was read from, where it stands there as it is, or its own.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl Deref for Text<'_> {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Text<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<'a, T: Into<Cow<'a, str>>> From<T> for Text<'a> {
+    fn from(text: T) -> Self {
+        Self(text.into())
+    }
+}
+
 /// Header fields in order, repeats kept: name and value.
-pub type Headers = Vec<(String, String)>;
+pub type Headers<'a> = Vec<(Text<'a>, Text<'a>)>;
 
 /// Any message, as a receiver meets it.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Message {
+pub enum Message<'a> {
     /// Host to plugin: the first message on the first connection.
     Init(Box<Init>),
     /// Plugin to host: the answer to `init`.
     Ready(Ready),
     /// Host to plugin: a web request.
-    Http(Box<Http>),
+    Http(Box<Http<'a>>),
     /// Plugin to host: the answer to `http`.
-    Response(Response),
+    Response(Response<'a>),
     /// Either way: more of a body.
     Data(Data),
     /// Either way: an operation on the key-value store.
@@ -110,17 +138,17 @@ fn leading_type(head: &str) -> Option<&str> {
     (rest.starts_with([',', '}']) && kind.bytes().all(|byte| byte.is_ascii_lowercase())).then_some(kind)
 }
 
-impl Message {
+impl<'a> Message<'a> {
     /// Reads a head.
     ///
     /// # Errors
     /// When it is not a JSON object, or not a message of this protocol.
-    pub fn parse(head: &[u8]) -> Result<Self, Malformed> {
+    pub fn parse(head: &'a [u8]) -> Result<Self, Malformed> {
         /// The type alone, so that each message is then read straight into its own struct.
         #[derive(Deserialize)]
         struct Tag<'a> {
             #[serde(borrow, rename = "type")]
-            kind: std::borrow::Cow<'a, str>,
+            kind: Cow<'a, str>,
         }
         let head = std::str::from_utf8(head)?;
         if !head.trim_ascii_start().starts_with('{') {
@@ -230,24 +258,27 @@ pub struct HostInfo {
 /// A web request for the plugin's route.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename = "http")]
-pub struct Http {
+pub struct Http<'a> {
     /// Repeated by the reply.
     pub id: u64,
     /// As the client sent it.
-    pub method: String,
+    #[serde(borrow)]
+    pub method: Text<'a>,
     /// What follows the mount, not decoded; begins with `/`.
-    pub path: String,
+    #[serde(borrow)]
+    pub path: Text<'a>,
     /// What follows the first `?`, not decoded.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub query: Option<String>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub query: Option<Text<'a>>,
     /// The plugin's route.
-    pub mount: String,
+    #[serde(borrow)]
+    pub mount: Text<'a>,
     /// In order, repeats kept, names in lower case.
-    #[serde(default)]
-    pub headers: Headers,
+    #[serde(borrow, default)]
+    pub headers: Headers<'a>,
     /// The client's address, empty when it is not known.
-    #[serde(default)]
-    pub remote: String,
+    #[serde(borrow, default)]
+    pub remote: Text<'a>,
     /// Whether the body goes on in `data` frames.
     #[serde(default)]
     pub more: bool,
@@ -256,14 +287,14 @@ pub struct Http {
 /// The answer to [`Http`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename = "response")]
-pub struct Response {
+pub struct Response<'a> {
     /// The request's id.
     pub id: u64,
     /// 200–599.
     pub status: u16,
     /// In order, repeats kept.
-    #[serde(default)]
-    pub headers: Headers,
+    #[serde(borrow, default)]
+    pub headers: Headers<'a>,
     /// Whether the body goes on in `data` frames.
     #[serde(default)]
     pub more: bool,
@@ -520,7 +551,7 @@ pub enum BadResponse {
     Bodiless(u16),
 }
 
-impl Response {
+impl Response<'_> {
     /// Whether this status never has a body.
     #[must_use]
     pub fn is_bodiless(&self) -> bool {
@@ -545,7 +576,7 @@ impl Response {
                 return Err(BadResponse::HeaderName(name.chars().take(64).collect()));
             }
             if !value.chars().all(is_field_char) {
-                return Err(BadResponse::HeaderValue(name.clone()));
+                return Err(BadResponse::HeaderValue(name.to_string()));
             }
             if name.eq_ignore_ascii_case("content-length") {
                 if declared.is_some() {
@@ -582,8 +613,8 @@ fn is_field_char(c: char) -> bool {
 mod tests {
     use super::*;
 
-    fn response(status: u16, headers: &[(&str, &str)], more: bool) -> Response {
-        let headers = headers.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+    fn response<'a>(status: u16, headers: &[(&'a str, &'a str)], more: bool) -> Response<'a> {
+        let headers = headers.iter().map(|(n, v)| ((*n).into(), (*v).into())).collect();
         Response { id: 1, status, headers, more }
     }
 

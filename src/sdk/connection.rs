@@ -55,8 +55,10 @@ impl From<EncodeError> for End {
 /// A connection with its buffers.
 pub(super) struct Connection {
     reader: FrameReader<UnixStream>,
-    /// Messages that [`Connection::look`] has found, with their bodies.
-    ahead: VecDeque<(Message, Vec<u8>)>,
+    /// The heads of messages that [`Connection::look`] has found, with their bodies.
+    ahead: VecDeque<(Vec<u8>, Vec<u8>)>,
+    /// Whether the host was found there to want the connection to end.
+    is_ending: bool,
     /// The body of the message received last.
     body: Vec<u8>,
     /// Replies not yet written.
@@ -67,15 +69,15 @@ pub(super) struct Connection {
 impl Connection {
     pub(super) fn new(stream: UnixStream, flusher: Arc<Flusher>) -> io::Result<Self> {
         let out = Arc::new(Outbox::new(stream.try_clone()?));
-        Ok(Self { reader: FrameReader::new(stream), ahead: VecDeque::new(), body: Vec::new(), out, flusher })
+        Ok(Self { reader: FrameReader::new(stream), ahead: VecDeque::new(), is_ending: false, body: Vec::new(), out, flusher })
     }
 
-    /// The next message; its body is then [`Connection::body`]. Replies are written first, or, if the message is at hand, within a
-    /// moment.
-    pub(super) fn receive(&mut self) -> Result<Message, End> {
-        if let Some((message, body)) = self.ahead.pop_front() {
-            self.body = body;
-            return Ok(message);
+    /// The next message, whose head is put in place of what is in `head`; its body is then [`Connection::body`]. Replies are written
+    /// first, or, if the message is at hand, within a moment.
+    pub(super) fn receive<'a>(&mut self, head: &'a mut Vec<u8>) -> Result<Message<'a>, End> {
+        if let Some(ahead) = self.ahead.pop_front() {
+            (*head, self.body) = ahead;
+            return Ok(Message::parse(head)?);
         }
         if !self.reader.is_ready() {
             self.flush()?;
@@ -93,7 +95,9 @@ impl Connection {
                 Ok(frame) => {
                     self.body.clear();
                     self.body.extend_from_slice(frame.body);
-                    return Ok(frame.message()?);
+                    head.clear();
+                    head.extend_from_slice(frame.head);
+                    return Ok(Message::parse(head)?);
                 }
                 Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error.into()),
@@ -117,13 +121,16 @@ impl Connection {
         let looked = self.take_ahead();
         self.reader.stream().set_nonblocking(false)?;
         looked?;
-        Ok(self.ahead.iter().any(|(message, _)| matches!(message, Message::Shutdown(_))))
+        Ok(self.is_ending)
     }
 
     fn take_ahead(&mut self) -> Result<(), End> {
         while self.ahead.len() < MAX_AHEAD {
             match self.reader.read() {
-                Ok(frame) => self.ahead.push_back((frame.message()?, frame.body.to_vec())),
+                Ok(frame) => {
+                    self.is_ending |= matches!(frame.message()?, Message::Shutdown(_));
+                    self.ahead.push_back((frame.head.to_vec(), frame.body.to_vec()));
+                }
                 Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error.into()),
             }

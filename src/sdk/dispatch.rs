@@ -14,8 +14,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Serves a connection until it is over.
 pub(super) fn serve(server: &Server, connection: &mut Connection) -> Result<(), End> {
+    let mut head = Vec::new();
     loop {
-        match (connection.receive()?, server.context()) {
+        match (connection.receive(&mut head)?, server.context()) {
             (Message::Init(init), _) => server.init(*init, connection)?,
             (Message::Http(message), Some(context)) => http(server, context, connection, *message)?,
             (Message::Kv(message), Some(context)) => kv(server, context, connection, &message)?,
@@ -29,7 +30,7 @@ pub(super) fn serve(server: &Server, connection: &mut Connection) -> Result<(), 
     }
 }
 
-fn http(server: &Server, context: &Context, connection: &mut Connection, message: Http) -> Result<(), End> {
+fn http(server: &Server, context: &Context, connection: &mut Connection, message: Http<'_>) -> Result<(), End> {
     let mut request = Request::new(message, connection, context);
     let response = match catch_unwind(AssertUnwindSafe(|| (server.handlers.http)(&mut request))) {
         Ok(Ok(response)) => response,

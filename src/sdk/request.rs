@@ -11,7 +11,7 @@ use std::io::{self, Read};
 ///
 /// The body is read before answering: what a handler has left of it when it returns is dropped.
 pub struct Request<'a> {
-    head: Http,
+    head: Http<'a>,
     connection: &'a mut Connection,
     context: &'a Context,
     /// How much of the connection's present body has been read.
@@ -43,7 +43,7 @@ pub enum BodyError {
 
 impl<'a> Request<'a> {
     /// A request whose head the connection has just received.
-    pub(super) fn new(head: Http, connection: &'a mut Connection, context: &'a Context) -> Self {
+    pub(super) fn new(head: Http<'a>, connection: &'a mut Connection, context: &'a Context) -> Self {
         let rest = if head.more { Rest::More } else { Rest::Nothing };
         Self { head, connection, context, at: 0, rest }
     }
@@ -86,7 +86,7 @@ impl<'a> Request<'a> {
 
     /// The headers in order, repeats kept, names in lower case.
     pub fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.head.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+        self.head.headers.iter().map(|(name, value)| (&**name, &**value))
     }
 
     /// What the host has told the plugin.
@@ -145,7 +145,7 @@ impl<'a> Request<'a> {
     /// Goes on to the next piece of the body.
     fn advance(&mut self) {
         self.at = 0;
-        self.rest = match self.connection.receive() {
+        self.rest = match self.connection.receive(&mut Vec::new()) {
             Ok(Message::Data(data)) if data.id == self.head.id => match data {
                 data if data.aborted => Rest::Aborted,
                 data if data.more => Rest::More,
@@ -158,7 +158,7 @@ impl<'a> Request<'a> {
 
     /// Sends the beginning of the response, and then drops what is left of the body: the host takes no more of the response before
     /// it has sent that. Tells whether the beginning went as it is.
-    pub(super) fn begin(&mut self, head: &Response, first: &[u8]) -> Result<bool, End> {
+    pub(super) fn begin(&mut self, head: &Response<'_>, first: &[u8]) -> Result<bool, End> {
         let refused = self.connection.reply(self.head.id, head, first)?;
         if let Some(error) = &refused {
             log(format_args!("{} {}: {error}", self.head.method, self.head.path));

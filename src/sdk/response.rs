@@ -12,7 +12,7 @@ use std::io::Read;
 #[derive(Debug)]
 pub struct Response {
     pub(super) status: u16,
-    pub(super) headers: Headers,
+    pub(super) headers: Headers<'static>,
     pub(super) body: Body,
 }
 
@@ -88,7 +88,7 @@ impl Response {
     /// The same with one more header. One of the same name that is there stays, as `set-cookie` needs it.
     #[must_use]
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.headers.push((name.into(), value.into()));
+        self.headers.push((name.into().into(), value.into().into()));
         self
     }
 
@@ -101,7 +101,7 @@ impl Response {
     }
 
     fn of(content_type: &str, body: Body) -> Self {
-        Self { status: 200, headers: vec![("content-type".to_owned(), content_type.to_owned())], body }
+        Self { status: 200, headers: vec![("content-type".into(), content_type.to_owned().into())], body }
     }
 }
 
