@@ -70,6 +70,32 @@ fn a_full_queue_is_said_once() {
 }
 
 #[test]
+fn of_a_client_that_has_gone_before_its_turn_the_plugin_is_not_told() {
+    let mut settings = metadata("p");
+    settings["concurrency"] = json!(1);
+    let server = Site::new().fake_with("p", &json!({"metadata": settings})).start();
+    server.wait_state("p", "ready");
+    let directory = server.site().data().join("plugin-data/p");
+    let mut busy = ask_and_wait(server.client());
+    wait_for("the plugin to be at work", || directory.join("waiting").exists().then_some(()));
+    let mut waiting = 0;
+    let mut ask = |method: &str, line: &str| {
+        let mut client = server.client();
+        client.send(format!("{method} /p/next?line={line} HTTP/1.1\r\nhost: test\r\ncontent-length: 0\r\n\r\n").as_bytes());
+        waiting += 1;
+        wait_for("the request to wait", || (server.plugin("p")["process"]["waiting"] == waiting).then_some(()));
+        client
+    };
+    for method in ["GET", "POST"] {
+        ask(method, "gone").reset();
+    }
+    let mut stays = ask("GET", "stays");
+    touch(&server, "go");
+    assert_eq!((busy.reply(false).text(), stays.reply(false).status), ("waited".into(), 200));
+    assert_eq!(fs::read_to_string(directory.join("next")).unwrap(), "stays\n");
+}
+
+#[test]
 fn more_connections_than_there_may_be_are_503_until_there_are_fewer() {
     let server = server_of_p(&["--max-connections", "16"]);
     let mut taken: Vec<_> = (0..16).map(|_| ask_and_wait(server.client())).collect();
