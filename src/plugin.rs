@@ -9,9 +9,11 @@ use crate::restart::Exit;
 use crate::store::now_ms;
 use crossbeam_channel::Sender;
 use serde::Serialize;
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
 /// How long a request waits for a plugin that is starting or restarting.
@@ -21,8 +23,18 @@ pub(crate) const HOLD: Duration = Duration::from_secs(2);
 /// since more of either would only wait for each other.
 pub(crate) const QUICK: Duration = Duration::from_millis(1);
 
-/// Connections that a quick plugin needs: one is sent to while another is answered.
+/// Connections that a quick plugin needs where its requests are uneven, see [`Plugin::note_uneven`]: one goes on while another waits.
 const QUICK_CONNECTIONS: usize = 2;
+
+/// Processors from which on it gets so many in any case. Fewer are busy with one, and a second would only make smaller batches of what
+/// comes.
+const MANY_PROCESSORS: usize = 4;
+
+/// Processors that the host may use.
+static PROCESSORS: LazyLock<usize> = LazyLock::new(|| available_parallelism().map_or(1, NonZero::get));
+
+/// How long a plugin's requests count as uneven after the last that were.
+const UNEVEN_TIME: Duration = Duration::from_secs(1);
 
 /// `retry-after` in seconds for a plugin that is starting.
 pub(crate) const STARTING_RETRY_AFTER: u64 = 2;
@@ -184,6 +196,9 @@ pub(crate) struct Plugin {
     pub(crate) stalled: AtomicUsize,
     /// Average time for a request of late, in microseconds.
     pub(crate) pace: AtomicU64,
+    /// Since when the plugin is known, and until how many milliseconds after that its requests count as uneven.
+    known: Instant,
+    uneven_until: AtomicU64,
     /// Whether another connection has been asked for.
     pub(crate) growing: AtomicBool,
     /// Whether one is about to end because it is not needed.
@@ -218,6 +233,8 @@ impl Plugin {
             connections: AtomicUsize::new(0),
             stalled: AtomicUsize::new(0),
             pace: AtomicU64::new(0),
+            known: Instant::now(),
+            uneven_until: AtomicU64::new(0),
             growing: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
             door: AtomicU8::new(door as u8),
@@ -264,6 +281,18 @@ impl Plugin {
         self.queue.expire(|_| true, Failed::Unavailable { retry_after: self.retry_after() });
     }
 
+    /// Notes a request that keeps others on its connection waiting: since it went alone, or its answer is large, or took long.
+    pub(crate) fn note_uneven(&self) {
+        let until = self.known.elapsed() + UNEVEN_TIME;
+        self.uneven_until.store(until.as_millis().try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// How many connections the plugin needs while it is quick.
+    fn quick_connections(&self) -> usize {
+        let is_uneven = || self.known.elapsed() < Duration::from_millis(self.uneven_until.load(Ordering::Relaxed));
+        if *PROCESSORS >= MANY_PROCESSORS || is_uneven() { QUICK_CONNECTIONS } else { 1 }
+    }
+
     /// Connections that are not taken by one answer for long.
     fn moving(&self) -> usize {
         self.connections.load(Ordering::Relaxed).saturating_sub(self.stalled.load(Ordering::Relaxed))
@@ -275,7 +304,7 @@ impl Plugin {
 
     /// Whether a connection is to end that the plugin does not need any more, since it is quick. One at a time does.
     pub(crate) fn lets_go(&self) -> bool {
-        let is_spare = || self.pace() < QUICK / 2 && self.moving() > QUICK_CONNECTIONS;
+        let is_spare = || self.pace() < QUICK / 2 && self.moving() > self.quick_connections();
         if !is_spare() || self.leaving.swap(true, Ordering::Relaxed) {
             return false;
         }
@@ -289,9 +318,9 @@ impl Plugin {
     pub(crate) fn ask_to_grow(&self) {
         let busy = self.queue.len() > self.idle.load(Ordering::Relaxed);
         let connections = self.connections.load(Ordering::Relaxed);
-        let useful = self.moving() < QUICK_CONNECTIONS || self.pace() >= QUICK;
+        let useful = || self.pace() >= QUICK || self.moving() < self.quick_connections();
         let room = connections < self.metadata.concurrency as usize;
-        if busy && useful && room && !self.growing.swap(true, Ordering::Relaxed) && self.control.try_send(Command::Grow).is_err()
+        if busy && room && useful() && !self.growing.swap(true, Ordering::Relaxed) && self.control.try_send(Command::Grow).is_err()
         {
             self.growing.store(false, Ordering::Relaxed);
         }

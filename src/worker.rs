@@ -41,6 +41,9 @@ const MEMORY: u32 = 16;
 /// never waits for a plugin that is itself waiting to be read.
 const MAX_BATCH: usize = 64 * 1024;
 
+/// Time for a batch from which on it has kept others waiting: far more than a quick plugin takes, and than waking up does.
+const LONG: Duration = Duration::from_millis(20);
+
 /// Time without progress after which a streaming body, up or down, is given up.
 const STREAM_IDLE: Duration = Duration::from_secs(60);
 
@@ -271,6 +274,9 @@ impl Worker {
         let timeout = self.life.request_timeout;
         let mut outstanding = VecDeque::with_capacity(1);
         let mut deadline = first.arrived + timeout;
+        if !first.is_safe() {
+            self.plugin.note_uneven();
+        }
         if first.body == BodyLength::Known(0) {
             let depth = if first.is_safe() { self.depth() } else { 1 };
             self.send(first, Vec::new(), &mut outstanding);
@@ -317,6 +323,9 @@ impl Worker {
 
     fn measure(&mut self, elapsed: Duration, requests: usize) {
         let count = u32::try_from(requests).unwrap_or(u32::MAX);
+        if elapsed >= LONG {
+            self.plugin.note_uneven();
+        }
         if let Some(each) = elapsed.checked_div(count) {
             let weight = count.min(MEMORY / 2);
             let pace = self.pace.map_or(each, |pace| (pace * (MEMORY - weight) + each * weight) / MEMORY);
@@ -475,6 +484,9 @@ impl Worker {
         delivered: io::Result<()>,
     ) -> Result<io::Result<()>, Broken> {
         let (life, plugin, stalled) = (&self.life, &self.plugin, &self.stalled);
+        if rest > 0 {
+            plugin.note_uneven();
+        }
         let (mut left, mut delivered) = (rest, delivered);
         while left > 0 {
             let mut buffer = job.client.buffer();
