@@ -320,7 +320,11 @@ impl Plugin {
         let connections = self.connections.load(Ordering::Relaxed);
         let useful = || self.pace() >= QUICK || self.moving() < self.quick_connections();
         let room = connections < self.metadata.concurrency as usize;
-        if busy && room && useful() && !self.growing.swap(true, Ordering::Relaxed) && self.control.try_send(Command::Grow).is_err()
+        if busy
+            && room
+            && useful()
+            && !self.growing.swap(true, Ordering::Relaxed)
+            && self.control.try_send(Command::Grow).is_err()
         {
             self.growing.store(false, Ordering::Relaxed);
         }

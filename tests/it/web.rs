@@ -1,7 +1,7 @@
 //! What a client of the web sees, and what a plugin sees of it.
 
 use crate::support::http::{Client, Reply, chunk};
-use crate::support::{CROWD, Server, Site, pause};
+use crate::support::{CROWD, Server, Site, pause, wait_for};
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::fs;
@@ -565,4 +565,24 @@ fn a_crowd_of_clients_is_answered_right() {
         }
     });
     assert_eq!(server.plugin("hello")["process"]["answered"], 4000);
+}
+
+#[test]
+fn requests_that_go_alone_get_a_plugin_another_connection_and_others_only_where_processors_are_many() {
+    let server = Site::new().example("hello").start();
+    server.wait_state("hello", "ready");
+    let mut clients: Vec<Client> = (0..8).map(|_| server.client()).collect();
+    let mut ask_together = |method: &str, status: u16, wanted: i64| {
+        wait_for(&format!("{method} to come to {wanted} connections"), || {
+            for _ in 0..20 {
+                let request = format!("{method} /hello/you HTTP/1.1\r\nhost: test\r\ncontent-length: 0\r\n\r\n");
+                clients.iter_mut().for_each(|client| client.send(request.as_bytes()));
+                clients.iter_mut().for_each(|client| assert_eq!(client.reply(false).status, status));
+            }
+            (server.plugin("hello")["process"]["connections"] == wanted).then_some(())
+        });
+    };
+    ask_together("POST", 405, 2);
+    let processors = std::thread::available_parallelism().unwrap().get();
+    ask_together("GET", 200, if processors < 4 { 1 } else { 2 });
 }
