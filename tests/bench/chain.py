@@ -10,7 +10,7 @@ from statistics import median
 
 from host import release, request
 from loads import LOADS, answers
-from peers import Peers
+from peers import CORES, Peers
 from processes import fail, start, stop, wait_for
 from report import Section, number, table
 from sockets import free_port
@@ -25,15 +25,19 @@ def compare(bench, available):
     """All four in turns, there and back again."""
     host = bench.host("chain")
     peer = Peers(bench.room("chain-peers"), bench.policy, available).server()
-    ways = {way: _start(bench, way) for way in ("whole", "short")}
-    servers = {"host": host, "peer": peer, **ways}
+    ways = {(way, connections): _start(bench, way, connections) for way in ("whole", "short") for connections in (1, 2)}
+
+    def server(load, key):
+        # As many connections as the host has to its plugin.
+        return {"host": host, "peer": peer}.get(key) or ways[key, 1 if load.key == "hello" and CORES < 4 else 2]
+
     points = [(load, c) for load in LOADS for c in POINTS.get(load.key, ())]
     rounds = []
     for turn in range(1 if bench.quick else 3):
         rates = {}
         for load, c in points:
-            for key in list(servers) if turn % 2 else list(servers)[::-1]:
-                rates[load, c, key] = _rate(bench, key, servers[key], load, c)
+            for key in list(NAMES) if turn % 2 else list(NAMES)[::-1]:
+                rates[load, c, key] = _rate(bench, key, server(load, key), load, c)
         rounds.append(rates)
     host.stop()
     stop(*peer.processes, *(way.process for way in ways.values()))
@@ -56,14 +60,14 @@ def _rate(bench, key, server, load, connections):
     return answers(load, figures) / figures["duration_us"] * 1e6
 
 
-def _start(bench, way):
-    port, path = free_port(), os.path.join(bench.room("chain"), way + ".log")
+def _start(bench, way, connections):
+    port, path = free_port(), os.path.join(bench.room("chain"), "%s-%d.log" % (way, connections))
 
     def is_right(load):
         return request(port, load.method, "/bench" + load.path, load.body) == (200, load.answer)
 
     with open(path, "w+b") as log:
-        process = start([release("bench-chain"), way, str(port)], log, bench.policy)
+        process = start([release("bench-chain"), way, str(port), str(connections)], log, bench.policy)
         if not wait_for("bench-chain", process, log, lambda: is_right(LOADS[0])):
             fail("bench-chain does not answer.")
     for load in LOADS:

@@ -20,23 +20,23 @@ Point = namedtuple("Point", "rate p50 p99 cpu front memory")
 
 CONNECTIONS = (1, 16, 64, 256, 1000)
 _TEXT = b"0123456789abcdef" * 4096
-_BROWSER = {  # what one sends with a link that was followed
-    "User-Agent": "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0 Safari/537.36",
-    "Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8",
-    "Accept-Encoding": "gzip, deflate, br",
-    "Accept-Language": "en-US,en;q=0.9,de;q=0.8",
-    "Cookie": "session=0123456789abcdef0123456789abcdef",
-    "Referer": "http://rack.example:8080/bench/",
-    "Sec-Fetch-Dest": "document",
-    "Sec-Fetch-Mode": "navigate",
-    "Sec-Fetch-Site": "same-origin",
-    "Cache-Control": "max-age=0",
-}
+_BROWSER = (  # what one sends with a link that was followed
+    ("User-Agent", "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0 Safari/537.36"),
+    ("Accept", "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"),
+    ("Accept-Encoding", "gzip, deflate, br"),
+    ("Accept-Language", "en-US,en;q=0.9,de;q=0.8"),
+    ("Cookie", "session=0123456789abcdef0123456789abcdef"),
+    ("Referer", "http://rack.example:8080/bench/"),
+    ("Sec-Fetch-Dest", "document"),
+    ("Sec-Fetch-Mode", "navigate"),
+    ("Sec-Fetch-Site", "same-origin"),
+    ("Cache-Control", "max-age=0"),
+)
 LOADS = (
-    Load("hello", "GET of 13 bytes", "GET", "/hello", None, b"Hello, world!", False, {}, CONNECTIONS),
+    Load("hello", "GET of 13 bytes", "GET", "/hello", None, b"Hello, world!", False, (), CONNECTIONS),
     Load("browser", "The same with a browser's headers", "GET", "/hello", None, b"Hello, world!", False, _BROWSER, (1, 16, 256)),
-    Load("echo", "POST of 64 KiB, echoed", "POST", "/echo", _TEXT, _TEXT, False, {}, CONNECTIONS),
-    Load("mib", "GET of 1 MiB", "GET", "/mib", None, b"m" * (1 << 20), True, {}, CONNECTIONS),
+    Load("echo", "POST of 64 KiB, echoed", "POST", "/echo", _TEXT, _TEXT, False, (), CONNECTIONS),
+    Load("mib", "GET of 1 MiB", "GET", "/mib", None, b"m" * (1 << 20), True, (), CONNECTIONS),
 )
 LATE_SECONDS = 10  # an answer after this is late
 QUIET_SECONDS = 3  # at most this long a contender is given to be done with what nobody waits for any more
@@ -48,7 +48,7 @@ def check(contender, load, log=None):
     answer = []
 
     def ok():
-        answer[:] = request(contender.port, load.method, contender.prefix + load.path, load.body, load.headers) or ()
+        answer[:] = request(contender.port, load.method, contender.prefix + load.path, load.body, dict(load.headers)) or ()
         return answer and answer[0] == 200
 
     if log is None:
@@ -61,11 +61,11 @@ def check(contender, load, log=None):
              % (contender.name, load.method, load.path, got, len(load.answer), load.answer[:80]))
 
 
-def start_wrk(port, path, connections, seconds, method="GET", size=0, script=None, headers=None):
+def start_wrk(port, path, connections, seconds, method="GET", size=0, script=None, headers=()):
     """wrk with the script that every load has, or with one that wants a thread for each connection."""
     threads = connections if script else min(2, connections)
     return start(["wrk", "-t%d" % threads, "-c%d" % connections, "-d%ds" % seconds, "--timeout", "%ds" % LATE_SECONDS,
-                  *(word for header in (headers or {}).items() for word in ("-H", "%s: %s" % header)),
+                  *(word for header in headers for word in ("-H", "%s: %s" % header)),
                   "-s", script or os.path.join(ROOT, "tests/bench/wrk.lua"),
                   "http://127.0.0.1:%d%s" % (port, path), "--", method, str(size)], subprocess.PIPE)
 

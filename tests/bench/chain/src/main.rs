@@ -1,10 +1,10 @@
 //! What a request costs by its way alone: the host's threads, sockets, channels and wakes, with nothing done in between.
 //!
-//! `bench-chain whole PORT` answers `/hello`, `/echo` and `/mib` as the benchmark's plugin does, by the way that a request takes through the
+//! `bench-chain whole PORT CONNECTIONS` answers `/hello`, `/echo` and `/mib` as the benchmark's plugin does, by the way that a request takes through the
 //! host: the gate, which waits for all clients by epoll and collects bodies, a connection to the HTTP library's thread, that library's
-//! queue, the dispatcher, the plugin's queue, one of two workers, the plugin's process, and back: in pieces straight to the client, whole
+//! queue, the dispatcher, the plugin's queue, a worker for each of so many connections, the plugin's process, and back: in pieces straight to the client, whole
 //! by the gate, or straight where it is alone. Messages are as long as the host's, but nobody reads more of them than which of the three
-//! is asked for. `bench-chain short PORT` leaves out the library's thread and the dispatcher: the gate puts requests into the plugin's queue
+//! is asked for. `bench-chain short …` leaves out the library's thread and the dispatcher: the gate puts requests into the plugin's queue
 //! itself.
 
 use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
@@ -25,7 +25,7 @@ use std::thread;
 use std::time::Duration;
 
 /// Bytes of the messages: the head that the gate passes on, that of the frame to the plugin, and that of its answer's.
-const HEAD: usize = 128;
+const HEAD: usize = 88;
 const FRAME: usize = 284;
 const REPLY: usize = 133;
 
@@ -37,9 +37,7 @@ const MIB: usize = 1 << 20;
 /// Bytes of a large answer that are passed on at a time.
 const PIECE: usize = 64 * 1024;
 
-/// Connections to the plugin, requests sent ahead on one, bytes read from the gate at a time, and the wait of an idle worker, as the host
-/// has them.
-const WORKERS: usize = 2;
+/// Requests sent ahead on a connection, bytes read from the gate at a time, and the wait of an idle worker, as the host has them.
 const DEPTH: usize = 32;
 const LIBRARY_READ: usize = 1024;
 const IDLE: Duration = Duration::from_secs(1);
@@ -96,6 +94,8 @@ struct Chain {
     under_way: AtomicUsize,
     bell: OwnedFd,
     asleep: AtomicBool,
+    /// Connections to the plugin.
+    connections: usize,
     /// The library's queue.
     taken: Mutex<VecDeque<Job>>,
     came: Condvar,
@@ -104,17 +104,17 @@ struct Chain {
 fn main() -> io::Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["plugin", path] => plugin(Path::new(path)),
-        ["whole", port] => serve(port, true),
-        ["short", port] => serve(port, false),
-        _ => Err(io::Error::other("usage: bench-chain whole|short PORT")),
+        ["plugin", path, connections] => plugin(Path::new(path), number(connections)?),
+        ["whole", port, connections] => serve(port, number(connections)?, true),
+        ["short", port, connections] => serve(port, number(connections)?, false),
+        _ => Err(io::Error::other("usage: bench-chain whole|short PORT CONNECTIONS")),
     }
 }
 
 /// The plugin's process. It ends with its connections.
-fn plugin(path: &Path) -> io::Result<()> {
+fn plugin(path: &Path, connections: usize) -> io::Result<()> {
     let listener = UnixListener::bind(path)?;
-    let threads: Vec<_> = (0..WORKERS)
+    let threads: Vec<_> = (0..connections)
         .map(|_| {
             let (stream, _) = listener.accept()?;
             named("plugin", move || answer_frames(stream))
@@ -157,24 +157,26 @@ fn answer_frames(mut stream: UnixStream) -> io::Result<()> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "there is no process.rs here, and nobody to confine")]
-fn serve(port: &str, whole: bool) -> io::Result<()> {
+fn serve(port: &str, connections: usize, whole: bool) -> io::Result<()> {
     let port = port.parse().map_err(io::Error::other)?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
     let socket = std::env::temp_dir().join(format!("bench-chain-{}", std::process::id()));
-    let mut child = std::process::Command::new(std::env::current_exe()?).arg("plugin").arg(&socket).spawn()?;
+    let mut command = std::process::Command::new(std::env::current_exe()?);
+    let mut child = command.arg("plugin").arg(&socket).arg(connections.to_string()).spawn()?;
     let chain = Arc::new(Chain {
         clients: Mutex::default(),
         bodies: Mutex::default(),
         under_way: AtomicUsize::new(0),
         bell: eventfd(0, EventfdFlags::NONBLOCK)?,
         asleep: AtomicBool::new(false),
+        connections,
         taken: Mutex::default(),
         came: Condvar::new(),
     });
     let (queue, jobs) = bounded(QUEUE);
     let (parcels, answers) = unbounded();
     let (_running, stop) = bounded(0);
-    for _ in 0..WORKERS {
+    for _ in 0..connections {
         let stream = connect(&socket)?;
         let (chain, jobs, stop, parcels) = (Arc::clone(&chain), jobs.clone(), stop.clone(), parcels.clone());
         named("worker", move || chain.work(&stream, &jobs, &stop, &parcels))?;
@@ -360,7 +362,7 @@ impl Chain {
             });
             let Some((number, load)) = first else { continue };
             batch.push((number, load));
-            let depth = if load == Load::Echo { 1 } else { (1 + jobs.len() / WORKERS).min(DEPTH) };
+            let depth = if load == Load::Echo { 1 } else { (1 + jobs.len() / self.connections).min(DEPTH) };
             while batch.len() < depth && next.is_none() {
                 match jobs.try_recv() {
                     Ok(job) if job.1 == load => batch.push(job),
@@ -468,6 +470,10 @@ fn connect(path: &Path) -> io::Result<UnixStream> {
             connected => return connected,
         }
     }
+}
+
+fn number(word: &str) -> io::Result<usize> {
+    word.parse().map_err(io::Error::other)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
