@@ -9,7 +9,7 @@ use crate::gate::head::obs_text;
 use crate::gate::mailbox::{Left, Mailbox, PIECE};
 use crate::gate::reply::Reply;
 use crate::gate::response::{Answer, put_size};
-use crate::gate::{GATE_HEADER, Gate, LENGTH_HEADER, Loss};
+use crate::gate::{GATE_HEADER, Gate, KEY, LENGTH_HEADER, Loss, MARK, Origin};
 use crate::pages;
 use crate::pause::pause;
 use crate::plugin::{HOLD, STARTING_RETRY_AFTER};
@@ -64,9 +64,6 @@ const METHODS: &str = "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS";
 
 /// `retry-after` in seconds of the host's own refusals: what is full empties quickly, if at all.
 const OVERLOAD_RETRY_AFTER: u64 = 1;
-
-/// Letters of the key that the gate is known by, 64 random bits: enough for a socket that only the host's own user can connect to.
-const KEY: usize = 16;
 
 /// Headers that room is set aside for, the host's own included: as many as browsers send.
 const HEADERS: usize = 20;
@@ -287,7 +284,7 @@ impl Dispatcher {
         if self.front.closing.load(Ordering::Acquire) {
             return client.fail(Failed::Unavailable { retry_after: OVERLOAD_RETRY_AFTER });
         }
-        let (path, _) = split(request.url());
+        let (path, _) = split(request);
         // Asked before the routes are, which are all there are if it is so.
         let known = self.rack.is_known(Duration::ZERO);
         let routes = self.rack.routes();
@@ -339,7 +336,7 @@ impl Dispatcher {
             known = self.rack.is_known(LOBBY_TICK);
             let routes = self.rack.routes();
             let is_due = |(arrived, client): &mut (Instant, TinyClient)| {
-                let path = client.request().map(|request| split(request.url()).0).unwrap_or_default();
+                let path = client.request().map(|request| split(request).0).unwrap_or_default();
                 arrived.elapsed() >= HOLD || !matches!(routes.resolve(path), Target::Nothing)
             };
             let due = {
@@ -363,27 +360,36 @@ impl Dispatcher {
 
 /// What the gate says of a request, see [`crate::gate`].
 struct Passed {
-    /// `http` or `https`.
-    scheme: &'static str,
-    /// The client's address; empty where nobody knows it.
-    client: String,
+    /// Where the request is from, unless the mailbox has that.
+    origin: Option<Origin>,
     /// The body's length where the head does not say it otherwise.
     length: Option<u64>,
-    /// Where the body is, and where the answer is to be put, unless they go over the connection.
+    /// Where the rest of the request is, and where the answer is to be put, unless they go over the connection.
     address: Option<u64>,
 }
 
 impl Passed {
     /// Reads it; nothing when the request does not come from the gate.
     fn check(request: &Request, key: &str) -> Option<Self> {
+        if let Some((_, said)) = request.url().split_once(MARK) {
+            let (given, said) = said.split_at_checked(KEY)?;
+            is_same(given, key).then_some(())?;
+            let (address, length) = said.split_once('.').map_or((said, None), |(address, length)| (address, Some(length)));
+            let length = length.and_then(|length| length.parse().ok());
+            return Some(Self { origin: None, length, address: Some(u64::from_str_radix(address, 16).ok()?) });
+        }
         let mut words = header(request, GATE_HEADER)?.split(' ');
-        let genuine: bool = words.next()?.as_bytes().ct_eq(key.as_bytes()).into();
-        let scheme = if words.next().filter(|_| genuine)? == "https" { "https" } else { "http" };
-        let client = words.next().filter(|client| *client != "-").unwrap_or_default().to_owned();
+        is_same(words.next()?, key).then_some(())?;
+        let https = words.next()? == "https";
+        let address = words.next().and_then(|address| address.parse().ok());
         let length = words.next().and_then(|length| length.parse().ok());
-        let address = words.next().and_then(|address| u64::from_str_radix(address, 16).ok());
-        Some(Self { scheme, client, length, address })
+        Some(Self { origin: Some(Origin { address, https }), length, address: None })
     }
+}
+
+/// Compares keys in the same time wherever they differ.
+fn is_same(given: &str, key: &str) -> bool {
+    given.as_bytes().ct_eq(key.as_bytes()).into()
 }
 
 /// The API's threads.
@@ -391,7 +397,7 @@ fn attend(api: &Api, queue: &Receiver<TinyClient>) {
     for mut client in queue {
         let handled = catch_unwind(AssertUnwindSafe(|| {
             let Some(request) = client.request() else { return };
-            let (method, url) = (request.method().as_str().to_owned(), request.url().to_owned());
+            let (method, url) = (request.method().as_str().to_owned(), target(request).to_owned());
             let authorization = client.header("authorization");
             let reply = api.handle(&method, &url, authorization.as_deref(), &mut client);
             let headers: Vec<_> = [("cache-control", "no-store")].into_iter().chain(reply.header).collect();
@@ -424,8 +430,14 @@ fn is_gates(name: &str) -> bool {
     name.get(..GATE_HEADER.len()).is_some_and(|beginning| beginning.eq_ignore_ascii_case(GATE_HEADER))
 }
 
-/// A target's path, and what follows the `?`.
-fn split(target: &str) -> (&str, Option<&str>) {
+/// The target of a request, without what the gate says.
+fn target(request: &Request) -> &str {
+    request.url().split_once(MARK).map_or(request.url(), |(target, _)| target)
+}
+
+/// A request's path, and what follows the `?`.
+fn split(request: &Request) -> (&str, Option<&str>) {
+    let target = target(request);
     target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)))
 }
 
@@ -631,20 +643,21 @@ impl TinyClient {
 
 impl Client for TinyClient {
     fn message(&mut self) -> Option<Http<'_>> {
-        if self.passed.address.is_some() {
-            self.take_left()?;
-        }
+        let Origin { address, https } = match self.passed.origin {
+            Some(origin) => origin,
+            None => self.take_left()?.origin,
+        };
         let mut headers = self.headers();
         headers.retain(|(name, _)| !matches!(&**name, "transfer-encoding" | "x-request-id"));
         let ClientState::Asking(request) = &self.state else { return None };
-        let (path, query) = split(request.url());
+        let (path, query) = split(request);
         let (mount, path) = path.split_at_checked(self.mount)?;
-        let client = self.passed.client.as_str();
+        let remote = address.map(|address| address.to_string()).unwrap_or_default();
         if let Some(length) = self.passed.length {
             headers.push(("content-length".into(), length.to_string().into()));
         }
-        headers.push(("x-forwarded-for".into(), client.into()));
-        headers.push(("x-forwarded-proto".into(), self.passed.scheme.into()));
+        headers.push(("x-forwarded-for".into(), remote.clone().into()));
+        headers.push(("x-forwarded-proto".into(), if https { "https" } else { "http" }.into()));
         headers.push(("x-forwarded-prefix".into(), mount.into()));
         headers.push(("x-request-id".into(), format!("{}-{:x}", self.front.id_prefix, self.number).into()));
         Some(Http {
@@ -654,7 +667,7 @@ impl Client for TinyClient {
             query: query.map(Into::into),
             mount: mount.into(),
             headers,
-            remote: client.into(),
+            remote: remote.into(),
             more: false,
         })
     }
@@ -822,6 +835,8 @@ mod tests {
     use proptest::prelude::*;
     use std::os::unix::net::UnixStream;
 
+    const VERSION: &[u8] = b" HTTP/1.1\r\n";
+
     /// What the gate makes of a request, if it lets it pass.
     fn passed(input: &[u8]) -> Option<Vec<u8>> {
         let mut out = Vec::new();
@@ -836,7 +851,13 @@ mod tests {
         let path = dir.path().join("http.sock");
         let server = Server::from_listener(UnixListener::bind(&path).unwrap(), None).unwrap();
         let mut gate = UnixStream::connect(&path).unwrap();
-        for head in heads {
+        // As they are, and with nothing but their first line, as those go that have come whole.
+        let first_line = |head: &Vec<u8>| {
+            let end = head.windows(VERSION.len()).position(|end| end == VERSION).unwrap();
+            [&head[..end], b"#0123456789abcdef100000001.7", VERSION, b"\r\n"].concat()
+        };
+        let marked: Vec<_> = heads.iter().map(first_line).collect();
+        for head in heads.iter().chain(&marked) {
             gate.write_all(head).unwrap();
             let shown = || head.escape_ascii().to_string();
             let request =

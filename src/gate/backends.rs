@@ -10,7 +10,7 @@ use super::head::Framing;
 use super::mailbox::{Left, Next, Parcel, Then};
 use super::response::{self, Answer, Framed, Malformed, put};
 use super::trouble::Trouble;
-use super::{GATE_HEADER, Loss, refusal};
+use super::{GATE_HEADER, Loss, MARK, Origin, refusal};
 use crate::room;
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
@@ -48,6 +48,9 @@ const LARGEST_ANNOUNCED: u64 = 16 << 20;
 
 /// Why an answer is not whole that was whole as far as it came.
 const BROKE_OFF: &str = "it broke off";
+
+/// What ends the first line of a canonical head.
+const VERSION: &[u8] = b" HTTP/1.1\r\n";
 
 /// Answers taken from the mailbox at a time, before the connections get their turn.
 const PARCELS: usize = 256;
@@ -143,7 +146,7 @@ impl EventLoop {
                 self.watch_backend(socket, key)?;
             }
             let backend = &mut self.backends[key];
-            write!(backend.out, "GET /healthz HTTP/1.1\r\nhost:\r\n{GATE_HEADER}: {} http - - -\r\n\r\n", self.backing.key)?;
+            write!(backend.out, "GET /healthz HTTP/1.1\r\nhost:\r\n{GATE_HEADER}: {} http - -\r\n\r\n", self.backing.key)?;
             backend.flush()
         });
         if let Err(error) = opened {
@@ -176,7 +179,7 @@ impl EventLoop {
         backend.user = Use::Busy(key);
         backend.reading = Reading::Head;
         backend.searched = 0;
-        backend.chunked = put_head(&mut backend.out, client, &self.backing.key, None);
+        backend.chunked = put_head(&mut backend.out, client, &self.backing.key);
         backend.whole = false;
         // There may be room for more of its body.
         self.again.push(Again::Client(key));
@@ -190,14 +193,16 @@ impl EventLoop {
         let address = self.backends.insert(Backend::aboard(key));
         self.aboard += 1;
         let body = exchange.body.take().filter(|body| !body.is_empty());
-        let headers = exchange.lines().1.to_vec();
-        // Once the host stops, each answer says that it is the connection's last, which the gate sees to.
-        let outlet = if self.is_draining { None } else { client.lend(self.aboard == 1) };
-        self.inbox.leave(address.data().as_ffi(), Left { headers, body, outlet });
-        client.pass_on(address, self.now + self.backing.answer_timeout);
+        let (first, headers) = exchange.lines();
+        let headers = headers.to_vec();
         let shared = &mut self.backends[shared_key];
         compact(&mut shared.out, &mut shared.sent);
-        put_head(&mut shared.out, client, &self.backing.key, Some(address));
+        let length = (exchange.head.framing != Framing::None).then_some(exchange.received);
+        put_first_line(&mut shared.out, first, &self.backing.key, address, length);
+        // Once the host stops, each answer says that it is the connection's last, which the gate sees to.
+        let outlet = if self.is_draining { None } else { client.lend(self.aboard == 1) };
+        self.inbox.leave(address.data().as_ffi(), Left { headers, origin: origin(client), body, outlet });
+        client.pass_on(address, self.now + self.backing.answer_timeout);
         true
     }
 
@@ -678,46 +683,55 @@ impl EventLoop {
     }
 }
 
-/// Appends the head of a client's request as the host gets it, and says whether its body is to follow in chunks. With an address, headers,
-/// body and answer go by the mailbox.
-fn put_head(out: &mut Vec<u8>, client: &Client, gate: &str, address: Option<BackendKey>) -> bool {
-    let Some(exchange) = &client.exchange else { return false };
-    let (first, headers) = exchange.lines();
-    out.extend_from_slice(first);
-    if address.is_none() {
-        out.extend_from_slice(headers);
+/// Appends what goes over the shared connection of a request that has come whole, with the length of the body where it has one.
+fn put_first_line(out: &mut Vec<u8>, first: &[u8], gate: &str, address: BackendKey, length: Option<u64>) {
+    out.extend_from_slice(first.strip_suffix(VERSION).unwrap_or(first));
+    put(out, format_args!("{MARK}{gate}{:x}", address.data().as_ffi()));
+    if let Some(length) = length {
+        put(out, format_args!(".{length}"));
     }
-    let (length, chunked) = match (exchange.head.framing, address) {
-        (Framing::None, _) => (None, false),
-        (_, Some(_)) => (Some(exchange.received), false),
-        (Framing::Length(length), None) if length <= LARGEST_ANNOUNCED => {
+    out.extend_from_slice(VERSION);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Appends the head of a client's request as the host gets it over a connection of its own, and says whether its body is to follow in
+/// chunks.
+fn put_head(out: &mut Vec<u8>, client: &Client, gate: &str) -> bool {
+    let Some(exchange) = &client.exchange else { return false };
+    out.extend_from_slice(&exchange.request);
+    let (length, chunked) = match exchange.head.framing {
+        Framing::None => (None, false),
+        Framing::Length(length) if length <= LARGEST_ANNOUNCED => {
             put(out, format_args!("content-length: {length}\r\n"));
             (None, false)
         }
-        (Framing::Length(length), None) => (Some(length), true),
-        (Framing::Chunked, None) => (None, true),
+        Framing::Length(length) => (Some(length), true),
+        Framing::Chunked => (None, true),
     };
     if chunked {
         out.extend_from_slice(b"transfer-encoding: chunked\r\n");
     }
-    let (origin, https) = match client.guest {
-        Some(Guest::Proxy) => (exchange.head.forwarded_for, exchange.head.forwarded_https.unwrap_or(false)),
-        _ => (client.address, client.stream.is_tls()),
-    };
+    let Origin { address, https } = origin(client);
     put(out, format_args!("{GATE_HEADER}: {gate} {} ", if https { "https" } else { "http" }));
-    match origin {
-        Some(origin) => put(out, format_args!("{origin} ")),
+    match address {
+        Some(address) => put(out, format_args!("{address} ")),
         None => out.extend_from_slice(b"- "),
     }
     match length {
-        Some(length) => put(out, format_args!("{length} ")),
-        None => out.extend_from_slice(b"- "),
-    }
-    match address {
-        Some(address) => put(out, format_args!("{:x}\r\n\r\n", address.data().as_ffi())),
+        Some(length) => put(out, format_args!("{length}\r\n\r\n")),
         None => out.extend_from_slice(b"-\r\n\r\n"),
     }
     chunked
+}
+
+/// Where a client's request is from: by its own word where it is a proxy.
+fn origin(client: &Client) -> Origin {
+    match (client.guest, &client.exchange) {
+        (Some(Guest::Proxy), Some(Exchange { head, .. })) => {
+            Origin { address: head.forwarded_for, https: head.forwarded_https.unwrap_or(false) }
+        }
+        _ => Origin { address: client.address, https: client.stream.is_tls() },
+    }
 }
 
 /// Whether nothing has come on a connection, its end neither.

@@ -3,6 +3,7 @@
 //! A request that goes over the shared connection has an address: its headers and body are left here under it, and its answer put here. The gate gives
 //! each address out once, so what comes for a request that is over, as when its client has gone, is nobody's and dropped.
 
+use super::Origin;
 use super::body::Body;
 use super::outlet::Outlet;
 use super::response::{Answer, Framed};
@@ -55,6 +56,8 @@ pub(super) enum Then {
 pub(crate) struct Left {
     /// The lines of the request's canonical head, but for the first.
     pub(crate) headers: Vec<u8>,
+    /// Where the request is from.
+    pub(crate) origin: Origin,
     /// The request's body, where it has one.
     pub(crate) body: Option<Body>,
     /// The way straight to its client, where there is one.

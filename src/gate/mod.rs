@@ -4,12 +4,14 @@
 //! only, complete or with its own framing, from clients that are held to sizes, times and numbers. One thread does it all, over epoll,
 //! and waits for nothing else: no client, no plugin, no lock but those of what it leaves and lends, which nobody holds for long.
 //!
-//! Each request the gate passes carries the header `x-plugrack`: the key that only the gate and the host know, so that nobody else is
-//! taken for the gate; `http` or `https`; the client's address, or `-`; the length of a body where the head does not say it otherwise, or
-//! `-`; and the address at which the mailbox has the body, and takes the answer, or `-` where they go over the connection.
+//! Each request the gate passes carries the key that only the gate and the host know, so that nobody else is taken for the gate. One that
+//! has come whole has it behind its target, with a `#`, the address at which the mailbox has the rest of it and takes the answer, in
+//! hexadecimal, and, where it has a body, a dot and the body's length: no target that passes has a `#`, and whatever is a header costs the
+//! HTTP library much more. One whose body is passed on as it comes has it in the header `x-plugrack`, with `http` or `https`, the client's
+//! address, or `-`, and the length of the body where the head does not say it otherwise, or `-`.
 //!
 //! Requests that have come whole all go over one connection, one behind the other without waiting for answers, and many of them in one
-//! write: only their heads go over it. Bodies go by the mailbox, and answers by it or straight to their clients, in any order. Requests
+//! write: only their first lines go over it. Headers and bodies go by the mailbox, and answers by it or straight to their clients, in any order. Requests
 //! whose bodies are passed on as they come have connections of their own, one request at a time.
 
 pub(crate) mod backend;
@@ -42,6 +44,7 @@ use event_loop::EventLoop;
 use mailbox::{Bell, Inbox};
 use rustls::ServerConfig;
 use std::io;
+use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -49,6 +52,21 @@ use std::time::{Duration, Instant};
 
 /// The header by which the gate's requests are known. None of this name or one that begins so passes the gate.
 pub(crate) const GATE_HEADER: &str = "x-plugrack";
+
+/// What stands between a target and the key, see above.
+pub(crate) const MARK: char = '#';
+
+/// Letters of the key, 64 random bits: enough for a socket that only the host's own user can connect to.
+pub(crate) const KEY: usize = 16;
+
+/// Where a request is from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Origin {
+    /// The client's address, where it is known.
+    pub(crate) address: Option<IpAddr>,
+    /// Whether the client has come by TLS.
+    pub(crate) https: bool,
+}
 
 /// The header by which the host tells the gate the declared length of an answer that it sends in chunks, so that one that breaks off
 /// can be told from one that ends.

@@ -91,7 +91,7 @@ fn of_a_client_that_has_gone_before_its_turn_the_plugin_is_not_told() {
     }
     let mut stays = ask("GET", "stays");
     touch(&server, "go");
-    assert_eq!((busy.reply(false).text(), stays.reply(false).status), ("waited".into(), 200));
+    assert_eq!((busy.reply(false).text(), stays.reply(false).status), ("waited", 200));
     assert_eq!(fs::read_to_string(directory.join("next")).unwrap(), "stays\n");
 }
 

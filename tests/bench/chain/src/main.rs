@@ -25,7 +25,7 @@ use std::thread;
 use std::time::Duration;
 
 /// Bytes of the messages: the head that the gate passes on, that of the frame to the plugin, and that of its answer's.
-const HEAD: usize = 88;
+const HEAD: usize = 56;
 const FRAME: usize = 284;
 const REPLY: usize = 133;
 
