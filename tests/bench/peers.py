@@ -35,6 +35,10 @@ class Contender:
     def process(self):
         return self.processes[0]
 
+    @property
+    def is_ours(self):
+        return self.key.startswith("plugrack")
+
 
 class Peers:
     """Starts contenders, each below a directory of its own. Peers are scheduled as the host is, or as `policy` says."""

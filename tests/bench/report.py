@@ -11,7 +11,7 @@ from processes import ROOT, fail, output_of
 
 PAGE = os.path.join(ROOT, "docs", "performance.md")
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
-FAULT, SHORT = "- **Fault**: ", "- A short run: to see that everything works, not for its numbers\n"
+FAULT, REMARK, SHORT = "- **Fault**: ", "- Of a peer: ", "- A short run: to see that everything works, not for its numbers\n"
 
 # A claim, what was measured for it, and whether it holds; None where it could not be measured.
 Target = namedtuple("Target", "claim measured holds")
@@ -166,10 +166,10 @@ def machine(options, rounds, skipped, policy):
     return "\n".join("- " + line for line in lines + ["Left out: " + reason for reason in skipped]) + "\n"
 
 
-def whole(sections, head, faults, plot):
+def whole(sections, head, faults, remarks, plot):
     """The whole report as Markdown."""
     targets = [target for section in sections for target in section.targets]
-    text = [head + "".join(FAULT + fault + "\n" for fault in faults)
+    text = [head + "".join(REMARK + remark + "\n" for remark in remarks) + "".join(FAULT + fault + "\n" for fault in faults)
             + ("" if faults else "- No wrong, late or missing answer\n")]
     text.append("## Targets\n\n" + table(["target", "measured", ""],
                                          [[t.claim, t.measured, verdict(t.holds)] for t in targets]))
