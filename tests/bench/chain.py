@@ -17,7 +17,7 @@ from sockets import free_port
 
 Way = namedtuple("Way", "port process")
 
-POINTS = {"hello": (1, 16, 64, 256), "echo": (16, 64, 256), "mib": (16, 256)}
+POINTS = {"hello": (1, 16, 64, 256), "echo": (16, 64, 256), "mib": (1, 16, 256)}
 NAMES = {"host": "plugrack", "whole": "its threads, empty", "short": "without library and dispatcher", "peer": "nginx → server"}
 
 
