@@ -67,8 +67,7 @@ pub(crate) struct Left {
 /// Where the host's threads put answers, and find bodies. Of each request few parcels wait, and there are no more requests than clients.
 pub(crate) struct Mailbox {
     parcels: Sender<(u64, Parcel)>,
-    spare: Sender<Vec<u8>>,
-    spares: Receiver<Vec<u8>>,
+    spares: Arc<Spares>,
     left: Arc<LeftHere>,
     bell: Arc<Bell>,
 }
@@ -76,9 +75,34 @@ pub(crate) struct Mailbox {
 /// The gate's side of it.
 pub(crate) struct Inbox {
     parcels: Receiver<(u64, Parcel)>,
-    spare: Sender<Vec<u8>>,
+    spares: Arc<Spares>,
     left: Arc<LeftHere>,
     bell: Arc<Bell>,
+}
+
+/// Buffers for large answers. The one given back last is taken first, since it is still in the processor's cache.
+#[derive(Default)]
+struct Spares(Mutex<Vec<Vec<u8>>>);
+
+impl Spares {
+    fn lock(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One with what it holds from its last use, or a new one.
+    fn take(&self) -> Vec<u8> {
+        self.lock().pop().unwrap_or_default()
+    }
+
+    /// Keeps one for the next large answer, if it is large, and there are not enough of them.
+    fn keep(&self, buffer: Vec<u8>) {
+        if buffer.capacity() >= PIECE {
+            let mut spares = self.lock();
+            if spares.len() < SPARES {
+                spares.push(buffer);
+            }
+        }
+    }
 }
 
 /// What was left for requests that are on their way, by their addresses. Locked for no longer than it takes to put something there or
@@ -134,12 +158,12 @@ pub(super) struct Bell {
 /// There is no file for the bell.
 pub(crate) fn mailbox() -> io::Result<(Mailbox, Inbox)> {
     let (sender, parcels) = unbounded();
-    let (spare, spares) = bounded(SPARES);
+    let spares = Arc::<Spares>::default();
     let file = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
     let bell = Arc::new(Bell { file, asleep: AtomicBool::new(false) });
     let left = Arc::<LeftHere>::default();
-    let mailbox = Mailbox { parcels: sender, spare: spare.clone(), spares, left: Arc::clone(&left), bell: Arc::clone(&bell) };
-    Ok((mailbox, Inbox { parcels, spare, left, bell }))
+    let mailbox = Mailbox { parcels: sender, spares: Arc::clone(&spares), left: Arc::clone(&left), bell: Arc::clone(&bell) };
+    Ok((mailbox, Inbox { parcels, spares, left, bell }))
 }
 
 impl Mailbox {
@@ -183,12 +207,12 @@ impl Mailbox {
 
     /// The same with what it holds from its last use: to be read to, without being filled with zeros before.
     pub(crate) fn used_buffer(&self) -> Vec<u8> {
-        self.spares.try_recv().unwrap_or_default()
+        self.spares.take()
     }
 
     /// Gives a buffer back.
     pub(super) fn give_back(&self, buffer: Vec<u8>) {
-        keep(&self.spare, buffer);
+        self.spares.keep(buffer);
     }
 
     /// What the gate has left with a request; nothing where nobody waits for the answer any more.
@@ -287,7 +311,7 @@ impl Inbox {
 
     /// Gives back what an answer came in.
     pub(super) fn give_back(&self, buffer: Vec<u8>) {
-        keep(&self.spare, buffer);
+        self.spares.keep(buffer);
     }
 
     /// Leaves something with a request for whom it goes to.
@@ -304,13 +328,6 @@ impl Inbox {
     /// Whether there is no answer.
     pub(super) fn is_empty(&self) -> bool {
         self.parcels.is_empty()
-    }
-}
-
-/// Keeps a buffer for the next large answer, if it is large, and there are not enough of them.
-fn keep(spare: &Sender<Vec<u8>>, buffer: Vec<u8>) {
-    if buffer.capacity() >= PIECE {
-        drop(spare.try_send(buffer));
     }
 }
 
