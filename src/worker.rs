@@ -448,13 +448,13 @@ impl Worker {
                         Err(bad) => return self.bad_response(job, &bad.to_string(), !more && rest == 0),
                     };
                     let begun = job.client.answer(&response, frame.body, rest);
-                    let stream = Stream { id, declared, events: is_events(&response) };
+                    let stream = more.then(|| Stream { id, declared, events: is_events(&response) });
                     let delivered = self.pass_rest(&mut job, rest, !more, begun)?;
-                    if !more {
+                    let Some(stream) = stream else {
                         // A client that has gone has no use for its answer, and the connection none the worse for it.
                         drop(delivered);
                         return if alone { Ok(()) } else { Err(Broken) };
-                    }
+                    };
                     delivered.map_err(|_| Broken)?;
                     break (stream, size as u64);
                 }

@@ -1,7 +1,7 @@
 //! What the gate and the host's other threads hand each other, which are the same process: no connection lies between them.
 //!
-//! A request that goes over the shared connection has an address: its headers and body are left here under it, and its answer put here. The gate gives
-//! each address out once, so what comes for a request that is over, as when its client has gone, is nobody's and dropped.
+//! A request that goes over the shared connection has an address: its headers and body are left here under it, and its answer put here.
+//! The gate gives each address out once, so what comes for a request that is over, as when its client has gone, is nobody's and dropped.
 
 use super::Origin;
 use super::body::Body;

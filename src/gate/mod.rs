@@ -11,8 +11,8 @@
 //! address, or `-`, and the length of the body where the head does not say it otherwise, or `-`.
 //!
 //! Requests that have come whole all go over one connection, one behind the other without waiting for answers, and many of them in one
-//! write: only their first lines go over it. Headers and bodies go by the mailbox, and answers by it or straight to their clients, in any order. Requests
-//! whose bodies are passed on as they come have connections of their own, one request at a time.
+//! write: only their first lines go over it. Headers and bodies go by the mailbox, and answers by it or straight to their clients, in any
+//! order. Requests whose bodies are passed on as they come have connections of their own, one request at a time.
 
 pub(crate) mod backend;
 pub(crate) mod backends;

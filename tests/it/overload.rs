@@ -2,7 +2,7 @@
 
 use crate::support::http::{Client, Reply};
 use crate::support::strain::{Disk, count, leave_files, set_limit};
-use crate::support::{Server, Site, binary, command, metadata, wait_for};
+use crate::support::{Server, Site, binary, command, wait_for};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use serde_json::json;
 use std::fs;
@@ -52,10 +52,8 @@ fn assert_said_once(server: &Server, begin: &str) {
 
 #[test]
 fn a_full_queue_is_said_once() {
-    let mut settings = metadata("p");
-    settings["concurrency"] = json!(1);
     let limits = ["--max-connections-per-address", "200"];
-    let server = Site::new().args(&limits).fake_with("p", &json!({"metadata": settings})).start();
+    let server = Site::new().args(&limits).fake_of_one_connection("p").start();
     server.wait_state("p", "ready");
     let mut waiting = vec![ask_and_wait(server.client())];
     wait_for("the plugin to be at work", || server.site().data().join("plugin-data/p/waiting").exists().then_some(()));
@@ -71,9 +69,7 @@ fn a_full_queue_is_said_once() {
 
 #[test]
 fn of_a_client_that_has_gone_before_its_turn_the_plugin_is_not_told() {
-    let mut settings = metadata("p");
-    settings["concurrency"] = json!(1);
-    let server = Site::new().fake_with("p", &json!({"metadata": settings})).start();
+    let server = Site::new().fake_of_one_connection("p").start();
     server.wait_state("p", "ready");
     let directory = server.site().data().join("plugin-data/p");
     let mut busy = ask_and_wait(server.client());

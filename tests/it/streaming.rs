@@ -1,8 +1,7 @@
 //! Bodies that are long, slow, or not wanted to their end.
 
 use crate::support::http::{Client, Reply, chunk};
-use crate::support::{Server, Site, blocks, command, is_alive, metadata, wait_for};
-use serde_json::json;
+use crate::support::{Server, Site, blocks, command, is_alive, wait_for};
 use std::fs;
 use std::io::Write;
 use std::process::Stdio;
@@ -21,9 +20,7 @@ const AS_THEY_COME: [&str; 2] = ["--body-buffer", "64KiB"];
 
 /// The same with a plugin of one connection, so that a request that hangs there holds up all others.
 fn server_of_one_connection() -> Server {
-    let mut metadata = metadata("p");
-    metadata["concurrency"] = json!(1);
-    let server = Site::new().args(&AS_THEY_COME).fake_with("p", &json!({"metadata": metadata})).start();
+    let server = Site::new().args(&AS_THEY_COME).fake_of_one_connection("p").start();
     server.wait_state("p", "ready");
     server
 }

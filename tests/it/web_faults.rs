@@ -193,9 +193,7 @@ fn a_get_survives_the_plugins_crash() {
 
 #[test]
 fn a_request_without_an_answer_in_time_is_504_and_the_plugin_lives() {
-    let mut settings = metadata("p");
-    settings["concurrency"] = json!(1);
-    let server = Site::new().args(&["--request-timeout", "1s"]).fake_with("p", &json!({"metadata": settings})).start();
+    let server = Site::new().args(&["--request-timeout", "1s"]).fake_of_one_connection("p").start();
     server.wait_state("p", "ready");
     let before = pid(&server);
     for method in ["GET", "POST"] {
@@ -213,9 +211,7 @@ fn a_request_without_an_answer_in_time_is_504_and_the_plugin_lives() {
 /// Those that wait behind a request that takes long have their own time.
 #[test]
 fn a_request_that_waits_too_long_for_its_turn_is_504() {
-    let mut settings = metadata("p");
-    settings["concurrency"] = json!(1);
-    let server = Site::new().args(&["--request-timeout", "1s"]).fake_with("p", &json!({"metadata": settings})).start();
+    let server = Site::new().args(&["--request-timeout", "1s"]).fake_of_one_connection("p").start();
     server.wait_state("p", "ready");
     let mut events = ask(&server, "/p/events");
     let head = events.reply_head();
@@ -228,9 +224,7 @@ fn a_request_that_waits_too_long_for_its_turn_is_504() {
 
 #[test]
 fn a_full_queue_is_503_and_what_waits_in_it_is_answered() {
-    let mut settings = metadata("p");
-    settings["concurrency"] = json!(1);
-    let server = Site::new().args(&CROWD).fake_with("p", &json!({"metadata": settings})).start();
+    let server = Site::new().args(&CROWD).fake_of_one_connection("p").start();
     server.wait_state("p", "ready");
     let mut first = ask(&server, "/p/wait?file=go");
     wait_for("the plugin to be at work", || (server.site().data().join("plugin-data/p/waiting").exists()).then_some(()));
@@ -302,9 +296,7 @@ fn kill_and_start(server: &Server) {
 /// What was sent to the process that died gets the answer its method allows; what was not goes to the next.
 #[test]
 fn requests_behind_a_slow_one_go_to_the_next_process() {
-    let mut settings = metadata("p");
-    settings["concurrency"] = json!(1);
-    let server = Site::new().fake_with("p", &json!({"metadata": settings})).start();
+    let server = Site::new().fake_of_one_connection("p").start();
     server.wait_state("p", "ready");
     for (method, status) in [("GET", 200), ("POST", 502)] {
         let waits = server.site().data().join("plugin-data/p/waiting");
@@ -334,9 +326,7 @@ fn requests_behind_a_slow_one_go_to_the_next_process() {
 /// A connection the plugin has ended is no place for what may be sent once only.
 #[test]
 fn a_post_is_not_sent_on_a_connection_that_is_known_to_be_over() {
-    let mut settings = metadata("p");
-    settings["concurrency"] = json!(1);
-    let server = Site::new().fake_with("p", &json!({"metadata": settings})).start();
+    let server = Site::new().fake_of_one_connection("p").start();
     for (round, body) in [&b""[..], b"body", &[7; 100_000]].into_iter().enumerate() {
         assert_eq!(server.get("/p/hang-up-later").status, 200);
         touch(&server, "hang-up");

@@ -178,6 +178,13 @@ impl Site {
         self.fake_with(id, &json!({"metadata": metadata(id), "mode": mode}))
     }
 
+    /// Installs a fake plugin that the host has one connection to.
+    pub(crate) fn fake_of_one_connection(self, id: &str) -> Self {
+        let mut metadata = metadata(id);
+        metadata["concurrency"] = json!(1);
+        self.fake_with(id, &json!({"metadata": metadata}))
+    }
+
     /// Installs a fake plugin with all its settings, see `tests/fixtures/fake_plugin.py`.
     pub(crate) fn fake_with(self, file: &str, settings: &Value) -> Self {
         install_fake(&self.plugins(), file, settings);
