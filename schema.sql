@@ -7,17 +7,28 @@ CREATE TABLE settings (
     value TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- What the operator has decided about each plugin, and the account of its key-value namespace.
--- A plugin has a row once something was decided or stored for it; the row stays when its file goes.
+-- What the operator has decided about each plugin, the file that its id belongs to, and the account of its key-value namespace.
+-- A plugin has a row once it was accepted; the row stays when its file goes, until `plugrack forget`.
 CREATE TABLE plugins (
     id       TEXT PRIMARY KEY,
     enabled  INTEGER NOT NULL DEFAULT 1 CHECK (enabled IN (0, 1)),
     kv_rev   INTEGER NOT NULL DEFAULT 0,   -- the last revision given out; never goes back
     kv_keys  INTEGER NOT NULL DEFAULT 0,   -- keys held
     kv_bytes INTEGER NOT NULL DEFAULT 0,   -- bytes held by keys and values
-    uid      INTEGER                       -- the user it runs as where each has its own; NULL until it needs one
+    uid      INTEGER,                      -- the user it runs as where each has its own; NULL until it needs one
+    file     TEXT,                         -- the name in the plugins directory that the id belongs to; NULL: the next that claims it
+    seen     INTEGER                       -- when it was last accepted
 ) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX plugins_by_uid ON plugins (uid);
+
+-- What each file in the plugins directory has answered to --metadata, so that a start asks only what is new or changed.
+CREATE TABLE programs (
+    file        TEXT PRIMARY KEY,          -- its name there
+    fingerprint TEXT,                      -- which file it was then; NULL: never answered
+    metadata    TEXT CHECK (json_valid(metadata)),
+    uid         INTEGER                    -- the user it answers as where plugins have uids of their own
+) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX programs_by_uid ON programs (uid);
 
 -- The operator's settings for a plugin, handed to it in `init`. Values are JSON.
 CREATE TABLE config (

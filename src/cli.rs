@@ -9,7 +9,6 @@ use crate::guard;
 use crate::log_file;
 use crate::pause::pause;
 use crate::process;
-use crate::protocol::metadata::is_plugin_id;
 use crate::server;
 use crate::standing;
 use crate::store::Store;
@@ -110,8 +109,27 @@ enum Command {
         #[command(subcommand)]
         action: LicenseAction,
     },
-    /// Look for plugins that were added, replaced or removed
+    /// Look for plugins that were added, replaced or removed; fails where an update is refused
     Rescan(Output),
+    /// Give an id, with the keys, settings and licence kept under it, to another file in the plugins directory
+    Adopt {
+        /// The plugin's id
+        id: String,
+        /// The name of the file in the plugins directory
+        file: String,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// List what plugins that are gone have left: keys, settings, licences, files
+    Gone(Output),
+    /// Delete what a plugin that is gone has left
+    Forget {
+        /// Its id
+        id: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -276,7 +294,14 @@ fn run(cli: Cli) -> Result<()> {
         Command::Config { id, action } => config(&api()?, &id, action),
         Command::License { action: LicenseAction::Vendor(action) } => action.run(),
         Command::License { action: LicenseAction::Plugin(action) } => license(&api()?, action),
-        Command::Rescan(output) => output.print(&api()?.call("POST", "/rescan", b"")?, changes),
+        Command::Rescan(output) => rescan(&api()?, &output),
+        Command::Adopt { id, file, output } => {
+            let body = serde_json::json!({"file": file}).to_string();
+            let answer = api()?.call("POST", &format!("/plugins/{}/adopt", segment(&id)), body.as_bytes())?;
+            output.print(&answer, |plugin| format!("{id}: {}\n", state(plugin)))
+        }
+        Command::Gone(output) => output.print(&api()?.call("GET", "/gone", b"")?, gone),
+        Command::Forget { id, yes } => forget(&api()?, &id, yes),
     }
 }
 
@@ -330,7 +355,11 @@ fn state(plugin: &Value) -> String {
     let style = if plain { Style::new() } else { colour };
     let (state, reason) = (state.replace('_', " "), word(&plugin["reason"]));
     let separator = if reason.is_empty() { "" } else { ": " };
-    format!("{style}{state}{style:#}{separator}{reason}")
+    let update = match word(&plugin["update_refused"]) {
+        refused if refused.is_empty() => String::new(),
+        refused => format!(", update refused: {refused}"),
+    };
+    format!("{style}{state}{style:#}{separator}{reason}{update}")
 }
 
 /// A JSON string's text, fit to be shown; empty for what is none.
@@ -376,7 +405,7 @@ fn show(plugin: &Value) -> String {
     if let Some(since) = process["since"].as_i64() {
         line("since", &time(since));
     }
-    if let Some(seconds) = process["retry_in"].as_f64() {
+    if let Some(seconds) = process["retry_in"].as_f64().or(plugin["retry_in"].as_f64()) {
         line("next try", &format!("in {seconds:.1} s"));
     }
     line("what to do", &word(&plugin["advice"]));
@@ -428,13 +457,50 @@ fn changes(answer: &Value) -> String {
             out.push_str(&format!("{kind}: {}\n", names.join(", ")));
         }
     }
-    if out.is_empty() { "nothing has changed\n".into() } else { out }
+    let news = items(&answer["updates_refused"]).next().is_some();
+    if out.is_empty() && !news { "nothing has changed\n".into() } else { out }
+}
+
+/// Looks for changes. An update that is refused is a failure: what was put there does not run.
+fn rescan(api: &ApiClient, output: &Output) -> Result<()> {
+    let answer = api.call("POST", "/rescan", b"")?;
+    output.print(&answer, changes)?;
+    let refused: Vec<_> = items(&answer["updates_refused"])
+        .map(|update| format!("{}: update refused, the process before goes on: {}", word(&update["id"]), word(&update["reason"])))
+        .collect();
+    if refused.is_empty() { Ok(()) } else { bail!("{}", refused.join("; ")) }
+}
+
+fn gone(answer: &Value) -> String {
+    let row = |left: &Value| {
+        let mut has = vec![format!("{} keys, {} bytes", left["keys"], left["bytes"]), format!("{} settings", left["settings"])];
+        has.extend((left["license"] == true).then(|| "a licence".into()));
+        has.extend((left["files"] == true).then(|| "files".into()));
+        let file = word(&left["file"]);
+        let file = if file.is_empty() { String::new() } else { format!("  (was the file {file})") };
+        format!("{}: {}{file}\n", word(&left["id"]), has.join(", "))
+    };
+    let kept: String = items(&answer["gone"]).filter(|left| left["kept"] == true).map(row).collect();
+    if kept.is_empty() { "nothing is left of plugins that are gone\n".into() } else { kept }
+}
+
+fn forget(api: &ApiClient, id: &str, yes: bool) -> Result<()> {
+    if !yes {
+        print(&format!("type {id} to delete its keys, settings, licence, log and files, which cannot be undone: "))?;
+        let mut typed = String::new();
+        io::stdin().lock().take(MAX_INPUT).read_line(&mut typed)?;
+        if typed.trim() != id {
+            bail!("the id {id} was not typed, and nothing was deleted (--yes does it without asking)");
+        }
+    }
+    api.call("DELETE", &format!("/gone/{}", segment(id)), b"").map(drop)
 }
 
 /// Reads the log itself, so that it can be read when the host does not run.
 fn logs(data: &DataDir, id: &str, follow: bool, lines: usize) -> Result<()> {
-    if !is_plugin_id(id) {
-        bail!("{id:?} is not a plugin's id");
+    // What a file printed that has not said who it is is under the name of the file.
+    if id.is_empty() || id.starts_with('.') || id.contains('/') {
+        bail!("{id:?} is not a plugin's id, nor the name of a file in the plugins directory");
     }
     let path = data.log(id);
     if !path.exists() && !data.plugin_data(id).exists() {

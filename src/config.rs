@@ -40,6 +40,10 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "TIME", env = "PLUGRACK_REQUEST_TIMEOUT", default_value = "30s", value_parser = parse_time)]
     pub(crate) request_timeout: Duration,
 
+    /// Time a file has to say who it is; one that fails is asked again, after 1 s and then less and less often
+    #[arg(long, value_name = "TIME", env = "PLUGRACK_METADATA_TIMEOUT", default_value = "10s", value_parser = parse_time)]
+    pub(crate) metadata_timeout: Duration,
+
     /// Time a plugin has to become ready
     #[arg(long, value_name = "TIME", env = "PLUGRACK_START_TIMEOUT", default_value = "10s", value_parser = parse_time)]
     pub(crate) start_timeout: Duration,

@@ -128,9 +128,9 @@ impl DataDir {
         self.run().join(format!("{id}.d"))
     }
 
-    /// Where a plugin listens.
-    pub(crate) fn plugin_socket(&self, id: &str) -> PathBuf {
-        self.plugin_run(id).join("sock")
+    /// Where a plugin listens; an update that is started beside it, at a socket with a number.
+    pub(crate) fn plugin_socket(&self, id: &str, update: Option<u64>) -> PathBuf {
+        self.plugin_run(id).join(update.map_or("sock".to_owned(), |number| format!("sock.{number}")))
     }
 
     /// Makes a plugin's own directories, where they are missing, and names them.
@@ -143,6 +143,22 @@ impl DataDir {
     /// Removes a plugin's directory among the sockets.
     pub(crate) fn remove_plugin_run(&self, id: &str) -> io::Result<()> {
         self.remove_from_run(self.plugin_run(id))
+    }
+
+    /// Deletes a plugin's own directory and its log. What is not there is deleted already.
+    pub(crate) fn remove_plugin(&self, id: &str) -> io::Result<()> {
+        self.remove_plugin_run(id)?;
+        let missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+        // A link is not followed.
+        fs::remove_dir_all(self.plugin_data(id)).or_else(|error| if missing(&error) { Ok(()) } else { Err(error) })?;
+        for log in fs::read_dir(self.logs())? {
+            let log = log?;
+            let is_its = |name: &str| name.strip_prefix(id).is_some_and(|rest| rest == ".log" || rest.starts_with(".log."));
+            if log.file_name().to_str().is_some_and(is_its) {
+                fs::remove_file(log.path()).or_else(|error| if missing(&error) { Ok(()) } else { Err(error) })?;
+            }
+        }
+        Ok(())
     }
 
     /// The log files.
@@ -263,14 +279,13 @@ impl DataDir {
             token => Ok(token.to_owned()),
         }
     }
-
-    /// Whether the path of a plugin's socket fits an address.
-    pub(crate) fn check_plugin_socket(&self, id: &str) -> Result<(), String> {
-        check_socket_path(&self.plugin_socket(id))
-    }
 }
 
-fn check_socket_path(path: &Path) -> Result<(), String> {
+/// Whether the path of a socket fits an address.
+///
+/// # Errors
+/// A sentence that names the path, the limit and the way out.
+pub(crate) fn check_socket_path(path: &Path) -> Result<(), String> {
     match path.as_os_str().len() {
         0..=MAX_SOCKET_PATH => Ok(()),
         length => Err(format!(

@@ -1,27 +1,37 @@
-//! Finds what is in the plugins directory, and asks each who it is.
+//! Finds what is in the plugins directory, and asks each file with `--metadata` who it is.
 
 use crate::preflight;
-use crate::process::{self, Bounds};
+use crate::process::{self, Bounds, small_thread};
 use crate::protocol::metadata::{MAX_METADATA, Metadata};
 use crate::room;
-use crossbeam_channel::{Sender, unbounded};
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::fs;
 use std::io;
+use std::num::NonZero;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::available_parallelism;
+use std::time::{Duration, Instant};
 
-/// Time a plugin has for `--metadata`.
-const METADATA_TIME: Duration = Duration::from_secs(5);
+/// How long a file that is asked counts as busy. One that takes longer is likely to wait for something, and lets the next begin.
+const BUSY_TIME: Duration = Duration::from_secs(2);
 
-/// Plugins asked at once: asking is starting a process, and the machine is small.
-const ASKED_AT_ONCE: usize = 4;
+/// Files that may be asked at once beyond the number of processors, when so many take longer than [`BUSY_TIME`].
+const OVERDUE: usize = 8;
+
+/// Pause before a file that failed is asked again.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+
+/// Longest such pause: each try costs a process, and a disk that is mounted late should not be waited for much longer.
+const MAX_RETRY: Duration = Duration::from_secs(60);
 
 /// Most names in the plugins directory. More are no plugins but a mistake, such as a home directory; and each costs a look, a line in
 /// the list and a few hundred bytes of memory.
 const MAX_NAMES: usize = 10_000;
+
+/// Most files beside a plugin's program of which the time of the last change is looked at.
+const MAX_BESIDE: usize = 1000;
 
 /// The name of the executable in a plugin that is a directory.
 const PROGRAM: &str = "plugin";
@@ -37,6 +47,15 @@ pub(crate) struct Found {
     pub(crate) fingerprint: Option<Fingerprint>,
 }
 
+impl Found {
+    /// Text that stands for what the answer to `--metadata` depends on: the program and, in a directory, the files beside it.
+    pub(crate) fn answers_as(&self) -> Option<String> {
+        let fingerprint = self.fingerprint?;
+        let beside = self.program.ends_with(PROGRAM).then(|| last_change(&self.program)).flatten().unwrap_or_default();
+        Some(format!("{} {}.{}", fingerprint.text(), beside.0, beside.1))
+    }
+}
+
 /// Which file it is: another one under the same name differs in some of these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Fingerprint {
@@ -45,6 +64,20 @@ pub(crate) struct Fingerprint {
     size: u64,
     mode: u32,
     modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Fingerprint {
+    /// As text. What a rename does not change comes first, up to the `/`.
+    fn text(&self) -> String {
+        let Self { device, inode, size, mode, modified, changed } = self;
+        format!("{device}:{inode}:{size}:{mode:o}:{}.{}/{}.{}", modified.0, modified.1, changed.0, changed.1)
+    }
+
+    /// Whether a text that [`Found::answers_as`] gave was of this very file, whatever its name was then.
+    pub(crate) fn is_file_of(&self, answered_as: &str) -> bool {
+        self.text().split_once('/').map(|(file, _)| file) == answered_as.split_once('/').map(|(file, _)| file)
+    }
 }
 
 /// Why something is no plugin.
@@ -52,14 +85,29 @@ pub(crate) struct Fingerprint {
 pub(crate) struct Refusal {
     /// In a sentence.
     pub(crate) reason: String,
-    /// Whether it is for want of files, threads or memory, so that it may be one later.
-    pub(crate) for_want: bool,
+    /// Whether the same file may be a plugin later, so that it is worth asking again.
+    pub(crate) may_pass: bool,
+    /// What it printed when it was asked.
+    pub(crate) printed: Vec<String>,
 }
 
-impl From<String> for Refusal {
-    fn from(reason: String) -> Self {
-        Self { reason, for_want: false }
+impl Refusal {
+    /// One that stays until the file changes.
+    pub(crate) fn lasting(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), may_pass: false, printed: Vec::new() }
     }
+
+    /// One that may pass by itself.
+    pub(crate) fn passing(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), may_pass: true, printed: Vec::new() }
+    }
+}
+
+/// Pause before a file that has failed so many times in a row is asked again. `random` is uniform in 0–1.
+pub(crate) fn retry_after(failures: u32, random: f64) -> Duration {
+    let doublings = failures.saturating_sub(1).min(16);
+    // A fifth more or less, so that files which failed together are not all asked together.
+    (FIRST_RETRY * 2u32.pow(doublings)).min(MAX_RETRY).mul_f64(0.8 + 0.4 * random)
 }
 
 /// Lists the plugins directory by name. Names that begin with a dot are passed over.
@@ -69,8 +117,7 @@ impl From<String> for Refusal {
 pub(crate) fn scan(dir: &Path) -> io::Result<Vec<Found>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        let file = entry.file_name().to_string_lossy().into_owned();
+        let file = entry?.file_name().to_string_lossy().into_owned();
         if file.starts_with('.') {
             continue;
         }
@@ -79,13 +126,18 @@ pub(crate) fn scan(dir: &Path) -> io::Result<Vec<Found>> {
                 format!("it has more than {MAX_NAMES} names: move what is no plugin elsewhere, or choose another with --plugins");
             return Err(io::Error::other(many));
         }
-        let path = entry.path();
-        let program = if path.is_dir() { path.join(PROGRAM) } else { path };
-        let fingerprint = fingerprint(&program);
-        found.push(Found { file, program, fingerprint });
+        found.push(look_at(dir, &file));
     }
     found.sort_by(|a, b| a.file.cmp(&b.file));
     Ok(found)
+}
+
+/// What is under a name in the plugins directory.
+pub(crate) fn look_at(dir: &Path, file: &str) -> Found {
+    let path = dir.join(file);
+    let program = if path.is_dir() { path.join(PROGRAM) } else { path };
+    let fingerprint = fingerprint(&program);
+    Found { file: file.to_owned(), program, fingerprint }
 }
 
 /// Which file is there now; nothing when it cannot be looked at.
@@ -97,53 +149,161 @@ pub(crate) fn fingerprint(program: &Path) -> Option<Fingerprint> {
         size: metadata.size(),
         mode: metadata.mode(),
         modified: (metadata.mtime(), metadata.mtime_nsec()),
+        changed: (metadata.ctime(), metadata.ctime_nsec()),
     })
 }
 
-/// Asks each who it is, several at once, and tells the answers in the order of the questions, each as soon as those before it are told.
-pub(crate) fn ask_all(found: Vec<Found>, bounds: Bounds, mut tell: impl FnMut(Found, Result<Metadata, Refusal>)) {
-    let threads = found.len().min(ASKED_AT_ONCE);
-    let questions = Mutex::new(found.into_iter().enumerate());
-    // Holds as many as there are questions at most.
-    let (answering, answers) = unbounded();
-    let work = |answering: Sender<_>| {
-        let next = || questions.lock().ok()?.next();
-        while let Some((place, found)) = next() {
-            let answer = ask(&found, bounds);
-            // Whoever asks is there until all are answered.
-            answering.send((place, (found, answer))).unwrap_or_default();
-        }
-    };
-    std::thread::scope(|scope| {
-        let spawn = |number| {
-            let answering = answering.clone();
-            std::thread::Builder::new().name(format!("discovery-{number}")).spawn_scoped(scope, move || work(answering))
-        };
-        // With fewer threads it takes longer; with none this one does it.
-        if (0..threads).filter(|&number| spawn(number).is_ok()).count() == 0 {
-            work(answering.clone());
-        }
-        drop(answering);
-        let mut early = BTreeMap::new();
-        let mut due = 0;
-        for (place, answer) in answers {
-            early.insert(place, answer);
-            while let Some((found, answer)) = early.remove(&due) {
-                tell(found, answer);
-                due += 1;
-            }
-        }
-    });
+/// When a file beside a program was last changed: its modules, and what its metadata may come from.
+fn last_change(program: &Path) -> Option<(i64, i64)> {
+    let files = fs::read_dir(program.parent()?).ok()?.flatten().take(MAX_BESIDE);
+    let files = files.filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."));
+    let metadata = files.filter_map(|entry| entry.metadata().ok()).filter(fs::Metadata::is_file);
+    metadata.map(|metadata| (metadata.ctime(), metadata.ctime_nsec())).max()
 }
 
-fn ask(found: &Found, bounds: Bounds) -> Result<Metadata, Refusal> {
-    if found.program.ends_with(PROGRAM) && !found.program.exists() && !found.program.is_symlink() {
-        return Err(format!("the directory has no executable file named {PROGRAM} inside").into());
+/// Asks files who they are on threads of its own: as many at once as there are processors, and some more when these wait for something.
+pub(crate) struct Interviews {
+    state: Arc<(Mutex<Questions>, Condvar)>,
+    at_once: usize,
+}
+
+type Question = Box<dyn FnOnce() + Send>;
+
+#[derive(Default)]
+struct Questions {
+    waiting: VecDeque<Question>,
+    /// When each of those under way began, by number.
+    under_way: Vec<(u64, Instant)>,
+    next: u64,
+    threads: usize,
+}
+
+impl Interviews {
+    /// None yet.
+    pub(crate) fn new() -> Self {
+        Self { state: Arc::default(), at_once: available_parallelism().map_or(1, NonZero::get) }
     }
-    preflight::check(&found.program)?;
-    let printed = process::output(&found.program, "--metadata", bounds, METADATA_TIME, MAX_METADATA).map_err(|error| {
-        let (reason, for_want) = room::explain("cannot start it", &error);
-        Refusal { reason, for_want }
-    })??;
-    Metadata::parse(&printed).map_err(|error| error.to_string().into())
+
+    /// Has a question asked, and what is to follow done, on another thread. Without threads this one does it.
+    pub(crate) fn ask(&self, question: Question) {
+        let mut questions = lock(&self.state.0);
+        questions.waiting.push_back(question);
+        if questions.threads < self.at_once + OVERDUE {
+            let (state, at_once) = (Arc::clone(&self.state), self.at_once);
+            let spawned = small_thread("discovery").stack_size(STACK).spawn(move || work(&state, at_once));
+            questions.threads += usize::from(spawned.is_ok());
+        }
+        if questions.threads == 0 {
+            let question = questions.waiting.pop_back();
+            drop(questions);
+            question.into_iter().for_each(|question| question());
+        }
+    }
+}
+
+/// Stack in bytes of a thread that asks, and takes in what was answered.
+const STACK: usize = 512 * 1024;
+
+fn lock(questions: &Mutex<Questions>) -> MutexGuard<'_, Questions> {
+    questions.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Asks until nothing waits.
+fn work((questions, done): &(Mutex<Questions>, Condvar), at_once: usize) {
+    let mut state = lock(questions);
+    while !state.waiting.is_empty() {
+        let busy = |state: &Questions| state.under_way.iter().filter(|(_, began)| began.elapsed() < BUSY_TIME).count();
+        if busy(&state) >= at_once {
+            state = done.wait_timeout(state, BUSY_TIME / 10).unwrap_or_else(PoisonError::into_inner).0;
+            continue;
+        }
+        let Some(question) = state.waiting.pop_front() else { break };
+        let number = state.next;
+        state.next += 1;
+        state.under_way.push((number, Instant::now()));
+        drop(state);
+        // A panic is logged by its hook; the others are asked all the same.
+        drop(std::panic::catch_unwind(std::panic::AssertUnwindSafe(question)));
+        state = lock(questions);
+        state.under_way.retain(|(under_way, _)| *under_way != number);
+        done.notify_all();
+    }
+    state.threads -= 1;
+}
+
+/// Asks a file who it is, for `time` at most.
+pub(crate) fn ask(found: &Found, bounds: Bounds, time: Duration) -> Result<Metadata, Refusal> {
+    if found.program.ends_with(PROGRAM) && !found.program.exists() && !found.program.is_symlink() {
+        return Err(Refusal::lasting(format!("the directory has no executable file named {PROGRAM} inside")));
+    }
+    preflight::check(&found.program).map_err(Refusal::lasting)?;
+    let output = process::output(&found.program, "--metadata", bounds, time, MAX_METADATA)
+        .map_err(|error| Refusal::passing(room::explain("cannot start it", &error).0))?;
+    let printed = match output {
+        Ok(printed) => printed,
+        Err(failed) => return Err(Refusal { reason: failed.reason, may_pass: true, printed: failed.printed }),
+    };
+    if fingerprint(&found.program) != found.fingerprint {
+        return Err(Refusal::passing("its file was replaced while it was asked who it is"));
+    }
+    Metadata::parse(&printed)
+        .map_err(|error| Refusal { printed: process::lines(&printed), ..Refusal::lasting(error.to_string()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_fails_is_asked_less_and_less_often() {
+        let pauses: Vec<_> = [1, 2, 3, 4, 5, 6, 7, 8, 100].map(|failures| retry_after(failures, 0.5).as_secs()).into();
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
+        assert_eq!([0.0, 1.0].map(|random| retry_after(1, random).as_millis()), [800, 1200]);
+    }
+
+    #[test]
+    fn a_file_is_the_same_under_another_name_and_another_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str| fs::write(dir.path().join(name), "#!/bin/sh\n").unwrap();
+        write("a");
+        write("b");
+        let before = look_at(dir.path(), "a").answers_as().unwrap();
+        fs::rename(dir.path().join("a"), dir.path().join("c")).unwrap();
+        let is_it = |name: &str| look_at(dir.path(), name).fingerprint.unwrap().is_file_of(&before);
+        assert!(is_it("c") && !is_it("b"));
+    }
+
+    #[test]
+    fn what_lies_beside_a_program_is_part_of_what_its_answer_depends_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let plugin = dir.path().join("p");
+        fs::create_dir(&plugin).unwrap();
+        fs::write(plugin.join(PROGRAM), "#!/bin/sh\n").unwrap();
+        let (before, program) = (look_at(dir.path(), "p").answers_as(), look_at(dir.path(), "p").fingerprint);
+        // The clock of a file system goes on in steps of some milliseconds.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while look_at(dir.path(), "p").answers_as() == before {
+            assert!(Instant::now() < deadline);
+            fs::write(plugin.join("module.py"), "VERSION = '2'").unwrap();
+        }
+        assert_eq!(look_at(dir.path(), "p").fingerprint, program);
+    }
+
+    #[test]
+    fn those_that_take_long_do_not_hold_up_the_others() {
+        let interviews = Interviews::new();
+        let (end, ended) = crossbeam_channel::bounded::<()>(0);
+        let (tell, told) = crossbeam_channel::unbounded();
+        for _ in 0..interviews.at_once + 2 {
+            let ended = ended.clone();
+            interviews.ask(Box::new(move || ended.recv().unwrap_or_default()));
+        }
+        for number in 0..3 {
+            let tell = tell.clone();
+            interviews.ask(Box::new(move || tell.send(number).unwrap()));
+        }
+        let answers: Vec<i32> = (0..3).map(|_| told.recv_timeout(Duration::from_secs(60)).unwrap()).collect();
+        assert_eq!(answers.len(), 3);
+        drop(end);
+    }
 }

@@ -10,6 +10,7 @@ use crate::room::Room;
 use crate::standing;
 use crate::store::{Store, StoreError, now_ms};
 use crate::time_mark::TimeMark;
+use crossbeam_channel::Sender;
 use std::collections::HashMap;
 use std::io;
 use std::ops::RangeInclusive;
@@ -37,12 +38,18 @@ pub(crate) struct Host {
     pub(crate) memory: Memory,
     /// Which session is which plugin's.
     pub(crate) sessions: Sessions,
-    /// The uids of plugins, where each has its own. The first is that of the calls by which plugins say who they are.
+    /// The uids of plugins, where each has its own, and of the files that are asked who they are.
     pub(crate) plugin_uids: Option<RangeInclusive<u32>>,
+    /// Held while the first of these uids is used by a file for which there is no other.
+    pub(crate) shared_uid: Mutex<()>,
+    /// Orders a look through the plugins directory.
+    pub(crate) looks: Sender<()>,
     /// Most memory of a plugin's process in bytes.
     pub(crate) plugin_memory: Option<u64>,
     /// How many plugins fit.
     pub(crate) room: Room,
+    /// Time a file has to say who it is.
+    pub(crate) metadata_timeout: Duration,
     /// Time a plugin has to become ready.
     pub(crate) start_timeout: Duration,
     /// Time a plugin has to begin an answer.
@@ -52,9 +59,28 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// How a program is bound that has not said yet which plugin it is.
-    pub(crate) fn stranger_bounds(&self) -> Bounds {
-        Bounds { uid: self.plugin_uids.as_ref().map(|uids| *uids.start()), memory: self.plugin_memory }
+    /// How a file in the plugins directory is bound while it is asked who it is: each file has a uid of its own, so that none can reach
+    /// another's answer. Where the range has none left, they share its first, one at a time: then the lock is held meanwhile.
+    ///
+    /// # Errors
+    /// One sentence: the database cannot be read or written.
+    pub(crate) fn program_bounds(&self, file: &str) -> Result<(Bounds, Option<MutexGuard<'_, ()>>), String> {
+        let memory = self.plugin_memory;
+        let Some(uids) = &self.plugin_uids else { return Ok((Bounds { uid: None, memory }, None)) };
+        let own = self.store.program_uid(file, &(uids.start() + 1..=*uids.end()));
+        match own.map_err(|error| format!("cannot read or note its uid: {error}"))? {
+            Some(uid) => Ok((Bounds { uid: Some(uid), memory }, None)),
+            None => {
+                let alone = self.shared_uid.lock().unwrap_or_else(PoisonError::into_inner);
+                Ok((Bounds { uid: Some(*uids.start()), memory }, Some(alone)))
+            }
+        }
+    }
+
+    /// Has the plugins directory looked through soon: a file in it has changed.
+    pub(crate) fn look_again(&self) {
+        // One that waits already will see all there is by then.
+        self.looks.try_send(()).unwrap_or_default();
     }
 
     /// How a plugin is bound; the uid of its own that it gets with this is its own for good.

@@ -35,6 +35,8 @@ mod discovery;
 #[cfg(feature = "host")]
 mod exchange;
 #[cfg(feature = "host")]
+mod failure_line;
+#[cfg(feature = "host")]
 mod gate;
 #[cfg(feature = "host")]
 mod guard;

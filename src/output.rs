@@ -55,10 +55,15 @@ pub(crate) struct PluginLog {
 }
 
 struct Shared {
+    writer: Arc<LogWriter>,
+    printed: Mutex<Printed>,
+}
+
+/// What the logs of two processes of one plugin share, while an update runs beside the process that it is to replace.
+struct LogWriter {
     /// Held while the disk is waited for, the others never are.
     file: Mutex<LogFile>,
     notes: Mutex<Notes>,
-    printed: Mutex<Printed>,
 }
 
 /// Notes that are to be written by whoever has the file.
@@ -105,9 +110,17 @@ impl Printed {
 impl PluginLog {
     /// The log at `path`, which is made with its first line.
     pub(crate) fn new(path: PathBuf) -> Self {
+        Self::to(Arc::new(LogWriter { file: Mutex::new(LogFile::new(path)), notes: Mutex::default() }))
+    }
+
+    /// Another log in the same file, for a process that runs beside the one of this: each has its own rate and its own last lines.
+    pub(crate) fn beside(&self) -> Self {
+        Self::to(Arc::clone(&self.shared.writer))
+    }
+
+    fn to(writer: Arc<LogWriter>) -> Self {
         let printed = Printed { life: 0, recent: VecDeque::new(), window_end: Instant::now(), lines: 0, bytes: 0, left_out: 0 };
-        let shared = Shared { file: Mutex::new(LogFile::new(path)), notes: Mutex::default(), printed: Mutex::new(printed) };
-        Self { shared: Arc::new(shared) }
+        Self { shared: Arc::new(Shared { writer, printed: Mutex::new(printed) }) }
     }
 
     /// Notes that a process is started, and forgets what the one before has printed. From now on the group `reader` may read the
@@ -118,7 +131,7 @@ impl PluginLog {
             printed.life += 1;
             printed.recent.clear();
         }
-        lock(&self.shared.notes).reader = Some(reader);
+        lock(&self.shared.writer.notes).reader = Some(reader);
         self.note("starting");
     }
 
@@ -141,7 +154,7 @@ impl PluginLog {
     pub(crate) fn note(&self, text: &str) {
         let mut note = format!("plugrack: {text}");
         note.truncate(note.floor_char_boundary(MAX_NOTE));
-        let mut notes = lock(&self.shared.notes);
+        let mut notes = lock(&self.shared.writer.notes);
         if notes.waiting.len() < MAX_NOTES {
             notes.waiting.push_back((Timestamp::now(), note));
         } else {
@@ -153,8 +166,8 @@ impl PluginLog {
 
     /// Writes the notes that wait, unless another thread has the file: it looks for notes after it let go of it, so none stays.
     fn write_notes(&self) {
-        while !lock(&self.shared.notes).waiting.is_empty() {
-            let mut file = match self.shared.file.try_lock() {
+        while !lock(&self.shared.writer.notes).waiting.is_empty() {
+            let mut file = match self.shared.writer.file.try_lock() {
                 Ok(file) => file,
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
                 Err(TryLockError::WouldBlock) => return,
@@ -164,7 +177,7 @@ impl PluginLog {
     }
 
     fn write_notes_to(&self, file: &mut LogFile) {
-        let Notes { waiting, reader, lost } = std::mem::take(&mut *lock(&self.shared.notes));
+        let Notes { waiting, reader, lost } = std::mem::take(&mut *lock(&self.shared.writer.notes));
         if let Some(group) = reader {
             file.set_reader(group);
         }
@@ -181,7 +194,7 @@ impl PluginLog {
 
     /// Adds a line behind the notes that wait, however long the disk takes.
     fn write(&self, time: Timestamp, line: &[u8]) {
-        let mut file = lock(&self.shared.file);
+        let mut file = lock(&self.shared.writer.file);
         self.write_notes_to(&mut file);
         file.add(time, line);
         drop(file);
@@ -466,7 +479,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p.log");
         let log = PluginLog::new(path.clone());
-        let held = lock(&log.shared.file);
+        let held = lock(&log.shared.writer.file);
         (0..MAX_NOTES + 7).for_each(|number| log.note(&format!("note {number}")));
         assert_eq!(texts(&path), [""; 0]);
         drop(held);

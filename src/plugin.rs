@@ -1,5 +1,6 @@
 //! One plugin as the rest of the host sees it: who it is, how it is, and the door its requests go through.
 
+use crate::discovery::{self, Fingerprint, Found};
 use crate::exchange::{Failed, Job};
 use crate::license::Code;
 use crate::output::PluginLog;
@@ -79,6 +80,11 @@ impl State {
         }
     }
 
+    /// Whether a process of it answers, or is about to.
+    pub(crate) fn has_process(self) -> bool {
+        matches!(self, Self::Ready | Self::Starting)
+    }
+
     /// Whether it waits for a cause to be mended, by which it is tried again.
     pub(crate) fn is_refused(self) -> bool {
         matches!(self, Self::Refused | Self::Unlicensed)
@@ -104,6 +110,8 @@ pub(crate) struct Status {
     pub(crate) enabled: bool,
     /// The last end that nobody asked for.
     pub(crate) last_end: Option<Arc<End>>,
+    /// Why the file that lies in its program's place now does not run, where that one was refused and the process before goes on.
+    pub(crate) update_refused: Option<String>,
 }
 
 /// An end of a plugin's process, or of its start, that nobody asked for.
@@ -158,8 +166,10 @@ pub(crate) enum Quit {
     HostStops,
     /// Its file is gone, or no plugin any more.
     Gone,
-    /// Another plugin of its id takes its place, and the requests that wait.
+    /// Another plugin of its id takes its place, and the requests that wait, once it has ended.
     Replaced,
+    /// Its update serves in its place already.
+    Updated,
 }
 
 /// What the door does with a request.
@@ -180,8 +190,12 @@ pub(crate) struct Plugin {
     pub(crate) metadata: Metadata,
     /// What is executed.
     pub(crate) program: PathBuf,
+    /// Which file that was when it said who it is: no other is executed.
+    pub(crate) fingerprint: Option<Fingerprint>,
+    /// Where its processes listen.
+    pub(crate) socket: PathBuf,
     /// Requests on their way to it.
-    pub(crate) queue: Queue,
+    pub(crate) queue: Arc<Queue>,
     /// What it prints.
     pub(crate) log: PluginLog,
     /// Its supervisor.
@@ -209,7 +223,14 @@ pub(crate) struct Plugin {
 
 impl Plugin {
     /// A plugin whose supervisor is about to begin: one that may run is as good as starting.
-    pub(crate) fn new(metadata: Metadata, program: PathBuf, log: PluginLog, control: Sender<Command>, enabled: bool) -> Self {
+    pub(crate) fn new(
+        metadata: Metadata,
+        found: &Found,
+        socket: PathBuf,
+        log: PluginLog,
+        control: Sender<Command>,
+        enabled: bool,
+    ) -> Self {
         let (state, door) = if enabled { (State::Starting, Door::Holding) } else { (State::Stopped, Door::Shut) };
         let status = Status {
             state,
@@ -220,11 +241,14 @@ impl Plugin {
             restarts: 0,
             enabled,
             last_end: None,
+            update_refused: None,
         };
-        let queue = Queue::new(&metadata.id, metadata.concurrency as usize);
+        let queue = Arc::new(Queue::new(&metadata.id, metadata.concurrency as usize));
         Self {
             metadata,
-            program,
+            program: found.program.clone(),
+            fingerprint: found.fingerprint,
+            socket,
             queue,
             log,
             control,
@@ -373,6 +397,16 @@ impl Plugin {
     /// Counts a start by itself.
     pub(crate) fn count_restart(&self) {
         self.lock_status().restarts += 1;
+    }
+
+    /// Whether the file at its program's place is still the one that said who it is.
+    pub(crate) fn is_unchanged(&self) -> bool {
+        discovery::fingerprint(&self.program) == self.fingerprint
+    }
+
+    /// Notes why the file that lies in its program's place now does not run; none when it is the old one again.
+    pub(crate) fn set_update_refused(&self, reason: Option<String>) {
+        self.lock_status().update_refused = reason;
     }
 
     /// Notes an end that nobody asked for.

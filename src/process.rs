@@ -3,10 +3,12 @@
 //! The host starts itself again as a small shim, which sets up its own process by safe calls and then becomes the plugin. So
 //! nothing of ours runs between fork and exec, where little is allowed, and no unsafe code is needed.
 
+use crate::failure_line::failure_line;
 use crate::output::PluginLog;
 use crate::pause::pause;
 use crate::remains::{self, Marks};
 use crate::restart::Exit;
+use crate::text;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Access;
@@ -50,7 +52,7 @@ const MAX_PROCESSES: u64 = 512;
 pub(crate) const SMALL_STACK: usize = 128 * 1024;
 
 /// What is kept of a child's standard error when its standard output is what matters, in bytes.
-const MAX_ERROR_OUTPUT: usize = 4096;
+const MAX_ERROR_OUTPUT: usize = 16 * 1024;
 
 /// How long the last output of a process that has ended is waited for.
 const LAST_OUTPUT_TIME: Duration = Duration::from_millis(200);
@@ -285,25 +287,52 @@ fn exit_of(status: ExitStatus) -> Exit {
 /// Runs `program argument` and gives what it printed, at most `limit` bytes, within `time`.
 ///
 /// # Errors
-/// The outer one says that it could not be started, the inner one in a sentence that it took too long, printed too much, or failed.
+/// The outer one says that it could not be started, the inner one that it took too long, printed too much, or failed.
 pub(crate) fn output(
     program: &Path,
     argument: &str,
     bounds: Bounds,
     time: Duration,
     limit: usize,
-) -> io::Result<Result<Vec<u8>, String>> {
+) -> io::Result<Result<Vec<u8>, FailedRun>> {
     let mut command = shim(program, Path::new("/"), bounds);
     command.arg(argument).stdout(Stdio::piped()).stderr(Stdio::piped());
-    Ok(collect(Process::spawn(&mut command)?, argument, time, limit))
+    let mut complained = Vec::new();
+    let collected = collect(Process::spawn(&mut command)?, argument, time, limit, &mut complained);
+    Ok(collected.map_err(|reason| FailedRun { reason, printed: lines(&complained) }))
 }
 
-fn collect(mut process: Process, argument: &str, time: Duration, limit: usize) -> Result<Vec<u8>, String> {
+/// What came of a program that did not do what it was run for.
+#[derive(Debug)]
+pub(crate) struct FailedRun {
+    /// Why, in a sentence.
+    pub(crate) reason: String,
+    /// What it had printed on standard error, fit to be shown.
+    pub(crate) printed: Vec<String>,
+}
+
+/// Printed bytes as lines that are fit to be shown.
+pub(crate) fn lines(printed: &[u8]) -> Vec<String> {
+    let shown = |line: &[u8]| {
+        let mut shown = String::new();
+        text::escape(&mut shown, line);
+        shown
+    };
+    printed.strip_suffix(b"\n").unwrap_or(printed).split(|byte| *byte == b'\n').map(shown).collect()
+}
+
+fn collect(
+    mut process: Process,
+    argument: &str,
+    time: Duration,
+    limit: usize,
+    complained: &mut Vec<u8>,
+) -> Result<Vec<u8>, String> {
     let deadline = Instant::now() + time;
     let (Some(mut stdout), Some(mut stderr)) = (process.child.stdout.take(), process.child.stderr.take()) else {
         return Err("cannot read its output".into());
     };
-    let (mut printed, mut complained) = (Vec::new(), Vec::new());
+    let mut printed = Vec::new();
     let (mut stdout_open, mut stderr_open, mut ended) = (true, true, false);
     while stdout_open || stderr_open {
         let Some(left) = deadline.checked_duration_since(Instant::now()) else {
@@ -326,8 +355,9 @@ fn collect(mut process: Process, argument: &str, time: Duration, limit: usize) -
             stdout_open = read_some(&mut stdout, &mut printed);
         }
         if err {
-            stderr_open = read_some(&mut stderr, &mut complained);
-            complained.truncate(MAX_ERROR_OUTPUT);
+            stderr_open = read_some(&mut stderr, complained);
+            // The end says why; the beginning goes.
+            complained.drain(..complained.len().saturating_sub(MAX_ERROR_OUTPUT));
         }
         if printed.len() > limit {
             return Err(format!("{argument} printed more than {limit} bytes"));
@@ -343,10 +373,11 @@ fn collect(mut process: Process, argument: &str, time: Duration, limit: usize) -
     match exit {
         Exit::Code(0) => Ok(printed),
         exit => {
-            let complaint = String::from_utf8_lossy(&complained);
-            let last = complaint.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it printed nothing on standard error");
-            let last: String = last.chars().filter(|c| !c.is_control()).take(300).collect();
-            Err(format!("{argument} ended with {exit}: {last}"))
+            let complaint = String::from_utf8_lossy(complained);
+            let lines: Vec<&str> = complaint.lines().collect();
+            let why = failure_line(&lines).unwrap_or("it printed nothing on standard error");
+            let why: String = why.chars().filter(|c| !c.is_control()).take(300).collect();
+            Err(format!("{argument} ended with {exit}: {why}"))
         }
     }
 }

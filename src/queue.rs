@@ -7,7 +7,7 @@
 use crate::exchange::{Failed, Job};
 use crate::repeat::{Repeat, more};
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 /// Places in the queue for each connection the plugin may have.
@@ -24,6 +24,8 @@ pub(crate) struct Queue {
     sender: Sender<Job>,
     receiver: Receiver<Job>,
     expiring: Mutex<()>,
+    /// The queue of the plugin's update, once that serves in its place.
+    successor: OnceLock<Arc<Queue>>,
     /// That there was no place.
     full: Mutex<Repeat>,
 }
@@ -33,11 +35,22 @@ impl Queue {
     pub(crate) fn new(id: &str, concurrency: usize) -> Self {
         let places = (concurrency * PLACES_PER_CONNECTION).min(MAX_PLACES);
         let (sender, receiver) = unbounded();
-        Self { id: id.to_owned(), places, sender, receiver, expiring: Mutex::new(()), full: Mutex::default() }
+        Self {
+            id: id.to_owned(),
+            places,
+            sender,
+            receiver,
+            expiring: Mutex::new(()),
+            successor: OnceLock::new(),
+            full: Mutex::default(),
+        }
     }
 
     /// Puts a request in; one for which there is no place is answered so.
     pub(crate) fn push(&self, job: Job) {
+        if let Some(successor) = self.successor.get() {
+            return successor.push(job);
+        }
         if self.len() >= self.places {
             job.fail(Failed::Overloaded);
             return self.say_full();
@@ -59,6 +72,19 @@ impl Queue {
     /// Where workers take requests from.
     pub(crate) fn jobs(&self) -> &Receiver<Job> {
         &self.receiver
+    }
+
+    /// Hands what waits, and all that comes from now on, to the queue of an update.
+    pub(crate) fn succeed(&self, successor: Arc<Self>) {
+        drop(self.successor.set(successor));
+        self.hand_over();
+    }
+
+    /// Hands what waits to the successor, if there is one: what a thread put in that had not yet seen it.
+    pub(crate) fn hand_over(&self) {
+        if let Some(successor) = self.successor.get() {
+            self.move_to(successor);
+        }
     }
 
     /// Hands what waits to another queue, in its order.

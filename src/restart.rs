@@ -36,6 +36,8 @@ pub(crate) enum Exit {
     OutOfMemory,
     /// Its file cannot be executed here.
     Unfit,
+    /// The file in its program's place is another one than the one that said who it is.
+    Changed,
     /// It cannot have its user, or its directories as that user.
     NoUser,
     /// It does not speak this version of the protocol.
@@ -91,6 +93,7 @@ impl Exit {
                 format!("give it the setting that it misses, plugrack config {id} set KEY VALUE: it is then tried again")
             }
             Self::Code(126 | 127) | Self::Unfit => "put a file there that can be executed: it is then tried again".into(),
+            Self::Changed => "wait: the new file is asked who it is, and started".into(),
             Self::NoUser => format!("do what the reason says, then: plugrack start {id}"),
             Self::Incompatible => "install a build of the plugin that speaks the protocol of this plugrack".into(),
             Self::Unlicensed(Code::ClockNotSet) => "set the clock of this machine: it is then tried again by itself".into(),
@@ -130,6 +133,7 @@ impl std::fmt::Display for Exit {
                 f.write_str("killed for memory: signal 9 (SIGKILL) while the kernel was killing for want of memory")
             }
             Self::Unfit => f.write_str("cannot be executed"),
+            Self::Changed => f.write_str("its file was replaced: the new one is asked who it is before it is started"),
             Self::NoUser => f.write_str("cannot have its user"),
             Self::Incompatible => f.write_str("speaks another protocol"),
             Self::Unlicensed(code) => write!(f, "licence refused ({code})"),

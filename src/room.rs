@@ -46,9 +46,6 @@ const TASK_CLIENTS: u64 = 32;
 /// Room for fewer plugins than this is said at the start: a small rack has tens of them.
 const FEW_PLUGINS: u64 = 100;
 
-/// After how long the plugins directory is looked through again for what could not be asked who it is: asking starts a process each.
-pub(crate) const LOOK_RETRY: Duration = Duration::from_secs(30);
-
 /// After how long a plugin for which there was no room is tried again: soon enough not to be waited for, and seldom enough that
 /// hundreds of them cost nothing.
 pub(crate) const ROOM_RETRY: Duration = Duration::from_secs(5);

@@ -13,21 +13,21 @@ use crate::host::{HOST_SOCKET_VARIABLE, Host, LicenseTime, Sessions};
 use crate::http::Front;
 use crate::memory::Memory;
 use crate::process;
-use crate::rack::{Rack, STOP_ALL_TIME};
+use crate::rack::{Look, Rack, STOP_ALL_TIME};
 use crate::remains::{self, Marks};
-use crate::room::{self, LOOK_RETRY, Room};
+use crate::room::{self, Room};
 use crate::store::Store;
 use crate::store::kv;
 use anyhow::{Context, Result, anyhow, bail};
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select, unbounded};
 use rustix::process::geteuid;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// How often files that were refused are looked at for a change, and how long ago the kernel's last killing for want of memory may be
@@ -112,6 +112,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     let (mailbox, inbox) = mailbox().context("cannot make the gate's mailbox")?;
     let (front, failed) = Front::new(data.http_socket(), settings.limits.max_body, mailbox);
     let front = Arc::new(front);
+    let (order, orders) = bounded(1);
     let host = Host {
         instance_id,
         data: data.clone(),
@@ -119,8 +120,11 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
         memory: Memory::new(),
         sessions: Sessions::new(guard),
         plugin_uids: settings.plugin_uids.clone(),
+        shared_uid: Mutex::default(),
+        looks: order.clone(),
         plugin_memory: settings.plugin_memory,
         room,
+        metadata_timeout: settings.metadata_timeout,
         start_timeout: settings.start_timeout,
         request_timeout: settings.request_timeout,
         time,
@@ -128,8 +132,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     let host = Arc::new(host);
     callback::listen(Arc::clone(&host)).context("cannot listen on the host socket")?;
     log::info!("plugrack {} is instance {instance_id}", env!("CARGO_PKG_VERSION"));
-    let (looking, known) = bounded(0);
-    let rack = Arc::new(Rack::new(host, plugins.clone(), known));
+    let rack = Arc::new(Rack::new(host, plugins.clone()));
     let api = Arc::new(Api::new(Arc::clone(&rack), token, settings.request_timeout));
     let max_connections = rack.host().room.connections(settings.limits.max_connections);
     let limits = Limits { max_connections, ..settings.limits.clone() };
@@ -157,9 +160,8 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     }
 
     // The host answers meanwhile: requests for what is not known yet wait, so that none is told that its plugin does not exist.
-    let (order, orders) = bounded(1);
     let looker = Arc::clone(&rack);
-    let looks = std::thread::Builder::new().name("discovery".into()).spawn(move || look(&looker, &orders, looking));
+    let looks = std::thread::Builder::new().name("discovery".into()).spawn(move || look(&looker, &orders));
     looks.context("cannot start the thread that looks for plugins")?;
 
     let (sender, received) = unbounded();
@@ -194,40 +196,28 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     outcome
 }
 
-/// Looks through the plugins directory: once at the start, and then whenever it is told to, or something is to be tried again.
-fn look(rack: &Rack, orders: &Receiver<()>, first: Sender<()>) {
-    say_found(rack, true);
-    drop(first);
-    let mut retry_at = Instant::now() + LOOK_RETRY;
+/// Looks through the plugins directory: once at the start, and then whenever it is ordered to, or something is to be tried again.
+fn look(rack: &Arc<Rack>, orders: &Receiver<()>) {
+    begin_look(rack, Look::Ordered);
     loop {
-        match orders.recv_timeout(WATCH_EVERY) {
+        let wait = rack.next_retry().map_or(WATCH_EVERY, |at| at.saturating_duration_since(Instant::now()).min(WATCH_EVERY));
+        match orders.recv_timeout(wait) {
             Err(RecvTimeoutError::Disconnected) => return,
-            Ok(()) => say_found(rack, true),
+            Ok(()) => begin_look(rack, Look::Ordered),
             Err(RecvTimeoutError::Timeout) => {
                 rack.host().memory.look();
                 rack.keep_time();
-                let retry = Instant::now() >= retry_at;
-                if retry {
-                    retry_at = Instant::now() + LOOK_RETRY;
-                }
-                if (retry && rack.is_wanting()) || rack.is_mended() {
-                    say_found(rack, false);
+                if rack.is_due() {
+                    begin_look(rack, Look::Due);
                 }
             }
         }
     }
 }
 
-/// Looks through the plugins directory, and logs what was found, or else only what has changed.
-fn say_found(rack: &Rack, always: bool) {
-    match rack.rescan() {
-        Ok(changes) => {
-            let [added, changed, removed] = [&changes.added, &changes.changed, &changes.removed].map(Vec::len);
-            if always || added + changed + removed > 0 {
-                log::info!("looked through the plugins directory: {added} added, {changed} changed, {removed} removed");
-            }
-        }
-        Err(error) => log::error!("the plugins directory cannot be read: {error}"),
+fn begin_look(rack: &Arc<Rack>, look: Look) {
+    if let Err(error) = rack.begin_look(look) {
+        log::error!("the plugins directory cannot be read: {error}");
     }
 }
 

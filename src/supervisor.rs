@@ -3,7 +3,9 @@
 //! Everything that can happen to a plugin arrives here as a [`Command`], and the state is changed in one place, [`Supervisor::enter`],
 //! which records each change as an event. The thread lives as long as the rack has the plugin: its children die with it.
 
+use crate::data_dir::check_socket_path;
 use crate::exchange::Failed;
+use crate::failure_line::failure_line;
 use crate::host::{HOST_SOCKET_VARIABLE, Host};
 use crate::link::{FIRST_ID, Link, Lost};
 use crate::plugin::{Command, Door, End, HOLD, Plugin, Quit, STARTING_RETRY_AFTER, State};
@@ -38,6 +40,9 @@ const LEAVE_TIME: Duration = Duration::from_secs(2);
 
 /// How the kernel's killing for want of memory looks, and an operator's `kill -9`.
 const KILLED: Exit = Exit::Signal(SIGKILL);
+
+/// Pause before a plugin whose file was replaced looks whether it may start after all: the file may be the old one again.
+const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
 /// Pause between attempts to connect to a plugin that starts.
 const CONNECT_PAUSE: Duration = Duration::from_millis(5);
@@ -105,11 +110,16 @@ pub(crate) struct Supervisor {
     wants_room: bool,
     /// Who waits for the plugin to be settled: ready, or down.
     waiting: Vec<Sender<()>>,
+    /// Told the outcome of the first start of an update, which is the last where it fails.
+    trial: Option<Trial>,
 }
 
+/// What is to be done when an update is ready, or will not be, and why.
+pub(crate) type Trial = Box<dyn FnOnce(Result<(), String>) + Send>;
+
 impl Supervisor {
-    /// The supervisor of a plugin that does not run.
-    pub(crate) fn new(plugin: Arc<Plugin>, host: Arc<Host>, commands: Receiver<Command>) -> Self {
+    /// The supervisor of a plugin that does not run. An update that is on `trial` is started once, beside the plugin that it is to replace.
+    pub(crate) fn new(plugin: Arc<Plugin>, host: Arc<Host>, commands: Receiver<Command>, trial: Option<Trial>) -> Self {
         let phase = Phase::Down { retry_at: None };
         let (history, waiting) = (History::default(), Vec::new());
         Self {
@@ -124,6 +134,7 @@ impl Supervisor {
             down_since: None,
             wants_room: false,
             waiting,
+            trial,
         }
     }
 
@@ -208,6 +219,7 @@ impl Supervisor {
                     Quit::HostStops => "the host stops",
                     Quit::Gone => "its file is gone, or refused",
                     Quit::Replaced => "its file was replaced",
+                    Quit::Updated => "its update serves in its place",
                 };
                 self.stop(why, Then::Stay);
             }
@@ -326,9 +338,13 @@ impl Supervisor {
 
     fn spawn(&mut self) -> Result<Running, (Exit, String)> {
         let unfit = |why: String| (Exit::Unfit, why);
+        if !self.plugin.is_unchanged() {
+            self.host.look_again();
+            return Err((Exit::Changed, Exit::Changed.to_string()));
+        }
         preflight::check(&self.plugin.program).map_err(unfit)?;
         let (data, id) = (&self.host.data, self.plugin.id());
-        data.check_plugin_socket(id).map_err(unfit)?;
+        check_socket_path(&self.plugin.socket).map_err(unfit)?;
         let seat = self.host.room.enter().map_err(|why| (Exit::NoRoom, why))?;
         let passing = |what: &str, error: std::io::Error| match room::explain(what, &error) {
             (why, true) => (Exit::NoRoom, why),
@@ -336,8 +352,8 @@ impl Supervisor {
         };
         let no_user = |why: String| (Exit::NoUser, why);
         let bounds = self.host.plugin_bounds(id).map_err(no_user)?;
-        let (home, socket) = (data.plugin_data(id), data.plugin_socket(id));
-        data.remove_plugin_run(id).map_err(|error| passing("cannot remove its old socket", error))?;
+        let (home, socket) = (data.plugin_data(id), self.plugin.socket.clone());
+        self.remove_run().map_err(|error| passing("cannot remove its old socket", error))?;
         let directories = data.make_plugin_dirs(id).map_err(|error| passing("cannot make its directories", error))?;
         self.host.hand_over(id, bounds.uid, &directories).map_err(no_user)?;
         self.lives += 1;
@@ -453,7 +469,7 @@ impl Supervisor {
             protocol: PROTOCOL_VERSION,
             instance_id: self.host.instance_id.to_string(),
             plugin_id: plugin.to_owned(),
-            socket_path: text(data.plugin_socket(plugin)),
+            socket_path: text(self.plugin.socket.clone()),
             host_socket: text(data.host_socket()),
             log_path: text(data.log(plugin)),
             data_dir: text(data.plugin_data(plugin)),
@@ -465,6 +481,10 @@ impl Supervisor {
     }
 
     fn ready(&mut self) {
+        if !self.plugin.is_unchanged() {
+            self.host.look_again();
+            return self.fault(Exit::Changed, Exit::Changed.to_string());
+        }
         match std::mem::replace(&mut self.phase, Phase::Down { retry_at: None }) {
             Phase::Starting { running, link: Some(link), .. } => {
                 let working = self.spawn_worker(&running.life, Some(link));
@@ -591,21 +611,43 @@ impl Supervisor {
         let exit = process.reap(thorough);
         self.host.sessions.leave(session, !thorough);
         // A socket that stays is removed before the next start.
-        drop(self.host.data.remove_plugin_run(self.plugin.id()));
+        drop(self.remove_run());
         exit
     }
 
-    /// The last line with something in it that the process has printed.
+    /// Whether another process of the plugin may run, which this one's update is or is to replace.
+    fn has_sibling(&self) -> bool {
+        self.trial.is_some() || self.quitting == Some(Quit::Updated)
+    }
+
+    /// Removes what the plugin has in the run directory: its socket alone where another process of it may be using the rest.
+    fn remove_run(&self) -> std::io::Result<()> {
+        if !self.has_sibling() {
+            return self.host.data.remove_plugin_run(self.plugin.id());
+        }
+        match std::fs::remove_file(&self.plugin.socket) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// The line of what the process has printed that says why it ended.
     fn last_words(&self) -> Option<String> {
         let lines = self.plugin.log.recent();
-        let mut texts = lines.iter().rev().filter_map(|line| line.split_once(' ')).map(|(_, text)| text);
-        texts.find(|text| !text.trim().is_empty()).map(|text| text.chars().take(300).collect())
+        let texts: Vec<&str> = lines.iter().filter_map(|line| line.split_once(' ')).map(|(_, text)| text).collect();
+        failure_line(&texts).map(|text| text.chars().take(300).collect())
     }
 
     /// The plugin does not run, because of what happened: what follows is decided, and what led to it is kept.
     fn down(&mut self, exit: Exit, uptime: Duration, why: &str) {
         if self.quitting.is_some() {
             return self.stopped(why);
+        }
+        if exit == Exit::Changed {
+            // The registry puts another plugin in this one's place, or refuses the file. Until then this looks again.
+            self.phase = Phase::Down { retry_at: Some(Instant::now() + LOOK_PAUSE) };
+            self.plugin.set_last_end(End { at: now_ms(), exit, reason: why.to_owned(), lines: Vec::new() });
+            return self.enter(State::BackingOff, Door::Holding, "changed", why);
         }
         // A random UUID's first byte is as good a die as any.
         let random = f64::from(uuid::Uuid::new_v4().as_bytes()[0]) / 255.0;
@@ -631,7 +673,7 @@ impl Supervisor {
 
     /// The door of a plugin that does not come back, unless another comes in its place.
     fn shut(&self) -> Door {
-        if self.quitting == Some(Quit::Replaced) { Door::Holding } else { Door::Shut }
+        if matches!(self.quitting, Some(Quit::Replaced | Quit::Updated)) { Door::Holding } else { Door::Shut }
     }
 
     /// Changes the state: the one place that does.
@@ -643,8 +685,12 @@ impl Supervisor {
                 (Some(running.pid()), None)
             }
         };
-        // First, so that who sees the state sees its event too.
-        self.host.store.note_event(id, kind, reason);
+        // First, so that who sees the state sees its event too. What an update and the process that it replaces go through meanwhile is
+        // not what happens to the plugin.
+        let is_aside = self.has_sibling() && state != State::Ready;
+        if !is_aside {
+            self.host.store.note_event(id, kind, reason);
+        }
         self.plugin.set_status(door, |status| {
             (status.state, status.since, status.pid, status.retry_at) = (state, now_ms(), pid, retry_at);
             status.reason.clear();
@@ -660,13 +706,30 @@ impl Supervisor {
             _ => log::Level::Info,
         };
         let separator = if reason.is_empty() { "" } else { ": " };
-        log::log!(level, "{id}: {kind}{separator}{reason}");
+        let which = match self.quitting {
+            Some(Quit::Updated) => " (the process before the update)",
+            _ if self.trial.is_some() => " (its update)",
+            _ => "",
+        };
+        log::log!(level, "{id}{which}: {kind}{separator}{reason}");
         if door == Door::Shut {
             self.plugin.queue.expire(|_| true, Failed::Unavailable { retry_after: STARTING_RETRY_AFTER });
         }
         if !matches!(state, State::Starting | State::Stopping) {
             self.waiting.clear();
+            self.end_trial(state, reason);
         }
+    }
+
+    /// Tells the outcome of the trial, where the update is on one. One that has failed is not tried again.
+    fn end_trial(&mut self, state: State, reason: &str) {
+        let Some(trial) = self.trial.take() else { return };
+        if state == State::Ready {
+            return trial(Ok(()));
+        }
+        self.phase = Phase::Down { retry_at: None };
+        self.quitting = Some(Quit::Gone);
+        trial(Err(reason.to_owned()));
     }
 }
 

@@ -6,6 +6,7 @@ use crate::exchange::{Client, Failed, Job, KvFailure, KvJob};
 use crate::log_file;
 use crate::plugin::{Command, HOLD, Plugin};
 use crate::protocol::message::{DeleteOp, KvOp, ListOp, MAX_KEY, MAX_VALUE, SetOp};
+use crate::protocol::metadata::is_plugin_id;
 use crate::rack::{Entry, Rack};
 use crate::standing::check_form;
 use crate::store::StoreError;
@@ -154,6 +155,9 @@ impl Api {
             ("GET", ["instance"]) => Ok(self.instance()),
             ("GET", ["plugins"]) => Ok(Reply::ok(&json!({"plugins": view::list(&self.rack)}))),
             ("POST", ["rescan"]) => self.rescan(),
+            ("GET", ["gone"]) => Ok(Reply::ok(&json!({"gone": self.rack.left_behind()?}))),
+            ("DELETE", ["gone", id]) => self.forget(id),
+            ("POST", ["plugins", id, "adopt"]) => self.adopt(id, &call.body),
             ("GET", ["plugins", id]) => self.show(id),
             ("POST", ["plugins", id, verb @ ("start" | "stop" | "restart" | "enable" | "disable")]) => self.command(id, verb),
             ("GET", ["plugins", id, "logs"]) => self.logs(id, call),
@@ -182,7 +186,9 @@ impl Api {
     fn unknown(&self, method: &str, path: &[&str]) -> Refused {
         let methods = match path {
             ["instance"] | ["plugins"] | ["plugins", _] | ["plugins", _, "logs" | "config" | "kv"] => "GET",
-            ["rescan"] | ["plugins", _, "start" | "stop" | "restart" | "enable" | "disable"] => "POST",
+            ["gone"] => "GET",
+            ["gone", _] => "DELETE",
+            ["rescan"] | ["plugins", _, "start" | "stop" | "restart" | "enable" | "disable" | "adopt"] => "POST",
             ["plugins", _, "config", _] => "PUT, DELETE",
             ["plugins", _, "license"] | ["plugins", _, "kv", _] => "GET, PUT, DELETE",
             _ => return Refused::new(404, "not_found", format!("there is no /api/{}", path.join("/"))),
@@ -206,7 +212,35 @@ impl Api {
         view::one(&self.rack, id)?.map(|plugin| Reply::ok(&plugin)).ok_or_else(|| no_plugin(&self.rack, id))
     }
 
+    /// Deletes what a plugin that is gone has left.
+    fn forget(&self, id: &str) -> Handled {
+        if !self.rack.left_behind()?.iter().any(|left| left.is_of(id)) {
+            return Err(Refused::new(404, "not_found", format!("nothing is left of a plugin {id}: plugrack gone lists what is")));
+        }
+        self.rack.forget(id).map_err(|why| Refused::new(409, "conflict", why))?;
+        Ok(Reply::ok(&json!({"forgotten": id})))
+    }
+
+    /// Gives an id and what is kept under it to a file.
+    fn adopt(&self, id: &str, body: &[u8]) -> Handled {
+        let body: Value = serde_json::from_slice(body).unwrap_or_default();
+        let Some(file) = body["file"].as_str().filter(|_| is_plugin_id(id)) else {
+            return Err(Refused::new(400, "bad_request", "the body is {\"file\": NAME}, a name in the plugins directory"));
+        };
+        self.rack.adopt(id, file).map_err(|why| Refused::new(409, "refused", why))?;
+        self.show(id)
+    }
+
     fn command(&self, id: &str, verb: &str) -> Handled {
+        let may_run = self.plugin(id).map_or(true, |plugin| plugin.status().enabled);
+        if matches!(verb, "start" | "restart") && may_run {
+            // What is executed is what was asked: a file that was replaced or refused is asked first.
+            let replaced = self.rack.replace(id);
+            if replaced.map_err(|why| Refused::new(409, "refused", format!("the file of {id} is refused: {why}")))? {
+                self.rack.command(&*self.plugin(id)?, Command::Start);
+                return self.show(id);
+            }
+        }
         let plugin = self.plugin(id)?;
         match verb {
             "start" if !plugin.status().enabled => {
@@ -367,7 +401,9 @@ impl Api {
     fn plugin(&self, id: &str) -> Result<Arc<Plugin>, Refused> {
         match self.rack.find(id) {
             Some((_, Entry::Accepted { plugin, .. })) => Ok(plugin),
-            Some((_, Entry::Refused { reason, .. })) => Err(Refused::new(409, "refused", format!("{id} is refused: {reason}"))),
+            Some((_, Entry::Refused { rejected, .. })) => {
+                Err(Refused::new(409, "refused", format!("{id} is refused: {}", rejected.reason)))
+            }
             None => Err(no_plugin(&self.rack, id)),
         }
     }

@@ -3,7 +3,7 @@
 use crate::license::{Claims, unverified};
 use crate::plugin::{End, Plugin, State, Status};
 use crate::protocol::metadata::Metadata;
-use crate::rack::{Entry, Rack};
+use crate::rack::{Entry, Rack, Rejected};
 use crate::standing::{shown, standing};
 use crate::store::StoreError;
 use crate::store::events::Event;
@@ -31,6 +31,9 @@ pub(crate) struct Summary {
     /// Why it is in that state; empty when there is nothing to explain.
     reason: String,
     enabled: bool,
+    /// Why the file that lies there now does not run, where the process of the one before goes on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    update_refused: Option<String>,
     /// How it stands with its licence, see [`standing`].
     license: Option<String>,
 }
@@ -70,6 +73,9 @@ pub(crate) struct Details {
     metadata: Option<Metadata>,
     #[serde(skip_serializing_if = "Option::is_none")]
     process: Option<Process>,
+    /// Seconds until a file that has not said who it is is asked again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_in: Option<f32>,
     /// What the operator can do for it to run; empty when there is nothing to do.
     advice: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -107,7 +113,7 @@ pub(crate) fn list(rack: &Rack) -> Vec<Summary> {
             let token = tokens.get(plugin.id()).map(String::as_str);
             accepted(rack, file, &plugin, plugin.status(), token)
         }
-        Entry::Refused { id, reason, .. } => refused(file, &id, &reason),
+        Entry::Refused { id, rejected, .. } => refused(file, &id, &rejected),
     };
     rack.entries().into_iter().map(summary).collect()
 }
@@ -128,15 +134,35 @@ pub(crate) fn one(rack: &Rack, id: &str) -> Result<Option<Details>, StoreError> 
                 summary: accepted(rack, file, plugin, status, token.as_deref()),
                 metadata,
                 process,
+                retry_in: None,
                 advice,
                 last_end,
                 events,
             }
         }
-        Entry::Refused { id, reason, .. } => {
+        Entry::Refused { id, rejected, .. } => {
             let events = events()?;
-            let advice = "mend or remove its file: it is then looked at again".into();
-            Details { summary: refused(file, id, reason), metadata: None, process: None, advice, last_end: None, events }
+            let advice = match rejected.retry_at {
+                Some(_) => {
+                    "nothing, unless it stays so: the file is asked again by itself, and at once by plugrack rescan".into()
+                }
+                None => "correct or remove its file: it is then looked at again".into(),
+            };
+            let end = LastEnd {
+                at: rejected.at,
+                exit: "refused".into(),
+                reason: rejected.reason.clone(),
+                lines: rejected.printed.to_vec(),
+            };
+            Details {
+                summary: refused(file, id, rejected),
+                metadata: None,
+                process: None,
+                retry_in: rejected.retry_at.map(seconds_until),
+                advice,
+                last_end: (!rejected.printed.is_empty()).then_some(end),
+                events,
+            }
         }
     };
     Ok(Some(details))
@@ -158,9 +184,24 @@ fn stands(rack: &Rack, status: &Status, token: Option<&str>) -> Option<String> {
     standing(token, Plugin::license_refused(status), status.state == State::Ready, rack.host().time.now())
 }
 
-fn refused(file: String, id: &Option<String>, reason: &str) -> Summary {
-    let (id, reason) = (id.clone(), reason.to_owned());
-    Summary { id, file, name: None, version: None, route: None, state: State::Refused, reason, enabled: true, license: None }
+fn refused(file: String, id: &Option<String>, rejected: &Rejected) -> Summary {
+    Summary {
+        id: id.clone(),
+        file,
+        name: None,
+        version: None,
+        route: None,
+        // What has said who it is waits for nothing of its own.
+        state: if rejected.retry_at.is_some() && id.is_none() { State::BackingOff } else { State::Refused },
+        reason: rejected.reason.clone(),
+        enabled: true,
+        update_refused: None,
+        license: None,
+    }
+}
+
+fn seconds_until(at: Instant) -> f32 {
+    at.saturating_duration_since(Instant::now()).as_secs_f32()
 }
 
 fn accepted(rack: &Rack, file: String, plugin: &Plugin, status: Status, token: Option<&str>) -> Summary {
@@ -174,6 +215,7 @@ fn accepted(rack: &Rack, file: String, plugin: &Plugin, status: Status, token: O
         state: status.state,
         reason: status.reason,
         enabled: status.enabled,
+        update_refused: status.update_refused,
         license,
     }
 }
@@ -186,7 +228,7 @@ fn process(rack: &Rack, plugin: &Plugin, status: &Status) -> Process {
     Process {
         pid: status.pid,
         since: status.since,
-        retry_in: status.retry_at.map(|at| at.saturating_duration_since(Instant::now()).as_secs_f32()),
+        retry_in: status.retry_at.map(seconds_until),
         restarts: status.restarts,
         answered: plugin.answered.load(Ordering::Relaxed),
         waiting: plugin.queue.len(),

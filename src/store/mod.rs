@@ -10,6 +10,7 @@ pub(crate) mod events;
 mod fault;
 pub(crate) mod kv;
 mod licenses;
+pub(crate) mod programs;
 mod schema;
 pub(crate) mod settings;
 mod uids;

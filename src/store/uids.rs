@@ -19,6 +19,8 @@ impl Store {
             if let Some(uid) = free {
                 let sql = "INSERT INTO plugins (id, uid) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET uid = excluded.uid";
                 connection.execute(sql, params![plugin, uid])?;
+                // Plugins come before files that are only asked who they are.
+                connection.execute("UPDATE programs SET uid = NULL WHERE uid = ?1", [uid])?;
             }
             Ok(free)
         })

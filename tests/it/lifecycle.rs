@@ -149,19 +149,22 @@ fn a_program_that_cannot_be_executed_any_more_is_refused_with_the_reason() {
         ("#!/bin/sh\n", 0o644, "it is not executable"),
     ] {
         write_file(&program, content.as_bytes(), mode);
-        assert_eq!(server.api("POST", "/plugins/p/restart", b"").0, 200);
-        let plugin = server.wait_state("p", "refused");
-        assert!(plugin["reason"].as_str().unwrap().contains(reason), "{plugin:#}");
-        assert_eq!(plugin["process"]["pid"], Value::Null);
+        let (status, answer) = server.api("POST", "/plugins/p/restart", b"");
+        assert_eq!(status, 409, "{answer}");
+        let plugin = server.plugin("p");
+        for said in [&answer["error"]["message"], &plugin["reason"]] {
+            assert!(said.as_str().unwrap().contains(reason), "{said}");
+        }
+        assert_eq!((&plugin["state"], &plugin["process"]["pid"]), (&json!("refused"), &Value::Null), "{plugin:#}");
     }
     // A kernel that refuses it in the end: a script whose interpreter is no program.
     let interpreter = server.site().data().join("interpreter");
     write_file(&interpreter, b"", 0o644);
     write_file(&program, format!("#!{}\n", interpreter.display()).as_bytes(), 0o755);
-    assert_eq!(server.api("POST", "/plugins/p/restart", b"").0, 200);
-    let plugin = server.wait_state("p", "refused");
+    assert_eq!(server.api("POST", "/plugins/p/restart", b"").0, 409);
+    let plugin = server.plugin("p");
     assert!(plugin["reason"].as_str().unwrap().contains("Permission denied"), "{plugin:#}");
-    assert!(printed(server.site(), "p").iter().any(|line| line.contains("cannot execute")));
+    assert!(server.cli(&["logs", "p"]).contains("cannot execute"));
 }
 
 #[test]

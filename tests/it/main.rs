@@ -38,6 +38,7 @@ mod store_faults;
 mod streaming;
 mod streaming_gate;
 mod tls;
+mod updates;
 mod web;
 mod web_faults;
 mod why;

@@ -512,7 +512,8 @@ fn commands_about_no_plugin_say_so() {
         assert_eq!(server.cli_fails(arguments), "plugrack: there is no plugin p\n", "{arguments:?}");
     }
     assert!(server.cli_fails(&["logs", "p"]).starts_with("plugrack: there is no plugin p"));
-    for id in ["../p", "", "P", "a/b"] {
+    assert!(server.cli_fails(&["logs", "P"]).starts_with("plugrack: there is no plugin P"));
+    for id in ["../p", "", ".p", "a/b"] {
         assert!(server.cli_fails(&["logs", id]).contains("is not a plugin's id"), "{id}");
         assert!(server.cli_fails(&["show", id]).starts_with("plugrack: there is no "), "{id}");
     }

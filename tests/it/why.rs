@@ -59,7 +59,7 @@ fn for_each_end_there_is_something_to_do() {
         let shown = server.cli(&["show", id]);
         assert!(shown.contains("\nwhat to do   ") || server.plugin(id)["state"] == "starting", "{shown}");
     }
-    assert!(server.cli(&["show", "data"]).contains("what to do   mend or remove its file"));
+    assert!(server.cli(&["show", "data"]).contains("what to do   correct or remove its file"));
     server.cli(&["stop", "code-1"]);
     assert_eq!(server.plugin("code-1")["advice"], "plugrack start code-1 starts it");
     server.cli(&["disable", "code-1"]);

@@ -1,0 +1,535 @@
+//! A look through the plugins directory: what is new or changed is asked who it is, taken in, refused, or tried as an update.
+
+use super::{Entry, Rack, Rejected, STOP_ALL_TIME, Supervised, await_end};
+use crate::discovery::{self, Found, Refusal};
+use crate::output::PluginLog;
+use crate::plugin::{Command, Door, Plugin, Quit, State};
+use crate::protocol::metadata::Metadata;
+use crate::supervisor::Trial;
+use crossbeam_channel::bounded;
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Time a `rescan` waits for its look: less than the command waits for its answer.
+const LOOK_TIME: Duration = Duration::from_secs(50);
+
+/// Most new refusals that one look logs and records one by one: more are one line, so that a directory of other things floods neither
+/// the log nor the store's queue of 1024 changes.
+const SAID_REFUSALS: usize = 1000;
+
+/// Most lines of what a file printed that its log gets.
+const MAX_PRINTED: usize = 50;
+
+/// What a look through the plugins directory has changed, by name in the directory.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(crate) struct Changes {
+    /// New plugins.
+    pub(crate) added: Vec<String>,
+    /// Plugins whose file is another one now.
+    pub(crate) changed: Vec<String>,
+    /// Plugins whose file is gone, or refused now.
+    pub(crate) removed: Vec<String>,
+    /// What is refused, whether new or not.
+    pub(crate) refused: Vec<String>,
+    /// Plugins that go on in the process they had, since their new file was refused.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) updates_refused: Vec<UpdateRefused>,
+}
+
+/// A plugin that goes on in the process it had.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct UpdateRefused {
+    /// Its id.
+    id: String,
+    /// The name of its file.
+    file: String,
+    /// Why the new file was refused.
+    reason: String,
+}
+
+/// Why a look is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// Somebody wants it: what was refused is asked again.
+    Ordered,
+    /// Something has changed or is to be tried again: the rest is left alone.
+    Due,
+}
+
+/// What a look that is over has changed, and the plugins that it told to quit.
+#[derive(Default)]
+pub(super) struct Finished {
+    changes: Changes,
+    leaving: Vec<Supervised>,
+}
+
+/// What is in the plugins directory, and the look through it.
+#[derive(Default)]
+pub(super) struct Looks {
+    /// By name in the plugins directory.
+    pub(super) entries: BTreeMap<String, Entry>,
+    /// The names there, by the last scan.
+    pub(super) names: BTreeSet<String>,
+    /// Files that are being asked, or whose update is on trial.
+    pub(super) asked: BTreeSet<String>,
+    /// Updates that are on trial, by name.
+    pub(super) trials: BTreeMap<String, Supervised>,
+    /// The number of the last look that was begun, and of the last that is over.
+    pub(super) begun: u64,
+    pub(super) finished: u64,
+    /// What the look under way still waits for.
+    outstanding: usize,
+    /// Whether it is to be logged though nothing has changed.
+    ordered: bool,
+    /// What were plugins before it.
+    before: BTreeSet<String>,
+    /// Plugins that are gone from the directory or another file now: each lives on until its file is looked at, one that comes before
+    /// takes its id or route, or the look ends.
+    stale: BTreeSet<String>,
+    /// Plugins it has accepted under an id that was nobody's: another new one that comes before by name may have their id or route.
+    fresh: BTreeSet<String>,
+    /// Plugins that were told to quit, and what closes at their end.
+    leaving: Vec<Supervised>,
+    changes: Changes,
+    /// Refusals that were not there before.
+    refusals: usize,
+    /// The last look that is over.
+    last: Arc<Finished>,
+}
+
+impl Rack {
+    /// Looks through the plugins directory: starts what is new, stops what is gone, and replaces what is another file now. Waits until all
+    /// of that is done, but for the starts of what is new.
+    ///
+    /// # Errors
+    /// The directory cannot be read, or the look is not over in time.
+    pub(crate) fn rescan(self: &Arc<Self>) -> io::Result<Changes> {
+        let deadline = Instant::now() + LOOK_TIME;
+        let number = self.begin_look(Look::Ordered)?;
+        let Some(last) = self.wait_for_look(number, deadline) else {
+            return Err(io::Error::other("some files have not said yet who they are: plugrack list shows how far it is"));
+        };
+        let Finished { changes, leaving } = &*last;
+        let deadline = Instant::now() + STOP_ALL_TIME;
+        leaving.iter().for_each(|(plugin, ended)| await_end(plugin, ended, deadline));
+        Ok(changes.clone())
+    }
+
+    /// Waits until a look is over; gives what the last one has changed, or nothing at the deadline.
+    pub(super) fn wait_for_look(&self, number: u64, deadline: Instant) -> Option<Arc<Finished>> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let waited = self.over.wait_timeout_while(self.lock(), left, |state| state.finished < number);
+        let state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        (state.finished >= number).then(|| Arc::clone(&state.last))
+    }
+
+    /// Begins a look through the plugins directory, or lets one that is under way see what has come since. Gives its number.
+    ///
+    /// # Errors
+    /// The directory cannot be read. Nothing changes then.
+    pub(crate) fn begin_look(self: &Arc<Self>, look: Look) -> io::Result<u64> {
+        let found = discovery::scan(&self.dir)?;
+        let (number, found) = self.lock().begin(found, look);
+        for found in found {
+            self.take_in(found);
+        }
+        let mut state = self.lock();
+        state.outstanding -= 1;
+        self.finish_look(state);
+        Ok(number)
+    }
+
+    /// Takes in one file: by what it has said before, where it is the same file, or by asking it on another thread.
+    fn take_in(self: &Arc<Self>, found: Found) {
+        if let Some(metadata) = self.remembered(&found) {
+            return self.settle(found, Ok(metadata));
+        }
+        let rack = Arc::clone(self);
+        self.interviews.ask(Box::new(move || {
+            let answer = rack.ask(&found);
+            rack.settle(found, answer);
+        }));
+    }
+
+    /// What a file has said before, where it is the same file.
+    fn remembered(&self, found: &Found) -> Option<Metadata> {
+        // Where it cannot be read the file is asked again.
+        let program = self.host.store.program(&found.file).ok()?;
+        let is_same = program.fingerprint.is_some() && program.fingerprint == found.answers_as();
+        Metadata::parse(program.metadata.filter(|_| is_same)?.as_bytes()).ok()
+    }
+
+    /// Asks a file who it is, and notes the answer.
+    fn ask(&self, found: &Found) -> Result<Metadata, Refusal> {
+        let (bounds, _alone) = self.host.program_bounds(&found.file).map_err(Refusal::passing)?;
+        let answered_as = found.answers_as();
+        let metadata = discovery::ask(found, bounds, self.host.metadata_timeout)?;
+        if let (Some(answered_as), Ok(json)) = (answered_as, serde_json::to_string(&metadata)) {
+            self.host.store.note_program(&found.file, answered_as, json);
+        }
+        Ok(metadata)
+    }
+
+    /// Takes in the answer of one file of the look under way.
+    fn settle(self: &Arc<Self>, found: Found, answer: Result<Metadata, Refusal>) {
+        let file = found.file.clone();
+        let is_on_trial = self.apply(found, answer, true);
+        let mut state = self.lock();
+        if !is_on_trial {
+            state.asked.remove(&file);
+            state.outstanding -= 1;
+        }
+        self.finish_look(state);
+    }
+
+    /// Puts the file that lies at a plugin's place now into use at once, when it is another one than the plugin runs, or was refused: the
+    /// plugin is stopped first. For an operator who starts or restarts it by its id or the name of its file. Says whether it did.
+    ///
+    /// # Errors
+    /// Why the file is refused. A plugin that runs is left as it is.
+    pub(crate) fn replace(self: &Arc<Self>, name: &str) -> Result<bool, String> {
+        let Some((file, entry)) = self.find(name) else { return Ok(false) };
+        if matches!(&entry, Entry::Accepted { plugin, .. } if plugin.is_unchanged()) {
+            return Ok(false);
+        }
+        let found = discovery::look_at(&self.dir, &file);
+        let answer = self.remembered(&found).map_or_else(|| self.ask(&found), Ok);
+        self.apply(found, answer, false);
+        let mut state = self.lock();
+        if state.finished == state.begun {
+            // What was changed here is no news to the next look.
+            (state.changes, state.leaving) = (Changes::default(), Vec::new());
+        }
+        match state.entries.get(&file) {
+            Some(Entry::Refused { rejected, .. } | Entry::Accepted { rejected: Some(rejected), .. }) => {
+                Err(rejected.reason.clone())
+            }
+            _ => Ok(true),
+        }
+    }
+
+    /// Takes in one thing of the plugins directory, by what it said to who it is. Says whether it is an update on trial from now on, which
+    /// it may be where the plugin is not to be replaced at once.
+    fn apply(self: &Arc<Self>, found: Found, answer: Result<Metadata, Refusal>, may_try: bool) -> bool {
+        let mut answer = answer.map_err(|refusal| (None, refusal)).and_then(|metadata| match self.admit(&found, &metadata) {
+            Ok(admitted) => Ok((metadata, admitted)),
+            Err(refusal) => Err((Some(metadata.id), refusal)),
+        });
+        // A route that led somewhere before the host was started still does.
+        let before = answer.is_err().then(|| self.placeholder(&found)).flatten();
+        let mut state = self.lock();
+        if self.closing.load(Ordering::Acquire) || !state.names.contains(&found.file) {
+            return false;
+        }
+        let Looks { entries, before: were_plugins, stale, fresh, leaving, changes, refusals, trials, .. } = &mut *state;
+        let mut in_way = Vec::new();
+        if let Ok((metadata, _)) = &answer {
+            let others = entries.iter().filter(|(file, _)| **file != found.file);
+            let conflicts = others.filter_map(|(file, entry)| Some((file, entry.conflict(file, metadata)?)));
+            let mut refused = None;
+            for (file, reason) in conflicts {
+                if stale.contains(file) || (fresh.contains(file) && *file > found.file) {
+                    in_way.push(file.clone());
+                } else {
+                    refused = Some(reason);
+                }
+            }
+            if let Some(reason) = refused {
+                in_way.clear();
+                answer = Err((Some(metadata.id.clone()), Refusal::lasting(reason)));
+            }
+        }
+        let running = match entries.get(&found.file) {
+            Some(Entry::Accepted { plugin, .. }) => Some(Arc::clone(plugin)),
+            _ => None,
+        };
+        if running.as_ref().is_some_and(|plugin| plugin.fingerprint.is_some() && plugin.fingerprint == found.fingerprint) {
+            stale.remove(&found.file);
+            return false;
+        }
+        if let Some(plugin) = running.as_ref().filter(|plugin| plugin.status().state.has_process()) {
+            match answer {
+                Err((_, refusal)) => {
+                    stale.remove(&found.file);
+                    self.refuse_update(&mut state, &found, refusal);
+                    return false;
+                }
+                Ok((metadata, (true, _))) if may_try && in_way.is_empty() && plugin.status().state == State::Ready => {
+                    stale.remove(&found.file);
+                    return match self.try_update(&found, metadata, plugin) {
+                        Ok(trial) => {
+                            trials.insert(found.file, trial);
+                            true
+                        }
+                        Err(refusal) => {
+                            self.refuse_update(&mut state, &found, refusal);
+                            false
+                        }
+                    };
+                }
+                other => answer = other,
+            }
+        }
+        let was_plugin = were_plugins.contains(&found.file);
+        let id = answer.as_ref().ok().map(|(metadata, _)| metadata.id.clone());
+        let (mut was, rejected_before) = match entries.get(&found.file) {
+            Some(Entry::Accepted { plugin, rejected, .. }) => (Some(Arc::clone(plugin)), rejected.clone()),
+            Some(Entry::Refused { was, rejected, .. }) => (was.clone().or(before), Some(rejected.clone())),
+            None => (before, None),
+        };
+        let evicted: Vec<(String, String)> = match &answer {
+            Ok((metadata, _)) => in_way
+                .iter()
+                .filter(|file| fresh.contains(*file))
+                .filter_map(|file| Some((file.clone(), entries.get(file)?.conflict(&found.file, metadata)?)))
+                .collect(),
+            Err(_) => Vec::new(),
+        };
+        in_way.push(found.file.clone());
+        let mut quit = Vec::new();
+        for file in &in_way {
+            stale.remove(file);
+            let Some(entry) = entries.remove(file) else { continue };
+            let same = matches!(&entry, Entry::Accepted { plugin, .. } if Some(plugin.id()) == id.as_deref());
+            quit.extend(entry.quit(if same { Quit::Replaced } else { Quit::Gone }));
+        }
+        let accepted = answer.and_then(|(metadata, (enabled, is_new))| {
+            let id = metadata.id.clone();
+            let count = entries.values().filter(|entry| entry.is_plugin()).count();
+            if let Err(reason) = self.host.room.check(count) {
+                return Err((Some(id), Refusal::passing(reason)));
+            }
+            let same = quit.iter().filter(|(plugin, _)| plugin.id() == id).cloned().collect();
+            let accepted = self.accept(&found, metadata, enabled, same).map_err(|refusal| (Some(id), refusal))?;
+            if is_new {
+                fresh.insert(found.file.clone());
+            }
+            Ok(accepted)
+        });
+        let entry = accepted.unwrap_or_else(|(id, refusal)| {
+            let known = rejected_before.as_ref().is_some_and(|before| before.reason == refusal.reason);
+            let rejected = Rejected::new(&found, refusal, rejected_before.as_ref());
+            if !known {
+                *refusals += 1;
+                if *refusals <= SAID_REFUSALS {
+                    let name = id.as_deref().or(was.as_ref().map(|was| was.id())).unwrap_or(&found.file);
+                    self.say_refused(&found.file, name, &rejected);
+                }
+            }
+            // Nobody takes over what waits for those that were to be replaced.
+            let waiting = quit.iter().filter(|(plugin, _)| Some(plugin.id()) == id.as_deref());
+            waiting.for_each(|(plugin, _)| plugin.fail_waiting());
+            if let Some(was) = &was {
+                was.set_status(Door::Shut, |status| status.retry_at = rejected.retry_at);
+            }
+            Entry::Refused { found: found.clone(), was: was.take(), id, rejected }
+        });
+        leaving.extend(quit);
+        for (file, reason) in evicted {
+            fresh.remove(&file);
+            changes.added.retain(|added| *added != file);
+            let loser = discovery::look_at(&self.dir, &file);
+            let rejected = Rejected::new(&loser, Refusal::lasting(reason), None);
+            self.say_refused(&file, &file, &rejected);
+            entries.insert(file, Entry::Refused { found: loser, was: None, id: None, rejected });
+        }
+        if entry.is_plugin() {
+            if was_plugin { &mut changes.changed } else { &mut changes.added }.push(found.file.clone());
+        }
+        let changes_routes =
+            entry.is_plugin() || was_plugin || in_way.len() > 1 || matches!(&entry, Entry::Refused { was: Some(_), .. });
+        entries.insert(found.file, entry);
+        if changes_routes {
+            self.publish(&state.entries);
+        }
+        false
+    }
+
+    /// Logs and records that a file is refused, and what it printed.
+    fn say_refused(&self, file: &str, name: &str, rejected: &Rejected) {
+        let Rejected { reason, retry_at, printed, .. } = rejected;
+        let again = retry_at.map(|_| " (it is asked again by itself)").unwrap_or_default();
+        log::warn!("{file}: refused: {reason}{again}");
+        self.host.store.note_event(name, "refused", reason);
+        if !printed.is_empty() {
+            let log = PluginLog::new(self.host.data.log(name));
+            log.note(&format!("{file} --metadata: {reason}"));
+            printed.iter().rev().take(MAX_PRINTED).rev().for_each(|line| log.note(&format!("{file} --metadata printed: {line}")));
+        }
+    }
+
+    /// The plugin that a file was before the host was started, which answers nothing but keeps its route.
+    fn placeholder(&self, found: &Found) -> Option<Arc<Plugin>> {
+        if self.lock().entries.contains_key(&found.file) {
+            return None;
+        }
+        let metadata = self.host.store.program(&found.file).ok()?.metadata?;
+        let metadata = Metadata::parse(metadata.as_bytes()).ok()?;
+        let owner = self.host.store.owner(&metadata.id).ok()?;
+        owner.file.filter(|file| *file == found.file)?;
+        let (control, _) = bounded(0);
+        let log = PluginLog::new(self.host.data.log(&metadata.id));
+        let socket = self.host.data.plugin_socket(&metadata.id, None);
+        Some(Arc::new(Plugin::new(metadata, found, socket, log, control, false)))
+    }
+
+    /// Notes that a plugin goes on in the process that it has, since the file that lies there now is refused.
+    fn refuse_update(&self, state: &mut Looks, found: &Found, refusal: Refusal) {
+        let Some(Entry::Accepted { plugin, rejected, .. }) = state.entries.get_mut(&found.file) else { return };
+        let (id, before) = (plugin.id(), rejected.take());
+        let refused = Rejected::new(found, refusal, before.as_ref());
+        if before.is_none_or(|before| before.reason != refused.reason) {
+            log::warn!("{id}: update refused, the process before goes on: {}", refused.reason);
+            self.host.store.note_event(id, "update_refused", &refused.reason);
+            plugin.log.note(&format!("update refused: {}", refused.reason));
+            let printed = refused.printed.iter().rev().take(MAX_PRINTED).rev();
+            printed.for_each(|line| plugin.log.note(&format!("--metadata printed: {line}")));
+        }
+        plugin.set_update_refused(Some(refused.reason.clone()));
+        let update = UpdateRefused { id: id.to_owned(), file: found.file.clone(), reason: refused.reason.clone() };
+        state.changes.updates_refused.push(update);
+        *rejected = Some(refused);
+    }
+
+    /// Starts an update beside the plugin that it is to replace.
+    fn try_update(self: &Arc<Self>, found: &Found, metadata: Metadata, old: &Arc<Plugin>) -> Result<Supervised, Refusal> {
+        let number = self.updates.fetch_add(1, Ordering::Relaxed) + 1;
+        let log = if metadata.id == old.id() { old.log.beside() } else { PluginLog::new(self.host.data.log(&metadata.id)) };
+        log::info!("{}: version {} is started beside version {}", old.id(), metadata.version, old.metadata.version);
+        let (rack, file) = (Arc::clone(self), found.file.clone());
+        let trial: Trial = Box::new(move |outcome| rack.conclude(&file, outcome));
+        self.supervise(found, metadata, log, Some((number, trial)), true, Vec::new())
+    }
+
+    /// The first start of an update has come to its end: it takes the place of the plugin, or that goes on.
+    fn conclude(self: &Arc<Self>, file: &str, outcome: Result<(), String>) {
+        let mut state = self.lock();
+        // The host stops, and has told it so.
+        let Some((plugin, ended)) = state.trials.remove(file) else { return };
+        let old = match state.entries.get(file) {
+            Some(Entry::Accepted { plugin, ended, .. }) => Some((Arc::clone(plugin), ended.clone())),
+            _ => None,
+        };
+        match (outcome, old) {
+            (Ok(()), Some((old, old_ended))) => {
+                let same = old.id() == plugin.id();
+                let (from, to) = (&old.metadata.version, &plugin.metadata.version);
+                self.host.store.note_event(plugin.id(), "updated", &format!("from version {from} to {to}"));
+                self.host.store.note_owner(plugin.id(), file);
+                let entry = Entry::Accepted { plugin: Arc::clone(&plugin), ended, rejected: None };
+                state.entries.insert(file.to_owned(), entry);
+                self.publish(&state.entries);
+                let stopped = old.status().state == State::Stopped;
+                if same {
+                    old.queue.succeed(Arc::clone(&plugin.queue));
+                }
+                // A supervisor that is gone has nothing to end.
+                drop(old.control.send(Command::Quit(if same { Quit::Updated } else { Quit::Gone })));
+                if stopped {
+                    // The operator has stopped it meanwhile.
+                    drop(plugin.control.send(Command::Stop(bounded(0).0)));
+                }
+                state.changes.changed.push(file.to_owned());
+                state.leaving.push((old, old_ended));
+            }
+            (Ok(()), None) => drop(plugin.control.send(Command::Quit(Quit::Gone))),
+            (Err(reason), _) => {
+                let found = discovery::look_at(&self.dir, file);
+                let refused = format!(
+                    "it was started and did not become ready: {reason} (plugrack restart {} starts it all the same)",
+                    plugin.id()
+                );
+                let refusal = Refusal { printed: plugin.log.recent(), ..Refusal::lasting(refused) };
+                self.refuse_update(&mut state, &Found { fingerprint: plugin.fingerprint, ..found }, refusal);
+            }
+        }
+        state.asked.remove(file);
+        state.outstanding -= 1;
+        self.finish_look(state);
+    }
+
+    /// Ends the look under way when it waits for nothing any more.
+    fn finish_look(self: &Arc<Self>, mut state: MutexGuard<'_, Looks>) {
+        if state.outstanding > 0 || state.finished == state.begun {
+            return;
+        }
+        let Looks { entries, names, stale, .. } = &mut *state;
+        let gone: Vec<_> = std::mem::take(stale).iter().filter_map(|file| entries.remove(file)?.quit(Quit::Gone)).collect();
+        entries.retain(|file, _| names.contains(file));
+        self.publish(entries);
+        state.leaving.extend(gone);
+        let mut changes = std::mem::take(&mut state.changes);
+        let state = &mut *state;
+        let is_plugin = |file: &String| state.entries.get(file).is_some_and(Entry::is_plugin);
+        changes.removed = state.before.iter().filter(|file| !is_plugin(file)).cloned().collect();
+        changes.refused = state.entries.iter().filter(|(_, entry)| !entry.is_plugin()).map(|(file, _)| file.clone()).collect();
+        [&mut changes.added, &mut changes.changed].into_iter().for_each(|files| files.sort());
+        let [added, changed, removed] = [&changes.added, &changes.changed, &changes.removed].map(Vec::len);
+        let refusals = std::mem::take(&mut state.refusals);
+        if refusals > SAID_REFUSALS {
+            log::warn!("{} more are refused: plugrack list has the reasons", refusals - SAID_REFUSALS);
+        }
+        if std::mem::take(&mut state.ordered) || added + changed + removed > 0 {
+            log::info!("looked through the plugins directory: {added} added, {changed} changed, {removed} removed");
+        }
+        state.fresh.clear();
+        state.last = Arc::new(Finished { changes, leaving: std::mem::take(&mut state.leaving) });
+        state.finished = state.begun;
+        self.over.notify_all();
+        if added + changed + removed > 0 || state.finished == 1 {
+            let rack = Arc::clone(self);
+            self.interviews.ask(Box::new(move || rack.tidy()));
+        }
+    }
+}
+
+impl Looks {
+    /// Begins a look, or joins the one under way, with what a scan has found: gives its number, and what is to be asked or taken in, by
+    /// name. Whoever begins it is one of those it waits for.
+    fn begin(&mut self, found: Vec<Found>, look: Look) -> (u64, Vec<Found>) {
+        if self.finished == self.begun {
+            self.begun += 1;
+            self.before = self.entries.iter().filter(|(_, entry)| entry.is_plugin()).map(|(file, _)| file.clone()).collect();
+        }
+        self.ordered |= look == Look::Ordered;
+        self.names = found.iter().map(|found| found.file.clone()).collect();
+        let found: Vec<Found> = found.into_iter().filter(|found| self.is_open(found, look)).collect();
+        let others: BTreeSet<&String> = found.iter().map(|found| &found.file).collect();
+        let plugins = self.entries.iter().filter(|(_, entry)| entry.is_plugin()).map(|(file, _)| file);
+        let stale = plugins.filter(|file| others.contains(file) || !self.names.contains(*file));
+        self.stale = stale.filter(|file| !self.asked.contains(*file)).cloned().collect();
+        self.asked.extend(found.iter().map(|found| found.file.clone()));
+        self.outstanding += found.len() + 1;
+        (self.begun, found)
+    }
+
+    /// Whether what is found at a name is to be asked or taken in.
+    fn is_open(&mut self, found: &Found, look: Look) -> bool {
+        if self.asked.contains(&found.file) {
+            return false;
+        }
+        let is_again = |rejected: &Rejected| {
+            look == Look::Ordered
+                || rejected.fingerprint != found.fingerprint
+                || rejected.retry_at.is_some_and(|at| Instant::now() >= at)
+        };
+        match self.entries.get_mut(&found.file) {
+            None => true,
+            Some(Entry::Accepted { plugin, rejected, .. })
+                if found.fingerprint.is_some() && plugin.fingerprint == found.fingerprint =>
+            {
+                // The file that it runs is back.
+                *rejected = None;
+                plugin.set_update_refused(None);
+                false
+            }
+            Some(Entry::Accepted { rejected, .. }) => rejected.as_ref().is_none_or(is_again),
+            // One that got as far as to name its id may be in nobody's way any more.
+            Some(Entry::Refused { id, rejected, .. }) => id.is_some() || is_again(rejected),
+        }
+    }
+}
