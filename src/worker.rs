@@ -10,13 +10,14 @@ use crate::link::{Link, Lost, RELEASE_AFTER, Sent};
 use crate::plugin::{Plugin, QUICK};
 use crate::protocol::frame::ReadError;
 use crate::protocol::message::{Data, Http, Kv, MAX_INLINE_BODY, Message, Ping, Response, Shutdown};
+use crate::restart::{Exit, Work};
 use crossbeam_channel::{Receiver, RecvTimeoutError, select};
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// Idle time after which the plugin is asked whether it is there.
@@ -69,14 +70,40 @@ pub(crate) struct Life {
     pub(crate) uid: Option<u32>,
     /// Closes when the workers are to stop.
     pub(crate) stop: Receiver<()>,
+    /// Closes as soon as the process has ended, by which time `exit` and `ended` are set.
+    pub(crate) over: Receiver<()>,
+    /// How the process ended, where the kernel said so.
+    pub(crate) exit: OnceLock<Exit>,
     /// The process is to stop, or has ended.
     pub(crate) stopping: AtomicBool,
     /// The process has ended.
     pub(crate) ended: AtomicBool,
+    /// The process was sent a request.
+    pub(crate) asked: AtomicBool,
+    /// The process has answered a request.
+    pub(crate) served: AtomicBool,
     /// Connections the plugin may not have accepted yet.
     pub(crate) unproven: AtomicUsize,
     /// Time for an answer to begin.
     pub(crate) request_timeout: Duration,
+}
+
+impl Life {
+    /// What the process has had to do so far.
+    pub(crate) fn work(&self) -> Work {
+        match (self.asked.load(Ordering::Relaxed), self.served.load(Ordering::Relaxed)) {
+            (_, true) => Work::Served,
+            (true, false) => Work::Asked,
+            (false, false) => Work::None,
+        }
+    }
+
+    /// Sets a flag that is nearly always set already.
+    fn note(flag: &AtomicBool) {
+        if !flag.load(Ordering::Relaxed) {
+            flag.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 /// A connection on which nothing has been answered yet. While there is one, the plugin is not told to end: it would, by what it
@@ -192,7 +219,7 @@ impl Worker {
                     Some(link) => self.link = link,
                     None => {
                         if let Some(job) = self.held.take() {
-                            self.plugin.queue.push(job);
+                            self.plugin.give_back(job);
                         }
                         return;
                     }
@@ -264,7 +291,7 @@ impl Worker {
             plugin.stalled.fetch_add(1, Ordering::Relaxed);
         }
         plugin.ask_to_grow();
-        plugin.queue.expire(|arrived| arrived.elapsed() >= life.request_timeout, Failed::Timeout);
+        plugin.queue.expire(|arrived| arrived.elapsed() >= life.request_timeout, |job| job.fail(Failed::Timeout));
         life.ended.load(Ordering::Relaxed)
     }
 
@@ -274,6 +301,7 @@ impl Worker {
         let timeout = self.life.request_timeout;
         let mut outstanding = VecDeque::with_capacity(1);
         let mut deadline = first.arrived + timeout;
+        Life::note(&self.life.asked);
         if !first.is_safe() {
             self.plugin.note_uneven();
         }
@@ -333,6 +361,7 @@ impl Worker {
             self.plugin.pace.store(u64::try_from(pace.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
         }
         self.plugin.answered.fetch_add(requests as u64, Ordering::Relaxed);
+        Life::note(&self.life.served);
     }
 
     /// Queues a request with all of its body.
@@ -432,7 +461,7 @@ impl Worker {
                     self.note_lost(&lost);
                     if let Some(job) = job.lost() {
                         self.settle();
-                        self.plugin.queue.push(Job::Web(job));
+                        self.plugin.give_back(Job::Web(job));
                     }
                     return Err(Broken);
                 }
@@ -580,7 +609,7 @@ impl Worker {
 
     /// Gives a process that may be ending the time to be seen as ended, so that what it lost is not given to it again.
     fn settle(&self) {
-        self.life.stop.recv_timeout(SETTLE_TIME).unwrap_or_default();
+        self.life.over.recv_timeout(SETTLE_TIME).unwrap_or_default();
     }
 
     fn note_lost(&self, lost: &Lost) {
@@ -593,7 +622,7 @@ impl Worker {
     /// [`Worker::answer`] has let it settle.
     fn give_back(&self, lost: VecDeque<(u64, WebJob)>) {
         for job in lost.into_iter().filter_map(|(_, job)| job.lost()) {
-            self.plugin.queue.push(Job::Web(job));
+            self.plugin.give_back(Job::Web(job));
         }
     }
 

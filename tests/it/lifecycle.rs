@@ -254,7 +254,7 @@ fn a_plugin_that_does_not_start_as_it_must_is_ended_and_tried_again() {
     let cases = [
         ("hang-init", "it was not ready within 2 s: it did not answer init"),
         ("no-listen", "it was not ready within 2 s: it does not listen on its socket"),
-        ("wrong-reply", "it answered init with pong (id 1)"),
+        ("wrong-reply", "it answered init with pong (id 1), not with ready (id 1)"),
     ];
     let mut site = Site::new().args(&["--start-timeout", "2s"]);
     for (mode, _) in cases {
