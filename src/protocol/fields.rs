@@ -22,8 +22,6 @@ pub(crate) enum Form {
     Word(&'static [&'static str]),
     /// An array of `[name, value]` pairs of strings.
     Pairs,
-    /// An object.
-    Object,
 }
 
 /// A field of a JSON object.
@@ -119,7 +117,6 @@ impl Form {
             Self::Text => "a string".into(),
             Self::Word(words) => format!("one of {}", words.join(", ")),
             Self::Pairs => "an array of [name, value] pairs".into(),
-            Self::Object => "an object".into(),
         }
     }
 
@@ -131,7 +128,7 @@ impl Form {
                 (None, Some(number)) => number >= least,
                 (None, None) => false,
             },
-            (Self::Bool, Value::Bool(_)) | (Self::Text, Value::String(_)) | (Self::Object, Value::Object(_)) => true,
+            (Self::Bool, Value::Bool(_)) | (Self::Text, Value::String(_)) => true,
             (Self::Word(words), Value::String(text)) => words.contains(&text.as_str()),
             (Self::Pairs, Value::Array(pairs)) => {
                 return pairs.iter().enumerate().find_map(|(at, pair)| pair_fault(&format!("{path}[{at}]"), pair));
@@ -157,13 +154,12 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    const FIELDS: [Field; 6] = [
+    const FIELDS: [Field; 5] = [
         Field::required("number", Form::Integer(-5, 10)),
         Field::optional("flag", Form::Bool),
         Field::nullable("text", Form::Text),
         Field::optional("word", Form::Word(&["get", "set"])),
         Field::optional("pairs", Form::Pairs),
-        Field::optional("object", Form::Object),
     ];
 
     #[test]
@@ -183,7 +179,6 @@ mod tests {
             (json!({"number": 1, "pairs": {}}), "m.pairs must be an array of [name, value] pairs, got an object"),
             (json!({"number": 1, "pairs": [["a", "b"], ["c"]]}), "m.pairs[1] must be a [name, value] pair, got an array of 1"),
             (json!({"number": 1, "pairs": [["a", 2]]}), "m.pairs[0][1] must be a string, got 2"),
-            (json!({"number": 1, "object": true}), "m.object must be an object, got true"),
             (
                 json!({"number": long}),
                 &format!("m.number must be an integer from -5 to 10, got the string \"{}…\"", "x".repeat(EXCERPT)),
@@ -191,10 +186,9 @@ mod tests {
         ] {
             assert_eq!(fault("m", &FIELDS, object.as_object().unwrap()).as_deref(), Some(expected), "{object}");
         }
-        for good in [
-            json!({"number": -5}),
-            json!({"number": 10, "flag": true, "text": null, "word": "set", "pairs": [], "object": {}, "more": 1}),
-        ] {
+        for good in
+            [json!({"number": -5}), json!({"number": 10, "flag": true, "text": null, "word": "set", "pairs": [], "more": 1})]
+        {
             assert_eq!(fault("m", &FIELDS, good.as_object().unwrap()), None, "{good}");
         }
     }
