@@ -24,6 +24,10 @@ const JITTER: f64 = 0.2;
 /// other quickly, so the next wait is the first again.
 const STEADY: Duration = Duration::from_secs(10);
 
+/// So many ends within [`STEADY`] of the start are each followed by [`FIRST_BACKOFF`], before the wait doubles: a few bad requests cost
+/// no more than the restarts.
+const FREE_ENDS: u32 = 3;
+
 /// This many failed starts without a good one between them are a crash loop.
 const LOOP_STARTS: u32 = 5;
 
@@ -214,7 +218,7 @@ impl History {
             return Decision::CrashLoop(vary(LOOP_RETRY));
         }
         Decision::Retry(match good || asked {
-            true => doubled(self.quick_ends - 1, MAX_SERVED_BACKOFF),
+            true => doubled(self.quick_ends.saturating_sub(FREE_ENDS), MAX_SERVED_BACKOFF),
             false => doubled(self.start_waits - 1, MAX_START_BACKOFF),
         })
     }
@@ -302,11 +306,11 @@ mod tests {
 
     #[test]
     fn the_wait_after_processes_that_served_grows_to_five_seconds_and_is_never_a_loop() {
-        let mut expected = [500, 1000, 2000, 4000].map(retry).to_vec();
+        let mut expected = [500, 500, 500, 1000, 2000, 4000].map(retry).to_vec();
         expected.resize(1000, retry(5000));
         assert_eq!(of_each(&[SERVED; 1000]), expected);
-        let after_a_long_run = of_each(&[SERVED, SERVED, SERVED, SERVED_LONG, SERVED]);
-        assert_eq!(after_a_long_run[3..], [retry(500), retry(1000)]);
+        let around_a_long_run = of_each(&[SERVED, SERVED, SERVED, SERVED, SERVED_LONG, SERVED, SERVED, SERVED]);
+        assert_eq!(around_a_long_run[3..], [1000, 500, 500, 500, 1000].map(retry));
     }
 
     #[test]

@@ -653,6 +653,10 @@ impl Supervisor {
         let retry_at = wait.map(|wait| Instant::now() + wait);
         self.phase = Phase::Down { retry_at };
         self.plugin.set_last_end(End { at: now_ms(), exit, reason: why.to_owned(), lines: self.plugin.log.recent() });
+        // What its last lines led to is to be read behind them, without the last of them.
+        let exit_text = exit.to_string();
+        let said = if why.starts_with(&exit_text) { &exit_text } else { why };
+        self.plugin.log.note(&format!("{kind}: {said}"));
         let door = if self.holds() { Door::Holding } else { Door::Shut };
         self.enter(state, door, kind, why);
     }

@@ -59,7 +59,10 @@ const RECONNECT_TIME: Duration = Duration::from_secs(5);
 
 /// How long a connection that was lost may be the first sign of a process's end. A verdict that takes longer, as under load, costs only
 /// words: the request is marked with its process, and no other gets it.
-const SETTLE_TIME: Duration = Duration::from_millis(200);
+const SETTLE_TIME: Duration = Duration::from_millis(250);
+
+/// The same for a request that was not sent: it only has to go to another connection.
+const UNSENT_SETTLE_TIME: Duration = Duration::from_millis(100);
 
 /// Idle time of a connection after which it is looked at before it is used, also for a safe request: a second answer to the request
 /// before, or its end, has come by then. A busier connection is spared the system call, since ids tell such an answer apart.
@@ -73,6 +76,9 @@ const ACCEPT_TIME: Duration = Duration::from_secs(1);
 
 /// Pause between attempts to connect.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
+
+/// The media type of a stream of events.
+const EVENTS: &str = "text/event-stream";
 
 /// The life of one process of a plugin, as its workers see it.
 pub(crate) struct Life {
@@ -298,7 +304,7 @@ impl Worker {
         if (!repeatable || rested) && !self.is_clean("on an idle connection") {
             // It was not sent, so it may go to another connection, or to the next process.
             if !repeatable {
-                self.has_ended();
+                self.has_ended(UNSENT_SETTLE_TIME);
             }
             self.held = Some(job);
             return Err(Broken);
@@ -358,7 +364,7 @@ impl Worker {
         let begun = Instant::now();
         let timeout = self.life.request_timeout;
         let mut outstanding = VecDeque::with_capacity(1);
-        let mut deadline = first.arrived + timeout;
+        let mut given = None;
         Life::mark(&self.life.asked);
         if !first.is_safe() {
             self.plugin.note_uneven();
@@ -382,10 +388,11 @@ impl Worker {
                 None => outstanding.extend(self.upload(first)?),
             }
             // A client may take its time for the body; the plugin's begins when it has it.
-            deadline = Instant::now() + timeout;
+            given = Some(Instant::now() + timeout);
         }
         let sent = outstanding.len();
         while let Some((id, job)) = outstanding.pop_front() {
+            let deadline = given.unwrap_or(job.arrived + timeout);
             if self.answer(id, job, deadline, &mut outstanding).is_err() {
                 self.give_back(outstanding);
                 return Err(Broken);
@@ -624,7 +631,7 @@ impl Worker {
                 None => format!("{} s passed", time.as_secs_f32()),
             },
             Lost::Broken(error @ ReadError::Length { .. }) => return format!("protocol error: {error}"),
-            lost if self.has_ended() => match self.life.exit.get() {
+            lost if self.has_ended(SETTLE_TIME) => match self.life.exit.get() {
                 Some(exit) => return format!("the process ended before {before}: {exit}"),
                 None => format!("the process ended ({lost})"),
             },
@@ -749,9 +756,9 @@ impl Worker {
         self.link.wait_begin(deadline, || Self::stall(plugin, life, stalled) || followed)
     }
 
-    /// Whether the process has ended; one that may be ending has a moment to be seen as ended.
-    fn has_ended(&self) -> bool {
-        self.life.over.recv_timeout(SETTLE_TIME) == Err(RecvTimeoutError::Disconnected)
+    /// Whether the process has ended; one that may be ending has so much time to be seen as ended.
+    fn has_ended(&self, time: Duration) -> bool {
+        self.life.over.recv_timeout(time) == Err(RecvTimeoutError::Disconnected)
     }
 
     /// Puts requests that get no answer on this connection back into the queue. Where the process may have ended, [`Worker::loss`] has
@@ -902,7 +909,8 @@ fn connect(plugin: &Plugin, life: &Life) -> Option<Link> {
 /// Whether an answer is a stream of events.
 fn is_events(response: &Response<'_>) -> bool {
     let kind = response.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("content-type"));
-    kind.is_some_and(|(_, value)| value.starts_with("text/event-stream"))
+    let is_events = |value: &str| value.get(..EVENTS.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(EVENTS));
+    kind.is_some_and(|(_, value)| is_events(value))
 }
 
 fn body_failure(error: &io::Error) -> Failed {
