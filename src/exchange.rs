@@ -5,8 +5,8 @@ use crossbeam_channel::Sender;
 use std::io;
 use std::time::Instant;
 
-/// How often a request that a plugin lost may be given to another connection.
-const MAX_RETRIES: u8 = 1;
+/// Characters of a path or key by which a request is named to people, so that the reason behind it has its place in the line.
+const MAX_NAMED: usize = 200;
 
 /// A request on its way to a plugin. However it ends, whoever asks is answered.
 pub(crate) enum Job {
@@ -26,8 +26,18 @@ pub(crate) struct WebJob {
     pub(crate) client: Box<dyn Client>,
     /// When it came in: its deadlines count from here.
     pub(crate) arrived: Instant,
-    /// How often it has been lost with a connection.
-    pub(crate) retries: u8,
+    /// It was given back once, and is not sent behind others any more: were it lost again, it would be clear with which request.
+    pub(crate) alone: bool,
+    /// How it was lost with its connection, if it was.
+    pub(crate) loss: Option<Box<Loss>>,
+}
+
+/// How a request was lost with a connection while its process lived, so that it may be sent once more.
+pub(crate) struct Loss {
+    /// To which process it may be sent again: where that has ended meanwhile, the request may be the reason.
+    pub(crate) process: u64,
+    /// What happened, for the plugin's log.
+    pub(crate) why: String,
 }
 
 /// What a method says of how its request may be treated.
@@ -129,6 +139,18 @@ pub(crate) trait Client: Send {
 
     /// Answers with the host's own error.
     fn fail(&mut self, failed: Failed);
+
+    /// What is asked, for people, until the answer has begun: method, path without the query, which may hold secrets, and request id.
+    fn name(&self) -> String;
+}
+
+/// A path or a key as part of a request's name.
+pub(crate) fn named(text: &str) -> String {
+    let mut named: String = text.chars().take(MAX_NAMED).collect();
+    if named.len() < text.len() {
+        named.push('…');
+    }
+    named
 }
 
 impl Job {
@@ -137,6 +159,14 @@ impl Job {
         match self {
             Self::Web(job) => job.arrived,
             Self::Kv(job) => job.arrived,
+        }
+    }
+
+    /// What is asked, for people.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::Web(job) => job.client.name(),
+            Self::Kv(job) => job.name(),
         }
     }
 
@@ -161,12 +191,6 @@ impl Method {
 }
 
 impl WebJob {
-    /// What is asked, for people.
-    pub(crate) fn line(&mut self) -> String {
-        let line = self.client.message().map(|message| format!("{} {}", message.method, message.path));
-        line.unwrap_or_else(|| "a request whose client has gone".to_owned())
-    }
-
     /// Whether the request has no body and changes nothing, so that it may be sent behind others and sent again (RFC 9110, 9.2).
     pub(crate) fn is_safe(&self) -> bool {
         self.method != Method::Other && self.body == BodyLength::Known(0)
@@ -181,19 +205,20 @@ impl WebJob {
     pub(crate) fn fail(mut self, failed: Failed) {
         self.client.fail(failed);
     }
-
-    /// Marks the request as lost with its connection; gives it back when it may be sent again.
-    pub(crate) fn lost(mut self) -> Option<Self> {
-        if self.is_safe() && self.retries < MAX_RETRIES {
-            self.retries += 1;
-            return Some(self);
-        }
-        self.fail(Failed::BadGateway);
-        None
-    }
 }
 
 impl KvJob {
+    /// What is asked, for people.
+    pub(crate) fn name(&self) -> String {
+        let (op, key) = match &self.op {
+            KvOp::Get { key } => ("get", key.as_str()),
+            KvOp::Set(set) => ("set", set.key.as_str()),
+            KvOp::Delete(delete) => ("delete", delete.key.as_str()),
+            KvOp::Incr(_) | KvOp::List(_) | KvOp::Txn => ("operation", ""),
+        };
+        format!("the operator's kv {op} {:?}", named(key))
+    }
+
     /// Answers; whoever asked may have gone.
     pub(crate) fn reply(self, reply: KvReply) {
         drop(self.reply.try_send(reply));

@@ -4,7 +4,7 @@
 //! others: plugins' requests by their workers, the operator's API by the desk.
 
 use crate::api::{self, Api};
-use crate::exchange::{BodyLength, Client, Failed, Job, Method, WebJob};
+use crate::exchange::{BodyLength, Client, Failed, Job, Method, WebJob, named};
 use crate::gate::head::obs_text;
 use crate::gate::mailbox::{Left, Mailbox, PIECE};
 use crate::gate::reply::Reply;
@@ -294,7 +294,7 @@ impl Dispatcher {
                 let body = client.left.map_or(BodyLength::Unknown, BodyLength::Known);
                 client.mount = mount.len();
                 let (client, arrived) = (Box::new(client), Instant::now());
-                plugin.submit(Job::Web(WebJob { method, body, client, arrived, retries: 0 }));
+                plugin.submit(Job::Web(WebJob { method, body, client, arrived, alone: false, loss: None }));
             }
             Target::Api(_) => {
                 if let Err(full) = self.desk.try_send(client) {
@@ -611,6 +611,11 @@ impl TinyClient {
         headers
     }
 
+    /// The request's `x-request-id`.
+    fn request_id(&self) -> String {
+        format!("{}-{:x}", self.front.id_prefix, self.number)
+    }
+
     /// A header of the request.
     fn header(&mut self, name: &str) -> Option<String> {
         self.take_left();
@@ -659,7 +664,7 @@ impl Client for TinyClient {
         headers.push(("x-forwarded-for".into(), remote.clone().into()));
         headers.push(("x-forwarded-proto".into(), if https { "https" } else { "http" }.into()));
         headers.push(("x-forwarded-prefix".into(), mount.into()));
-        headers.push(("x-request-id".into(), format!("{}-{:x}", self.front.id_prefix, self.number).into()));
+        headers.push(("x-request-id".into(), self.request_id().into()));
         Some(Http {
             id: 0,
             method: request.method().as_str().into(),
@@ -763,6 +768,11 @@ impl Client for TinyClient {
             drop(self.connection().and_then(|out| send(out, b"!\r\n")));
             self.finish();
         }
+    }
+
+    fn name(&self) -> String {
+        let (method, path) = self.request().map_or(("", ""), |request| (request.method().as_str(), split(request).0));
+        format!("{method} {} (request {})", named(path), self.request_id())
     }
 
     fn fail(&mut self, failed: Failed) {

@@ -118,15 +118,35 @@ impl Link {
         }
     }
 
-    /// Whether the plugin has sent something that was not received yet.
+    /// Whether nothing of what is queued was sent, as on a connection that the plugin had closed before.
+    pub(crate) fn is_unsent(&mut self) -> bool {
+        let duplex = self.frames.stream();
+        duplex.sent == 0 && duplex.unsent() > 0
+    }
+
+    /// Whether bytes stand behind the frame at hand. Costs no system call.
+    pub(crate) fn is_followed(&self) -> bool {
+        self.frames.is_followed()
+    }
+
+    /// Whether bytes were received that belong to no frame that was given out. Costs no system call.
+    pub(crate) fn holds_bytes(&self) -> bool {
+        self.frames.holds_bytes()
+    }
+
+    /// How much of an unfinished frame is here: its bytes, and those it has in all as far as that is known.
+    pub(crate) fn unfinished(&self) -> Option<(usize, usize)> {
+        self.frames.unfinished()
+    }
+
+    /// Whether the plugin has sent something that was not received yet, or has ended the connection.
     pub(crate) fn has_answer(&mut self) -> bool {
         self.frames.is_ready() || self.frames.stream().poll(PollFlags::IN, Duration::ZERO).contains(PollFlags::IN)
     }
 
-    /// Whether the plugin has ended the connection since it was first used. Of a new one it is not asked, so that a request finds
-    /// its end on the second connection at the latest.
-    pub(crate) fn is_over(&mut self) -> bool {
-        self.next_id != FIRST_ID && self.frames.stream().poll(PollFlags::empty(), Duration::ZERO).contains(PollFlags::IN)
+    /// Whether a message was sent on the connection.
+    pub(crate) fn is_used(&self) -> bool {
+        self.next_id != FIRST_ID
     }
 
     /// Waits until a whole frame is here, which [`Link::take`] then gives. What is still to be sent is sent meanwhile.

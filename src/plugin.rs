@@ -276,10 +276,28 @@ impl Plugin {
         match self.door.load(Ordering::Acquire) {
             door if door == Door::Open as u8 => {
                 self.queue.push(job);
+                self.look_at_door();
                 self.ask_to_grow();
             }
-            door if door == Door::Holding as u8 => self.queue.push(job),
+            door if door == Door::Holding as u8 => {
+                self.queue.push(job);
+                self.look_at_door();
+            }
             _ => job.fail(Failed::Unavailable { retry_after: self.retry_after() }),
+        }
+    }
+
+    /// Takes a request back that a worker had taken: the next worker of the queue serves it, of the next process if there is none.
+    pub(crate) fn give_back(&self, job: Job) {
+        self.queue.put_back(job);
+        self.look_at_door();
+    }
+
+    /// Fails what waits if the door has been shut. Looked at after each request that is put in: whoever shuts the door then looks at the
+    /// queue, so one of the two sees the request.
+    fn look_at_door(&self) {
+        if self.door.load(Ordering::SeqCst) == Door::Shut as u8 {
+            self.queue.fail_all(Failed::Unavailable { retry_after: self.retry_after() });
         }
     }
 
@@ -296,13 +314,13 @@ impl Plugin {
     /// Fails the requests that have waited too long for a process: since they came, or since the last one fell, where that is later.
     pub(crate) fn expire_held(&self, down_since: Option<Instant>) {
         let held = |arrived: Instant| down_since.map_or(arrived, |since| arrived.max(since)).elapsed() >= HOLD;
-        self.queue.expire(held, Failed::Unavailable { retry_after: STARTING_RETRY_AFTER });
+        self.queue.expire(held, |job| job.fail(Failed::Unavailable { retry_after: STARTING_RETRY_AFTER }));
     }
 
     /// Fails the requests that wait, and those that come.
     pub(crate) fn fail_waiting(&self) {
-        self.door.store(Door::Shut as u8, Ordering::Release);
-        self.queue.expire(|_| true, Failed::Unavailable { retry_after: self.retry_after() });
+        self.door.store(Door::Shut as u8, Ordering::SeqCst);
+        self.queue.fail_all(Failed::Unavailable { retry_after: self.retry_after() });
     }
 
     /// Notes a request that keeps others on its connection waiting: since it went alone, or its answer is large, or took long.
@@ -417,7 +435,7 @@ impl Plugin {
     /// Changes what is told of the plugin.
     pub(crate) fn set_status(&self, door: Door, change: impl FnOnce(&mut Status)) {
         change(&mut self.lock_status());
-        self.door.store(door as u8, Ordering::Release);
+        self.door.store(door as u8, Ordering::SeqCst);
     }
 
     fn retry_after(&self) -> u64 {

@@ -206,13 +206,11 @@ impl Process {
         self.pid.as_raw_nonzero().get()
     }
 
-    /// Calls `then`, on a thread of its own, when the process has ended. It stays to be reaped, so its id cannot pass to another.
-    pub(crate) fn on_exit(&self, name: &str, then: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    /// Calls `then`, on a thread of its own, when the process has ended, with how it did. It stays to be reaped, so its id cannot pass to
+    /// another.
+    pub(crate) fn on_exit(&self, name: &str, then: impl FnOnce(Option<Exit>) + Send + 'static) -> io::Result<()> {
         let pid = self.pid;
-        small_thread(format!("wait-{name}")).spawn(move || {
-            wait(pid);
-            then();
-        })?;
+        small_thread(format!("wait-{name}")).spawn(move || then(wait(pid)))?;
         Ok(())
     }
 
@@ -273,10 +271,16 @@ impl Drop for Process {
     }
 }
 
-/// Waits until a child has ended. It stays to be reaped.
-fn wait(pid: Pid) {
+/// Waits until a child has ended, and says how it did. It stays to be reaped.
+fn wait(pid: Pid) -> Option<Exit> {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
-    while rustix::process::waitid(WaitId::Pid(pid), options).is_err_and(|error| error == rustix::io::Errno::INTR) {}
+    let status = loop {
+        match rustix::process::waitid(WaitId::Pid(pid), options) {
+            Err(rustix::io::Errno::INTR) => {}
+            status => break status.ok()??,
+        }
+    };
+    status.exit_status().map(Exit::Code).or_else(|| status.terminating_signal().map(Exit::Signal))
 }
 
 fn exit_of(status: ExitStatus) -> Exit {

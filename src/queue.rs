@@ -55,10 +55,7 @@ impl Queue {
             job.fail(Failed::Overloaded);
             return self.say_full();
         }
-        // Both ends are held here, so it is taken.
-        if let Err(refused) = self.sender.send(job) {
-            refused.into_inner().fail(Failed::Overloaded);
-        }
+        self.put_back(job);
     }
 
     /// Says that it is full, where that is due.
@@ -89,7 +86,7 @@ impl Queue {
 
     /// Hands what waits to another queue, in its order.
     pub(crate) fn move_to(&self, other: &Self) {
-        self.receiver.try_iter().for_each(|job| other.push(job));
+        self.receiver.try_iter().for_each(|job| other.put_back(job));
     }
 
     /// How many requests wait.
@@ -97,17 +94,28 @@ impl Queue {
         self.receiver.len()
     }
 
-    /// Fails the requests of which the time of arrival is `expired`; the others keep their order.
-    pub(crate) fn expire(&self, expired: impl Fn(Instant) -> bool, failed: Failed) {
-        // One at a time is enough, and two would mix the order.
+    /// Puts a request in that had been taken out: it has its place already.
+    pub(crate) fn put_back(&self, job: Job) {
+        // Both ends are held here, so it is taken.
+        if let Err(refused) = self.sender.send(job) {
+            refused.into_inner().fail(Failed::Overloaded);
+        }
+    }
+
+    /// Takes out the requests whose time of arrival is `expired`, and gives each to `fail`; the others keep their order.
+    pub(crate) fn expire(&self, expired: impl Fn(Instant) -> bool, mut fail: impl FnMut(Job)) {
+        // One thread at a time is enough, and two would mix the order.
         let Ok(_alone) = self.expiring.try_lock() else { return };
         let waiting: Vec<Job> = self.receiver.try_iter().take(self.receiver.len()).collect();
         for job in waiting {
-            if expired(job.arrived()) {
-                job.fail(failed);
-            } else {
-                self.push(job);
-            }
+            if expired(job.arrived()) { fail(job) } else { self.put_back(job) }
         }
+    }
+
+    /// Fails all requests that wait, those included that a thread in [`Queue::expire`] is looking at.
+    pub(crate) fn fail_all(&self, failed: Failed) {
+        let _alone = self.expiring.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting: Vec<Job> = self.receiver.try_iter().take(self.receiver.len()).collect();
+        waiting.into_iter().for_each(|job| job.fail(failed));
     }
 }

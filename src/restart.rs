@@ -1,26 +1,35 @@
 //! How a plugin's end is answered: exit reason and history in, decision out. Pure: time is passed in.
+//!
+//! A start that fails and a process that falls while it serves are two troubles. The first is a broken build or a missing dependency:
+//! trying again at once changes nothing, so the wait doubles to a minute, and five in a row are a crash loop. The second may be one bad
+//! request among good ones: the plugin is back within a second, and the wait grows to no more than 5 s.
 
 use crate::license::Code;
-use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// First wait before a crashed plugin is started again.
+/// First wait before a plugin is started again.
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 
-/// Longest such wait: a plugin that needs a service which comes back should not lag far behind it.
-const MAX_BACKOFF: Duration = Duration::from_secs(60);
+/// Longest wait after a failed start: a plugin that needs a service which comes back should not lag far behind it.
+const MAX_START_BACKOFF: Duration = Duration::from_secs(60);
+
+/// Longest wait after the end of a process that had served: it bounds what restarts cost to one start in 5 s, and the outage that
+/// requests which kill the process can make.
+const MAX_SERVED_BACKOFF: Duration = Duration::from_secs(5);
 
 /// Share by which each wait is varied either way, so that plugins which fell together do not all rise together.
 const JITTER: f64 = 0.2;
 
-/// A plugin that ran this long has recovered, and its next crash is its first again.
-const STEADY: Duration = Duration::from_secs(60);
+/// A ready process that ran this long has started well, even if nobody asked it anything. Ends of such processes do not follow each
+/// other quickly, so the next wait is the first again.
+const STEADY: Duration = Duration::from_secs(10);
 
-/// This many ends within [`LOOP_WINDOW`] are a crash loop.
-const LOOP_EXITS: usize = 5;
+/// So many ends within [`STEADY`] of the start are each followed by [`FIRST_BACKOFF`], before the wait doubles: a few bad requests cost
+/// no more than the restarts.
+const FREE_ENDS: u32 = 3;
 
-/// The time in which [`LOOP_EXITS`] ends are a crash loop.
-const LOOP_WINDOW: Duration = Duration::from_secs(300);
+/// This many failed starts without a good one between them are a crash loop.
+const LOOP_STARTS: u32 = 5;
 
 /// How often a crash-looping plugin is tried, for ever.
 const LOOP_RETRY: Duration = Duration::from_secs(300);
@@ -144,35 +153,78 @@ impl std::fmt::Display for Exit {
     }
 }
 
+/// How far a process had come when it ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Run {
+    /// Time from its start to its end.
+    pub(crate) uptime: Duration,
+    /// Whether it had answered `init` with `ready`.
+    pub(crate) ready: bool,
+    /// What it had to do.
+    pub(crate) work: Work,
+}
+
+/// What a process had to do until it ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Work {
+    /// It was never sent a request.
+    #[default]
+    None,
+    /// It was sent requests, and answered none of them.
+    Asked,
+    /// It answered at least one request.
+    Served,
+}
+
+impl Run {
+    /// Whether the process started well.
+    fn is_good(self) -> bool {
+        self.ready && (self.work == Work::Served || self.uptime >= STEADY)
+    }
+
+    /// Whether the process fell in its first request, which says nothing about its start.
+    fn fell_when_asked(self) -> bool {
+        self.ready && self.work == Work::Asked
+    }
+}
+
 /// The recent ends of one plugin.
 #[derive(Debug, Default)]
 pub(crate) struct History {
-    ends: VecDeque<Instant>,
-    failures: u32,
+    /// Failed starts since the last good one, temporary failures not counted: [`LOOP_STARTS`] of them are a crash loop.
+    failed_starts: u32,
+    /// Failed starts since the last good one, temporary failures included.
+    start_waits: u32,
+    /// Ends of processes that served, each within [`STEADY`] of its start, in a row.
+    quick_ends: u32,
 }
 
 impl History {
-    /// Notes an end at `now` of a process that ran for `uptime`, and decides. `random` is uniform in 0–1.
-    pub(crate) fn ended(&mut self, exit: Exit, uptime: Duration, now: Instant, random: f64) -> Decision {
-        if exit.is_permanent() {
+    /// Notes the end of a process, or of an attempt to start one, and decides. `random` is uniform in 0–1.
+    pub(crate) fn ended(&mut self, exit: Exit, run: Run, random: f64) -> Decision {
+        let (good, asked) = (run.is_good(), run.fell_when_asked());
+        // A code of a process that served may be a request's doing. If it is meant, the next start ends with it too.
+        if exit.is_permanent() && !good && !asked {
             return Decision::Refuse;
         }
-        if uptime >= STEADY {
-            *self = Self::default();
-        }
-        self.failures = self.failures.saturating_add(1);
-        if !exit.is_temporary() {
-            self.ends.push_back(now);
-        }
-        while self.ends.len() > LOOP_EXITS || self.ends.front().is_some_and(|end| now.duration_since(*end) > LOOP_WINDOW) {
-            self.ends.pop_front();
-        }
         let vary = |wait: Duration| wait.mul_f64(1.0 - JITTER + 2.0 * JITTER * random);
-        if self.ends.len() == LOOP_EXITS {
+        let doubled = |times: u32, most: Duration| vary((FIRST_BACKOFF * 2u32.pow(times.min(16))).min(most)).min(most);
+        if good {
+            (self.failed_starts, self.start_waits) = (0, 0);
+        }
+        if good || asked {
+            self.quick_ends = if run.uptime >= STEADY { 1 } else { self.quick_ends.saturating_add(1) };
+        } else {
+            self.start_waits = self.start_waits.saturating_add(1);
+            self.failed_starts = self.failed_starts.saturating_add(u32::from(!exit.is_temporary()));
+        }
+        if self.failed_starts >= LOOP_STARTS {
             return Decision::CrashLoop(vary(LOOP_RETRY));
         }
-        let doublings = self.failures.saturating_sub(1).min(16);
-        Decision::Retry(vary((FIRST_BACKOFF * 2u32.pow(doublings)).min(MAX_BACKOFF)))
+        Decision::Retry(match good || asked {
+            true => doubled(self.quick_ends.saturating_sub(FREE_ENDS), MAX_SERVED_BACKOFF),
+            false => doubled(self.start_waits - 1, MAX_START_BACKOFF),
+        })
     }
 }
 
@@ -181,74 +233,131 @@ mod tests {
     use super::*;
 
     const MIDDLE: f64 = 0.5;
-    const SECOND: Duration = Duration::from_secs(1);
+    const SHORT: Duration = Duration::from_secs(1);
+    const REFUSE: Decision = Decision::Refuse;
+    const LOOP: Decision = Decision::CrashLoop(LOOP_RETRY);
 
-    /// What follows the sixth end of each kind, one a second.
+    const FAILED: Run = Run { uptime: SHORT, ready: false, work: Work::None };
+    const HUNG: Run = Run { uptime: Duration::from_secs(60), ready: false, work: Work::None };
+    const IDLE_SHORT: Run = Run { uptime: SHORT, ready: true, work: Work::None };
+    const IDLE_LONG: Run = Run { uptime: STEADY, ready: true, work: Work::None };
+    const ASKED: Run = Run { uptime: SHORT, ready: true, work: Work::Asked };
+    const ASKED_LONG: Run = Run { uptime: STEADY, ready: true, work: Work::Asked };
+    const SERVED: Run = Run { uptime: SHORT, ready: true, work: Work::Served };
+    const SERVED_LONG: Run = Run { uptime: STEADY, ready: true, work: Work::Served };
+
+    fn retry(ms: u64) -> Decision {
+        Decision::Retry(Duration::from_millis(ms))
+    }
+
+    /// What follows each of these ends, one after the other.
+    fn decisions(ends: &[(Exit, Run)]) -> Vec<Decision> {
+        let mut history = History::default();
+        ends.iter().map(|(exit, run)| history.ended(*exit, *run, MIDDLE)).collect()
+    }
+
+    fn of_each(runs: &[Run]) -> Vec<Decision> {
+        decisions(&runs.iter().map(|run| (Exit::Code(1), *run)).collect::<Vec<_>>())
+    }
+
+    /// What follows the first and the eighth of eight equal ends in a row.
     #[test]
     fn each_kind_of_end_has_its_answer() {
-        let (refused, looping, retried) = (Decision::Refuse, Decision::CrashLoop(LOOP_RETRY), Decision::Retry(SECOND * 16));
-        for (exit, decision) in [
-            (Exit::Code(64), refused),
-            (Exit::Code(77), refused),
-            (Exit::Code(78), refused),
-            (Exit::Code(126), refused),
-            (Exit::Code(127), refused),
-            (Exit::Unfit, refused),
-            (Exit::Incompatible, refused),
-            (Exit::Unlicensed(Code::Expired), refused),
-            (Exit::Unlicensed(Code::ClockNotSet), retried),
-            (Exit::Code(75), retried),
-            (Exit::Code(0), looping),
-            (Exit::Code(1), looping),
-            (Exit::Signal(9), looping),
-            (Exit::OutOfMemory, looping),
-            (Exit::NotStarted, looping),
-            (Exit::Fault, looping),
+        let exits = [
+            // exit, a failed start: first and eighth, a process that served: first and eighth
+            (Exit::Code(64), REFUSE, REFUSE),
+            (Exit::Code(77), REFUSE, REFUSE),
+            (Exit::Code(78), REFUSE, REFUSE),
+            (Exit::Code(126), REFUSE, REFUSE),
+            (Exit::Code(127), REFUSE, REFUSE),
+            (Exit::Unfit, REFUSE, REFUSE),
+            (Exit::NoUser, REFUSE, REFUSE),
+            (Exit::Incompatible, REFUSE, REFUSE),
+            (Exit::Unlicensed(Code::Expired), REFUSE, REFUSE),
+            (Exit::Unlicensed(Code::ClockNotSet), retry(500), retry(60_000)),
+            (Exit::Code(75), retry(500), retry(60_000)),
+            (Exit::Code(0), retry(500), LOOP),
+            (Exit::Code(1), retry(500), LOOP),
+            (Exit::Signal(9), retry(500), LOOP),
+            (Exit::Signal(11), retry(500), LOOP),
+            (Exit::OutOfMemory, retry(500), LOOP),
+            (Exit::NotStarted, retry(500), LOOP),
+            (Exit::Fault, retry(500), LOOP),
+        ];
+        for (exit, first, eighth) in exits {
+            for run in [FAILED, HUNG, IDLE_SHORT] {
+                let all = decisions(&[(exit, run); 8]);
+                assert_eq!((all[0], all[7]), (first, eighth), "{exit}: {run:?}");
+            }
+            for run in [SERVED, ASKED] {
+                let all = decisions(&[(exit, run); 8]);
+                assert_eq!((all[0], all[7]), (retry(500), retry(5000)), "{exit}: {run:?}");
+            }
+            for run in [SERVED_LONG, ASKED_LONG, IDLE_LONG] {
+                assert_eq!(decisions(&[(exit, run); 8]), [retry(500); 8], "{exit}: {run:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_wait_after_failed_starts_doubles_until_they_are_a_loop_that_lasts() {
+        let mut expected = [500, 1000, 2000, 4000].map(retry).to_vec();
+        expected.resize(40, LOOP);
+        assert_eq!(of_each(&[FAILED; 40]), expected);
+        assert_eq!(of_each(&[IDLE_SHORT; 40]), expected);
+        assert_eq!(of_each(&[HUNG; 40]), expected, "a start that takes long to fail is one that fails");
+    }
+
+    #[test]
+    fn the_wait_after_processes_that_served_grows_to_five_seconds_and_is_never_a_loop() {
+        let mut expected = [500, 500, 500, 1000, 2000, 4000].map(retry).to_vec();
+        expected.resize(1000, retry(5000));
+        assert_eq!(of_each(&[SERVED; 1000]), expected);
+        let around_a_long_run = of_each(&[SERVED, SERVED, SERVED, SERVED, SERVED_LONG, SERVED, SERVED, SERVED]);
+        assert_eq!(around_a_long_run[3..], [1000, 500, 500, 500, 1000].map(retry));
+    }
+
+    #[test]
+    fn a_good_start_ends_a_loop_and_nothing_else_does() {
+        let looping = [FAILED; 5];
+        for (run, then) in [
+            (FAILED, [LOOP, LOOP]),
+            (IDLE_SHORT, [LOOP, LOOP]),
+            (ASKED, [LOOP, LOOP]),
+            (SERVED, [retry(500), retry(500)]),
+            (IDLE_LONG, [retry(500), retry(500)]),
         ] {
-            let (mut history, start) = (History::default(), Instant::now());
-            let last = (0..6).map(|i| history.ended(exit, SECOND, start + SECOND * i, MIDDLE)).last();
-            assert_eq!(last, Some(decision), "{exit}");
+            let all = of_each(&[&looping[..], &[run, FAILED]].concat());
+            assert_eq!(all[5..], then, "{run:?}");
         }
+        let temporary = [&[(Exit::Code(1), FAILED); 5][..], &[(Exit::Code(75), FAILED)]].concat();
+        assert_eq!(decisions(&temporary)[5], LOOP);
     }
 
     #[test]
-    fn what_passes_by_itself_does_not_excuse_crashes() {
-        let (mut history, start) = (History::default(), Instant::now());
-        let ends = [1, 75, 1, 75, 1, 75, 1, 1].map(Exit::Code);
-        let decisions: Vec<_> = ends.map(|exit| history.ended(exit, SECOND, start, MIDDLE)).into();
-        assert!(decisions[..7].iter().all(|decision| matches!(decision, Decision::Retry(_))), "{decisions:?}");
-        assert_eq!(decisions[7], Decision::CrashLoop(LOOP_RETRY));
+    fn an_end_in_the_first_request_neither_makes_a_loop_nor_excuses_failed_starts() {
+        let all = of_each(&[FAILED, ASKED, FAILED, ASKED, FAILED, ASKED, FAILED, ASKED, FAILED]);
+        assert!(all[..8].iter().all(|decision| matches!(decision, Decision::Retry(_))), "{all:?}");
+        assert_eq!(all[8], LOOP);
     }
 
     #[test]
-    fn waits_double_then_a_loop_is_called_one_and_a_steady_run_forgives() {
-        let mut history = History::default();
-        let start = Instant::now();
-        let waits: Vec<_> = (0..4).map(|i| history.ended(Exit::Code(1), SECOND, start + SECOND * i, MIDDLE)).collect();
-        let expected: Vec<_> = [500, 1000, 2000, 4000].map(|ms| Decision::Retry(Duration::from_millis(ms))).into();
-        assert_eq!(waits, expected);
-        let fifth = history.ended(Exit::Code(1), SECOND, start + SECOND * 4, MIDDLE);
-        assert_eq!(fifth, Decision::CrashLoop(LOOP_RETRY));
-        let after_a_steady_run = history.ended(Exit::Code(1), STEADY, start + SECOND * 100, MIDDLE);
-        assert_eq!(after_a_steady_run, Decision::Retry(FIRST_BACKOFF));
+    fn a_temporary_failure_neither_makes_a_loop_nor_excuses_failed_starts() {
+        let ends = [1, 75, 1, 75, 1, 75, 1, 1].map(|code| (Exit::Code(code), FAILED));
+        let all = decisions(&ends);
+        assert!(all[..7].iter().all(|decision| matches!(decision, Decision::Retry(_))), "{all:?}");
+        assert_eq!(all[7], LOOP);
     }
 
     #[test]
-    fn ends_far_apart_are_no_loop_and_the_wait_is_capped() {
-        let mut history = History::default();
-        let start = Instant::now();
-        let mut last = Decision::Refuse;
-        for i in 0..40 {
-            last = history.ended(Exit::Signal(11), SECOND, start + LOOP_WINDOW * i, MIDDLE);
-        }
-        assert_eq!(last, Decision::Retry(MAX_BACKOFF));
-    }
-
-    #[test]
-    fn jitter_stays_within_a_fifth() {
+    fn jitter_stays_within_a_fifth_and_below_the_longest_wait() {
         for (random, ms) in [(0.0, 400), (1.0, 600)] {
-            let decision = History::default().ended(Exit::Code(1), SECOND, Instant::now(), random);
-            assert_eq!(decision, Decision::Retry(Duration::from_millis(ms)));
+            for run in [FAILED, SERVED] {
+                assert_eq!(History::default().ended(Exit::Code(1), run, random), retry(ms));
+            }
         }
+        let mut history = History::default();
+        let last = (0..9).map(|_| history.ended(Exit::Code(1), SERVED, 1.0)).last();
+        assert_eq!(last, Some(retry(5000)));
     }
 }

@@ -13,7 +13,7 @@ use crate::preflight;
 use crate::process::{Process, SOCKET_VARIABLE};
 use crate::protocol::message::{Failure, HostInfo, Init, Message, PROTOCOL_VERSION, WRONG_PROTOCOL};
 use crate::repeat::{Repeat, more};
-use crate::restart::{Decision, Exit, History};
+use crate::restart::{Decision, Exit, History, Run};
 use crate::room::{self, ROOM_RETRY, Seat};
 use crate::standing;
 use crate::store::now_ms;
@@ -22,8 +22,8 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use signal_hook::consts::SIGKILL;
 use std::ffi::OsStr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// Commands that may wait for a supervisor. It never waits longer than a tick for anything, so they do not pile up.
@@ -37,6 +37,9 @@ const TERMINATE_TIME: Duration = Duration::from_secs(2);
 
 /// Time a plugin has to end by itself after it has answered `init` with an error.
 const LEAVE_TIME: Duration = Duration::from_secs(2);
+
+/// Time a starting process has to end by itself after its first connection ended: its exit code and last output say more than that.
+const START_SETTLE_TIME: Duration = Duration::from_secs(1);
 
 /// How the kernel's killing for want of memory looks, and an operator's `kill -9`.
 const KILLED: Exit = Exit::Signal(SIGKILL);
@@ -73,12 +76,19 @@ struct Running {
     /// Dropped to stop the workers.
     stop: Option<Sender<()>>,
     started: Instant,
+    /// Whether it has answered `init` with `ready`.
+    ready: bool,
     _seat: Seat,
 }
 
 impl Running {
     fn pid(&self) -> i32 {
         self.process.pid()
+    }
+
+    /// How far it has come.
+    fn so_far(&self) -> Run {
+        Run { uptime: self.started.elapsed(), ready: self.ready, work: self.life.work() }
     }
 }
 
@@ -167,7 +177,8 @@ impl Supervisor {
         let now = Instant::now();
         let phase = match &self.phase {
             Phase::Down { retry_at } => *retry_at,
-            Phase::Starting { link: None, .. } | Phase::Starting { broken: Some(_), .. } => Some(now + CONNECT_PAUSE),
+            Phase::Starting { link: None, .. } => Some(now + CONNECT_PAUSE),
+            Phase::Starting { broken: Some(_), deadline, .. } => Some(*deadline),
             // Then the wait is on the link, in `step`.
             Phase::Starting { .. } => Some(now),
             Phase::Ready { .. } => None,
@@ -188,6 +199,8 @@ impl Supervisor {
 
     fn obey(&mut self, command: Command) {
         match command {
+            // The plugin does not come back. To drop the channel says that this is settled.
+            Command::Start(_) | Command::Restart(_) | Command::Relicense(_) | Command::Reconsider if self.quitting.is_some() => {}
             Command::Start(done) => {
                 self.waiting.push(done);
                 match &mut self.phase {
@@ -195,7 +208,7 @@ impl Supervisor {
                         self.history = History::default();
                         self.start();
                     }
-                    Phase::Stopping { then, .. } => *then = Then::Start,
+                    Phase::Stopping { .. } => self.stop("started again by the operator", Then::Start),
                     Phase::Starting { .. } => {}
                     Phase::Ready { .. } => self.waiting.clear(),
                 }
@@ -318,7 +331,7 @@ impl Supervisor {
                 }
             }
             Err((Exit::NoRoom, why)) => self.wait_for_room(&why),
-            Err((exit, why)) => self.down(exit, Duration::ZERO, &why),
+            Err((exit, why)) => self.down(exit, Run::default(), &why),
         }
     }
 
@@ -359,6 +372,7 @@ impl Supervisor {
         self.lives += 1;
         self.plugin.log.begin(bounds.uid);
         let (stop, stopped) = bounded(0);
+        let (exited, over) = bounded::<()>(0);
         let host_socket = data.host_socket();
         let version = PROTOCOL_VERSION.to_string();
         let env: [(&str, &OsStr); 5] = [
@@ -376,15 +390,29 @@ impl Supervisor {
             socket,
             uid: bounds.uid,
             stop: stopped,
+            over,
+            exit: OnceLock::new(),
+            asked: AtomicBool::new(false),
+            served: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             unproven: AtomicUsize::new(0),
             request_timeout: self.host.request_timeout,
         };
-        let running = Running { process, life: Arc::new(life), stop: Some(stop), started: Instant::now(), _seat: seat };
+        let life = Arc::new(life);
+        let running =
+            Running { process, life: Arc::clone(&life), stop: Some(stop), started: Instant::now(), ready: false, _seat: seat };
         let (control, number) = (self.plugin.control.clone(), self.lives);
-        // Without a supervisor there is nobody to tell.
-        let tell = move || drop(control.send(Command::Exited { life: number }));
+        let tell = move |exit: Option<Exit>| {
+            // The workers first: they answer the requests that the process took along, and the supervisor may be busy.
+            if let Some(exit) = exit {
+                life.exit.set(exit).ok();
+            }
+            life.ended.store(true, Ordering::Release);
+            drop(exited);
+            // Without a supervisor there is nobody to tell.
+            drop(control.send(Command::Exited { life: number }));
+        };
         match running.process.on_exit(id, tell) {
             Ok(()) => Ok(running),
             Err(error) => {
@@ -403,7 +431,8 @@ impl Supervisor {
         if now >= *deadline {
             return match (told.take(), broken.take()) {
                 (Some(told), _) => self.fault(refusal(&told).unwrap_or(Exit::Fault), told_text(&told)),
-                (None, broken) => self.too_late(broken.as_deref().unwrap_or("it did not answer init")),
+                (None, Some(broken)) => self.fault(Exit::Fault, broken),
+                (None, None) => self.too_late("it did not answer init"),
             };
         }
         if broken.is_some() {
@@ -412,23 +441,26 @@ impl Supervisor {
         let reply = match open.wait(now, || false) {
             Ok(()) => open
                 .take()
-                .map_err(|error| error.to_string())
-                .and_then(|frame| frame.message().map_err(|error| error.to_string())),
+                .map_err(|error| format!("its first connection ended before it was ready: {error}"))
+                .and_then(|frame| frame.message().map_err(|error| format!("its answer to init is not valid: {error}"))),
             Err(Lost::Deadline | Lost::Interrupted) => return,
-            Err(Lost::Broken(error)) => Err(error.to_string()),
+            Err(Lost::Broken(error)) => Err(format!("its first connection ended before it was ready: {error}")),
         };
         match reply {
             Ok(Message::Ready(ready)) if ready.id == FIRST_ID => self.ready(),
-            Ok(Message::Error(error)) => {
+            Ok(Message::Error(error)) if error.id == FIRST_ID => {
                 *told = Some(error);
                 *deadline = now.checked_add(LEAVE_TIME).map_or(*deadline, |leave| leave.min(*deadline));
             }
             Ok(other) => {
-                let what = format!("it answered init with {} (id {})", other.kind(), other.id());
+                let what = format!("it answered init with {} (id {}), not with ready (id {FIRST_ID})", other.kind(), other.id());
                 self.fault(Exit::Fault, what);
             }
             // A process that ends here closes its connection a moment before its exit code is known, which says more.
-            Err(error) => *broken = Some(format!("its connection ended before it was ready: {error}")),
+            Err(error) => {
+                *broken = Some(error);
+                *deadline = now.checked_add(START_SETTLE_TIME).map_or(*deadline, |settled| settled.min(*deadline));
+            }
         }
     }
 
@@ -486,7 +518,8 @@ impl Supervisor {
             return self.fault(Exit::Changed, Exit::Changed.to_string());
         }
         match std::mem::replace(&mut self.phase, Phase::Down { retry_at: None }) {
-            Phase::Starting { running, link: Some(link), .. } => {
+            Phase::Starting { mut running, link: Some(link), .. } => {
+                running.ready = true;
                 let working = self.spawn_worker(&running.life, Some(link));
                 self.phase = Phase::Ready { running };
                 match working {
@@ -541,7 +574,9 @@ impl Supervisor {
             }
             Phase::Ready { running } => self.stopping(running, now + SHUTDOWN_TIME, door, why, then),
             Phase::Stopping { running, terminate_at, kill_at, .. } => {
-                self.phase = Phase::Stopping { running, terminate_at, kill_at, then }
+                self.phase = Phase::Stopping { running, terminate_at, kill_at, then };
+                // What waits for a process that now will not come is answered, and what may come is held again.
+                self.enter(State::Stopping, door, "stopping", why);
             }
         }
     }
@@ -570,7 +605,7 @@ impl Supervisor {
             Phase::Stopping { running, then, .. } => (running, None, None, Some(then)),
             Phase::Down { .. } => return,
         };
-        let uptime = running.started.elapsed();
+        let run = running.so_far();
         let exit = self.finish(running);
         match then {
             Some(Then::Stay) => self.stopped(&exit.to_string()),
@@ -580,7 +615,7 @@ impl Supervisor {
             }
             Some(Then::WaitForRoom(why)) if self.quitting.is_none() => self.wait_for_room(&why),
             Some(Then::WaitForRoom(why)) => self.stopped(&why),
-            Some(Then::Fault(exit, why)) => self.down(exit, uptime, &why),
+            Some(Then::Fault(exit, why)) => self.down(exit, run, &why),
             None => {
                 let exit = match told.as_ref().and_then(refusal) {
                     Some(refusal) => refusal,
@@ -594,7 +629,7 @@ impl Supervisor {
                     Some(words) => format!("{exit}: {words}"),
                     None => exit.to_string(),
                 };
-                self.down(exit, uptime, &why);
+                self.down(exit, run, &why);
             }
         }
     }
@@ -639,7 +674,7 @@ impl Supervisor {
     }
 
     /// The plugin does not run, because of what happened: what follows is decided, and what led to it is kept.
-    fn down(&mut self, exit: Exit, uptime: Duration, why: &str) {
+    fn down(&mut self, exit: Exit, run: Run, why: &str) {
         if self.quitting.is_some() {
             return self.stopped(why);
         }
@@ -651,7 +686,7 @@ impl Supervisor {
         }
         // A random UUID's first byte is as good a die as any.
         let random = f64::from(uuid::Uuid::new_v4().as_bytes()[0]) / 255.0;
-        let (state, kind, wait) = match self.history.ended(exit, uptime, Instant::now(), random) {
+        let (state, kind, wait) = match self.history.ended(exit, run, random) {
             Decision::Retry(wait) => (State::BackingOff, "crashed", Some(wait)),
             Decision::CrashLoop(wait) => (State::CrashLooping, "crash_looping", Some(wait)),
             Decision::Refuse if matches!(exit, Exit::Unlicensed(_)) => (State::Unlicensed, "unlicensed", None),
@@ -660,6 +695,10 @@ impl Supervisor {
         let retry_at = wait.map(|wait| Instant::now() + wait);
         self.phase = Phase::Down { retry_at };
         self.plugin.set_last_end(End { at: now_ms(), exit, reason: why.to_owned(), lines: self.plugin.log.recent() });
+        // What its last lines led to is to be read behind them, without the last of them.
+        let exit_text = exit.to_string();
+        let said = if why.starts_with(&exit_text) { &exit_text } else { why };
+        self.plugin.log.note(&format!("{kind}: {said}"));
         let door = if self.holds() { Door::Holding } else { Door::Shut };
         self.enter(state, door, kind, why);
     }
@@ -713,7 +752,7 @@ impl Supervisor {
         };
         log::log!(level, "{id}{which}: {kind}{separator}{reason}");
         if door == Door::Shut {
-            self.plugin.queue.expire(|_| true, Failed::Unavailable { retry_after: STARTING_RETRY_AFTER });
+            self.plugin.queue.fail_all(Failed::Unavailable { retry_after: STARTING_RETRY_AFTER });
         }
         if !matches!(state, State::Starting | State::Stopping) {
             self.waiting.clear();

@@ -4,19 +4,26 @@
 //! Requests that are safe to repeat are sent several at a time while the plugin is quick, so that one write and one read serve
 //! many. Everything else goes alone. When a connection is lost the worker opens another; when the plugin's process ends or is to
 //! stop, so does the worker.
+//!
+//! **A lost request.** A request that was being answered when its process ended is answered 502 and never given to another process: it
+//! may be what the process died of. Those that waited behind it are given back and go alone from then on, so that a second end shows
+//! which one it was. Where only the connection was lost, a safe request is sent once more, to the same process.
+//!
+//! **The plugin's log** has one line for each request that the plugin failed: who asked for what, what came, and what was due.
 
-use crate::exchange::{BodyLength, Failed, Job, KvFailure, KvJob, WebJob};
+use crate::exchange::{BodyLength, Failed, Job, KvFailure, KvJob, Loss, WebJob};
 use crate::link::{Link, Lost, RELEASE_AFTER, Sent};
 use crate::plugin::{Plugin, QUICK};
 use crate::protocol::frame::ReadError;
 use crate::protocol::message::{Data, Http, Kv, MAX_INLINE_BODY, Message, Ping, Response, Shutdown};
+use crate::restart::{Exit, Work};
 use crossbeam_channel::{Receiver, RecvTimeoutError, select};
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// Idle time after which the plugin is asked whether it is there.
@@ -50,14 +57,28 @@ const STREAM_IDLE: Duration = Duration::from_secs(60);
 /// Time to open another connection after one was lost.
 const RECONNECT_TIME: Duration = Duration::from_secs(5);
 
-/// How long a connection that was lost may be the first sign of a process's end.
-const SETTLE_TIME: Duration = Duration::from_millis(100);
+/// How long a connection that was lost may be the first sign of a process's end. A verdict that takes longer, as under load, costs only
+/// words: the request is marked with its process, and no other gets it.
+const SETTLE_TIME: Duration = Duration::from_millis(250);
+
+/// The same for a request that was not sent: it only has to go to another connection.
+const UNSENT_SETTLE_TIME: Duration = Duration::from_millis(100);
+
+/// Idle time of a connection after which it is looked at before it is used, also for a safe request: a second answer to the request
+/// before, or its end, has come by then. A busier connection is spared the system call, since ids tell such an answer apart.
+const LOOK_AFTER: Duration = Duration::from_millis(10);
+
+/// Late answers to pings that an idle connection may hold: more is a flood.
+const MAX_LATE_PONGS: u32 = MAX_MISSES + 1;
 
 /// How long the end of a connection is put off for the sake of new ones: time for a quick plugin to accept them.
 const ACCEPT_TIME: Duration = Duration::from_secs(1);
 
 /// Pause between attempts to connect.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
+
+/// The media type of a stream of events.
+const EVENTS: &str = "text/event-stream";
 
 /// The life of one process of a plugin, as its workers see it.
 pub(crate) struct Life {
@@ -69,14 +90,40 @@ pub(crate) struct Life {
     pub(crate) uid: Option<u32>,
     /// Closes when the workers are to stop.
     pub(crate) stop: Receiver<()>,
+    /// Closes as soon as the process has ended, by which time `exit` and `ended` are set.
+    pub(crate) over: Receiver<()>,
+    /// How the process ended, where the kernel said so.
+    pub(crate) exit: OnceLock<Exit>,
     /// The process is to stop, or has ended.
     pub(crate) stopping: AtomicBool,
     /// The process has ended.
     pub(crate) ended: AtomicBool,
+    /// The process was sent a request.
+    pub(crate) asked: AtomicBool,
+    /// The process has answered a request.
+    pub(crate) served: AtomicBool,
     /// Connections the plugin may not have accepted yet.
     pub(crate) unproven: AtomicUsize,
     /// Time for an answer to begin.
     pub(crate) request_timeout: Duration,
+}
+
+impl Life {
+    /// What the process has had to do so far.
+    pub(crate) fn work(&self) -> Work {
+        match (self.asked.load(Ordering::Relaxed), self.served.load(Ordering::Relaxed)) {
+            (_, true) => Work::Served,
+            (true, false) => Work::Asked,
+            (false, false) => Work::None,
+        }
+    }
+
+    /// Sets a flag that is nearly always set already.
+    fn mark(flag: &AtomicBool) {
+        if !flag.load(Ordering::Relaxed) {
+            flag.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 /// A connection on which nothing has been answered yet. While there is one, the plugin is not told to end: it would, by what it
@@ -134,6 +181,8 @@ pub(crate) struct Worker {
     stalled: Cell<bool>,
     misses: u32,
     idle_pings: u32,
+    /// When the last answer came.
+    used: Instant,
     /// The first worker of a process stays for its whole life.
     first: bool,
 }
@@ -153,6 +202,7 @@ impl Worker {
             stalled,
             misses: 0,
             idle_pings: 0,
+            used: Instant::now(),
             first: true,
         }
     }
@@ -192,7 +242,7 @@ impl Worker {
                     Some(link) => self.link = link,
                     None => {
                         if let Some(job) = self.held.take() {
-                            self.plugin.queue.push(job);
+                            self.plugin.give_back(job);
                         }
                         return;
                     }
@@ -240,21 +290,62 @@ impl Worker {
     /// Does what is asked, unless it has waited too long.
     fn serve(&mut self, job: Job) -> Outcome {
         self.idle_pings = 0;
-        if job.arrived().elapsed() >= self.life.request_timeout {
-            job.fail(Failed::Timeout);
+        let now = Instant::now();
+        if now.duration_since(job.arrived()) >= self.life.request_timeout {
+            expire(&self.plugin, &self.life, job);
             return Ok(());
         }
+        if self.life.ended.load(Ordering::Relaxed) {
+            self.held = Some(job);
+            return Err(Broken);
+        }
         let repeatable = matches!(&job, Job::Web(job) if job.is_safe());
-        if !repeatable && self.link.is_over() {
+        let rested = self.link.holds_bytes() || now.duration_since(self.used) >= LOOK_AFTER;
+        if (!repeatable || rested) && !self.is_clean("on an idle connection") {
             // It was not sent, so it may go to another connection, or to the next process.
-            self.settle();
+            if !repeatable {
+                self.has_ended(UNSENT_SETTLE_TIME);
+            }
             self.held = Some(job);
             return Err(Broken);
         }
         match job {
-            Job::Web(job) => self.serve_web(job),
+            Job::Web(mut job) => match job.loss.take_if(|loss| loss.process != self.life.number) {
+                Some(loss) => self.fail(job, Failed::BadGateway, &format!("{}, and then the process ended", loss.why), Ok(())),
+                None => self.serve_web(job),
+            },
             Job::Kv(job) => self.operate(*job),
         }
+    }
+
+    /// Whether nothing came on the connection that was not asked for, and it has not ended. Of a new one this is not asked, so that a
+    /// request finds its end on the second connection at the latest.
+    fn is_clean(&mut self, place: &str) -> bool {
+        if !self.link.is_used() {
+            return true;
+        }
+        for _ in 0..MAX_LATE_PONGS {
+            if !self.link.has_answer() {
+                return true;
+            }
+            let what = match self.link.wait(Instant::now(), || false) {
+                Ok(()) => match self.link.take().map(|frame| frame.message()) {
+                    Ok(Ok(Message::Pong(_))) => continue,
+                    Ok(Ok(other)) => format!("a {} with id {} came {place}, where nothing was due", other.kind(), other.id()),
+                    Ok(Err(malformed)) => format!("a frame came {place}, where nothing was due: {malformed}"),
+                    Err(error) => format!("bytes came {place}, where nothing was due: {error}"),
+                },
+                Err(Lost::Broken(ReadError::Closed)) => return false,
+                Err(Lost::Broken(error)) => format!("bytes came {place}, where nothing was due: {error}"),
+                Err(Lost::Deadline | Lost::Interrupted) => {
+                    format!("the beginning of a frame came {place}, where nothing was due")
+                }
+            };
+            self.plugin.log.note(&format!("protocol error: {what}"));
+            return false;
+        }
+        self.plugin.log.note(&format!("protocol error: more than {MAX_LATE_PONGS} pongs came {place}, where nothing was due"));
+        false
     }
 
     /// Notes that the request at hand takes this connection for long, and looks after those that wait for it in vain. Says whether the
@@ -264,7 +355,7 @@ impl Worker {
             plugin.stalled.fetch_add(1, Ordering::Relaxed);
         }
         plugin.ask_to_grow();
-        plugin.queue.expire(|arrived| arrived.elapsed() >= life.request_timeout, Failed::Timeout);
+        plugin.queue.expire(|arrived| arrived.elapsed() >= life.request_timeout, |job| expire(plugin, life, job));
         life.ended.load(Ordering::Relaxed)
     }
 
@@ -273,17 +364,17 @@ impl Worker {
         let begun = Instant::now();
         let timeout = self.life.request_timeout;
         let mut outstanding = VecDeque::with_capacity(1);
-        let mut deadline = first.arrived + timeout;
+        let mut given = None;
+        Life::mark(&self.life.asked);
         if !first.is_safe() {
             self.plugin.note_uneven();
         }
         if first.body == BodyLength::Known(0) {
-            let depth = if first.is_safe() { self.depth() } else { 1 };
+            let depth = if first.is_safe() && !first.alone { self.depth() } else { 1 };
             self.send(first, Vec::new(), &mut outstanding);
             while outstanding.len() < depth && self.link.queued() < MAX_BATCH {
                 match self.plugin.queue.jobs().try_recv() {
-                    // One that was given back goes first next time: behind another answer that streams it would be lost for good.
-                    Ok(Job::Web(job)) if job.is_safe() && job.retries == 0 => self.send(job, Vec::new(), &mut outstanding),
+                    Ok(Job::Web(job)) if job.is_safe() && !job.alone => self.send(job, Vec::new(), &mut outstanding),
                     Ok(job) => {
                         self.held = Some(job);
                         break;
@@ -297,16 +388,18 @@ impl Worker {
                 None => outstanding.extend(self.upload(first)?),
             }
             // A client may take its time for the body; the plugin's begins when it has it.
-            deadline = Instant::now() + timeout;
+            given = Some(Instant::now() + timeout);
         }
         let sent = outstanding.len();
         while let Some((id, job)) = outstanding.pop_front() {
+            let deadline = given.unwrap_or(job.arrived + timeout);
             if self.answer(id, job, deadline, &mut outstanding).is_err() {
                 self.give_back(outstanding);
                 return Err(Broken);
             }
         }
-        self.measure(begun.elapsed(), sent);
+        self.used = Instant::now();
+        self.measure(self.used.duration_since(begun), sent);
         Ok(())
     }
 
@@ -377,10 +470,13 @@ impl Worker {
             Self::stall(&self.plugin, &self.life, &self.stalled);
         }
         while !ended {
-            let Ok(sent) = self.link.flush(Instant::now() + STREAM_IDLE, || self.life.ended.load(Ordering::Relaxed)) else {
-                self.plugin.log.note(&format!("the body of {} was not taken", job.line()));
-                job.fail(Failed::BadGateway);
-                return Err(Broken);
+            let flushed = self.link.flush(Instant::now() + STREAM_IDLE, || self.life.ended.load(Ordering::Relaxed));
+            let sent = match flushed {
+                Ok(sent) => sent,
+                Err(lost) => {
+                    let why = self.loss(&lost, STREAM_IDLE, "it had taken the body");
+                    return self.fail(job, Failed::BadGateway, &why, Err(Broken));
+                }
             };
             if sent == Sent::Answered || self.link.has_answer() {
                 // The plugin wants no more of the body. What is queued goes out while its answer comes in.
@@ -412,7 +508,7 @@ impl Worker {
     /// `behind` it are outstanding too; where they would have to wait for long, they are given back.
     fn answer(&mut self, id: u64, mut job: WebJob, deadline: Instant, behind: &mut VecDeque<(u64, WebJob)>) -> Outcome {
         let mut alone = true;
-        let (stream, streamed) = loop {
+        let (stream, streamed, name) = loop {
             match self.wait_begin(deadline, !behind.is_empty()) {
                 Ok(()) => {}
                 Err(Lost::Interrupted) if !behind.is_empty() && !self.life.ended.load(Ordering::Relaxed) => {
@@ -424,54 +520,125 @@ impl Worker {
                     continue;
                 }
                 Err(Lost::Deadline) => {
-                    self.plugin.log.note(&format!("no answer to {} in time", job.line()));
-                    job.fail(Failed::Timeout);
-                    return Err(Broken);
+                    let why = self.loss(&Lost::Deadline, self.life.request_timeout, "its answer began");
+                    return self.fail(job, Failed::Timeout, &why, Err(Broken));
                 }
-                Err(lost) => {
-                    self.note_lost(&lost);
-                    if let Some(job) = job.lost() {
-                        self.settle();
-                        self.plugin.queue.push(Job::Web(job));
-                    }
-                    return Err(Broken);
-                }
+                Err(lost) => return self.lost(job, &lost),
             }
-            let Ok((frame, rest)) = self.link.begin() else { return self.violation(job, "a frame could not be read") };
-            match frame.message() {
+            // By its length alone, so that a request whose answer is followed by something is known while it has a name.
+            let followed = behind.is_empty() && self.link.is_followed();
+            let (frame, rest) = match self.link.begin() {
+                Ok(begun) => begun,
+                Err(error) => return self.lost(job, &error.into()),
+            };
+            let unexpected = match frame.message() {
                 // The late answer to a ping.
-                Ok(Message::Pong(pong)) if pong.id < id && rest == 0 => {}
+                Ok(Message::Pong(pong)) if pong.id < id && rest == 0 => continue,
                 Ok(Message::Response(response)) if response.id == id => {
+                    Life::mark(&self.life.served);
                     let (size, more) = (frame.body.len() + rest, response.more);
                     let declared = match response.check(size, job.is_head()) {
                         Ok(declared) => declared.filter(|_| !job.is_head()),
                         Err(bad) => return self.bad_response(job, &bad.to_string(), !more && rest == 0),
                     };
+                    if let Some(loss) = job.loss.take() {
+                        let name = job.client.name();
+                        self.plugin.log.note(&format!("{name}: {}; it was sent once more, and answered", loss.why));
+                    }
+                    // Once the answer has begun there is no name to be had.
+                    let name = (more || rest > 0 || followed).then(|| job.client.name()).unwrap_or_default();
                     let begun = job.client.answer(&response, frame.body, rest);
                     let stream = more.then(|| Stream { id, declared, events: is_events(&response) });
-                    let delivered = self.pass_rest(&mut job, rest, !more, begun)?;
+                    let delivered = self.pass_rest(&mut job, &name, rest, !more, begun)?;
                     let Some(stream) = stream else {
                         // A client that has gone has no use for its answer, and the connection none the worse for it.
                         drop(delivered);
-                        return if alone { Ok(()) } else { Err(Broken) };
+                        let clean = !followed || self.is_clean(&format!("behind the answer to {name}"));
+                        return if alone && clean { Ok(()) } else { Err(Broken) };
                     };
                     delivered.map_err(|_| Broken)?;
-                    break (stream, size as u64);
+                    break (stream, size as u64, name);
                 }
                 Ok(Message::Error(error)) if error.id == id && rest == 0 => {
-                    let reason = format!("it answered with the error {}: {}", error.code, error.message);
+                    Life::mark(&self.life.served);
+                    let reason = format!("it is the error {}: {}", error.code, error.message);
                     return self.bad_response(job, &reason, true);
                 }
-                Ok(other) => {
-                    let what = format!("a {} with id {} came where the answer to request {id} was due", other.kind(), other.id());
-                    return self.violation(job, &what);
+                // An earlier request is answered a second time. The frame is whole, so the answer that is due is found behind it.
+                Ok(other) if other.id() < id && rest == 0 && Instant::now() < deadline => {
+                    let what = format!("a {} with id {} came", other.kind(), other.id());
+                    if std::mem::take(&mut alone) {
+                        let name = job.client.name();
+                        let why = "an earlier request was answered twice";
+                        self.plugin.log.note(&format!("protocol error: before the answer to {name} (id {id}) {what}: {why}"));
+                    }
+                    continue;
                 }
-                Err(malformed) => return self.violation(job, &malformed.to_string()),
+                Ok(other) => {
+                    let what = format!("protocol error: a {} with id {}", other.kind(), other.id());
+                    (Some(other.id()), format!("{what} came where its response with id {id} was due"))
+                }
+                Err(malformed) => (frame.id(), format!("protocol error: {malformed}")),
+            };
+            let (claimed, why) = unexpected;
+            if claimed == Some(id) {
+                return self.fail(job, Failed::BadGateway, &why, Err(Broken));
             }
+            // It may be left of an earlier request, and none of this one's doing.
+            return self.lose(job, why);
         };
-        let relayed = self.relay(&mut job, &stream, streamed);
+        let relayed = self.relay(&mut job, &name, &stream, streamed);
         // Requests behind a stream have waited for it long enough; a new connection begins with a clean slate.
         if alone && behind.is_empty() { relayed } else { Err(Broken) }
+    }
+
+    /// The connection was lost before the answer to a request began.
+    fn lost(&mut self, job: WebJob, lost: &Lost) -> Outcome {
+        if job.is_safe() && self.unproven.is_none() && self.link.is_unsent() {
+            // The plugin had closed the connection before: nobody has read it.
+            self.plugin.give_back(Job::Web(job));
+            return Err(Broken);
+        }
+        let why = self.loss(lost, self.life.request_timeout, "it answered");
+        if self.life.ended.load(Ordering::Relaxed) {
+            return self.fail(job, Failed::BadGateway, &why, Err(Broken));
+        }
+        self.lose(job, why)
+    }
+
+    /// Sends a safe request once more, to the process that has it, since its connection is of no more use; fails any other.
+    fn lose(&self, mut job: WebJob, why: String) -> Outcome {
+        if !job.is_safe() {
+            return self.fail(job, Failed::BadGateway, &why, Err(Broken));
+        }
+        if job.loss.is_some() {
+            return self.fail(job, Failed::BadGateway, &format!("{why}; it was sent twice"), Err(Broken));
+        }
+        job.alone = true;
+        job.loss = Some(Box::new(Loss { process: self.life.number, why }));
+        self.plugin.give_back(Job::Web(job));
+        Err(Broken)
+    }
+
+    /// What happened to a connection before the plugin did something, which it had so much `time` for. Where the process may have ended
+    /// its end is waited for a moment.
+    fn loss(&self, lost: &Lost, time: Duration, before: &str) -> String {
+        let lost = match lost {
+            Lost::Deadline => match self.link.unfinished() {
+                Some((bytes, all)) => {
+                    format!("{} s passed with no more than {bytes} of the {all} bytes of a frame", time.as_secs_f32())
+                }
+                None => format!("{} s passed", time.as_secs_f32()),
+            },
+            Lost::Broken(error @ ReadError::Length { .. }) => return format!("protocol error: {error}"),
+            lost if self.has_ended(SETTLE_TIME) => match self.life.exit.get() {
+                Some(exit) => return format!("the process ended before {before}: {exit}"),
+                None => format!("the process ended ({lost})"),
+            },
+            Lost::Broken(ReadError::Io(error)) => format!("the connection was lost ({error})"),
+            lost => lost.to_string(),
+        };
+        format!("{lost} before {before}")
     }
 
     /// Passes on what is left of a large frame, which ends the answer where it is the `last`. Says how it was `delivered`: also when the
@@ -479,6 +646,7 @@ impl Worker {
     fn pass_rest(
         &mut self,
         job: &mut WebJob,
+        name: &str,
         rest: usize,
         last: bool,
         delivered: io::Result<()>,
@@ -493,7 +661,7 @@ impl Worker {
             let interrupted = || Self::stall(plugin, life, stalled);
             let n = match self.link.read_rest(&mut buffer, Instant::now() + STREAM_IDLE, interrupted) {
                 Ok(n) => n,
-                Err(lost) => return self.cut(job, &format!("an answer broke off: {lost}")).map(Ok),
+                Err(lost) => return self.cut_lost(job, name, &lost).map(Ok),
             };
             left -= n;
             delivered = delivered.and_then(|()| job.client.filled(buffer, n, last && left == 0));
@@ -502,7 +670,7 @@ impl Worker {
     }
 
     /// Passes on an answer that goes on in `data` frames.
-    fn relay(&mut self, job: &mut WebJob, stream: &Stream, mut streamed: u64) -> Outcome {
+    fn relay(&mut self, job: &mut WebJob, name: &str, stream: &Stream, mut streamed: u64) -> Outcome {
         self.pace = None;
         let Stream { id, declared, events } = *stream;
         let (life, plugin, stalled) = (&self.life, &self.plugin, &self.stalled);
@@ -518,24 +686,28 @@ impl Worker {
             }
             match waited {
                 Ok(()) => {}
-                Err(lost) => return self.cut(job, &format!("an answer broke off: {lost}")),
+                Err(lost) => return self.cut_lost(job, name, &lost),
             }
-            let Ok(frame) = self.link.take() else { return self.cut(job, "an answer broke off") };
+            let frame = match self.link.take() {
+                Ok(frame) => frame,
+                Err(error) => return self.cut_lost(job, name, &error.into()),
+            };
             let data = match frame.message() {
                 Ok(Message::Data(data)) if data.id == id => data,
-                Ok(other) => {
-                    let what = format!("a {} came where data was due", other.kind());
-                    return self.cut(job, &what);
+                Ok(Message::Error(error)) if error.id == id => {
+                    return self.cut(job, name, &format!("it goes on with the error {}: {}", error.code, error.message));
                 }
-                Err(malformed) => return self.cut(job, &malformed.to_string()),
+                Ok(other) => {
+                    let what = format!("protocol error: a {} with id {}", other.kind(), other.id());
+                    return self.cut(job, name, &format!("{what} came where data with id {id} was due"));
+                }
+                Err(malformed) => return self.cut(job, name, &format!("protocol error: {malformed}")),
             };
             streamed += frame.body.len() as u64;
             let short = !data.more && declared.is_some_and(|declared| streamed != declared);
             if short || declared.is_some_and(|declared| streamed > declared) {
-                return self.cut(
-                    job,
-                    &format!("an answer's content-length is {}, it has sent {streamed} bytes", declared.unwrap_or_default()),
-                );
+                let declared = declared.unwrap_or_default();
+                return self.cut(job, name, &format!("its content-length is {declared}, its body has {streamed} bytes"));
             }
             if job.client.piece(frame.body, !data.more).is_err() {
                 return if data.more { Err(Broken) } else { Ok(()) };
@@ -546,24 +718,30 @@ impl Worker {
         }
     }
 
-    fn cut(&self, job: &mut WebJob, why: &str) -> Outcome {
-        self.plugin.log.note(why);
+    /// Breaks an answer off that has begun, so that its client does not take it for whole.
+    fn cut(&self, job: &mut WebJob, name: &str, why: &str) -> Outcome {
         job.client.cut();
+        self.plugin.log.note(&format!("{name}: the answer was cut short: {why}"));
         Err(Broken)
+    }
+
+    /// The same where the connection was lost. The client hears of it first, since the end of the process may take a moment to be seen.
+    fn cut_lost(&self, job: &mut WebJob, name: &str, lost: &Lost) -> Outcome {
+        job.client.cut();
+        self.cut(job, name, &self.loss(lost, STREAM_IDLE, "its end"))
     }
 
     /// The plugin's answer breaks a rule: the client gets none of it.
-    fn bad_response(&self, mut job: WebJob, why: &str, whole: bool) -> Outcome {
-        self.plugin.log.note(&format!("the answer to {} was refused: {why}", job.line()));
-        job.fail(Failed::BadGateway);
-        if whole { Ok(()) } else { Err(Broken) }
+    fn bad_response(&self, job: WebJob, why: &str, whole: bool) -> Outcome {
+        let outcome = if whole { Ok(()) } else { Err(Broken) };
+        self.fail(job, Failed::BadGateway, &format!("the answer was refused: {why}"), outcome)
     }
 
-    /// The plugin broke the protocol: nothing that follows on the connection can be trusted.
-    fn violation(&self, job: WebJob, what: &str) -> Outcome {
-        self.plugin.log.note(&format!("protocol error: {what}"));
-        job.fail(Failed::BadGateway);
-        Err(Broken)
+    /// Answers a request that the plugin has failed. The line in its log comes first, so that who has the answer finds it.
+    fn fail<T>(&self, job: WebJob, failed: Failed, why: &str, outcome: Result<T, Broken>) -> Result<T, Broken> {
+        self.plugin.log.note(&format!("{}: {why}", job.client.name()));
+        job.fail(failed);
+        outcome
     }
 
     /// Waits for a frame, and on the way answers requests that have waited in the queue for too long.
@@ -578,22 +756,17 @@ impl Worker {
         self.link.wait_begin(deadline, || Self::stall(plugin, life, stalled) || followed)
     }
 
-    /// Gives a process that may be ending the time to be seen as ended, so that what it lost is not given to it again.
-    fn settle(&self) {
-        self.life.stop.recv_timeout(SETTLE_TIME).unwrap_or_default();
+    /// Whether the process has ended; one that may be ending has so much time to be seen as ended.
+    fn has_ended(&self, time: Duration) -> bool {
+        self.life.over.recv_timeout(time) == Err(RecvTimeoutError::Disconnected)
     }
 
-    fn note_lost(&self, lost: &Lost) {
-        if !matches!(lost, Lost::Broken(ReadError::Closed)) && !self.life.ended.load(Ordering::Relaxed) {
-            self.plugin.log.note(&format!("a connection was given up: {lost}"));
-        }
-    }
-
-    /// Puts requests that get no answer on this connection back into the queue, or answers them. Where the process may have ended,
-    /// [`Worker::answer`] has let it settle.
-    fn give_back(&self, lost: VecDeque<(u64, WebJob)>) {
-        for job in lost.into_iter().filter_map(|(_, job)| job.lost()) {
-            self.plugin.queue.push(Job::Web(job));
+    /// Puts requests that get no answer on this connection back into the queue. Where the process may have ended, [`Worker::loss`] has
+    /// let that settle. They go alone from now on.
+    fn give_back(&self, waited: VecDeque<(u64, WebJob)>) {
+        for (_, mut job) in waited {
+            job.alone = true;
+            self.plugin.give_back(Job::Web(job));
         }
     }
 
@@ -605,32 +778,42 @@ impl Worker {
             job.reply(Err(KvFailure::Failed(Failed::TooLarge)));
             return Ok(());
         }
+        Life::mark(&self.life.asked);
         let deadline = job.arrived + self.life.request_timeout;
         loop {
             if let Err(lost) = self.wait(deadline) {
-                self.note_lost(&lost);
                 let failed = if matches!(lost, Lost::Deadline) { Failed::Timeout } else { Failed::BadGateway };
-                job.reply(Err(KvFailure::Failed(failed)));
-                return Err(Broken);
+                let why = self.loss(&lost, self.life.request_timeout, "it answered");
+                return self.fail_kv(job, failed, &why);
             }
             let answer = self.link.take().map(|frame| (frame.message(), frame.body));
-            match answer {
-                Ok((Ok(Message::Pong(pong)), _)) if pong.id < id => {}
+            let what = match answer {
+                Ok((Ok(Message::Pong(pong)), _)) if pong.id < id => continue,
                 Ok((Ok(Message::Result(result)), body)) if result.id == id => {
+                    Life::mark(&self.life.served);
                     job.reply(Ok((result, body.to_vec())));
                     return Ok(());
                 }
                 Ok((Ok(Message::Error(error)), _)) if error.id == id => {
+                    Life::mark(&self.life.served);
                     job.reply(Err(KvFailure::Refused(error)));
                     return Ok(());
                 }
-                _ => {
-                    self.plugin.log.note("protocol error: something else came where the result of a kv operation was due");
-                    job.reply(Err(KvFailure::Failed(Failed::BadGateway)));
-                    return Err(Broken);
+                Ok((Ok(other), _)) => {
+                    format!("a {} with id {} came where its result with id {id} was due", other.kind(), other.id())
                 }
-            }
+                Ok((Err(malformed), _)) => malformed.to_string(),
+                Err(error) => error.to_string(),
+            };
+            return self.fail_kv(job, Failed::BadGateway, &format!("protocol error: {what}"));
         }
+    }
+
+    /// Answers an operation that the plugin has failed.
+    fn fail_kv(&self, job: KvJob, failed: Failed, why: &str) -> Outcome {
+        self.plugin.log.note(&format!("{}: {why}", job.name()));
+        job.reply(Err(KvFailure::Failed(failed)));
+        Err(Broken)
     }
 
     fn ping(&mut self) -> Outcome {
@@ -648,22 +831,26 @@ impl Worker {
                     }
                     return Ok(());
                 }
+                Err(Lost::Interrupted | Lost::Broken(ReadError::Closed)) => return Err(Broken),
                 Err(lost) => {
-                    self.note_lost(&lost);
+                    self.plugin.log.note(&self.loss(&lost, PING_TIME, "it answered a ping"));
                     return Err(Broken);
                 }
             }
-            match self.link.take().map(|frame| frame.message()) {
+            let what = match self.link.take().map(|frame| frame.message()) {
                 Ok(Ok(Message::Pong(pong))) if pong.id == id => {
                     self.misses = 0;
                     return Ok(());
                 }
-                Ok(Ok(Message::Pong(pong))) if pong.id < id => {}
-                _ => {
-                    self.plugin.log.note("protocol error: something else came where a pong was due");
-                    return Err(Broken);
+                Ok(Ok(Message::Pong(pong))) if pong.id < id => continue,
+                Ok(Ok(other)) => {
+                    format!("a {} with id {} came where a pong with id {id} was due", other.kind(), other.id())
                 }
-            }
+                Ok(Err(malformed)) => format!("{malformed}, where a pong with id {id} was due"),
+                Err(error) => error.to_string(),
+            };
+            self.plugin.log.note(&format!("protocol error: {what}"));
+            return Err(Broken);
         }
     }
 
@@ -687,10 +874,22 @@ impl Worker {
     }
 }
 
+/// Answers a request that has waited too long for a connection of the plugin's.
+fn expire(plugin: &Plugin, life: &Life, job: Job) {
+    let [open, most] = [plugin.connections.load(Ordering::Relaxed), plugin.metadata.concurrency as usize];
+    let waited = life.request_timeout.as_secs_f32();
+    let lost = match &job {
+        Job::Web(WebJob { loss: Some(loss), .. }) => format!("{}; ", loss.why),
+        _ => String::new(),
+    };
+    plugin.log.note(&format!("{}: {lost}it waited {waited} s for its turn on {open} connections of at most {most}", job.name()));
+    job.fail(Failed::Timeout);
+}
+
 /// Opens a connection; gives none when the process has ended, is to stop, or does not take it in time.
 fn connect(plugin: &Plugin, life: &Life) -> Option<Link> {
     let deadline = Instant::now() + RECONNECT_TIME;
-    loop {
+    while !life.ended.load(Ordering::Relaxed) {
         match Link::connect(&life.socket, life.uid) {
             Ok(link) => return Some(link),
             Err(_) if life.stopping.load(Ordering::Relaxed) => return None,
@@ -704,12 +903,14 @@ fn connect(plugin: &Plugin, life: &Life) -> Option<Link> {
             },
         }
     }
+    None
 }
 
 /// Whether an answer is a stream of events.
 fn is_events(response: &Response<'_>) -> bool {
     let kind = response.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("content-type"));
-    kind.is_some_and(|(_, value)| value.starts_with("text/event-stream"))
+    let is_events = |value: &str| value.get(..EVENTS.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(EVENTS));
+    kind.is_some_and(|(_, value)| is_events(value))
 }
 
 fn body_failure(error: &io::Error) -> Failed {

@@ -3,8 +3,10 @@
 //! Reading is resumable: a read that ends early with an error such as `WouldBlock` loses nothing, and the next call goes on
 //! where it stopped. So a caller may set short timeouts on the stream and look after other things in between.
 
+use super::fields::excerpt_of_bytes;
 use super::message::{MAX_BODY, MAX_HEAD, MAX_INLINE_BODY, Malformed, Message};
 use serde::Serialize;
+use serde_json::Value;
 use std::io::{self, Read};
 
 /// The two lengths before head and body, in bytes.
@@ -31,6 +33,12 @@ impl<'a> Frame<'a> {
     pub fn message(&self) -> Result<Message<'a>, Malformed> {
         Message::parse(self.head)
     }
+
+    /// The id in a head that is no valid message, where one can be read.
+    #[must_use]
+    pub fn id(&self) -> Option<u64> {
+        serde_json::from_slice::<Value>(self.head).ok()?.get("id")?.as_u64()
+    }
 }
 
 /// Why no frame could be read.
@@ -43,7 +51,7 @@ pub enum ReadError {
     #[error("the connection was closed inside a frame")]
     Cut,
     /// A length out of bounds.
-    #[error("a frame's {part} length of {length} is not within {least}-{most}")]
+    #[error("a frame's {part} length of {length} is not within {least}-{most}{hint}")]
     Length {
         /// Head or body.
         part: &'static str,
@@ -53,6 +61,8 @@ pub enum ReadError {
         least: usize,
         /// The most allowed.
         most: usize,
+        /// What the bytes seem to be instead, as the rest of the sentence; empty when that cannot be told.
+        hint: String,
     },
     /// The stream failed, or has nothing for now.
     #[error(transparent)]
@@ -197,6 +207,23 @@ impl<R: Read> FrameReader<R> {
         matches!(self.lengths(), Ok(Some((head, body))) if self.end - self.start >= LENGTHS + head + body)
     }
 
+    /// Whether more has been received than the next frame, which is at hand.
+    pub fn is_followed(&self) -> bool {
+        matches!(self.lengths(), Ok(Some((head, body))) if self.end - self.start > LENGTHS + head + body)
+    }
+
+    /// Whether something has been received that was not given out.
+    pub fn holds_bytes(&self) -> bool {
+        self.start < self.end
+    }
+
+    /// How much has been received of a frame that is not whole: its bytes, and those it has in all as far as that is known.
+    pub fn unfinished(&self) -> Option<(usize, usize)> {
+        let held = self.end - self.start;
+        let lengths = self.lengths().ok()?;
+        (held > 0).then(|| (held, lengths.map_or(LENGTHS, |(head, body)| LENGTHS + head + body)))
+    }
+
     /// Gives back the memory of a buffer that holds nothing: for a connection that falls idle.
     pub fn release(&mut self) {
         if self.start == self.end {
@@ -227,11 +254,28 @@ impl<R: Read> FrameReader<R> {
         let [a, b, c, d, e, f, g, h] = *bytes;
         let check = |part, length: u32, least, most| match usize::try_from(length) {
             Ok(fits) if (least..=most).contains(&fits) => Ok(fits),
-            _ => Err(ReadError::Length { part, length, least, most }),
+            _ => Err(self.bad_length(part, length, least, most)),
         };
         let head = check("head", u32::from_be_bytes([a, b, c, d]), 1, MAX_HEAD)?;
         let body = check("body", u32::from_be_bytes([e, f, g, h]), 0, MAX_BODY)?;
         Ok(Some((head, body)))
+    }
+
+    /// What to say of a length out of bounds: what is sent instead of it is as a rule text, or a length in the other byte order.
+    #[cold]
+    fn bad_length(&self, part: &'static str, length: u32, least: usize, most: usize) -> ReadError {
+        let text = |byte: u8| matches!(byte, b' '..=b'~' | b'\t' | b'\r' | b'\n');
+        let swapped = length.swap_bytes();
+        let begin = self.start + if part == "head" { 0 } else { LENGTHS / 2 };
+        let hint = if length.to_be_bytes().into_iter().all(text) {
+            let shown = excerpt_of_bytes(&self.buffer[begin..self.end]);
+            format!(": the text {shown} stands where it is due; a frame begins with two 4-byte big-endian lengths")
+        } else if usize::try_from(swapped).is_ok_and(|swapped| (least.max(1)..=most).contains(&swapped)) {
+            format!(": {length:#010x} is {swapped} in little-endian; lengths are big-endian")
+        } else {
+            String::new()
+        };
+        ReadError::Length { part, length, least, most, hint }
     }
 
     /// One read from the stream, with room in the buffer for a frame of `frame` bytes.
@@ -318,6 +362,55 @@ mod tests {
         for case in vectors["cut"].as_array().unwrap() {
             let bytes = unhex(&case["hex"]);
             assert!(matches!(FrameReader::new(&bytes[..]).read(), Err(ReadError::Cut)), "{}", case["name"]);
+        }
+    }
+
+    #[test]
+    fn a_length_that_is_text_or_little_endian_is_recognised() {
+        let head = "a frame's head length of";
+        for (bytes, reason) in [
+            (
+                &b"{\"type\":\"ready\",\"id\":1}\n"[..],
+                format!(
+                    "{head} 2065855609 is not within 1-65536: the text \"{{\\\"type\\\":\\\"ready\\\",\\\"id\\\":1}}\\n\" \
+                     stands where it is due; a frame begins with two 4-byte big-endian lengths"
+                ),
+            ),
+            (
+                b"HTTP/1.1 200 OK\r\n",
+                format!(
+                    "{head} 1213486160 is not within 1-65536: the text \"HTTP/1.1 200 OK\\r\\n\" stands where it is due; \
+                     a frame begins with two 4-byte big-endian lengths"
+                ),
+            ),
+            (
+                b"\x00\x00\x00\x16{\"type\":",
+                "a frame's body length of 2065855609 is not within 0-1048576: the text \"{\\\"type\\\":\" stands where it is due; \
+                 a frame begins with two 4-byte big-endian lengths"
+                    .into(),
+            ),
+            (
+                b"\x2a\0\0\0\0\0\0\0{}",
+                format!("{head} 704643072 is not within 1-65536: 0x2a000000 is 42 in little-endian; lengths are big-endian"),
+            ),
+            (
+                b"\0\0\0\x2a\0\0\x01\0",
+                String::new(),
+            ),
+            (
+                b"\0\0\0\x2a\x05\0\0\0",
+                "a frame's body length of 83886080 is not within 0-1048576: 0x05000000 is 5 in little-endian; lengths are big-endian"
+                    .into(),
+            ),
+            (b"\xff\xff\xff\xff\0\0\0\0", format!("{head} 4294967295 is not within 1-65536")),
+            (b"\0\0\0\0\0\0\0\0", format!("{head} 0 is not within 1-65536")),
+        ] {
+            let mut reader = FrameReader::new(bytes);
+            match reader.read() {
+                Err(ReadError::Cut) => assert_eq!(reason, "", "a length that is in bounds"),
+                Err(error) => assert_eq!(error.to_string(), reason),
+                Ok(frame) => panic!("{frame:?}"),
+            }
         }
     }
 

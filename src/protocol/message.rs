@@ -2,6 +2,7 @@
 //!
 //! A message is the JSON head of a frame; the frame's body travels beside it, see [`super::frame`].
 
+use super::fields::{self, Field, Form};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
@@ -115,15 +116,12 @@ pub enum Message<'a> {
 /// Why a head is not a message.
 #[derive(Debug, thiserror::Error)]
 pub enum Malformed {
-    /// Not text.
-    #[error("the head is not UTF-8: {0}")]
-    Utf8(#[from] std::str::Utf8Error),
-    /// JSON of another kind: serde would take an array for a struct.
-    #[error("the head is not a JSON object")]
-    NotAnObject,
-    /// Not a JSON object with the fields its type requires.
-    #[error("the head is not a valid message: {0}")]
-    Json(#[from] serde_json::Error),
+    /// Not text: the sentence says where.
+    #[error("{0}")]
+    Utf8(String),
+    /// Not a JSON object, or one whose fields are not as its type requires: the sentence names the field.
+    #[error("{0}")]
+    Json(String),
     /// A type this protocol version does not know.
     #[error("unknown message type \"{0}\"")]
     UnknownType(String),
@@ -138,6 +136,124 @@ fn leading_type(head: &str) -> Option<&str> {
     (rest.starts_with([',', '}']) && kind.bytes().all(|byte| byte.is_ascii_lowercase())).then_some(kind)
 }
 
+/// Reads a head as a message, or a part of one.
+fn read<'a, T: Deserialize<'a>>(head: &'a str) -> Result<T, Malformed> {
+    serde_json::from_str(head).map_err(|error| malformed(head, Some(&error)))
+}
+
+/// Why a head that could not be read is no message. `error` is the parser's, which says so in words of its own.
+#[cold]
+fn malformed(head: &str, error: Option<&serde_json::Error>) -> Malformed {
+    let object = match serde_json::from_str(head) {
+        Ok(Value::Object(object)) => object,
+        Ok(other) => return Malformed::Json(format!("the head must be a JSON object, got {}", fields::shown(&other))),
+        Err(error) => return Malformed::Json(fields::not_json("the head", head, &error)),
+    };
+    let fault = fields::fault("head", &[Field::required("type", Form::Text)], &object).or_else(|| {
+        let kind = object.get("type").and_then(Value::as_str).unwrap_or_default();
+        let fault = fields::fault(kind, fields_of(kind), &object);
+        let fault = fault.or_else(|| (kind == "kv").then(|| op_fault("kv", &object))?);
+        fault.or_else(|| error.map(|error| fields::other_fault(kind, error)))
+    });
+    Malformed::Json(fault.unwrap_or_else(|| "the head is not a message of the protocol".to_owned()))
+}
+
+/// Why a head is not text.
+#[cold]
+fn not_utf8(head: &[u8], at: usize) -> Malformed {
+    Malformed::Utf8(format!("the head is not UTF-8 at byte {at}: it begins with {}", fields::excerpt_of_bytes(head)))
+}
+
+/// An integer that fits 64 bits.
+const COUNT: Form = Form::Integer(0, u64::MAX);
+
+/// A signed integer of 64 bits.
+const SIGNED: Form = Form::Integer(i64::MIN, i64::MAX.unsigned_abs());
+
+/// The field that all messages have.
+const ID: Field = Field::required("id", Form::Integer(0, MAX_ID));
+
+/// The fields of a message by its type, in the order in which they are looked at; those of [`Init`] are the host's own to get right.
+fn fields_of(kind: &str) -> &'static [Field] {
+    const HTTP: [Field; 8] = [
+        ID,
+        Field::required("method", Form::Text),
+        Field::required("path", Form::Text),
+        Field::nullable("query", Form::Text),
+        Field::required("mount", Form::Text),
+        Field::optional("headers", Form::Pairs),
+        Field::optional("remote", Form::Text),
+        Field::optional("more", Form::Bool),
+    ];
+    const RESPONSE: [Field; 4] = [
+        ID,
+        Field::required("status", Form::Integer(200, 599)),
+        Field::optional("headers", Form::Pairs),
+        Field::optional("more", Form::Bool),
+    ];
+    const DATA: [Field; 3] = [ID, Field::required("more", Form::Bool), Field::optional("aborted", Form::Bool)];
+    const KV: [Field; 2] = [ID, Field::required("op", Form::Word(&["get", "set", "delete", "incr", "list", "txn"]))];
+    const RESULT: [Field; 6] = [
+        ID,
+        Field::nullable("found", Form::Bool),
+        Field::nullable("rev", COUNT),
+        Field::nullable("value", SIGNED),
+        Field::nullable("expires_in_ms", COUNT),
+        Field::nullable("next", Form::Text),
+    ];
+    const ERROR: [Field; 4] =
+        [ID, Field::required("code", Form::Text), Field::required("message", Form::Text), Field::nullable("index", COUNT)];
+    match kind {
+        "http" => &HTTP,
+        "response" => &RESPONSE,
+        "data" => &DATA,
+        "kv" => &KV,
+        "result" => &RESULT,
+        "error" => &ERROR,
+        _ => &[ID],
+    }
+}
+
+/// What is wrong with the fields that belong to an operation's `op`, if anything.
+fn op_fault(of: &str, object: &Map<String, Value>) -> Option<String> {
+    const KEY: Field = Field::required("key", Form::Text);
+    const TTL: Field = Field::nullable("ttl_ms", COUNT);
+    const IF_REV: Field = Field::nullable("if_rev", COUNT);
+    let of_op: &[Field] = match object.get("op")?.as_str()? {
+        "get" => &[KEY],
+        "set" => &[KEY, TTL, IF_REV, Field::optional("if_absent", Form::Bool)],
+        "delete" => &[KEY, IF_REV],
+        "incr" => &[KEY, Field::optional("delta", SIGNED), TTL],
+        "list" => &[
+            Field::optional("prefix", Form::Text),
+            Field::nullable("after", Form::Text),
+            Field::nullable("limit", Form::Integer(1, MAX_LIST_LIMIT as u64)),
+            Field::optional("values", Form::Bool),
+        ],
+        _ => return None,
+    };
+    fields::fault(of, of_op, object)
+}
+
+impl TxnOp {
+    /// Reads an element of a `txn`'s body.
+    ///
+    /// # Errors
+    /// A sentence that names the field which is not of its form.
+    pub fn read(write: &Value) -> Result<Self, String> {
+        const OP: Field = Field::required("op", Form::Word(&["set", "delete", "incr"]));
+        const VALUES: [Field; 2] = [Field::nullable("value", Form::Text), Field::nullable("value_base64", Form::Text)];
+        Self::deserialize(write).map_err(|error| {
+            let Some(object) = write.as_object() else {
+                return format!("a write must be a JSON object, got {}", fields::shown(write));
+            };
+            let fault = fields::fault("write", &[OP], object).or_else(|| op_fault("write", object));
+            let fault = fault.or_else(|| fields::fault("write", &VALUES, object));
+            fault.unwrap_or_else(|| fields::other_fault("write", &error))
+        })
+    }
+}
+
 impl<'a> Message<'a> {
     /// Reads a head.
     ///
@@ -150,26 +266,27 @@ impl<'a> Message<'a> {
             #[serde(borrow, rename = "type")]
             kind: Cow<'a, str>,
         }
-        let head = std::str::from_utf8(head)?;
+        let head = std::str::from_utf8(head).map_err(|error| not_utf8(head, error.valid_up_to()))?;
+        // Serde would take an array for a struct.
         if !head.trim_ascii_start().starts_with('{') {
-            return Err(Malformed::NotAnObject);
+            return Err(malformed(head, None));
         }
         let tag = match leading_type(head) {
             Some(kind) => Tag { kind: kind.into() },
-            None => serde_json::from_str(head)?,
+            None => read(head)?,
         };
         let message = match &*tag.kind {
-            "response" => Self::Response(serde_json::from_str(head)?),
-            "data" => Self::Data(serde_json::from_str(head)?),
-            "http" => Self::Http(serde_json::from_str(head)?),
-            "kv" => Self::Kv(serde_json::from_str(head)?),
-            "result" => Self::Result(serde_json::from_str(head)?),
-            "error" => Self::Error(serde_json::from_str(head)?),
-            "ping" => Self::Ping(serde_json::from_str(head)?),
-            "pong" => Self::Pong(serde_json::from_str(head)?),
-            "init" => Self::Init(serde_json::from_str(head)?),
-            "ready" => Self::Ready(serde_json::from_str(head)?),
-            "shutdown" => Self::Shutdown(serde_json::from_str(head)?),
+            "response" => Self::Response(read(head)?),
+            "data" => Self::Data(read(head)?),
+            "http" => Self::Http(read(head)?),
+            "kv" => Self::Kv(read(head)?),
+            "result" => Self::Result(read(head)?),
+            "error" => Self::Error(read(head)?),
+            "ping" => Self::Ping(read(head)?),
+            "pong" => Self::Pong(read(head)?),
+            "init" => Self::Init(read(head)?),
+            "ready" => Self::Ready(read(head)?),
+            "shutdown" => Self::Shutdown(read(head)?),
             other => return Err(Malformed::UnknownType(other.chars().take(64).collect())),
         };
         match message.id() {
@@ -672,5 +789,86 @@ mod tests {
         assert_eq!(read(r#"{"type":"kv","id":1,"op":"txn"}"#), KvOp::Txn);
         assert!(Message::parse(br#"{"type":"kv","id":1,"op":"drop","key":"a"}"#).is_err());
         assert!(Message::parse(br#"{"type":"kv","id":1,"op":"get"}"#).is_err());
+    }
+
+    #[test]
+    fn a_head_that_is_no_message_is_explained_by_the_field_and_not_in_a_parsers_words() {
+        for (head, reason) in [
+            (
+                r#"{"type":"response","id":1,"status":200,"headers":null}"#,
+                "response.headers must be an array of [name, value] pairs, got null",
+            ),
+            (
+                r#"{"type":"response","id":1,"status":200,"headers":{}}"#,
+                "response.headers must be an array of [name, value] pairs, got an object",
+            ),
+            (r#"{"type":"response","id":1,"status":200,"headers":[["a",1]]}"#, "response.headers[0][1] must be a string, got 1"),
+            (
+                r#"{"type":"response","id":1,"status":200,"headers":[["a","b","c"]]}"#,
+                "response.headers[0] must be a [name, value] pair, got an array of 3",
+            ),
+            (
+                r#"{"type":"response","id":1,"status":"200"}"#,
+                r#"response.status must be an integer from 200 to 599, got the string "200""#,
+            ),
+            (r#"{"type":"response","id":1,"status":200.0}"#, "response.status must be an integer from 200 to 599, got 200.0"),
+            (r#"{"type":"response","id":1,"status":70000}"#, "response.status must be an integer from 200 to 599, got 70000"),
+            (r#"{"type":"response","id":1}"#, "response.status is missing: it must be an integer from 200 to 599"),
+            (r#"{"type":"response","id":1,"status":200,"more":null}"#, "response.more must be true or false, got null"),
+            (r#"{"type":"response","id":1,"status":200,"status":201}"#, "response.status is given twice"),
+            (r#"{"type":"response","status":200}"#, "response.id is missing: it must be an integer from 0 to 9007199254740991"),
+            (r#"{"type":"ready","id":"1"}"#, r#"ready.id must be an integer from 0 to 9007199254740991, got the string "1""#),
+            (r#"{"type":"pong","id":-1}"#, "pong.id must be an integer from 0 to 9007199254740991, got -1"),
+            (r#"{"type":"data","id":1}"#, "data.more is missing: it must be true or false"),
+            (r#"{"type":"data","id":1,"more":true,"aborted":1}"#, "data.aborted must be true or false, got 1"),
+            (r#"{"type":"result","id":1,"found":"yes"}"#, r#"result.found must be true or false, got the string "yes""#),
+            (r#"{"type":"result","id":1,"rev":-1}"#, "result.rev must be an integer from 0 to 18446744073709551615, got -1"),
+            (r#"{"type":"error","id":1,"code":5,"message":""}"#, "error.code must be a string, got 5"),
+            (r#"{"type":"error","id":1,"code":"x"}"#, "error.message is missing: it must be a string"),
+            (
+                r#"{"type":"kv","id":1,"op":"drop"}"#,
+                r#"kv.op must be one of get, set, delete, incr, list, txn, got the string "drop""#,
+            ),
+            (r#"{"type":"kv","id":1,"op":"get"}"#, "kv.key is missing: it must be a string"),
+            (
+                r#"{"type":"kv","id":1,"op":"incr","key":"a","delta":"1"}"#,
+                r#"kv.delta must be an integer from -9223372036854775808 to 9223372036854775807, got the string "1""#,
+            ),
+            (r#"{"type":"kv","id":1,"op":"set","key":"a","if_absent":null}"#, "kv.if_absent must be true or false, got null"),
+            (r#"{"type":"kv","id":1,"op":"list","limit":-1}"#, "kv.limit must be an integer from 1 to 1000, got -1"),
+            (r#"{"id":1}"#, "head.type is missing: it must be a string"),
+            (r#"{"type":7,"id":1}"#, "head.type must be a string, got 7"),
+            (r#"{"type":"respnse","id":1}"#, r#"unknown message type "respnse""#),
+            (r#"{"type":"pong","id":9007199254740992}"#, "id 9007199254740992 is over the limit of 9007199254740991"),
+            (r#"[1, 2]"#, "the head must be a JSON object, got an array of 2"),
+            (r#""pong""#, r#"the head must be a JSON object, got the string "pong""#),
+            ("pong", r#"the head is not JSON at byte 1 of 4: it begins with "pong""#),
+            (
+                r#"{"type":"pong","id":"#,
+                r#"the head ends inside its JSON after 20 bytes: it begins with "{\"type\":\"pong\",\"id\":""#,
+            ),
+            (
+                r#"{"type":"pong","id":1}x"#,
+                r#"the head is not JSON at byte 23 of 23: it begins with "{\"type\":\"pong\",\"id\":1}x""#,
+            ),
+        ] {
+            assert_eq!(Message::parse(head.as_bytes()).unwrap_err().to_string(), reason, "{head}");
+        }
+        let not_text = Message::parse(b"{\"type\":\"\xff\"}").unwrap_err().to_string();
+        assert_eq!(not_text, r#"the head is not UTF-8 at byte 9: it begins with "{\"type\":\"\xff\"}""#);
+    }
+
+    #[test]
+    fn a_write_that_is_none_is_explained_by_the_field() {
+        for (write, reason) in [
+            (r#"5"#, "a write must be a JSON object, got 5"),
+            (r#"{"key":"a"}"#, "write.op is missing: it must be one of set, delete, incr"),
+            (r#"{"op":"get","key":"a"}"#, r#"write.op must be one of set, delete, incr, got the string "get""#),
+            (r#"{"op":"delete"}"#, "write.key is missing: it must be a string"),
+            (r#"{"op":"set","key":"a","value":5}"#, "write.value must be a string, got 5"),
+        ] {
+            assert_eq!(TxnOp::read(&serde_json::from_str(write).unwrap()).unwrap_err(), reason, "{write}");
+        }
+        assert!(TxnOp::read(&serde_json::from_str(r#"{"op":"set","key":"a","value":"b"}"#).unwrap()).is_ok());
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! [`message`] and [`metadata`] are words: types and checks without I/O. [`frame`] puts them on a stream.
 
+pub(crate) mod fields;
 pub mod frame;
 pub mod message;
 pub mod metadata;

@@ -297,9 +297,9 @@ fn parse_txn(body: &[u8]) -> Result<Vec<Write>, KvError> {
     if !(1..=MAX_TXN_OPS).contains(&ops.len()) {
         return Err(KvError::BadRequest(format!("{} writes are not within 1-{MAX_TXN_OPS}", ops.len())));
     }
-    let parse = |(index, op)| {
-        let write = match serde_json::from_value(op) {
-            Err(error) => Err(KvError::BadRequest(format!("it is not a write: {error}"))),
+    let parse = |(index, op): (usize, Value)| {
+        let write = match TxnOp::read(&op) {
+            Err(fault) => Err(KvError::BadRequest(fault)),
             Ok(TxnOp::Delete(delete)) => Write::delete(delete),
             Ok(TxnOp::Incr(incr)) => Write::incr(incr),
             Ok(TxnOp::Set { set, value: Some(text), value_base64: None }) => Write::set(set, text.into_bytes()),

@@ -9,6 +9,7 @@ use std::path::Path;
 const LAYERS: [&[&str]; 5] = [
     &[
         "protocol/mod",
+        "protocol/fields",
         "protocol/message",
         "protocol/metadata",
         "failure_line",

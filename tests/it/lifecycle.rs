@@ -257,7 +257,11 @@ fn a_plugin_that_does_not_start_as_it_must_is_ended_and_tried_again() {
     let cases = [
         ("hang-init", "it was not ready within 2 s: it did not answer init"),
         ("no-listen", "it was not ready within 2 s: it does not listen on its socket"),
-        ("wrong-reply", "it answered init with pong (id 1)"),
+        (
+            "bad-ready",
+            "its answer to init is not valid: ready.id must be an integer from 0 to 9007199254740991, got the string \"1\"",
+        ),
+        ("wrong-reply", "it answered init with pong (id 1), not with ready (id 1)"),
     ];
     let mut site = Site::new().args(&["--start-timeout", "2s"]);
     for (mode, _) in cases {
@@ -270,6 +274,69 @@ fn a_plugin_that_does_not_start_as_it_must_is_ended_and_tried_again() {
         wait_gone(pid);
         wait_for("another start", || (events(&server, mode, "starting").len() >= 2).then_some(()));
     }
+}
+
+#[test]
+fn a_start_whose_first_connection_ends_fails_at_once() {
+    let server = Site::new().args(&["--start-timeout", "5m"]).fake_mode("p", "hang-up-init").start();
+    let pid = wait_for("its process", || server.plugin("p")["process"]["pid"].as_i64());
+    assert_eq!(event(&server, "p", "crashed"), "its first connection ended before it was ready: the connection was closed");
+    wait_gone(pid);
+    wait_for("another start", || (events(&server, "p", "starting").len() >= 2).then_some(()));
+}
+
+#[test]
+fn a_plugin_that_ends_when_it_is_ready_is_in_a_crash_loop_and_one_that_is_killed_by_requests_is_not() {
+    let server = Site::new().fake_mode("idle", "exit-when-ready").fake("p").start();
+    for _ in 0..7 {
+        wait_for("an end by a request", || (server.get("/p/crash").status == 502).then_some(()));
+    }
+    wait_for("an answer", || (server.get("/p/x").status == 200).then_some(()));
+    assert_eq!(server.plugin("p")["process"]["restarts"], 7);
+    let plugin = server.wait_state("idle", "crash_looping");
+    assert_eq!(events(&server, "idle", "ready").len(), 5, "{plugin:#}");
+    assert_eq!(events(&server, "p", "crash_looping"), [""; 0]);
+}
+
+/// The process takes seconds to end, for which requests are held if another is to follow, and refused if none is.
+#[test]
+fn a_stop_while_a_restart_is_under_way_leaves_no_request_waiting() {
+    let server = Site::new().fake_mode("p", "ignore-term").start();
+    ready(&server, "p");
+    std::thread::scope(|scope| {
+        scope.spawn(|| server.api("POST", "/plugins/p/restart", b""));
+        server.wait_state("p", "stopping");
+        let mut held = server.client();
+        held.send(b"GET /p/x HTTP/1.1\r\nhost: test\r\n\r\n");
+        wait_for("the request to be held", || (server.plugin("p")["process"]["waiting"] == 1).then_some(()));
+        scope.spawn(|| server.api("POST", "/plugins/p/stop", b""));
+        assert_eq!(held.reply(false).status, 503);
+        // More than would be answered if each were held until it is looked after.
+        for _ in 0..60 {
+            assert_eq!(server.get("/p/x").status, 503);
+        }
+        assert_eq!(server.plugin("p")["state"], "stopping");
+        assert_eq!(server.plugin("p")["process"]["waiting"], 0);
+    });
+    let stopped = server.wait_state("p", "stopped");
+    assert_eq!(stopped["process"]["pid"], Value::Null);
+    assert_eq!(server.get("/p/x").status, 503);
+}
+
+#[test]
+fn a_start_while_the_plugin_stops_brings_it_back_and_holds_requests() {
+    let server = Site::new().fake_mode("p", "ignore-shutdown").start();
+    let first = ready(&server, "p");
+    std::thread::scope(|scope| {
+        scope.spawn(|| server.api("POST", "/plugins/p/stop", b""));
+        server.wait_state("p", "stopping");
+        scope.spawn(|| server.api("POST", "/plugins/p/start", b""));
+        wait_for("another process", || {
+            let plugin = server.plugin("p");
+            (plugin["state"] == "ready" && pid_of(&plugin) != first).then_some(())
+        });
+    });
+    assert_eq!(server.get("/p/x").status, 200);
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod discovery;
 mod docs;
 mod drain;
 mod durability;
+mod failed_requests;
 mod gate_limits;
 mod host_limits;
 mod http11;
