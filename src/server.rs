@@ -87,12 +87,17 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     let _lock = data.lock()?;
     data.set_modes(settings.plugin_uids.is_some()).context("cannot set the modes of the data directory")?;
     data.sweep_run().context("cannot clear the run directory")?;
-    let left = remains::end(&Marks::variable(HOST_SOCKET_VARIABLE, data.host_socket().as_os_str()), REMAINS_TIME);
+    let marks = Marks {
+        variable: Some((HOST_SOCKET_VARIABLE, data.host_socket().into())),
+        uids: settings.plugin_uids.clone(),
+        ..Marks::default()
+    };
+    let left = remains::end(&marks, REMAINS_TIME).killed;
     if left > 0 {
         log::warn!("ended {left} processes that an earlier run of the host had left behind");
     }
     process::reap_orphans().context("cannot watch for processes to reap")?;
-    let guard = Guard::start().context("cannot start the guard")?;
+    let guard = Guard::start(settings.plugin_uids.clone()).context("cannot start the guard")?;
     data.free_reserve();
     let quota = kv::Limits { keys: settings.kv_max_keys, bytes: settings.kv_max_bytes };
     let database = data.database();

@@ -4,11 +4,11 @@
 //! which records each change as an event. The thread lives as long as the rack has the plugin: its children die with it.
 
 use crate::exchange::Failed;
-use crate::host::{HOST_SOCKET_VARIABLE, Host};
+use crate::host::{HOST_SOCKET_VARIABLE, Host, Owner};
 use crate::link::{FIRST_ID, Link, Lost};
 use crate::plugin::{Command, Door, End, HOLD, Plugin, Quit, STARTING_RETRY_AFTER, State};
 use crate::preflight;
-use crate::process::{Process, SOCKET_VARIABLE};
+use crate::process::{Process, Reach, SOCKET_VARIABLE};
 use crate::protocol::message::{Failure, HostInfo, Init, Message, PROTOCOL_VERSION, WRONG_PROTOCOL};
 use crate::repeat::{Repeat, more};
 use crate::restart::{Decision, Exit, History};
@@ -353,8 +353,9 @@ impl Supervisor {
             ("HOME", home.as_os_str()),
         ];
         let start = || Process::start(&self.plugin.program, &home, &env, bounds, &self.plugin.log, id);
+        let owner = Owner::new(id, bounds.uid, &self.plugin.log);
         let process =
-            self.host.sessions.enter(id, start, Process::pid).map_err(|error| passing("cannot start its process", error))?;
+            self.host.sessions.enter(owner, start, Process::pid).map_err(|error| passing("cannot start its process", error))?;
         let life = Life {
             number: self.lives,
             socket,
@@ -586,10 +587,13 @@ impl Supervisor {
         life.ended.store(true, Ordering::Relaxed);
         drop(stop);
         let session = process.pid();
-        // When all plugins end, the guard looks for what they have left once, for all of them.
-        let thorough = self.quitting != Some(Quit::HostStops);
-        let exit = process.reap(thorough);
-        self.host.sessions.leave(session, !thorough);
+        let reach = match life.uid {
+            // When all plugins end, the guard looks for what they have left once, for all of them.
+            _ if self.quitting == Some(Quit::HostStops) => Reach::Group,
+            Some(uid) => Reach::Uid(uid),
+            None => Reach::Marked,
+        };
+        let exit = self.host.sessions.leave(session, reach == Reach::Group, || process.reap(reach));
         // A socket that stays is removed before the next start.
         drop(self.host.data.remove_plugin_run(self.plugin.id()));
         exit

@@ -1,6 +1,8 @@
 //! What a plugin can reach, as the host's user and as a user of its own.
 
-use crate::support::{Server, Site, binary, command, is_alive, metadata, python, root, script, wait_for, write_file};
+use crate::support::{
+    Server, Site, binary, command, is_alive, metadata, python, range, root, script, uids, wait_for, write_file,
+};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,9 +13,6 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::time::Duration;
-
-/// Uids that no account has. The first is for `--metadata`.
-const UIDS: &str = "200000-200009";
 
 /// Whether the tests run as root, without which nobody has a uid to give. Says what is not tested otherwise.
 fn is_root() -> bool {
@@ -108,7 +107,7 @@ fn as_the_hosts_user_a_plugin_can_do_what_the_operations_page_says() {
 #[test]
 fn as_a_user_of_its_own_a_plugin_can_do_what_the_operations_page_says_and_no_more() {
     if is_root() {
-        assert_eq!(report(nosy(&["nosy", "victim"]).args(&["--plugin-uids", UIDS])), documented(true));
+        assert_eq!(report(nosy(&["nosy", "victim"]).args(&["--plugin-uids", &range(&uids())])), documented(true));
     }
 }
 
@@ -117,7 +116,8 @@ fn each_plugin_keeps_a_uid_of_its_own_and_no_privileges() {
     if !is_root() {
         return;
     }
-    let site = nosy(&["b", "c"]).args(&["--plugin-uids", UIDS]);
+    let uids = uids();
+    let site = nosy(&["b", "c"]).args(&["--plugin-uids", &range(&uids)]);
     // Groups of root's that the plugins are not to have.
     let mut serve = command("setpriv");
     serve.args(["--groups", "4,24"]).arg(binary()).args(site.serve().get_args());
@@ -141,13 +141,13 @@ fn each_plugin_keeps_a_uid_of_its_own_and_no_privileges() {
         uid
     };
     let before = [uid(&server, "b"), uid(&server, "c")];
-    assert!(before[0] != before[1] && before.iter().all(|uid| (200_001..=200_009).contains(uid)), "{before:?}");
+    assert!(before[0] != before[1] && before.iter().all(|uid| uids.contains(uid) && uid != uids.start()), "{before:?}");
     // Code that nobody knows yet does not run as root either.
-    assert_eq!(server.plugin("b")["metadata"]["description"], "asked as uid 200000");
+    assert_eq!(server.plugin("b")["metadata"]["description"], format!("asked as uid {}", uids.start()));
     // A crash, a new neighbour and another life of the host change nothing.
     install_nosy(&server.site().plugins(), "a");
     server.cli(&["rescan"]);
-    assert_eq!(uid(&server, "a"), 200_003);
+    assert_eq!(uid(&server, "a"), uids.start() + 3);
     let (pid_b, site) = (pid(&server, "b"), server.kill());
     wait_for("a plugin to end with its host", || (!is_alive(pid_b)).then_some(()));
     let server = site.start();
@@ -171,13 +171,13 @@ fn with_uids_there_is_a_way_to_what_is_a_plugins_own_and_without_there_is_none()
         ("lock", 0o600),
         ("run/listen", 0o600),
     ];
-    let mut site = nosy(&["p"]);
+    let (uids, mut site) = (uids(), nosy(&["p"]));
     fs::set_permissions(site.data(), fs::Permissions::from_mode(0o700)).unwrap();
     for own in [false, true, false, true] {
         let mut serve = site.serve();
-        let user = if own { 200_001 } else { 0 };
+        let user = if own { uids.start() + 1 } else { 0 };
         if own {
-            serve.args(["--plugin-uids", UIDS]);
+            serve.args(["--plugin-uids", &range(&uids)]);
         }
         let server = site.start_as(serve);
         let pid = pid(&server, "p");
@@ -217,7 +217,9 @@ fn a_changed_range_hands_a_plugins_files_over_and_nothing_else() {
         serve.args(["--plugin-uids", uids]);
         site.start_as(serve)
     };
-    let server = start(site, UIDS);
+    let (first, second) = (uids(), uids());
+    let [before, after] = [&first, &second].map(|uids| uids.start() + 1);
+    let server = start(site, &range(&first));
     pid(&server, "p");
     let site = server.stop().1;
     let home = site.data().join("plugin-data/p");
@@ -225,15 +227,15 @@ fn a_changed_range_hands_a_plugins_files_over_and_nothing_else() {
     fs::write(home.join("deep/er/file"), "").unwrap();
     symlink(&outside, home.join("deep/link")).unwrap();
     for path in ["deep", "deep/er", "deep/er/file", "deep/link"] {
-        std::os::unix::fs::lchown(home.join(path), Some(200_001), Some(200_001)).unwrap();
+        std::os::unix::fs::lchown(home.join(path), Some(before), Some(before)).unwrap();
     }
     fs::write(home.join("the-operators"), "").unwrap();
     fs::hard_link(&outside, home.join("the-hosts")).unwrap();
 
-    let server = start(site, "300000-300009");
+    let server = start(site, &range(&second));
     pid(&server, "p");
     for path in ["", "deep", "deep/er", "deep/er/file", "deep/link"] {
-        assert_eq!(owner(&home.join(path)), (300_001, 300_001), "{path}");
+        assert_eq!(owner(&home.join(path)), (after, after), "{path}");
     }
     for path in [&home.join("the-operators"), &home.join("the-hosts"), &outside] {
         assert_eq!(owner(path), (0, 0), "{}", path.display());
@@ -243,22 +245,25 @@ fn a_changed_range_hands_a_plugins_files_over_and_nothing_else() {
     // A file of its own that has another name elsewhere is not given away, nor a tree without an end.
     let linked = home.join("linked");
     fs::write(&linked, "").unwrap();
-    chown(&linked, Some(300_001), None).unwrap();
+    chown(&linked, Some(after), None).unwrap();
     fs::hard_link(&linked, site.data().join("elsewhere")).unwrap();
-    let server = start(site, UIDS);
+    let server = start(site, &range(&first));
     let reason = server.wait_state("p", "refused")["reason"].as_str().unwrap().to_owned();
-    assert!(reason.contains("linked has another name") && reason.contains("200001") && reason.contains("copy"), "{reason}");
-    assert_eq!((owner(&linked).0, owner(&home), mode(&home)), (300_001, (0, 300_001), 0));
+    assert!(
+        reason.contains("linked has another name") && reason.contains(&before.to_string()) && reason.contains("copy"),
+        "{reason}"
+    );
+    assert_eq!((owner(&linked).0, owner(&home), mode(&home)), (after, (0, after), 0));
     fs::remove_file(server.site().data().join("elsewhere")).unwrap();
     let endless = home.join("d/".repeat(150));
     fs::create_dir_all(&endless).unwrap();
-    assert!(command("chown").args(["-R", "300001"]).arg(home.join("d")).status().unwrap().success());
+    assert!(command("chown").args(["-R", &after.to_string()]).arg(home.join("d")).status().unwrap().success());
     server.site().cli(&["start", "p"]);
     let reason = server.wait_state("p", "refused")["reason"].as_str().unwrap().to_owned();
     assert!(reason.contains("100 directories deep") && reason.contains("move it away"), "{reason}");
     fs::remove_dir_all(home.join("d")).unwrap();
     server.cli(&["start", "p"]);
-    assert_eq!((owner(&linked).0, owner(&home).0), (200_001, 200_001));
+    assert_eq!((owner(&linked).0, owner(&home).0), (before, before));
 }
 
 #[test]
@@ -266,7 +271,8 @@ fn a_plugin_that_its_uid_cannot_run_is_refused_with_what_bars_the_way() {
     if !is_root() {
         return;
     }
-    let site = Site::new().args(&["--plugin-uids", UIDS]);
+    let uids = uids();
+    let site = Site::new().args(&["--plugin-uids", &range(&uids)]);
     let deep = site.plugins().join("deep");
     fs::create_dir(&deep).unwrap();
     let closed = |name: &str| {
@@ -299,7 +305,7 @@ fn a_plugin_that_its_uid_cannot_run_is_refused_with_what_bars_the_way() {
         ("file", "plugins/file", "chmod o+rx PATH/plugins/file"),
     ] {
         let (reason, way) = (reason(name), way.replace("PATH", data.to_str().unwrap()));
-        assert!(reason.contains("uid 200000 cannot") && reason.ends_with(&way), "{name}: {reason}");
+        assert!(reason.contains(&format!("uid {} cannot", uids.start())) && reason.ends_with(&way), "{name}: {reason}");
         assert!(reason.contains(data.join(path).to_str().unwrap()), "{name}: {reason}");
     }
 }
@@ -311,7 +317,9 @@ fn when_the_uids_are_used_up_a_plugin_is_refused_until_there_are_more() {
     }
     let site = nosy(&["a", "b"]);
     let mut serve = site.serve();
-    serve.args(["--plugin-uids", "200000-200001"]);
+    let first = *uids().start();
+    let [short, longer] = [1, 2].map(|more| format!("{first}-{}", first + more));
+    serve.args(["--plugin-uids", &short]);
     let server = site.start_as(serve);
     let states = wait_for("both plugins", || {
         let states = ["a", "b"].map(|id| server.plugin(id));
@@ -320,9 +328,9 @@ fn when_the_uids_are_used_up_a_plugin_is_refused_until_there_are_more() {
     let refused = states.iter().filter(|plugin| plugin["state"] == "refused").collect::<Vec<_>>();
     assert_eq!(refused.len(), 1, "{states:#?}");
     let reason = refused[0]["reason"].as_str().unwrap();
-    assert!(reason.contains("--plugin-uids 200000-200001") && reason.contains("longer"), "{reason}");
+    assert!(reason.contains(&format!("--plugin-uids {short}")) && reason.contains("longer"), "{reason}");
     let site = server.stop().1;
-    let server = site.args(&["--plugin-uids", "200000-200002"]).start();
+    let server = site.args(&["--plugin-uids", &longer]).start();
     assert_ne!(pid(&server, "a"), pid(&server, "b"));
 }
 
@@ -339,7 +347,7 @@ fn a_host_that_is_not_root_has_no_uids_to_give() {
     } else {
         command(binary())
     };
-    let output = serve.args(["serve", "--plugin-uids", UIDS, "--data", "/nowhere"]).output().unwrap();
+    let output = serve.args(["serve", "--plugin-uids", "200000-200009", "--data", "/nowhere"]).output().unwrap();
     let complaint = String::from_utf8(output.stderr).unwrap();
     assert_eq!((output.status.code(), complaint.lines().count()), (Some(1), 1), "{complaint}");
     assert!(
@@ -354,7 +362,7 @@ fn a_plugin_cannot_make_the_host_talk_to_another_through_a_link() {
     if !is_root() {
         return;
     }
-    let site = nosy(&["victim"]).args(&["--plugin-uids", UIDS, "--start-timeout", "2s"]);
+    let site = nosy(&["victim"]).args(&["--plugin-uids", &range(&uids()), "--start-timeout", "2s"]);
     let link = "ln -s ../victim.d/sock \"$PLUGRACK_SOCKET\"; exec sleep 60";
     let server = site.file("liar", script(&metadata("liar"), link).as_bytes(), 0o755).start();
     pid(&server, "victim");
