@@ -12,10 +12,11 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use rustix::io::ioctl_fionbio;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io::{self, PipeWriter, Write};
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,6 +30,12 @@ const END_TIME: Duration = Duration::from_secs(2);
 
 /// Time the host waits for the guard's end: some more than the guard takes.
 const FINISH_TIME: Duration = Duration::from_millis(2500);
+
+/// How often a host that starts looks whether the guard of an earlier one has ended.
+const EARLIER_LOOK: Duration = Duration::from_millis(20);
+
+/// The variable that tells whose guard a process is: the host socket of its host.
+const GUARD_VARIABLE: &str = "PLUGRACK_GUARD_OF";
 
 /// Pause before a guard that has ended is replaced.
 const REPLACE_PAUSE: Duration = Duration::from_secs(1);
@@ -50,13 +57,22 @@ struct State {
 }
 
 impl Guard {
-    /// Starts the guard, on a thread that starts another should it end. All that runs under one of `uids` is the plugins'.
-    pub(crate) fn start(uids: Option<RangeInclusive<u32>>) -> io::Result<Self> {
+    /// Starts the guard, on a thread that starts another should it end. All that runs under one of `uids` is the plugins'. The guard of an
+    /// earlier host on the same `host_socket` is waited for: it would take the plugins of this one for what that has left.
+    pub(crate) fn start(host_socket: &Path, uids: Option<RangeInclusive<u32>>) -> io::Result<Self> {
+        let host_socket = host_socket.as_os_str().to_owned();
+        let marks = Marks { variable: Some((GUARD_VARIABLE, host_socket.clone())), ..Marks::default() };
+        let deadline = Instant::now() + FINISH_TIME;
+        while remains::any(&marks) && Instant::now() < deadline {
+            pause(EARLIER_LOOK);
+        }
+        remains::end(&marks, END_TIME);
+
         let state = Arc::<Mutex<State>>::default();
         let (alive, ended) = bounded(0);
         let kept = Arc::clone(&state);
         small_thread("guard").spawn(move || {
-            keep(&kept, uids.as_ref());
+            keep(&kept, &host_socket, uids.as_ref());
             drop::<Sender<()>>(alive);
         })?;
         Ok(Self { state, ended })
@@ -92,7 +108,7 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 }
 
 /// Keeps a guard at work until the host finishes.
-fn keep(state: &Mutex<State>, uids: Option<&RangeInclusive<u32>>) {
+fn keep(state: &Mutex<State>, host_socket: &OsStr, uids: Option<&RangeInclusive<u32>>) {
     let (mut missing, mut ended) = (Repeat::default(), Repeat::default());
     loop {
         // A lock that is not bound would be held as long as the guard lives.
@@ -100,7 +116,7 @@ fn keep(state: &Mutex<State>, uids: Option<&RangeInclusive<u32>>) {
         if locked.finishing {
             return;
         }
-        let replaced = replace(&mut locked, uids);
+        let replaced = replace(&mut locked, host_socket, uids);
         drop(locked);
         match replaced {
             Ok(process) => {
@@ -132,7 +148,7 @@ fn keep(state: &Mutex<State>, uids: Option<&RangeInclusive<u32>>) {
     }
 }
 
-fn replace(state: &mut State, uids: Option<&RangeInclusive<u32>>) -> io::Result<Process> {
+fn replace(state: &mut State, host_socket: &OsStr, uids: Option<&RangeInclusive<u32>>) -> io::Result<Process> {
     let (reader, writer) = io::pipe()?;
     // A guard that does not read must not stop the host.
     ioctl_fionbio(&writer, true)?;
@@ -142,7 +158,7 @@ fn replace(state: &mut State, uids: Option<&RangeInclusive<u32>>) -> io::Result<
         state.tell(&Told::Begun(session, started));
     }
     let uids = uids.map_or_else(String::new, |uids| format!("{}-{}", uids.start(), uids.end()));
-    Process::helper(GUARD, &[run_id(), &uids], reader).inspect_err(|_| state.pipe = None)
+    Process::helper(GUARD, &[run_id(), &uids], (GUARD_VARIABLE, host_socket), reader).inspect_err(|_| state.pipe = None)
 }
 
 /// What a guard is told of a session, in a line: `SESSION STARTED`, `SESSION ?` where it is not known when, or `-SESSION`.

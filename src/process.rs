@@ -234,9 +234,10 @@ impl Process {
     }
 
     /// Starts this program again as a helper of the host, `plugrack role argument…`. It outlives the host to see to what that leaves.
-    pub(crate) fn helper(role: &str, arguments: &[&str], stdin: PipeReader) -> io::Result<Self> {
+    /// `variable` is all it has in its environment, but for the level of the log.
+    pub(crate) fn helper(role: &str, arguments: &[&str], variable: (&str, &OsStr), stdin: PipeReader) -> io::Result<Self> {
         let mut command = this_program();
-        command.arg(role).args(arguments).stdin(stdin).stdout(Stdio::null()).env_clear();
+        command.arg(role).args(arguments).stdin(stdin).stdout(Stdio::null()).env_clear().env(variable.0, variable.1);
         command.envs(std::env::var_os("RUST_LOG").map(|level| ("RUST_LOG", level)));
         Self::spawn(&mut command)
     }

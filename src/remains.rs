@@ -10,10 +10,12 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
+use std::fs;
 use std::io::Read;
 use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 /// Pause between two looks: what was killed needs a moment to go, and may have forked before.
@@ -58,6 +60,23 @@ pub(crate) fn end(marks: &Marks, time: Duration) -> Search {
         }
         pause(LOOK_AGAIN);
     }
+}
+
+/// Whether any process bears the marks.
+pub(crate) fn any(marks: &Marks) -> bool {
+    all_processes().into_iter().flatten().any(|process| process.is_ok_and(|process| Orphan::recognize(process, marks).is_some()))
+}
+
+/// The uid of a process that runs under one of `uids` as the child of another process of this program's file, and that process's id.
+pub(crate) fn used_by_another(uids: &RangeInclusive<u32>) -> Option<(u32, i32)> {
+    let file = |pid: i32| fs::metadata(format!("/proc/{pid}/exe")).ok().map(|file| (file.dev(), file.ino()));
+    let own_pid = i32::try_from(std::process::id()).ok()?;
+    let own = file(own_pid)?;
+    all_processes().into_iter().flatten().find_map(|process| {
+        let status = process.ok()?.status().ok()?;
+        let uid = Some(status.ruid).filter(|uid| uids.contains(uid))?;
+        (status.ppid != own_pid && file(status.ppid) == Some(own)).then_some((uid, status.ppid))
+    })
 }
 
 /// When a process was started, in clock ticks after the system's start. With its id this tells it from all others.

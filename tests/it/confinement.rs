@@ -356,6 +356,52 @@ fn a_host_that_is_not_root_has_no_uids_to_give() {
     );
 }
 
+#[test]
+fn uids_that_others_have_are_not_given_to_plugins() {
+    if !is_root() {
+        return;
+    }
+    let complaint = |site: &Site, uids: &str| {
+        let output = site.serve().args(["--plugin-uids", uids]).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let passwd = fs::read_to_string("/etc/passwd").unwrap();
+    if let Some(nobody) = passwd.lines().find(|line| line.starts_with("nobody:")) {
+        let uid: u32 = nobody.split(':').nth(2).unwrap().parse().unwrap();
+        let said = complaint(&Site::new(), &format!("{}-{}", uid - 1, uid));
+        assert!(said.contains(&format!("the uid {uid} of the account nobody: choose a range without accounts")), "{said}");
+    }
+    let uids = uids();
+    let server = nosy(&["p"]).args(&["--plugin-uids", &range(&uids)]).start();
+    let first = pid(&server, "p");
+    let said = complaint(&Site::new(), &range(&uids));
+    let used = format!("in use by the plugin of another plugrack (process {}): choose another range", server.pid());
+    assert!(said.contains(&used), "{said}");
+    assert_eq!(pid(&server, "p"), first);
+}
+
+/// Without uids of the plugins' own, all calls come from the host's user.
+#[test]
+fn a_caller_of_another_uid_is_not_the_plugin_whose_session_it_is_in() {
+    if !is_root() {
+        return;
+    }
+    let server = Site::new().fake("p").start();
+    pid(&server, "p");
+    let (data, call) = (server.site().data(), br#"{"type":"kv","id":5,"op":"incr","key":"n"}"#);
+    for (path, mode) in [("", 0o755), ("run", 0o711), ("run/host.sock", 0o666)] {
+        fs::set_permissions(data.join(path), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let called = |how: &str| server.request("POST", &format!("/p/descendant?{how}"), &[], call).text().to_owned();
+    let answer: Value = serde_json::from_str(&called("uid=0")).unwrap();
+    assert_eq!(answer["value"], 1);
+    assert_eq!(called("uid=65533").trim(), "closed");
+    wait_for("the host to say so", || {
+        server.log().contains("runs as uid 65533, and the plugin p, whose session it is in, as uid 0").then_some(())
+    });
+}
+
 /// What is at the path of its socket is the plugin's to say, the host's credentials are not.
 #[test]
 fn a_plugin_cannot_make_the_host_talk_to_another_through_a_link() {
@@ -421,8 +467,9 @@ fn who_has_not_the_gates_key_is_not_answered_at_the_hosts_inner_socket() {
     for (mark, header) in guesses {
         let mut stream = UnixStream::connect(&socket).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        write!(stream, "GET /p/next?line=found{mark} HTTP/1.1\r\nhost: test\r\n{header}\r\n").unwrap();
-        stream.shutdown(Shutdown::Write).unwrap();
+        let request = format!("GET /p/next?line=found{mark} HTTP/1.1\r\nhost: test\r\n{header}\r\n");
+        // The host may have closed the connection over the first of it.
+        drop(stream.write_all(request.as_bytes()).and_then(|()| stream.shutdown(Shutdown::Write)));
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 500 ") || answer.starts_with("HTTP/1.1 400 "), "{answer:?}");

@@ -266,11 +266,14 @@ fn nothing_outlives_a_plugin_that_has_a_uid_of_its_own() {
     let guard = guard(&server).unwrap();
     command("kill").args(["-s", "STOP", &guard.to_string()]).status().unwrap();
     let site = server.kill();
-    kill(guard);
     assert!(fourth.values().all(|pid| is_alive(*pid)), "{fourth:?}");
     let server = site.start();
     assert!(fourth.values().all(|pid| !is_alive(*pid)), "left by an earlier run: {fourth:?}");
     assert!(server.log().contains("processes that an earlier run of the host had left behind"), "{}", server.log());
+    // It would take what runs under these uids for what its own host has left.
+    assert!(!is_alive(guard), "the guard of the earlier host");
+    let fifth = left(&server, "p");
+    assert!(fifth.values().all(|pid| is_alive(*pid)), "{fifth:?}");
 }
 
 /// The processes with this text in their command line.
@@ -397,4 +400,101 @@ fn a_process_from_outside_of_the_container_is_not_answered() {
     server.wait_state("p", "ready");
     let stored = server.request("POST", "/p/kv", &[], br#"{"op":"get","key":"a"}"#);
     assert_eq!(stored.json()["head"]["found"], false, "its own plugins are");
+}
+
+/// What the processes of a plugin that has taken another's id do: one connects to the host and ends, and what it has connected is used by
+/// another.
+const TAKER: &str = r#"
+import socket, struct, time
+if os.fork() == 0:
+    while not os.path.exists("stopped"):
+        time.sleep(0.01)
+    connection = socket.socket(socket.AF_UNIX)
+    caller = os.fork()
+    if caller == 0:
+        connection.connect(os.environ["PLUGRACK_HOST_SOCKET"])
+        os._exit(0)
+    os.waitpid(caller, 0)
+    with open("connected.new", "w") as file:
+        file.write(str(caller))
+    os.rename("connected.new", "connected")
+    head = json.dumps({"type": "kv", "id": 1, "op": "get", "key": "secret"}).encode()
+    try:
+        connection.sendall(struct.pack(">II", len(head), 0) + head)
+        reply = connection.recv(4096)
+    except ConnectionError:
+        reply = b""
+    with open("reply.new", "wb") as file:
+        file.write(reply)
+    os.rename("reply.new", "reply")
+    os._exit(0)
+"#;
+
+/// What the other's do: one of them comes by the id of the process that has ended.
+const HEIR: &str = r#"
+import signal, time
+if os.fork() == 0:
+    while not os.path.exists("wanted"):
+        time.sleep(0.01)
+    wanted, outcome = int(open("wanted").read()), "other"
+    for _ in range(200):
+        try:
+            with open("/proc/sys/kernel/ns_last_pid", "w") as file:
+                file.write(str(wanted - 1))
+        except OSError:
+            outcome = "cannot"
+            break
+        heir = os.fork()
+        if heir == 0:
+            time.sleep(600)
+        if heir == wanted:
+            outcome = "has"
+            break
+        os.kill(heir, signal.SIGKILL)
+        os.waitpid(heir, 0)
+    with open("outcome.new", "w") as file:
+        file.write(outcome)
+    os.rename("outcome.new", "outcome")
+    time.sleep(600)
+"#;
+
+/// Whether the kernel gives a handle of the process at the other end of a connection, which Linux does from 6.5 on.
+fn has_peer_handles() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split('.').map(|number| number.parse::<u32>().unwrap_or_default());
+    (numbers.next(), numbers.next()) >= (Some(6), Some(5))
+}
+
+#[test]
+fn who_comes_by_the_id_of_a_caller_that_has_ended_is_not_taken_for_it() {
+    if !has_peer_handles() {
+        return eprintln!("skipped: this kernel has no SO_PEERPIDFD");
+    }
+    let site = Site::new();
+    install_fake_after(&site.plugins(), "taker", TAKER);
+    install_fake_after(&site.plugins(), "heir", HEIR);
+    let server = start_as_first_process(site);
+    let of = |id: &str, file: &str| server.site().data().join(format!("plugin-data/{id}/{file}"));
+    let written = |id: &str, file: &str| wait_for(file, || fs::read_to_string(of(id, file)).ok());
+    for id in ["taker", "heir"] {
+        server.wait_state(id, "ready");
+    }
+    server.cli(&["kv", "heir", "set", "secret", "s3cret"]);
+    let is_host =
+        |pid: &i64| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == fs::canonicalize(binary()).unwrap());
+    let host = children(server.pid().into()).into_iter().find(is_host).unwrap().to_string();
+    let signal = |name: &str| assert!(command("kill").args(["-s", name, &host]).status().unwrap().success());
+    signal("STOP");
+    fs::write(of("taker", "stopped"), "").unwrap();
+    write_file(&of("heir", "wanted"), written("taker", "connected").as_bytes(), 0o600);
+    let outcome = written("heir", "outcome");
+    signal("CONT");
+    assert_eq!(written("taker", "reply"), "", "the reply that was the heir's");
+    if outcome == "has" {
+        wait_for("the host to say so", || {
+            server.log().contains("has ended: its connection to the host socket is closed").then_some(())
+        });
+    } else {
+        eprintln!("only the end of the caller was tried, since the id could not be had again here: {outcome}");
+    }
 }
