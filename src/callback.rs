@@ -41,6 +41,10 @@ const MAX_REPLIES: usize = 256 * 1024;
 /// Time a plugin has to take its replies before its connection is closed.
 const WRITE_TIME: Duration = Duration::from_secs(30);
 
+/// Connections that may wait to be accepted. Strangers who connect without end keep that many before a plugin's, some milliseconds' work;
+/// all plugins that start at once have fewer.
+const BACKLOG: i32 = 512;
+
 /// Pause after a failed accept: the process is out of something that comes back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -51,6 +55,7 @@ type Counts = Arc<Mutex<HashMap<Arc<str>, usize>>>;
 pub(crate) fn listen(host: Arc<Host>) -> io::Result<()> {
     let path = host.data.host_socket();
     let listener = UnixListener::bind(&path)?;
+    rustix::net::listen(&listener, BACKLOG)?;
     // Whoever may connect, who calls is found out. Where plugins have no users of their own nobody else gets this far.
     let mode = if host.plugin_uids.is_some() { 0o666 } else { 0o600 };
     fs::set_permissions(&path, Permissions::from_mode(mode))?;
@@ -63,17 +68,12 @@ fn accept_all(listener: &UnixListener, host: &Arc<Host>) {
     let mut refused = Refused::default();
     loop {
         match listener.accept() {
-            Ok((stream, _)) => match identify(&stream, &host.sessions) {
-                Ok(caller) => {
-                    if let Err(error) = admit(stream, &caller, host, &counts) {
-                        refused.warn("failed", || format!("{}: its call was not taken: {error}", caller.owner.plugin));
-                    }
+            // What is refused is closed at once, and costs those who wait behind it no more than that.
+            Ok((stream, _)) => {
+                if let Err(refusal) = admit(stream, host, &counts) {
+                    refused.warn(refusal.kind(), || format!("{refusal}: its connection to the host socket is closed"));
                 }
-                // It is closed at once, and costs those who wait behind it no more than that.
-                Err(stranger) => {
-                    refused.warn(stranger.kind(), || format!("{stranger}: its connection to the host socket is closed"))
-                }
-            },
+            }
             Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted) => {}
             Err(error) => {
                 refused.warn("accept", || format!("no call of a plugin can be taken: {error}"));
@@ -95,64 +95,86 @@ impl Refused {
     }
 }
 
-/// The process at the other end of a connection, and whose it is.
-struct Caller {
-    pid: i32,
-    owner: Arc<Owner>,
-}
-
-/// Why a connection is nobody's.
+/// Why a connection is closed at once.
 #[derive(Debug, thiserror::Error)]
-enum Stranger {
+enum Refusal {
     #[error("process {0} is in no plugin's session")]
     Session(i32),
     #[error("process {pid} runs as uid {uid}, and the plugin {plugin}, whose session it is in, as uid {expected}")]
     Uid { pid: i32, uid: u32, plugin: Arc<str>, expected: u32 },
     #[error("process {0} has ended")]
     Ended(i32),
-    #[error("the kernel does not say who calls ({0})")]
+    #[error("a process calls, and the kernel does not say which ({0})")]
     Unknown(#[from] Errno),
+    #[error("process {pid} of the plugin {plugin} cannot be served ({error})")]
+    Failed { pid: i32, plugin: Arc<str>, error: io::Error },
 }
 
-impl Stranger {
+impl Refusal {
     fn kind(&self) -> &'static str {
         match self {
             Self::Session(_) => "session",
             Self::Uid { .. } => "uid",
             Self::Ended(_) => "ended",
             Self::Unknown(_) => "unknown",
+            Self::Failed { .. } => "failed",
         }
     }
 }
 
-/// Finds out whose a connection is.
-///
-/// The process that has connected may have ended since, and its id be another's. A handle from the kernel (`SO_PEERPIDFD`, Linux 6.5)
-/// tells. Before that version only the uid does, which is noted when the connection is made: where plugins have no uids of their own, a
-/// process that has come by the id within the moment between the connection and this look is taken for the one that has connected.
-fn identify(stream: &UnixStream, sessions: &Sessions) -> Result<Caller, Stranger> {
+/// Finds out whose a connection is, and serves it on a thread of its own.
+fn admit(stream: UnixStream, host: &Arc<Host>, counts: &Counts) -> Result<(), Refusal> {
+    let (pid, owner) = identify(&stream, &host.sessions)?;
+    let plugin = Arc::clone(&owner.plugin);
+    let Some(place) = Place::take(counts, &plugin) else {
+        owner.warn(&format!("it has {MAX_CONNECTIONS} connections to the host, a further one is closed"));
+        return Ok(());
+    };
+    confirm(&stream, pid)?;
+    let host = Arc::clone(host);
+    let thread = std::thread::Builder::new().name(format!("calls-{plugin}")).stack_size(SMALL_STACK * 4);
+    let serve = move || {
+        if let Err(closed) = serve(&stream, &host, &owner.plugin) {
+            log::debug!("{}: its connection to the host ended: {closed}", owner.plugin);
+            if closed.is_error() {
+                owner.note(&format!("a connection of process {pid} to the host socket was closed: {closed}"));
+            }
+        }
+        drop(place);
+    };
+    thread.spawn(serve).map(drop).map_err(|error| Refusal::Failed { pid, plugin, error })
+}
+
+/// The process that has connected, by its id, and the plugin whose session it is in.
+fn identify(stream: &UnixStream, sessions: &Sessions) -> Result<(i32, Arc<Owner>), Refusal> {
     let peer = getsockopt(stream, PeerCredentials)?;
     let pid = peer.pid();
-    // 0 is a process that is outside of this container (PID namespace). By nix because rustix takes it for what is never 0.
+    // 0 is a process, or a session's leader, that is outside of this container (PID namespace), and nobody's. By nix because rustix
+    // takes both ids for what is never 0.
     if pid == 0 {
-        return Err(Stranger::Session(pid));
+        return Err(Refusal::Session(pid));
     }
-    let handle = match getsockopt(stream, PeerPidfd) {
-        Ok(handle) => Some(handle),
-        Err(Errno::ENOPROTOOPT) => None,
-        Err(Errno::ESRCH | Errno::EINVAL | Errno::ENODATA) => return Err(Stranger::Ended(pid)),
-        Err(error) => return Err(error.into()),
-    };
-    let session = getsid(Some(Pid::from_raw(pid))).map_err(|_| Stranger::Ended(pid))?;
-    let owner = sessions.owner(session.as_raw()).ok_or(Stranger::Session(pid))?;
+    let session = getsid(Some(Pid::from_raw(pid))).map_err(|_| Refusal::Ended(pid))?;
+    let owner = sessions.owner(session.as_raw()).ok_or(Refusal::Session(pid))?;
     if peer.uid() != owner.uid {
-        return Err(Stranger::Uid { pid, uid: peer.uid(), plugin: Arc::clone(&owner.plugin), expected: owner.uid });
+        return Err(Refusal::Uid { pid, uid: peer.uid(), plugin: Arc::clone(&owner.plugin), expected: owner.uid });
     }
-    // Its id is its own now, and so it was when its session was looked up.
-    if handle.is_some_and(|handle| !has_id(&handle, pid)) {
-        return Err(Stranger::Ended(pid));
+    Ok((pid, owner))
+}
+
+/// Makes sure that the process which was identified is the one that has connected: that could have ended since, and its id be another's.
+///
+/// A handle from the kernel (`SO_PEERPIDFD`, Linux 6.5) tells. Before that version only the uid does, which is noted when the connection is
+/// made: where plugins have no uids of their own, a process that has come by the id within the moment between the connection and this look
+/// is taken for the one that has connected.
+fn confirm(stream: &UnixStream, pid: i32) -> Result<(), Refusal> {
+    match getsockopt(stream, PeerPidfd) {
+        // Its id is its own now, and so it was when its session was looked up.
+        Ok(handle) if has_id(&handle, pid) => Ok(()),
+        Err(Errno::ENOPROTOOPT) => Ok(()),
+        Ok(_) | Err(Errno::ESRCH | Errno::EINVAL | Errno::ENODATA) => Err(Refusal::Ended(pid)),
+        Err(error) => Err(error.into()),
     }
-    Ok(Caller { pid, owner })
 }
 
 /// Whether the process of a handle still has its id: it runs, or was not waited for yet.
@@ -164,29 +186,6 @@ fn has_id(handle: &OwnedFd, pid: i32) -> bool {
     }
     let described = fs::read_to_string(format!("/proc/self/fdinfo/{}", handle.as_fd().as_raw_fd()));
     described.is_ok_and(|described| described.lines().any(|line| line == format!("Pid:\t{pid}")))
-}
-
-/// Serves a connection on a thread of its own.
-fn admit(stream: UnixStream, caller: &Caller, host: &Arc<Host>, counts: &Counts) -> io::Result<()> {
-    let (owner, pid) = (Arc::clone(&caller.owner), caller.pid);
-    let plugin = &owner.plugin;
-    let Some(place) = Place::take(counts, plugin) else {
-        owner.warn(&format!("it has {MAX_CONNECTIONS} connections to the host, a further one is closed"));
-        return Ok(());
-    };
-    stream.set_write_timeout(Some(WRITE_TIME))?;
-    let host = Arc::clone(host);
-    let thread = std::thread::Builder::new().name(format!("calls-{plugin}")).stack_size(SMALL_STACK * 4);
-    thread.spawn(move || {
-        if let Err(closed) = serve(&stream, &host, &owner.plugin) {
-            log::debug!("{}: its connection to the host ended: {closed}", owner.plugin);
-            if closed.is_error() {
-                owner.note(&format!("a connection of process {pid} to the host socket was closed: {closed}"));
-            }
-        }
-        drop(place);
-    })?;
-    Ok(())
 }
 
 /// One of a plugin's connections, given back when dropped.
@@ -255,6 +254,7 @@ impl Closed {
 /// Serves one connection to its end. Writes that follow one another are under way together and so share a sync; a read waits
 /// for those before it.
 fn serve(stream: &UnixStream, host: &Host, plugin: &str) -> Result<(), Closed> {
+    stream.set_write_timeout(Some(WRITE_TIME))?;
     let mut frames = FrameReader::new(stream);
     let mut pending = Pending::default();
     let mut idle = true;
