@@ -45,6 +45,8 @@ pub(crate) struct Guard {
     state: Arc<Mutex<State>>,
     /// Closes when the last guard has ended.
     ended: Receiver<()>,
+    /// Uids of the plugins.
+    uids: Option<RangeInclusive<u32>>,
 }
 
 #[derive(Default)]
@@ -70,12 +72,12 @@ impl Guard {
 
         let state = Arc::<Mutex<State>>::default();
         let (alive, ended) = bounded(0);
-        let kept = Arc::clone(&state);
+        let (kept, known) = (Arc::clone(&state), uids.clone());
         small_thread("guard").spawn(move || {
-            keep(&kept, &host_socket, uids.as_ref());
+            keep(&kept, &host_socket, known.as_ref());
             drop::<Sender<()>>(alive);
         })?;
-        Ok(Self { state, ended })
+        Ok(Self { state, ended, uids })
     }
 
     /// Notes the session of a plugin whose process was just started, and not reaped yet.
@@ -93,12 +95,15 @@ impl Guard {
         state.tell(&Told::Over(session));
     }
 
-    /// Has the guard end what is left, and waits for that.
+    /// Has the guard end what is left, and waits for that. Without a guard the host does it itself.
     pub(crate) fn finish(&self) {
         let mut state = lock(&self.state);
         state.finishing = true;
-        state.pipe = None;
+        let (guarded, sessions) = (state.pipe.take().is_some(), std::mem::take(&mut state.sessions));
         drop(state);
+        if !guarded {
+            end_all(run_id().into(), sessions, self.uids.clone());
+        }
         self.ended.recv_timeout(FINISH_TIME).unwrap_or_default();
     }
 }
@@ -226,11 +231,16 @@ pub(crate) fn guard_main(mut arguments: impl Iterator<Item = OsString>) -> ExitC
             Told::Over(session) => drop(sessions.remove(&session)),
         }
     }
+    end_all(run, sessions, uids);
+    ExitCode::SUCCESS
+}
+
+/// Kills what the plugins of a run have left.
+fn end_all(run: OsString, sessions: BTreeMap<i32, Option<u64>>, uids: Option<RangeInclusive<u32>>) {
     let killed = remains::end(&Marks { sessions, variable: Some((RUN_VARIABLE, run)), uids }, END_TIME).killed;
     if killed > 0 {
         log::info!("ended {killed} processes that plugins had started and that outlived them");
     }
-    ExitCode::SUCCESS
 }
 
 #[cfg(test)]

@@ -572,21 +572,32 @@ pub(crate) fn shim_main(mut arguments: impl Iterator<Item = OsString>) -> ExitCo
     // Looked up while everything can be.
     let needed = uid.map_or(Vec::new(), |_| needed(Path::new(&program)));
     if let Err(error) = confine(host, Bounds { uid, memory }) {
+        if is_passing(&error) {
+            tell(&mut report, &error, "");
+        }
         return complain(format_args!("cannot confine {}: {error}", program.display()), 126);
     }
     if let (Some(uid), Some(barred)) = (uid, needed.iter().find_map(|(path, access)| barred(path, *access))) {
         return complain(format_args!("uid {uid} cannot {barred}"), 77);
     }
     let error = execute(&program, arguments);
-    let errno = Errno::from_io_error(&error);
-    let is_passing = errno.is_some_and(|errno| PASSING.contains(&errno));
-    let reason =
-        Some(Path::new(&program)).filter(|_| !is_passing).and_then(preflight::explain).unwrap_or_else(|| error.to_string());
-    let reported = format!("{} {reason}", errno.map_or(0, Errno::raw_os_error));
-    // A host that has gone does not read it.
-    drop(report.write_all(&reported.as_bytes()[..reported.len().min(MAX_REPORT)]));
+    let explained = if is_passing(&error) { None } else { preflight::explain(Path::new(&program)) };
+    let reason = explained.unwrap_or_else(|| error.to_string());
+    tell(&mut report, &error, &reason);
     let code = if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 };
     complain(format_args!("cannot execute {}: {reason}", program.display()), code)
+}
+
+/// Whether what failed may succeed another time.
+fn is_passing(error: &io::Error) -> bool {
+    Errno::from_io_error(error).is_some_and(|errno| PASSING.contains(&errno))
+}
+
+/// Tells the host why the program is not executed, in the form that [`exec_error`] reads.
+fn tell(report: &mut File, error: &io::Error, reason: &str) {
+    let reported = format!("{} {reason}", error.raw_os_error().unwrap_or_default());
+    // A host that has gone does not read it.
+    drop(report.write_all(&reported.as_bytes()[..reported.len().min(MAX_REPORT)]));
 }
 
 /// Becomes the program; gives why it could not. Not by [`Command`], whose C library would make a shell read what the kernel does not

@@ -141,6 +141,18 @@ fn a_guard_that_was_killed_is_replaced_by_one_that_knows_all() {
     wait_gone(&descendants);
 }
 
+/// A guard that has just ended is replaced a second later.
+#[test]
+fn a_host_that_is_stopped_while_it_has_no_guard_ends_what_is_left_itself() {
+    let server = site().start();
+    let (descendants, _escaped) = descendants(&server);
+    kill(guard(&server).unwrap());
+    wait_for("the host to notice", || server.log().contains("the guard process ended").then_some(()));
+    let (status, _site) = server.stop();
+    assert!(status.success());
+    assert!(descendants.values().all(|pid| !is_alive(*pid)), "{descendants:?}");
+}
+
 /// A host and its guard killed in one go leave what the next host finds by the environment.
 #[test]
 fn the_next_host_ends_what_an_earlier_one_has_left() {
