@@ -1,24 +1,30 @@
 //! The host's own socket, where plugins call: requests on the key-value store, each served in the caller's namespace.
 //!
-//! Who calls is never asked: the kernel says which process is at the other end, and its session says whose it is.
+//! Who calls is never asked: the kernel says which process is at the other end, and under which uid. Its session says whose it is, and
+//! its uid must be that plugin's.
 
-use crate::host::Host;
+use crate::host::{Host, Owner, Sessions};
 use crate::link::RELEASE_AFTER;
 use crate::pause::pause;
-use crate::process::SMALL_STACK;
+use crate::process::{SMALL_STACK, timespec};
 use crate::protocol::frame::{EncodeError, FrameReader, ReadError, encode};
 use crate::protocol::message::{Failure, KvOp, MAX_ID, Malformed, Message};
+use crate::repeat::{Repeat, more};
 use crate::store::kv::Call;
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::errno::Errno;
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::{PeerCredentials, PeerPidfd};
 use nix::unistd::{Pid, getsid};
+use rustix::event::{PollFd, PollFlags, poll};
 use serde::Deserialize;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, Permissions};
 use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Most connections of one plugin: each is a thread of the host's.
 const MAX_CONNECTIONS: usize = 64;
@@ -35,6 +41,10 @@ const MAX_REPLIES: usize = 256 * 1024;
 /// Time a plugin has to take its replies before its connection is closed.
 const WRITE_TIME: Duration = Duration::from_secs(30);
 
+/// Connections that may wait to be accepted. Strangers who connect without end keep that many before a plugin's, some milliseconds' work;
+/// all plugins that start at once have fewer.
+const BACKLOG: i32 = 512;
+
 /// Pause after a failed accept: the process is out of something that comes back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -45,6 +55,7 @@ type Counts = Arc<Mutex<HashMap<Arc<str>, usize>>>;
 pub(crate) fn listen(host: Arc<Host>) -> io::Result<()> {
     let path = host.data.host_socket();
     let listener = UnixListener::bind(&path)?;
+    rustix::net::listen(&listener, BACKLOG)?;
     // Whoever may connect, who calls is found out. Where plugins have no users of their own nobody else gets this far.
     let mode = if host.plugin_uids.is_some() { 0o666 } else { 0o600 };
     fs::set_permissions(&path, Permissions::from_mode(mode))?;
@@ -54,39 +65,127 @@ pub(crate) fn listen(host: Arc<Host>) -> io::Result<()> {
 
 fn accept_all(listener: &UnixListener, host: &Arc<Host>) {
     let counts = Counts::default();
+    let mut refused = Refused::default();
     loop {
-        let accepted = listener.accept().and_then(|(stream, _)| admit(stream, host, &counts));
-        if let Err(error) = accepted {
-            log::warn!("a plugin's call was not taken: {error}");
-            pause(ACCEPT_PAUSE);
+        match listener.accept() {
+            // What is refused is closed at once, and costs those who wait behind it no more than that.
+            Ok((stream, _)) => {
+                if let Err(refusal) = admit(stream, host, &counts) {
+                    refused.warn(refusal.kind(), || format!("{refusal}: its connection to the host socket is closed"));
+                }
+            }
+            Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted) => {}
+            Err(error) => {
+                refused.warn("accept", || format!("no call of a plugin can be taken: {error}"));
+                pause(ACCEPT_PAUSE);
+            }
         }
     }
 }
 
-/// Finds out whose a connection is, and serves it on a thread of its own. One that is nobody's is closed.
-fn admit(stream: UnixStream, host: &Arc<Host>, counts: &Counts) -> io::Result<()> {
-    // 0 is a process, or a session's leader, that is outside of this container (PID namespace), and nobody's. By nix because
-    // rustix takes both ids for what is never 0.
-    let peer = getsockopt(&stream, PeerCredentials)?.pid();
-    let session = if peer == 0 { Ok(Pid::from_raw(0)) } else { getsid(Some(Pid::from_raw(peer))) };
-    let Some(plugin) = session.ok().and_then(|session| host.sessions.plugin(session.as_raw())) else {
-        log::warn!("process {peer} is in no plugin's session: its connection to the host socket is closed");
-        return Ok(());
-    };
+/// What was refused, by kind: anybody who may connect could fill the host's log otherwise.
+#[derive(Default)]
+struct Refused(BTreeMap<&'static str, Repeat>);
+
+impl Refused {
+    fn warn(&mut self, kind: &'static str, what: impl FnOnce() -> String) {
+        if let Some(unsaid) = self.0.entry(kind).or_default().came(Instant::now()) {
+            log::warn!("{}{}", what(), more(unsaid));
+        }
+    }
+}
+
+/// Why a connection is closed at once.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error("process {0} is in no plugin's session")]
+    Session(i32),
+    #[error("process {pid} runs as uid {uid}, and the plugin {plugin}, whose session it is in, as uid {expected}")]
+    Uid { pid: i32, uid: u32, plugin: Arc<str>, expected: u32 },
+    #[error("process {0} has ended")]
+    Ended(i32),
+    #[error("a process calls, and the kernel does not say which ({0})")]
+    Unknown(#[from] Errno),
+    #[error("process {pid} of the plugin {plugin} cannot be served ({error})")]
+    Failed { pid: i32, plugin: Arc<str>, error: io::Error },
+}
+
+impl Refusal {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Session(_) => "session",
+            Self::Uid { .. } => "uid",
+            Self::Ended(_) => "ended",
+            Self::Unknown(_) => "unknown",
+            Self::Failed { .. } => "failed",
+        }
+    }
+}
+
+/// Finds out whose a connection is, and serves it on a thread of its own.
+fn admit(stream: UnixStream, host: &Arc<Host>, counts: &Counts) -> Result<(), Refusal> {
+    let (pid, owner) = identify(&stream, &host.sessions)?;
+    let plugin = Arc::clone(&owner.plugin);
     let Some(place) = Place::take(counts, &plugin) else {
-        log::warn!("{plugin}: it has {MAX_CONNECTIONS} connections to the host, a further one is closed");
+        owner.warn(&format!("it has {MAX_CONNECTIONS} connections to the host, a further one is closed"));
         return Ok(());
     };
-    stream.set_write_timeout(Some(WRITE_TIME))?;
+    confirm(&stream, pid)?;
     let host = Arc::clone(host);
     let thread = std::thread::Builder::new().name(format!("calls-{plugin}")).stack_size(SMALL_STACK * 4);
-    thread.spawn(move || {
-        if let Err(error) = serve(&stream, &host, &plugin) {
-            log::debug!("{plugin}: its connection to the host ended: {error}");
+    let serve = move || {
+        if let Err(closed) = serve(&stream, &host, &owner.plugin) {
+            log::debug!("{}: its connection to the host ended: {closed}", owner.plugin);
+            if closed.is_error() {
+                owner.note(&format!("a connection of process {pid} to the host socket was closed: {closed}"));
+            }
         }
         drop(place);
-    })?;
-    Ok(())
+    };
+    thread.spawn(serve).map(drop).map_err(|error| Refusal::Failed { pid, plugin, error })
+}
+
+/// The process that has connected, by its id, and the plugin whose session it is in.
+fn identify(stream: &UnixStream, sessions: &Sessions) -> Result<(i32, Arc<Owner>), Refusal> {
+    let peer = getsockopt(stream, PeerCredentials)?;
+    let pid = peer.pid();
+    // 0 is a process, or a session's leader, that is outside of this container (PID namespace), and nobody's. By nix because rustix
+    // takes both ids for what is never 0.
+    if pid == 0 {
+        return Err(Refusal::Session(pid));
+    }
+    let session = getsid(Some(Pid::from_raw(pid))).map_err(|_| Refusal::Ended(pid))?;
+    let owner = sessions.owner(session.as_raw()).ok_or(Refusal::Session(pid))?;
+    if peer.uid() != owner.uid {
+        return Err(Refusal::Uid { pid, uid: peer.uid(), plugin: Arc::clone(&owner.plugin), expected: owner.uid });
+    }
+    Ok((pid, owner))
+}
+
+/// Makes sure that the process which was identified is the one that has connected: that could have ended since, and its id be another's.
+///
+/// A handle from the kernel (`SO_PEERPIDFD`, Linux 6.5) tells. Before that version only the uid does, which is noted when the connection is
+/// made: where plugins have no uids of their own, a process that has come by the id within the moment between the connection and this look
+/// is taken for the one that has connected.
+fn confirm(stream: &UnixStream, pid: i32) -> Result<(), Refusal> {
+    match getsockopt(stream, PeerPidfd) {
+        // Its id is its own now, and so it was when its session was looked up.
+        Ok(handle) if has_id(&handle, pid) => Ok(()),
+        Err(Errno::ENOPROTOOPT) => Ok(()),
+        Ok(_) | Err(Errno::ESRCH | Errno::EINVAL | Errno::ENODATA) => Err(Refusal::Ended(pid)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether the process of a handle still has its id: it runs, or was not waited for yet.
+fn has_id(handle: &OwnedFd, pid: i32) -> bool {
+    // The handle can be read from once the process has ended.
+    let mut ended = [PollFd::new(handle, PollFlags::IN)];
+    if poll(&mut ended, Some(&timespec(Duration::ZERO))) == Ok(0) {
+        return true;
+    }
+    let described = fs::read_to_string(format!("/proc/self/fdinfo/{}", handle.as_fd().as_raw_fd()));
+    described.is_ok_and(|described| described.lines().any(|line| line == format!("Pid:\t{pid}")))
 }
 
 /// One of a plugin's connections, given back when dropped.
@@ -123,18 +222,39 @@ impl Drop for Place {
 #[derive(Debug, thiserror::Error)]
 enum Closed {
     #[error(transparent)]
-    Read(#[from] ReadError),
+    Read(ReadError),
+    #[error("received a message of type {0}, expected kv: a plugin sends no other")]
+    Type(&'static str),
     #[error("{0}")]
-    Protocol(String),
-    #[error(transparent)]
+    Malformed(String),
+    #[error("a reply cannot be sent: {0}")]
     Encode(#[from] EncodeError),
+    #[error("the replies to its requests were not read within {} s", WRITE_TIME.as_secs())]
+    Unread,
     #[error(transparent)]
-    Write(#[from] io::Error),
+    Broken(#[from] io::Error),
+}
+
+impl From<ReadError> for Closed {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Io(error) => Self::Broken(error),
+            error => Self::Read(error),
+        }
+    }
+}
+
+impl Closed {
+    /// Whether a rule of the protocol was broken. A connection that breaks is how a process ends.
+    fn is_error(&self) -> bool {
+        !matches!(self, Self::Broken(_))
+    }
 }
 
 /// Serves one connection to its end. Writes that follow one another are under way together and so share a sync; a read waits
 /// for those before it.
 fn serve(stream: &UnixStream, host: &Host, plugin: &str) -> Result<(), Closed> {
+    stream.set_write_timeout(Some(WRITE_TIME))?;
     let mut frames = FrameReader::new(stream);
     let mut pending = Pending::default();
     let mut idle = true;
@@ -166,20 +286,23 @@ fn serve(stream: &UnixStream, host: &Host, plugin: &str) -> Result<(), Closed> {
                 pending.bytes += frame.body.len();
                 pending.calls.push((kv.id, host.store.kv(plugin, kv.op, frame.body)));
             }
-            Ok(other) => return Err(Closed::Protocol(format!("a plugin does not send {}", other.kind()))),
+            Ok(other) => return Err(Closed::Type(other.kind())),
             Err(malformed) => {
                 let id = match &malformed {
                     Malformed::Json(_) => kv_id(frame.head),
                     _ => None,
                 };
-                let Some(id) = id else { return Err(Closed::Protocol(malformed.to_string())) };
+                let Some(id) = id else { return Err(Closed::Malformed(malformed.to_string())) };
                 pending.settle()?;
                 pending.fail(id, "bad_request", &malformed.to_string(), None)?;
             }
         }
         if !frames.is_ready() || pending.is_much() {
             pending.settle()?;
-            (&mut &*stream).write_all(&pending.replies)?;
+            (&mut &*stream).write_all(&pending.replies).map_err(|error| match error.kind() {
+                io::ErrorKind::WouldBlock => Closed::Unread,
+                _ => Closed::Broken(error),
+            })?;
             pending.replies.clear();
             pending.replies.shrink_to(SMALL_STACK);
         }

@@ -85,21 +85,32 @@ impl Fingerprint {
 pub(crate) struct Refusal {
     /// In a sentence.
     pub(crate) reason: String,
-    /// Whether the same file may be a plugin later, so that it is worth asking again.
-    pub(crate) may_pass: bool,
+    /// Whether it stays so.
+    pub(crate) outlook: Outlook,
     /// What it printed when it was asked.
     pub(crate) printed: Vec<String>,
+}
+
+/// Whether a file that is no plugin may become one as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outlook {
+    /// No: only another file changes that, or one that was in the way and is gone.
+    Lasting,
+    /// It cannot be executed, which may pass when its interpreter is installed: it is asked again.
+    Unfit,
+    /// It could not be asked or did not answer well: it is asked again.
+    Failing,
 }
 
 impl Refusal {
     /// One that stays until the file changes.
     pub(crate) fn lasting(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), may_pass: false, printed: Vec::new() }
+        Self { reason: reason.into(), outlook: Outlook::Lasting, printed: Vec::new() }
     }
 
     /// One that may pass by itself.
     pub(crate) fn passing(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), may_pass: true, printed: Vec::new() }
+        Self { reason: reason.into(), outlook: Outlook::Failing, printed: Vec::new() }
     }
 }
 
@@ -241,7 +252,10 @@ pub(crate) fn ask(found: &Found, bounds: Bounds, time: Duration) -> Result<Metad
         .map_err(|error| Refusal::passing(room::explain("cannot start it", &error).0))?;
     let printed = match output {
         Ok(printed) => printed,
-        Err(failed) => return Err(Refusal { reason: failed.reason, may_pass: true, printed: failed.printed }),
+        Err(failed) => {
+            let outlook = if failed.is_unfit { Outlook::Unfit } else { Outlook::Failing };
+            return Err(Refusal { reason: failed.reason, outlook, printed: failed.printed });
+        }
     };
     if fingerprint(&found.program) != found.fingerprint {
         return Err(Refusal::passing("its file was replaced while it was asked who it is"));

@@ -1,21 +1,26 @@
 //! The guard: a small process beside the host that ends what plugins have started, however the host ends.
 //!
 //! The kernel kills a plugin with its host, but not the plugin's own children. The guard is told the plugins' sessions by lines on a
-//! pipe, which closes when the host ends; then it kills what is left of them, and ends too.
+//! pipe, which closes when the host ends; then it kills what is left of them, and ends too. Where plugins have uids of their own it
+//! kills whatever runs under one.
 
 use crate::pause::pause;
 use crate::process::{Process, RUN_VARIABLE, run_id, small_thread};
 use crate::remains::{self, Marks};
+use crate::repeat::{Repeat, more};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rustix::io::ioctl_fionbio;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use std::collections::BTreeSet;
-use std::ffi::OsString;
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::io::{self, PipeWriter, Write};
+use std::ops::RangeInclusive;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The first argument that makes the program the guard. Not a subcommand: no operator types it.
 pub(crate) const GUARD: &str = "__guard";
@@ -26,6 +31,12 @@ const END_TIME: Duration = Duration::from_secs(2);
 /// Time the host waits for the guard's end: some more than the guard takes.
 const FINISH_TIME: Duration = Duration::from_millis(2500);
 
+/// How often a host that starts looks whether the guard of an earlier one has ended.
+const EARLIER_LOOK: Duration = Duration::from_millis(20);
+
+/// The variable that tells whose guard a process is: the host socket of its host.
+const GUARD_VARIABLE: &str = "PLUGRACK_GUARD_OF";
+
 /// Pause before a guard that has ended is replaced.
 const REPLACE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -34,49 +45,65 @@ pub(crate) struct Guard {
     state: Arc<Mutex<State>>,
     /// Closes when the last guard has ended.
     ended: Receiver<()>,
+    /// Uids of the plugins.
+    uids: Option<RangeInclusive<u32>>,
 }
 
 #[derive(Default)]
 struct State {
-    sessions: BTreeSet<i32>,
+    /// Each with the time its leader was started, see [`remains::started`].
+    sessions: BTreeMap<i32, Option<u64>>,
     /// Open while there is a guard.
     pipe: Option<PipeWriter>,
     finishing: bool,
 }
 
 impl Guard {
-    /// Starts the guard, on a thread that starts another should it end.
-    pub(crate) fn start() -> io::Result<Self> {
+    /// Starts the guard, on a thread that starts another should it end. All that runs under one of `uids` is the plugins'. The guard of an
+    /// earlier host on the same `host_socket` is waited for: it would take the plugins of this one for what that has left.
+    pub(crate) fn start(host_socket: &Path, uids: Option<RangeInclusive<u32>>) -> io::Result<Self> {
+        let host_socket = host_socket.as_os_str().to_owned();
+        let marks = Marks { variable: Some((GUARD_VARIABLE, host_socket.clone())), ..Marks::default() };
+        let deadline = Instant::now() + FINISH_TIME;
+        while remains::any(&marks) && Instant::now() < deadline {
+            pause(EARLIER_LOOK);
+        }
+        remains::end(&marks, END_TIME);
+
         let state = Arc::<Mutex<State>>::default();
         let (alive, ended) = bounded(0);
-        let kept = Arc::clone(&state);
+        let (kept, known) = (Arc::clone(&state), uids.clone());
         small_thread("guard").spawn(move || {
-            keep(&kept);
+            keep(&kept, &host_socket, known.as_ref());
             drop::<Sender<()>>(alive);
         })?;
-        Ok(Self { state, ended })
+        Ok(Self { state, ended, uids })
     }
 
-    /// Notes a plugin's session.
+    /// Notes the session of a plugin whose process was just started, and not reaped yet.
     pub(crate) fn add(&self, session: i32) {
+        let started = remains::started(session);
         let mut state = lock(&self.state);
-        state.sessions.insert(session);
-        state.tell(session);
+        state.sessions.insert(session, started);
+        state.tell(&Told::Begun(session, started));
     }
 
     /// Forgets a session of which nothing is left.
     pub(crate) fn remove(&self, session: i32) {
         let mut state = lock(&self.state);
         state.sessions.remove(&session);
-        state.tell(-session);
+        state.tell(&Told::Over(session));
     }
 
-    /// Has the guard end what is left, and waits for that.
+    /// Has the guard end what is left, and waits for that. Without a guard the host does it itself.
     pub(crate) fn finish(&self) {
         let mut state = lock(&self.state);
         state.finishing = true;
-        state.pipe = None;
+        let (guarded, sessions) = (state.pipe.take().is_some(), std::mem::take(&mut state.sessions));
         drop(state);
+        if !guarded {
+            end_all(run_id().into(), sessions, self.uids.clone());
+        }
         self.ended.recv_timeout(FINISH_TIME).unwrap_or_default();
     }
 }
@@ -86,25 +113,39 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 }
 
 /// Keeps a guard at work until the host finishes.
-fn keep(state: &Mutex<State>) {
+fn keep(state: &Mutex<State>, host_socket: &OsStr, uids: Option<&RangeInclusive<u32>>) {
+    let (mut missing, mut ended) = (Repeat::default(), Repeat::default());
     loop {
         // A lock that is not bound would be held as long as the guard lives.
         let mut locked = lock(state);
         if locked.finishing {
             return;
         }
-        let replaced = replace(&mut locked);
+        let replaced = replace(&mut locked, host_socket, uids);
         drop(locked);
         match replaced {
             Ok(process) => {
+                if missing.over().is_some() {
+                    log::info!("the guard process runs again");
+                }
                 let exit = process.wait();
                 let mut state = lock(state);
                 state.pipe = None;
-                if !state.finishing {
-                    log::warn!("the guard process ended ({exit}); another takes its place");
+                if !state.finishing
+                    && let Some(unsaid) = ended.came(Instant::now())
+                {
+                    log::warn!("the guard process ended ({exit}); another takes its place{}", more(unsaid));
                 }
             }
-            Err(error) => log::warn!("without its guard process, a killed host may leave behind what plugins start: {error}"),
+            Err(error) => {
+                if let Some(unsaid) = missing.came(Instant::now()) {
+                    log::warn!(
+                        "the guard process cannot be started, so a host that is killed may leave behind what its plugins have \
+                         started: {error}{}",
+                        more(unsaid)
+                    );
+                }
+            }
         }
         if !lock(state).finishing {
             pause(REPLACE_PAUSE);
@@ -112,30 +153,65 @@ fn keep(state: &Mutex<State>) {
     }
 }
 
-fn replace(state: &mut State) -> io::Result<Process> {
+fn replace(state: &mut State, host_socket: &OsStr, uids: Option<&RangeInclusive<u32>>) -> io::Result<Process> {
     let (reader, writer) = io::pipe()?;
     // A guard that does not read must not stop the host.
     ioctl_fionbio(&writer, true)?;
     state.pipe = Some(writer);
     // Before there is a guard: one that is there knows them all, should the host end in this moment.
-    for session in state.sessions.clone() {
-        state.tell(session);
+    for (session, started) in state.sessions.clone() {
+        state.tell(&Told::Begun(session, started));
     }
-    Process::helper(GUARD, run_id(), reader).inspect_err(|_| state.pipe = None)
+    let uids = uids.map_or_else(String::new, |uids| format!("{}-{}", uids.start(), uids.end()));
+    Process::helper(GUARD, &[run_id(), &uids], (GUARD_VARIABLE, host_socket), reader).inspect_err(|_| state.pipe = None)
 }
 
-impl State {
-    /// Tells the guard of a session: of its end by the negative number. One that is gone will be told everything anew.
-    fn tell(&mut self, session: i32) {
-        if let Some(pipe) = &mut self.pipe {
-            drop(writeln!(pipe, "{session}"));
+/// What a guard is told of a session, in a line: `SESSION STARTED`, `SESSION ?` where it is not known when, or `-SESSION`.
+#[derive(Debug, PartialEq, Eq)]
+enum Told {
+    /// It has begun; and when its leader was started.
+    Begun(i32, Option<u64>),
+    /// Nothing is left of it.
+    Over(i32),
+}
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Begun(session, Some(started)) => write!(f, "{session} {started}"),
+            Self::Begun(session, None) => write!(f, "{session} ?"),
+            Self::Over(session) => write!(f, "-{session}"),
         }
     }
 }
 
-/// The guard: `plugrack __guard RUN` reads from standard input, and at its end kills what the plugins of that run have left.
+impl Told {
+    /// Nothing for a line of another form: a host that was killed may have written half of it.
+    fn parse(line: &str) -> Option<Self> {
+        match (line.strip_prefix('-'), line.split_once(' ')) {
+            (Some(session), _) => session.parse().ok().map(Self::Over),
+            (None, Some((session, "?"))) => Some(Self::Begun(session.parse().ok()?, None)),
+            (None, Some((session, started))) => Some(Self::Begun(session.parse().ok()?, Some(started.parse().ok()?))),
+            (None, None) => None,
+        }
+    }
+}
+
+impl State {
+    /// Tells the guard of a session. One that is gone will be told everything anew.
+    fn tell(&mut self, told: &Told) {
+        if let Some(pipe) = &mut self.pipe {
+            // In one write, so that a pipe that is full takes no half of a line.
+            drop(pipe.write_all(format!("{told}\n").as_bytes()));
+        }
+    }
+}
+
+/// The guard: `plugrack __guard RUN UIDS` reads from standard input, and at its end kills what the plugins of that run have left.
 pub(crate) fn guard_main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
-    let Some(run) = arguments.next() else { return ExitCode::from(64) };
+    let (Some(run), Some(uids)) = (arguments.next(), arguments.next()) else { return ExitCode::from(64) };
+    let uids = uids.to_str().and_then(|uids| uids.split_once('-'));
+    let uids = uids.and_then(|(first, last)| Some(first.parse().ok()?..=last.parse().ok()?));
     // What ends the host, from a terminal or by name, must not end its guard first.
     let ignored = Arc::<AtomicBool>::default();
     let set_up = rustix::process::setsid().map_err(io::Error::from).and_then(|_| {
@@ -148,16 +224,36 @@ pub(crate) fn guard_main(mut arguments: impl Iterator<Item = OsString>) -> ExitC
         log::error!("the guard cannot set itself up: {error}");
         return ExitCode::FAILURE;
     }
-    let mut sessions = BTreeSet::new();
-    for session in io::stdin().lines().map_while(Result::ok).filter_map(|line| line.parse::<i32>().ok()) {
-        match session {
-            0.. => drop(sessions.insert(session)),
-            _ => drop(sessions.remove(&-session)),
+    let mut sessions = BTreeMap::new();
+    for told in io::stdin().lines().map_while(Result::ok).filter_map(|line| Told::parse(&line)) {
+        match told {
+            Told::Begun(session, started) => drop(sessions.insert(session, started)),
+            Told::Over(session) => drop(sessions.remove(&session)),
         }
     }
-    let killed = remains::end(&Marks { sessions, variable: (RUN_VARIABLE, run) }, END_TIME);
+    end_all(run, sessions, uids);
+    ExitCode::SUCCESS
+}
+
+/// Kills what the plugins of a run have left.
+fn end_all(run: OsString, sessions: BTreeMap<i32, Option<u64>>, uids: Option<RangeInclusive<u32>>) {
+    let killed = remains::end(&Marks { sessions, variable: Some((RUN_VARIABLE, run)), uids }, END_TIME).killed;
     if killed > 0 {
         log::info!("ended {killed} processes that plugins had started and that outlived them");
     }
-    ExitCode::SUCCESS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_guard_is_told_is_read_as_it_was_meant() {
+        for told in [Told::Begun(7, Some(u64::MAX)), Told::Begun(i32::MAX, None), Told::Over(7)] {
+            assert_eq!(Told::parse(&told.to_string()), Some(told));
+        }
+        for line in ["", "7", "-", "- 7", "7 ", "7 x", "x 7", "7 1 2", "-7 1"] {
+            assert_eq!(Told::parse(line), None, "{line:?}");
+        }
+    }
 }

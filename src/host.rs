@@ -5,7 +5,9 @@ use crate::guard::Guard;
 use crate::handover::hand_over;
 use crate::license::Time;
 use crate::memory::Memory;
+use crate::output::PluginLog;
 use crate::process::Bounds;
+use crate::repeat::{Burst, Repeat, more};
 use crate::room::Room;
 use crate::standing;
 use crate::store::{Store, StoreError, now_ms};
@@ -40,8 +42,6 @@ pub(crate) struct Host {
     pub(crate) sessions: Sessions,
     /// The uids of plugins, where each has its own, and of the files that are asked who they are.
     pub(crate) plugin_uids: Option<RangeInclusive<u32>>,
-    /// Held while the first of these uids is used by a file for which there is no other.
-    pub(crate) shared_uid: Mutex<()>,
     /// Orders a look through the plugins directory.
     pub(crate) looks: Sender<()>,
     /// Most memory of a plugin's process in bytes.
@@ -60,21 +60,16 @@ pub(crate) struct Host {
 
 impl Host {
     /// How a file in the plugins directory is bound while it is asked who it is: each file has a uid of its own, so that none can reach
-    /// another's answer. Where the range has none left, they share its first, one at a time: then the lock is held meanwhile.
+    /// another's answer. Where the range has none left, they share its first.
     ///
     /// # Errors
     /// One sentence: the database cannot be read or written.
-    pub(crate) fn program_bounds(&self, file: &str) -> Result<(Bounds, Option<MutexGuard<'_, ()>>), String> {
-        let memory = self.plugin_memory;
-        let Some(uids) = &self.plugin_uids else { return Ok((Bounds { uid: None, memory }, None)) };
-        let own = self.store.program_uid(file, &(uids.start() + 1..=*uids.end()));
-        match own.map_err(|error| format!("cannot read or note its uid: {error}"))? {
-            Some(uid) => Ok((Bounds { uid: Some(uid), memory }, None)),
-            None => {
-                let alone = self.shared_uid.lock().unwrap_or_else(PoisonError::into_inner);
-                Ok((Bounds { uid: Some(*uids.start()), memory }, Some(alone)))
-            }
-        }
+    pub(crate) fn program_bounds(&self, file: &str) -> Result<Bounds, String> {
+        let own = |uids: &RangeInclusive<u32>| {
+            let own = self.store.program_uid(file, &(uids.start() + 1..=*uids.end()));
+            own.map(|uid| uid.unwrap_or(*uids.start())).map_err(|error| format!("cannot read or note its uid: {error}"))
+        };
+        Ok(Bounds { uid: self.plugin_uids.as_ref().map(own).transpose()?, memory: self.plugin_memory })
     }
 
     /// Has the plugins directory looked through soon: a file in it has changed.
@@ -190,39 +185,78 @@ fn time_at(ms: i64) -> Time {
     Time::from(UNIX_EPOCH + Duration::from_millis(ms.unsigned_abs()))
 }
 
+/// Whose a session is.
+pub(crate) struct Owner {
+    /// The plugin's id.
+    pub(crate) plugin: Arc<str>,
+    /// The uid that its processes run as: one of its own, or else the host's.
+    pub(crate) uid: u32,
+    log: PluginLog,
+    noted: Mutex<Burst>,
+    crowded: Mutex<Repeat>,
+}
+
+impl Owner {
+    /// The plugin of this id, with a uid of its own or none.
+    pub(crate) fn new(plugin: &str, uid: Option<u32>, log: &PluginLog) -> Self {
+        let uid = uid.unwrap_or_else(|| rustix::process::geteuid().as_raw());
+        Self { plugin: plugin.into(), uid, log: log.clone(), noted: Mutex::default(), crowded: Mutex::default() }
+    }
+
+    /// Adds a line about the host socket to the plugin's log, unless it has had many of late.
+    pub(crate) fn note(&self, what: &str) {
+        let unsaid = self.noted.lock().unwrap_or_else(PoisonError::into_inner).came(Instant::now());
+        if let Some(unsaid) = unsaid {
+            self.log.note(&format!("{what}{}", more(unsaid)));
+        }
+    }
+
+    /// Warns, once a minute at most, in the host's log and in the plugin's that it has used up a limit.
+    pub(crate) fn warn(&self, what: &str) {
+        let unsaid = self.crowded.lock().unwrap_or_else(PoisonError::into_inner).came(Instant::now());
+        if let Some(unsaid) = unsaid {
+            log::warn!("{}: {what}{}", self.plugin, more(unsaid));
+            self.log.note(&format!("{what}{}", more(unsaid)));
+        }
+    }
+}
+
 /// Sessions of running plugins, by the process id that leads them.
 pub(crate) struct Sessions {
-    plugins: Mutex<HashMap<i32, Arc<str>>>,
+    owners: Mutex<HashMap<i32, Arc<Owner>>>,
     guard: Guard,
 }
 
 impl Sessions {
     /// No session yet. All that come are told to the guard.
     pub(crate) fn new(guard: Guard) -> Self {
-        Self { plugins: Mutex::default(), guard }
+        Self { owners: Mutex::default(), guard }
     }
 
-    /// Starts a process by `start`, and notes its session as `plugin`'s before anyone can ask for it.
+    /// Starts a process by `start`, and notes whose its session is before anyone can ask for it.
     pub(crate) fn enter<P>(
         &self,
-        plugin: &str,
+        owner: Owner,
         start: impl FnOnce() -> io::Result<P>,
         pid: impl FnOnce(&P) -> i32,
     ) -> io::Result<P> {
-        let mut plugins = self.lock();
+        let mut owners = self.lock();
         let process = start()?;
         let session = pid(&process);
         self.guard.add(session);
-        plugins.insert(session, plugin.into());
+        owners.insert(session, Arc::new(owner));
         Ok(process)
     }
 
-    /// Forgets a session whose leader has ended. Where something of it may be `left`, the guard still sees to that.
-    pub(crate) fn leave(&self, session: i32, left: bool) {
+    /// Forgets a session whose leader has ended, and reaps that by `reap`: only then can its id become another's. Where something of it
+    /// may be `left`, the guard still sees to that.
+    pub(crate) fn leave<T>(&self, session: i32, left: bool, reap: impl FnOnce() -> T) -> T {
         self.lock().remove(&session);
+        let reaped = reap();
         if !left {
             self.guard.remove(session);
         }
+        reaped
     }
 
     /// Ends what is left of all of them.
@@ -230,12 +264,12 @@ impl Sessions {
         self.guard.finish();
     }
 
-    /// The plugin a session belongs to.
-    pub(crate) fn plugin(&self, session: i32) -> Option<Arc<str>> {
+    /// Whose a session is.
+    pub(crate) fn owner(&self, session: i32) -> Option<Arc<Owner>> {
         self.lock().get(&session).cloned()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<i32, Arc<str>>> {
-        self.plugins.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, HashMap<i32, Arc<Owner>>> {
+        self.owners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,7 @@
-//! Why a file could not be executed, found out before it is tried: the kernel's own word is too short for an operator.
+//! Why a file cannot be executed: the kernel's own word is too short for an operator.
+//!
+//! Before a file is executed only that is looked at which holds for every kernel: what kind of file it is, and who may execute it. What is
+//! in it explains a failure afterwards; the kernel may know formats that are not known here (binfmt_misc).
 
 use elf::abi::{EI_NIDENT, PT_INTERP};
 use elf::endian::AnyEndian;
@@ -33,7 +36,10 @@ const ELF_MACHINES: [(u16, &str); 9] = [
     (243, "riscv64"),
 ];
 
-/// Says why a file cannot be executed here, as far as it can be told by looking.
+/// Says why no kernel would execute a file.
+///
+/// # Errors
+/// A sentence.
 pub(crate) fn check(program: &Path) -> Result<(), String> {
     let metadata = fs::metadata(program).map_err(|error| format!("cannot look at it: {error}"))?;
     if !metadata.is_file() {
@@ -50,22 +56,42 @@ pub(crate) fn check(program: &Path) -> Result<(), String> {
     if accessat(CWD, program, Access::EXEC_OK, AtFlags::EACCESS).is_err_and(|error| error == Errno::ACCESS) {
         return Err(format!("the host's user may not execute it: see the modes and owners of {}", program.display()));
     }
-    // A file may be executable and not readable; the kernel will say more.
-    let Ok(file) = File::open(program) else { return Ok(()) };
-    let mut head = Vec::new();
-    match (&file).take(HEAD).read_to_end(&mut head) {
-        Err(_) => Ok(()),
-        Ok(_) if head.starts_with(b"\x7fELF") => check_elf(&file, &head, metadata.len()),
-        Ok(_) if head.starts_with(b"#!") => check_script(&head),
-        Ok(0) => Err("it is empty".into()),
-        Ok(_) => Err("it is neither a program for this system nor a script that begins with #!".into()),
+    Ok(())
+}
+
+/// Says in a sentence why the kernel has not executed a file, as far as its content tells.
+pub(crate) fn explain(program: &Path) -> Option<String> {
+    // A file may be executable and not readable.
+    let file = File::open(program).ok()?;
+    let head = head(&file)?;
+    if head.starts_with(b"\x7fELF") {
+        let length = file.metadata().ok()?.len();
+        return check_elf(&file, &head, length).err();
     }
+    if head.starts_with(b"#!") {
+        return check_script(&head).err();
+    }
+    let what =
+        if head.is_empty() { "it is empty" } else { "it is neither a program for this system nor a script that begins with #!" };
+    Some(what.into())
+}
+
+/// Says in a sentence why a script has failed whose interpreter the kernel has executed, as far as its first line tells.
+pub(crate) fn explain_script(program: &Path) -> Option<String> {
+    let head = head(&File::open(program).ok()?)?;
+    head.starts_with(b"#!").then(|| check_script(&head).err())?
+}
+
+/// What the kernel reads of a file to tell how to execute it.
+fn head(file: &File) -> Option<Vec<u8>> {
+    let mut head = Vec::new();
+    file.take(HEAD).read_to_end(&mut head).ok()?;
+    Some(head)
 }
 
 /// The interpreter that the first line of a script names; nothing for what is none.
 pub(crate) fn interpreter(program: &Path) -> Option<PathBuf> {
-    let mut head = Vec::new();
-    File::open(program).and_then(|file| file.take(HEAD).read_to_end(&mut head)).ok()?;
+    let head = head(&File::open(program).ok()?)?;
     let line = head.strip_prefix(b"#!")?.split(|byte| *byte == b'\n').next()?;
     String::from_utf8_lossy(line).split_ascii_whitespace().next().map(PathBuf::from)
 }
@@ -123,9 +149,10 @@ fn check_script(head: &[u8]) -> Result<(), String> {
     }
 }
 
+/// Whether a program is in `PATH`; where there is no such variable that is not known here.
 fn in_path(name: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|dir| dir.join(name).is_file())
+    let path = std::env::var_os("PATH");
+    path.is_none_or(|path| std::env::split_paths(&path).any(|dir| dir.join(name).is_file()))
 }
 
 #[cfg(test)]
@@ -161,12 +188,16 @@ mod tests {
         for (content, mode, reason) in cases {
             fs::write(&program, content).unwrap();
             fs::set_permissions(&program, fs::Permissions::from_mode(mode)).unwrap();
-            let error = check(&program).unwrap_err();
-            assert!(error.starts_with(reason), "{error}");
+            let said = if mode == 0o755 { explain(&program) } else { check(&program).err() };
+            assert!(said.as_ref().is_some_and(|said| said.starts_with(reason)), "{reason}: {said:?}");
+            // What the kernel has the last word on is not forbidden.
+            assert_eq!(check(&program).is_ok(), mode == 0o755, "{reason}");
         }
         fs::write(&program, b"#!/usr/bin/env sh\n").unwrap();
-        assert_eq!(check(&program), Ok(()));
-        assert_eq!(check(Path::new("/bin/sh")), Ok(()));
+        assert_eq!((check(&program), explain(&program), explain_script(&program)), (Ok(()), None, None));
+        assert_eq!((check(Path::new("/bin/sh")), explain(Path::new("/bin/sh"))), (Ok(()), None));
         assert_eq!(check(dir.path()), Err("it is not a regular file".into()));
+        fs::write(&program, b"PK\x03\x04").unwrap();
+        assert_eq!(explain_script(&program), None, "it is no script");
     }
 }

@@ -6,26 +6,30 @@
 use crate::failure_line::failure_line;
 use crate::output::PluginLog;
 use crate::pause::pause;
+use crate::preflight;
 use crate::remains::{self, Marks};
 use crate::restart::Exit;
 use crate::text;
 use crossbeam_channel::{Receiver, Sender, bounded};
+use nix::unistd::execve;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Access;
+use rustix::io::Errno;
 use rustix::process::{Gid, Pid, Resource, Rlimit, Signal, Uid, WaitId, WaitIdOptions};
-use signal_hook::consts::SIGCHLD;
+use rustix::stdio::{dup2_stdin, stdin};
+use signal_hook::consts::{SIGCHLD, SIGPIPE};
 use signal_hook::iterator::Signals;
-use std::collections::BTreeSet;
-use std::ffi::{OsStr, OsString};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
-use std::io::{self, PipeReader, Read};
-use std::os::fd::AsFd;
+use std::io::{self, PipeReader, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::str::FromStr;
-use std::sync::{LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
@@ -65,6 +69,21 @@ pub(crate) const RUN_VARIABLE: &str = "PLUGRACK_RUN";
 
 /// The variable that tells a plugin where to listen, and by which what it has left is told from what others have.
 pub(crate) const SOCKET_VARIABLE: &str = "PLUGRACK_SOCKET";
+
+/// The variable that a program has while it is asked something, and by which what it has left is found.
+const ASK_VARIABLE: &str = "PLUGRACK_ASK";
+
+/// Longest report of the shim in bytes, which a pipe takes in one write whether it is read or not.
+const MAX_REPORT: usize = 4096;
+
+/// How long the shim's report is waited for once it has ended: it is there by then, and its reader needs a processor.
+const REPORT_TIME: Duration = Duration::from_secs(2);
+
+/// How long a question waits for its uid, under which another program is being asked: longer than a question takes.
+const TURN_TIME: Duration = Duration::from_secs(60);
+
+/// Errors of `execve` that pass: another try may succeed with the same file.
+const PASSING: [Errno; 7] = [Errno::AGAIN, Errno::IO, Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::STALE, Errno::TXTBSY];
 
 /// Time in which all that a plugin has left is ended.
 const REMAINS_TIME: Duration = Duration::from_secs(1);
@@ -146,16 +165,44 @@ pub(crate) fn find_own_program() -> Result<(), String> {
     Ok(())
 }
 
-/// A running plugin. Dropping it kills and reaps it, with its process group.
+/// This program's file, by which it starts itself again.
+fn own_program() -> &'static Path {
+    EXECUTED_BY.get().map_or(Path::new(OWN_FILE), PathBuf::as_path)
+}
+
+/// How far the search for what a process has started goes, when that process has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// Its process group.
+    Group,
+    /// Its session too, and whatever was born with its mark in the environment.
+    Marked,
+    /// Whatever runs under this uid. Only while nothing else may run under it, such as another process of the same plugin.
+    Uid(u32),
+}
+
+/// Why the shim could not become the program.
+#[derive(Debug, PartialEq, Eq)]
+enum ExecError {
+    /// The file cannot be executed here: a sentence.
+    Unfit(String),
+    /// The system could not execute it for now.
+    Passing(Errno),
+}
+
+/// A child. Dropping it kills and reaps it, with its process group.
 #[derive(Debug)]
 pub(crate) struct Process {
     child: Child,
     pid: Pid,
-    reaped: bool,
+    /// How it has ended, once it was reaped. From then on its id may be another process's, and no signal is sent to it.
+    exit: Option<Exit>,
+    /// Why it is not the program that it was to become, if so; told once that is known.
+    executed: Option<Receiver<Option<ExecError>>>,
     /// Closes when all it printed is written down.
     captured: Option<Receiver<()>>,
-    /// Where it listens, when it is a plugin at work.
-    socket: Option<OsString>,
+    /// A variable that only it, and all it starts, was started with, and its value.
+    mark: Option<(&'static str, OsString)>,
 }
 
 impl Process {
@@ -169,36 +216,46 @@ impl Process {
         name: &str,
     ) -> io::Result<Self> {
         let (reader, writer) = io::pipe()?;
-        let mut command = shim(program, home, bounds);
+        let (mut command, report) = shim(program, home, bounds)?;
         command.envs(env.iter().copied()).stdout(writer.try_clone()?).stderr(writer);
         let mut process = Self::spawn(&mut command)?;
-        // The command holds the write end, without which the capture can come to its end.
+        // The command holds the write ends, without which the report and the capture can come to their end.
         drop(command);
-        process.socket = env.iter().find(|(name, _)| *name == SOCKET_VARIABLE).map(|(_, socket)| socket.into());
+        let socket = env.iter().find(|(name, _)| *name == SOCKET_VARIABLE);
+        process.mark = socket.map(|(_, socket)| (SOCKET_VARIABLE, (*socket).into()));
         let log = log.clone();
-        let (capturing, captured) = bounded(0);
-        process.captured = Some(captured);
+        let ((capturing, captured), (executing, executed)) = (bounded(0), bounded(1));
+        (process.captured, process.executed) = (Some(captured), Some(executed));
         small_thread(format!("log-{name}")).spawn(move || {
+            // It prints nothing before it is executed, but for what the shim says of that.
+            executing.send(exec_error(report)).unwrap_or_default();
             log.capture(reader);
             drop::<Sender<()>>(capturing);
         })?;
         Ok(process)
     }
 
-    /// Starts this program again as a helper of the host, `plugrack role argument`. It outlives the host to see to what that leaves.
-    pub(crate) fn helper(role: &str, argument: &str, stdin: PipeReader) -> io::Result<Self> {
+    /// Starts this program again as a helper of the host, `plugrack role argument…`. It outlives the host to see to what that leaves.
+    /// `variable` is all it has in its environment, but for the level of the log.
+    pub(crate) fn helper(role: &str, arguments: &[&str], variable: (&str, &OsStr), stdin: PipeReader) -> io::Result<Self> {
         let mut command = this_program();
-        command.arg(role).arg(argument).stdin(stdin).stdout(Stdio::null()).env_clear();
+        command.arg(role).args(arguments).stdin(stdin).stdout(Stdio::null()).env_clear().env(variable.0, variable.1);
         command.envs(std::env::var_os("RUST_LOG").map(|level| ("RUST_LOG", level)));
         Self::spawn(&mut command)
     }
 
     fn spawn(command: &mut Command) -> io::Result<Self> {
         let mut own = own();
-        let child = command.spawn()?;
+        let child = command.spawn().map_err(|error| match own_program() {
+            program if error.kind() == io::ErrorKind::NotFound && !program.exists() => {
+                let missing = format!("{} is missing, by which the host starts its processes: put it back", program.display());
+                io::Error::new(error.kind(), missing)
+            }
+            _ => error,
+        })?;
         let pid = Pid::from_child(&child);
         own.insert(pid.as_raw_nonzero().get());
-        Ok(Self { child, pid, reaped: false, captured: None, socket: None })
+        Ok(Self { child, pid, exit: None, executed: None, captured: None, mark: None })
     }
 
     /// The process id, which is that of its session and of its process group too.
@@ -217,7 +274,7 @@ impl Process {
     /// Waits until the process ends by itself, and says what the end was.
     pub(crate) fn wait(mut self) -> Exit {
         wait(self.pid);
-        self.end(false)
+        self.end(Reach::Group).0
     }
 
     /// Asks the process and its group to end.
@@ -231,43 +288,73 @@ impl Process {
     }
 
     fn signal(&self, signal: Signal) {
-        if !self.reaped {
+        if self.exit.is_none() {
             // Until the shim has made its session there is no group. One that has ended needs no signal.
             rustix::process::kill_process(self.pid, signal).unwrap_or_default();
             rustix::process::kill_process_group(self.pid, signal).unwrap_or_default();
         }
     }
 
-    /// Kills what is left of the process and its group, waits for its end and its last output, and says what the end was.
-    /// A `thorough` look finds what has left the group, too.
-    pub(crate) fn reap(mut self, thorough: bool) -> Exit {
-        self.end(thorough)
+    /// Whether it has ended. It stays to be reaped, so its id is still its own.
+    fn has_ended(&self) -> bool {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+        let waited = || rustix::process::waitid(WaitId::Pid(self.pid), options);
+        // What cannot be waited for has been.
+        self.exit.is_some() || waited().map_or_else(|error| error != Errno::INTR, |status| status.is_some())
     }
 
-    fn end(&mut self, thorough: bool) -> Exit {
+    /// Kills what is left of the process and its group, waits for its end and its last output, and says what the end was.
+    /// What has left the group is killed too, as far as the search is to go.
+    pub(crate) fn reap(mut self, reach: Reach) -> Exit {
+        self.end(reach).0
+    }
+
+    /// As [`Process::reap`]. Also says whether nothing is left.
+    fn end(&mut self, reach: Reach) -> (Exit, bool) {
+        if let Some(exit) = self.exit {
+            return (exit, true);
+        }
         self.kill();
         wait(self.pid);
-        if let Some(socket) = self.socket.take().filter(|_| thorough) {
-            // Before it is reaped: until then its id can be no other session's.
-            let marks = Marks { sessions: [self.pid()].into(), variable: (SOCKET_VARIABLE, socket) };
-            remains::end(&marks, REMAINS_TIME);
-        }
-        let status = self.child.wait();
-        self.reaped = true;
-        own().remove(&self.pid());
+        // Before it is reaped: until then its id can be no other session's.
+        let complete = self.marks(reach).is_none_or(|marks| remains::end(&marks, REMAINS_TIME).complete);
+        let status = {
+            // While the list is held no child is started that could have the same id.
+            let mut own = own();
+            let status = self.child.wait();
+            own.remove(&self.pid());
+            status
+        };
         if let Some(captured) = &self.captured {
             // Another process may have taken the output along, and keep it open.
             captured.recv_timeout(LAST_OUTPUT_TIME).unwrap_or_default();
         }
-        status.map_or(Exit::Fault, exit_of)
+        let exit = match self.executed.take().and_then(|executed| executed.recv_timeout(REPORT_TIME).ok().flatten()) {
+            Some(ExecError::Unfit(_)) => Exit::Unfit,
+            Some(ExecError::Passing(_)) => Exit::NotStarted,
+            None => status.map_or(Exit::Fault, exit_of),
+        };
+        self.exit = Some(exit);
+        (exit, complete)
+    }
+
+    /// By what that is known which it may have left.
+    fn marks(&self, reach: Reach) -> Option<Marks> {
+        match reach {
+            Reach::Group => None,
+            Reach::Marked => {
+                let variable = self.mark.clone()?;
+                Some(Marks { sessions: BTreeMap::from([(self.pid(), None)]), variable: Some(variable), uids: None })
+            }
+            // No process can leave its uid, so the other marks are of no use beside this one.
+            Reach::Uid(uid) => Some(Marks { uids: Some(uid..=uid), ..Marks::default() }),
+        }
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if !self.reaped {
-            self.end(true);
-        }
+        self.end(Reach::Marked);
     }
 }
 
@@ -288,10 +375,12 @@ fn exit_of(status: ExitStatus) -> Exit {
     status.signal().map_or_else(|| Exit::Code(status.code().unwrap_or_default()), Exit::Signal)
 }
 
-/// Runs `program argument` and gives what it printed, at most `limit` bytes, within `time`.
+/// Runs `program argument` and gives what it printed, at most `limit` bytes, within `time`. All that it has started is killed before.
+/// Nothing else may run under the uid of `bounds`: whatever does is killed too.
 ///
 /// # Errors
-/// The outer one says that it could not be started, the inner one that it took too long, printed too much, or failed.
+/// The outer one says that it could not be started, the inner one that it cannot be executed, took too long, printed too much, failed, or
+/// keeps starting processes.
 pub(crate) fn output(
     program: &Path,
     argument: &str,
@@ -299,11 +388,41 @@ pub(crate) fn output(
     time: Duration,
     limit: usize,
 ) -> io::Result<Result<Vec<u8>, FailedRun>> {
-    let mut command = shim(program, Path::new("/"), bounds);
-    command.arg(argument).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // Another program that is asked under the same uid would be taken for what this one has left.
+    let _turn = bounds.uid.map(Turn::wait).transpose()?;
+    let (mut command, report) = shim(program, Path::new("/"), bounds)?;
+    let mark = OsString::from(Uuid::new_v4().simple().to_string());
+    command.arg(argument).env(ASK_VARIABLE, &mark).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut process = Process::spawn(&mut command)?;
+    drop(command);
+    process.mark = Some((ASK_VARIABLE, mark));
     let mut complained = Vec::new();
-    let collected = collect(Process::spawn(&mut command)?, argument, time, limit, &mut complained);
-    Ok(collected.map_err(|reason| FailedRun { reason, printed: lines(&complained) }))
+    let printed = process.collect(argument, time, limit, &mut complained);
+    let (exit, complete) = process.end(bounds.uid.map_or(Reach::Marked, Reach::Uid));
+    // Only the shim had its other end, so this does not wait.
+    match exec_error(report) {
+        Some(ExecError::Unfit(reason)) => return Ok(Err(FailedRun { reason, printed: Vec::new(), is_unfit: true })),
+        Some(ExecError::Passing(error)) => return Err(error.into()),
+        None => {}
+    }
+    let failed = |reason: String| FailedRun { reason, printed: lines(&complained), is_unfit: false };
+    Ok(match (printed, exit) {
+        (Err(reason), _) => Err(failed(reason)),
+        (Ok(printed), Exit::Code(0)) if complete => Ok(printed),
+        (Ok(_), Exit::Code(0)) => {
+            Err(failed(format!("{argument} has started processes that start others faster than they can be killed")))
+        }
+        (Ok(_), exit) => Err(match preflight::explain_script(program) {
+            Some(reason) => FailedRun { is_unfit: true, ..failed(reason) },
+            None => {
+                let complaint = String::from_utf8_lossy(&complained);
+                let lines: Vec<&str> = complaint.lines().collect();
+                let why = failure_line(&lines).unwrap_or("it printed nothing on standard error");
+                let why: String = why.chars().filter(|c| !c.is_control()).take(300).collect();
+                failed(format!("{argument} ended with {exit}: {why}"))
+            }
+        }),
+    })
 }
 
 /// What came of a program that did not do what it was run for.
@@ -313,6 +432,8 @@ pub(crate) struct FailedRun {
     pub(crate) reason: String,
     /// What it had printed on standard error, fit to be shown.
     pub(crate) printed: Vec<String>,
+    /// Whether the system cannot execute the file, so that nothing was run.
+    pub(crate) is_unfit: bool,
 }
 
 /// Printed bytes as lines that are fit to be shown.
@@ -325,64 +446,81 @@ pub(crate) fn lines(printed: &[u8]) -> Vec<String> {
     printed.strip_suffix(b"\n").unwrap_or(printed).split(|byte| *byte == b'\n').map(shown).collect()
 }
 
-fn collect(
-    mut process: Process,
-    argument: &str,
-    time: Duration,
-    limit: usize,
-    complained: &mut Vec<u8>,
-) -> Result<Vec<u8>, String> {
-    let deadline = Instant::now() + time;
-    let (Some(mut stdout), Some(mut stderr)) = (process.child.stdout.take(), process.child.stderr.take()) else {
-        return Err("cannot read its output".into());
-    };
-    let mut printed = Vec::new();
-    let (mut stdout_open, mut stderr_open, mut ended) = (true, true, false);
-    while stdout_open || stderr_open {
-        let Some(left) = deadline.checked_duration_since(Instant::now()) else {
-            return Err(format!("{argument} did not end within {} s", time.as_secs_f32()));
-        };
-        let open = [(stdout_open, stdout.as_fd()), (stderr_open, stderr.as_fd())].into_iter().filter(|(open, _)| *open);
-        let mut fds: Vec<_> = open.map(|(_, fd)| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
-        let wait = if ended { Duration::ZERO } else { left.min(EXIT_CHECK) };
-        let ready = poll(&mut fds, Some(&timespec(wait))).unwrap_or(0);
-        let mut readable = fds.iter().map(|fd| !fd.revents().is_empty());
-        let (out, err) = (stdout_open && readable.next() == Some(true), stderr_open && readable.next() == Some(true));
-        if ready == 0 {
-            if ended {
-                break;
-            }
-            // What it has printed in its last moment is there by now, and read in the next rounds.
-            ended = process.child.try_wait().is_ok_and(|status| status.is_some());
+/// Uids under which a program is being asked.
+static TURNS: (Mutex<BTreeSet<u32>>, Condvar) = (Mutex::new(BTreeSet::new()), Condvar::new());
+
+/// The right to ask a program under a uid, given back when dropped.
+struct Turn(u32);
+
+impl Turn {
+    fn wait(uid: u32) -> io::Result<Self> {
+        let (taken, freed) = &TURNS;
+        let taken = taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = freed.wait_timeout_while(taken, TURN_TIME, |taken| taken.contains(&uid));
+        let (mut taken, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() {
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("another program is asked under uid {uid}, and does not end"),
+            ));
         }
-        if out {
-            stdout_open = read_some(&mut stdout, &mut printed);
-        }
-        if err {
-            stderr_open = read_some(&mut stderr, complained);
-            // The end says why; the beginning goes.
-            complained.drain(..complained.len().saturating_sub(MAX_ERROR_OUTPUT));
-        }
-        if printed.len() > limit {
-            return Err(format!("{argument} printed more than {limit} bytes"));
-        }
+        taken.insert(uid);
+        Ok(Self(uid))
     }
-    let exit = loop {
-        match process.child.try_wait() {
-            Ok(Some(status)) => break exit_of(status),
-            Ok(None) if Instant::now() < deadline => pause(Duration::from_millis(1)),
-            _ => return Err(format!("{argument} did not end within {} s", time.as_secs_f32())),
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let (taken, freed) = &TURNS;
+        taken.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+        freed.notify_all();
+    }
+}
+
+impl Process {
+    /// Reads what it prints, until it ends, and gives its standard output. The end of its standard error goes to `complained`.
+    fn collect(&mut self, argument: &str, time: Duration, limit: usize, complained: &mut Vec<u8>) -> Result<Vec<u8>, String> {
+        let deadline = Instant::now() + time;
+        let (Some(mut stdout), Some(mut stderr)) = (self.child.stdout.take(), self.child.stderr.take()) else {
+            return Err("cannot read its output".into());
+        };
+        let too_late = || format!("{argument} did not end within {} s", time.as_secs_f32());
+        let mut printed = Vec::new();
+        let (mut stdout_open, mut stderr_open, mut ended) = (true, true, false);
+        while stdout_open || stderr_open {
+            let left = deadline.checked_duration_since(Instant::now()).ok_or_else(too_late)?;
+            let open = [(stdout_open, stdout.as_fd()), (stderr_open, stderr.as_fd())].into_iter().filter(|(open, _)| *open);
+            let mut fds: Vec<_> = open.map(|(_, fd)| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
+            let wait = if ended { Duration::ZERO } else { left.min(EXIT_CHECK) };
+            let ready = poll(&mut fds, Some(&timespec(wait))).unwrap_or(0);
+            let mut readable = fds.iter().map(|fd| !fd.revents().is_empty());
+            let (out, err) = (stdout_open && readable.next() == Some(true), stderr_open && readable.next() == Some(true));
+            if ready == 0 {
+                if ended {
+                    break;
+                }
+                // What it has printed in its last moment is there by now, and read in the next rounds.
+                ended = self.has_ended();
+            }
+            if out {
+                stdout_open = read_some(&mut stdout, &mut printed);
+            }
+            if err {
+                stderr_open = read_some(&mut stderr, complained);
+                // The end says why; the beginning goes.
+                complained.drain(..complained.len().saturating_sub(MAX_ERROR_OUTPUT));
+            }
+            if printed.len() > limit {
+                return Err(format!("{argument} printed more than {limit} bytes"));
+            }
         }
-    };
-    match exit {
-        Exit::Code(0) => Ok(printed),
-        exit => {
-            let complaint = String::from_utf8_lossy(complained);
-            let lines: Vec<&str> = complaint.lines().collect();
-            let why = failure_line(&lines).unwrap_or("it printed nothing on standard error");
-            let why: String = why.chars().filter(|c| !c.is_control()).take(300).collect();
-            Err(format!("{argument} ended with {exit}: {why}"))
+        while !self.has_ended() {
+            if Instant::now() >= deadline {
+                return Err(too_late());
+            }
+            pause(Duration::from_millis(1));
         }
+        Ok(printed)
     }
 }
 
@@ -407,27 +545,46 @@ pub(crate) fn timespec(duration: Duration) -> Timespec {
 /// The command that starts this program again.
 fn this_program() -> Command {
     #[expect(clippy::disallowed_methods, reason = "the one place where children are started")]
-    let mut command = Command::new(EXECUTED_BY.get().map_or(Path::new(OWN_FILE), PathBuf::as_path));
+    let mut command = Command::new(own_program());
     command.arg0("plugrack");
     command
 }
 
-/// The command that starts `program` through the shim, in `directory`, with an environment of the allowed variables only.
-fn shim(program: &Path, directory: &Path, bounds: Bounds) -> Command {
+/// The command that starts `program` through the shim, in `directory`, with an environment of the allowed variables only; and what the
+/// shim reports by when it cannot, see [`exec_error`].
+fn shim(program: &Path, directory: &Path, bounds: Bounds) -> io::Result<(Command, PipeReader)> {
+    let (report, reporting) = io::pipe()?;
     let mut command = this_program();
     command.arg(SHIM).arg(std::process::id().to_string());
     let number = |bound: Option<u64>| bound.map_or(UNBOUND.to_owned(), |number| number.to_string());
     command.arg(number(bounds.uid.map(u64::from))).arg(number(bounds.memory)).arg(program);
-    command.current_dir(directory).stdin(no_input()).env_clear().env("PATH", DEFAULT_PATH).env("HOME", directory);
+    command.current_dir(directory).stdin(reporting).env_clear().env("PATH", DEFAULT_PATH).env("HOME", directory);
     command.env(RUN_VARIABLE, run_id());
     command.envs(INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
-    command
+    Ok((command, report))
+}
+
+/// Why the shim could not become the program; nothing when it could, or ended for another reason. Waits for the one or the other.
+fn exec_error(report: PipeReader) -> Option<ExecError> {
+    let mut reported = Vec::new();
+    report.take(MAX_REPORT as u64).read_to_end(&mut reported).ok()?;
+    let reported = String::from_utf8_lossy(&reported);
+    let (number, reason) = reported.split_once(' ')?;
+    let error = Errno::from_raw_os_error(number.parse().ok()?);
+    Some(if PASSING.contains(&error) { ExecError::Passing(error) } else { ExecError::Unfit(reason.to_owned()) })
+}
+
+/// Takes the pipe for the report from standard input, the one way for it to come here, and leaves an input that is at its end. The
+/// program does not get the pipe: its closing says that the program is executed.
+fn take_report() -> io::Result<File> {
+    let report = rustix::io::fcntl_dupfd_cloexec(stdin(), 3)?;
+    dup2_stdin(no_input()?)?;
+    Ok(report.into())
 }
 
 /// An input that is at its end: `/dev/null`, and in a root that has none a pipe.
-fn no_input() -> Stdio {
-    let pipe = |_| io::pipe().map(|(reader, _)| Stdio::from(reader));
-    File::open("/dev/null").map(Stdio::from).or_else(pipe).unwrap_or_else(|_| Stdio::null())
+fn no_input() -> io::Result<OwnedFd> {
+    File::open("/dev/null").map(OwnedFd::from).or_else(|_| io::pipe().map(|(reader, _)| reader.into()))
 }
 
 /// The shim: `plugrack __exec HOST_PID UID MEMORY PROGRAM [ARGUMENT]…` confines this process, then becomes the program.
@@ -437,18 +594,60 @@ pub(crate) fn shim_main(mut arguments: impl Iterator<Item = OsString>) -> ExitCo
     let (Some(host), Some(uid), Some(memory), Some(program)) = (host, uid, memory, arguments.next()) else {
         return complain(format_args!("{SHIM} is how plugrack starts plugins, not a command"), 64);
     };
+    let mut report = match take_report() {
+        Ok(report) => report,
+        Err(error) => return complain(format_args!("cannot prepare {}: {error}", program.display()), 126),
+    };
     // Looked up while everything can be.
     let needed = uid.map_or(Vec::new(), |_| needed(Path::new(&program)));
     if let Err(error) = confine(host, Bounds { uid, memory }) {
+        if is_passing(&error) {
+            tell(&mut report, &error, "");
+        }
         return complain(format_args!("cannot confine {}: {error}", program.display()), 126);
     }
     if let (Some(uid), Some(barred)) = (uid, needed.iter().find_map(|(path, access)| barred(path, *access))) {
         return complain(format_args!("uid {uid} cannot {barred}"), 77);
     }
-    #[expect(clippy::disallowed_methods, reason = "the one place where children are started")]
-    let error = Command::new(&program).args(arguments).exec();
+    let error = execute(&program, arguments);
+    let explained = if is_passing(&error) { None } else { preflight::explain(Path::new(&program)) };
+    let reason = explained.unwrap_or_else(|| error.to_string());
+    tell(&mut report, &error, &reason);
     let code = if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 };
-    complain(format_args!("cannot execute {}: {error}", program.display()), code)
+    complain(format_args!("cannot execute {}: {reason}", program.display()), code)
+}
+
+/// Whether what failed may succeed another time.
+fn is_passing(error: &io::Error) -> bool {
+    Errno::from_io_error(error).is_some_and(|errno| PASSING.contains(&errno))
+}
+
+/// Tells the host why the program is not executed, in the form that [`exec_error`] reads.
+fn tell(report: &mut File, error: &io::Error, reason: &str) {
+    let reported = format!("{} {reason}", error.raw_os_error().unwrap_or_default());
+    // A host that has gone does not read it.
+    drop(report.write_all(&reported.as_bytes()[..reported.len().min(MAX_REPORT)]));
+}
+
+/// Becomes the program; gives why it could not. Not by [`Command`], whose C library would make a shell read what the kernel does not
+/// execute.
+fn execute(program: &OsStr, arguments: impl Iterator<Item = OsString>) -> io::Error {
+    // Rust's runtime ignores it, which the program would inherit. A signal that is caught is the default for it.
+    if let Err(error) = signal_hook::flag::register(SIGPIPE, Arc::default()) {
+        return error;
+    }
+    let text = |text: &[u8]| CString::new(text);
+    let path = text(program.as_bytes());
+    let arguments = std::iter::once(program.to_owned()).chain(arguments).map(|argument| text(argument.as_bytes()));
+    let environment = std::env::vars_os().map(|(name, value)| text(&[name.as_bytes(), b"=", value.as_bytes()].concat()));
+    match (path, arguments.collect::<Result<Vec<_>, _>>(), environment.collect::<Result<Vec<_>, _>>()) {
+        (Ok(path), Ok(arguments), Ok(environment)) => match execve(&path, &arguments, &environment) {
+            Ok(never) => match never {},
+            Err(error) => error.into(),
+        },
+        // Both have come by execve themselves.
+        _ => Errno::INVAL.into(),
+    }
 }
 
 /// A bound from its argument, which may say that there is none; nothing where it cannot be read.
@@ -461,7 +660,7 @@ fn bound<T: FromStr>(argument: Option<OsString>) -> Option<Option<T>> {
 
 /// What a program needs to run at all, and how: itself, its interpreter, and its home. Links are resolved.
 fn needed(program: &Path) -> Vec<(PathBuf, Access)> {
-    let interpreter = crate::preflight::interpreter(program);
+    let interpreter = preflight::interpreter(program);
     let home = std::env::var_os("HOME").map(PathBuf::from);
     let paths =
         [(Some(program.to_owned()), Access::READ_OK | Access::EXEC_OK), (interpreter, Access::EXEC_OK), (home, Access::EXEC_OK)];
@@ -480,7 +679,6 @@ fn barred(path: &Path, access: Access) -> Option<String> {
 }
 
 fn complain(what: std::fmt::Arguments<'_>, code: u8) -> ExitCode {
-    use io::Write;
     // Where standard error is gone there is nobody to tell.
     drop(writeln!(io::stderr(), "{what}"));
     ExitCode::from(code)
@@ -530,4 +728,38 @@ fn become_user(id: u32) -> io::Result<()> {
 fn limit(resource: Resource, most: u64) -> io::Result<()> {
     let most = rustix::process::getrlimit(resource).maximum.unwrap_or(most).min(most);
     Ok(rustix::process::setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_reaped_once_and_its_end_kept() {
+        #[expect(clippy::disallowed_methods, reason = "a process of the test's own")]
+        let mut process = Process::spawn(Command::new("sh").args(["-c", "exit 3"])).unwrap();
+        let state = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") Z ");
+        let pid = process.pid();
+        wait(process.pid);
+        // However often it is looked at, its id stays its own, so that its group can be killed.
+        assert!(process.has_ended() && process.has_ended() && state(pid) && own().contains(&pid));
+        assert_eq!((process.exit, process.end(Reach::Group)), (None, (Exit::Code(3), true)));
+        assert!(!own().contains(&pid) && process.has_ended());
+        // Both a second end and the drop go by what is kept: by its id another could be meant.
+        assert_eq!((process.exit, process.end(Reach::Marked)), (Some(Exit::Code(3)), (Exit::Code(3), true)));
+    }
+
+    #[test]
+    fn what_the_shim_reports_is_told_apart() {
+        let told = |report: &str| {
+            let (reader, mut writer) = io::pipe().unwrap();
+            writer.write_all(report.as_bytes()).unwrap();
+            drop(writer);
+            exec_error(reader)
+        };
+        assert_eq!(told(""), None);
+        let unfit = |errno: Errno| told(&format!("{} it is empty", errno.raw_os_error()));
+        assert_eq!(unfit(Errno::NOEXEC), Some(ExecError::Unfit("it is empty".into())));
+        assert_eq!(unfit(Errno::TXTBSY), Some(ExecError::Passing(Errno::TXTBSY)));
+    }
 }

@@ -32,6 +32,32 @@ impl Repeat {
     }
 }
 
+/// How many lines of a [`Burst`] are said in [`SAY_EVERY`]: as many mistakes as somebody makes by hand who tries things out.
+const BURST: u32 = 60;
+
+/// Troubles of one kind that differ, so that each is worth a line: said up to [`BURST`] times in [`SAY_EVERY`], and then counted.
+#[derive(Debug, Default)]
+pub(crate) struct Burst {
+    began: Option<Instant>,
+    said: u32,
+    unsaid: u64,
+}
+
+impl Burst {
+    /// Notes one that came at `now`. Gives, when this is to be said, how many came unsaid since the last line.
+    pub(crate) fn came(&mut self, now: Instant) -> Option<u64> {
+        if self.began.is_none_or(|began| now.saturating_duration_since(began) >= SAY_EVERY) {
+            (self.began, self.said) = (Some(now), 0);
+        }
+        if self.said == BURST {
+            self.unsaid += 1;
+            return None;
+        }
+        self.said += 1;
+        Some(std::mem::take(&mut self.unsaid))
+    }
+}
+
 /// What is put behind a line about a trouble for those that came unsaid.
 pub(crate) fn more(unsaid: u64) -> String {
     if unsaid == 0 { String::new() } else { format!(" ({unsaid} more since this was last said)") }
@@ -52,5 +78,14 @@ mod tests {
         // One that comes and goes all the time is two lines a minute all the same.
         assert_eq!([repeat.came(at(62)), repeat.over(), repeat.came(at(119)), repeat.came(at(120))], [None, None, None, Some(2)]);
         assert_eq!(repeat.over(), Some(0));
+    }
+
+    #[test]
+    fn of_a_burst_the_first_are_said_and_the_rest_counted_until_a_minute_is_over() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut burst = Burst::default();
+        assert!((0..BURST).all(|_| burst.came(at(0)) == Some(0)));
+        assert_eq!([1, 59, 60, 61].map(|second| burst.came(at(second))), [None, None, Some(2), Some(0)]);
     }
 }

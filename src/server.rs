@@ -25,9 +25,10 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::fs;
 use std::io::Write;
+use std::ops::RangeInclusive;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// How often files that were refused are looked at for a change, and how long ago the kernel's last killing for want of memory may be
@@ -85,14 +86,22 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     }
     let data = DataDir::create(data)?;
     let _lock = data.lock()?;
+    if let Some(uids) = &settings.plugin_uids {
+        check_uids(uids)?;
+    }
     data.set_modes(settings.plugin_uids.is_some()).context("cannot set the modes of the data directory")?;
     data.sweep_run().context("cannot clear the run directory")?;
-    let left = remains::end(&Marks::variable(HOST_SOCKET_VARIABLE, data.host_socket().as_os_str()), REMAINS_TIME);
+    process::reap_orphans().context("cannot watch for processes to reap")?;
+    let guard = Guard::start(&data.host_socket(), settings.plugin_uids.clone()).context("cannot start the guard")?;
+    let marks = Marks {
+        variable: Some((HOST_SOCKET_VARIABLE, data.host_socket().into())),
+        uids: settings.plugin_uids.clone(),
+        ..Marks::default()
+    };
+    let left = remains::end(&marks, REMAINS_TIME).killed;
     if left > 0 {
         log::warn!("ended {left} processes that an earlier run of the host had left behind");
     }
-    process::reap_orphans().context("cannot watch for processes to reap")?;
-    let guard = Guard::start().context("cannot start the guard")?;
     data.free_reserve();
     let quota = kv::Limits { keys: settings.kv_max_keys, bytes: settings.kv_max_bytes };
     let database = data.database();
@@ -120,7 +129,6 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
         memory: Memory::new(),
         sessions: Sessions::new(guard),
         plugin_uids: settings.plugin_uids.clone(),
-        shared_uid: Mutex::default(),
         looks: order.clone(),
         plugin_memory: settings.plugin_memory,
         room,
@@ -194,6 +202,27 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     data.keep_reserve();
     log::info!("stopped");
     outcome
+}
+
+/// Whatever runs under the plugins' uids is killed with them, so nothing else may.
+fn check_uids(uids: &RangeInclusive<u32>) -> Result<()> {
+    let (first, last) = (uids.start(), uids.end());
+    // Where there is no such file there are no accounts.
+    let accounts = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    for account in accounts.lines() {
+        let fields: Vec<_> = account.split(':').collect();
+        if let [name, _, uid, ..] = fields[..]
+            && uid.parse().is_ok_and(|uid| uids.contains(&uid))
+        {
+            bail!("--plugin-uids {first}-{last} holds the uid {uid} of the account {name}: choose a range without accounts");
+        }
+    }
+    if let Some((uid, host)) = remains::used_by_another(uids) {
+        bail!(
+            "uid {uid} of --plugin-uids {first}-{last} is in use by the plugin of another plugrack (process {host}): choose another range"
+        );
+    }
+    Ok(())
 }
 
 /// Looks through the plugins directory: once at the start, and then whenever it is ordered to, or something is to be tried again.

@@ -6,11 +6,11 @@
 use crate::data_dir::check_socket_path;
 use crate::exchange::Failed;
 use crate::failure_line::failure_line;
-use crate::host::{HOST_SOCKET_VARIABLE, Host};
+use crate::host::{HOST_SOCKET_VARIABLE, Host, Owner};
 use crate::link::{FIRST_ID, Link, Lost};
 use crate::plugin::{Command, Door, End, HOLD, Plugin, Quit, STARTING_RETRY_AFTER, State};
 use crate::preflight;
-use crate::process::{Process, SOCKET_VARIABLE};
+use crate::process::{Process, Reach, SOCKET_VARIABLE};
 use crate::protocol::message::{Failure, HostInfo, Init, Message, PROTOCOL_VERSION, WRONG_PROTOCOL};
 use crate::repeat::{Repeat, more};
 use crate::restart::{Decision, Exit, History, Run};
@@ -383,8 +383,9 @@ impl Supervisor {
             ("HOME", home.as_os_str()),
         ];
         let start = || Process::start(&self.plugin.program, &home, &env, bounds, &self.plugin.log, id);
+        let owner = Owner::new(id, bounds.uid, &self.plugin.log);
         let process =
-            self.host.sessions.enter(id, start, Process::pid).map_err(|error| passing("cannot start its process", error))?;
+            self.host.sessions.enter(owner, start, Process::pid).map_err(|error| passing("cannot start its process", error))?;
         let life = Life {
             number: self.lives,
             socket,
@@ -641,10 +642,14 @@ impl Supervisor {
         life.ended.store(true, Ordering::Relaxed);
         drop(stop);
         let session = process.pid();
-        // When all plugins end, the guard looks for what they have left once, for all of them.
-        let thorough = self.quitting != Some(Quit::HostStops);
-        let exit = process.reap(thorough);
-        self.host.sessions.leave(session, !thorough);
+        let reach = match life.uid {
+            // When all plugins end, the guard looks for what they have left once, for all of them.
+            _ if self.quitting == Some(Quit::HostStops) => Reach::Group,
+            // Another process of the plugin may run, under the same uid.
+            Some(uid) if !self.has_sibling() => Reach::Uid(uid),
+            _ => Reach::Marked,
+        };
+        let exit = self.host.sessions.leave(session, reach == Reach::Group, || process.reap(reach));
         // A socket that stays is removed before the next start.
         drop(self.remove_run());
         exit

@@ -1,5 +1,6 @@
 //! Plugins as the operator is shown them.
 
+use crate::discovery::Outlook;
 use crate::license::{Claims, unverified};
 use crate::plugin::{End, Plugin, State, Status};
 use crate::protocol::metadata::Metadata;
@@ -192,7 +193,7 @@ fn refused(file: String, id: &Option<String>, rejected: &Rejected) -> Summary {
         version: None,
         route: None,
         // What has said who it is waits for nothing of its own.
-        state: if rejected.retry_at.is_some() && id.is_none() { State::BackingOff } else { State::Refused },
+        state: if rejected.outlook == Outlook::Failing && id.is_none() { State::BackingOff } else { State::Refused },
         reason: rejected.reason.clone(),
         enabled: true,
         update_refused: None,

@@ -165,7 +165,7 @@ impl Rack {
 
     /// Asks a file who it is, and notes the answer.
     fn ask(&self, found: &Found) -> Result<Metadata, Refusal> {
-        let (bounds, _alone) = self.host.program_bounds(&found.file).map_err(Refusal::passing)?;
+        let bounds = self.host.program_bounds(&found.file).map_err(Refusal::passing)?;
         let answered_as = found.answers_as();
         let metadata = discovery::ask(found, bounds, self.host.metadata_timeout)?;
         if let (Some(answered_as), Ok(json)) = (answered_as, serde_json::to_string(&metadata)) {

@@ -11,7 +11,7 @@ pub(crate) use look::Look;
 
 use look::Looks;
 
-use crate::discovery::{self, Fingerprint, Found, Interviews, Refusal};
+use crate::discovery::{self, Fingerprint, Found, Interviews, Outlook, Refusal};
 use crate::host::Host;
 use crate::output::PluginLog;
 use crate::plugin::{Command, Plugin, Quit, State};
@@ -84,6 +84,8 @@ pub(crate) struct Rejected {
     fingerprint: Option<Fingerprint>,
     /// Why, in a sentence.
     pub(crate) reason: String,
+    /// Whether it stays so.
+    pub(crate) outlook: Outlook,
     /// What it printed when it was asked who it is.
     pub(crate) printed: Arc<Vec<String>>,
     /// When, in milliseconds since 1970-01-01 UTC.
@@ -96,13 +98,14 @@ pub(crate) struct Rejected {
 
 impl Rejected {
     fn new(found: &Found, refusal: Refusal, before: Option<&Self>) -> Self {
-        let Refusal { reason, may_pass, printed } = refusal;
+        let Refusal { reason, outlook, printed } = refusal;
+        let may_pass = outlook != Outlook::Lasting;
         let before = before.filter(|before| before.fingerprint == found.fingerprint).map_or(0, |before| before.failures);
         let failures = if may_pass { before.saturating_add(1) } else { 0 };
         // A random UUID's first byte is as good a die as any.
         let random = f64::from(uuid::Uuid::new_v4().as_bytes()[0]) / 255.0;
         let retry_at = may_pass.then(|| Instant::now() + discovery::retry_after(failures, random));
-        Self { fingerprint: found.fingerprint, reason, printed: Arc::new(printed), at: now_ms(), failures, retry_at }
+        Self { fingerprint: found.fingerprint, reason, outlook, printed: Arc::new(printed), at: now_ms(), failures, retry_at }
     }
 }
 

@@ -1,6 +1,8 @@
 //! What a plugin can reach, as the host's user and as a user of its own.
 
-use crate::support::{Server, Site, binary, command, is_alive, metadata, python, root, script, wait_for, write_file};
+use crate::support::{
+    Server, Site, binary, command, is_alive, metadata, python, range, root, script, uids, wait_for, write_file,
+};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,9 +13,6 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::time::Duration;
-
-/// Uids that no account has. The first is for `--metadata`.
-const UIDS: &str = "200000-200009";
 
 /// Whether the tests run as root, without which nobody has a uid to give. Says what is not tested otherwise.
 fn is_root() -> bool {
@@ -108,7 +107,7 @@ fn as_the_hosts_user_a_plugin_can_do_what_the_operations_page_says() {
 #[test]
 fn as_a_user_of_its_own_a_plugin_can_do_what_the_operations_page_says_and_no_more() {
     if is_root() {
-        assert_eq!(report(nosy(&["nosy", "victim"]).args(&["--plugin-uids", UIDS])), documented(true));
+        assert_eq!(report(nosy(&["nosy", "victim"]).args(&["--plugin-uids", &range(&uids())])), documented(true));
     }
 }
 
@@ -117,7 +116,8 @@ fn each_plugin_keeps_a_uid_of_its_own_and_no_privileges() {
     if !is_root() {
         return;
     }
-    let site = nosy(&["b", "c"]).args(&["--plugin-uids", UIDS]);
+    let uids = uids();
+    let site = nosy(&["b", "c"]).args(&["--plugin-uids", &range(&uids)]);
     // Groups of root's that the plugins are not to have.
     let mut serve = command("setpriv");
     serve.args(["--groups", "4,24"]).arg(binary()).args(site.serve().get_args());
@@ -141,17 +141,17 @@ fn each_plugin_keeps_a_uid_of_its_own_and_no_privileges() {
         uid
     };
     let before = [uid(&server, "b"), uid(&server, "c")];
-    assert!(before[0] != before[1] && before.iter().all(|uid| (200_001..=200_009).contains(uid)), "{before:?}");
+    assert!(before[0] != before[1] && before.iter().all(|uid| uids.contains(uid) && uid != uids.start()), "{before:?}");
     // Code that nobody knows yet does not run as root either, nor as a plugin's user or another file's.
     let asked = ["b", "c"].map(|id| server.plugin(id)["metadata"]["description"].as_str().unwrap().to_owned());
-    let mut uids = asked.map(|asked| asked.strip_prefix("asked as uid ").unwrap().parse::<u32>().unwrap()).to_vec();
-    uids.extend(before);
-    assert!(uids.iter().all(|uid| (200_000..=200_009).contains(uid)), "{uids:?}");
-    assert_eq!(uids.iter().collect::<std::collections::BTreeSet<_>>().len(), 4, "{uids:?}");
+    let mut all = asked.map(|asked| asked.strip_prefix("asked as uid ").unwrap().parse::<u32>().unwrap()).to_vec();
+    all.extend(before);
+    assert!(all.iter().all(|uid| uids.contains(uid)), "{all:?}");
+    assert_eq!(all.iter().collect::<std::collections::BTreeSet<_>>().len(), 4, "{all:?}");
     // A crash, a new neighbour and another life of the host change nothing.
     install_nosy(&server.site().plugins(), "a");
     server.cli(&["rescan"]);
-    assert_eq!(uid(&server, "a"), 200_003);
+    assert_eq!(uid(&server, "a"), uids.start() + 3);
     let (pid_b, site) = (pid(&server, "b"), server.kill());
     wait_for("a plugin to end with its host", || (!is_alive(pid_b)).then_some(()));
     let server = site.start();
@@ -175,13 +175,13 @@ fn with_uids_there_is_a_way_to_what_is_a_plugins_own_and_without_there_is_none()
         ("lock", 0o600),
         ("run/listen", 0o600),
     ];
-    let mut site = nosy(&["p"]);
+    let (uids, mut site) = (uids(), nosy(&["p"]));
     fs::set_permissions(site.data(), fs::Permissions::from_mode(0o700)).unwrap();
     for own in [false, true, false, true] {
         let mut serve = site.serve();
-        let user = if own { 200_001 } else { 0 };
+        let user = if own { uids.start() + 1 } else { 0 };
         if own {
-            serve.args(["--plugin-uids", UIDS]);
+            serve.args(["--plugin-uids", &range(&uids)]);
         }
         let server = site.start_as(serve);
         let pid = pid(&server, "p");
@@ -221,7 +221,9 @@ fn a_changed_range_hands_a_plugins_files_over_and_nothing_else() {
         serve.args(["--plugin-uids", uids]);
         site.start_as(serve)
     };
-    let server = start(site, UIDS);
+    let (first, second) = (uids(), uids());
+    let [before, after] = [&first, &second].map(|uids| uids.start() + 1);
+    let server = start(site, &range(&first));
     pid(&server, "p");
     let site = server.stop().1;
     let home = site.data().join("plugin-data/p");
@@ -229,15 +231,15 @@ fn a_changed_range_hands_a_plugins_files_over_and_nothing_else() {
     fs::write(home.join("deep/er/file"), "").unwrap();
     symlink(&outside, home.join("deep/link")).unwrap();
     for path in ["deep", "deep/er", "deep/er/file", "deep/link"] {
-        std::os::unix::fs::lchown(home.join(path), Some(200_001), Some(200_001)).unwrap();
+        std::os::unix::fs::lchown(home.join(path), Some(before), Some(before)).unwrap();
     }
     fs::write(home.join("the-operators"), "").unwrap();
     fs::hard_link(&outside, home.join("the-hosts")).unwrap();
 
-    let server = start(site, "300000-300009");
+    let server = start(site, &range(&second));
     pid(&server, "p");
     for path in ["", "deep", "deep/er", "deep/er/file", "deep/link"] {
-        assert_eq!(owner(&home.join(path)), (300_001, 300_001), "{path}");
+        assert_eq!(owner(&home.join(path)), (after, after), "{path}");
     }
     for path in [&home.join("the-operators"), &home.join("the-hosts"), &outside] {
         assert_eq!(owner(path), (0, 0), "{}", path.display());
@@ -247,22 +249,25 @@ fn a_changed_range_hands_a_plugins_files_over_and_nothing_else() {
     // A file of its own that has another name elsewhere is not given away, nor a tree without an end.
     let linked = home.join("linked");
     fs::write(&linked, "").unwrap();
-    chown(&linked, Some(300_001), None).unwrap();
+    chown(&linked, Some(after), None).unwrap();
     fs::hard_link(&linked, site.data().join("elsewhere")).unwrap();
-    let server = start(site, UIDS);
+    let server = start(site, &range(&first));
     let reason = server.wait_state("p", "refused")["reason"].as_str().unwrap().to_owned();
-    assert!(reason.contains("linked has another name") && reason.contains("200001") && reason.contains("copy"), "{reason}");
-    assert_eq!((owner(&linked).0, owner(&home), mode(&home)), (300_001, (0, 300_001), 0));
+    assert!(
+        reason.contains("linked has another name") && reason.contains(&before.to_string()) && reason.contains("copy"),
+        "{reason}"
+    );
+    assert_eq!((owner(&linked).0, owner(&home), mode(&home)), (after, (0, after), 0));
     fs::remove_file(server.site().data().join("elsewhere")).unwrap();
     let endless = home.join("d/".repeat(150));
     fs::create_dir_all(&endless).unwrap();
-    assert!(command("chown").args(["-R", "300001"]).arg(home.join("d")).status().unwrap().success());
+    assert!(command("chown").args(["-R", &after.to_string()]).arg(home.join("d")).status().unwrap().success());
     server.site().cli(&["start", "p"]);
     let reason = server.wait_state("p", "refused")["reason"].as_str().unwrap().to_owned();
     assert!(reason.contains("100 directories deep") && reason.contains("move it away"), "{reason}");
     fs::remove_dir_all(home.join("d")).unwrap();
     server.cli(&["start", "p"]);
-    assert_eq!((owner(&linked).0, owner(&home).0), (200_001, 200_001));
+    assert_eq!((owner(&linked).0, owner(&home).0), (before, before));
 }
 
 #[test]
@@ -270,7 +275,8 @@ fn a_plugin_that_its_uid_cannot_run_is_refused_with_what_bars_the_way() {
     if !is_root() {
         return;
     }
-    let site = Site::new().args(&["--plugin-uids", UIDS]);
+    let uids = uids();
+    let site = Site::new().args(&["--plugin-uids", &range(&uids)]);
     let deep = site.plugins().join("deep");
     fs::create_dir(&deep).unwrap();
     let closed = |name: &str| {
@@ -303,7 +309,8 @@ fn a_plugin_that_its_uid_cannot_run_is_refused_with_what_bars_the_way() {
         ("file", "plugins/file", "chmod o+rx PATH/plugins/file"),
     ] {
         let (reason, way) = (reason(name), way.replace("PATH", data.to_str().unwrap()));
-        assert!(reason.contains("uid 20000") && reason.contains(" cannot ") && reason.ends_with(&way), "{name}: {reason}");
+        let named = uids.clone().any(|uid| reason.contains(&format!("uid {uid} cannot")));
+        assert!(named && reason.ends_with(&way), "{name}: {reason}");
         assert!(reason.contains(data.join(path).to_str().unwrap()), "{name}: {reason}");
     }
 }
@@ -315,7 +322,9 @@ fn when_the_uids_are_used_up_a_plugin_is_refused_until_there_are_more() {
     }
     let site = nosy(&["a", "b"]);
     let mut serve = site.serve();
-    serve.args(["--plugin-uids", "200000-200001"]);
+    let first = *uids().start();
+    let [short, longer] = [1, 2].map(|more| format!("{first}-{}", first + more));
+    serve.args(["--plugin-uids", &short]);
     let server = site.start_as(serve);
     let states = wait_for("both plugins", || {
         let states = ["a", "b"].map(|id| server.plugin(id));
@@ -324,9 +333,9 @@ fn when_the_uids_are_used_up_a_plugin_is_refused_until_there_are_more() {
     let refused = states.iter().filter(|plugin| plugin["state"] == "refused").collect::<Vec<_>>();
     assert_eq!(refused.len(), 1, "{states:#?}");
     let reason = refused[0]["reason"].as_str().unwrap();
-    assert!(reason.contains("--plugin-uids 200000-200001") && reason.contains("longer"), "{reason}");
+    assert!(reason.contains(&format!("--plugin-uids {short}")) && reason.contains("longer"), "{reason}");
     let site = server.stop().1;
-    let server = site.args(&["--plugin-uids", "200000-200002"]).start();
+    let server = site.args(&["--plugin-uids", &longer]).start();
     assert_ne!(pid(&server, "a"), pid(&server, "b"));
 }
 
@@ -343,7 +352,7 @@ fn a_host_that_is_not_root_has_no_uids_to_give() {
     } else {
         command(binary())
     };
-    let output = serve.args(["serve", "--plugin-uids", UIDS, "--data", "/nowhere"]).output().unwrap();
+    let output = serve.args(["serve", "--plugin-uids", "200000-200009", "--data", "/nowhere"]).output().unwrap();
     let complaint = String::from_utf8(output.stderr).unwrap();
     assert_eq!((output.status.code(), complaint.lines().count()), (Some(1), 1), "{complaint}");
     assert!(
@@ -352,13 +361,59 @@ fn a_host_that_is_not_root_has_no_uids_to_give() {
     );
 }
 
+#[test]
+fn uids_that_others_have_are_not_given_to_plugins() {
+    if !is_root() {
+        return;
+    }
+    let complaint = |site: &Site, uids: &str| {
+        let output = site.serve().args(["--plugin-uids", uids]).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let passwd = fs::read_to_string("/etc/passwd").unwrap();
+    if let Some(nobody) = passwd.lines().find(|line| line.starts_with("nobody:")) {
+        let uid: u32 = nobody.split(':').nth(2).unwrap().parse().unwrap();
+        let said = complaint(&Site::new(), &format!("{}-{}", uid - 1, uid));
+        assert!(said.contains(&format!("the uid {uid} of the account nobody: choose a range without accounts")), "{said}");
+    }
+    let uids = uids();
+    let server = nosy(&["p"]).args(&["--plugin-uids", &range(&uids)]).start();
+    let first = pid(&server, "p");
+    let said = complaint(&Site::new(), &range(&uids));
+    let used = format!("in use by the plugin of another plugrack (process {}): choose another range", server.pid());
+    assert!(said.contains(&used), "{said}");
+    assert_eq!(pid(&server, "p"), first);
+}
+
+/// Without uids of the plugins' own, all calls come from the host's user.
+#[test]
+fn a_caller_of_another_uid_is_not_the_plugin_whose_session_it_is_in() {
+    if !is_root() {
+        return;
+    }
+    let server = Site::new().fake("p").start();
+    pid(&server, "p");
+    let (data, call) = (server.site().data(), br#"{"type":"kv","id":5,"op":"incr","key":"n"}"#);
+    for (path, mode) in [("", 0o755), ("run", 0o711), ("run/host.sock", 0o666)] {
+        fs::set_permissions(data.join(path), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let called = |how: &str| server.request("POST", &format!("/p/descendant?{how}"), &[], call).text().to_owned();
+    let answer: Value = serde_json::from_str(&called("uid=0")).unwrap();
+    assert_eq!(answer["value"], 1);
+    assert_eq!(called("uid=65533").trim(), "closed");
+    wait_for("the host to say so", || {
+        server.log().contains("runs as uid 65533, and the plugin p, whose session it is in, as uid 0").then_some(())
+    });
+}
+
 /// What is at the path of its socket is the plugin's to say, the host's credentials are not.
 #[test]
 fn a_plugin_cannot_make_the_host_talk_to_another_through_a_link() {
     if !is_root() {
         return;
     }
-    let site = nosy(&["victim"]).args(&["--plugin-uids", UIDS, "--start-timeout", "2s"]);
+    let site = nosy(&["victim"]).args(&["--plugin-uids", &range(&uids()), "--start-timeout", "2s"]);
     let link = "ln -s ../victim.d/sock \"$PLUGRACK_SOCKET\"; exec sleep 60";
     let server = site.file("liar", script(&metadata("liar"), link).as_bytes(), 0o755).start();
     pid(&server, "victim");
@@ -417,8 +472,9 @@ fn who_has_not_the_gates_key_is_not_answered_at_the_hosts_inner_socket() {
     for (mark, header) in guesses {
         let mut stream = UnixStream::connect(&socket).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        write!(stream, "GET /p/next?line=found{mark} HTTP/1.1\r\nhost: test\r\n{header}\r\n").unwrap();
-        stream.shutdown(Shutdown::Write).unwrap();
+        let request = format!("GET /p/next?line=found{mark} HTTP/1.1\r\nhost: test\r\n{header}\r\n");
+        // The host may have closed the connection over the first of it.
+        drop(stream.write_all(request.as_bytes()).and_then(|()| stream.shutdown(Shutdown::Write)));
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 500 ") || answer.starts_with("HTTP/1.1 400 "), "{answer:?}");

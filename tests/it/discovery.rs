@@ -2,6 +2,7 @@
 
 use crate::support::{Server, Site, command, install_fake, is_alive, metadata, script, wait_for, write_file};
 use serde_json::{Value, json};
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
@@ -141,11 +142,47 @@ fn what_cannot_be_executed_is_refused() {
     refused(site, &cases);
 }
 
+/// In a mount namespace of its own with a binfmt_misc of its own, which Linux has from 6.7 on.
+#[test]
+fn what_the_kernel_has_an_interpreter_for_is_a_plugin() {
+    const SETUP: &str = r#"mkdir "$1/formats" && mount -t binfmt_misc none "$1/formats" &&
+        echo ":it-foreign:M:18:\\x16\\x00::$1/emulator:" >"$1/formats/register" &&
+        echo ":it-archive:M::PK\\x03\\x04::$1/emulator:" >"$1/formats/register" && shift && exec "$@""#;
+    let contained = |site: &Site, then: &[&OsStr]| {
+        let mut contained = command("unshare");
+        contained.args(["--user", "--map-root-user", "--mount", "sh", "-c", SETUP, "sh"]).arg(site.data()).args(then);
+        contained
+    };
+    let tried = contained(&Site::new(), &["true".as_ref()]).output().unwrap();
+    if !tried.status.success() {
+        return eprintln!("skipped, since this system allows no such namespace: {}", String::from_utf8_lossy(&tried.stderr));
+    }
+    let names = ["foreign", "archive"];
+    let site = Site::new().file("foreign", &elf(22), 0o755).file("archive", b"PK\x03\x04", 0o755);
+    for name in names {
+        install_fake(site.data(), name, &json!({"metadata": metadata(name)}));
+    }
+    let emulator = format!("#!/bin/sh\nprogram={}/${{1##*/}}/plugin; shift; exec \"$program\" \"$@\"\n", site.data().display());
+    write_file(&site.data().join("emulator"), emulator.as_bytes(), 0o755);
+    let serve = site.serve();
+    let serve: Vec<_> = std::iter::once(serve.get_program()).chain(serve.get_args()).collect();
+    let serve = contained(&site, &serve);
+    let server = site.start_as(serve);
+    for name in names {
+        server.wait_state(name, "ready");
+        assert_eq!(server.get(&format!("/{name}/x")).text(), format!("GET /x of {name}"));
+    }
+}
+
 #[test]
 fn what_does_not_say_who_it_is_is_refused() {
     let cases = [
         ("failing", "echo first >&2; echo 'no database' >&2; exit 3", "exit code 3: no database"),
         ("mute", "exit 1", "exit code 1: it printed nothing on standard error"),
+        ("not-found", "exit 127", "exit code 127 (not found): it printed nothing on standard error"),
+        ("no-input", "cat && readlink /proc/$$/fd/0 >&2; exit 3", "exit code 3: /dev/null"),
+        // A program that writes to a closed pipe ends, as it would where somebody starts it by hand.
+        ("pipes", "grep -q 'SigIgn.*[02468ace]...$' /proc/$$/status && echo default >&2; exit 3", "exit code 3: default"),
         ("killed", "kill -9 $$", "killed by signal 9 (SIGKILL)"),
         ("chatty", "head -c 70000 /dev/zero", "printed more than 65536 bytes"),
         ("endless", "exec yes", "printed more than 65536 bytes"),
@@ -278,9 +315,10 @@ fn metadata_is_asked_for_with_the_documented_environment_alone() {
     let server = site.file("curious", run.as_bytes(), 0o755).start();
     let seen = fs::read_to_string(seen).unwrap();
     let path = std::env::var("PATH").unwrap();
-    let (run, rest): (Vec<&str>, Vec<&str>) = seen.lines().partition(|line| line.starts_with("PLUGRACK_RUN="));
+    let (marks, rest): (Vec<&str>, Vec<&str>) = seen.lines().partition(|line| line.starts_with("PLUGRACK_"));
     assert_eq!(rest, ["HOME=/", "LANG=C.UTF-8", &format!("PATH={path}"), "TZ=UTC", "/"]);
-    assert_eq!(run.len(), 1);
+    let marks: Vec<_> = marks.iter().filter_map(|mark| Some(mark.split_once('=')?.0)).collect();
+    assert_eq!(marks, ["PLUGRACK_ASK", "PLUGRACK_RUN"]);
     assert_eq!(listed(&server, "curious")["state"], "refused");
 }
 

@@ -5,6 +5,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
@@ -639,6 +640,45 @@ fn a_protocol_error_closes_that_connection_only() {
         assert_eq!(good.get("a").body, b"1", "{name}");
     }
     assert_eq!(server.plugin("p")["process"]["restarts"], 0);
+    let log = server.site().data().join("logs/p.log");
+    let noted = || fs::read_to_string(&log).unwrap().matches(" to the host socket was closed: ").count();
+    wait_for("a line for each in the plugin's log", || (noted() == 26).then_some(()));
+    let expected = |kind: &str| format!("to the host socket was closed: received a message of type {kind}, expected kv");
+    server.wait_logged(
+        "p",
+        &["ping", "ready", "shutdown", "result", "response", "http"].map(expected).each_ref().map(String::as_str),
+    );
+}
+
+/// A plugin can break the rules faster than anybody can read.
+#[test]
+fn protocol_errors_without_end_are_counted_and_leave_no_trace_in_the_host_s_log() {
+    let server = server();
+    for n in 0..80 {
+        assert!(Wire::new(&server, "p", &n).send(&frame(br#"{"type":"ping","id":1}"#, b""), 1).is_empty());
+    }
+    let log = fs::read_to_string(server.site().data().join("logs/p.log")).unwrap();
+    let noted = log.matches(" to the host socket was closed: ").count();
+    assert!((1..=60).contains(&noted), "{log}");
+    assert!(!server.log().contains("expected kv"), "{}", server.log());
+}
+
+#[test]
+fn strangers_without_end_are_one_line_a_minute_and_no_plugin_is_kept_waiting() {
+    let server = server();
+    let mut wire = Wire::new(&server, "p", "a");
+    let socket = server.site().data().join("run/host.sock");
+    for _ in 0..500 {
+        // Some are gone before they are seen.
+        drop(UnixStream::connect(&socket).unwrap());
+    }
+    wire.set("a", b"1");
+    wait_for("the host to say so", || server.log().contains("its connection to the host socket is closed").then_some(()));
+    assert_eq!(server.log().matches("to the host socket is closed").count(), 1, "{}", server.log());
+    let crowd: Vec<_> = (0..CONNECTIONS + 20).map(|n| Wire::new(&server, "p", &format!("c{n}")).is_closed()).collect();
+    assert!(crowd.iter().filter(|closed| **closed).count() >= 20);
+    assert_eq!(server.log().matches("a further one is closed").count(), 1, "{}", server.log());
+    server.wait_logged("p", &["it has 64 connections to the host, a further one is closed"]);
 }
 
 #[test]

@@ -11,9 +11,11 @@ use serde_json::{Value, json};
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{OnceLock, mpsc};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -45,6 +47,22 @@ pub(crate) fn wait_for<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T
         assert!(Instant::now() < deadline, "waited too long for {what}");
         pause(Duration::from_millis(10));
     }
+}
+
+/// Ten uids that no account has and no other test, in this run or in another: a host kills what runs under its plugins' uids.
+pub(crate) fn uids() -> RangeInclusive<u32> {
+    const FIRST: u32 = 0x1000_0000;
+    const OF_A_RUN: u32 = 0x1000;
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    let taken = TAKEN.fetch_add(10, Ordering::Relaxed);
+    assert!(taken + 10 <= OF_A_RUN, "the uids of a run are used up");
+    let first = FIRST + std::process::id() % 0x4000 * OF_A_RUN + taken;
+    first..=first + 9
+}
+
+/// Such a range as an argument.
+pub(crate) fn range(uids: &RangeInclusive<u32>) -> String {
+    format!("{}-{}", uids.start(), uids.end())
 }
 
 /// Lets time pass, where time itself is what the test needs.
