@@ -6,7 +6,7 @@ use super::chunked::Decoder;
 use super::door::Guest;
 use super::head::{Framing, Head};
 use super::outlet::{Outlet, Progress};
-use super::pace::Pace;
+use super::pace::{Pace, Uptake};
 use super::response::{Framed, Terms};
 use super::stream::Stream;
 use memchr::memchr;
@@ -63,8 +63,9 @@ pub(super) struct Client {
     /// Bytes to send, of which the first `sent` are gone.
     pub(super) out: Vec<u8>,
     pub(super) sent: usize,
-    /// How it takes them.
-    pub(super) taking: Pace,
+    /// How it reads them, and how many went straight to it with the request that was the last.
+    pub(super) uptake: Uptake,
+    pub(super) sent_straight: u64,
     /// The request under way.
     pub(super) exchange: Option<Exchange>,
 }
@@ -149,7 +150,8 @@ impl Client {
             ended: false,
             out: Vec::new(),
             sent: 0,
-            taking: Pace::default(),
+            uptake: Uptake::default(),
+            sent_straight: 0,
             exchange: None,
         }
     }
@@ -207,7 +209,6 @@ impl Client {
         while self.unsent() > 0 || !rest.is_empty() {
             match self.stream.write(&self.out[self.sent..], rest) {
                 Ok(n) => {
-                    self.taking.progress(n);
                     let waited = n.min(self.unsent());
                     self.sent += waited;
                     rest = &rest[n - waited..];
@@ -234,6 +235,14 @@ impl Client {
     pub(super) fn flush(&mut self) -> io::Result<()> {
         self.send(&[])?;
         if self.out.is_empty() { self.stream.flush() } else { Ok(()) }
+    }
+
+    /// Bytes of answers that the kernel has been given for it.
+    pub(super) fn given(&mut self) -> u64 {
+        if let Some(outlet) = self.exchange.as_ref().and_then(|exchange| exchange.outlet.as_ref()) {
+            self.sent_straight = outlet.sent();
+        }
+        self.stream.written() + self.sent_straight
     }
 
     /// Reads what has come. Nothing read means that nothing is there, or that nothing more will come, as `ended` then says.

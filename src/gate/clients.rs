@@ -5,7 +5,7 @@ use super::chunked::{Broken, Decoder};
 use super::client::{ClientKey, Exchange, Phase};
 use super::event_loop::{Again, EventLoop, FIRST_READ, LINGER, SCRATCH, TURN};
 use super::head::{self, Framing, Head, Refusal};
-use super::pace::Pace;
+use super::pace::{Pace, Uptake};
 use super::refusal;
 use super::trouble::Trouble;
 use rustix::event::epoll::EventFlags;
@@ -160,7 +160,8 @@ impl EventLoop {
         let complete = body.is_none();
         let client = &mut self.clients[key];
         client.deadline = None;
-        client.taking = Pace::default();
+        client.uptake = Uptake::new(client.stream.written());
+        client.sent_straight = 0;
         let go_on = continues && client.input.is_empty() && !too_large;
         client.exchange = Some(Exchange {
             head,
@@ -426,6 +427,10 @@ impl EventLoop {
     pub(super) fn answered(&mut self, key: ClientKey) {
         let idle = self.now + self.idle_time();
         let Some(client) = self.clients.get_mut(key) else { return };
+        if !client.is_flushed() {
+            // It is still waited for, and what went straight to it is known by the request.
+            client.given();
+        }
         if let Some(exchange) = client.exchange.take() {
             // Where the answer had begun before the host was to stop, the client was not told that it is the last: it is idle for a while.
             let last = exchange.last || !exchange.complete;

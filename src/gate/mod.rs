@@ -32,6 +32,7 @@ pub(crate) mod pace;
 pub(crate) mod refusal;
 pub(crate) mod reply;
 pub(crate) mod response;
+pub(crate) mod sock_diag;
 pub(crate) mod stream;
 pub(crate) mod tls;
 pub(crate) mod trouble;
