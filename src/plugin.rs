@@ -1,6 +1,7 @@
 //! One plugin as the rest of the host sees it: who it is, how it is, and the door its requests go through.
 
 use crate::exchange::{Failed, Job};
+use crate::gate::slots::Slots;
 use crate::license::Code;
 use crate::output::PluginLog;
 use crate::protocol::metadata::Metadata;
@@ -182,6 +183,8 @@ pub(crate) struct Plugin {
     pub(crate) program: PathBuf,
     /// Requests on their way to it.
     pub(crate) queue: Queue,
+    /// Connections of clients that it holds.
+    pub(crate) slots: Slots,
     /// What it prints.
     pub(crate) log: PluginLog,
     /// Its supervisor.
@@ -226,6 +229,7 @@ impl Plugin {
             metadata,
             program,
             queue,
+            slots: Slots::default(),
             log,
             control,
             answered: AtomicU64::new(0),

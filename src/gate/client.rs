@@ -8,6 +8,7 @@ use super::head::{Framing, Head};
 use super::outlet::{Outlet, Progress};
 use super::pace::{Pace, Uptake};
 use super::response::{Framed, Terms};
+use super::slots::Slot;
 use super::stream::Stream;
 use memchr::memchr;
 use std::io;
@@ -68,6 +69,8 @@ pub(super) struct Client {
     pub(super) sent_straight: u64,
     /// The request under way.
     pub(super) exchange: Option<Exchange>,
+    /// By what it is counted while it takes the rest of an answer.
+    pub(super) slot: Option<Slot>,
 }
 
 /// A request under way, and its answer.
@@ -153,6 +156,7 @@ impl Client {
             uptake: Uptake::default(),
             sent_straight: 0,
             exchange: None,
+            slot: None,
         }
     }
 
@@ -199,6 +203,11 @@ impl Client {
     /// Whether everything has been sent.
     pub(super) fn is_flushed(&self) -> bool {
         self.unsent() == 0 && !self.stream.is_unsent()
+    }
+
+    /// Whether nothing more is to be sent of an answer that has begun.
+    pub(super) fn is_done(&self) -> bool {
+        self.is_flushed() && self.exchange.as_ref().is_none_or(|exchange| !exchange.answered)
     }
 
     /// Sends what waits and these bytes behind it, or keeps them until they can be sent.

@@ -83,6 +83,7 @@ impl EventLoop {
             self.keep_buffer(request);
             return Step::Wait;
         }
+        client.slot = None;
         if !client.input.is_empty() {
             match head::read(&client.input, limits, &mut client.searched, &mut request) {
                 Ok(Some((head, used))) => {
@@ -318,7 +319,8 @@ impl EventLoop {
                     used += step.used;
                     exchange.received += step.data.len() as u64;
                     exchange.complete = step.ended;
-                    if exchange.received > max_body {
+                    // A chunk is refused by the size it announces: its data may never come.
+                    if exchange.received.saturating_add(decoder.announced()) > max_body {
                         return Err(refusal::TOO_LARGE);
                     }
                     if let Err(full) = body.push(step.data) {
@@ -392,6 +394,7 @@ impl EventLoop {
             // A client that still sends may not read before it has sent all.
             return self.discard(key);
         }
+        client.slot = None;
         if client.ended || client.stream.end_sending().is_err() {
             self.close(key);
             return Step::Wait;

@@ -258,7 +258,7 @@ impl EventLoop {
                 self.sweep();
             }
             if let Some((deadline, _)) = &self.ending
-                && (self.now >= *deadline || self.clients.values().all(|client| client.is_flushed()))
+                && (self.now >= *deadline || self.clients.values().all(Client::is_done))
             {
                 return Ok(());
             }
@@ -298,8 +298,10 @@ impl EventLoop {
                         // What was asked is not answered any more.
                         if let Some(client) = self.clients.get(key) {
                             match (client.phase, &client.exchange) {
+                                // An answer that has begun goes on as far as there is time: what is left of it is in the host already, as
+                                // the plugins have ended.
                                 (Phase::Closing | Phase::Lingering, _) => {}
-                                (_, Some(exchange)) if exchange.answered => self.cut(key),
+                                (_, Some(exchange)) if exchange.answered => {}
                                 (Phase::Idle, _) => self.close(key),
                                 _ => self.refuse(key, refusal::STOPPING),
                             }

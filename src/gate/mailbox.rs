@@ -7,6 +7,7 @@ use super::Origin;
 use super::body::Body;
 use super::outlet::Outlet;
 use super::response::{Answer, Framed};
+use super::slots::Slot;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -105,13 +106,21 @@ impl Spares {
     }
 }
 
-/// What was left for requests that are on their way, by their addresses. Locked for no longer than it takes to put something there or
+/// What there is of each request that is under way, by its address. Locked for no longer than it takes to put something there or
 /// take it, and in parts, so that the gate and the others seldom meet.
 #[derive(Default)]
-struct LeftHere([Mutex<HashMap<u64, Left>>; PARTS]);
+struct LeftHere([Mutex<HashMap<u64, Entry>>; PARTS]);
+
+/// A request that is under way.
+struct Entry {
+    /// What is left for whom it goes to, until it is taken.
+    left: Option<Left>,
+    /// By what its connection is counted, once it is known for which plugin the request is.
+    slot: Option<Slot>,
+}
 
 impl LeftHere {
-    fn part(&self, address: u64) -> MutexGuard<'_, HashMap<u64, Left>> {
+    fn part(&self, address: u64) -> MutexGuard<'_, HashMap<u64, Entry>> {
         self.0[usize::try_from(address % PARTS as u64).unwrap_or(0)].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -217,7 +226,14 @@ impl Mailbox {
 
     /// What the gate has left with a request; nothing where nobody waits for the answer any more.
     pub(crate) fn take_left(&self, address: u64) -> Option<Left> {
-        self.left.part(address).remove(&address)
+        self.left.part(address).get_mut(&address)?.left.take()
+    }
+
+    /// Counts a request's connection by a slot until the request is over. One that is over already gives the slot back.
+    pub(crate) fn occupy(&self, address: u64, slot: Slot) {
+        if let Some(entry) = self.left.part(address).get_mut(&address) {
+            entry.slot = Some(slot);
+        }
     }
 }
 
@@ -314,15 +330,15 @@ impl Inbox {
         self.spares.keep(buffer);
     }
 
-    /// Leaves something with a request for whom it goes to.
-    pub(super) fn leave(&self, address: u64, left: Left) {
-        self.left.part(address).insert(address, left);
+    /// Begins a request, and leaves something with it for whom it goes to, unless all of it goes another way.
+    pub(super) fn leave(&self, address: u64, left: Option<Left>) {
+        self.left.part(address).insert(address, Entry { left, slot: None });
     }
 
-    /// Takes back what nobody has taken.
-    pub(super) fn withdraw(&self, address: u64) {
-        let unwanted = self.left.part(address).remove(&address);
-        drop(unwanted);
+    /// The request is over: takes back what nobody has taken, and gives the slot by which its connection is counted.
+    pub(super) fn withdraw(&self, address: u64) -> Option<Slot> {
+        let entry = self.left.part(address).remove(&address);
+        entry.and_then(|entry| entry.slot)
     }
 
     /// Whether there is no answer.

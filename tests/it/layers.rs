@@ -63,6 +63,7 @@ const LAYERS: [&[&str]; 5] = [
         "gate/outlet",
         "gate/refusal",
         "gate/reply",
+        "gate/slots",
         "gate/sock_diag",
         "gate/stream",
         "gate/tls",

@@ -271,6 +271,14 @@ impl Client {
         self.stream.get_mut().read(&mut bytes).ok().filter(|n| *n > 0)
     }
 
+    /// Reads whatever comes until the end of the connection, or so many bytes.
+    pub(crate) fn all(&mut self, most: usize) -> Vec<u8> {
+        let mut all = Vec::new();
+        // A reset is an end too.
+        drop((&mut self.stream).take(most as u64).read_to_end(&mut all));
+        all
+    }
+
     /// Reads whatever comes until the end of the connection.
     pub(crate) fn rest(&mut self) -> Vec<u8> {
         let mut rest = Vec::new();
