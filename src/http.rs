@@ -120,7 +120,7 @@ impl Front {
         &self.key
     }
 
-    /// Answers requests, on threads of its own, until told to close. One plugin may hold so many connections of clients.
+    /// Answers requests, on threads of its own, until told to close. One plugin may hold `per_plugin` connections of clients.
     pub(crate) fn serve(self: &Arc<Self>, rack: &Arc<Rack>, api: &Arc<Api>, per_plugin: u32) -> io::Result<Serving> {
         let (desk, at_desk) = bounded::<TinyClient>(DESK_QUEUE);
         for number in 1..=DESK_THREADS {
@@ -391,7 +391,7 @@ struct Passed {
     length: Option<u64>,
     /// Where the rest of the request is, and where the answer is to be put, unless they go over the connection.
     address: Option<u64>,
-    /// Where its connection is counted.
+    /// The mailbox's entry that holds the plugin's slot for its connection.
     slot_at: Option<u64>,
 }
 
@@ -577,7 +577,7 @@ impl TinyClient {
         drop(self.begin(status, head, &body));
     }
 
-    /// Says that the plugin holds as many connections as it may, and ends this one, which would count among all as long as it is kept.
+    /// Refuses a request because its plugin holds as many connections as it may. The connection ends, so that it is free for other plugins' clients.
     fn refuse_connection(mut self) {
         self.last = true;
         let body = api::error_body("overloaded", "the plugin holds too many connections (serve --max-connections-per-plugin)");
@@ -589,7 +589,7 @@ impl TinyClient {
     fn begin(&mut self, status: u16, mut head: Vec<u8>, body: &Beginning<'_>) -> io::Result<()> {
         let over_connection = self.leave();
         if let Some(address) = self.passed.address {
-            // The gate has to know before it frames the answer.
+            // Only the gate can end the connection, so it frames the answer.
             let outlet = if self.last { None } else { self.take_left().and_then(|left| left.outlet.take()) };
             let answer = Answer { status, length: body.length, chunked: false, close: self.last };
             let reply = Reply::begin(&self.front.mailbox, address, outlet, (answer, head), body.first, body.whole)?;

@@ -632,7 +632,7 @@ impl EventLoop {
         }
         if let Some(client) = client {
             if let Some(client) = self.clients.get_mut(client) {
-                // It is the plugin's until the client has taken the answer.
+                // The connection counts for the plugin until the client has taken the answer.
                 client.slot = slot.filter(|_| !client.is_flushed());
                 if let Some(exchange) = &mut client.exchange {
                     exchange.backend = None;
@@ -656,7 +656,7 @@ impl EventLoop {
         }
     }
 
-    /// Ends a request's entry in the mailbox, and gives the slot that its connection has.
+    /// Removes a request's entry from the mailbox; gives the plugin's slot that its connection held.
     fn leave_entry(&mut self, key: BackendKey) -> Option<Slot> {
         let backend = self.backends.get_mut(key)?;
         std::mem::take(&mut backend.entered).then(|| self.inbox.withdraw(key.data().as_ffi())).flatten()

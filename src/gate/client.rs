@@ -64,12 +64,13 @@ pub(super) struct Client {
     /// Bytes to send, of which the first `sent` are gone.
     pub(super) out: Vec<u8>,
     pub(super) sent: usize,
-    /// How it reads them, and how many went straight to it with the request that was the last.
+    /// How fast the client reads the answer.
     pub(super) uptake: Uptake,
+    /// Bytes of the answer that a worker has sent straight to the client.
     pub(super) sent_straight: u64,
     /// The request under way.
     pub(super) exchange: Option<Exchange>,
-    /// By what it is counted while it takes the rest of an answer.
+    /// The plugin's slot that this connection holds while the client reads the rest of an answer.
     pub(super) slot: Option<Slot>,
 }
 
@@ -246,11 +247,16 @@ impl Client {
         if self.out.is_empty() { self.stream.flush() } else { Ok(()) }
     }
 
-    /// Bytes of answers that the kernel has been given for it.
-    pub(super) fn given(&mut self) -> u64 {
+    /// Notes what a worker has sent straight to the client.
+    pub(super) fn note_sent_straight(&mut self) {
         if let Some(outlet) = self.exchange.as_ref().and_then(|exchange| exchange.outlet.as_ref()) {
             self.sent_straight = outlet.sent();
         }
+    }
+
+    /// Bytes that the kernel has been given for the client, those of earlier answers included unless they went straight there.
+    pub(super) fn given(&mut self) -> u64 {
+        self.note_sent_straight();
         self.stream.written() + self.sent_straight
     }
 

@@ -431,8 +431,8 @@ impl EventLoop {
         let idle = self.now + self.idle_time();
         let Some(client) = self.clients.get_mut(key) else { return };
         if !client.is_flushed() {
-            // It is still waited for, and what went straight to it is known by the request.
-            client.given();
+            // Only the request, which ends here, knows it.
+            client.note_sent_straight();
         }
         if let Some(exchange) = client.exchange.take() {
             // Where the answer had begun before the host was to stop, the client was not told that it is the last: it is idle for a while.

@@ -30,11 +30,11 @@ use std::time::{Duration, Instant};
 /// How often deadlines are looked at.
 pub(super) const SWEEP: Duration = Duration::from_millis(100);
 
-/// How many times within `--write-timeout` the kernel is asked what a client that is waited for has not read.
+/// How many times within `--write-timeout` the kernel is asked what a slow client has not read: a few system calls each time.
 const LOOKS: u32 = 10;
 
-/// Longest time a reverse proxy may read nothing of an answer, if it has read enough before: it reads in bursts what its own client takes steadily,
-/// and lets it pause for a minute (`send_timeout` of nginx), which is therefore found there first.
+/// Longest time a reverse proxy may read nothing of an answer, if it has read enough before. It reads in bursts, whenever the buffer of its own
+/// client has room, and gives up a client that has stopped after 60 s (`send_timeout` of nginx), which must come first.
 const PROXY_PAUSE: Duration = Duration::from_secs(75);
 
 /// How often the host is asked for an answer on a fresh connection, so that one that takes none is found before it is needed.
@@ -197,7 +197,7 @@ impl EventLoop {
             waiting: VecDeque::new(),
             stock,
             troubles: Troubles::default(),
-            sock_diag: SockDiag::default(),
+            sock_diag: SockDiag::open(),
             scratch: vec![0; SCRATCH],
             answers: vec![0; SCRATCH],
             buffers: Vec::new(),
@@ -298,8 +298,8 @@ impl EventLoop {
                         // What was asked is not answered any more.
                         if let Some(client) = self.clients.get(key) {
                             match (client.phase, &client.exchange) {
-                                // An answer that has begun goes on as far as there is time: what is left of it is in the host already, as
-                                // the plugins have ended.
+                                // The plugins have ended, so what is left of an answer that has begun is in the host: it goes on while
+                                // there is time.
                                 (Phase::Closing | Phase::Lingering, _) => {}
                                 (_, Some(exchange)) if exchange.answered => {}
                                 (Phase::Idle, _) => self.close(key),
@@ -567,7 +567,7 @@ impl EventLoop {
             }
         }
         for key in unseen {
-            // There may be room in the socket long before the kernel says so, and what it takes is all that is known then.
+            // The kernel tells nothing, so only what it takes shows that the client reads. It has room long before it says so.
             self.client_ready(key, EventFlags::OUT);
         }
         if self.close_doors_at.is_some_and(|at| self.now >= at) {

@@ -15,17 +15,17 @@ const MAX_HEADERS: i64 = 256;
 /// Most `--max-connections`: each in use takes a thread and four files.
 const MAX_CONNECTIONS: i64 = 65_536;
 
-/// How many of the connections one plugin may hold.
+/// The part of all connections that one plugin may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Share {
-    /// So many.
+    /// A number of connections.
     Number(u32),
-    /// A part of all, from 1 to 100.
+    /// A percentage of all connections, from 1 to 100.
     Percent(u32),
 }
 
 impl Share {
-    /// How many that is of so many, at least one.
+    /// The number of connections this is of `connections` in all, at least one.
     pub(crate) fn of(self, connections: u32) -> u32 {
         match self {
             Self::Number(number) => number.min(connections),

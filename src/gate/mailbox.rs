@@ -113,9 +113,9 @@ struct LeftHere([Mutex<HashMap<u64, Entry>>; PARTS]);
 
 /// A request that is under way.
 struct Entry {
-    /// What is left for whom it goes to, until it is taken.
+    /// What the gate leaves for the worker, until it is taken.
     left: Option<Left>,
-    /// By what its connection is counted, once it is known for which plugin the request is.
+    /// The plugin's slot that its connection holds, once the request has been routed.
     slot: Option<Slot>,
 }
 
@@ -229,7 +229,7 @@ impl Mailbox {
         self.left.part(address).get_mut(&address)?.left.take()
     }
 
-    /// Counts a request's connection by a slot until the request is over. One that is over already gives the slot back.
+    /// Has a request's connection hold a slot until the request is over. Where it is over already, the slot is free again.
     pub(crate) fn occupy(&self, address: u64, slot: Slot) {
         if let Some(entry) = self.left.part(address).get_mut(&address) {
             entry.slot = Some(slot);
@@ -330,12 +330,12 @@ impl Inbox {
         self.spares.keep(buffer);
     }
 
-    /// Begins a request, and leaves something with it for whom it goes to, unless all of it goes another way.
+    /// Makes the entry of a request that is passed on, with what is left for the worker where the request goes by the mailbox.
     pub(super) fn leave(&self, address: u64, left: Option<Left>) {
         self.left.part(address).insert(address, Entry { left, slot: None });
     }
 
-    /// The request is over: takes back what nobody has taken, and gives the slot by which its connection is counted.
+    /// Removes the entry of a request that is over, with what nobody has taken; gives the slot that its connection held.
     pub(super) fn withdraw(&self, address: u64) -> Option<Slot> {
         let entry = self.left.part(address).remove(&address);
         entry.and_then(|entry| entry.slot)

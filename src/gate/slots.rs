@@ -1,30 +1,30 @@
-//! The connections that one plugin holds: those with a request that is under way at it, or waits for it.
+//! Bounds the connections that one plugin holds: those with a request that is under way at it or waits for it, or an answer that is still read.
 
 use crate::repeat::Repeat;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-/// Counts the connections that one plugin holds.
+/// The slots of one plugin, one for each connection that it holds.
 #[derive(Debug, Default)]
 pub(crate) struct Slots {
     taken: Arc<AtomicUsize>,
     refused: Mutex<Repeat>,
 }
 
-/// A connection that is counted until this is dropped.
+/// A slot that is taken until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Slot(Arc<AtomicUsize>);
 
-/// There are as many as there may be. Where this is worth a line in the log, it has the number of refusals since the last line.
+/// All slots are taken. Holds the number of refusals since the last log line where another line is due.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct NoSlot(pub(crate) Option<u64>);
 
 impl Slots {
-    /// Takes a slot, of `most` in all.
+    /// Takes one of `most` slots.
     ///
     /// # Errors
-    /// All of them are taken.
+    /// None is free.
     pub(crate) fn take(&self, most: usize) -> Result<Slot, NoSlot> {
         let one_more = |taken: usize| (taken < most).then_some(taken + 1);
         match self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more) {

@@ -36,8 +36,7 @@ const INET_QUEUES: usize = 56;
 /// Where the attributes stand behind `unix_diag_msg`.
 const UNIX_ATTRIBUTES: usize = 16;
 
-/// A way to ask the kernel about sockets, opened when it is first needed.
-#[derive(Default)]
+/// A way to ask the kernel about sockets.
 pub(super) struct SockDiag {
     netlink: Option<OwnedFd>,
     sequence: u32,
@@ -53,6 +52,12 @@ struct Queues {
 }
 
 impl SockDiag {
+    /// Opens it. Where that cannot be, nothing is told.
+    pub(super) fn open() -> Self {
+        let netlink = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, SocketFlags::CLOEXEC, Some(netlink::SOCK_DIAG)).ok();
+        Self { netlink, sequence: 0 }
+    }
+
     /// Bytes that were written to a connected TCP or Unix socket and that its peer has not read, as far as the kernel shows them:
     /// the receive queue of a peer on another machine, or in another network namespace, is not seen. `None` where the kernel tells
     /// nothing, as in a sandbox that forbids netlink sockets.
@@ -123,10 +128,7 @@ impl SockDiag {
     /// waited for.
     fn ask(&mut self, request: &[u8]) -> Option<Vec<u8>> {
         self.sequence = self.sequence.wrapping_add(1);
-        let netlink = match &self.netlink {
-            Some(netlink) => netlink,
-            None => self.netlink.insert(open()?),
-        };
+        let netlink = self.netlink.as_ref()?;
         let mut message = Vec::with_capacity(NLMSG_HEADER + request.len());
         message.extend(u32::try_from(NLMSG_HEADER + request.len()).ok()?.to_ne_bytes());
         message.extend([SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST].iter().flat_map(|half| half.to_ne_bytes()));
@@ -145,10 +147,6 @@ impl SockDiag {
         }
         None
     }
-}
-
-fn open() -> Option<OwnedFd> {
-    socket_with(AddressFamily::NETLINK, SocketType::DGRAM, SocketFlags::CLOEXEC, Some(netlink::SOCK_DIAG)).ok()
 }
 
 /// An address as the kernel files it: one of IPv4 that came through a socket of IPv6 is one of IPv4.
@@ -182,7 +180,7 @@ mod tests {
         let mut taken = [0; 3_000];
         reader.read_exact(&mut taken).unwrap();
         let socket = sender.into();
-        let mut kernel = SockDiag::default();
+        let mut kernel = SockDiag::open();
         assert_eq!(kernel.unread(&socket), Some(7_000));
         reader.read_exact(&mut taken[..1]).unwrap();
         assert_eq!(kernel.unread(&socket), Some(6_999));
@@ -209,6 +207,6 @@ mod tests {
     #[test]
     fn of_a_socket_that_is_not_connected_nothing_is_told() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        assert_eq!(SockDiag::default().unread(&listener.into()), None);
+        assert_eq!(SockDiag::open().unread(&listener.into()), None);
     }
 }

@@ -110,10 +110,10 @@ fn drip(client: &mut Client) -> Duration {
 
 #[test]
 fn a_head_may_take_as_long_as_head_timeout_from_its_first_byte_on() {
-    let server = server(&["--head-timeout", "1s"]);
+    let server = server(&["--head-timeout", "4s"]);
     let mut client = server.client();
     // What passes before the first byte does not count.
-    pause(Duration::from_millis(1200));
+    pause(Duration::from_millis(4200));
     for piece in [&b"GET /p/x HT"[..], b"TP/1.1\r\nho", b"st: test\r\n"] {
         client.send(piece);
         pause(Duration::from_millis(100));
@@ -123,30 +123,30 @@ fn a_head_may_take_as_long_as_head_timeout_from_its_first_byte_on() {
     let begin = Instant::now();
     client.send(b"GET /p/x HTTP/1.1\r\n");
     assert_refused(&mut client, 408, "timeout");
-    assert!(begin.elapsed() + TICK > Duration::from_secs(1), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() + TICK > Duration::from_secs(4), "{:?}", begin.elapsed());
 
     // The time is that of the whole head, not of each of its bytes.
     let mut client = server.client();
     client.send(b"GET /p/x HTTP/1.1\r\nx: ");
-    assert!(drip(&mut client) + TICK > Duration::from_secs(1));
+    assert!(drip(&mut client) + TICK > Duration::from_secs(4));
     assert_refused(&mut client, 408, "timeout");
 }
 
 #[test]
 fn a_connection_is_kept_without_a_request_for_idle_timeout() {
-    let server = server(&["--idle-timeout", "1s"]);
+    let server = server(&["--idle-timeout", "4s"]);
     let mut client = server.client();
     let get = b"GET /p/x HTTP/1.1\r\nhost: test\r\n\r\n";
     for _ in 0..3 {
-        pause(Duration::from_millis(500));
+        pause(Duration::from_millis(1500));
         assert_answered(&mut client, get);
     }
     let mut begin = Instant::now();
     assert!(client.rest().is_empty(), "nothing is said, as nothing was asked");
-    assert!(begin.elapsed() + TICK > Duration::from_secs(1));
+    assert!(begin.elapsed() + TICK > Duration::from_secs(4));
     begin = Instant::now();
     assert!(server.client().rest().is_empty());
-    assert!(begin.elapsed() + TICK > Duration::from_secs(1));
+    assert!(begin.elapsed() + TICK > Duration::from_secs(4));
 }
 
 #[test]
@@ -246,44 +246,44 @@ fn send_body_slowly(server: &Server, bytes: usize, every: Duration) -> Client {
 
 #[test]
 fn a_body_may_stand_still_for_body_timeout() {
-    let server = server(&["--body-timeout", "1s", "--min-rate", "1"]);
-    // Three seconds in all, with something each half of one.
-    let mut client = send_body_slowly(&server, 6, Duration::from_millis(500));
+    let server = server(&["--body-timeout", "4s", "--min-rate", "1"]);
+    // Six seconds in all, with something each second.
+    let mut client = send_body_slowly(&server, 6, Duration::from_secs(1));
     assert_eq!(client.reply(false).text(), "xxxxxx");
     for bytes in [0, 5] {
         let mut client = send_body_slowly(&server, bytes, Duration::from_millis(100));
         let begin = Instant::now();
         assert_refused(&mut client, 408, "timeout");
-        assert!(begin.elapsed() + TICK > Duration::from_secs(1), "{:?}", begin.elapsed());
+        assert!(begin.elapsed() + TICK > Duration::from_secs(4), "{:?}", begin.elapsed());
     }
 }
 
 #[test]
 fn a_body_may_be_slower_than_min_rate_for_body_timeout_and_no_longer() {
-    let server = server(&["--body-timeout", "1s", "--min-rate", "100"]);
+    let server = server(&["--body-timeout", "4s", "--min-rate", "100"]);
     let mut client = send_body_slowly(&server, 6, Duration::from_millis(100));
     assert_eq!(client.reply(false).text(), "xxxxxx");
     let mut client = server.client();
     client.send(b"POST /p/echo HTTP/1.1\r\nhost: test\r\ncontent-length: 5000\r\n\r\n");
-    assert!(drip(&mut client) + TICK > Duration::from_secs(1));
+    assert!(drip(&mut client) + TICK > Duration::from_secs(4));
     assert_refused(&mut client, 408, "timeout");
 }
 
 /// Time in which nothing happened is nobody's: it was waited for no one.
 #[test]
 fn a_quiet_time_before_a_request_is_not_held_against_its_client() {
-    let server = server(&["--body-timeout", "1s", "--write-timeout", "1s"]);
-    pause(Duration::from_millis(1500));
+    let server = server(&["--body-timeout", "4s", "--write-timeout", "4s"]);
+    pause(Duration::from_millis(4500));
     let mut client = send_body_slowly(&server, 6, Duration::from_millis(100));
     assert_eq!(client.reply(false).text(), "xxxxxx");
-    pause(Duration::from_millis(1500));
+    pause(Duration::from_millis(4500));
     assert_eq!(read_late(&server, Duration::from_millis(300)), 20_000_000);
 }
 
 /// The plugin answers `/early` without the body, which shows when it is asked.
 #[test]
 fn a_body_up_to_body_buffer_is_collected_and_a_larger_one_is_passed_on() {
-    let server = server(&["--body-buffer", "128KiB", "--body-timeout", "1s"]);
+    let server = server(&["--body-buffer", "128KiB", "--body-timeout", "4s"]);
     let size = 128 << 10;
     for declared in [size - 1, size] {
         let mut client = server.client();
@@ -616,7 +616,7 @@ fn a_request_waits_for_a_place_inside_for_place_timeout() {
         return;
     }
     let site = Site::new()
-        .args(&["--body-buffer", "0", "--place-timeout", "500ms", "--request-timeout", LONG])
+        .args(&["--body-buffer", "0", "--place-timeout", "5s", "--request-timeout", LONG])
         .args(&EVERY_CONNECTION)
         .fake("p");
     let own = site.data().join("plugrack");
@@ -639,10 +639,10 @@ fn a_request_waits_for_a_place_inside_for_place_timeout() {
     let shown = || serde_json::from_str::<Value>(&server.cli(&["show", "p", "--json"])).unwrap();
     wait_for("all of them to be inside", || (shown()["process"]["waiting"] == 28).then_some(()));
     assert_eq!(server.get("/healthz").status, 200, "what has none needs no place");
-    for number in 0..5 {
+    for number in 0..3 {
         let begin = Instant::now();
         assert_refused(&mut connect(number), 503, "overloaded");
-        assert!(begin.elapsed() + TICK > Duration::from_millis(500), "{:?}", begin.elapsed());
+        assert!(begin.elapsed() + TICK > Duration::from_secs(5), "{:?}", begin.elapsed());
     }
     assert_eq!(server.log().matches("found no free place inside the host in time").count(), 1, "{}", server.log());
     // One that comes free in time is taken.
@@ -664,26 +664,26 @@ fn read_late(server: &Server, stop: Duration) -> usize {
 
 #[test]
 fn a_client_may_take_nothing_of_its_answer_for_write_timeout() {
-    let server = server(&["--write-timeout", "1s"]);
+    let server = server(&["--write-timeout", "4s"]);
     assert_eq!(read_late(&server, Duration::from_millis(500)), 20_000_000);
     let mut client = Client::connect_narrow(Ipv4Addr::LOCALHOST, server.address());
     let begin = Instant::now();
     client.send(b"GET /p/download?bytes=20000000&declared=20000000 HTTP/1.1\r\nhost: test\r\n\r\n");
     wait_for("the host to break the connection", || (!client.try_send(b" ")).then_some(()));
-    assert!(begin.elapsed() + TICK > Duration::from_secs(1));
+    assert!(begin.elapsed() + TICK > Duration::from_secs(4));
     assert!(client.rest().len() < 20_000_000);
     assert_eq!(server.get("/p/x").status, 200);
 }
 
 #[test]
 fn an_answer_may_begin_as_late_as_request_timeout() {
-    let server = server(&["--request-timeout", "1s"]);
+    let server = server(&["--request-timeout", "4s"]);
     let mut client = server.client();
     assert_eq!(client.get("/p/sleep?s=0.3").text(), "slept");
     let begin = Instant::now();
-    let late = client.get("/p/sleep?s=5");
+    let late = client.get("/p/wait?file=never");
     assert_eq!((late.status, late.json()["error"]["code"].as_str()), (504, Some("timeout")));
-    assert!(begin.elapsed() + TICK > Duration::from_secs(1));
+    assert!(begin.elapsed() + TICK > Duration::from_secs(4));
     assert_eq!(client.get("/p/x").status, 200, "the connection goes on");
 }
 

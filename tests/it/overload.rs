@@ -349,7 +349,7 @@ fn a_connection_that_is_lost_inside_costs_the_requests_on_it_and_nothing_else() 
 
 #[test]
 fn another_http_library_takes_the_place_of_one_that_died_and_no_client_is_lost() {
-    let more = ["--place-timeout", "5s", "--max-connections-per-address", "200"];
+    let more = ["--place-timeout", "30s", "--max-connections-per-address", "200"];
     let server = server_of_p(&[&AS_THEY_COME[..], &more].concat());
     let mut events = server.client();
     let head = events.begin_events();
