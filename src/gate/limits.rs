@@ -48,7 +48,7 @@ pub(crate) struct Limits {
         value_parser = clap::value_parser!(u32).range(1..=MAX_CONNECTIONS))]
     pub(crate) max_connections_per_address: u32,
 
-    /// Connections at once with requests that are under way at one plugin or wait for it: a number, or a part of --max-connections
+    /// Connections at once that one plugin holds, with requests that are under way at it or wait for it: a number, or a percentage of all connections
     #[arg(long, value_name = "N|PERCENT%", env = "PLUGRACK_MAX_CONNECTIONS_PER_PLUGIN", default_value = "50%", value_parser = parse_share)]
     pub(crate) max_connections_per_plugin: Share,
 
