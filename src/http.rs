@@ -9,6 +9,7 @@ use crate::gate::head::obs_text;
 use crate::gate::mailbox::{Left, Mailbox, PIECE};
 use crate::gate::reply::Reply;
 use crate::gate::response::{Answer, put_size};
+use crate::gate::slots::NoSlot;
 use crate::gate::{GATE_HEADER, Gate, KEY, LENGTH_HEADER, Loss, MARK, Origin};
 use crate::pages;
 use crate::pause::pause;
@@ -16,6 +17,7 @@ use crate::plugin::{HOLD, STARTING_RETRY_AFTER};
 use crate::process::small_thread;
 use crate::protocol::message::{HOP_BY_HOP, Headers, Http, Response, Text};
 use crate::rack::Rack;
+use crate::repeat::more;
 use crate::room;
 use crate::route::Target;
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -118,15 +120,21 @@ impl Front {
         &self.key
     }
 
-    /// Answers requests, on threads of its own, until told to close.
-    pub(crate) fn serve(self: &Arc<Self>, rack: &Arc<Rack>, api: &Arc<Api>) -> io::Result<Serving> {
+    /// Answers requests, on threads of its own, until told to close. One plugin may hold `per_plugin` connections of clients.
+    pub(crate) fn serve(self: &Arc<Self>, rack: &Arc<Rack>, api: &Arc<Api>, per_plugin: u32) -> io::Result<Serving> {
         let (desk, at_desk) = bounded::<TinyClient>(DESK_QUEUE);
         for number in 1..=DESK_THREADS {
             let (api, queue) = (Arc::clone(api), at_desk.clone());
             std::thread::Builder::new().name(format!("desk-{number}")).spawn(move || attend(&api, &queue))?;
         }
         let lobby = Mutex::new(Some(Vec::new()));
-        let dispatcher = Arc::new(Dispatcher { front: Arc::clone(self), rack: Arc::clone(rack), desk, lobby });
+        let dispatcher = Arc::new(Dispatcher {
+            front: Arc::clone(self),
+            rack: Arc::clone(rack),
+            per_plugin: per_plugin as usize,
+            desk,
+            lobby,
+        });
         let porter = Arc::clone(&dispatcher);
         std::thread::Builder::new().name("lobby".into()).spawn(move || porter.attend_lobby())?;
         let socket = Arc::clone(&dispatcher).start()?;
@@ -234,6 +242,8 @@ impl Serving {
 struct Dispatcher {
     front: Arc<Front>,
     rack: Arc<Rack>,
+    /// Connections that one plugin may hold.
+    per_plugin: usize,
     desk: Sender<TinyClient>,
     /// Requests for what is not known, by their arrival, while the first look for plugins is under way; none afterwards.
     lobby: Mutex<Option<Vec<(Instant, TinyClient)>>>,
@@ -291,6 +301,21 @@ impl Dispatcher {
         match routes.resolve(path) {
             Target::Plugin { plugin, mount, .. } => {
                 let (plugin, method) = (Arc::clone(plugin), Method::named(request.method().as_str()));
+                match (plugin.slots.take(self.per_plugin), client.passed.slot_at) {
+                    (Ok(slot), Some(address)) => self.front.mailbox.occupy(address, slot),
+                    (Ok(_), None) => {}
+                    (Err(NoSlot(unsaid)), _) => {
+                        if let Some(unsaid) = unsaid {
+                            log::warn!(
+                                "{} holds {} connections, and another request for it was refused (serve --max-connections-per-plugin){}",
+                                plugin.id(),
+                                self.per_plugin,
+                                more(unsaid)
+                            );
+                        }
+                        return client.refuse_connection();
+                    }
+                }
                 let body = client.left.map_or(BodyLength::Unknown, BodyLength::Known);
                 client.mount = mount.len();
                 let (client, arrived) = (Box::new(client), Instant::now());
@@ -366,6 +391,8 @@ struct Passed {
     length: Option<u64>,
     /// Where the rest of the request is, and where the answer is to be put, unless they go over the connection.
     address: Option<u64>,
+    /// The mailbox's entry that holds the plugin's slot for its connection.
+    slot_at: Option<u64>,
 }
 
 impl Passed {
@@ -376,14 +403,16 @@ impl Passed {
             is_same(given, key).then_some(())?;
             let (address, length) = said.split_once('.').map_or((said, None), |(address, length)| (address, Some(length)));
             let length = length.and_then(|length| length.parse().ok());
-            return Some(Self { origin: None, length, address: Some(u64::from_str_radix(address, 16).ok()?) });
+            let address = Some(u64::from_str_radix(address, 16).ok()?);
+            return Some(Self { origin: None, length, address, slot_at: address });
         }
         let mut words = header(request, GATE_HEADER)?.split(' ');
         is_same(words.next()?, key).then_some(())?;
         let https = words.next()? == "https";
         let address = words.next().and_then(|address| address.parse().ok());
         let length = words.next().and_then(|length| length.parse().ok());
-        Some(Self { origin: Some(Origin { address, https }), length, address: None })
+        let slot_at = words.next().and_then(|address| u64::from_str_radix(address, 16).ok());
+        Some(Self { origin: Some(Origin { address, https }), length, address: None, slot_at })
     }
 }
 
@@ -484,6 +513,8 @@ pub(crate) struct TinyClient {
     /// How much of it that is, where it is known.
     left: Option<u64>,
     chunked: bool,
+    /// Whether the client's connection is to end after the answer.
+    last: bool,
 }
 
 /// The first of an answer's body.
@@ -522,6 +553,7 @@ impl TinyClient {
                 BodyLength::Unknown => None,
             },
             chunked: false,
+            last: false,
             state: ClientState::Asking(Box::new(request)),
         }
     }
@@ -545,12 +577,21 @@ impl TinyClient {
         drop(self.begin(status, head, &body));
     }
 
+    /// Refuses a request because its plugin holds as many connections as it may. The connection ends, so that it is free for other plugins' clients.
+    fn refuse_connection(mut self) {
+        self.last = true;
+        let body = api::error_body("overloaded", "the plugin holds too many connections (serve --max-connections-per-plugin)");
+        let retry_after = OVERLOAD_RETRY_AFTER.to_string();
+        self.respond(503, "application/json", body.as_bytes(), &[("retry-after", &retry_after)]);
+    }
+
     /// Begins an answer with its head, but for the lines that frame it, and the first of its body.
     fn begin(&mut self, status: u16, mut head: Vec<u8>, body: &Beginning<'_>) -> io::Result<()> {
         let over_connection = self.leave();
         if let Some(address) = self.passed.address {
-            let outlet = self.take_left().and_then(|left| left.outlet.take());
-            let answer = Answer { status, length: body.length, chunked: false, close: false };
+            // Only the gate can end the connection, so it frames the answer.
+            let outlet = if self.last { None } else { self.take_left().and_then(|left| left.outlet.take()) };
+            let answer = Answer { status, length: body.length, chunked: false, close: self.last };
             let reply = Reply::begin(&self.front.mailbox, address, outlet, (answer, head), body.first, body.whole)?;
             if !body.whole {
                 self.state = ClientState::Replying(reply);

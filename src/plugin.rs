@@ -2,6 +2,7 @@
 
 use crate::discovery::{self, Fingerprint, Found};
 use crate::exchange::{Failed, Job};
+use crate::gate::slots::Slots;
 use crate::license::Code;
 use crate::output::PluginLog;
 use crate::protocol::metadata::Metadata;
@@ -196,6 +197,8 @@ pub(crate) struct Plugin {
     pub(crate) socket: PathBuf,
     /// Requests on their way to it.
     pub(crate) queue: Arc<Queue>,
+    /// Connections of clients that it holds.
+    pub(crate) slots: Slots,
     /// What it prints.
     pub(crate) log: PluginLog,
     /// Its supervisor.
@@ -250,6 +253,7 @@ impl Plugin {
             fingerprint: found.fingerprint,
             socket,
             queue,
+            slots: Slots::default(),
             log,
             control,
             answered: AtomicU64::new(0),
@@ -447,5 +451,44 @@ impl Plugin {
     fn lock_status(&self) -> MutexGuard<'_, Status> {
         // A status is plain values: one that was being changed is still one.
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crossbeam_channel::bounded;
+
+    /// A plugin with so many connections, which takes so long for a request on average.
+    fn plugin(connections: usize, pace: Duration) -> Plugin {
+        let json =
+            br#"{"protocol": 1, "id": "p", "name": "P", "version": "1.0.0", "icon": "P", "route": "/p", "concurrency": 8}"#;
+        let log = PluginLog::new(PathBuf::from("/nonexistent/p.log"));
+        let found = Found { file: "p".into(), program: PathBuf::new(), fingerprint: None };
+        let plugin = Plugin::new(Metadata::parse(json).unwrap(), &found, PathBuf::new(), log, bounded(1).0, true);
+        plugin.connections.store(connections, Ordering::Relaxed);
+        plugin.pace.store(pace.as_micros().try_into().unwrap(), Ordering::Relaxed);
+        plugin
+    }
+
+    #[test]
+    fn a_quick_plugin_lets_go_of_connections_that_it_does_not_need() {
+        let alike = if *PROCESSORS < MANY_PROCESSORS { 1 } else { 2 };
+        let lets_go = |connections: usize, pace: Duration, stalled: usize, uneven: bool| {
+            let plugin = plugin(connections, pace);
+            plugin.stalled.store(stalled, Ordering::Relaxed);
+            if uneven {
+                plugin.note_uneven();
+            }
+            plugin.lets_go()
+        };
+        assert!(lets_go(alike + 1, QUICK / 4, 0, false) && !lets_go(alike, QUICK / 4, 0, false));
+        // Where requests are uneven it needs two, beside those that are stalled.
+        assert!(lets_go(3, QUICK / 4, 0, true) && !lets_go(2, QUICK / 4, 0, true) && !lets_go(5, QUICK / 4, 3, true));
+        // One that is not quick needs all of them.
+        assert!(!lets_go(8, QUICK / 2, 0, false));
+        // One connection at a time ends.
+        let plugin = plugin(8, QUICK / 4);
+        assert!(plugin.lets_go() && !plugin.lets_go());
     }
 }

@@ -19,7 +19,7 @@ use crate::room::{self, Room};
 use crate::store::Store;
 use crate::store::kv;
 use anyhow::{Context, Result, anyhow, bail};
-use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, at, bounded, never, select, unbounded};
 use rustix::process::geteuid;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -34,6 +34,10 @@ use std::time::{Duration, Instant};
 /// How often files that were refused are looked at for a change, and how long ago the kernel's last killing for want of memory may be
 /// for it to be a plugin's end: seldom enough to cost nothing, soon enough for an operator who has mended a file.
 const WATCH_EVERY: Duration = Duration::from_secs(5);
+
+/// Time between two looks through the plugins directory on SIGHUP: signals that arrive meanwhile are one, so that a storm of them neither keeps the host
+/// busy nor floods its log.
+const HANG_UP_PAUSE: Duration = Duration::from_secs(1);
 
 /// How much of [`STOP_ALL_TIME`] requests that have come have to be answered before the plugins are told to end.
 const DRAIN_TIME: Duration = Duration::from_secs(1);
@@ -144,7 +148,8 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     let api = Arc::new(Api::new(Arc::clone(&rack), token, settings.request_timeout));
     let max_connections = rack.host().room.connections(settings.limits.max_connections);
     let limits = Limits { max_connections, ..settings.limits.clone() };
-    let serving = front.serve(&rack, &api).context("cannot start the threads that answer requests")?;
+    let per_plugin = limits.max_connections_per_plugin.of(max_connections);
+    let serving = front.serve(&rack, &api, per_plugin).context("cannot start the threads that answer requests")?;
     let backing = Backing {
         socket: serving.socket().to_owned(),
         key: front.key().to_owned(),
@@ -175,15 +180,18 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     let (sender, received) = unbounded();
     let watch = move || signals.forever().all(|signal| sender.send(signal).is_ok());
     process::small_thread("signals").spawn(watch)?;
+    let (mut hung_up, mut hang_up_at) = (never(), Instant::now());
     let outcome = loop {
         select! {
             recv(received) -> signal => match signal {
-                Ok(SIGHUP) => {
-                    read_certificate_again(settings, &gate);
-                    // One that waits already will see all there is by then.
-                    order.try_send(()).unwrap_or_default();
-                }
+                Ok(SIGHUP) => hung_up = at(hang_up_at.max(Instant::now())),
                 _ => break Ok(()),
+            },
+            recv(hung_up) -> _ => {
+                (hung_up, hang_up_at) = (never(), Instant::now() + HANG_UP_PAUSE);
+                read_certificate_again(settings, &gate);
+                // One that waits already will see all there is by then.
+                order.try_send(()).unwrap_or_default();
             },
             recv(failed) -> _ => break Err(anyhow!("no connections can be accepted any more")),
         }

@@ -47,9 +47,10 @@ pub(super) struct Backend {
     /// Where the body of its answer comes from, if that is in pieces by the mailbox.
     pub(super) pieces: Option<Pieces>,
     pub(super) user: Use,
-    /// Whether the request has gone over the shared connection, and whether what was left in the mailbox for it may still be there.
+    /// Whether the request has gone over the shared connection.
     pub(super) aboard: bool,
-    pub(super) left: bool,
+    /// Whether the mailbox has an entry for it.
+    pub(super) entered: bool,
     /// More may be there to read.
     pub(super) readable: bool,
     /// More may be sent.
@@ -86,7 +87,7 @@ impl Backend {
 
     /// The way of a request over the shared connection.
     pub(super) fn aboard(client: ClientKey) -> Self {
-        Self { aboard: true, left: true, spent: true, ..Self::new(Use::Busy(client)) }
+        Self { aboard: true, entered: true, spent: true, ..Self::new(Use::Busy(client)) }
     }
 
     fn new(user: Use) -> Self {
@@ -95,7 +96,7 @@ impl Backend {
             pieces: None,
             user,
             aboard: false,
-            left: false,
+            entered: false,
             readable: true,
             writable: true,
             told_writable: false,

@@ -9,6 +9,7 @@ use super::event_loop::{Again, EventLoop, OPERATORS, PROBE_EVERY, SWEEP, TURN};
 use super::head::Framing;
 use super::mailbox::{Left, Next, Parcel, Then};
 use super::response::{self, Answer, Framed, Malformed, put};
+use super::slots::Slot;
 use super::trouble::Trouble;
 use super::{GATE_HEADER, Loss, MARK, Origin, refusal};
 use crate::room;
@@ -179,7 +180,9 @@ impl EventLoop {
         backend.user = Use::Busy(key);
         backend.reading = Reading::Head;
         backend.searched = 0;
-        backend.chunked = put_head(&mut backend.out, client, &self.backing.key);
+        backend.chunked = put_head(&mut backend.out, client, &self.backing.key, backend_key);
+        backend.entered = true;
+        self.inbox.leave(backend_key.data().as_ffi(), None);
         backend.whole = false;
         // There may be room for more of its body.
         self.again.push(Again::Client(key));
@@ -201,7 +204,7 @@ impl EventLoop {
         put_first_line(&mut shared.out, first, &self.backing.key, address, length);
         // Once the host stops, each answer says that it is the connection's last, which the gate sees to.
         let outlet = if self.is_draining { None } else { client.lend(self.aboard == 1) };
-        self.inbox.leave(address.data().as_ffi(), Left { headers, origin: origin(client), body, outlet });
+        self.inbox.leave(address.data().as_ffi(), Some(Left { headers, origin: origin(client), body, outlet }));
         client.pass_on(address, self.now + self.backing.answer_timeout);
         true
     }
@@ -248,12 +251,15 @@ impl EventLoop {
     fn take_parcel(&mut self, key: BackendKey, parcel: Parcel) {
         let Some(backend) = self.backends.get_mut(key).filter(|backend| backend.aboard) else { return };
         let Use::Busy(client) = backend.user else { return };
-        // Whoever answers has taken it.
-        backend.left = false;
         match (parcel, &backend.pieces) {
             (Parcel::Answer { answer, bytes, body_at, rest }, None) => {
                 let is_whole = rest.is_none();
                 backend.pieces = rest;
+                if answer.close
+                    && let Some(exchange) = self.clients.get_mut(client).and_then(|client| client.exchange.as_mut())
+                {
+                    exchange.last = true;
+                }
                 let mut head = self.buffer();
                 head.extend_from_slice(&bytes[..body_at]);
                 self.begin_answer(client, &answer, head);
@@ -610,6 +616,7 @@ impl EventLoop {
 
     /// An answer has come to its end.
     fn end_answer(&mut self, key: BackendKey, client: Option<ClientKey>) {
+        let slot = self.leave_entry(key);
         if let Some(backend) = self.backends.get_mut(key) {
             if self.opening == Some(key) {
                 self.opening = None;
@@ -624,8 +631,12 @@ impl EventLoop {
             }
         }
         if let Some(client) = client {
-            if let Some(exchange) = self.clients.get_mut(client).and_then(|client| client.exchange.as_mut()) {
-                exchange.backend = None;
+            if let Some(client) = self.clients.get_mut(client) {
+                // The connection counts for the plugin until the client has taken the answer.
+                client.slot = slot.filter(|_| !client.is_flushed());
+                if let Some(exchange) = &mut client.exchange {
+                    exchange.backend = None;
+                }
             }
             self.answered(client);
         }
@@ -637,14 +648,18 @@ impl EventLoop {
         if self.opening == Some(key) {
             self.opening = None;
         }
+        self.leave_entry(key);
         let Some(backend) = self.backends.remove(key) else { return };
         self.aboard -= usize::from(backend.aboard);
-        if backend.left {
-            self.inbox.withdraw(key.data().as_ffi());
-        }
         if matches!(backend.user, Use::Free(_)) {
             self.free.retain(|free| *free != key);
         }
+    }
+
+    /// Removes a request's entry from the mailbox; gives the plugin's slot that its connection held.
+    fn leave_entry(&mut self, key: BackendKey) -> Option<Slot> {
+        let backend = self.backends.get_mut(key)?;
+        std::mem::take(&mut backend.entered).then(|| self.inbox.withdraw(key.data().as_ffi())).flatten()
     }
 
     /// Until when the one that has been free for longest is kept, if it is not needed.
@@ -696,7 +711,7 @@ fn put_first_line(out: &mut Vec<u8>, first: &[u8], gate: &str, address: BackendK
 
 /// Appends the head of a client's request as the host gets it over a connection of its own, and says whether its body is to follow in
 /// chunks.
-fn put_head(out: &mut Vec<u8>, client: &Client, gate: &str) -> bool {
+fn put_head(out: &mut Vec<u8>, client: &Client, gate: &str, entry: BackendKey) -> bool {
     let Some(exchange) = &client.exchange else { return false };
     out.extend_from_slice(&exchange.request);
     let (length, chunked) = match exchange.head.framing {
@@ -718,9 +733,10 @@ fn put_head(out: &mut Vec<u8>, client: &Client, gate: &str) -> bool {
         None => out.extend_from_slice(b"- "),
     }
     match length {
-        Some(length) => put(out, format_args!("{length}\r\n\r\n")),
-        None => out.extend_from_slice(b"-\r\n\r\n"),
+        Some(length) => put(out, format_args!("{length} ")),
+        None => out.extend_from_slice(b"- "),
     }
+    put(out, format_args!("{:x}\r\n\r\n", entry.data().as_ffi()));
     chunked
 }
 

@@ -110,6 +110,15 @@ impl Decoder {
         Ok(Step { used, data: &[], ended: matches!(self.state, State::Ended) })
     }
 
+    /// Bytes of the present chunk that are still to come, as far as its size has been read.
+    pub(crate) fn announced(&self) -> u64 {
+        match self.state {
+            State::Size { size, .. } | State::Extension { size } | State::SizeEnd { size } => size,
+            State::Data { left } => left,
+            _ => 0,
+        }
+    }
+
     /// The state after a byte that is not data.
     fn next(&mut self, byte: u8) -> Result<State, Broken> {
         match (self.state, byte) {
@@ -262,6 +271,19 @@ mod tests {
         assert_malformed("10000000000000000\r\n");
         assert_eq!(decode_all("ffffffffffffffff\r\nabc"), Ok((b"abc".to_vec(), 21, false)));
         assert_eq!(decode_all("FFFFFFFFFFFFFFFF\r\nabc"), Ok((b"abc".to_vec(), 21, false)));
+    }
+
+    #[test]
+    fn a_chunk_is_announced_as_soon_as_its_size_is_read() {
+        let mut decoder = Decoder::new();
+        let mut announced = |input: &str| {
+            decoder.step(input.as_bytes()).unwrap();
+            decoder.announced()
+        };
+        assert_eq!([announced("0"), announced("1"), announced("f"), announced(";x")], [0, 1, 0x1f, 0x1f]);
+        assert_eq!([announced("y\r"), announced("\n"), announced("abc")], [0x1f, 0x1f, 0x1c]);
+        assert_eq!([announced(&"d".repeat(0x1c)), announced("\r\n")], [0, 0]);
+        assert_eq!([announced("FFFFFFFFFFFFFFFF"), announced("\r\n"), announced("a")], [u64::MAX, u64::MAX, u64::MAX - 1]);
     }
 
     #[test]

@@ -6,8 +6,9 @@ use super::chunked::Decoder;
 use super::door::Guest;
 use super::head::{Framing, Head};
 use super::outlet::{Outlet, Progress};
-use super::pace::Pace;
+use super::pace::{Pace, Uptake};
 use super::response::{Framed, Terms};
+use super::slots::Slot;
 use super::stream::Stream;
 use memchr::memchr;
 use std::io;
@@ -63,10 +64,14 @@ pub(super) struct Client {
     /// Bytes to send, of which the first `sent` are gone.
     pub(super) out: Vec<u8>,
     pub(super) sent: usize,
-    /// How it takes them.
-    pub(super) taking: Pace,
+    /// How fast the client reads the answer.
+    pub(super) uptake: Uptake,
+    /// Bytes of the answer that a worker has sent straight to the client.
+    pub(super) sent_straight: u64,
     /// The request under way.
     pub(super) exchange: Option<Exchange>,
+    /// The plugin's slot that this connection holds while the client reads the rest of an answer.
+    pub(super) slot: Option<Slot>,
 }
 
 /// A request under way, and its answer.
@@ -149,8 +154,10 @@ impl Client {
             ended: false,
             out: Vec::new(),
             sent: 0,
-            taking: Pace::default(),
+            uptake: Uptake::default(),
+            sent_straight: 0,
             exchange: None,
+            slot: None,
         }
     }
 
@@ -199,6 +206,11 @@ impl Client {
         self.unsent() == 0 && !self.stream.is_unsent()
     }
 
+    /// Whether nothing more is to be sent of an answer that has begun.
+    pub(super) fn is_done(&self) -> bool {
+        self.is_flushed() && self.exchange.as_ref().is_none_or(|exchange| !exchange.answered)
+    }
+
     /// Sends what waits and these bytes behind it, or keeps them until they can be sent.
     pub(super) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         let mut rest = bytes;
@@ -207,7 +219,6 @@ impl Client {
         while self.unsent() > 0 || !rest.is_empty() {
             match self.stream.write(&self.out[self.sent..], rest) {
                 Ok(n) => {
-                    self.taking.progress(n);
                     let waited = n.min(self.unsent());
                     self.sent += waited;
                     rest = &rest[n - waited..];
@@ -234,6 +245,19 @@ impl Client {
     pub(super) fn flush(&mut self) -> io::Result<()> {
         self.send(&[])?;
         if self.out.is_empty() { self.stream.flush() } else { Ok(()) }
+    }
+
+    /// Notes what a worker has sent straight to the client.
+    pub(super) fn note_sent_straight(&mut self) {
+        if let Some(outlet) = self.exchange.as_ref().and_then(|exchange| exchange.outlet.as_ref()) {
+            self.sent_straight = outlet.sent();
+        }
+    }
+
+    /// Bytes that the kernel has been given for the client, those of earlier answers included unless they went straight there.
+    pub(super) fn given(&mut self) -> u64 {
+        self.note_sent_straight();
+        self.stream.written() + self.sent_straight
     }
 
     /// Reads what has come. Nothing read means that nothing is there, or that nothing more will come, as `ended` then says.

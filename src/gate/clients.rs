@@ -5,7 +5,7 @@ use super::chunked::{Broken, Decoder};
 use super::client::{ClientKey, Exchange, Phase};
 use super::event_loop::{Again, EventLoop, FIRST_READ, LINGER, SCRATCH, TURN};
 use super::head::{self, Framing, Head, Refusal};
-use super::pace::Pace;
+use super::pace::{Pace, Uptake};
 use super::refusal;
 use super::trouble::Trouble;
 use rustix::event::epoll::EventFlags;
@@ -83,6 +83,7 @@ impl EventLoop {
             self.keep_buffer(request);
             return Step::Wait;
         }
+        client.slot = None;
         if !client.input.is_empty() {
             match head::read(&client.input, limits, &mut client.searched, &mut request) {
                 Ok(Some((head, used))) => {
@@ -160,7 +161,8 @@ impl EventLoop {
         let complete = body.is_none();
         let client = &mut self.clients[key];
         client.deadline = None;
-        client.taking = Pace::default();
+        client.uptake = Uptake::new(client.stream.written());
+        client.sent_straight = 0;
         let go_on = continues && client.input.is_empty() && !too_large;
         client.exchange = Some(Exchange {
             head,
@@ -317,7 +319,8 @@ impl EventLoop {
                     used += step.used;
                     exchange.received += step.data.len() as u64;
                     exchange.complete = step.ended;
-                    if exchange.received > max_body {
+                    // A chunk is refused by the size it announces: its data may never come.
+                    if exchange.received.saturating_add(decoder.announced()) > max_body {
                         return Err(refusal::TOO_LARGE);
                     }
                     if let Err(full) = body.push(step.data) {
@@ -391,6 +394,7 @@ impl EventLoop {
             // A client that still sends may not read before it has sent all.
             return self.discard(key);
         }
+        client.slot = None;
         if client.ended || client.stream.end_sending().is_err() {
             self.close(key);
             return Step::Wait;
@@ -426,6 +430,10 @@ impl EventLoop {
     pub(super) fn answered(&mut self, key: ClientKey) {
         let idle = self.now + self.idle_time();
         let Some(client) = self.clients.get_mut(key) else { return };
+        if !client.is_flushed() {
+            // Only the request, which ends here, knows it.
+            client.note_sent_straight();
+        }
         if let Some(exchange) = client.exchange.take() {
             // Where the answer had begun before the host was to stop, the client was not told that it is the last: it is idle for a while.
             let last = exchange.last || !exchange.complete;

@@ -6,7 +6,9 @@ use super::client::{Client, ClientKey, Phase};
 use super::clients::LEAST_WINDOW;
 use super::door::{Door, Guest, origin};
 use super::mailbox::{Inbox, MAX_WHOLE};
+use super::pace::ReadTerms;
 use super::refusal;
+use super::sock_diag::SockDiag;
 use super::stream::Stream;
 use super::trouble::{Trouble, Troubles};
 use super::{Backing, Limits, Loss, Order};
@@ -27,6 +29,13 @@ use std::time::{Duration, Instant};
 
 /// How often deadlines are looked at.
 pub(super) const SWEEP: Duration = Duration::from_millis(100);
+
+/// How many times within `--write-timeout` the kernel is asked what a slow client has not read: a few system calls each time.
+const LOOKS: u32 = 10;
+
+/// Longest time a reverse proxy may read nothing of an answer, if it has read enough before. It reads in bursts, whenever the buffer of its own
+/// client has room, and gives up a client that has stopped after 60 s (`send_timeout` of nginx), which must come first.
+const PROXY_PAUSE: Duration = Duration::from_secs(75);
 
 /// How often the host is asked for an answer on a fresh connection, so that one that takes none is found before it is needed.
 pub(super) const PROBE_EVERY: Duration = Duration::from_secs(10);
@@ -124,6 +133,7 @@ pub(super) struct EventLoop {
     pub(super) waiting: VecDeque<(ClientKey, Instant)>,
     pub(super) stock: Arc<Stock>,
     pub(super) troubles: Troubles,
+    sock_diag: SockDiag,
     /// Where what clients send is read to, and what the host answers.
     pub(super) scratch: Vec<u8>,
     pub(super) answers: Vec<u8>,
@@ -187,6 +197,7 @@ impl EventLoop {
             waiting: VecDeque::new(),
             stock,
             troubles: Troubles::default(),
+            sock_diag: SockDiag::open(),
             scratch: vec![0; SCRATCH],
             answers: vec![0; SCRATCH],
             buffers: Vec::new(),
@@ -247,7 +258,7 @@ impl EventLoop {
                 self.sweep();
             }
             if let Some((deadline, _)) = &self.ending
-                && (self.now >= *deadline || self.clients.values().all(|client| client.is_flushed()))
+                && (self.now >= *deadline || self.clients.values().all(Client::is_done))
             {
                 return Ok(());
             }
@@ -287,8 +298,10 @@ impl EventLoop {
                         // What was asked is not answered any more.
                         if let Some(client) = self.clients.get(key) {
                             match (client.phase, &client.exchange) {
+                                // The plugins have ended, so what is left of an answer that has begun is in the host: it goes on while
+                                // there is time.
                                 (Phase::Closing | Phase::Lingering, _) => {}
-                                (_, Some(exchange)) if exchange.answered => self.cut(key),
+                                (_, Some(exchange)) if exchange.answered => {}
                                 (Phase::Idle, _) => self.close(key),
                                 _ => self.refuse(key, refusal::STOPPING),
                             }
@@ -501,20 +514,35 @@ impl EventLoop {
         let mut next = (self.opened + PROBE_EVERY).max(self.now + SWEEP);
         let window = self.window();
         let mut late = Vec::new();
+        let mut unseen = Vec::new();
+        let look_every = (self.limits.write_timeout / LOOKS).max(SWEEP);
         let crowded = self.now + self.idle_time();
         for (key, client) in &mut self.clients {
             if client.phase == Phase::Idle && client.deadline.is_some_and(|deadline| deadline > crowded) {
                 client.deadline = Some(crowded);
             }
             let waits_to_send = !client.is_flushed();
+            let terms = ReadTerms {
+                patience: self.limits.write_timeout,
+                rate: self.limits.min_rate,
+                longest_pause: if client.guest == Some(Guest::Proxy) { PROXY_PAUSE } else { Duration::ZERO },
+            };
             if waits_to_send {
-                client.taking.wait(passed);
+                client.uptake.wait(passed);
+                if client.uptake.is_due(look_every) {
+                    let unread = self.sock_diag.unread(client.stream.file());
+                    if unread.is_none() {
+                        unseen.push(key);
+                    }
+                    let given = client.given();
+                    client.uptake.look(given, unread, &terms);
+                }
             }
             let wants_body = client.wants_body(window) && !client.readable;
             if wants_body && let Some(exchange) = &mut client.exchange {
                 exchange.coming.wait(passed);
             }
-            let stalled = waits_to_send && client.taking.is_too_slow(self.limits.write_timeout, self.limits.min_rate);
+            let stalled = waits_to_send && client.uptake.is_too_slow(&terms);
             let slow = wants_body
                 && client
                     .exchange
@@ -537,6 +565,10 @@ impl EventLoop {
             } else {
                 self.out_of_time(key);
             }
+        }
+        for key in unseen {
+            // The kernel tells nothing, so only what it takes shows that the client reads. It has room long before it says so.
+            self.client_ready(key, EventFlags::OUT);
         }
         if self.close_doors_at.is_some_and(|at| self.now >= at) {
             self.close_doors();

@@ -15,6 +15,25 @@ const MAX_HEADERS: i64 = 256;
 /// Most `--max-connections`: each in use takes a thread and four files.
 const MAX_CONNECTIONS: i64 = 65_536;
 
+/// The part of all connections that one plugin may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Share {
+    /// A number of connections.
+    Number(u32),
+    /// A percentage of all connections, from 1 to 100.
+    Percent(u32),
+}
+
+impl Share {
+    /// The number of connections this is of `connections` in all, at least one.
+    pub(crate) fn of(self, connections: u32) -> u32 {
+        match self {
+            Self::Number(number) => number.min(connections),
+            Self::Percent(percent) => (connections / 100 * percent + connections % 100 * percent / 100).max(1),
+        }
+    }
+}
+
 /// The limits of clients.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Limits of clients")]
@@ -28,6 +47,10 @@ pub(crate) struct Limits {
     #[arg(long, value_name = "N", env = "PLUGRACK_MAX_CONNECTIONS_PER_ADDRESS", default_value_t = 64,
         value_parser = clap::value_parser!(u32).range(1..=MAX_CONNECTIONS))]
     pub(crate) max_connections_per_address: u32,
+
+    /// Connections at once that one plugin holds, with requests that are under way at it or wait for it: a number, or a percentage of all connections
+    #[arg(long, value_name = "N|PERCENT%", env = "PLUGRACK_MAX_CONNECTIONS_PER_PLUGIN", default_value = "50%", value_parser = parse_share)]
+    pub(crate) max_connections_per_plugin: Share,
 
     /// Largest head of a request: its first line and its headers
     #[arg(long, value_name = "SIZE", env = "PLUGRACK_MAX_HEAD", default_value = "16KiB", value_parser = parse_head_size)]
@@ -79,6 +102,15 @@ pub(crate) struct Limits {
     pub(crate) write_timeout: Duration,
 }
 
+fn parse_share(text: &str) -> Result<Share, String> {
+    let (digits, most, share): (_, _, fn(u32) -> Share) = match text.strip_suffix('%') {
+        Some(percent) => (percent, 100, Share::Percent),
+        None => (text, MAX_CONNECTIONS, Share::Number),
+    };
+    let number = digits.parse().ok().filter(|number| (1..=most).contains(&i64::from(*number)));
+    number.map(share).ok_or_else(|| format!("a number from 1 to {MAX_CONNECTIONS}, or a percentage from 1% to 100%"))
+}
+
 fn parse_body_size(text: &str) -> Result<u64, String> {
     parse_size(text).and_then(|size| if size <= MAX_MAX_BODY { Ok(size) } else { Err("at most 1TiB".into()) })
 }
@@ -90,6 +122,18 @@ fn parse_head_size(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_share_is_a_number_or_a_percentage() {
+        assert_eq!((parse_share("1"), parse_share("65536")), (Ok(Share::Number(1)), Ok(Share::Number(65_536))));
+        assert_eq!((parse_share("1%"), parse_share("100%")), (Ok(Share::Percent(1)), Ok(Share::Percent(100))));
+        for wrong in ["", "%", "0", "0%", "101%", "65537", "-1", "50 %", "half", "1.5%"] {
+            assert!(parse_share(wrong).is_err(), "{wrong}");
+        }
+        let percent = |percent, of| Share::Percent(percent).of(of);
+        assert_eq!([percent(50, 512), percent(50, 5), percent(50, 1), percent(1, 65_536)], [256, 2, 1, 655]);
+        assert_eq!([percent(100, 65_536), Share::Number(300).of(512), Share::Number(300).of(32)], [65_536, 300, 32]);
+    }
 
     #[test]
     fn sizes_have_their_ranges() {

@@ -7,6 +7,7 @@ use super::Origin;
 use super::body::Body;
 use super::outlet::Outlet;
 use super::response::{Answer, Framed};
+use super::slots::Slot;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -105,13 +106,21 @@ impl Spares {
     }
 }
 
-/// What was left for requests that are on their way, by their addresses. Locked for no longer than it takes to put something there or
+/// What there is of each request that is under way, by its address. Locked for no longer than it takes to put something there or
 /// take it, and in parts, so that the gate and the others seldom meet.
 #[derive(Default)]
-struct LeftHere([Mutex<HashMap<u64, Left>>; PARTS]);
+struct LeftHere([Mutex<HashMap<u64, Entry>>; PARTS]);
+
+/// A request that is under way.
+struct Entry {
+    /// What the gate leaves for the worker, until it is taken.
+    left: Option<Left>,
+    /// The plugin's slot that its connection holds, once the request has been routed.
+    slot: Option<Slot>,
+}
 
 impl LeftHere {
-    fn part(&self, address: u64) -> MutexGuard<'_, HashMap<u64, Left>> {
+    fn part(&self, address: u64) -> MutexGuard<'_, HashMap<u64, Entry>> {
         self.0[usize::try_from(address % PARTS as u64).unwrap_or(0)].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -217,7 +226,14 @@ impl Mailbox {
 
     /// What the gate has left with a request; nothing where nobody waits for the answer any more.
     pub(crate) fn take_left(&self, address: u64) -> Option<Left> {
-        self.left.part(address).remove(&address)
+        self.left.part(address).get_mut(&address)?.left.take()
+    }
+
+    /// Has a request's connection hold a slot until the request is over. Where it is over already, the slot is free again.
+    pub(crate) fn occupy(&self, address: u64, slot: Slot) {
+        if let Some(entry) = self.left.part(address).get_mut(&address) {
+            entry.slot = Some(slot);
+        }
     }
 }
 
@@ -314,15 +330,15 @@ impl Inbox {
         self.spares.keep(buffer);
     }
 
-    /// Leaves something with a request for whom it goes to.
-    pub(super) fn leave(&self, address: u64, left: Left) {
-        self.left.part(address).insert(address, left);
+    /// Makes the entry of a request that is passed on, with what is left for the worker where the request goes by the mailbox.
+    pub(super) fn leave(&self, address: u64, left: Option<Left>) {
+        self.left.part(address).insert(address, Entry { left, slot: None });
     }
 
-    /// Takes back what nobody has taken.
-    pub(super) fn withdraw(&self, address: u64) {
-        let unwanted = self.left.part(address).remove(&address);
-        drop(unwanted);
+    /// Removes the entry of a request that is over, with what nobody has taken; gives the slot that its connection held.
+    pub(super) fn withdraw(&self, address: u64) -> Option<Slot> {
+        let entry = self.left.part(address).remove(&address);
+        entry.and_then(|entry| entry.slot)
     }
 
     /// Whether there is no answer.

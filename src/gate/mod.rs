@@ -8,7 +8,7 @@
 //! has come whole has it behind its target, with a `#`, the address at which the mailbox has the rest of it and takes the answer, in
 //! hexadecimal, and, where it has a body, a dot and the body's length: no target that passes has a `#`, and whatever is a header costs the
 //! HTTP library much more. One whose body is passed on as it comes has it in the header `x-plugrack`, with `http` or `https`, the client's
-//! address, or `-`, and the length of the body where the head does not say it otherwise, or `-`.
+//! address, or `-`, the length of the body where the head does not say it otherwise, or `-`, and the address at which the mailbox counts it.
 //!
 //! Requests that have come whole all go over one connection, one behind the other without waiting for answers, and many of them in one
 //! write: only their first lines go over it. Headers and bodies go by the mailbox, and answers by it or straight to their clients, in any
@@ -32,6 +32,8 @@ pub(crate) mod pace;
 pub(crate) mod refusal;
 pub(crate) mod reply;
 pub(crate) mod response;
+pub(crate) mod slots;
+pub(crate) mod sock_diag;
 pub(crate) mod stream;
 pub(crate) mod tls;
 pub(crate) mod trouble;

@@ -37,11 +37,13 @@ pub(crate) struct Outlet {
 struct Lent {
     socket: Option<Arc<OwnedFd>>,
     progress: Progress,
+    /// Bytes sent.
+    sent: u64,
 }
 
 impl Outlet {
     pub(super) fn new(socket: Arc<OwnedFd>, terms: Terms, alone: bool) -> Self {
-        let lent = Mutex::new(Lent { socket: Some(socket), progress: Progress::Untouched });
+        let lent = Mutex::new(Lent { socket: Some(socket), progress: Progress::Untouched, sent: 0 });
         Self { terms, alone, lent, awaited: AtomicBool::new(false) }
     }
 
@@ -66,11 +68,17 @@ impl Outlet {
         let send = || sendmsg(socket, &parts, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL);
         let sent = retry_on_intr(send).unwrap_or(0);
         lent.progress = Progress::Begun;
+        lent.sent += sent as u64;
         if sent < total || last {
             lent.progress = Progress::Over;
             lent.socket = None;
         }
         Ok(sent)
+    }
+
+    /// Bytes that have been sent this way.
+    pub(super) fn sent(&self) -> u64 {
+        self.lock().sent
     }
 
     /// Says that something waits for the end of the answer.

@@ -27,8 +27,90 @@ impl Pace {
 
     /// Whether it has stood still for as long as `patience`, or was below `rate` bytes a second on average beyond that time.
     pub(crate) fn is_too_slow(&self, patience: Duration, rate: u64) -> bool {
+        self.has_stalled(patience) || self.is_below(rate, patience)
+    }
+
+    fn has_stalled(&self, patience: Duration) -> bool {
+        self.stalled >= patience
+    }
+
+    fn is_below(&self, rate: u64, patience: Duration) -> bool {
         let due = self.waited.saturating_sub(patience).as_millis() * u128::from(rate) / 1000;
-        self.stalled >= patience || u128::from(self.bytes) < due
+        u128::from(self.bytes) < due
+    }
+}
+
+/// How a client reads its answer, judged by what it has read and not by what the kernel's buffers have taken.
+///
+/// What is unread costs system calls to find out, so the caller looks at intervals, and only while it waits for the client.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Uptake {
+    pace: Pace,
+    /// Time waited since the last look.
+    unlooked: Duration,
+    /// Bytes given to the kernel before this answer.
+    before: u64,
+    /// Bytes given that the client had not read at the last look. Some may be of an earlier answer.
+    unread: u64,
+    /// Most bytes of this answer that a look has found read; negative while some of an earlier one are unread.
+    read: Option<i64>,
+    /// Time for which the client may still pause.
+    pause: Duration,
+}
+
+/// What is asked of a client that reads an answer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ReadTerms {
+    /// Time in which it must read something.
+    pub(crate) patience: Duration,
+    /// Least bytes a second on average, beyond that time.
+    pub(crate) rate: u64,
+    /// Longest pause that it earns by reading faster than that; none where this is zero.
+    pub(crate) longest_pause: Duration,
+}
+
+impl Uptake {
+    /// Begins with an answer, on a connection to which so many bytes were given before.
+    pub(crate) fn new(before: u64) -> Self {
+        Self { before, ..Self::default() }
+    }
+
+    /// Notes time in which the client was waited for.
+    pub(crate) fn wait(&mut self, time: Duration) {
+        self.pace.wait(time);
+        self.unlooked += time;
+        self.pause = self.pause.saturating_sub(time);
+    }
+
+    /// Whether the client was waited for so long since the last look.
+    pub(crate) fn is_due(&self, interval: Duration) -> bool {
+        self.unlooked >= interval
+    }
+
+    /// Notes how many bytes the connection was given, those of earlier answers included, and how many of them are unread, where that is
+    /// known. Where it never is, what the kernel takes counts as read.
+    pub(crate) fn look(&mut self, given: u64, unread: Option<u64>, terms: &ReadTerms) {
+        self.unlooked = Duration::ZERO;
+        self.unread = unread.unwrap_or(self.unread);
+        let given = given.saturating_sub(self.before);
+        let read = given.cast_signed().saturating_sub(self.unread.cast_signed());
+        let earlier = self.read.unwrap_or(0);
+        // A client may have bytes of an earlier answer to read first: only what it reads after the first look counts then.
+        self.read = Some(if self.read.is_none() { read } else { read.max(earlier) });
+        if let Ok(bytes @ 1..) = usize::try_from(read - earlier) {
+            self.pace.progress(bytes);
+            let earned = match terms.rate {
+                0 => terms.longest_pause,
+                rate => Duration::from_secs(bytes as u64 / rate),
+            };
+            self.pause = self.pause.saturating_add(earned).min(terms.longest_pause);
+        }
+    }
+
+    /// Whether the client has read nothing for too long, or too little.
+    pub(crate) fn is_too_slow(&self, terms: &ReadTerms) -> bool {
+        let has_stalled = self.pace.has_stalled(terms.patience) && self.pause.is_zero();
+        has_stalled || self.pace.is_below(terms.rate, terms.patience)
     }
 }
 
@@ -67,5 +149,65 @@ mod tests {
         // A burst at the beginning counts for later.
         assert!(!after(&[(1, 300), (19, 1), (19, 1), (11, 1)]).is_too_slow(PATIENCE, 10));
         assert!(after(&[(1, 300), (19, 1), (19, 1), (12, 1)]).is_too_slow(PATIENCE, 10));
+    }
+
+    const TERMS: ReadTerms = ReadTerms { patience: PATIENCE, rate: 10, longest_pause: Duration::ZERO };
+    const PROXY: ReadTerms = ReadTerms { longest_pause: Duration::from_secs(100), ..TERMS };
+
+    /// Each step is seconds waited, and what is then given and unread. Says after how many seconds the client was too slow.
+    fn cut_at(terms: &ReadTerms, steps: impl IntoIterator<Item = (u64, u64, Option<u64>)>) -> Option<u64> {
+        let (mut uptake, mut now) = (Uptake::new(5_000), 0);
+        for (seconds, given, unread) in steps {
+            for _ in 0..seconds {
+                uptake.wait(Duration::from_secs(1));
+                now += 1;
+                if uptake.is_too_slow(terms) {
+                    return Some(now);
+                }
+            }
+            uptake.look(5_000 + given, unread, terms);
+        }
+        None
+    }
+
+    #[test]
+    fn a_client_is_judged_by_what_it_reads_and_not_by_what_the_kernel_takes() {
+        // The kernel takes nothing more for minutes, while the client reads 20 bytes a second.
+        assert_eq!(cut_at(&TERMS, (0..300).map(|second| (1, 100_000, Some(90_000 - 20 * second)))), None);
+        // It took much at once and is unread: neither progress nor a rate.
+        assert_eq!(cut_at(&TERMS, (0..300).map(|_| (1, 100_000, Some(100_000)))), Some(20));
+        // The client reads 5 bytes a second.
+        assert_eq!(cut_at(&TERMS, (1..300).map(|second| (1, 100_000, Some(100_000 - 5 * second)))), Some(40));
+        // It stops after a minute.
+        assert_eq!(cut_at(&TERMS, (0..300).map(|second| (1, 100_000, Some(90_000 - 200 * second.min(60))))), Some(81));
+    }
+
+    #[test]
+    fn bytes_of_an_earlier_answer_are_read_first() {
+        // 3,000 bytes of it are unread when this one begins.
+        assert_eq!(cut_at(&TERMS, (0..200).map(|second| (1, 1_000, Some(4_000 - 20 * second)))), None);
+        assert_eq!(cut_at(&TERMS, (0..200).map(|_| (1, 1_000, Some(4_000)))), Some(20));
+    }
+
+    #[test]
+    fn where_the_kernel_tells_nothing_what_it_takes_counts() {
+        assert_eq!(cut_at(&TERMS, (0..300).map(|second| (1, 20 * second, None))), None);
+        assert_eq!(cut_at(&TERMS, (0..300).map(|second| (1, 1_000 * second.min(60), None))), Some(81));
+        // It told once: what was unread then counts until it tells again.
+        let steps = [(1, 1_000, Some(900)), (10, 1_000, None), (10, 1_000, Some(900))];
+        assert_eq!(cut_at(&TERMS, steps), Some(21));
+    }
+
+    #[test]
+    fn a_proxy_may_pause_for_as_long_as_what_it_read_lasts() {
+        let burst = |bytes: u64| (0..300).map(move |second| (1, 2_000, Some(if second == 0 { 2_000 } else { 2_000 - bytes })));
+        assert_eq!(cut_at(&PROXY, burst(0)), Some(20));
+        assert_eq!(cut_at(&PROXY, burst(100)), Some(22));
+        assert_eq!(cut_at(&PROXY, burst(500)), Some(52));
+        assert_eq!(cut_at(&PROXY, burst(2_000)), Some(102));
+        assert_eq!(cut_at(&TERMS, burst(2_000)), Some(22));
+        // A client behind it that takes 11 bytes a second, in steps of a minute and a half.
+        let steps = (0..50).map(|step| (if step == 0 { 1 } else { 90 }, 60_000, Some(59_000 - 990 * step)));
+        assert_eq!(cut_at(&PROXY, steps), None);
     }
 }

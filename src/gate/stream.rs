@@ -16,21 +16,29 @@ pub(crate) struct Stream {
     tls: Option<Box<ServerConnection>>,
 }
 
-struct Socket(Arc<OwnedFd>);
+struct Socket {
+    file: Arc<OwnedFd>,
+    /// Bytes that the kernel has taken.
+    written: u64,
+}
 
 impl Read for Socket {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        Ok(rustix::io::read(&self.0, buffer)?)
+        Ok(rustix::io::read(&self.file, buffer)?)
     }
 }
 
 impl Write for Socket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        Ok(send(&self.0, bytes, SendFlags::NOSIGNAL)?)
+        let sent = send(&self.file, bytes, SendFlags::NOSIGNAL)?;
+        self.written += sent as u64;
+        Ok(sent)
     }
 
     fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-        Ok(sendmsg(&self.0, parts, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)?)
+        let sent = sendmsg(&self.file, parts, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)?;
+        self.written += sent as u64;
+        Ok(sent)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -49,7 +57,7 @@ impl Stream {
                 Some(Box::new(tls))
             }
         };
-        Ok(Self { socket: Socket(Arc::new(socket)), tls })
+        Ok(Self { socket: Socket { file: Arc::new(socket), written: 0 }, tls })
     }
 
     /// Whether what is sent is encrypted.
@@ -59,7 +67,17 @@ impl Stream {
 
     /// The socket, for bytes that are sent as they are; none where they are encrypted.
     pub(crate) fn share(&self) -> Option<Arc<OwnedFd>> {
-        self.tls.is_none().then(|| Arc::clone(&self.socket.0))
+        self.tls.is_none().then(|| Arc::clone(&self.socket.file))
+    }
+
+    /// Bytes that the kernel has taken by this stream, as they went on the wire.
+    pub(crate) fn written(&self) -> u64 {
+        self.socket.written
+    }
+
+    /// The socket itself.
+    pub(crate) fn file(&self) -> &OwnedFd {
+        &self.socket.file
     }
 
     /// Reads what has come; 0 at the end. Less than asked for means, without TLS, that nothing more is there.
@@ -85,7 +103,7 @@ impl Stream {
 
     /// Reads what has come, without TLS, to the room there is behind what a buffer holds; nothing at the end.
     pub(crate) fn read_to(&mut self, buffer: &mut Vec<u8>) -> io::Result<usize> {
-        Ok(rustix::io::read(&self.socket.0, spare_capacity(buffer))?)
+        Ok(rustix::io::read(&self.socket.file, spare_capacity(buffer))?)
     }
 
     /// Sends bytes and others behind them, as many as are taken now.
@@ -122,12 +140,12 @@ impl Stream {
     /// Tells the client that nothing more is sent. What it sends can still be read.
     pub(crate) fn end_sending(&mut self) -> io::Result<()> {
         self.say_end()?;
-        Ok(shutdown(&self.socket.0, Shutdown::Write)?)
+        Ok(shutdown(&self.socket.file, Shutdown::Write)?)
     }
 
     /// Makes the connection end, once it is dropped, in a way that no client takes for an answer's end.
     pub(crate) fn break_off(&self) -> io::Result<()> {
-        Ok(sockopt::set_socket_linger(&self.socket.0, Some(std::time::Duration::ZERO))?)
+        Ok(sockopt::set_socket_linger(&self.socket.file, Some(std::time::Duration::ZERO))?)
     }
 }
 
@@ -144,6 +162,6 @@ fn flush(tls: &mut ServerConnection, socket: &mut Socket) -> io::Result<()> {
 
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.0.as_fd()
+        self.socket.file.as_fd()
     }
 }

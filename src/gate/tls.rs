@@ -8,6 +8,10 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use std::path::Path;
 use std::sync::Arc;
 
+/// Largest record of TLS in bytes. A client reads a record as a whole, so that a slow one would seem to read nothing for as long as the
+/// 16 KiB of the largest that TLS knows take it.
+const RECORD: usize = 4 * 1024;
+
 /// Reads a certificate, with those that lead to its authority behind it, and its private key; both are PEM.
 ///
 /// # Errors
@@ -25,6 +29,7 @@ pub(crate) fn load(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>> 
         .with_no_client_auth()
         .with_single_cert(chain, private)
         .with_context(|| format!("{} and {} do not belong together", certificate.display(), key.display()))?;
+    config.max_fragment_size = Some(RECORD);
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }

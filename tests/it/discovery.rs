@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::time::Instant;
 
 /// Metadata with one field changed, or removed by null.
 fn metadata_but(id: &str, field: &str, value: Value) -> Value {
@@ -389,6 +390,23 @@ fn sighup_looks_again() {
     wait_for("the other to be gone", || (server.get("/gone/x").status == 404).then_some(()));
     let said = || server.log().contains("plugins directory: 1 added, 0 changed, 1 removed").then_some(());
     wait_for("the host to say what it found", said);
+}
+
+/// The first is handled at once, and what comes with the others is seen within a second.
+#[test]
+fn a_storm_of_sighup_is_a_look_a_second() {
+    let server = Site::new().start();
+    let looks = |server: &Server| server.log().matches("looked through the plugins directory").count() as u64;
+    let before = looks(&server);
+    let begin = Instant::now();
+    // A shell sends many more than one command each could.
+    let storm = format!("for i in $(seq 2000); do kill -HUP {}; done", server.pid());
+    assert!(command("sh").args(["-c", &storm]).status().unwrap().success());
+    install_fake(&server.site().plugins(), "added", &json!({"metadata": metadata("added")}));
+    server.signal("HUP");
+    wait_for("the new plugin", || (server.get("/added/x").status == 200).then_some(()));
+    let (seconds, looks) = (begin.elapsed().as_secs(), looks(&server) - before);
+    assert!((2..=seconds + 2).contains(&looks), "{looks} looks in {seconds} s");
 }
 
 #[test]

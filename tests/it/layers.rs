@@ -66,6 +66,8 @@ const LAYERS: [&[&str]; 5] = [
         "gate/outlet",
         "gate/refusal",
         "gate/reply",
+        "gate/slots",
+        "gate/sock_diag",
         "gate/stream",
         "gate/tls",
         "gate/trouble",

@@ -35,6 +35,7 @@ mod proxies;
 mod scenarios;
 mod sdk;
 mod slow_clients;
+mod slow_readers;
 mod store_faults;
 mod streaming;
 mod streaming_gate;

@@ -4,7 +4,7 @@ use crate::clients::{converse, curl, fixture, load, python, run, told, told_of_d
 use crate::docs::blocks_in;
 use crate::support::http::Client;
 use crate::support::tls::{Authority, Certificate};
-use crate::support::{Guarded, Server, Site, command, wait_for};
+use crate::support::{Guarded, Server, Site, command, pause, wait_for};
 use crate::web::{bytes, sent};
 use serde_json::Value;
 use std::fs;
@@ -13,6 +13,7 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// The page with the proxies' configurations.
@@ -349,6 +350,33 @@ fn nginx_that_keeps_its_connections_serves() {
 #[test]
 fn caddy_serves() {
     serves_through(Kind::Caddy);
+}
+
+/// Through nginx, which fills the buffer of its client's connection and then reads nothing from the host until there is much room in it.
+#[test]
+fn a_steady_reader_behind_nginx_gets_its_whole_answer_however_slow_it_is() {
+    let (site, socket) = site();
+    let server = start(site.args(&["--write-timeout", "1s"]));
+    let proxy = Proxy::start(Kind::Nginx, &socket);
+    let address = proxy.url.strip_prefix("http://").unwrap().parse().unwrap();
+    let bytes = 12_000_000;
+    std::thread::scope(|scope| {
+        for declared in [String::new(), format!("&declared={bytes}")] {
+            scope.spawn(move || {
+                let mut client = Client::connect(address);
+                client.send(format!("GET /p/download?bytes={bytes}{declared} HTTP/1.0\r\nhost: test\r\n\r\n").as_bytes());
+                assert_eq!(client.reply_head().status, 200);
+                // About 4 KB a second, for many times as long as a client may read nothing.
+                let (begin, mut taken) = (Instant::now(), 0);
+                while begin.elapsed() < Duration::from_secs(10) {
+                    taken += client.some(400).unwrap();
+                    pause(Duration::from_millis(100));
+                }
+                assert_eq!(taken + client.all(bytes).len(), bytes, "{declared}");
+            });
+        }
+    });
+    assert_eq!(server.get("/p/x").text(), "GET /x of p");
 }
 
 #[test]

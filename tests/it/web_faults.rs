@@ -195,7 +195,7 @@ fn a_get_that_the_plugin_died_of_is_not_given_to_its_next_process() {
 
 #[test]
 fn a_request_without_an_answer_in_time_is_504_and_the_plugin_lives() {
-    let server = Site::new().args(&["--request-timeout", "1s"]).fake_of_one_connection("p").start();
+    let server = Site::new().args(&["--request-timeout", "3s"]).fake_of_one_connection("p").start();
     server.wait_state("p", "ready");
     let before = pid(&server);
     for method in ["GET", "POST"] {
@@ -214,7 +214,7 @@ fn a_request_without_an_answer_in_time_is_504_and_the_plugin_lives() {
 /// Those that wait behind a request that takes long have their own time.
 #[test]
 fn a_request_that_waits_too_long_for_its_turn_is_504() {
-    let server = Site::new().args(&["--request-timeout", "1s"]).fake_of_one_connection("p").start();
+    let server = Site::new().args(&["--request-timeout", "3s"]).fake_of_one_connection("p").start();
     server.wait_state("p", "ready");
     let mut events = ask(&server, "/p/events");
     let head = events.reply_head();
@@ -499,19 +499,21 @@ fn whenever_a_plugin_is_killed_every_request_is_answered_and_none_has_too_much_e
 /// As many clients come as would take all files, were they let in.
 #[test]
 fn a_host_with_few_files_turns_clients_away_and_answers_again_when_they_have_gone() {
-    let site = Site::new().fake("p");
+    let site = Site::new().args(&["--max-connections-per-plugin", "100%"]).fake("p");
     let serve = site.serve();
     let mut limited = command("sh");
     limited.args(["-c", "ulimit -n 120; exec \"$0\" \"$@\""]).arg(serve.get_program()).args(serve.get_args());
     let server = site.start_as(limited);
     server.wait_state("p", "ready");
-    let mut crowd: Vec<_> = (0..60).map(|_| server.client()).collect();
+    // One that asks nothing would not be kept for long.
+    let mut crowd: Vec<_> = (0..60).map(|_| ask(&server, "/p/wait?file=go")).collect();
     let turned_away = crowd.iter_mut().skip(20).map(|client| client.reply(false)).collect::<Vec<_>>();
     for reply in turned_away {
         assert_error(&reply, 503, "overloaded");
         assert_eq!(reply.header("retry-after"), Some("1"));
     }
     assert_eq!(server.log().matches("connections are taken, and another was refused").count(), 1, "it is said once");
+    touch(&server, "go");
     drop(crowd);
     wait_for("an answer", || (server.get("/p/x").status == 200).then_some(()));
     assert!(!server.log().contains("Too many open files"), "{}", server.log());

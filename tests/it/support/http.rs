@@ -2,7 +2,7 @@
 
 use super::PATIENCE;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -128,9 +128,22 @@ impl Client {
         Self { stream: BufReader::with_capacity(64 * 1024, Box::new(stream)) }
     }
 
-    /// Sends bytes as they are.
+    /// Sends bytes as they are. A server that has ended the connection by then may have answered before: what it said, or that it said nothing,
+    /// is seen when that is read.
+    #[track_caller]
     pub(crate) fn send(&mut self, bytes: &[u8]) {
-        self.stream.get_mut().write_all(bytes).unwrap();
+        match self.stream.get_mut().write_all(bytes) {
+            Err(error) if !matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
+                panic!("sending: {error}")
+            }
+            _ => {}
+        }
+    }
+
+    /// Sends a request on a connection that the server may end while it is idle; says whether an answer has begun.
+    pub(crate) fn begin_get(&mut self, path: &str) -> bool {
+        self.send(format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n").as_bytes());
+        self.stream.fill_buf().is_ok_and(|come| !come.is_empty())
     }
 
     /// Sends bytes, and says whether the server still takes them.
@@ -269,6 +282,14 @@ impl Client {
     pub(crate) fn some(&mut self, most: usize) -> Option<usize> {
         let mut bytes = vec![0; most];
         self.stream.get_mut().read(&mut bytes).ok().filter(|n| *n > 0)
+    }
+
+    /// Reads whatever comes until the end of the connection, or so many bytes.
+    pub(crate) fn all(&mut self, most: usize) -> Vec<u8> {
+        let mut all = Vec::new();
+        // A reset is an end too.
+        drop((&mut self.stream).take(most as u64).read_to_end(&mut all));
+        all
     }
 
     /// Reads whatever comes until the end of the connection.

@@ -24,7 +24,8 @@ use tempfile::TempDir;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Arguments for a crowd of clients that all come from one address.
-pub(crate) const CROWD: [&str; 2] = ["--max-connections-per-address", "512"];
+pub(crate) const CROWD: [&str; 6] =
+    ["--max-connections", "2048", "--max-connections-per-address", "512", "--max-connections-per-plugin", "100%"];
 
 /// The binary under test.
 pub(crate) fn binary() -> &'static Path {
