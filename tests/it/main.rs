@@ -22,6 +22,7 @@ mod kv;
 mod layers;
 mod license;
 mod license_fuzz;
+mod license_set;
 mod license_vectors;
 mod license_vendor;
 mod lifecycle;
