@@ -34,6 +34,7 @@ mod overload;
 mod proxies;
 mod scenarios;
 mod sdk;
+mod sdk_concurrency;
 mod slow_clients;
 mod store_faults;
 mod streaming;
