@@ -201,6 +201,9 @@ enum PluginLicense {
         id: String,
         /// The licence; - reads it from standard input
         token: String,
+        /// Set it whatever the host judges, and keep it if the plugin refuses it
+        #[arg(long)]
+        force: bool,
         #[command(flatten)]
         output: Output,
     },
@@ -591,27 +594,35 @@ fn license(api: &ApiClient, action: PluginLicense) -> Result<()> {
         license => format!("{id}: {license}; {}\n", state(answer)),
     };
     match action {
-        PluginLicense::Set { id, token, output } => {
+        PluginLicense::Set { id, token, force, output } => {
             let token = if token == "-" { io::read_to_string(io::stdin().lock().take(MAX_INPUT))? } else { token };
-            let answer = api.call("PUT", &path(&id), token.as_bytes())?;
-            output.print(&answer, |answer| stands(&id, answer))?;
-            match (word(&answer["license"]), word(&answer["state"])) {
-                (license, _) if license.starts_with("refused") => {
-                    bail!("{id} has not taken the licence: {}", word(&answer["reason"]))
-                }
-                (_, state) if state != "ready" && state != "stopped" => {
-                    bail!("{id} is not ready: plugrack logs {id} may say more")
-                }
-                _ => Ok(()),
+            let query = if force { "?force=true" } else { "" };
+            let answer = api.call("PUT", &format!("{}{query}", path(&id)), token.as_bytes())?;
+            let (license, state, reason) = (word(&answer["license"]), word(&answer["state"]), word(&answer["reason"]));
+            if !license.starts_with("refused") && ["ready", "stopped"].contains(&&*state) {
+                return output.print(&answer, |answer| stands(&id, answer));
             }
+            let problem = format!("the licence of {id} is set, and the plugin is {}", state.replace('_', " "));
+            if output.json {
+                // The reason is in it.
+                output.print(&answer, |_| String::new())?;
+                bail!("{problem}");
+            }
+            let separator = if reason.is_empty() { "" } else { ": " };
+            bail!("{problem}{separator}{reason}; see: plugrack show {id}")
         }
         PluginLicense::Show { id, output } => output.print(&api.call("GET", &path(&id), b"")?, |answer| {
             let claims = &answer["claims"];
             let grace = claims["grace_days"].as_u64().filter(|days| *days > 0).map(|days| format!("{days} days"));
             let instances: Vec<_> = items(&claims["inst"]).map(word).collect();
+            let previous = match word(&answer["previous"]) {
+                previous if previous.is_empty() => String::new(),
+                previous => format!("{previous}, kept until {id} has accepted this one"),
+            };
             let mut out = stands(&id, answer);
             for (name, value) in [
                 ("token", word(&answer["token"])),
+                ("previous", previous.into()),
                 ("license id", word(&claims["jti"])),
                 ("customer", word(&claims["sub"])),
                 ("instances", instances.join(", ").into()),

@@ -417,7 +417,10 @@ impl Claims {
             Ok(Standing::Grace { days_left: days(grace) })
         } else {
             let grace = if self.grace_days > 0 { format!(", with its grace at {ends}") } else { String::new() };
-            Err(Refusal::new(Code::Expired, format!("it expired at {exp}{grace}: ask the vendor for a new one")))
+            Err(Refusal::new(
+                Code::Expired,
+                format!("it expired at {exp}{grace}, and it is {time}: ask the vendor for a new one"),
+            ))
         }
     }
 }
@@ -768,6 +771,21 @@ pub fn unverified(token: &str) -> Option<Claims> {
     Parts::parse(Some(token)).ok()?.claims().ok()
 }
 
+/// Makes the checks of [`verify`] that need no key and no release date. The signature is **not verified**: a token that passes may
+/// still be a forgery.
+///
+/// A token of another version, or with a critical claim that this code does not know, passes: the plugin may be newer than this code.
+///
+/// # Errors
+/// When no key could make the token good for the place.
+pub fn check_unsigned(token: Option<&str>, place: &Place<'_>) -> Result<(), Refusal> {
+    match Parts::parse(token)?.claims() {
+        Ok(claims) => place.check(&claims).map(drop),
+        Err(refusal) if refusal.code == Code::Unsupported => Ok(()),
+        Err(refusal) => Err(refusal),
+    }
+}
+
 /// Where and when a licence has to be good.
 #[derive(Debug, Clone, Copy)]
 pub struct Place<'a> {
@@ -783,6 +801,19 @@ pub struct Place<'a> {
     pub not_before_time: Option<Time>,
 }
 
+impl Place<'_> {
+    /// Whether claims are good here and now, and for how long. The first check that fails decides.
+    fn check(&self, claims: &Claims) -> Result<Standing, Refusal> {
+        claims.for_plugin(self.plugin_id)?;
+        claims.for_instance(self.instance_id)?;
+        self.release_date.map_or(Ok(()), |released| claims.for_release(released))?;
+        claims.clock(self.now)?;
+        let time = self.not_before_time.map_or(self.now, |mark| mark.max(self.now));
+        claims.begun(time)?;
+        claims.standing(time)
+    }
+}
+
 /// Whether a token is good for a plugin on an instance at a time. The first check that fails decides.
 ///
 /// # Errors
@@ -791,13 +822,7 @@ pub fn verify(token: Option<&str>, keyring: &Keyring, place: &Place<'_>) -> Resu
     let parts = Parts::parse(token)?;
     parts.signature(parts.key(keyring)?)?;
     let claims = parts.claims()?;
-    claims.for_plugin(place.plugin_id)?;
-    claims.for_instance(place.instance_id)?;
-    place.release_date.map_or(Ok(()), |released| claims.for_release(released))?;
-    claims.clock(place.now)?;
-    let time = place.not_before_time.map_or(place.now, |mark| mark.max(place.now));
-    claims.begun(time)?;
-    let standing = claims.standing(time)?;
+    let standing = place.check(&claims)?;
     Ok(License { claims, standing })
 }
 

@@ -222,6 +222,8 @@ pub(crate) struct Plugin {
     pub(crate) leaving: AtomicBool,
     door: AtomicU8,
     status: Mutex<Status>,
+    /// The licence on trial that it has refused last, and why.
+    refused_license: Mutex<Option<(String, String)>>,
 }
 
 impl Plugin {
@@ -267,6 +269,7 @@ impl Plugin {
             leaving: AtomicBool::new(false),
             door: AtomicU8::new(door as u8),
             status: Mutex::new(status),
+            refused_license: Mutex::default(),
         }
     }
 
@@ -385,6 +388,17 @@ impl Plugin {
     /// How the plugin is.
     pub(crate) fn status(&self) -> Status {
         self.lock_status().clone()
+    }
+
+    /// Notes that it has refused a licence on trial, and why; `None` forgets it.
+    pub(crate) fn note_refused_license(&self, refused: Option<(String, String)>) {
+        *self.refused_license.lock().unwrap_or_else(PoisonError::into_inner) = refused;
+    }
+
+    /// Why it has refused a licence on trial, if that is the one it has refused last.
+    pub(crate) fn why_refused(&self, token: &str) -> Option<String> {
+        let refused = self.refused_license.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.as_ref().filter(|(refused, _)| refused == token).map(|(_, why)| why.clone())
     }
 
     /// The code by which a plugin of this status has refused its licence, if that is why it does not run.

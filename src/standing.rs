@@ -5,6 +5,7 @@
 
 use crate::license::{Claims, Code, MAX_TOKEN, Standing, Time, unverified};
 use crate::protocol::message::Failure;
+use crate::restart::Exit;
 
 /// What every token begins with.
 const PREFIX: &str = "v4.public.";
@@ -35,6 +36,32 @@ pub(crate) fn check_form(token: &[u8]) -> Result<&str, String> {
         parts.len() == 2 && parts.iter().all(segment)
     });
     token.ok_or_else(|| "this is no licence: one is a line of the form v4.public.….…, give it as the vendor issued it".into())
+}
+
+/// Any text that the host can hand to a plugin as its licence, without the white space around it.
+///
+/// # Errors
+/// One sentence: what it is not.
+pub(crate) fn check_text(token: &[u8]) -> Result<&str, String> {
+    let token = token.trim_ascii();
+    let is_text = |token: &&str| !token.is_empty() && token.len() <= MAX_TOKEN && !token.chars().any(char::is_control);
+    let text = std::str::from_utf8(token).ok().filter(is_text);
+    text.ok_or_else(|| format!("a licence is 1 to {MAX_TOKEN} bytes of text in one line, this has {}", token.len()))
+}
+
+/// Whether an end of a plugin before it was ready means that it has refused the licence on trial that it was given. One that `ran`
+/// with what it had before must run again, so that any end of its own counts.
+pub(crate) fn rejects_trial(exit: Exit, ran: bool) -> bool {
+    match exit {
+        Exit::Unlicensed(code) if !code.is_temporary() => true,
+        Exit::Unlicensed(_) | Exit::Code(_) | Exit::Signal(_) | Exit::Fault => ran,
+        _ => false,
+    }
+}
+
+/// What a plugin has done with a licence on trial that it did not get ready with, by the reason of its end.
+pub(crate) fn verdict(why: &str) -> &'static str {
+    if why.starts_with("licence: ") { "refused" } else { "did not start with" }
 }
 
 /// As much of a token as is shown.
@@ -155,6 +182,36 @@ mod tests {
         assert!(check_form(b"v4.public.\xff\xff.e30").is_err());
         assert_eq!(check_form(b"\tv4.public.AAAA.e30 "), Ok("v4.public.AAAA.e30"));
         assert_eq!(shown("v4.public.0123456789.e30"), "v4.public.01234567…");
+    }
+
+    #[test]
+    fn a_plugin_that_ran_rejects_a_licence_by_any_end_of_its_own_and_another_by_a_code() {
+        for (exit, ran, rejects) in [
+            (Exit::Unlicensed(Code::UnknownKey), false, true),
+            (Exit::Unlicensed(Code::UnknownKey), true, true),
+            (Exit::Unlicensed(Code::ClockNotSet), false, false),
+            (Exit::Unlicensed(Code::ClockNotSet), true, true),
+            (Exit::Code(78), false, false),
+            (Exit::Code(78), true, true),
+            (Exit::Code(1), true, true),
+            (Exit::Signal(11), true, true),
+            (Exit::Fault, true, true),
+            (Exit::Fault, false, false),
+            (Exit::NoRoom, true, false),
+            (Exit::NotStarted, true, false),
+            (Exit::Unfit, true, false),
+        ] {
+            assert_eq!(rejects_trial(exit, ran), rejects, "{exit:?} {ran}");
+        }
+    }
+
+    #[test]
+    fn by_force_any_line_of_text_is_a_licence() {
+        for (given, taken) in [("hello\n", true), ("", false), (" \n", false), ("a\nb", false)] {
+            assert_eq!(check_text(given.as_bytes()).is_ok(), taken, "{given:?}");
+        }
+        assert!(check_text(&[b'x'; MAX_TOKEN]).is_ok() && check_text(&[b'x'; MAX_TOKEN + 1]).is_err());
+        assert!(check_text(b"\xff").is_err());
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::repeat::{Repeat, more};
 use crate::restart::{Decision, Exit, History, Run};
 use crate::room::{self, ROOM_RETRY, Seat};
 use crate::standing;
+use crate::store::licenses::Given;
 use crate::store::now_ms;
 use crate::worker::{Life, Worker};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
@@ -118,6 +119,8 @@ pub(crate) struct Supervisor {
     down_since: Option<Instant>,
     /// Whether the last start failed for want of room.
     wants_room: bool,
+    /// The licence that the present process was told in `init`.
+    given: Given,
     /// Who waits for the plugin to be settled: ready, or down.
     waiting: Vec<Sender<()>>,
     /// Told the outcome of the first start of an update, which is the last where it fails.
@@ -143,6 +146,7 @@ impl Supervisor {
             quitting: None,
             down_since: None,
             wants_room: false,
+            given: Given::default(),
             waiting,
             trial,
         }
@@ -370,6 +374,7 @@ impl Supervisor {
         let directories = data.make_plugin_dirs(id).map_err(|error| passing("cannot make its directories", error))?;
         self.host.hand_over(id, bounds.uid, &directories).map_err(no_user)?;
         self.lives += 1;
+        self.given = Given::default();
         self.plugin.log.begin(bounds.uid);
         let (stop, stopped) = bounded(0);
         let (exited, over) = bounded::<()>(0);
@@ -494,7 +499,8 @@ impl Supervisor {
         self.stop(&why.clone(), Then::Fault(exit, why));
     }
 
-    fn init(&self, id: u64) -> Result<Init, String> {
+    fn init(&mut self, id: u64) -> Result<Init, String> {
+        self.given = self.host.store.given_license(self.plugin.id()).map_err(|error| error.to_string())?;
         let (data, plugin) = (&self.host.data, self.plugin.id());
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
         Ok(Init {
@@ -506,7 +512,7 @@ impl Supervisor {
             host_socket: text(data.host_socket()),
             log_path: text(data.log(plugin)),
             data_dir: text(data.plugin_data(plugin)),
-            license: self.host.store.license(plugin).map_err(|error| error.to_string())?,
+            license: self.given.token.clone(),
             not_before_time: self.host.time.mark(),
             config: self.host.store.config(plugin).map_err(|error| error.to_string())?,
             host: HostInfo { name: env!("CARGO_PKG_NAME").into(), version: env!("CARGO_PKG_VERSION").into() },
@@ -517,6 +523,10 @@ impl Supervisor {
         if !self.plugin.is_unchanged() {
             self.host.look_again();
             return self.fault(Exit::Changed, Exit::Changed.to_string());
+        }
+        if let Given { token: Some(token), previous: Some(_) } = std::mem::take(&mut self.given) {
+            // Where this cannot be written the store has said so, and the licence is on trial again at the next start.
+            self.host.store.accept_license(self.plugin.id(), &token).unwrap_or_default();
         }
         match std::mem::replace(&mut self.phase, Phase::Down { retry_at: None }) {
             Phase::Starting { mut running, link: Some(link), .. } => {
@@ -689,6 +699,9 @@ impl Supervisor {
             self.plugin.set_last_end(End { at: now_ms(), exit, reason: why.to_owned(), lines: Vec::new() });
             return self.enter(State::BackingOff, Door::Holding, "changed", why);
         }
+        if self.rejected_license(exit, why) {
+            return self.start();
+        }
         // A random UUID's first byte is as good a die as any.
         let random = f64::from(uuid::Uuid::new_v4().as_bytes()[0]) / 255.0;
         let (state, kind, wait) = match self.history.ended(exit, run, random) {
@@ -706,6 +719,23 @@ impl Supervisor {
         self.plugin.log.note(&format!("{kind}: {said}"));
         let door = if self.holds() { Door::Holding } else { Door::Shut };
         self.enter(state, door, kind, why);
+    }
+
+    /// Gives the plugin back the licence that it had, where it has ended because of another one on trial.
+    fn rejected_license(&mut self, exit: Exit, why: &str) -> bool {
+        let Given { token: Some(token), previous: Some(previous) } = std::mem::take(&mut self.given) else { return false };
+        let id = self.plugin.id();
+        // Where it cannot be written the store has said so, and the licence stays on trial.
+        let restored =
+            standing::rejects_trial(exit, previous.ran) && self.host.store.reject_license(id, &token).unwrap_or_default();
+        if restored {
+            self.plugin.note_refused_license(Some((token, why.to_owned())));
+            self.plugin.set_last_end(End { at: now_ms(), exit, reason: why.to_owned(), lines: self.plugin.log.recent() });
+            self.host.store.note_event(id, "license_restored", why);
+            let verdict = standing::verdict(why);
+            log::warn!("{id}: it {verdict} its new licence, and is started with what it had before: {why}");
+        }
+        restored
     }
 
     /// The plugin does not run, as it was wanted.

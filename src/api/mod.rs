@@ -3,12 +3,13 @@
 pub(crate) mod view;
 
 use crate::exchange::{Client, Failed, Job, KvFailure, KvJob};
+use crate::license::{Code, Place, Time, check_unsigned};
 use crate::log_file;
-use crate::plugin::{Command, HOLD, Plugin};
+use crate::plugin::{Command, HOLD, Plugin, State};
 use crate::protocol::message::{DeleteOp, KvOp, ListOp, MAX_KEY, MAX_VALUE, SetOp};
 use crate::protocol::metadata::is_plugin_id;
 use crate::rack::{Entry, Rack};
-use crate::standing::check_form;
+use crate::standing::{check_form, check_text, verdict};
 use crate::store::StoreError;
 use crate::store::kv::KvError;
 use base64::Engine;
@@ -19,7 +20,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use subtle::ConstantTimeEq;
 
 /// Lines of a log that `logs` gives when not told how many.
@@ -165,7 +166,7 @@ impl Api {
             ("PUT", ["plugins", id, "config", key]) => self.set_config(id, key, &call.body),
             ("DELETE", ["plugins", id, "config", key]) => self.unset_config(id, key),
             ("GET", ["plugins", id, "license"]) => self.license(&*self.plugin(id)?),
-            ("PUT", ["plugins", id, "license"]) => self.set_license(id, &call.body),
+            ("PUT", ["plugins", id, "license"]) => self.set_license(id, call),
             ("DELETE", ["plugins", id, "license"]) => self.unset_license(id),
             ("GET", ["plugins", id, "kv"]) => self.kv_list(id, call),
             ("GET", ["plugins", id, "kv", key]) => self.kv(id, KvOp::Get { key: key_of(key)? }, Vec::new()),
@@ -320,11 +321,53 @@ impl Api {
         Ok(Reply::ok(&view::license(&self.rack, plugin)?))
     }
 
-    fn set_license(&self, id: &str, body: &[u8]) -> Handled {
+    /// Sets a licence on trial: what can be judged without the vendor's key is judged before anything is written, and where the
+    /// plugin refuses it the previous one is back in its place. With `force` it is set for good, whatever is judged.
+    fn set_license(&self, id: &str, call: &Call<'_>) -> Handled {
         let plugin = self.plugin(id)?;
-        let token = check_form(body).map_err(|why| Refused::new(400, "bad_license", why))?;
-        self.rack.host().store.set_license(plugin.id(), token)?;
-        self.relicensed(&plugin, "license_set")
+        let force = call.flag("force")?;
+        let bad = |why| Refused::new(400, "bad_license", why);
+        let token = if force { check_text(&call.body) } else { check_form(&call.body) }.map_err(bad)?;
+        let store = &self.rack.host().store;
+        // What it has said of this licence before does not count.
+        plugin.note_refused_license(None);
+        if force {
+            store.set_license(id, token)?;
+        } else {
+            self.check_license(id, token)?;
+            store.try_license(id, token, plugin.status().state == State::Ready)?;
+        }
+        self.relicense(&plugin, "license_set");
+        let present = store.license(id)?;
+        if force || present.as_deref() == Some(token) {
+            return self.license(&plugin);
+        }
+        let Some(why) = plugin.why_refused(token) else {
+            return Err(Refused::new(409, "conflict", format!("another licence has been set for {id} meanwhile")));
+        };
+        let verb = if plugin.status().state == State::Ready { "runs" } else { "is started" };
+        let with = if present.is_some() { "with its previous one" } else { "without one" };
+        let outcome = format!("{id} {} the licence and {verb} {with} again: {why}", verdict(&why));
+        Err(Refused::new(409, "license_refused", outcome))
+    }
+
+    /// Judges a licence without the vendor's key.
+    fn check_license(&self, id: &str, token: &str) -> Result<(), Refused> {
+        let host = self.rack.host();
+        let place = Place {
+            plugin_id: id,
+            instance_id: &host.instance_id.to_string(),
+            release_date: None,
+            now: Time::from(SystemTime::now()),
+            not_before_time: Some(host.time.now()),
+        };
+        check_unsigned(Some(token), &place).map_err(|refusal| match refusal.code {
+            Code::Malformed => Refused::new(400, "bad_license", refusal.what),
+            code => {
+                let message = format!("the licence of {id} is unchanged: {}, or set it all the same with --force", refusal.what);
+                Refused::new(422, code.as_str(), message)
+            }
+        })
     }
 
     fn unset_license(&self, id: &str) -> Handled {
@@ -332,14 +375,14 @@ impl Api {
         if !self.rack.host().store.unset_license(plugin.id())? {
             return Err(Refused::new(404, "not_found", format!("no licence is set for the plugin {id}")));
         }
-        self.relicensed(&plugin, "license_removed")
+        self.relicense(&plugin, "license_removed");
+        self.license(&plugin)
     }
 
-    /// A plugin that runs, or would if it could, is started with its present licence; what came of it is told.
-    fn relicensed(&self, plugin: &Plugin, event: &str) -> Handled {
+    /// A plugin that runs, or would if it could, is started with its present licence; returns when it has settled.
+    fn relicense(&self, plugin: &Plugin, event: &str) {
         self.rack.host().store.note_event(plugin.id(), event, "by the operator");
         self.rack.command(plugin, Command::Relicense);
-        self.license(plugin)
     }
 
     /// What the store has, whether the plugin runs or not.
@@ -410,6 +453,14 @@ impl Api {
 }
 
 impl Call<'_> {
+    fn flag(&self, name: &str) -> Result<bool, Refused> {
+        match self.query.get(name).map(String::as_str) {
+            None | Some("false") => Ok(false),
+            Some("true") => Ok(true),
+            Some(_) => Err(Refused::new(400, "bad_request", format!("{name} is true or false"))),
+        }
+    }
+
     fn number(&self, name: &str, default: usize, range: std::ops::RangeInclusive<usize>) -> Result<usize, Refused> {
         match self.query.get(name).map(|text| text.parse()) {
             None => Ok(default),

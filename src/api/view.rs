@@ -8,6 +8,7 @@ use crate::rack::{Entry, Rack, Rejected};
 use crate::standing::{shown, standing};
 use crate::store::StoreError;
 use crate::store::events::Event;
+use crate::store::licenses::Given;
 use serde::Serialize;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -50,6 +51,9 @@ pub(crate) struct License {
     token: Option<String>,
     /// What the token says of itself, which only the plugin can verify.
     claims: Option<Claims>,
+    /// The beginning of the token before it, which is kept until the plugin has accepted this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    previous: Option<String>,
 }
 
 /// An end of a plugin's process that nobody asked for.
@@ -171,13 +175,15 @@ pub(crate) fn one(rack: &Rack, id: &str) -> Result<Option<Details>, StoreError> 
 
 /// How a plugin stands with its licence.
 pub(crate) fn license(rack: &Rack, plugin: &Plugin) -> Result<License, StoreError> {
-    let (token, status) = (rack.host().store.license(plugin.id())?, plugin.status());
+    let Given { token, previous } = rack.host().store.given_license(plugin.id())?;
+    let status = plugin.status();
     Ok(License {
         license: stands(rack, &status, token.as_deref()),
         state: status.state,
         reason: status.reason,
         token: token.as_deref().map(shown),
         claims: token.as_deref().and_then(unverified),
+        previous: previous.and_then(|previous| previous.token).as_deref().map(shown),
     })
 }
 

@@ -6,7 +6,8 @@ use crate::protocol::message::{Failure, Malformed, Message};
 use rustix::event::{PollFd, PollFlags, poll};
 use serde::Serialize;
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
@@ -52,9 +53,24 @@ impl From<EncodeError> for End {
     }
 }
 
+/// A stream that is read here and written by the [`Outbox`]: one open file a connection, not two.
+struct Shared(Arc<UnixStream>);
+
+impl Read for Shared {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        (&*self.0).read(buffer)
+    }
+}
+
+impl AsFd for Shared {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 /// A connection with its buffers.
 pub(super) struct Connection {
-    reader: FrameReader<UnixStream>,
+    reader: FrameReader<Shared>,
     /// The heads of messages that [`Connection::look`] has found, with their bodies.
     ahead: VecDeque<(Vec<u8>, Vec<u8>)>,
     /// Whether the host was found there to want the connection to end.
@@ -67,9 +83,11 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(stream: UnixStream, flusher: Arc<Flusher>) -> io::Result<Self> {
-        let out = Arc::new(Outbox::new(stream.try_clone()?));
-        Ok(Self { reader: FrameReader::new(stream), ahead: VecDeque::new(), is_ending: false, body: Vec::new(), out, flusher })
+    pub(super) fn new(stream: UnixStream, flusher: Arc<Flusher>) -> Self {
+        let stream = Arc::new(stream);
+        let out = Arc::new(Outbox::new(Arc::clone(&stream)));
+        let reader = FrameReader::new(Shared(stream));
+        Self { reader, ahead: VecDeque::new(), is_ending: false, body: Vec::new(), out, flusher }
     }
 
     /// The next message, whose head is put in place of what is in `head`; its body is then [`Connection::body`]. Replies are written
@@ -117,9 +135,9 @@ impl Connection {
 
     /// Takes in what has arrived, without waiting, and tells whether the host wants the connection to end.
     pub(super) fn look(&mut self) -> Result<bool, End> {
-        self.reader.stream().set_nonblocking(true)?;
+        self.reader.stream().0.set_nonblocking(true)?;
         let looked = self.take_ahead();
-        self.reader.stream().set_nonblocking(false)?;
+        self.reader.stream().0.set_nonblocking(false)?;
         looked?;
         Ok(self.is_ending)
     }

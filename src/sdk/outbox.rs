@@ -14,14 +14,14 @@ const HOLD: Duration = Duration::from_millis(1);
 
 /// Replies of one connection.
 pub(super) struct Outbox {
-    stream: UnixStream,
+    stream: Arc<UnixStream>,
     frames: Mutex<Vec<u8>>,
     /// Whether the [`Flusher`] has been told of them.
     watched: AtomicBool,
 }
 
 impl Outbox {
-    pub(super) fn new(stream: UnixStream) -> Self {
+    pub(super) fn new(stream: Arc<UnixStream>) -> Self {
         Self { stream, frames: Mutex::default(), watched: AtomicBool::new(false) }
     }
 

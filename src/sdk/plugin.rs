@@ -9,12 +9,22 @@ use super::server::{Handlers, InitHandler, KvHandler, Server};
 use super::{Error, log};
 use crate::protocol::message::PROTOCOL_VERSION;
 use crate::protocol::metadata::Metadata;
+use rustix::process::{Resource, getrlimit};
 use std::io::Write;
 use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
 
 /// The exit code for a call that makes no sense, from sysexits.h.
 const USAGE: u8 = 64;
+
+/// Requests handled at once unless the plugin says otherwise: a few streams leave room for others, and the threads cost little.
+const DEFAULT_CONCURRENCY: u32 = 16;
+
+/// What one of them may take of a bounded memory, in bytes: a thread's stack, which counts whole, and buffers.
+const MEMORY_FOR_ONE: u64 = 5 << 19;
+
+/// What they leave of a bounded memory for everything else, in bytes.
+const MEMORY_KEPT: u64 = 24 << 20;
 
 /// A plugin under construction: its metadata and its handlers. [`Plugin::serve`] runs it.
 pub struct Plugin {
@@ -38,7 +48,7 @@ impl Plugin {
             icon: icon.to_owned(),
             route: route.to_owned(),
             protocol: PROTOCOL_VERSION,
-            concurrency: 1,
+            concurrency: default_concurrency(getrlimit(Resource::Data).current),
             description: None,
             author: None,
             homepage: None,
@@ -46,7 +56,8 @@ impl Plugin {
         .into()
     }
 
-    /// How many requests are handled at once, each on a thread of its own: 1–256, and 1 unless set.
+    /// How many requests are handled at once, each on a thread of its own: 1–256. Unless set it is 16, or as many as the operator's
+    /// `--plugin-memory` has room for. An open stream counts as one; with 1 it keeps every other request waiting.
     #[must_use]
     pub fn concurrency(mut self, connections: u32) -> Self {
         self.metadata.concurrency = connections;
@@ -198,6 +209,12 @@ impl Plugin {
     }
 }
 
+/// How many requests are handled at once unless the plugin says otherwise, in a process of at most so many bytes of data.
+fn default_concurrency(memory: Option<u64>) -> u32 {
+    let room = memory.map(|memory| memory.saturating_sub(MEMORY_KEPT) / MEMORY_FOR_ONE);
+    room.and_then(|room| u32::try_from(room).ok()).map_or(DEFAULT_CONCURRENCY, |room| room.clamp(1, DEFAULT_CONCURRENCY))
+}
+
 impl From<Metadata> for Plugin {
     fn from(metadata: Metadata) -> Self {
         Self {
@@ -221,8 +238,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn sixteen_requests_are_handled_at_once_where_memory_has_room_for_their_threads() {
+        const MIB: u64 = 1 << 20;
+        for (memory, expected) in
+            [(None, 16), (Some(u64::MAX), 16), (Some(64 * MIB), 16), (Some(32 * MIB), 3), (Some(24 * MIB), 1), (Some(0), 1)]
+        {
+            assert_eq!(default_concurrency(memory), expected, "{memory:?}");
+        }
+    }
+
+    #[test]
     fn metadata_is_what_the_host_takes() {
-        let plugin = Plugin::new("probe", "Probe", "1.0.0", "🔬", "/probe").concurrency(4);
+        let plugin = Plugin::new("probe", "Probe", "1.0.0", "🔬", "/probe");
+        let plugin = plugin.concurrency(4);
         let plugin = plugin.description("what").author("who").homepage("where");
         let metadata = Metadata::parse(plugin.checked_metadata().unwrap().as_bytes()).unwrap();
         assert_eq!(metadata, plugin.metadata);

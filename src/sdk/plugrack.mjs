@@ -29,6 +29,10 @@ const MAX_QUEUED = 1048576; // received and not yet handled, on one connection
 const COPY_BELOW = 16384; // up to here copying a body beside its head is cheaper than a vectored write
 const BODY_LIMIT = 1048576; // what reading a whole body takes unless told otherwise
 const LIST_PAGE = 1000;
+const CONCURRENCY = 16; // requests at once unless told otherwise, so that a few streams leave room for others
+const SHORTAGE_PAUSE = 100; // until the next try where files or memory have run out
+const SAY_EVERY = 60_000; // between two lines in the log about the same shortage
+const SHORTAGES = new Set(['EMFILE', 'ENFILE', 'ENOMEM', 'ENOBUFS', 'ECONNABORTED', 'EPROTO', 'EAGAIN']);
 const EXIT_FAILED = 1;
 const EXIT_USAGE = 64;
 const EXIT_TEMPORARY = 75;
@@ -1224,6 +1228,46 @@ function show(text) {
 
 // The plugin -----------------------------------------------------------------------------------------------------------
 
+/**
+ * Accepts connections on a Unix socket for as long as the process lives, through a want of files and memory. Ends the process
+ * where nothing can be accepted for another reason.
+ *
+ * @param {string} path
+ * @param {(socket: import('node:net').Socket) => void} accepted
+ * @param {(error: Error) => void} [complain] tells of a shortage
+ */
+function listen(path, accepted, complain = throttled('cannot accept connections, and tries again')) {
+  const server = createServer(accepted);
+  server.once('error', (error) => {
+    if (!SHORTAGES.has(error.code)) {
+      console.error(`plugrack: cannot accept connections on ${path}: ${error.message}`);
+      process.exit(EXIT_FAILED);
+    }
+    complain(error);
+    // An open listener would fail again at once, without end. Connections that are open stay so.
+    server.close();
+    setTimeout(listen, SHORTAGE_PAUSE, path, accepted, complain);
+  });
+  server.listen(path);
+}
+
+/** Logs an error that repeats at most once in a while, with how often it came meanwhile. */
+function throttled(message) {
+  let next = -Infinity;
+  let suppressed = 0;
+  return (error) => {
+    const now = performance.now();
+    if (now < next) {
+      suppressed++;
+      return;
+    }
+    const more = suppressed > 0 ? ` (${suppressed} times more since the last such line)` : '';
+    console.error(`plugrack: ${message}${more}: ${error.message}`);
+    next = now + SAY_EVERY;
+    suppressed = 0;
+  };
+}
+
 /** A plugin: what it is, and how it answers. */
 export class Plugin {
   #metadata;
@@ -1240,7 +1284,8 @@ export class Plugin {
    * @param {string} metadata.version
    * @param {string} metadata.icon an emoji, or a `data:image/…` URI
    * @param {string} metadata.route such as `/notes`
-   * @param {number} [metadata.concurrency] how many requests to serve at once, 1 to 256; an open stream counts as one
+   * @param {number} [metadata.concurrency] how many requests to serve at once, 1 to 256, and 16 unless given; an open stream
+   *   counts as one. With 1 a handler is not called before the one under way has answered
    * @param {string} [metadata.description]
    * @param {string} [metadata.author]
    * @param {string} [metadata.homepage]
@@ -1249,7 +1294,7 @@ export class Plugin {
    * @param {string | null} [metadata.releaseDate] of this release, which the licence must cover: `YYYY-MM-DD`
    */
   constructor({
-    id, name, version, icon, route, concurrency = 1, description, author, homepage, licenseKeys = null, releaseDate = null,
+    id, name, version, icon, route, concurrency = CONCURRENCY, description, author, homepage, licenseKeys = null, releaseDate = null,
   }) {
     if (licenseKeys !== null) {
       readKeyring(licenseKeys); // a slip of the author shows at once, not on a customer's machine
@@ -1321,6 +1366,6 @@ export class Plugin {
     }
     const state = { connections: new Set(), initialized: false, ready: false, stopping: false };
     const session = { handlers: this.#handlers, license: this.#license, ...state };
-    createServer((socket) => new Connection(socket, session)).listen(path);
+    listen(path, (socket) => new Connection(socket, session));
   }
 }

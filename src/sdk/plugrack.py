@@ -23,9 +23,10 @@ A stream is a generator; each piece reaches the client as it is yielded:
                 yield f"data: {time.ctime()}\\n\\n"
         return plugrack.Response(events(), content_type="text/event-stream")
 
-Threads: every connection of the host is served by a thread of its own, one request after the other. With a
-`concurrency` above 1 handlers therefore run side by side. With 1 they do not, except that a request the host has given
-up may still be running when the next one begins.
+Threads: every connection of the host is served by a thread of its own, one request after the other. There are up to 16
+connections, so handlers run side by side, and what they share needs a lock. `plugrack.Plugin(…, concurrency=1)` runs one
+handler at a time: an open stream then keeps every other request waiting, and a request the host has given up may still
+be running when the next one begins.
 
 A proprietary plugin is given the public keys of its vendor, and its own release date. Its licence is then checked before
 the `init` handler runs, which finds in `context.granted` what the licence grants; where it does not hold, the plugin
@@ -40,12 +41,14 @@ from __future__ import annotations
 
 import base64
 import collections
+import errno
 import itertools
 import json
 import logging
 import math
 import os
 import re
+import resource
 import socket
 import struct
 import sys
@@ -66,6 +69,15 @@ _MAX_BODY = 1_048_576
 _MAX_ID = 2**53 - 1
 _RECEIVE = 98_304  # what a request with a body of 64 KiB comes in at once
 _STORE_CONNECTIONS = 32  # of the 64 that the host allows a plugin
+_CONCURRENCY = 16  # requests at once unless told otherwise, so that a few streams leave room for others
+_STACK = 8_388_608  # bytes of a thread's stack where the system does not say: of a bounded memory it counts whole
+_MEMORY_KEPT = 50_331_648  # bytes of a bounded memory that the stacks leave for everything else
+_SHORTAGE_PAUSE = 0.1  # seconds until the next try where files, memory or threads have run out
+_THREAD_TIME = 1.0  # seconds a connection waits for a thread; then it is closed, and the host takes another
+_SAY_EVERY = 60.0  # seconds between two lines in the log about the same shortage
+# What accept() fails with while the machine or the process is short of something, or for a peer that has gone.
+_SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED, errno.EPROTO,
+                        errno.EAGAIN, errno.EINTR))
 _EXIT_USAGE = 64
 _EXIT_TEMPORARY = 75
 _EXIT_REFUSED = 78
@@ -305,7 +317,11 @@ class _Flusher:
         if not self._came.is_set():
             with self._start:
                 if not self._started:
-                    threading.Thread(target=self._run, daemon=True).start()
+                    try:
+                        threading.Thread(target=self._run, daemon=True).start()
+                    except RuntimeError:  # no thread can be had: nothing is held back, and the next one tries again
+                        self._send_held()
+                        return
                     self._started = True
             self._came.set()
 
@@ -314,13 +330,19 @@ class _Flusher:
             self._came.wait()
             time.sleep(self._HOLD)
             self._came.clear()
-            while self._held:
+            self._send_held()
+
+    def _send_held(self) -> None:
+        while True:
+            try:
                 wire = self._held.popleft()
-                wire.watched = False
-                try:
-                    wire.flush()
-                except Disconnected:
-                    pass  # its own thread finds out likewise
+            except IndexError:
+                return
+            wire.watched = False
+            try:
+                wire.flush()
+            except Disconnected:
+                pass  # its own thread finds out likewise
 
 
 _flusher = _Flusher()
@@ -631,11 +653,13 @@ class Store:
             if wire.idle():
                 return wire
             wire.close()
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock: Optional[socket.socket] = None
         try:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             sock.connect(self._path)
         except OSError as error:
-            sock.close()
+            if sock:
+                sock.close()
             raise Error("disconnected", f"the host's socket {self._path!r}: {error}") from None
         return _Wire(sock)
 
@@ -985,6 +1009,34 @@ def _malformed(error: ValueError) -> LicenseError:
 
 # ---- The plugin ------------------------------------------------------------------------------------------------------
 
+def _default_concurrency(memory: int) -> int:
+    """How many requests to serve at once in a process of at most so many bytes of data."""
+    if memory == resource.RLIM_INFINITY:
+        return _CONCURRENCY
+    stack = threading.stack_size() or resource.getrlimit(resource.RLIMIT_STACK)[0]
+    if stack == resource.RLIM_INFINITY:
+        stack = _STACK
+    return max(1, min(_CONCURRENCY, (memory - _MEMORY_KEPT) // max(stack, 1)))
+
+
+class _Throttle:
+    """Logs an error that repeats at most once in a while, with how often it came meanwhile. For one thread."""
+
+    def __init__(self) -> None:
+        self._next = -math.inf
+        self._suppressed = 0
+
+    def error(self, message: str, reason: object) -> None:
+        now = time.monotonic()
+        if now < self._next:
+            self._suppressed += 1
+            return
+        more = f" ({self._suppressed} times more since the last such line)" if self._suppressed else ""
+        self._next = now + _SAY_EVERY
+        self._suppressed = 0
+        _log.error(message + more, reason)
+
+
 class Context(NamedTuple):
     """What the host tells a plugin when it starts."""
 
@@ -1006,7 +1058,8 @@ class Plugin:
     """A plugin: its metadata, its handlers, and `run()`.
 
     The arguments are the fields of the metadata. `concurrency` is how many connections, and so requests at a time, the
-    host may have open.
+    host may have open: 1 to 256. With 1 handlers need not be safe to run side by side. Unless given it is 16, or as many
+    as there is room for where the operator has bounded the plugin's memory (`--plugin-memory`).
 
     `license_keys` is for a plugin that runs only with a licence: the vendor's public keys, by their names. `release_date`
     (`YYYY-MM-DD`) is that of this release, which the licence must cover. Both are as for `verify_license`.
@@ -1016,10 +1069,13 @@ class Plugin:
     context: Optional[Context]  #: what `init` brought; None before
     stopping: threading.Event  #: set when the host shuts the plugin down: streams without an end must end, within 3 s
 
-    def __init__(self, *, id: str, name: str, version: str, icon: str, route: str, concurrency: int = 1,
+    def __init__(self, *, id: str, name: str, version: str, icon: str, route: str,
+                 concurrency: Optional[int] = None,
                  description: Optional[str] = None, author: Optional[str] = None,
                  homepage: Optional[str] = None, license_keys: Optional[Mapping[str, str]] = None,
                  release_date: Optional[str] = None) -> None:
+        if concurrency is None:
+            concurrency = _default_concurrency(resource.getrlimit(resource.RLIMIT_DATA)[0])
         self.metadata = _fields(id=id, name=name, version=version, icon=icon, route=route, protocol=1,
                                 concurrency=concurrency, description=description, author=author, homepage=homepage)
         if license_keys is not None:
@@ -1038,6 +1094,7 @@ class Plugin:
         self._connections = 0
         self._exit_code = 0
         self._ended = threading.Event()
+        self._shortage = _Throttle()
 
     def http(self, handler: _Handler) -> _Handler:
         """Decorator: `handler(request)` answers the HTTP requests.
@@ -1093,19 +1150,60 @@ class Plugin:
         sys.exit(self._exit_code)
 
     def _accept(self, listener: socket.socket) -> None:
-        while True:
+        try:
+            while True:
+                self._accept_one(listener)
+        except BaseException:
+            # A plugin that accepts no connection must not seem to run: the host starts another.
+            _log.exception("no more connections can be accepted")
+            self._end(1)
+
+    def _accept_one(self, listener: socket.socket) -> None:
+        try:
             sock, _ = listener.accept()
-            with self._lock:
-                self._connections += 1
-            threading.Thread(target=self._serve, args=(_Wire(sock),), daemon=True).start()
+        except (OSError, MemoryError) as error:
+            if isinstance(error, OSError) and error.errno not in _SHORTAGES:
+                raise
+            # The connection waits in the listener's queue meanwhile, unless its peer has gone.
+            self._shortage.error("cannot accept a connection, and tries again: %s", error or "out of memory")
+            time.sleep(_SHORTAGE_PAUSE)
+            return
+        deadline = time.monotonic() + _THREAD_TIME
+        while not self._serve_on_thread(sock):
+            if time.monotonic() >= deadline:
+                sock.close()
+                return
+            time.sleep(_SHORTAGE_PAUSE)
+
+    def _serve_on_thread(self, sock: socket.socket) -> bool:
+        """Serve a connection on a thread of its own; returns whether there is one."""
+        with self._lock:
+            self._connections += 1
+        try:
+            threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
+        except (RuntimeError, MemoryError) as error:
+            self._shortage.error("cannot start a thread for a connection, and tries again (a smaller concurrency needs "
+                                 "fewer): %s", error or "out of memory")
+            self._connection_ended()
+            return False
+        return True
+
+    def _connection_ended(self) -> None:
+        with self._lock:
+            self._connections -= 1
+            last = self._connections == 0
+        if last and self.stopping.is_set():
+            self._end(0)
 
     def _end(self, exit_code: int) -> None:
         self._exit_code = exit_code
         self._ended.set()
 
-    def _serve(self, wire: _Wire) -> None:
+    def _serve(self, sock: socket.socket) -> None:
         """One connection, from its first message to its end."""
+        wire: Optional[_Wire] = None
         try:
+            wire = _Wire(sock)
             while self._serve_message(wire, *wire.read()):
                 pass
         except Disconnected:
@@ -1115,12 +1213,8 @@ class Plugin:
         except Exception:
             _log.exception("the connection is closed, and the answer under way is cut")
         finally:
-            wire.close()
-            with self._lock:
-                self._connections -= 1
-                last = self._connections == 0
-            if last and self.stopping.is_set():
-                self._end(0)
+            (wire or sock).close()
+            self._connection_ended()
 
     def _serve_message(self, wire: _Wire, head: Dict[str, Any], body: bytes) -> bool:
         """Handle one message; returns whether the connection goes on."""

@@ -9,13 +9,28 @@ use super::request::Request;
 use super::response::Response;
 use super::{Error, dispatch, log};
 use crate::protocol::message::{Failure, Init, Ready};
+use rustix::io::Errno;
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread;
+use std::time::{Duration, Instant};
+
+/// Pause until the next try where files, memory or threads have run out. The end of a connection, which frees some, ends it too.
+const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a connection waits for a thread. Then it is closed, and the host takes another.
+const THREAD_TIME: Duration = Duration::from_secs(1);
+
+/// Time between two lines in the log about a shortage.
+const SAY_EVERY: Duration = Duration::from_secs(60);
+
+/// What accepting fails with while the machine or the process is short of something, or for a peer that has gone.
+const SHORTAGES: [Errno; 8] =
+    [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS, Errno::CONNABORTED, Errno::PROTO, Errno::AGAIN, Errno::INTR];
 
 pub(super) type InitHandler = dyn Fn(&Context) -> Result<(), Refusal> + Send + Sync;
 pub(super) type KvHandler = dyn Fn(&Context, Operation<'_>) -> Result<Outcome, KvError> + Send + Sync;
@@ -86,22 +101,53 @@ impl Server {
     }
 
     /// Accepts connections for ever, never more at once than the plugin's concurrency: where the host has given up on one that is
-    /// still busy, the next has to wait for it.
+    /// still busy, the next has to wait for it. A want of files, memory or threads is waited out.
     fn accept(self: &Arc<Self>, listener: &UnixListener) -> io::Error {
+        let mut shortage = Throttle::default();
         loop {
             let full = |state: &mut State| state.open >= self.concurrency;
             drop(self.changed.wait_while(self.lock(), full));
-            let stream = match listener.accept() {
-                Ok((stream, _)) => stream,
-                Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted) => continue,
+            match listener.accept() {
+                Ok((stream, _)) => self.serve_on_thread(stream, &mut shortage),
+                Err(error) if is_shortage(&error) => {
+                    // The connection waits in the listener's queue meanwhile, unless its peer has gone.
+                    shortage.log(format_args!("cannot accept a connection, and tries again: {error}"));
+                    self.pause();
+                }
                 Err(error) => return error,
-            };
-            let slot = Slot::take(self);
-            let serving = thread::Builder::new().name("connection".to_owned()).spawn(move || slot.serve(stream));
-            if let Err(error) = serving {
-                log(format_args!("cannot start a thread for a connection: {error}"));
             }
         }
+    }
+
+    /// Serves a connection on a thread of its own, or closes it where none can be started for [`THREAD_TIME`].
+    fn serve_on_thread(self: &Arc<Self>, stream: UnixStream, shortage: &mut Throttle) {
+        let deadline = Instant::now() + THREAD_TIME;
+        loop {
+            // The stream goes to a thread that runs: one that cannot be started would take it along.
+            let (hand_over, taken) = mpsc::sync_channel::<UnixStream>(1);
+            let slot = Slot::take(self);
+            let serve = move || {
+                if let Ok(stream) = taken.recv() {
+                    slot.serve(stream);
+                }
+            };
+            match thread::Builder::new().name("connection".to_owned()).spawn(serve) {
+                // The thread waits for it.
+                Ok(_) => return hand_over.send(stream).unwrap_or_default(),
+                Err(error) => shortage.log(format_args!(
+                    "cannot start a thread for a connection, and tries again (a smaller concurrency needs fewer): {error}"
+                )),
+            }
+            if Instant::now() >= deadline {
+                return;
+            }
+            self.pause();
+        }
+    }
+
+    /// Waits for [`SHORTAGE_PAUSE`], or until a connection ends.
+    fn pause(&self) {
+        drop(self.changed.wait_timeout(self.lock(), SHORTAGE_PAUSE));
     }
 
     /// What the host has told the plugin, once it is ready.
@@ -141,6 +187,32 @@ impl Server {
     }
 }
 
+fn is_shortage(error: &io::Error) -> bool {
+    error.raw_os_error().is_some_and(|code| SHORTAGES.iter().any(|shortage| shortage.raw_os_error() == code))
+}
+
+/// Logs an error that repeats at most once in [`SAY_EVERY`], with how often it came meanwhile.
+#[derive(Default)]
+struct Throttle {
+    next: Option<Instant>,
+    suppressed: u64,
+}
+
+impl Throttle {
+    fn log(&mut self, line: std::fmt::Arguments<'_>) {
+        let now = Instant::now();
+        if self.next.is_some_and(|next| now < next) {
+            self.suppressed += 1;
+            return;
+        }
+        match std::mem::take(&mut self.suppressed) {
+            0 => log(line),
+            more => log(format_args!("{line} ({more} times more since the last such line)")),
+        }
+        self.next = now.checked_add(SAY_EVERY);
+    }
+}
+
 /// A connection's place among those being served. It is given back when this is dropped, so also when a stream panics.
 struct Slot(Arc<Server>);
 
@@ -152,10 +224,7 @@ impl Slot {
 
     fn serve(self, stream: UnixStream) {
         // The stream is closed before the place is given back: locals go first.
-        let mut connection = match Connection::new(stream, Arc::clone(&self.0.flusher)) {
-            Ok(connection) => connection,
-            Err(error) => return log(format_args!("cannot serve a connection: {error}")),
-        };
+        let mut connection = Connection::new(stream, Arc::clone(&self.0.flusher));
         if let Err(End::Fault(reason)) = dispatch::serve(&self.0, &mut connection) {
             log(format_args!("a connection is closed: {reason}"));
             // What was answered before the fault may still be wanted.

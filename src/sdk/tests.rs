@@ -820,3 +820,12 @@ proptest! {
         running.shut_down([peer]);
     }
 }
+
+#[test]
+fn a_listener_that_accepts_no_more_ends_the_plugin() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(dir.path().join("plugin.sock")).unwrap();
+    // A listener that is shut down fails for good.
+    rustix::net::shutdown(&listener, rustix::net::Shutdown::Both).unwrap();
+    assert_eq!(plugin().serve_on(listener, |_: &mut Request<'_>| "never"), ExitCode::FAILURE);
+}

@@ -9,7 +9,7 @@ mod config;
 pub(crate) mod events;
 mod fault;
 pub(crate) mod kv;
-mod licenses;
+pub(crate) mod licenses;
 pub(crate) mod programs;
 mod schema;
 pub(crate) mod settings;

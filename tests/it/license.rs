@@ -11,26 +11,26 @@ use std::fs;
 use std::io::Write;
 use std::process::{Output, Stdio};
 
-/// A token of these claims beside those that must be there. Nobody here verifies its signature.
-fn token(claims: &Value) -> String {
-    let mut all = json!({"v": 1, "jti": "L", "iss": "V", "aud": "p", "inst": [], "iat": "2026-01-01T00:00:00Z"});
+/// A token for the plugin `p` of these claims beside those that must be there. Nobody here verifies its signature.
+pub(crate) fn token(claims: &Value) -> String {
+    let mut all = json!({"v": 1, "jti": "L", "iss": "V", "aud": "p", "inst": ["*"], "iat": "2026-01-01T00:00:00Z"});
     all.as_object_mut().unwrap().extend(claims.as_object().unwrap().clone());
     let payload = [all.to_string().as_bytes(), &[7; 64]].concat();
     format!("v4.public.{}.{}", BASE64URL.encode(payload), BASE64URL.encode(r#"{"kid":"k"}"#))
 }
 
 /// So many days from now, and an hour, so that it stays that many while the test runs.
-fn in_days(days: i64) -> String {
+pub(crate) fn in_days(days: i64) -> String {
     let time = Timestamp::now() + SignedDuration::from_hours(24 * days - 1);
     time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 /// A plugin that takes this token alone, and refuses others by a code.
-fn proprietary(id: &str, token: &str, code: &str) -> Value {
+pub(crate) fn proprietary(id: &str, token: &str, code: &str) -> Value {
     json!({"metadata": metadata(id), "license": {"token": token, "code": code, "text": format!("licence: {code}: do this")}})
 }
 
-fn sql(site: &Site, sql: &str) {
+pub(crate) fn sql(site: &Site, sql: &str) {
     Connection::open(site.data().join("plugrack.db")).unwrap().execute_batch(sql).unwrap();
 }
 
@@ -112,8 +112,9 @@ fn a_clock_that_is_not_set_passes_by_itself() {
 
 #[test]
 fn a_licence_that_is_set_starts_its_plugin_and_one_that_is_removed_ends_it() {
-    let good =
-        token(&json!({"jti": "L-1", "sub": "Acme \u{1b}[31m", "inst": ["here"], "exp": "2999-01-01T00:00:00Z", "grace_days": 3}));
+    let good = token(
+        &json!({"jti": "L-1", "sub": "Acme \u{1b}[31m", "inst": ["here", "*"], "exp": "2999-01-01T00:00:00Z", "grace_days": 3}),
+    );
     let other = token(&json!({"jti": "L-2"}));
     let server = Site::new().fake_with("p", &proprietary("p", &good, "missing")).start();
     server.wait_state("p", "unlicensed");
@@ -121,14 +122,14 @@ fn a_licence_that_is_set_starts_its_plugin_and_one_that_is_removed_ends_it() {
     assert_eq!(server.get("/p/init").json()["license"], good);
     let shown = server.cli(&["license", "show", "p"]);
     let expected = format!(
-        "p: valid; ready\ntoken        {}…\nlicense id   L-1\ncustomer     Acme \\x1b[31m\ninstances    here\nexpires      2999-01-01T00:00:00Z\ngrace        3 days\n",
+        "p: valid; ready\ntoken        {}…\nlicense id   L-1\ncustomer     Acme \\x1b[31m\ninstances    here, *\nexpires      2999-01-01T00:00:00Z\ngrace        3 days\n",
         &good[..18]
     );
     assert_eq!(shown, expected);
 
     let complaint = server.cli_fails(&["license", "set", "p", &other]);
-    assert_eq!(complaint, "plugrack: p has not taken the licence: licence: missing: do this\n");
-    assert_eq!(server.plugin("p")["state"], "unlicensed");
+    assert_eq!(complaint, "plugrack: p refused the licence and runs with its previous one again: licence: missing: do this\n");
+    assert_eq!(server.plugin("p")["state"], "ready");
     let set = cli_reading(server.site(), &["license", "set", "p", "-", "--json"], &format!("  {good}\n"));
     assert!(set.status.success(), "{set:?}");
     assert_eq!(serde_json::from_slice::<Value>(&set.stdout).unwrap()["license"], "valid");
@@ -181,8 +182,9 @@ fn a_plugin_that_knows_nothing_of_licences_is_told_what_is_set_and_runs() {
     let server = Site::new().fake("p").fake("stopped").fake("off").start();
     let before = server.wait_state("p", "ready");
     assert_eq!(before["license"], "none");
-    let given = token(&json!({"exp": in_days(40)}));
+    let token_for = |id: &str| token(&json!({"aud": id, "exp": "2999-01-01T00:00:00Z"}));
     for (verb, id) in [("stop", "stopped"), ("disable", "off")] {
+        let given = token_for(id);
         server.wait_state(id, "ready");
         server.cli(&[verb, id]);
         assert_eq!(server.plugin(id)["license"], "none");
@@ -191,8 +193,9 @@ fn a_plugin_that_knows_nothing_of_licences_is_told_what_is_set_and_runs() {
         assert!(server.cli(&["license", "set", id, &given]).starts_with(&format!("{id}: not checked, since it is stopped")));
     }
     server.cli(&["start", "stopped"]);
-    assert_eq!(server.get("/stopped/init").json()["license"], given);
+    assert_eq!(server.get("/stopped/init").json()["license"], token_for("stopped"));
 
+    let given = token_for("p");
     assert_eq!(server.cli(&["license", "set", "p", &given]), "p: valid; ready\n");
     let running = server.plugin("p");
     assert_ne!(running["process"]["pid"], before["process"]["pid"]);
@@ -228,12 +231,13 @@ fn what_is_no_licence_is_refused_in_a_sentence_and_changes_nothing() {
 
 #[test]
 fn a_token_is_shown_nowhere() {
-    let tokens = [1, 2].map(|n| token(&json!({"jti": n.to_string(), "sub": "x".repeat(50)})));
+    let tokens_for = |id: &str| [1, 2].map(|n| token(&json!({"aud": id, "jti": n.to_string(), "sub": "x".repeat(50)})));
+    let tokens = tokens_for("p");
     let server = Site::new().env("RUST_LOG", "trace").fake_with("p", &proprietary("p", &tokens[0], "expired")).fake("q").start();
     let mut shown = String::new();
     for (id, state) in [("p", "unlicensed"), ("q", "ready")] {
         server.wait_state(id, state);
-        for token in &tokens {
+        for token in &tokens_for(id) {
             let set = server.site().cli(&["license", "set", id, token]);
             let get = |path: &str| server.api("GET", &format!("/plugins{path}"), b"").1.to_string();
             shown +=
@@ -246,7 +250,7 @@ fn a_token_is_shown_nowhere() {
     shown += &server.log();
     // Its beginning is, by which it is known.
     assert!(shown.contains(&format!("{}…", &tokens[1][..18])), "{shown}");
-    for token in tokens {
+    for token in tokens.into_iter().chain(tokens_for("q")) {
         assert!(!shown.contains(&token[..40]) && !shown.contains(&token[40..80]), "{shown}");
     }
 }
@@ -262,7 +266,9 @@ fn the_list_says_how_each_plugin_stands() {
     let server = cases.iter().fold(Site::new(), |site, (id, ..)| site.fake(id)).start();
     for (id, claims, expected) in &cases {
         server.wait_state(id, "ready");
-        let set = server.cli(&["license", "set", id, &token(claims)]);
+        let mut claims = claims.clone();
+        claims["aud"] = json!(id);
+        let set = server.cli(&["license", "set", id, &token(&claims)]);
         assert_eq!(set, format!("{id}: {expected}; ready\n"));
     }
     let (list, api) = (server.cli(&["list"]), server.api("GET", "/plugins", b"").1);
@@ -286,7 +292,7 @@ fn the_end_of_a_licence_is_warned_of_once_a_day() {
     let mut server = Site::new().fake("near").fake("late").fake("far").start();
     for (id, days) in [("near", 7), ("late", -3), ("far", 40)] {
         server.wait_state(id, "ready");
-        server.cli(&["license", "set", id, &token(&json!({"exp": in_days(days), "grace_days": 14}))]);
+        server.cli(&["license", "set", id, &token(&json!({"aud": id, "exp": in_days(days), "grace_days": 14}))]);
         server.cli(&["restart", id]);
     }
     // What is in the log when the host has ended is all there is.
@@ -325,7 +331,14 @@ fn the_mark_of_time_is_told_to_plugins_and_outlives_the_host() {
     sql(&site, &format!("UPDATE settings SET value = '{}' WHERE key = 'time_mark'", later.as_millisecond()));
     let server = site.start();
     assert_eq!(mark(&server), later.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
-    assert_eq!(server.cli(&["license", "set", "p", &token(&json!({"exp": in_days(40)}))]), "p: grace; ready\n");
+    // The host judges by it too.
+    let ended = token(&json!({"exp": in_days(40)}));
+    let complaint = server.cli_fails(&["license", "set", "p", &ended]);
+    assert!(
+        complaint.contains("it expired at") && complaint.contains(&later.strftime("%Y-%m-%dT%H:").to_string()),
+        "{complaint}"
+    );
+    assert_eq!(server.cli(&["license", "set", "p", &ended, "--force"]), "p: grace; ready\n");
 }
 
 #[test]
@@ -334,7 +347,7 @@ fn a_new_instance_id_is_made_when_no_host_runs_and_the_word_is_typed() {
     let old = server.cli(&["instance"]).trim().to_owned();
     for (id, instance) in [("named", &*old), ("site", "*")] {
         server.wait_state(id, "ready");
-        server.cli(&["license", "set", id, &token(&json!({"inst": [instance, "another"]}))]);
+        server.cli(&["license", "set", id, &token(&json!({"aud": id, "inst": [instance, "another"]}))]);
     }
     let complaint = server.cli_fails(&["instance", "rotate", "--yes"]);
     assert!(complaint.contains(&server.pid().to_string()) && complaint.contains("stop it"), "{complaint}");

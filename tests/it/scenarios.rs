@@ -141,9 +141,13 @@ fn license_validation() {
         // Its own id is what a plugin holds against the licence: the same token is good here and not elsewhere.
         let elsewhere = issue(id, "5f0c3f0e-8a52-4c1e-9d55-0c6a4f0b7a11", &[]);
         let here = issue(id, &instance_id(&server), &[]);
-        for (token, license) in [(&elsewhere, "refused: wrong_instance"), (&here, "valid")] {
-            let (status, plugin) = server.api("PUT", &format!("/plugins/{id}/license"), token.as_bytes());
-            assert_eq!(status, 200, "{plugin:#}");
+        for (token, query, status, license) in [
+            (&elsewhere, "", 422, "refused: missing"),
+            (&elsewhere, "?force=true", 200, "refused: wrong_instance"),
+            (&here, "", 200, "valid"),
+        ] {
+            let (answered, plugin) = server.api("PUT", &format!("/plugins/{id}/license{query}"), token.as_bytes());
+            assert_eq!(answered, status, "{plugin:#}");
             assert_eq!(server.plugin(id)["license"], license, "{id}");
         }
     }
@@ -167,7 +171,7 @@ fn license_failure() {
             events.iter().filter(|event| event["kind"] == "starting").count()
         };
         for (token, code) in [(&forged, "bad_signature"), (&expired, "expired"), (&foreign, "wrong_plugin")] {
-            server.api("PUT", &format!("/plugins/{id}/license"), token.as_bytes());
+            server.api("PUT", &format!("/plugins/{id}/license?force=true"), token.as_bytes());
             let plugin = server.wait_state(id, "unlicensed");
             let reason = plugin["reason"].as_str().unwrap();
             assert!(reason.contains(&format!("licence: {code}: ")), "{id}: {reason}");

@@ -14,7 +14,7 @@ const FORM: (&str, &str) = ("content-type", "application/x-www-form-urlencoded")
 
 /// Whether to run what needs node. Where it is missing that is a failure, so that nobody takes a pass for more than it is.
 #[track_caller]
-fn node() -> bool {
+pub(crate) fn node() -> bool {
     if std::env::var("PLUGRACK_SKIP_NODE").is_ok_and(|skip| skip == "1") {
         return false;
     }

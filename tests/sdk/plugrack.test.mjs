@@ -413,6 +413,45 @@ describe('the process', () => {
     });
   });
 
+  check('it serves 16 requests at once unless told otherwise', async (t) => {
+    for (const [given, expected] of [['', 16], [', concurrency: 1', 1]]) {
+      const source = `import { Plugin } from './plugrack.mjs';
+        new Plugin({ id: 'p', name: 'P', version: '1', icon: 'p', route: '/p'${given} }).run();`;
+      const plugin = start(t, { args: ['--metadata'], install: (dir) => writeFileSync(join(dir, 'plugin.mjs'), source) });
+      assert.equal(await plugin.exit, 0);
+      assert.equal(JSON.parse(plugin.out).concurrency, expected);
+    }
+  });
+
+  check('a want of files is waited out, and said once', async (t) => {
+    // Whatever path is asked for, the listener fails as libuv makes it fail.
+    const source = `import { Server } from 'node:net';
+      import { Plugin } from './plugrack.mjs';
+      const listen = Server.prototype.listen;
+      let server;
+      Server.prototype.listen = function (...args) { return listen.apply((server = this), args); };
+      const plugin = new Plugin({ id: 'p', name: 'P', version: '1', icon: 'p', route: '/p' });
+      plugin.onHttp(({ path }) => {
+        if (path !== '/') server.emit('error', Object.assign(new Error('accept ' + path.slice(1)), { code: path.slice(1) }));
+        return 'served';
+      });
+      plugin.run();`;
+    const plugin = start(t, { install: (dir) => writeFileSync(join(dir, 'plugin.mjs'), source) });
+    const first = await plugin.ready();
+    for (const code of ['EMFILE', 'ENFILE', 'ENOMEM', 'ECONNABORTED']) {
+      assert.equal(await first.text(`/${code}`), 'served');
+      // A new connection, as soon as it listens again; the old one goes on.
+      const next = await plugin.connect();
+      assert.equal(await next.text('/'), 'served');
+      assert.equal(await first.text('/'), 'served');
+    }
+    assert.equal(plugin.log, 'plugrack: cannot accept connections, and tries again: accept EMFILE\n');
+    // What does not pass ends the plugin, for the host to start another.
+    first.send(http(1, '/EINVAL'));
+    assert.equal(await plugin.exit, 1);
+    assert.match(plugin.log, /cannot accept connections on .*: accept EINVAL\n$/);
+  });
+
   check('without PLUGRACK_SOCKET it says so and exits 64', async (t) => {
     const plugin = start(t, { env: { PLUGRACK_SOCKET: '' } });
     assert.equal(await plugin.exit, 64);

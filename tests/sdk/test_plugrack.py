@@ -8,6 +8,7 @@ sockets, so test runs do not disturb each other.
 
 import base64
 import bisect
+import errno
 import hashlib
 import json
 import os
@@ -23,6 +24,7 @@ import tempfile
 import threading
 import time
 import unittest
+import unittest.mock
 from datetime import datetime, timezone
 from pathlib import Path
 from urllib.parse import urlencode
@@ -744,6 +746,107 @@ class HttpTest(TestCase):
         for connection in connections:
             connection.http("/meet")
         self.assertEqual([connection.response()[1] for connection in connections], [b"met"] * 3)
+
+
+# ---- Shortages -------------------------------------------------------------------------------------------------------
+
+class ShortageTest(unittest.TestCase):
+    """The plugin in this process, with faults put in the place of the system's."""
+
+    def setUp(self):
+        self.plugin = plugrack.Plugin(id="p", name="P", version="1", icon="p", route="/p")
+        self.paused = 0
+        self.replace(plugrack.time, "sleep", lambda seconds: setattr(self, "paused", self.paused + 1))
+
+    def replace(self, owner, name, value):
+        patch = unittest.mock.patch.object(owner, name, value)
+        patch.start()
+        self.addCleanup(patch.stop)
+
+    def accept(self, *outcomes):
+        """Accepts as often as there are outcomes; returns what was logged."""
+        listener = unittest.mock.Mock()
+        listener.accept.side_effect = outcomes
+        with self.assertLogs("plugrack") as logs:
+            plugrack._log.error("-")
+            for _ in outcomes:
+                self.plugin._accept_one(listener)
+        return logs.output[1:]
+
+    def pair(self):
+        ours, theirs = socket.socketpair()
+        self.addCleanup(ours.close)
+        ours.settimeout(PATIENCE)
+        return ours, theirs
+
+    def assert_served(self, connection):
+        with self.assertLogs("plugrack") as logs:
+            connection.sendall(frame({"type": "ping", "id": 1}))
+            self.assertEqual(connection.recv(1), b"")
+        self.assertIn("ping out of place", logs.output[0])
+
+    def test_accept_goes_on_and_says_so_once(self):
+        ours, theirs = self.pair()
+        codes = [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED]
+        faults = [OSError(code, os.strerror(code)) for code in codes]
+        logged = self.accept(*faults, MemoryError(), (theirs, ""))
+        self.assertEqual((len(logged), self.paused), (1, 6), logged)
+        self.assertIn("Too many open files", logged[0])
+        self.assert_served(ours)
+        self.plugin._shortage._next = 0
+        self.assertIn("(5 times more since the last such line)", self.accept(OSError(errno.EMFILE, "again"))[0])
+
+    def test_a_listener_that_is_none_ends_the_plugin(self):
+        listener = unittest.mock.Mock()
+        listener.accept.side_effect = OSError(errno.EBADF, "bad")
+        with self.assertLogs("plugrack"):
+            self.plugin._accept(listener)
+        self.assertTrue(self.plugin._ended.is_set())
+        self.assertEqual(self.plugin._exit_code, 1)
+
+    def test_a_thread_that_is_had_a_little_later_serves(self):
+        ours, theirs = self.pair()
+        start = threading.Thread.start
+        failures = [RuntimeError("can't start new thread"), MemoryError()]
+
+        def fail_at_first(thread):
+            if failures:
+                raise failures.pop()
+            start(thread)
+
+        self.replace(threading.Thread, "start", fail_at_first)
+        self.assertEqual(len(self.accept((theirs, ""))), 1)
+        self.assert_served(ours)
+        self.assertEqual(failures, [])
+
+    def test_without_any_thread_the_connection_is_closed(self):
+        ours, theirs = self.pair()
+        self.replace(threading.Thread, "start", unittest.mock.Mock(side_effect=RuntimeError("can't start new thread")))
+        self.replace(plugrack, "_THREAD_TIME", 0.05)
+        logged = self.accept((theirs, ""))
+        self.assertEqual(len(logged), 1, logged)
+        self.assertIn("can't start new thread", logged[0])
+        self.assertEqual(ours.recv(1), b"")
+        self.assertEqual(self.plugin._connections, 0)
+
+    def test_without_a_thread_no_reply_is_held_back(self):
+        ours, theirs = self.pair()
+        flusher = plugrack._Flusher()
+        self.replace(threading.Thread, "start", unittest.mock.Mock(side_effect=RuntimeError("can't start new thread")))
+        wire = plugrack._Wire(theirs)
+        self.addCleanup(wire.close)
+        for number in range(2):
+            wire.send({"type": "pong", "id": number})
+            flusher.watch(wire)
+            self.assertTrue(ours.recv(1000).endswith(b'"id":%d}' % number))
+
+    def test_default_concurrency(self):
+        self.assertEqual(self.plugin.metadata["concurrency"], 16)
+        one = plugrack.Plugin(id="p", name="P", version="1", icon="p", route="/p", concurrency=1)
+        self.assertEqual(one.metadata["concurrency"], 1)
+        self.replace(plugrack.resource, "getrlimit", lambda which: (8 * MIB, 8 * MIB))
+        for memory, expected in [(-1, 16), (16 * MIB, 1), (64 * MIB, 2), (128 * MIB, 10), (512 * MIB, 16)]:
+            self.assertEqual(plugrack._default_concurrency(memory), expected, memory)
 
 
 # ---- KV --------------------------------------------------------------------------------------------------------------

@@ -109,10 +109,20 @@ pub(crate) fn licensed_rust() -> PathBuf {
 }
 
 fn rust_example(name: &str) -> PathBuf {
+    built(&["--package", name], name)
+}
+
+/// The plugin in `tests/fixtures/meeting.rs`, built.
+pub(crate) fn meeting() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| built(&["--example", "meeting"], "examples/meeting")).clone()
+}
+
+fn built(what: &[&str], file: &str) -> PathBuf {
     let target = binary().parent().and_then(Path::parent).unwrap();
-    let build = cargo().args(["build", "--quiet", "--package", name, "--target-dir"]).arg(target).status();
+    let build = cargo().args(["build", "--quiet"]).args(what).arg("--target-dir").arg(target).status();
     assert!(build.unwrap().success());
-    target.join("debug").join(name)
+    target.join("debug").join(file)
 }
 
 /// The directory with what `make release` makes, built without optimizations and debug information, which is sooner done.
