@@ -13,8 +13,8 @@ use crate::protocol::metadata::is_plugin_id;
 use crate::server;
 use crate::standing;
 use crate::store::Store;
+use crate::store::identity::read_instance_id;
 use crate::store::kv::Limits;
-use crate::store::settings::read_instance_id;
 use crate::text;
 use anyhow::{Context, Result, bail};
 use clap::builder::styling::{AnsiColor, Style};
@@ -585,7 +585,7 @@ fn rotate(data: &DataDir, yes: bool) -> Result<()> {
         }
     }
     let id = Uuid::new_v4();
-    store.set_instance_id(id).with_context(cannot)?;
+    store.rotate(id).with_context(cannot)?;
     print(&format!("{id}\n"))
 }
 

@@ -35,7 +35,7 @@ impl Store {
     /// Removes the licence of a plugin, and says whether there was one.
     pub(crate) fn unset_license(&self, plugin: &str) -> Result<bool, StoreError> {
         let plugin = plugin.to_owned();
-        self.write(move |connection| Ok(connection.execute("DELETE FROM licenses WHERE plugin = ?1", [plugin])? > 0))
+        self.remove(move |connection| Ok(connection.execute("DELETE FROM licenses WHERE plugin = ?1", [&plugin])? > 0))
     }
 
     /// Warns in the log of the end of a plugin's licence, unless that was done on this day, in days since 1970-01-01 UTC. Does not
