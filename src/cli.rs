@@ -12,8 +12,8 @@ use crate::process;
 use crate::server;
 use crate::standing;
 use crate::store::Store;
+use crate::store::identity::read_instance_id;
 use crate::store::kv::Limits;
-use crate::store::settings::read_instance_id;
 use crate::text;
 use anyhow::{Context, Result, bail};
 use clap::builder::styling::{AnsiColor, Style};
@@ -662,7 +662,7 @@ fn rotate(data: &DataDir, yes: bool) -> Result<()> {
         }
     }
     let id = Uuid::new_v4();
-    store.set_instance_id(id).with_context(cannot)?;
+    store.rotate(id).with_context(cannot)?;
     print(&format!("{id}\n"))
 }
 

@@ -39,6 +39,12 @@ impl ApiClient {
         match UnixStream::connect(&socket) {
             Ok(_) => {}
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+                if let Some(pid) = data.holder() {
+                    bail!(
+                        "the host that runs on this data directory (process {pid}) does not listen at {}, which was removed: restart it",
+                        socket.display()
+                    );
+                }
                 bail!("no host runs on this data directory: start it with plugrack serve")
             }
             Err(error) => return Err(error).with_context(|| format!("cannot connect to {}", socket.display())),

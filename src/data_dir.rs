@@ -1,10 +1,16 @@
 //! The data directory: where everything is that the host keeps, who may read it, and the lock that lets only one host in.
 
-use anyhow::{Context, Result, bail};
+use crate::pause::pause;
+use anyhow::{Context, Result, anyhow, bail};
+use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, fchmod, open, statvfs};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::io::{self, ErrorKind, Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 /// Longest path of a Unix socket in bytes: `sun_path` of `sockaddr_un` is 108 with the closing zero, see unix(7).
@@ -16,9 +22,33 @@ const PRIVATE: u32 = 0o700;
 /// The mode of a directory that others can pass through, to what is theirs inside, and not list.
 const PASSABLE: u32 = 0o711;
 
-/// Bytes set aside so that a host can start on a full disk: 32 KiB for the index of the database's log (SQLite's smallest), and
-/// a few small files.
-const RESERVE: usize = 64 * 1024;
+/// Most bytes set aside: as many as a transaction of deletes may take in the database's log.
+const RESERVE: u64 = 4 * 1024 * 1024;
+
+/// Fewest bytes set aside, on a small disk: what a start needs. The index of the database's log is 32 KiB (SQLite's smallest), and
+/// there are a few small files.
+const MIN_RESERVE: u64 = 64 * 1024;
+
+/// The part of the whole disk that is set aside at most.
+const RESERVE_SHARE: u64 = 64;
+
+/// What the reserve begins with, so that no other file of this name is taken for it.
+const RESERVE_HEAD: &[u8] = b"plugrack: space for a full disk\n";
+
+/// The empty file in the run directory that says that the host has made it.
+const RUN_MARKER: &str = ".plugrack";
+
+/// Longest content of the lock's file in bytes: a process id and a line end.
+const MAX_LOCK: u64 = 16;
+
+/// Time in which a host that is ending may still hold the lock, or answer at its socket.
+const ENDING_TIME: Duration = Duration::from_millis(500);
+
+/// Pause between two tries in that time.
+const ENDING_PAUSE: Duration = Duration::from_millis(20);
+
+/// Has a link at the end of a path refused.
+const NOFOLLOW: i32 = OFlags::NOFOLLOW.bits().cast_signed();
 
 /// Paths below the data directory. All are absolute.
 #[derive(Debug, Clone)]
@@ -29,7 +59,65 @@ pub(crate) struct DataDir {
 /// Held by the host that uses a data directory; freed by the kernel however the host ends.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    _file: File,
+    path: PathBuf,
+    file: File,
+}
+
+/// What became of the lock.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Held {
+    /// It is held.
+    Still,
+    /// Its file was removed or replaced, and the one that is there now is held.
+    Again,
+    /// Another process holds the file that is there now.
+    ByAnother,
+}
+
+impl Lock {
+    /// Looks whether the file at the path is the one that is locked, and locks what is there otherwise.
+    ///
+    /// # Errors
+    /// The file cannot be made or read.
+    pub(crate) fn keep(&mut self) -> io::Result<Held> {
+        let ours = self.file.metadata()?;
+        if fs::symlink_metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == (ours.dev(), ours.ino())) {
+            return Ok(Held::Still);
+        }
+        let mut file = open_lock(&self.path)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(Held::ByAnother),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        // The id is for people; what counts is the lock.
+        write_pid(&mut file).unwrap_or_default();
+        self.file = file;
+        Ok(Held::Again)
+    }
+}
+
+/// Opens the lock's file. One that is something else is left as it is.
+fn open_lock(path: &Path) -> io::Result<File> {
+    let mut options = private_file();
+    options.create(true).truncate(false).read(true).write(true).custom_flags(NOFOLLOW);
+    let mut file = options.open(path).map_err(|error| match Errno::from_io_error(&error) {
+        Some(Errno::LOOP) => io::Error::other("it is a symbolic link (put a file in its place, or choose another --data)"),
+        _ => error,
+    })?;
+    let mut text = String::new();
+    let known = file.metadata()?.is_file()
+        && (&mut file).take(MAX_LOCK + 1).read_to_string(&mut text).is_ok_and(|_| {
+            let pid = text.trim_end();
+            text.len() as u64 <= MAX_LOCK && pid.bytes().all(|byte| byte.is_ascii_digit())
+        });
+    file.rewind()?;
+    if known { Ok(file) } else { Err(io::Error::other("it is not plugrack's lock (choose another --data)")) }
+}
+
+fn write_pid(file: &mut File) -> io::Result<()> {
+    file.set_len(0)?;
+    writeln!(file, "{}", std::process::id())
 }
 
 impl DataDir {
@@ -40,9 +128,43 @@ impl DataDir {
         let data = Self::open(path)?;
         check_socket_path(&data.host_socket()).map_err(anyhow::Error::msg)?;
         for dir in [data.run(), data.logs(), data.plugin_data("")] {
+            check_no_link(&dir)?;
+        }
+        data.claim_run()?;
+        for dir in [data.logs(), data.plugin_data("")] {
             make_private_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         }
         Ok(data)
+    }
+
+    /// Makes the run directory, or checks that the one that is there is the host's own to empty.
+    fn claim_run(&self) -> Result<()> {
+        let run = self.run();
+        make_private_dir(&run).with_context(|| format!("cannot make {}", run.display()))?;
+        let marker = run.join(RUN_MARKER);
+        if fs::symlink_metadata(&marker).is_ok_and(|file| file.is_file()) {
+            return Ok(());
+        }
+        let names = fs::read_dir(&run)
+            .and_then(|entries| entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>())
+            .with_context(|| format!("cannot read {}", run.display()))?;
+        // Of a host of a version that made no marker, and was killed: it always had this socket.
+        let former = names.iter().any(|name| *name == *"host.sock") && names.iter().all(|name| is_made_by_host(name));
+        if let Some(name) = names.first().filter(|_| !former) {
+            bail!(
+                "{} has files that plugrack did not make, such as {}, and plugrack empties that directory: \
+                 move them away, or choose another --data",
+                run.display(),
+                name.display()
+            );
+        }
+        private_file()
+            .create_new(true)
+            .write(true)
+            .open(&marker)
+            .map(drop)
+            .or_else(|error| if error.kind() == ErrorKind::AlreadyExists { Ok(()) } else { Err(error) })
+            .with_context(|| format!("cannot write {}", marker.display()))
     }
 
     /// Opens a data directory that must be there.
@@ -57,7 +179,8 @@ impl DataDir {
     pub(crate) fn set_modes(&self, shared: bool) -> io::Result<()> {
         let mode = if shared { PASSABLE } else { PRIVATE };
         for dir in [self.run(), self.logs(), self.plugin_data("")] {
-            fs::set_permissions(dir, Permissions::from_mode(mode))?;
+            let dir = open(&dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+            fchmod(dir, Mode::from_raw_mode(mode))?;
         }
         // What is inside is closed by itself. So the operator's own mode is kept, but for what the line below has opened.
         let found = fs::metadata(&self.root)?.mode() & 0o7777;
@@ -71,26 +194,67 @@ impl DataDir {
 
     /// Takes the directory for this process.
     pub(crate) fn lock(&self) -> Result<Lock> {
-        let path = self.root.join("lock");
+        let path = self.lock_file();
         let cannot = || format!("cannot write {}", path.display());
-        let opened = private_file().create(true).truncate(false).read(true).write(true).open(&path);
-        let mut file = opened.with_context(cannot)?;
-        match file.try_lock() {
-            Ok(()) => {
-                file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).with_context(cannot)?;
-                Ok(Lock { _file: file })
+        let mut file = open_lock(&path).with_context(cannot)?;
+        // A command may look at it just now (`holder`).
+        let deadline = Instant::now() + ENDING_TIME;
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => pause(ENDING_PAUSE),
+                Err(TryLockError::WouldBlock) => {
+                    let mut pid = String::new();
+                    file.read_to_string(&mut pid)?;
+                    bail!(
+                        "another plugrack (process {}) runs on {}: stop it, or choose another --data",
+                        pid.trim(),
+                        self.root.display()
+                    )
+                }
+                Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display()))?,
             }
+        }
+        // Its lock may have been removed.
+        while self.is_served() {
+            if Instant::now() >= deadline {
+                bail!(
+                    "another plugrack answers at {}, though its lock was removed: stop it, or choose another --data",
+                    self.api_socket().display()
+                );
+            }
+            pause(ENDING_PAUSE);
+        }
+        write_pid(&mut file).with_context(cannot)?;
+        Ok(Lock { path, file })
+    }
+
+    /// The process that holds the lock, as its file has it; none where nobody does.
+    pub(crate) fn holder(&self) -> Option<String> {
+        let mut file = OpenOptions::new().read(true).custom_flags(NOFOLLOW).open(self.lock_file()).ok()?;
+        match file.try_lock_shared() {
             Err(TryLockError::WouldBlock) => {
                 let mut pid = String::new();
-                file.read_to_string(&mut pid)?;
-                bail!(
-                    "another plugrack (process {}) runs on {}: stop it, or choose another --data",
-                    pid.trim(),
-                    self.root.display()
-                )
+                (&mut file).take(MAX_LOCK).read_to_string(&mut pid).ok()?;
+                Some(pid.trim().to_owned())
             }
-            Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+            _ => None,
         }
+    }
+
+    /// Whether a host answers at the socket for the operator's commands.
+    fn is_served(&self) -> bool {
+        let Ok(address) = SocketAddrUnix::new(&self.api_socket()) else { return false };
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let connected =
+            socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).and_then(|socket| connect(socket, &address));
+        // The second: it has its hands full.
+        matches!(connected, Ok(()) | Err(Errno::AGAIN))
+    }
+
+    /// The file that is locked.
+    pub(crate) fn lock_file(&self) -> PathBuf {
+        self.root.join("lock")
     }
 
     /// The database.
@@ -181,10 +345,19 @@ impl DataDir {
         self.root.join("plugins")
     }
 
-    /// Empties the run directory. What cannot be removed of a plugin's own stays, and is said. Only for the holder of the lock.
+    /// Removes what hosts have left in the run directory, and links, but nothing that they lead to. What else is there stays, and so
+    /// does what cannot be removed of a plugin's own; both are logged. Only for the holder of the lock.
     pub(crate) fn sweep_run(&self) -> io::Result<()> {
         let found = fs::read_dir(self.run())?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
         for path in found {
+            let name = path.file_name().unwrap_or_default();
+            if name == RUN_MARKER {
+                continue;
+            }
+            if !is_made_by_host(name) && !path.is_symlink() {
+                log::warn!("{} was not made by plugrack, and stays", path.display());
+                continue;
+            }
             match self.remove_from_run(path.clone()) {
                 Err(error) if !path.is_dir() => return Err(error),
                 Err(error) => log::warn!("{} cannot be removed: {error}", path.display()),
@@ -192,6 +365,17 @@ impl DataDir {
             }
         }
         Ok(())
+    }
+
+    /// The same at the end of the host, which leaves the directory empty. One that is gone, or is another one by now, is left alone.
+    pub(crate) fn leave_run(&self) -> io::Result<()> {
+        let marker = self.run().join(RUN_MARKER);
+        if !fs::symlink_metadata(&marker).is_ok_and(|file| file.is_file()) || self.run().is_symlink() {
+            return Ok(());
+        }
+        self.sweep_run()?;
+        // Where something is left the next host finds by it that the directory is the host's.
+        if fs::read_dir(self.run())?.count() == 1 { fs::remove_file(marker) } else { Ok(()) }
     }
 
     /// Removes what is at a path in the run directory, if anything is.
@@ -224,20 +408,9 @@ impl DataDir {
         Ok(())
     }
 
-    /// Gives back what an earlier host has set aside on the disk. Only for the holder of the lock.
-    pub(crate) fn free_reserve(&self) {
-        // Where it is not there, or cannot be removed, what needs the space says so.
-        fs::remove_file(self.reserve()).unwrap_or_default();
-    }
-
-    /// Sets space aside for the next start, as much as there is up to [`RESERVE`].
-    pub(crate) fn keep_reserve(&self) {
-        let file = private_file().create(true).truncate(true).write(true).open(self.reserve());
-        file.and_then(|mut file| file.write_all(&[0; RESERVE])).unwrap_or_default();
-    }
-
-    fn reserve(&self) -> PathBuf {
-        self.root.join("reserve")
+    /// The space that is set aside on the disk. Only for the holder of the lock.
+    pub(crate) fn reserve(&self) -> Reserve {
+        Reserve::in_directory(&self.root)
     }
 
     /// The operator's token, made on first run.
@@ -279,6 +452,81 @@ impl DataDir {
             token => Ok(token.to_owned()),
         }
     }
+}
+
+/// Space that is set aside on a disk, for the start of a host and for deletes when the disk is full.
+#[derive(Debug)]
+pub(crate) struct Reserve {
+    path: PathBuf,
+    bytes: u64,
+}
+
+impl Reserve {
+    /// That of a data directory.
+    pub(crate) fn in_directory(directory: &Path) -> Self {
+        let bytes = match statvfs(directory) {
+            Ok(disk) => (disk.f_blocks.saturating_mul(disk.f_frsize) / RESERVE_SHARE).clamp(MIN_RESERVE, RESERVE),
+            Err(_) => MIN_RESERVE,
+        };
+        Self { path: directory.join("reserve"), bytes }
+    }
+
+    /// Gives it back. Where that fails, what needs the space says so.
+    pub(crate) fn release(&self) {
+        self.open(false).and_then(|file| file.set_len(0)).unwrap_or_default();
+    }
+
+    /// Sets it aside again, or as much of it as there is space for.
+    pub(crate) fn keep(&self) {
+        let Ok(file) = self.open(true) else { return };
+        let mut bytes = self.bytes;
+        while let Err(error) = fallocate(&file, FallocateFlags::empty(), 0, bytes) {
+            match error {
+                Errno::INTR => {}
+                Errno::NOSPC | Errno::DQUOT if bytes > RESERVE_HEAD.len() as u64 => bytes /= 2,
+                // The file system cannot, so it is written.
+                _ => {
+                    file.write_all_at(&vec![0; usize::try_from(self.bytes).unwrap_or(0)], 0).unwrap_or_default();
+                    break;
+                }
+            }
+        }
+        file.write_all_at(RESERVE_HEAD, 0).unwrap_or_default();
+    }
+
+    /// Opens the file, where it is what a host has made.
+    fn open(&self, create: bool) -> io::Result<File> {
+        let mut options = private_file();
+        let file = options.create(create).truncate(false).read(true).write(true).custom_flags(NOFOLLOW).open(&self.path)?;
+        let metadata = file.metadata()?;
+        let mut head = [0; RESERVE_HEAD.len()];
+        let length = usize::try_from(metadata.len()).unwrap_or(usize::MAX).min(head.len());
+        file.read_exact_at(&mut head[..length], 0)?;
+        // An earlier version wrote zeros alone; one that a full disk cut short has the beginning of the head at most.
+        let ours = RESERVE_HEAD.starts_with(&head[..length]) || metadata.len() <= MIN_RESERVE && head == [0; RESERVE_HEAD.len()];
+        if metadata.is_file() && ours { Ok(file) } else { Err(ErrorKind::AlreadyExists.into()) }
+    }
+}
+
+/// Whether hosts make things of this name in the run directory: sockets, the address, directories of plugins, and for a moment those
+/// that are being removed and files of bodies.
+fn is_made_by_host(name: &OsStr) -> bool {
+    let name = name.to_string_lossy();
+    matches!(&*name, RUN_MARKER | "listen" | "listen.new")
+        || name.starts_with(".tmp")
+        || [".sock", ".d", ".gone"].iter().any(|end| name.ends_with(end))
+}
+
+/// Refuses a link where the host changes modes and owners, and removes what is inside.
+fn check_no_link(path: &Path) -> Result<()> {
+    if path.is_symlink() {
+        return Err(anyhow!(
+            "{} is a symbolic link, which plugrack does not follow there: put a directory or a bind mount in its place, \
+             or choose another --data",
+            path.display()
+        ));
+    }
+    Ok(())
 }
 
 /// Whether the path of a socket fits an address.

@@ -163,7 +163,15 @@ impl LicenseTime {
     /// Lets the mark go on where that is due, and keeps it.
     pub(crate) fn keep(&self, store: &Store) {
         let advanced = self.lock().advance(Instant::now(), now_ms());
-        // A mark that cannot be written is written an hour later; the store has logged it.
+        // A mark that cannot be written is written with the next step; the store has logged it.
+        if let Some(mark) = advanced {
+            store.set_time_mark(mark).unwrap_or_default();
+        }
+    }
+
+    /// Lets the mark go on by whatever time has passed, and keeps it.
+    pub(crate) fn keep_at_stop(&self, store: &Store) {
+        let advanced = self.lock().advance_now(Instant::now(), now_ms());
         if let Some(mark) = advanced {
             store.set_time_mark(mark).unwrap_or_default();
         }

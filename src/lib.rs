@@ -96,6 +96,8 @@ mod text;
 #[cfg(feature = "host")]
 mod time_mark;
 #[cfg(feature = "host")]
+mod watch;
+#[cfg(feature = "host")]
 mod worker;
 
 /// Runs the `plugrack` command: its whole `main`.

@@ -18,6 +18,7 @@ use crate::remains::{self, Marks};
 use crate::room::{self, Room};
 use crate::store::Store;
 use crate::store::kv;
+use crate::watch::Watch;
 use anyhow::{Context, Result, anyhow, bail};
 use crossbeam_channel::{Receiver, RecvTimeoutError, at, bounded, never, select, unbounded};
 use rustix::process::geteuid;
@@ -89,7 +90,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
         log::warn!("{warning}");
     }
     let data = DataDir::create(data)?;
-    let _lock = data.lock()?;
+    let lock = data.lock()?;
     if let Some(uids) = &settings.plugin_uids {
         check_uids(uids)?;
     }
@@ -106,7 +107,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     if left > 0 {
         log::warn!("ended {left} processes that an earlier run of the host had left behind");
     }
-    data.free_reserve();
+    data.reserve().release();
     let quota = kv::Limits { keys: settings.kv_max_keys, bytes: settings.kv_max_bytes };
     let database = data.database();
     let store = Store::open(&database, quota).with_context(|| format!("cannot open {}", database.display()))?;
@@ -161,7 +162,9 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     let gate = Arc::new(gate);
     serving.keep(Arc::clone(&gate), losses).context("cannot start the thread that looks after the gate")?;
     write_listen(&data, &listening).context("cannot write the run directory")?;
-    data.keep_reserve();
+    data.reserve().keep();
+    let (data_watch, lost) =
+        Watch::start(&data, store.clone(), lock).context("cannot start the thread that watches the data directory")?;
     let scheme = match (listen, &settings.tls_cert) {
         (Listen::Unix(_), _) => "",
         (_, Some(_)) => "https://",
@@ -194,22 +197,31 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
                 order.try_send(()).unwrap_or_default();
             },
             recv(failed) -> _ => break Err(anyhow!("no connections can be accepted any more")),
+            recv(lost) -> sentence => match sentence {
+                Ok(sentence) => break Err(anyhow!(sentence)),
+                Err(_) => break Err(anyhow!("the thread that watches the data directory has ended")),
+            },
         }
     };
 
     log::info!("stopping");
+    // Nothing where another host has the directory by now.
+    let lock = data_watch.end();
     let deadline = Instant::now() + STOP_ALL_TIME;
     gate.drain(Instant::now() + DRAIN_TIME);
     front.close();
     rack.stop_all(deadline);
     gate.end(deadline.max(Instant::now()) + FLUSH_TIME);
     rack.host().sessions.finish();
-    store.sync().context("the last events were not recorded")?;
-    data.sweep_run().context("cannot clear the run directory")?;
-    // Space may have come since the start, which was on a full disk.
-    data.keep_reserve();
+    rack.host().time.keep_at_stop(&store);
+    let saved = store.finish().context("the last changes are not in the database");
+    if lock.is_some() {
+        data.leave_run().context("cannot clear the run directory")?;
+        // Space may have come since the start, which was on a full disk.
+        data.reserve().keep();
+    }
     log::info!("stopped");
-    outcome
+    outcome.and(saved)
 }
 
 /// Whatever runs under the plugins' uids is killed with them, so nothing else may.

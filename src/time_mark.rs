@@ -6,8 +6,8 @@
 
 use std::time::{Duration, Instant};
 
-/// How often the mark goes on: licences are counted in days, and each time is a write to the disk.
-const STEP: Duration = Duration::from_secs(3600);
+/// How often the mark goes on while the host runs: what a kill may lose of it. Each time is a write to the disk.
+const STEP: Duration = Duration::from_secs(300);
 
 /// 2026-01-01 in milliseconds since 1970-01-01 UTC. A clock that says less was never set: many small machines begin at 1970.
 const CLOCK_IS_SET: i64 = 1_767_225_600_000;
@@ -32,11 +32,16 @@ impl TimeMark {
 
     /// Lets the mark go on if that is due. Gives it when it has, to be kept.
     pub(crate) fn advance(&mut self, now: Instant, wall_ms: i64) -> Option<i64> {
+        let due = self.mark.is_none() || now.saturating_duration_since(self.since) >= STEP;
+        if due { self.advance_now(now, wall_ms) } else { None }
+    }
+
+    /// Lets the mark go on by the time that has passed, however little: for the end of the host. Gives it when it has, to be kept.
+    pub(crate) fn advance_now(&mut self, now: Instant, wall_ms: i64) -> Option<i64> {
         let passed = now.saturating_duration_since(self.since);
         let mark = match self.mark {
             None if wall_ms < CLOCK_IS_SET => return None,
             None => wall_ms,
-            Some(_) if passed < STEP => return None,
             Some(mark) => mark.saturating_add(i64::try_from(passed.as_millis()).unwrap_or(i64::MAX)),
         };
         (self.mark, self.since) = (Some(mark), now);
@@ -48,25 +53,29 @@ impl TimeMark {
 mod tests {
     use super::*;
 
-    const HOUR: i64 = 3_600_000;
-    const T: i64 = CLOCK_IS_SET + 1000 * HOUR;
+    const STEP: i64 = 300_000;
+    const T: i64 = CLOCK_IS_SET + 1000 * STEP;
 
     /// Steps are: milliseconds of running since the start, what the clock shows, the mark that is to be kept then.
     #[test]
     fn only_time_that_passed_moves_the_mark_whatever_the_clock_shows() {
         type Step = (i64, i64, Option<i64>);
         let cases: [(&str, Option<i64>, &[Step]); 7] = [
-            ("the clock is right", None, &[(0, T, Some(T)), (HOUR, T + HOUR, Some(T + HOUR))]),
-            ("at most hourly", None, &[(0, T, Some(T)), (HOUR - 1, T, None), (HOUR, T, Some(T + HOUR)), (HOUR + 1, T, None)]),
-            ("the clock jumps forward", None, &[(0, T, Some(T)), (HOUR, T + 9000 * HOUR, Some(T + HOUR))]),
-            ("and back again", Some(T), &[(HOUR, T + 9000 * HOUR, Some(T + HOUR)), (2 * HOUR, T, Some(T + 2 * HOUR))]),
-            ("the clock is set back", Some(T), &[(0, T - 500 * HOUR, None), (3 * HOUR, T - 500 * HOUR, Some(T + 3 * HOUR))]),
+            ("the clock is right", None, &[(0, T, Some(T)), (STEP, T + STEP, Some(T + STEP))]),
+            (
+                "at most every few minutes",
+                None,
+                &[(0, T, Some(T)), (STEP - 1, T, None), (STEP, T, Some(T + STEP)), (STEP + 1, T, None)],
+            ),
+            ("the clock jumps forward", None, &[(0, T, Some(T)), (STEP, T + 9000 * STEP, Some(T + STEP))]),
+            ("and back again", Some(T), &[(STEP, T + 9000 * STEP, Some(T + STEP)), (2 * STEP, T, Some(T + 2 * STEP))]),
+            ("the clock is set back", Some(T), &[(0, T - 500 * STEP, None), (3 * STEP, T - 500 * STEP, Some(T + 3 * STEP))]),
             (
                 "a clock that was never set makes no mark",
                 None,
-                &[(0, 0, None), (5 * HOUR, T, Some(T)), (6 * HOUR, 0, Some(T + HOUR))],
+                &[(0, 0, None), (5 * STEP, T, Some(T)), (6 * STEP, 0, Some(T + STEP))],
             ),
-            ("the end of all time", Some(i64::MAX), &[(HOUR, T, Some(i64::MAX))]),
+            ("the end of all time", Some(i64::MAX), &[(STEP, T, Some(i64::MAX))]),
         ];
         for (name, stored, steps) in cases {
             let start = Instant::now();
@@ -79,5 +88,14 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn at_the_end_what_has_passed_is_added_however_little() {
+        let start = Instant::now();
+        let mut mark = TimeMark::new(Some(T), start);
+        assert_eq!(mark.advance_now(start + Duration::from_secs(7), T - STEP), Some(T + 7000));
+        assert_eq!(mark.advance_now(start + Duration::from_secs(8), T + STEP), Some(T + 8000));
+        assert_eq!(TimeMark::new(None, start).advance_now(start, 0), None);
     }
 }

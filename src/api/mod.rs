@@ -35,7 +35,7 @@ const MAX_CONFIG_KEY: usize = 128;
 /// Largest value of a setting in bytes: all of them must fit the head of `init`.
 const MAX_CONFIG_VALUE: usize = 16 * 1024;
 
-/// Largest settings of a plugin together, in bytes.
+/// Largest settings of a plugin together, in bytes, as they stand in the head of `init`: beside them it has space for a licence.
 const MAX_CONFIG: usize = 48 * 1024;
 
 /// The API of a rack.
@@ -289,16 +289,12 @@ impl Api {
         }
         let value: Value = serde_json::from_slice(body)
             .map_err(|error| Refused::new(400, "bad_request", format!("the value is not JSON: {error}")))?;
-        let store = &self.rack.host().store;
-        let others = store.config(plugin.id())?;
-        let all: usize =
-            others.iter().filter(|(other, _)| *other != key).map(|(key, value)| key.len() + value.to_string().len()).sum();
-        let size = value.to_string().len();
-        if size > MAX_CONFIG_VALUE || all + key.len() + size > MAX_CONFIG {
+        let fits = value.to_string().len() <= MAX_CONFIG_VALUE
+            && self.rack.host().store.set_config(plugin.id(), key, &value, MAX_CONFIG)?;
+        if !fits {
             let message = format!("a setting is at most {MAX_CONFIG_VALUE} bytes, and all of a plugin's together {MAX_CONFIG}");
             return Err(Refused::new(413, "too_large", message));
         }
-        store.set_config(plugin.id(), key, &value)?;
         self.configured(&plugin)
     }
 

@@ -16,21 +16,30 @@ impl Store {
         })
     }
 
-    /// Sets one setting.
-    pub(crate) fn set_config(&self, plugin: &str, key: &str, value: &Value) -> Result<(), StoreError> {
+    /// Sets one setting, unless all of the plugin's together would then be larger than `most` bytes, counted as they stand in the head
+    /// of `init`, and larger than they were. Says whether it did.
+    pub(crate) fn set_config(&self, plugin: &str, key: &str, value: &Value, most: usize) -> Result<bool, StoreError> {
         let (plugin, key, json) = (plugin.to_owned(), key.to_owned(), value.to_string());
         self.write(move |connection| {
+            // As "KEY":VALUE, with a comma.
+            let sql = "SELECT coalesce(sum(size), 0), coalesce(sum(size) FILTER (WHERE key != ?2), 0) FROM
+                       (SELECT key, octet_length(json_quote(key)) + octet_length(value) + 2 AS size FROM config WHERE plugin = ?1)";
+            let sizes = |row: &rusqlite::Row<'_>| Ok((row.get::<_, usize>(0)?, row.get::<_, usize>(1)?));
+            let (before, others) = connection.query_row(sql, params![plugin, key], sizes)?;
+            if others + Value::from(key.as_str()).to_string().len() + json.len() + 2 > most.max(before) {
+                return Ok(false);
+            }
             let sql =
                 "INSERT INTO config (plugin, key, value) VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET value = excluded.value";
             connection.execute(sql, params![plugin, key, json])?;
-            Ok(())
+            Ok(true)
         })
     }
 
     /// Removes one setting, and says whether it was there.
     pub(crate) fn unset_config(&self, plugin: &str, key: &str) -> Result<bool, StoreError> {
         let (plugin, key) = (plugin.to_owned(), key.to_owned());
-        self.write(move |connection| {
+        self.remove(move |connection| {
             Ok(connection.execute("DELETE FROM config WHERE plugin = ?1 AND key = ?2", params![plugin, key])? > 0)
         })
     }

@@ -1,11 +1,12 @@
 //! Why the store could not do something: for the operator in one sentence, for a plugin as a code.
 
-use super::{MAX_WAL, READER_TIME, READERS, WRITE_QUEUE, schema};
+use super::{MAX_LOG, READER_TIME, READERS, WRITE_QUEUE, schema};
 use crate::repeat::Repeat;
 use rusqlite::ffi::{self, ErrorCode};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
+use uuid::Uuid;
 
 /// Why the store could not do something.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -31,6 +32,51 @@ pub(crate) enum StoreError {
          or move plugrack.db-wal away to begin with an empty database"
     )]
     LeftLog,
+    /// There was a database before.
+    #[error(
+        "plugrack.db is missing or empty, and instance-id beside it says that it was the database of instance {named}: \
+         restore all files of a backup, or remove instance-id to begin as a new instance"
+    )]
+    Missing {
+        /// The instance it was of.
+        named: Uuid,
+    },
+    /// A database with tables and without an identity: it was in the log.
+    #[error(
+        "plugrack.db has no instance id, most likely because it was copied without its log plugrack.db-wal: \
+         restore all files of a backup, or remove plugrack.db and instance-id to begin as a new instance"
+    )]
+    NoIdentity,
+    /// A database of another installation.
+    #[error(
+        "plugrack.db is the database of instance {found}, and instance-id beside it names {named}: \
+         restore both from the same backup, or remove instance-id to go on as {found}"
+    )]
+    OtherIdentity {
+        /// The identity in the database.
+        found: Uuid,
+        /// The one in the file.
+        named: Uuid,
+    },
+    /// The file beside the database holds something else.
+    #[error("the file instance-id beside plugrack.db names no instance: remove it, and the next start writes it again")]
+    BadIdentityFile,
+    /// An older database than the log beside it was begun on, or an older log.
+    #[error(
+        "plugrack.db and its log plugrack.db-wal do not belong together, most likely because one of them is an older copy: \
+         restore both from the same backup, or move plugrack.db-wal away to go on with plugrack.db as it is, without what the log has"
+    )]
+    OtherLog,
+    /// A file that is open is no longer at its path.
+    #[error(
+        "plugrack.db{end} was removed or replaced while the host runs, so nothing is written: \
+         put the same file back, or stop the host{} and start it again",
+        if end.is_empty() { ", restore all files of a backup," } else { "" }
+    )]
+    Gone {
+        /// What its name ends with.
+        end: &'static str,
+    },
     /// The writer has more to do than it can.
     #[error("the store is busy: more than {WRITE_QUEUE} changes wait; try again")]
     Busy,
@@ -47,7 +93,7 @@ pub(crate) enum StoreError {
     #[error(
         "plugrack.db-wal has grown to {} MiB because another program reads plugrack.db without end: \
          end that program (fuser plugrack.db names it), then try again",
-        MAX_WAL / 1024 / 1024
+        MAX_LOG / 1024 / 1024
     )]
     LongRead,
     /// No space left.
@@ -105,12 +151,15 @@ impl StoreError {
 
     /// Whether a plugin may be told more than the code. SQLite's own word may name what is inside of the database.
     pub(crate) fn is_public(&self) -> bool {
-        matches!(self.code(), "no_space" | "busy") || matches!(self, Self::Disk(_) | Self::Damaged(_))
+        matches!(self.code(), "no_space" | "busy") || matches!(self, Self::Disk(_) | Self::Damaged(_) | Self::Gone { .. })
     }
 
     /// Whether a write that succeeds shows that it is over. Damage stays where it is.
     fn ends_with_a_write(&self) -> bool {
-        matches!(self, Self::Busy | Self::BusyReading | Self::Locked | Self::LongRead | Self::Full | Self::Disk(_))
+        matches!(
+            self,
+            Self::Busy | Self::BusyReading | Self::Locked | Self::LongRead | Self::Full | Self::Disk(_) | Self::Gone { .. }
+        )
     }
 }
 

@@ -207,18 +207,18 @@ impl Store {
     fn kv_write(&self, plugin: &str, write: Write) -> Result<Ticket<Answer, KvError>, KvError> {
         let (plugin, limits) = (plugin.to_owned(), self.inner.limits);
         // It writes in its last step, if at all; what has expired may go in any case.
-        Ok(self.begin_change(false, move |transaction| {
-            let WriteOutcome { found, rev, value } = transaction.namespace(&plugin, limits)?.apply(write)?;
+        Ok(self.begin_change(false, write.frees(), move |transaction| {
+            let WriteOutcome { found, rev, value } = transaction.namespace(&plugin, limits)?.apply(&write)?;
             Ok(Answer { result: KvResult { found, rev, value, ..KvResult::default() }, body: Vec::new() })
         })?)
     }
 
     fn kv_txn(&self, plugin: &str, writes: Vec<Write>) -> Result<Ticket<Answer, KvError>, KvError> {
         let (plugin, limits) = (plugin.to_owned(), self.inner.limits);
-        Ok(self.begin_change(true, move |transaction| {
+        Ok(self.begin_change(true, writes.iter().all(Write::frees), move |transaction| {
             let mut namespace = transaction.namespace(&plugin, limits)?;
             let apply = |(index, write)| namespace.apply(write).map_err(|error| KvError::Txn { index, error: Box::new(error) });
-            let outcomes = writes.into_iter().enumerate().map(apply).collect::<Result<Vec<_>, _>>()?;
+            let outcomes = writes.iter().enumerate().map(apply).collect::<Result<Vec<_>, _>>()?;
             let body = serde_json::to_vec(&outcomes).map_err(|error| KvError::BadRequest(error.to_string()))?;
             Ok(Answer { result: KvResult::default(), body })
         })?)
@@ -267,6 +267,11 @@ impl Page {
 }
 
 impl Write {
+    /// Whether it does nothing but free space.
+    fn frees(&self) -> bool {
+        matches!(self, Self::Delete(_))
+    }
+
     fn set(set: SetOp, value: Vec<u8>) -> Result<Self, KvError> {
         check_key(&set.key)?;
         check_ttl(set.ttl_ms)?;
@@ -410,7 +415,7 @@ impl Transaction<'_> {
 }
 
 impl Namespace<'_> {
-    fn apply(&mut self, write: Write) -> Result<WriteOutcome, KvError> {
+    fn apply(&mut self, write: &Write) -> Result<WriteOutcome, KvError> {
         match write {
             Write::Set { set, value } => {
                 let present = self.find(&set.key)?;
@@ -419,7 +424,7 @@ impl Namespace<'_> {
                     return Err(KvError::Conflict(format!("the key {:?} is there already", set.key)));
                 }
                 let expires_at = self.expiry(set.ttl_ms);
-                let rev = self.put(&set.key, &value, expires_at, present.as_ref())?;
+                let rev = self.put(&set.key, value, expires_at, present.as_ref())?;
                 Ok(WriteOutcome { rev: Some(rev), ..WriteOutcome::default() })
             }
             Write::Delete(delete) => {

@@ -27,7 +27,7 @@ pub(crate) struct Given {
 }
 
 /// The name of the setting that keeps what a plugin had before.
-fn previous_key(plugin: &str) -> String {
+pub(super) fn previous_key(plugin: &str) -> String {
     format!("license_before:{plugin}")
 }
 
@@ -145,9 +145,9 @@ impl Store {
     /// Removes the licence of a plugin, and the one before it if it is on trial. Says whether there was one.
     pub(crate) fn unset_license(&self, plugin: &str) -> Result<bool, StoreError> {
         let plugin = plugin.to_owned();
-        self.write(move |connection| {
+        self.remove(move |connection| {
             put_previous(connection, &plugin, None)?;
-            Ok(connection.execute("DELETE FROM licenses WHERE plugin = ?1", [plugin])? > 0)
+            Ok(connection.execute("DELETE FROM licenses WHERE plugin = ?1", [&plugin])? > 0)
         })
     }
 

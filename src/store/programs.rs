@@ -1,5 +1,6 @@
 //! What each file in the plugins directory has answered to `--metadata`, and which file each plugin's id belongs to.
 
+use super::licenses::previous_key;
 use super::{Store, StoreError, now_ms};
 use rusqlite::{OptionalExtension, params};
 use serde::Serialize;
@@ -148,7 +149,7 @@ impl Store {
     /// Removes all that the database holds under an id.
     pub(crate) fn forget(&self, plugin: &str) -> Result<(), StoreError> {
         let plugin = plugin.to_owned();
-        self.write(move |connection| {
+        self.remove(move |connection| {
             for sql in [
                 "DELETE FROM kv WHERE plugin = ?1",
                 "DELETE FROM config WHERE plugin = ?1",
@@ -158,6 +159,7 @@ impl Store {
             ] {
                 connection.execute(sql, [&plugin])?;
             }
+            connection.execute("DELETE FROM settings WHERE key = ?1", [previous_key(&plugin)])?;
             Ok(())
         })
     }

@@ -1,6 +1,6 @@
 //! Makes a connection ready: pragmas, and the schema at this program's version.
 
-use super::StoreError;
+use super::{StoreError, identity, wal};
 use rusqlite::{Connection, TransactionBehavior};
 use std::time::Duration;
 
@@ -34,9 +34,6 @@ const CACHE_KIB: i64 = 1024;
 /// of the greatest length does not fit.
 const PAGE_SIZE: i64 = 2048;
 
-/// Size in bytes of the write-ahead log at which it is written back to the database, and to which it is cut back then.
-const WAL_LIMIT: i64 = 8 * 1024 * 1024;
-
 /// Sets a connection up for reading and writing.
 ///
 /// `synchronous=FULL` in WAL mode syncs the log at every commit: what is acknowledged survives a power cut.
@@ -45,9 +42,9 @@ pub(super) fn prepare(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
-    connection.pragma_update(None, "journal_size_limit", WAL_LIMIT)?;
-    let page: i64 = connection.pragma_query_value(None, "page_size", |row| row.get(0))?;
-    connection.pragma_update(None, "wal_autocheckpoint", WAL_LIMIT / page)?;
+    connection.pragma_update(None, "journal_size_limit", wal::LIMIT)?;
+    // The writer decides when, see `wal.rs`.
+    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     connection.pragma_update(None, "trusted_schema", false)
 }
 
@@ -71,6 +68,8 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
         VERSION => return Ok(()),
         0 => {
             transaction.execute_batch(SCHEMA)?;
+            // Together, so that there is never a database of ours without an identity.
+            identity::insert(&transaction)?;
             transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         }
         version => {
@@ -84,7 +83,7 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
 }
 
 /// The version of a database of ours, 0 for one that is still empty.
-fn check(connection: &Connection) -> Result<i64, StoreError> {
+pub(super) fn check(connection: &Connection) -> Result<i64, StoreError> {
     let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
     let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
     match (pragma("application_id")?, pragma("user_version")?) {

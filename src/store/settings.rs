@@ -1,44 +1,23 @@
 //! What the host knows of itself, and what the operator has decided about each plugin.
 
-use super::{Store, StoreError};
-use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
-use std::path::Path;
+use super::{Store, StoreError, identity};
+use rusqlite::{OptionalExtension, params};
 use uuid::Uuid;
-
-/// The setting that holds the identity of the installation.
-const INSTANCE_ID: &str = "instance_id";
 
 /// The setting that holds the high-water mark of time, in milliseconds since 1970-01-01 UTC.
 const TIME_MARK: &str = "time_mark";
 
-/// The identity in the database at `path`, read beside a host that may be running.
-pub(crate) fn read_instance_id(path: &Path) -> Result<String, StoreError> {
-    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-    Ok(connection.query_row("SELECT value FROM settings WHERE key = ?1", [INSTANCE_ID], |row| row.get(0))?)
-}
-
 impl Store {
-    /// The identity of this installation: made once, the same ever after.
+    /// The identity of this installation.
     pub(crate) fn instance_id(&self) -> Result<Uuid, StoreError> {
-        let text: String = self.write(|connection| {
-            let fresh = Uuid::new_v4().to_string();
-            connection.execute(
-                "INSERT INTO settings (key, value) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
-                params![INSTANCE_ID, fresh],
-            )?;
-            Ok::<_, StoreError>(
-                connection.query_row("SELECT value FROM settings WHERE key = ?1", [INSTANCE_ID], |row| row.get(0))?,
-            )
-        })?;
-        Uuid::parse_str(&text).map_err(|_| StoreError::BadInstanceId(text))
+        self.read(identity::read)
     }
 
-    /// Gives this installation another identity.
-    pub(crate) fn set_instance_id(&self, id: Uuid) -> Result<(), StoreError> {
-        self.write(move |connection| {
-            connection.execute("UPDATE settings SET value = ?2 WHERE key = ?1", params![INSTANCE_ID, id.to_string()])?;
-            Ok(())
-        })
+    /// Gives this installation another identity, in the database and in the file beside it. A kill in between leaves it with one of
+    /// the two.
+    pub(crate) fn rotate(&self, new: Uuid) -> Result<(), StoreError> {
+        let old = self.instance_id()?;
+        identity::rotate(self.path(), old, new, || self.write(move |connection| Ok(identity::replace(connection, new)?)))
     }
 
     /// The high-water mark of time. One that somebody has changed by hand to no number is none.

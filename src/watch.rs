@@ -1,0 +1,103 @@
+//! Looks whether what the running host has on the disk is still there: the database's files, the lock, the run directory. Whoever
+//! removes or replaces one of them is told in the log within seconds.
+
+use crate::data_dir::{DataDir, Held, Lock};
+use crate::repeat::{Repeat, more};
+use crate::store::Store;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How often it looks: a handful of calls that read no disk.
+const EVERY: Duration = Duration::from_secs(2);
+
+/// The thread that looks. It holds the lock of the data directory.
+pub(crate) struct Watch {
+    stop: Sender<()>,
+    thread: JoinHandle<Option<Lock>>,
+}
+
+impl Watch {
+    /// Starts looking, once the database is open and the host listens. The receiver gets one sentence when the host must end.
+    ///
+    /// # Errors
+    /// There is no thread to be had.
+    pub(crate) fn start(data: &DataDir, store: Store, lock: Lock) -> io::Result<(Self, Receiver<String>)> {
+        let (stop, stopped) = bounded(0);
+        let (sender, lost) = bounded(1);
+        let run = [data.run(), data.host_socket(), data.api_socket()];
+        let run: Vec<_> = run.into_iter().filter_map(|path| Some((node(&path)?, path))).collect();
+        let data = data.clone();
+        let thread = std::thread::Builder::new().name("watch".into());
+        let thread = thread.spawn(move || watch(&data, &store, lock, &run, &stopped, &sender))?;
+        Ok((Self { stop, thread }, lost))
+    }
+
+    /// Stops looking. Gives the lock; nothing where another host has it.
+    pub(crate) fn end(self) -> Option<Lock> {
+        drop(self.stop);
+        self.thread.join().ok().flatten()
+    }
+}
+
+/// What tells a file from another one at the same path: device and inode.
+type Node = (u64, u64);
+
+fn node(path: &Path) -> Option<Node> {
+    fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
+}
+
+fn watch(
+    data: &DataDir,
+    store: &Store,
+    mut lock: Lock,
+    run: &[(Node, PathBuf)],
+    stopped: &Receiver<()>,
+    lost: &Sender<String>,
+) -> Option<Lock> {
+    let (mut no_lock, mut no_run) = (Repeat::default(), Repeat::default());
+    while stopped.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
+        store.look();
+        match lock.keep() {
+            Ok(Held::Still) => {}
+            Ok(Held::Again) => {
+                log::warn!("{} was removed or replaced while the host runs, and is locked again", data.lock_file().display());
+            }
+            Ok(Held::ByAnother) => {
+                let path = data.lock_file();
+                let sentence = format!(
+                    "{} was removed or replaced while the host ran, and another plugrack has locked it since: this one ends",
+                    path.display()
+                );
+                lost.try_send(sentence).unwrap_or_default();
+                return None;
+            }
+            Err(error) => {
+                if let Some(unsaid) = no_lock.came(Instant::now()) {
+                    log::error!("{} cannot be locked again: {error}{}", data.lock_file().display(), more(unsaid));
+                }
+            }
+        }
+        match run.iter().find(|(opened, path)| node(path) != Some(*opened)) {
+            Some((_, path)) => {
+                if let Some(unsaid) = no_run.came(Instant::now()) {
+                    log::error!(
+                        "{} was removed or replaced while the host runs, so commands or calls of plugins fail: restart the host{}",
+                        path.display(),
+                        more(unsaid)
+                    );
+                }
+            }
+            None => {
+                if no_run.over().is_some() {
+                    log::info!("{} is complete again", data.run().display());
+                }
+            }
+        }
+    }
+    Some(lock)
+}
