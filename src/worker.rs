@@ -546,7 +546,7 @@ impl Worker {
                         self.plugin.log.note(&format!("{name}: {}; it was sent once more, and answered", loss.why));
                     }
                     // Once the answer has begun there is no name to be had.
-                    let name = (more || rest > 0 || followed).then(|| job.client.name()).unwrap_or_default();
+                    let name = if more || rest > 0 || followed { job.client.name() } else { String::new() };
                     let begun = job.client.answer(&response, frame.body, rest);
                     let stream = more.then(|| Stream { id, declared, events: is_events(&response) });
                     let delivered = self.pass_rest(&mut job, &name, rest, !more, begun)?;

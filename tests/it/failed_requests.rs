@@ -174,8 +174,12 @@ fn a_request_that_kills_the_process_is_502_once_and_all_beside_it_are_answered_b
         for client in &mut clients {
             assert_eq!(client.reply(false).text(), "GET /x of p");
         }
+        wait_for("the next process", || {
+            let plugin = server.plugin("p");
+            (plugin["state"] == "ready" && plugin["process"]["restarts"].as_u64() >= Some(round)).then_some(())
+        });
         assert_eq!(server.plugin("p")["process"]["restarts"], round, "one end a request");
-        assert_eq!(notes(&server, "GET /p/crash (request ").len(), round);
+        assert_eq!(notes(&server, "GET /p/crash (request ").len() as u64, round);
         assert_eq!(notes(&server, "GET /p/x "), [""; 0], "nothing is said of who was not at fault");
     }
 }
