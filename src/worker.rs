@@ -325,7 +325,7 @@ impl Worker {
             return true;
         }
         for _ in 0..MAX_LATE_PONGS {
-            if !self.link.has_answer() {
+            if !self.link.holds_bytes() && !self.link.has_answer() {
                 return true;
             }
             let what = match self.link.wait(Instant::now(), || false) {
@@ -561,8 +561,8 @@ impl Worker {
                 }
                 Ok(Message::Error(error)) if error.id == id && rest == 0 => {
                     Life::mark(&self.life.served);
-                    let reason = format!("it is the error {}: {}", error.code, error.message);
-                    return self.bad_response(job, &reason, true);
+                    let reason = format!("it answered with the error {}: {}", error.code, error.message);
+                    return self.fail(job, Failed::BadGateway, &reason, Ok(()));
                 }
                 // An earlier request is answered a second time. The frame is whole, so the answer that is due is found behind it.
                 Ok(other) if other.id() < id && rest == 0 && Instant::now() < deadline => {
