@@ -119,3 +119,87 @@ impl Queue {
         waiting.into_iter().for_each(|job| job.fail(failed));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exchange::{KvFailure, KvJob, KvReply};
+    use crate::protocol::message::KvOp;
+    use crossbeam_channel::bounded;
+
+    /// A request for a key, and where its answer goes.
+    fn job(key: &str) -> (Job, Receiver<KvReply>) {
+        let (reply, replies) = bounded(1);
+        let op = KvOp::Get { key: key.to_owned() };
+        (Job::Kv(Box::new(KvJob { op, value: Vec::new(), reply, arrived: Instant::now() })), replies)
+    }
+
+    fn failed(replies: &Receiver<KvReply>) -> Option<Failed> {
+        match replies.try_recv() {
+            Ok(Err(KvFailure::Failed(failed))) => Some(failed),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn what_may_stay_keeps_its_place_and_its_order_however_many_come_meanwhile() {
+        let queue = Queue::new("p", 1);
+        let first: Vec<_> = (0..PLACES_PER_CONNECTION).map(|number| job(&number.to_string())).collect();
+        let replies: Vec<_> = first.into_iter().map(|(job, replies)| (queue.push(job), replies).1).collect();
+        let (late, late_replies) = job("late");
+        let late = Mutex::new(Some(late));
+        let expired = |_| {
+            // Comes while the queue is looked through, when there seems to be a place.
+            late.lock().unwrap().take().into_iter().for_each(|job| queue.push(job));
+            false
+        };
+        queue.expire(expired, |job| job.fail(Failed::Timeout));
+        assert!(replies.iter().all(|replies| failed(replies).is_none()), "none is refused for the sake of a later one");
+        let mut keys: Vec<_> = queue.jobs().try_iter().map(|job| job.name()).collect();
+        keys.retain(|name| !name.contains("late"));
+        assert_eq!(keys, (0..PLACES_PER_CONNECTION).map(|number| job(&number.to_string()).0.name()).collect::<Vec<_>>());
+        assert_eq!(failed(&late_replies), None);
+    }
+
+    #[test]
+    fn all_are_failed_those_included_that_another_thread_is_looking_at() {
+        let queue = Queue::new("p", 1);
+        let (first, first_replies) = job("a");
+        queue.push(first);
+        let (looking, looks) = bounded::<()>(0);
+        let (failing, fails) = bounded::<()>(0);
+        std::thread::scope(|scope| {
+            let expire = || {
+                let expired = |_| {
+                    looking.send(()).unwrap();
+                    // The other thread is to begin now; it cannot end before this one has put back what it looks at.
+                    fails.recv().unwrap();
+                    false
+                };
+                queue.expire(expired, |job| job.fail(Failed::Timeout));
+            };
+            std::thread::Builder::new().spawn_scoped(scope, expire).unwrap();
+            looks.recv().unwrap();
+            failing.send(()).unwrap();
+            queue.fail_all(Failed::Overloaded);
+        });
+        assert_eq!(failed(&first_replies), Some(Failed::Overloaded));
+        assert_eq!(queue.len(), 0);
+    }
+
+    #[test]
+    fn one_for_which_there_is_no_place_is_refused_and_one_that_had_its_place_is_not() {
+        let queue = Queue::new("p", 1);
+        let mut replies: Vec<_> = (0..=PLACES_PER_CONNECTION)
+            .map(|number| {
+                let (job, replies) = job(&number.to_string());
+                queue.push(job);
+                replies
+            })
+            .collect();
+        assert_eq!(replies.pop().and_then(|replies| failed(&replies)), Some(Failed::Overloaded));
+        let (back, back_replies) = job("back");
+        queue.put_back(back);
+        assert_eq!((failed(&back_replies), queue.len()), (None, PLACES_PER_CONNECTION + 1));
+    }
+}

@@ -325,7 +325,7 @@ impl Worker {
             return true;
         }
         for _ in 0..MAX_LATE_PONGS {
-            if !self.link.has_answer() {
+            if !self.link.holds_bytes() && !self.link.has_answer() {
                 return true;
             }
             let what = match self.link.wait(Instant::now(), || false) {
@@ -546,7 +546,7 @@ impl Worker {
                         self.plugin.log.note(&format!("{name}: {}; it was sent once more, and answered", loss.why));
                     }
                     // Once the answer has begun there is no name to be had.
-                    let name = (more || rest > 0 || followed).then(|| job.client.name()).unwrap_or_default();
+                    let name = if more || rest > 0 || followed { job.client.name() } else { String::new() };
                     let begun = job.client.answer(&response, frame.body, rest);
                     let stream = more.then(|| Stream { id, declared, events: is_events(&response) });
                     let delivered = self.pass_rest(&mut job, &name, rest, !more, begun)?;
@@ -561,8 +561,8 @@ impl Worker {
                 }
                 Ok(Message::Error(error)) if error.id == id && rest == 0 => {
                     Life::mark(&self.life.served);
-                    let reason = format!("it is the error {}: {}", error.code, error.message);
-                    return self.bad_response(job, &reason, true);
+                    let reason = format!("it answered with the error {}: {}", error.code, error.message);
+                    return self.fail(job, Failed::BadGateway, &reason, Ok(()));
                 }
                 // An earlier request is answered a second time. The frame is whole, so the answer that is due is found behind it.
                 Ok(other) if other.id() < id && rest == 0 && Instant::now() < deadline => {

@@ -119,7 +119,10 @@ pub enum Malformed {
     /// Not text: the sentence says where.
     #[error("{0}")]
     Utf8(String),
-    /// Not a JSON object, or one whose fields are not as its type requires: the sentence names the field.
+    /// JSON of another kind than an object: the sentence says which.
+    #[error("{0}")]
+    NotAnObject(String),
+    /// Not JSON, or an object whose fields are not as its type requires: the sentence names the field.
     #[error("{0}")]
     Json(String),
     /// A type this protocol version does not know.
@@ -146,7 +149,7 @@ fn read<'a, T: Deserialize<'a>>(head: &'a str) -> Result<T, Malformed> {
 fn malformed(head: &str, error: Option<&serde_json::Error>) -> Malformed {
     let object = match serde_json::from_str(head) {
         Ok(Value::Object(object)) => object,
-        Ok(other) => return Malformed::Json(format!("the head must be a JSON object, got {}", fields::shown(&other))),
+        Ok(other) => return Malformed::NotAnObject(format!("the head must be a JSON object, got {}", fields::shown(&other))),
         Err(error) => return Malformed::Json(fields::not_json("the head", head, &error)),
     };
     let fault = fields::fault("head", &[Field::required("type", Form::Text)], &object).or_else(|| {

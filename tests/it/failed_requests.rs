@@ -48,11 +48,7 @@ fn each_request_that_the_plugin_fails_has_one_line_that_names_it_what_came_and_w
         (response(r#""status":99"#), 502, "the answer was refused: status 99 is not within 200-599".into()),
         (send(r#"{"type":"respnse","id":ID}"#), 502, "protocol error: unknown message type \"respnse\"".into()),
         (send(r#"{"type":"data","id":ID,"more":false}"#), 502, "protocol error: a data with id ".into()),
-        (
-            send(r#"{"type":"error","id":ID,"code":"oops","message":"no"}"#),
-            502,
-            "the answer was refused: it is the error oops: no".into(),
-        ),
+        (send(r#"{"type":"error","id":ID,"code":"oops","message":"no"}"#), 502, "it answered with the error oops: no".into()),
         (
             send(r#"{"type":"error","id":ID,"code":5,"message":""}"#),
             502,
@@ -174,8 +170,12 @@ fn a_request_that_kills_the_process_is_502_once_and_all_beside_it_are_answered_b
         for client in &mut clients {
             assert_eq!(client.reply(false).text(), "GET /x of p");
         }
+        wait_for("the next process", || {
+            let plugin = server.plugin("p");
+            (plugin["state"] == "ready" && plugin["process"]["restarts"].as_u64() >= Some(round)).then_some(())
+        });
         assert_eq!(server.plugin("p")["process"]["restarts"], round, "one end a request");
-        assert_eq!(notes(&server, "GET /p/crash (request ").len(), round);
+        assert_eq!(notes(&server, "GET /p/crash (request ").len() as u64, round);
         assert_eq!(notes(&server, "GET /p/x "), [""; 0], "nothing is said of who was not at fault");
     }
 }
@@ -196,7 +196,13 @@ fn a_lost_connection_of_a_request_that_is_answered_at_last_has_a_line_too() {
 fn a_second_answer_costs_no_other_request() {
     let server = server_of_one_connection();
     for method in ["GET", "POST", "HEAD"] {
-        for path in ["/twice", "/send?after&head=junk", "/send?after&head=%7b%22type%22%3a%22pong%22%2c%22id%22%3a9999%7d"] {
+        for path in [
+            "/twice",
+            "/send?after&head=junk",
+            "/bytes?after&hex=000000",
+            "/bytes?after&hex=0000000200000000",
+            "/send?after&head=%7b%22type%22%3a%22pong%22%2c%22id%22%3a9999%7d",
+        ] {
             assert_eq!(server.get(&format!("/p{path}")).status, 200);
             if !path.starts_with("/twice") {
                 // Of what names no request it can only be told before the next is sent that it belongs to none.
