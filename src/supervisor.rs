@@ -589,11 +589,12 @@ impl Supervisor {
         let session = process.pid();
         let reach = match life.uid {
             // When all plugins end, the guard looks for what they have left once, for all of them.
-            _ if self.quitting == Some(Quit::HostStops) => Reach::Group,
+            Some(uid) if self.quitting == Some(Quit::HostStops) => Reach::UidUnseen(uid),
+            None if self.quitting == Some(Quit::HostStops) => Reach::Group,
             Some(uid) => Reach::Uid(uid),
             None => Reach::Marked,
         };
-        let exit = self.host.sessions.leave(session, reach == Reach::Group, || process.reap(reach));
+        let exit = self.host.sessions.leave(session, matches!(reach, Reach::Group | Reach::UidUnseen(_)), || process.reap(reach));
         // A socket that stays is removed before the next start.
         drop(self.host.data.remove_plugin_run(self.plugin.id()));
         exit
