@@ -242,6 +242,7 @@ pub(crate) fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
     match arguments.next() {
         Some(role) if role == process::SHIM => return process::shim_main(arguments),
+        Some(role) if role == process::SWEEPER => return process::sweeper_main(arguments),
         Some(role) if role == guard::GUARD => {
             log_to_stderr();
             return guard::guard_main(arguments);

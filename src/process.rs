@@ -37,6 +37,12 @@ use uuid::Uuid;
 /// The first argument that makes the program the shim. Not a subcommand: no operator types it.
 pub(crate) const SHIM: &str = "__exec";
 
+/// The first argument that makes the program the sweeper, see [`sweep`]. Not a subcommand either.
+pub(crate) const SWEEPER: &str = "__sweep";
+
+/// Time in which whatever runs under a uid is killed by sweepers.
+const SWEEP_TIME: Duration = Duration::from_secs(1);
+
 /// Stands in the shim's arguments for a bound that is not set.
 const UNBOUND: &str = "-";
 
@@ -179,6 +185,8 @@ pub(crate) enum Reach {
     Marked,
     /// Whatever runs under this uid. Only while nothing else may run under it, such as another process of the same plugin.
     Uid(u32),
+    /// The same, without a look whether all of it is gone.
+    UidUnseen(u32),
 }
 
 /// Why the shim could not become the program.
@@ -316,6 +324,9 @@ impl Process {
         }
         self.kill();
         wait(self.pid);
+        if let Reach::Uid(uid) | Reach::UidUnseen(uid) = reach {
+            sweep(uid);
+        }
         // Before it is reaped: until then its id can be no other session's.
         let complete = self.marks(reach).is_none_or(|marks| remains::end(&marks, REMAINS_TIME).complete);
         let status = {
@@ -341,7 +352,7 @@ impl Process {
     /// By what that is known which it may have left.
     fn marks(&self, reach: Reach) -> Option<Marks> {
         match reach {
-            Reach::Group => None,
+            Reach::Group | Reach::UidUnseen(_) => None,
             Reach::Marked => {
                 let variable = self.mark.clone()?;
                 Some(Marks { sessions: BTreeMap::from([(self.pid(), None)]), variable: Some(variable), uids: None })
@@ -676,6 +687,47 @@ fn barred(path: &Path, access: Access) -> Option<String> {
     }
     let refused = rustix::fs::access(path, access).is_err();
     refused.then(|| format!("use {}: chmod o+rx {0}", path.display()))
+}
+
+/// Kills whatever runs under a uid in one go, so that none of it can get away by forking. The sweeper becomes that user, and signals all
+/// that it may signal. Where it could not, what is left is found as far as a look through `/proc` finds it.
+fn sweep(uid: u32) {
+    let deadline = Instant::now() + SWEEP_TIME;
+    let sweeper = || {
+        let mut command = this_program();
+        command.arg(SWEEPER).arg(uid.to_string()).stdin(no_input()?).env_clear();
+        Process::spawn(&mut command)
+    };
+    while let Ok(mut sweeper) = sweeper() {
+        while !sweeper.has_ended() && Instant::now() < deadline {
+            pause(Duration::from_millis(1));
+        }
+        // What it is to kill may have killed it first, or stopped it.
+        if !matches!(sweeper.end(Reach::Group).0, Exit::Signal(_)) || Instant::now() >= deadline {
+            return;
+        }
+    }
+}
+
+/// The sweeper: `plugrack __sweep UID` kills whatever else runs under the uid, which is never root's.
+pub(crate) fn sweeper_main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let Some(uid) = arguments.next().and_then(|uid| uid.to_str()?.parse().ok()).filter(|uid| *uid > 0) else {
+        return complain(format_args!("{SWEEPER} is how plugrack ends plugins, not a command"), 64);
+    };
+    let everybody = nix::unistd::Pid::from_raw(-1);
+    let swept = become_user(uid).and_then(|()| {
+        // Root's signal would reach every process there is.
+        if [rustix::process::getuid(), rustix::process::geteuid()] != [Uid::from_raw(uid); 2] {
+            return Err(io::Error::other(format!("it has not become uid {uid}")));
+        }
+        Ok(nix::sys::signal::kill(everybody, nix::sys::signal::SIGKILL)?)
+    });
+    match swept {
+        Err(error) if error.raw_os_error() != Some(Errno::SRCH.raw_os_error()) => {
+            complain(format_args!("cannot end what runs under uid {uid}: {error}"), 1)
+        }
+        _ => ExitCode::SUCCESS,
+    }
 }
 
 fn complain(what: std::fmt::Arguments<'_>, code: u8) -> ExitCode {

@@ -2,7 +2,7 @@
 //! the environment that they were born with, and killed.
 //!
 //! A process of a plugin without a uid of its own escapes this where it has made a session of its own and has no such variable in its
-//! environment any more. So does one that keeps forking faster than it is found.
+//! environment any more. So does one that keeps forking faster than it is found; of a plugin with a uid, only where the host is killed.
 
 use crate::pause::pause;
 use procfs::process::{Process, Stat, all_processes};

@@ -654,12 +654,13 @@ impl Supervisor {
         let session = process.pid();
         let reach = match life.uid {
             // When all plugins end, the guard looks for what they have left once, for all of them.
-            _ if self.quitting == Some(Quit::HostStops) => Reach::Group,
+            Some(uid) if self.quitting == Some(Quit::HostStops) => Reach::UidUnseen(uid),
+            None if self.quitting == Some(Quit::HostStops) => Reach::Group,
             // Another process of the plugin may run, under the same uid.
             Some(uid) if !self.has_sibling() => Reach::Uid(uid),
             _ => Reach::Marked,
         };
-        let exit = self.host.sessions.leave(session, reach == Reach::Group, || process.reap(reach));
+        let exit = self.host.sessions.leave(session, matches!(reach, Reach::Group | Reach::UidUnseen(_)), || process.reap(reach));
         // A socket that stays is removed before the next start.
         drop(self.remove_run());
         exit

@@ -8,6 +8,7 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -234,6 +235,7 @@ descendants = {
     "not dumpable": start(sys.executable, "-c", "import ctypes, time; ctypes.CDLL(None).prctl(4, 0, 0, 0, 0); time.sleep(600)"),
     "no parent": int(subprocess.check_output(["setsid", "env", "-i", "sh", "-c", "/bin/sleep 600 >/dev/null & echo $!"])),
 }
+RUNNER
 with open("descendants.new", "w") as file:
     json.dump(descendants, file)
 os.rename("descendants.new", "descendants")
@@ -246,7 +248,7 @@ fn nothing_outlives_a_plugin_that_has_a_uid_of_its_own() {
     }
     let site = Site::new().args(&["--plugin-uids", &range(&uids())]);
     for id in ["p", "q"] {
-        install_fake_after(&site.plugins(), id, HIDE);
+        install_fake_after(&site.plugins(), id, &HIDE.replace("RUNNER", ""));
     }
     let left = |server: &Server, id: &str| {
         server.wait_state(id, "ready");
@@ -286,6 +288,42 @@ fn nothing_outlives_a_plugin_that_has_a_uid_of_its_own() {
     assert!(!is_alive(guard), "the guard of the earlier host");
     let fifth = left(&server, "p");
     assert!(fifth.values().all(|pid| is_alive(*pid)), "{fifth:?}");
+}
+
+/// One of them forks and ends, again and again, so that a process that was found has always ended.
+const RUN: &str = r#"
+if os.fork() == 0:
+    os.setsid()
+    os.closerange(0, 64)
+    while True:
+        if os.fork():
+            os._exit(0)
+"#;
+
+#[test]
+fn a_process_that_forks_all_the_time_does_not_outlive_a_plugin_that_has_a_uid_of_its_own() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("skipped: only root can give plugins uids of their own");
+    }
+    let uids = uids();
+    let site = Site::new().args(&["--plugin-uids", &range(&uids)]);
+    install_fake_after(&site.plugins(), "p", &HIDE.replace("RUNNER", RUN));
+    let uid = uids.start() + 1;
+    let plugin_uid = |pid: &i64| fs::metadata(format!("/proc/{pid}")).is_ok_and(|process| process.uid() == uid);
+    // Those that have ended are the system's to reap, however long that takes.
+    let left = || {
+        let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+        pids.filter(|pid| is_alive(*pid) && plugin_uid(pid)).count()
+    };
+    let is_quiet = || (0..20).all(|_| left() == 0);
+    let server = site.start();
+    server.wait_state("p", "ready");
+    server.cli(&["stop", "p"]);
+    assert!(is_quiet(), "after the end of the plugin");
+    server.cli(&["start", "p"]);
+    server.wait_state("p", "ready");
+    let (status, _site) = server.stop();
+    assert!(status.success() && is_quiet(), "after the end of the host");
 }
 
 /// The processes with this text in their command line.
