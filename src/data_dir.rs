@@ -25,9 +25,9 @@ const PASSABLE: u32 = 0o711;
 /// Most bytes set aside: as many as a transaction of deletes may take in the database's log.
 const RESERVE: u64 = 4 * 1024 * 1024;
 
-/// Fewest bytes set aside, on a small disk: what a start needs. The index of the database's log is 32 KiB (SQLite's smallest), and
-/// there are a few small files.
-const MIN_RESERVE: u64 = 64 * 1024;
+/// Fewest bytes set aside, on a small disk: what a start needs. The index of the database's log is 32 KiB (SQLite's smallest), 64 KiB are
+/// held for the log, and there are a few small files.
+const MIN_RESERVE: u64 = 128 * 1024;
 
 /// The part of the whole disk that is set aside at most.
 const RESERVE_SHARE: u64 = 64;
@@ -85,10 +85,15 @@ impl Lock {
             return Ok(Held::Still);
         }
         let mut file = open_lock(&self.path)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(Held::ByAnother),
-            Err(TryLockError::Error(error)) => return Err(error),
+        // A host that is about to be refused, or a command, may hold it for a moment.
+        let deadline = Instant::now() + ENDING_TIME;
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return Ok(Held::ByAnother),
+                Err(TryLockError::WouldBlock) => pause(ENDING_PAUSE),
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
         }
         // The id is for people; what counts is the lock.
         write_pid(&mut file).unwrap_or_default();
@@ -197,13 +202,15 @@ impl DataDir {
         let path = self.lock_file();
         let cannot = || format!("cannot write {}", path.display());
         let mut file = open_lock(&path).with_context(cannot)?;
-        // A command may look at it just now (`holder`).
+        // A command may look at it just now (`holder`), and a host that is ending may still answer.
         let deadline = Instant::now() + ENDING_TIME;
         loop {
+            let late = Instant::now() >= deadline;
             match file.try_lock() {
-                Ok(()) => break,
-                Err(TryLockError::WouldBlock) if Instant::now() < deadline => pause(ENDING_PAUSE),
-                Err(TryLockError::WouldBlock) => {
+                Ok(()) if !self.is_served() => break,
+                // The lock of the host that runs was removed. It takes this one, which must not look as if it were held.
+                Ok(()) => file.unlock()?,
+                Err(TryLockError::WouldBlock) if late => {
                     let mut pid = String::new();
                     file.read_to_string(&mut pid)?;
                     bail!(
@@ -212,12 +219,10 @@ impl DataDir {
                         self.root.display()
                     )
                 }
+                Err(TryLockError::WouldBlock) => {}
                 Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display()))?,
             }
-        }
-        // Its lock may have been removed.
-        while self.is_served() {
-            if Instant::now() >= deadline {
+            if late {
                 bail!(
                     "another plugrack answers at {}, though its lock was removed: stop it, or choose another --data",
                     self.api_socket().display()
@@ -483,7 +488,8 @@ impl Reserve {
         while let Err(error) = fallocate(&file, FallocateFlags::empty(), 0, bytes) {
             match error {
                 Errno::INTR => {}
-                Errno::NOSPC | Errno::DQUOT if bytes > RESERVE_HEAD.len() as u64 => bytes /= 2,
+                Errno::NOSPC | Errno::DQUOT if bytes > MIN_RESERVE / 8 => bytes -= bytes / 8,
+                Errno::NOSPC | Errno::DQUOT => break,
                 // The file system cannot, so it is written.
                 _ => {
                     file.write_all_at(&vec![0; usize::try_from(self.bytes).unwrap_or(0)], 0).unwrap_or_default();

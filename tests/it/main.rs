@@ -7,6 +7,7 @@ mod support;
 mod attack;
 mod clients;
 mod confinement;
+mod data_dir;
 mod deploy;
 mod differential;
 mod discovery;
