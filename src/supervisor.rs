@@ -526,7 +526,7 @@ impl Supervisor {
         }
         if let Given { token: Some(token), previous: Some(_) } = std::mem::take(&mut self.given) {
             // Where this cannot be written the store has said so, and the licence is on trial again at the next start.
-            self.host.store.accept_license(self.plugin.id(), &token).unwrap_or_default();
+            self.host.store.accept_license(self.plugin.id(), &token).ok();
         }
         match std::mem::replace(&mut self.phase, Phase::Down { retry_at: None }) {
             Phase::Starting { mut running, link: Some(link), .. } => {

@@ -132,8 +132,11 @@ impl Server {
                 }
             };
             match thread::Builder::new().name("connection".to_owned()).spawn(serve) {
-                // The thread waits for it.
-                Ok(_) => return hand_over.send(stream).unwrap_or_default(),
+                Ok(_) => {
+                    // The thread waits for it.
+                    hand_over.send(stream).ok();
+                    return;
+                }
                 Err(error) => shortage.log(format_args!(
                     "cannot start a thread for a connection, and tries again (a smaller concurrency needs fewer): {error}"
                 )),
