@@ -24,7 +24,7 @@ pub(crate) struct Queue {
     sender: Sender<Job>,
     receiver: Receiver<Job>,
     expiring: Mutex<()>,
-    /// The queue of the plugin's update, once that serves in its place.
+    /// The queue of the plugin that has taken this one's place.
     successor: OnceLock<Arc<Queue>>,
     /// That there was no place.
     full: Mutex<Repeat>,
@@ -71,7 +71,7 @@ impl Queue {
         &self.receiver
     }
 
-    /// Hands what waits, and all that comes from now on, to the queue of an update.
+    /// Hands what waits, and all that comes from now on, to the queue of the plugin that takes this one's place.
     pub(crate) fn succeed(&self, successor: Arc<Self>) {
         drop(self.successor.set(successor));
         self.hand_over();
@@ -80,13 +80,8 @@ impl Queue {
     /// Hands what waits to the successor, if there is one: what a thread put in that had not yet seen it.
     pub(crate) fn hand_over(&self) {
         if let Some(successor) = self.successor.get() {
-            self.move_to(successor);
+            self.receiver.try_iter().for_each(|job| successor.put_back(job));
         }
-    }
-
-    /// Hands what waits to another queue, in its order.
-    pub(crate) fn move_to(&self, other: &Self) {
-        self.receiver.try_iter().for_each(|job| other.put_back(job));
     }
 
     /// How many requests wait.
@@ -96,6 +91,9 @@ impl Queue {
 
     /// Puts a request in that had been taken out: it has its place already.
     pub(crate) fn put_back(&self, job: Job) {
+        if let Some(successor) = self.successor.get() {
+            return successor.put_back(job);
+        }
         // Both ends are held here, so it is taken.
         if let Err(refused) = self.sender.send(job) {
             refused.into_inner().fail(Failed::Overloaded);

@@ -1,5 +1,6 @@
 //! What a plugin says of itself with `--metadata`: read and checked. No I/O.
 
+use super::fields::{self, Field, Form};
 use super::message::PROTOCOL_VERSION;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -31,15 +32,22 @@ pub const MAX_CONCURRENCY: u32 = 256;
 /// Routes the host keeps for itself, with all below them.
 pub const RESERVED_ROUTES: [&str; 4] = ["/api", "/admin", "/healthz", "/metrics"];
 
-/// Most characters of what was printed that an error quotes.
-const MAX_QUOTED: usize = 80;
-
 /// What some editors and shells put before UTF-8 (RFC 8259, section 8.1, forbids it in JSON).
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// The fields that must be there, and those that may be, which are all strings.
-const REQUIRED: [&str; 5] = ["id", "name", "version", "icon", "route"];
-const OPTIONAL: [&str; 3] = ["description", "author", "homepage"];
+/// The fields, each of its type. What else they must be is for [`Metadata::check`].
+const FIELDS: [Field; 10] = [
+    Field::required("id", Form::Text),
+    Field::required("name", Form::Text),
+    Field::required("version", Form::Text),
+    Field::required("icon", Form::Text),
+    Field::required("route", Form::Text),
+    Field::optional("protocol", Form::Integer(0, u32::MAX as u64)),
+    Field::optional("concurrency", Form::Integer(0, u32::MAX as u64)),
+    Field::nullable("description", Form::Text),
+    Field::nullable("author", Form::Text),
+    Field::nullable("homepage", Form::Text),
+];
 
 /// Who a plugin is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,22 +93,9 @@ pub enum BadMetadata {
     /// Not one JSON object.
     #[error("the metadata is not a JSON object: {0}")]
     NotAnObject(String),
-    /// A required field is not there.
-    #[error("the metadata has no {0}: it needs id, name, version, icon and route")]
-    Missing(&'static str),
-    /// A field is of another type.
-    #[error("the metadata's {field} must be {expected}, got {got}")]
-    Type {
-        /// Which.
-        field: &'static str,
-        /// The type that it must have.
-        expected: &'static str,
-        /// What is there.
-        got: String,
-    },
-    /// What only the reader of the JSON found.
-    #[error("the metadata is not valid: {0}")]
-    Json(#[from] serde_json::Error),
+    /// A field that is missing or of another type, in a sentence.
+    #[error("{0}")]
+    Form(String),
     /// A field breaks its form.
     #[error("the metadata's {field} {value:?} is not valid: {rule}")]
     Field {
@@ -125,19 +120,12 @@ impl Metadata {
     /// # Errors
     /// When it is not JSON, lacks a field, or a field breaks its form.
     pub fn parse(json: &[u8]) -> Result<Self, BadMetadata> {
-        let fields = fields(json)?;
-        for field in REQUIRED {
-            fields.get(field).ok_or(BadMetadata::Missing(field))?;
+        let object = object(json)?;
+        if let Some(fault) = fields::fault("metadata", &FIELDS, &object) {
+            return Err(BadMetadata::Form(fault));
         }
-        let texts = REQUIRED.into_iter().chain(OPTIONAL).map(|field| (field, "a string", Value::is_string as fn(&Value) -> bool));
-        let numbers = ["protocol", "concurrency"].map(|field| (field, "a whole number", is_u32 as fn(&Value) -> bool));
-        for (field, expected, holds) in texts.chain(numbers) {
-            let optional = OPTIONAL.contains(&field);
-            if let Some(value) = fields.get(field).filter(|value| !(holds(value) || optional && value.is_null())) {
-                return Err(BadMetadata::Type { field, expected, got: described(value) });
-            }
-        }
-        let metadata: Self = serde_json::from_value(Value::Object(fields))?;
+        let metadata: Self = serde_json::from_value(Value::Object(object))
+            .map_err(|error| BadMetadata::Form(fields::other_fault("metadata", &error)))?;
         metadata.check()?;
         Ok(metadata)
     }
@@ -181,52 +169,30 @@ impl Metadata {
 }
 
 /// Reads the one JSON object that `--metadata` has to print.
-fn fields(json: &[u8]) -> Result<Map<String, Value>, BadMetadata> {
+fn object(printed: &[u8]) -> Result<Map<String, Value>, BadMetadata> {
     let not_an_object = |why: String| Err(BadMetadata::NotAnObject(why));
-    if json.starts_with(BYTE_ORDER_MARK) {
+    if printed.starts_with(BYTE_ORDER_MARK) {
         return not_an_object("it begins with a byte order mark, and must be plain UTF-8 without one".into());
     }
-    if json.trim_ascii().is_empty() {
+    let Ok(printed) = std::str::from_utf8(printed) else {
+        return not_an_object(format!("it is not UTF-8, and begins with {}", fields::excerpt_of_bytes(printed)));
+    };
+    let printed = printed.trim();
+    if printed.is_empty() {
         return not_an_object("--metadata printed nothing on standard output".into());
     }
-    let mut values = serde_json::Deserializer::from_slice(json).into_iter::<Value>();
+    let mut values = serde_json::Deserializer::from_str(printed).into_iter::<Value>();
     let first = values.next();
-    let rest = json.get(values.byte_offset()..).unwrap_or_default().trim_ascii();
+    let rest = printed.get(values.byte_offset()..).unwrap_or_default().trim();
     match first {
         Some(Ok(Value::Object(fields))) if rest.is_empty() => Ok(fields),
         Some(Ok(Value::Object(_))) => {
-            not_an_object(format!("behind it stands {}, and nothing else may be printed", quoted(rest)))
+            not_an_object(format!("behind it stands {}, and nothing else may be printed", fields::excerpt(rest)))
         }
-        Some(Ok(other)) if rest.is_empty() => not_an_object(format!("it is {}", described(&other))),
-        Some(Err(error)) if json.trim_ascii_start().starts_with(b"{") => {
-            not_an_object(format!("it is not valid JSON ({error}): {}", quoted(json.trim_ascii())))
-        }
-        _ => not_an_object(format!("it begins with {}", quoted(json.trim_ascii()))),
+        Some(Ok(other)) if rest.is_empty() => not_an_object(format!("it is {}", fields::shown(&other))),
+        Some(Err(error)) if printed.starts_with('{') => not_an_object(fields::not_json("the text", printed, &error)),
+        _ => not_an_object(format!("it begins with {}", fields::excerpt(printed))),
     }
-}
-
-/// The first of some bytes, as a quoted string.
-fn quoted(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(4 * MAX_QUOTED)]);
-    let cut: String = text.chars().take(MAX_QUOTED).collect();
-    let more = if cut.len() < bytes.len() { "…" } else { "" };
-    format!("{:?}", cut + more)
-}
-
-/// A JSON value in words.
-fn described(value: &Value) -> String {
-    match value {
-        Value::Null => "null".into(),
-        Value::Bool(flag) => flag.to_string(),
-        Value::Number(number) => format!("the number {number}"),
-        Value::String(text) => format!("the string {}", quoted(text.as_bytes())),
-        Value::Array(_) => "an array".into(),
-        Value::Object(_) => "an object".into(),
-    }
-}
-
-fn is_u32(value: &Value) -> bool {
-    value.as_u64().is_some_and(|number| u32::try_from(number).is_ok())
 }
 
 /// Whether a string has the form of a plugin id, which makes it safe as a file name and in a path.
@@ -292,22 +258,21 @@ mod tests {
                 "the metadata is not a JSON object: it begins with a byte order mark, and must be plain UTF-8 without one",
             ),
             ("{}\nBye now\n", "the metadata is not a JSON object: behind it stands \"Bye now\", and nothing else may be printed"),
-            ("[]", "the metadata is not a JSON object: it is an array"),
-            ("7", "the metadata is not a JSON object: it is the number 7"),
+            ("[]", "the metadata is not a JSON object: it is an array of 0"),
+            ("7", "the metadata is not a JSON object: it is 7"),
             (
                 "{\"id\": }",
-                "the metadata is not a JSON object: it is not valid JSON (expected value at line 1 column 8): \"{\\\"id\\\": }\"",
+                "the metadata is not a JSON object: the text is not JSON at byte 8 of 8: it begins with \"{\\\"id\\\": }\"",
             ),
-            ("{}", "the metadata has no id: it needs id, name, version, icon and route"),
+            ("{}", "metadata.id is missing: it must be a string"),
         ] {
             assert_eq!(Metadata::parse(printed.as_bytes()).unwrap_err().to_string(), error);
         }
         for (field, value, error) in [
-            ("id", json!(7), "the metadata's id must be a string, got the number 7"),
-            ("route", json!(null), "the metadata's route must be a string, got null"),
-            ("concurrency", json!("4"), "the metadata's concurrency must be a whole number, got the string \"4\""),
-            ("concurrency", json!(-1), "the metadata's concurrency must be a whole number, got the number -1"),
-            ("author", json!(["me"]), "the metadata's author must be a string, got an array"),
+            ("id", json!(7), "metadata.id must be a string, got 7"),
+            ("route", json!(null), "metadata.route must be a string, got null"),
+            ("concurrency", json!("4"), "metadata.concurrency must be an integer from 0 to 4294967295, got the string \"4\""),
+            ("author", json!(["me"]), "metadata.author must be a string, got an array of 1"),
         ] {
             assert_eq!(Metadata::parse(&with(field, value)).unwrap_err().to_string(), error);
         }

@@ -159,14 +159,20 @@ impl Rack {
     fn remembered(&self, found: &Found) -> Option<Metadata> {
         // Where it cannot be read the file is asked again.
         let program = self.host.store.program(&found.file).ok()?;
-        let is_same = program.fingerprint.is_some() && program.fingerprint == found.answers_as();
+        let is_same = program.fingerprint.is_some() && program.fingerprint == self.answers_as(found);
         Metadata::parse(program.metadata.filter(|_| is_same)?.as_bytes()).ok()
+    }
+
+    /// Text that stands for all that the answer of a file depends on: the SDKs ask for fewer connections where memory is tight.
+    fn answers_as(&self, found: &Found) -> Option<String> {
+        let memory = self.host.plugin_memory.map(|bytes| format!(" {bytes}")).unwrap_or_default();
+        Some(found.answers_as()? + &memory)
     }
 
     /// Asks a file who it is, and notes the answer.
     fn ask(&self, found: &Found) -> Result<Metadata, Refusal> {
         let bounds = self.host.program_bounds(&found.file).map_err(Refusal::passing)?;
-        let answered_as = found.answers_as();
+        let answered_as = self.answers_as(found);
         let metadata = discovery::ask(found, bounds, self.host.metadata_timeout)?;
         if let (Some(answered_as), Ok(json)) = (answered_as, serde_json::to_string(&metadata)) {
             self.host.store.note_program(&found.file, answered_as, json);

@@ -225,7 +225,7 @@ impl Rack {
                 while Instant::now() < deadline && ended.recv_timeout(HOLD_TICK).is_err_and(|error| error.is_timeout()) {
                     waiting.expire_held(None);
                 }
-                old.queue.move_to(&waiting.queue);
+                old.queue.succeed(Arc::clone(&waiting.queue));
             }
             // Its process ends with it; a plugin that nobody looks after must not seem to run.
             if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| supervisor.run())).is_err() {

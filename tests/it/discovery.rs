@@ -211,17 +211,17 @@ fn what_does_not_say_who_it_is_is_refused() {
 fn metadata_that_breaks_the_rules_is_refused() {
     let long = |length: usize| json!("x".repeat(length));
     let cases: Vec<(&str, &str, Value, &str)> = vec![
-        ("no-id", "id", Value::Null, "the metadata has no id"),
-        ("no-name", "name", Value::Null, "the metadata has no name"),
-        ("no-version", "version", Value::Null, "the metadata has no version"),
-        ("no-icon", "icon", Value::Null, "the metadata has no icon"),
-        ("no-route", "route", Value::Null, "the metadata has no route"),
+        ("no-id", "id", Value::Null, "metadata.id is missing"),
+        ("no-name", "name", Value::Null, "metadata.name is missing"),
+        ("no-version", "version", Value::Null, "metadata.version is missing"),
+        ("no-icon", "icon", Value::Null, "metadata.icon is missing"),
+        ("no-route", "route", Value::Null, "metadata.route is missing"),
         ("id-upper", "id", json!("Upper"), "id \"Upper\" is not valid"),
         ("id-path", "id", json!("../x"), "id \"../x\" is not valid"),
         ("id-dash", "id", json!("-x"), "id \"-x\" is not valid"),
         ("id-empty", "id", json!(""), "id \"\" is not valid"),
         ("id-long", "id", long(64), "id \"xxx"),
-        ("id-number", "id", json!(7), "the metadata's id must be a string, got the number 7"),
+        ("id-number", "id", json!(7), "metadata.id must be a string, got 7"),
         ("name-empty", "name", json!(""), "name \"\" is not valid"),
         ("name-long", "name", long(65), "name \"xxx"),
         ("name-control", "name", json!("a\nb"), "name \"a\\nb\" is not valid"),
