@@ -3,7 +3,7 @@
 use crate::protocol::message::{Failure, Http, KvOp, KvResult, Response};
 use crossbeam_channel::Sender;
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// How often a request that a plugin lost may be given to another connection.
 const MAX_RETRIES: u8 = 1;
@@ -114,6 +114,9 @@ pub(crate) trait Client: Send {
     /// Sends the head of an answer that was checked, and the first piece of its body. What is left of a body that is known to the end,
     /// `rest` bytes, follows in pieces; with neither that nor `more` this is all.
     fn answer(&mut self, response: &Response<'_>, first: &[u8], rest: usize) -> io::Result<()>;
+
+    /// Waits until another piece of at most 64 KiB can be sent without a wait for the client; false where that takes longer than `time`.
+    fn has_room_within(&self, time: Duration) -> bool;
 
     /// Sends another piece of the body; `last` ends the answer.
     fn piece(&mut self, bytes: &[u8], last: bool) -> io::Result<()>;

@@ -6,6 +6,7 @@
 //! stop, so does the worker.
 
 use crate::exchange::{BodyLength, Failed, Job, KvFailure, KvJob, WebJob};
+use crate::gate::mailbox::PIECE;
 use crate::link::{Link, Lost, RELEASE_AFTER, Sent};
 use crate::plugin::{Plugin, QUICK};
 use crate::protocol::frame::ReadError;
@@ -46,6 +47,9 @@ const LONG: Duration = Duration::from_millis(20);
 
 /// Time without progress after which a streaming body, up or down, is given up.
 const STREAM_IDLE: Duration = Duration::from_secs(60);
+
+/// How often the plugin's other requests are looked after while a slow client is waited for.
+const CLIENT_TICK: Duration = Duration::from_millis(100);
 
 /// Time to open another connection after one was lost.
 const RECONNECT_TIME: Duration = Duration::from_secs(5);
@@ -474,6 +478,11 @@ impl Worker {
         if alone && behind.is_empty() { relayed } else { Err(Broken) }
     }
 
+    /// Waits until the client takes more of its answer, and looks after the plugin's other requests meanwhile.
+    fn wait_for_client(job: &WebJob, plugin: &Plugin, life: &Life, stalled: &Cell<bool>) {
+        while !job.client.has_room_within(CLIENT_TICK) && !Self::stall(plugin, life, stalled) {}
+    }
+
     /// Passes on what is left of a large frame, which ends the answer where it is the `last`. Says how it was `delivered`: also when the
     /// client has gone all of it is taken, and the connection can go on.
     fn pass_rest(
@@ -496,6 +505,7 @@ impl Worker {
                 Err(lost) => return self.cut(job, &format!("an answer broke off: {lost}")).map(Ok),
             };
             left -= n;
+            Self::wait_for_client(job, plugin, life, stalled);
             delivered = delivered.and_then(|()| job.client.filled(buffer, n, last && left == 0));
         }
         Ok(delivered)
@@ -537,8 +547,17 @@ impl Worker {
                     &format!("an answer's content-length is {}, it has sent {streamed} bytes", declared.unwrap_or_default()),
                 );
             }
-            if job.client.piece(frame.body, !data.more).is_err() {
-                return if data.more { Err(Broken) } else { Ok(()) };
+            let mut rest = frame.body;
+            loop {
+                let (piece, behind) = rest.split_at(rest.len().min(PIECE));
+                Self::wait_for_client(job, plugin, life, stalled);
+                if job.client.piece(piece, !data.more && behind.is_empty()).is_err() {
+                    return if data.more { Err(Broken) } else { Ok(()) };
+                }
+                rest = behind;
+                if rest.is_empty() {
+                    break;
+                }
             }
             if !data.more {
                 return Ok(());
