@@ -3,7 +3,7 @@
 use crate::protocol::message::{Failure, Http, KvOp, KvResult, Response};
 use crossbeam_channel::Sender;
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Characters of a path or key by which a request is named to people, so that the reason behind it has its place in the line.
 const MAX_NAMED: usize = 200;
@@ -124,6 +124,9 @@ pub(crate) trait Client: Send {
     /// Sends the head of an answer that was checked, and the first piece of its body. What is left of a body that is known to the end,
     /// `rest` bytes, follows in pieces; with neither that nor `more` this is all.
     fn answer(&mut self, response: &Response<'_>, first: &[u8], rest: usize) -> io::Result<()>;
+
+    /// Waits until another piece of at most 64 KiB can be sent without a wait for the client; false where that takes longer than `time`.
+    fn has_room_within(&self, time: Duration) -> bool;
 
     /// Sends another piece of the body; `last` ends the answer.
     fn piece(&mut self, bytes: &[u8], last: bool) -> io::Result<()>;

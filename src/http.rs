@@ -772,6 +772,10 @@ impl Client for TinyClient {
         self.begin(response.status, head, &Beginning { length, first: if bodiless { b"" } else { first }, whole })
     }
 
+    fn has_room_within(&self, time: Duration) -> bool {
+        if let ClientState::Replying(reply) = &self.state { reply.has_room_within(time) } else { true }
+    }
+
     fn piece(&mut self, bytes: &[u8], last: bool) -> io::Result<()> {
         let bytes = if self.head { b"" } else { bytes };
         if let ClientState::Replying(reply) = &mut self.state {

@@ -12,6 +12,7 @@
 //! **The plugin's log** has one line for each request that the plugin failed: who asked for what, what came, and what was due.
 
 use crate::exchange::{BodyLength, Failed, Job, KvFailure, KvJob, Loss, WebJob};
+use crate::gate::mailbox::PIECE;
 use crate::link::{Link, Lost, RELEASE_AFTER, Sent};
 use crate::plugin::{Plugin, QUICK};
 use crate::protocol::frame::ReadError;
@@ -53,6 +54,9 @@ const LONG: Duration = Duration::from_millis(20);
 
 /// Time without progress after which a streaming body, up or down, is given up.
 const STREAM_IDLE: Duration = Duration::from_secs(60);
+
+/// How often the plugin's other requests are looked after while a slow client is waited for.
+const CLIENT_TICK: Duration = Duration::from_millis(100);
 
 /// Time to open another connection after one was lost.
 const RECONNECT_TIME: Duration = Duration::from_secs(5);
@@ -641,6 +645,11 @@ impl Worker {
         format!("{lost} before {before}")
     }
 
+    /// Waits until the client takes more of its answer, and looks after the plugin's other requests meanwhile.
+    fn wait_for_client(job: &WebJob, plugin: &Plugin, life: &Life, stalled: &Cell<bool>) {
+        while !job.client.has_room_within(CLIENT_TICK) && !Self::stall(plugin, life, stalled) {}
+    }
+
     /// Passes on what is left of a large frame, which ends the answer where it is the `last`. Says how it was `delivered`: also when the
     /// client has gone all of it is taken, and the connection can go on.
     fn pass_rest(
@@ -664,6 +673,7 @@ impl Worker {
                 Err(lost) => return self.cut_lost(job, name, &lost).map(Ok),
             };
             left -= n;
+            Self::wait_for_client(job, plugin, life, stalled);
             delivered = delivered.and_then(|()| job.client.filled(buffer, n, last && left == 0));
         }
         Ok(delivered)
@@ -709,8 +719,17 @@ impl Worker {
                 let declared = declared.unwrap_or_default();
                 return self.cut(job, name, &format!("its content-length is {declared}, its body has {streamed} bytes"));
             }
-            if job.client.piece(frame.body, !data.more).is_err() {
-                return if data.more { Err(Broken) } else { Ok(()) };
+            let mut rest = frame.body;
+            loop {
+                let (piece, behind) = rest.split_at(rest.len().min(PIECE));
+                Self::wait_for_client(job, plugin, life, stalled);
+                if job.client.piece(piece, !data.more && behind.is_empty()).is_err() {
+                    return if data.more { Err(Broken) } else { Ok(()) };
+                }
+                rest = behind;
+                if rest.is_empty() {
+                    break;
+                }
             }
             if !data.more {
                 return Ok(());

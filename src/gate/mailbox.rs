@@ -8,13 +8,14 @@ use super::body::Body;
 use super::outlet::Outlet;
 use super::response::{Answer, Framed};
 use super::slots::Slot;
-use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
+use crossbeam_channel::{Receiver, Select, Sender, TryRecvError, bounded, unbounded};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// Largest answer in bytes, head and body, that is handed over whole: twice a body that goes in one frame to a plugin. A larger one comes
 /// in pieces, so that a slow client holds up the plugin and not the host's memory.
@@ -247,6 +248,14 @@ impl PieceWriter {
     pub(super) fn put(&mut self, piece: Vec<u8>) -> io::Result<()> {
         self.hand_over()?;
         self.send(piece)
+    }
+
+    /// Waits until the next piece can be put without a wait, or the gate wants no more; false where that takes longer than `time`.
+    pub(super) fn has_room_within(&self, time: Duration) -> bool {
+        let Some(pieces) = self.pieces.as_ref().filter(|pieces| pieces.is_full()) else { return true };
+        let mut room = Select::new();
+        room.send(pieces);
+        room.ready_timeout(time).is_ok()
     }
 
     /// Hands over what has been written.

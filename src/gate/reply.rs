@@ -5,6 +5,7 @@ use super::outlet::{Outlet, TakenBack};
 use super::response::{self, Answer, Framed};
 use std::io::{self, Write};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Largest body that is not put into one of the mailbox's buffers.
 const SMALL: usize = 16 * 1024;
@@ -71,6 +72,11 @@ impl Reply {
         mailbox.put(address, Parcel::Answer { answer, bytes: head, body_at, rest });
         reply.way = writer.map_or(Way::Over, Way::Pieces);
         Ok(reply)
+    }
+
+    /// Waits until another piece can be sent without a wait for the client; false where that takes longer than `time`.
+    pub(crate) fn has_room_within(&self, time: Duration) -> bool {
+        if let Way::Pieces(writer) = &self.way { writer.has_room_within(time) } else { true }
     }
 
     /// Sends another piece of the body; `last` ends the answer.

@@ -254,7 +254,9 @@ mod tests {
         ];
         let dir = tempfile::tempdir().unwrap();
         for (number, (name, steps)) in cases.iter().enumerate() {
-            let path = dir.path().join(format!("{number}.db"));
+            let home = dir.path().join(number.to_string());
+            std::fs::create_dir(&home).unwrap();
+            let path = home.join("plugrack.db");
             for (step, token, kept) in *steps {
                 // Opened anew each time: all of it is on the disk.
                 let store = Store::open(&path, Limits { keys: 1, bytes: 1 }).unwrap();
