@@ -249,7 +249,7 @@ impl DataDir {
 
     /// Whether a host answers at the socket for the operator's commands.
     fn is_served(&self) -> bool {
-        let Ok(address) = SocketAddrUnix::new(&self.api_socket()) else { return false };
+        let Ok(address) = SocketAddrUnix::new(self.api_socket()) else { return false };
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let connected =
             socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).and_then(|socket| connect(socket, &address));
