@@ -21,7 +21,7 @@ STATIC_TARGET ?= $(shell command -v musl-gcc >/dev/null && test -d "$$(rustc --p
 BUILT = $(or $(CARGO_TARGET_DIR),target)/$(STATIC_TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 
 # The test modules about what goes wrong, in plugins, in the host and in the machine.
-FAULTS   = attack:: confinement:: deploy:: discovery:: drain:: durability:: host_limits:: isolation:: lifecycle:: logs:: orphans:: \
+FAULTS   = attack:: confinement:: data_dir:: deploy:: discovery:: drain:: durability:: host_limits:: isolation:: lifecycle:: logs:: orphans:: \
            overload:: slow_clients:: store_faults:: web_faults:: why::
 
 .PHONY: help run examples release test faults attack durability fuzz-license fuzz-gate instructions soak lint docs lib ci bench bench-docs test-tools fuzz-tools clean

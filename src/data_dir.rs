@@ -132,11 +132,11 @@ impl DataDir {
             .with_context(|| format!("cannot make the data directory {} (choose another with --data)", path.display()))?;
         let data = Self::open(path)?;
         check_socket_path(&data.host_socket()).map_err(anyhow::Error::msg)?;
-        for dir in [data.run(), data.logs(), data.plugin_data("")] {
+        for dir in [data.run(), data.logs(), data.all_plugin_data()] {
             check_no_link(&dir)?;
         }
         data.claim_run()?;
-        for dir in [data.logs(), data.plugin_data("")] {
+        for dir in [data.logs(), data.all_plugin_data()] {
             make_private_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         }
         Ok(data)
@@ -183,7 +183,7 @@ impl DataDir {
     /// Sets who may pass: other users, where plugins run as users of their own, and nobody otherwise. Only for the holder of the lock.
     pub(crate) fn set_modes(&self, shared: bool) -> io::Result<()> {
         let mode = if shared { PASSABLE } else { PRIVATE };
-        for dir in [self.run(), self.logs(), self.plugin_data("")] {
+        for dir in [self.run(), self.logs(), self.all_plugin_data()] {
             let dir = open(&dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
             fchmod(dir, Mode::from_raw_mode(mode))?;
         }
@@ -342,7 +342,12 @@ impl DataDir {
 
     /// A plugin's own directory.
     pub(crate) fn plugin_data(&self, id: &str) -> PathBuf {
-        self.root.join("plugin-data").join(id)
+        self.all_plugin_data().join(id)
+    }
+
+    /// Where all of these are.
+    fn all_plugin_data(&self) -> PathBuf {
+        self.root.join("plugin-data")
     }
 
     /// Where plugins are looked for unless told otherwise.

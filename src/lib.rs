@@ -8,7 +8,7 @@
 //! * words: [`protocol`]'s messages and metadata, `license`, `repeat`, `restart`, `route`, `standing`, `text`, `time_mark`, and what
 //!   the `gate` reads
 //! * one resource each: frames, `link`, `process`, `remains`, `guard`, `preflight`, `output`, `log_file`, `memory`, `room`, `store`,
-//!   `data_dir`, `handover`, `exchange`, `config`, the `gate`
+//!   `data_dir`, `watch`, `handover`, `exchange`, `config`, the `gate`
 //! * the rack: `queue`, `worker`, `plugin`, `supervisor`, `discovery`, `rack`, `host`, `callback`
 //! * edges: `http`, `api`, `pages`, `client`
 //! * wiring: `server`, `cli`

@@ -225,7 +225,7 @@ fn what_was_acknowledged_before_the_log_was_removed_is_kept() {
         let server = started();
         (0..20).for_each(|number| set(&server, &format!("k{number}")));
         fs::remove_file(file(server.site(), "-wal")).unwrap();
-        assert_eq!(server.api("PUT", "/plugins/p/kv/lost", b"value").0, 502);
+        assert_eq!(server.api("PUT", "/plugins/p/kv/lost", b"value").0, 500);
         wait_for("it to be noticed", || (logged(&server, "has all that was acknowledged: restart the host") > 0).then_some(()));
         let site = if killed {
             server.kill()
