@@ -164,7 +164,6 @@ fn a_program_that_cannot_be_executed_any_more_is_refused_with_the_reason() {
     assert_eq!(server.api("POST", "/plugins/p/restart", b"").0, 409);
     let plugin = server.plugin("p");
     assert!(plugin["reason"].as_str().unwrap().contains("Permission denied"), "{plugin:#}");
-    assert!(server.cli(&["logs", "p"]).contains("cannot execute"));
 }
 
 #[test]

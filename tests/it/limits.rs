@@ -129,8 +129,8 @@ fn the_limits_on_the_protocol_s_page_are_those_of_the_source() {
         ("the host sends `ping` every @ s;", "worker.rs", "PING_AFTER", As::Seconds),
         ("; @ unanswered in a row", "worker.rs", "MAX_MISSES", As::Word),
         ("unanswered in a row (@ s each)", "worker.rs", "PING_TIME", As::Seconds),
-        ("restarted with backoff, @ s doubling", "restart.rs", "FIRST_BACKOFF", As::Seconds),
-        ("s doubling to @ s", "restart.rs", "MAX_BACKOFF", As::Seconds),
+        ("retried with backoff, @ s doubling", "restart.rs", "FIRST_BACKOFF", As::Seconds),
+        ("s doubling to @ s", "restart.rs", "MAX_START_BACKOFF", As::Seconds),
     ] {
         let source = source(file);
         let written = form.write(number(&source, &constant(&source, name)));

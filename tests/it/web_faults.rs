@@ -201,7 +201,7 @@ fn a_request_without_an_answer_in_time_is_504_and_the_plugin_lives() {
     for method in ["GET", "POST"] {
         assert_error(&server.request(method, "/p/wait?file=never", &[], b""), 504, "timeout");
         let line = format!("plugrack: {method} /p/wait (request ");
-        server.wait_logged("p", &[&line, "): 1 s passed before its answer began"]);
+        server.wait_logged("p", &[&line, "): 3 s passed before its answer began"]);
         assert_eq!(server.get("/p/x").text(), "GET /x of p");
     }
     assert_error(&server.request("POST", "/p/wait?file=never", &[], &[7; 100_000]), 504, "timeout");
