@@ -149,7 +149,7 @@ fn admit(stream: UnixStream, host: &Arc<Host>, counts: &Counts) -> Result<(), Re
 fn identify(stream: &UnixStream, sessions: &Sessions) -> Result<(i32, Arc<Owner>), Refusal> {
     let peer = getsockopt(stream, PeerCredentials)?;
     let pid = peer.pid();
-    // 0 is a process, or a session's leader, that is outside of this container (PID namespace), and nobody's. By nix because rustix
+    // 0 is a process, or a session's leader, that is outside of this container (PID namespace), and belongs to no plugin. By nix because rustix
     // takes both ids for what is never 0.
     if pid == 0 {
         return Err(Refusal::Session(pid));

@@ -198,7 +198,7 @@ impl Told {
 }
 
 impl State {
-    /// Tells the guard of a session. One that is gone will be told everything anew.
+    /// Tells the guard of a session. A guard that replaces one that ended is told of all sessions.
     fn tell(&mut self, told: &Told) {
         if let Some(pipe) = &mut self.pipe {
             // In one write, so that a pipe that is full takes no half of a line.

@@ -435,6 +435,11 @@ impl Plugin {
         self.lock_status().restarts += 1;
     }
 
+    /// What was found under this name in the plugins directory when it was accepted.
+    pub(crate) fn found(&self, file: &str) -> Found {
+        Found { file: file.to_owned(), program: self.program.clone(), fingerprint: self.fingerprint }
+    }
+
     /// Whether the file at its program's place is still the one that said who it is.
     pub(crate) fn is_unchanged(&self) -> bool {
         discovery::fingerprint(&self.program) == self.fingerprint

@@ -436,7 +436,7 @@ pub(crate) fn output(
     })
 }
 
-/// What came of a program that did not do what it was run for.
+/// A run that gave no usable answer.
 #[derive(Debug)]
 pub(crate) struct FailedRun {
     /// Why, in a sentence.

@@ -9,7 +9,7 @@
 //! may be what the process died of. Those that waited behind it are given back and go alone from then on, so that a second end shows
 //! which one it was. Where only the connection was lost, a safe request is sent once more, to the same process.
 //!
-//! **The plugin's log** has one line for each request that the plugin failed: who asked for what, what came, and what was due.
+//! **The plugin's log** has one line for each request that the plugin failed: the request, what the plugin sent, and what the protocol expects.
 
 use crate::exchange::{BodyLength, Failed, Job, KvFailure, KvJob, Loss, WebJob};
 use crate::gate::mailbox::PIECE;
@@ -756,7 +756,7 @@ impl Worker {
         self.fail(job, Failed::BadGateway, &format!("the answer was refused: {why}"), outcome)
     }
 
-    /// Answers a request that the plugin has failed. The line in its log comes first, so that who has the answer finds it.
+    /// Answers a request that the plugin has failed. The line in its log comes first, so that a client that has the answer finds it.
     fn fail<T>(&self, job: WebJob, failed: Failed, why: &str, outcome: Result<T, Broken>) -> Result<T, Broken> {
         self.plugin.log.note(&format!("{}: {why}", job.client.name()));
         job.fail(failed);

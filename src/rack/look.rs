@@ -90,7 +90,7 @@ pub(super) struct Looks {
     /// Plugins that are gone from the directory or another file now: each lives on until its file is looked at, one that comes before
     /// takes its id or route, or the look ends.
     stale: BTreeSet<String>,
-    /// Plugins it has accepted under an id that was nobody's: another new one that comes before by name may have their id or route.
+    /// Plugins accepted in this look under an id without an owner. A new file that sorts before one of them takes its id or route.
     fresh: BTreeSet<String>,
     /// Plugins that were told to quit, and what closes at their end.
     leaving: Vec<Supervised>,
@@ -287,14 +287,19 @@ impl Rack {
             Some(Entry::Refused { was, rejected, .. }) => (was.clone().or(before), Some(rejected.clone())),
             None => (before, None),
         };
-        let evicted: Vec<(String, String)> = match &answer {
+        let evicted: Vec<(Found, String)> = match &answer {
             Ok((metadata, _)) => in_way
                 .iter()
                 .filter(|file| fresh.contains(*file))
-                .filter_map(|file| Some((file.clone(), entries.get(file)?.conflict(&found.file, metadata)?)))
+                .filter_map(|file| {
+                    let loser = entries.get(file)?;
+                    Some((loser.found(file), loser.conflict(&found.file, metadata)?))
+                })
                 .collect(),
             Err(_) => Vec::new(),
         };
+        // What is logged and recorded once the list is free again, since that may wait for a disk.
+        let mut said = Vec::new();
         in_way.push(found.file.clone());
         let mut quit = Vec::new();
         for file in &in_way {
@@ -323,7 +328,7 @@ impl Rack {
                 *refusals += 1;
                 if *refusals <= SAID_REFUSALS {
                     let name = id.as_deref().or(was.as_ref().map(|was| was.id())).unwrap_or(&found.file);
-                    self.say_refused(&found.file, name, &rejected);
+                    said.push((found.file.clone(), name.to_owned(), rejected.clone()));
                 }
             }
             // Nobody takes over what waits for those that were to be replaced.
@@ -335,12 +340,12 @@ impl Rack {
             Entry::Refused { found: found.clone(), was: was.take(), id, rejected }
         });
         leaving.extend(quit);
-        for (file, reason) in evicted {
+        for (loser, reason) in evicted {
+            let file = loser.file.clone();
             fresh.remove(&file);
             changes.added.retain(|added| *added != file);
-            let loser = discovery::look_at(&self.dir, &file);
             let rejected = Rejected::new(&loser, Refusal::lasting(reason), None);
-            self.say_refused(&file, &file, &rejected);
+            said.push((file.clone(), file.clone(), rejected.clone()));
             entries.insert(file, Entry::Refused { found: loser, was: None, id: None, rejected });
         }
         if entry.is_plugin() {
@@ -352,6 +357,8 @@ impl Rack {
         if changes_routes {
             self.publish(&state.entries);
         }
+        drop(state);
+        said.iter().for_each(|(file, name, rejected)| self.say_refused(file, name, rejected));
         false
     }
 
@@ -444,13 +451,12 @@ impl Rack {
             }
             (Ok(()), None) => drop(plugin.control.send(Command::Quit(Quit::Gone))),
             (Err(reason), _) => {
-                let found = discovery::look_at(&self.dir, file);
+                // What it printed is in the plugin's log.
                 let refused = format!(
                     "it was started and did not become ready: {reason} (plugrack restart {} starts it all the same)",
                     plugin.id()
                 );
-                let refusal = Refusal { printed: plugin.log.recent(), ..Refusal::lasting(refused) };
-                self.refuse_update(&mut state, &Found { fingerprint: plugin.fingerprint, ..found }, refusal);
+                self.refuse_update(&mut state, &plugin.found(file), Refusal::lasting(refused));
             }
         }
         state.asked.remove(file);
@@ -485,6 +491,7 @@ impl Rack {
         state.fresh.clear();
         state.last = Arc::new(Finished { changes, leaving: std::mem::take(&mut state.leaving) });
         state.finished = state.begun;
+        self.known.store(true, Ordering::Release);
         self.over.notify_all();
         if added + changed + removed > 0 || state.finished == 1 {
             let rack = Arc::clone(self);
@@ -534,7 +541,7 @@ impl Looks {
                 false
             }
             Some(Entry::Accepted { rejected, .. }) => rejected.as_ref().is_none_or(is_again),
-            // One that got as far as to name its id may be in nobody's way any more.
+            // It may have been refused for a conflict, and the other plugin may be gone.
             Some(Entry::Refused { id, rejected, .. }) => id.is_some() || is_again(rejected),
         }
     }

@@ -43,6 +43,8 @@ pub(crate) struct Rack {
     state: Mutex<Looks>,
     /// Told when a look is over.
     over: Condvar,
+    /// Whether one was, so that those who want to know that alone need not wait for the list.
+    known: AtomicBool,
     routes: RwLock<Arc<Routes<Arc<Plugin>>>>,
     interviews: Interviews,
     /// Set when no plugin is to be added any more.
@@ -51,6 +53,8 @@ pub(crate) struct Rack {
     updates: AtomicU64,
     /// Ids of plugins that are gone and that have left something, by the last count.
     gone: AtomicUsize,
+    /// Held while it is noted whether a plugin may run, so that the database and the supervisor hear of it in the same order.
+    enabling: Mutex<()>,
 }
 
 /// Something in the plugins directory.
@@ -116,8 +120,8 @@ impl Rack {
     /// An empty rack, for the plugins of a directory.
     pub(crate) fn new(host: Arc<Host>, dir: PathBuf) -> Self {
         let routes = RwLock::new(Arc::new(Routes::new(Vec::new())));
-        let (state, over, closing, updates, gone) = Default::default();
-        Self { host, dir, state, over, routes, interviews: Interviews::new(), closing, updates, gone }
+        let (state, over, known, closing, updates, gone, enabling) = Default::default();
+        Self { host, dir, state, over, known, routes, interviews: Interviews::new(), closing, updates, gone, enabling }
     }
 
     /// Lets the mark of time go on, and with each day looks for licences that are about to expire.
@@ -136,7 +140,7 @@ impl Rack {
 
     /// Waits for a time until all that is in the plugins directory is known, and says whether it is.
     pub(crate) fn is_known(&self, wait: Duration) -> bool {
-        self.wait_for_look(1, Instant::now() + wait).is_some()
+        self.known.load(Ordering::Acquire) || (!wait.is_zero() && self.wait_for_look(1, Instant::now() + wait).is_some())
     }
 
     /// Whether a file that was refused, or whose plugin is, has changed since or is to be asked again, so that another look is worth it.
@@ -262,10 +266,12 @@ impl Rack {
 
     /// Notes whether a plugin may run, and starts or stops it.
     pub(crate) fn set_enabled(&self, plugin: &Plugin, enabled: bool) -> Result<(), StoreError> {
+        let noting = self.enabling.lock().unwrap_or_else(PoisonError::into_inner);
         self.host.store.set_enabled(plugin.id(), enabled)?;
         self.host.store.note_event(plugin.id(), if enabled { "enabled" } else { "disabled" }, "by the operator");
         // A supervisor that is gone belongs to a plugin that is.
         drop(plugin.control.send(Command::Enabled(enabled)));
+        drop(noting);
         self.command(plugin, if enabled { Command::Start } else { Command::Stop });
         Ok(())
     }
@@ -290,6 +296,14 @@ impl Rack {
 }
 
 impl Entry {
+    /// What was found under this name.
+    fn found(&self, file: &str) -> Found {
+        match self {
+            Self::Accepted { plugin, .. } => plugin.found(file),
+            Self::Refused { found, .. } => found.clone(),
+        }
+    }
+
     fn is_plugin(&self) -> bool {
         matches!(self, Self::Accepted { .. })
     }

@@ -1,7 +1,7 @@
 //! Whose an id is, and what plugins that are gone have left.
 
 use super::{Entry, Rack, Rejected, STOP_ALL_TIME, await_end};
-use crate::discovery::{self, Found, Refusal};
+use crate::discovery::{Found, Refusal};
 use crate::plugin::Quit;
 use crate::protocol::metadata::Metadata;
 use crate::store::StoreError;
@@ -40,7 +40,8 @@ impl LeftBehind {
 }
 
 impl Rack {
-    /// Checks what only the database knows of a plugin: whether it may run, and whether its id is its own. Says whether the id was nobody's.
+    /// Checks what the database says of a plugin: whether it may run, and whether its id belongs to this file. The second value says whether
+    /// the id had no owner.
     pub(super) fn admit(&self, found: &Found, metadata: &Metadata) -> Result<(bool, bool), Refusal> {
         let cannot = |error: StoreError| Refusal::passing(format!("cannot read whose id it has: {error}"));
         let id = &metadata.id;
@@ -153,7 +154,7 @@ impl Rack {
         let mut leaving = None;
         if let Some((other, entry)) = before.and_then(|before| state.entries.remove_entry(&before)) {
             leaving = entry.quit(Quit::Gone);
-            let found = discovery::look_at(&self.dir, &other);
+            let found = entry.found(&other);
             let reason = format!("the operator gave its id {id} to the file {file} (plugrack adopt)");
             let rejected = Rejected::new(&found, Refusal::lasting(reason), None);
             state.entries.insert(other, Entry::Refused { found, was: None, id: Some(id.to_owned()), rejected });
