@@ -10,6 +10,7 @@ use crate::process::Bounds;
 use crate::repeat::{Burst, Repeat, more};
 use crate::room::Room;
 use crate::standing;
+use crate::starts::Starts;
 use crate::store::{Store, StoreError, now_ms};
 use crate::time_mark::TimeMark;
 use crossbeam_channel::Sender;
@@ -42,6 +43,8 @@ pub(crate) struct Host {
     pub(crate) sessions: Sessions,
     /// The uids of plugins, where each has its own, and of the files that are asked who they are.
     pub(crate) plugin_uids: Option<RangeInclusive<u32>>,
+    /// Turns to start a process.
+    pub(crate) starts: Starts,
     /// Orders a look through the plugins directory.
     pub(crate) looks: Sender<()>,
     /// Most memory of a plugin's process in bytes.

@@ -88,6 +88,8 @@ mod server;
 #[cfg(feature = "host")]
 mod standing;
 #[cfg(feature = "host")]
+mod starts;
+#[cfg(feature = "host")]
 mod store;
 #[cfg(feature = "host")]
 mod supervisor;

@@ -146,6 +146,8 @@ pub(crate) enum Command {
     Relicense(Sender<()>),
     /// It could use another connection.
     Grow,
+    /// There may be a turn for it to start its process.
+    Proceed,
     /// A process has ended.
     Exited {
         /// Which.

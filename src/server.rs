@@ -16,6 +16,7 @@ use crate::process;
 use crate::rack::{Look, Rack, STOP_ALL_TIME};
 use crate::remains::{self, Marks};
 use crate::room::{self, Room};
+use crate::starts::Starts;
 use crate::store::Store;
 use crate::store::kv;
 use crate::watch::Watch;
@@ -134,6 +135,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
         memory: Memory::new(),
         sessions: Sessions::new(guard),
         plugin_uids: settings.plugin_uids.clone(),
+        starts: Starts::new(),
         looks: order.clone(),
         plugin_memory: settings.plugin_memory,
         room,

@@ -16,6 +16,7 @@ use crate::repeat::{Repeat, more};
 use crate::restart::{Decision, Exit, History, Run};
 use crate::room::{self, ROOM_RETRY, Seat};
 use crate::standing;
+use crate::starts::{TURN_CHECK, Turn};
 use crate::store::licenses::Given;
 use crate::store::now_ms;
 use crate::worker::{Life, Worker};
@@ -79,6 +80,8 @@ struct Running {
     started: Instant,
     /// Whether it has answered `init` with `ready`.
     ready: bool,
+    /// Held until it is ready.
+    turn: Option<Turn>,
     _seat: Seat,
 }
 
@@ -117,6 +120,8 @@ pub(crate) struct Supervisor {
     quitting: Option<Quit>,
     /// Since when there is no process that answers.
     down_since: Option<Instant>,
+    /// Whether it waits for a turn to start its process.
+    waits_for_turn: bool,
     /// Whether the last start failed for want of room.
     wants_room: bool,
     /// The licence that the present process was told in `init`.
@@ -145,6 +150,7 @@ impl Supervisor {
             lives: 0,
             quitting: None,
             down_since: None,
+            waits_for_turn: false,
             wants_room: false,
             given: Given::default(),
             waiting,
@@ -280,6 +286,11 @@ impl Supervisor {
                 }
                 _ => self.plugin.growing.store(false, Ordering::Relaxed),
             },
+            Command::Proceed => {
+                if self.waits_for_turn && matches!(self.phase, Phase::Down { .. }) {
+                    self.start();
+                }
+            }
             Command::Exited { life } => self.exited(life),
             Command::Unresponsive { life, why } => {
                 if matches!(&self.phase, Phase::Ready { running } if running.life.number == life) {
@@ -294,7 +305,9 @@ impl Supervisor {
         let now = Instant::now();
         match &mut self.phase {
             Phase::Down { retry_at: Some(at) } if now >= *at && self.quitting.is_none() => {
-                self.plugin.count_restart();
+                if !self.waits_for_turn {
+                    self.plugin.count_restart();
+                }
                 self.start();
             }
             Phase::Starting { .. } => self.go_on_starting(now),
@@ -321,11 +334,18 @@ impl Supervisor {
             return;
         }
         self.phase = Phase::Down { retry_at: None };
-        // One that waits for room goes on to wait, quietly, until there is some.
-        if !self.wants_room {
+        // One that waits for room, or for its turn, goes on to wait quietly until there is some.
+        if !self.wants_room && !self.waits_for_turn {
             self.enter(State::Starting, Door::Holding, "starting", "");
         }
-        match self.spawn() {
+        let now = Instant::now();
+        let Some(turn) = self.host.starts.take(&self.plugin.control, now) else {
+            self.waits_for_turn = true;
+            self.phase = Phase::Down { retry_at: Some(now + TURN_CHECK) };
+            return;
+        };
+        self.waits_for_turn = false;
+        match self.spawn(turn) {
             Ok(running) => {
                 let deadline = running.started + self.host.start_timeout;
                 self.plugin.set_pid(running.pid());
@@ -353,7 +373,7 @@ impl Supervisor {
         self.waiting.clear();
     }
 
-    fn spawn(&mut self) -> Result<Running, (Exit, String)> {
+    fn spawn(&mut self, turn: Turn) -> Result<Running, (Exit, String)> {
         let unfit = |why: String| (Exit::Unfit, why);
         if !self.plugin.is_unchanged() {
             self.host.look_again();
@@ -406,8 +426,15 @@ impl Supervisor {
             request_timeout: self.host.request_timeout,
         };
         let life = Arc::new(life);
-        let running =
-            Running { process, life: Arc::clone(&life), stop: Some(stop), started: Instant::now(), ready: false, _seat: seat };
+        let running = Running {
+            process,
+            life: Arc::clone(&life),
+            stop: Some(stop),
+            started: Instant::now(),
+            ready: false,
+            turn: Some(turn),
+            _seat: seat,
+        };
         let (control, number) = (self.plugin.control.clone(), self.lives);
         let tell = move |exit: Option<Exit>| {
             // The workers first: they answer the requests that the process took along, and the supervisor may be busy.
@@ -531,6 +558,7 @@ impl Supervisor {
         match std::mem::replace(&mut self.phase, Phase::Down { retry_at: None }) {
             Phase::Starting { mut running, link: Some(link), .. } => {
                 running.ready = true;
+                running.turn = None;
                 let working = self.spawn_worker(&running.life, Some(link));
                 self.phase = Phase::Ready { running };
                 match working {
@@ -741,7 +769,7 @@ impl Supervisor {
 
     /// The plugin does not run, as it was wanted.
     fn stopped(&mut self, why: &str) {
-        self.wants_room = false;
+        (self.wants_room, self.waits_for_turn) = (false, false);
         self.phase = Phase::Down { retry_at: None };
         self.enter(State::Stopped, self.shut(), "stopped", why);
     }

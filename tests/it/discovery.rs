@@ -288,6 +288,8 @@ fn a_plugin_under_another_name_takes_over_from_itself() {
     let server = Site::new().fake("old").start();
     let pid = server.wait_state("old", "ready")["process"]["pid"].as_i64().unwrap();
     let plugins = server.site().plugins();
+    // The id has data, which goes with the file.
+    assert_eq!(server.api("PUT", "/plugins/old/kv/key", b"value").0, 200);
     // The new name comes before the old one, and says the same id.
     fs::rename(plugins.join("old"), plugins.join("moved")).unwrap();
     let changes = server.api("POST", "/rescan", b"").1;
@@ -295,6 +297,7 @@ fn a_plugin_under_another_name_takes_over_from_itself() {
     assert!(!is_alive(pid));
     server.wait_restarted("old", pid);
     assert_eq!(server.get("/old/x").text(), "GET /x of old");
+    assert_eq!(server.cli(&["kv", "old", "get", "key"]), "value");
 }
 
 #[test]

@@ -79,6 +79,7 @@ const LAYERS: [&[&str]; 5] = [
     ],
     &[
         "host",
+        "starts",
         "queue",
         "worker",
         "supervisor",

@@ -1,0 +1,106 @@
+//! Turns to start a process. Interpreters and their imports take the processor for seconds, so on a small machine plugins that all
+//! start together would all be late. As many start at once as there are processors; one that takes long lets the next begin.
+
+use crate::plugin::Command;
+use crossbeam_channel::Sender;
+use std::collections::VecDeque;
+use std::num::NonZero;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::available_parallelism;
+use std::time::{Duration, Instant};
+
+/// How long a start counts as busy. One that takes longer is likely to wait for something.
+const BUSY_TIME: Duration = Duration::from_secs(2);
+
+/// How often those that wait for a turn look for one themselves: nobody tells them that a start has become late.
+pub(crate) const TURN_CHECK: Duration = Duration::from_millis(250);
+
+/// The turns of all plugins.
+pub(crate) struct Starts {
+    turns: Arc<Mutex<Turns>>,
+    at_once: usize,
+}
+
+#[derive(Default)]
+struct Turns {
+    /// When each start under way began, by number.
+    under_way: Vec<(u64, Instant)>,
+    next: u64,
+    /// Supervisors that wait, in their order.
+    waiting: VecDeque<Sender<Command>>,
+}
+
+/// The right to start a process, given back when it is dropped.
+pub(crate) struct Turn {
+    turns: Arc<Mutex<Turns>>,
+    number: u64,
+}
+
+impl Starts {
+    /// As many at once as there are processors.
+    pub(crate) fn new() -> Self {
+        Self { turns: Arc::default(), at_once: available_parallelism().map_or(1, NonZero::get) }
+    }
+
+    /// Takes a turn. Where none is free, the supervisor with this channel is told by [`Command::Proceed`] to ask again.
+    pub(crate) fn take(&self, supervisor: &Sender<Command>, now: Instant) -> Option<Turn> {
+        let mut turns = lock(&self.turns);
+        let busy = turns.under_way.iter().filter(|(_, began)| now.saturating_duration_since(*began) < BUSY_TIME).count();
+        if busy >= self.at_once {
+            if !turns.waiting.iter().any(|waiting| waiting.same_channel(supervisor)) {
+                turns.waiting.push_back(supervisor.clone());
+            }
+            return None;
+        }
+        let number = turns.next;
+        turns.next += 1;
+        turns.under_way.push((number, now));
+        Some(Turn { turns: Arc::clone(&self.turns), number })
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut turns = lock(&self.turns);
+        turns.under_way.retain(|(number, _)| *number != self.number);
+        // One that is gone, or has much to do, leaves it to the next.
+        while let Some(next) = turns.waiting.pop_front() {
+            if next.try_send(Command::Proceed).is_ok() {
+                break;
+            }
+        }
+    }
+}
+
+fn lock(turns: &Mutex<Turns>) -> MutexGuard<'_, Turns> {
+    turns.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crossbeam_channel::{Receiver, bounded};
+
+    #[test]
+    fn as_many_start_as_there_are_processors_and_those_that_wait_follow_in_their_order() {
+        let starts = Starts { turns: Arc::default(), at_once: 2 };
+        let channels: Vec<(Sender<Command>, Receiver<Command>)> = (0..5).map(|_| bounded(1)).collect();
+        let now = Instant::now();
+        let take = |plugin: usize, at| starts.take(&channels[plugin].0, at);
+        let is_told = |plugin: usize| matches!(channels[plugin].1.try_recv(), Ok(Command::Proceed));
+        let (first, second) = (take(0, now).unwrap(), take(1, now).unwrap());
+        // Whoever asks twice waits once.
+        assert!([2, 3, 2].iter().all(|plugin| take(*plugin, now).is_none()));
+        drop(first);
+        assert!(is_told(2) && !is_told(3));
+        let third = take(2, now).unwrap();
+        drop((second, third));
+        assert!(is_told(3) && !is_told(2));
+        // Those that take long do not hold up the others.
+        let (slow, slower) = (take(0, now).unwrap(), take(1, now).unwrap());
+        assert!(take(4, now).is_none());
+        let fast = take(4, now + BUSY_TIME).unwrap();
+        drop((slow, slower, fast));
+        assert!(lock(&starts.turns).under_way.is_empty());
+    }
+}
