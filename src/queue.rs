@@ -77,6 +77,11 @@ impl Queue {
         self.hand_over();
     }
 
+    /// Whether another plugin has taken this one's place.
+    pub(crate) fn is_succeeded(&self) -> bool {
+        self.successor.get().is_some()
+    }
+
     /// Hands what waits to the successor, if there is one: what a thread put in that had not yet seen it.
     pub(crate) fn hand_over(&self) {
         if let Some(successor) = self.successor.get() {

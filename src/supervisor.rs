@@ -128,6 +128,8 @@ pub(crate) struct Supervisor {
     given: Given,
     /// Who waits for the plugin to be settled: ready, or down.
     waiting: Vec<Sender<()>>,
+    /// Whether an update serves in the plugin's place.
+    updated: bool,
     /// Told the outcome of the first start of an update, which is the last where it fails.
     trial: Option<Trial>,
 }
@@ -154,6 +156,7 @@ impl Supervisor {
             wants_room: false,
             given: Given::default(),
             waiting,
+            updated: false,
             trial,
         }
     }
@@ -238,6 +241,7 @@ impl Supervisor {
             }
             Command::Quit(quit) => {
                 self.quitting = Some(quit);
+                self.updated |= quit == Quit::Updated;
                 let why = match quit {
                     Quit::HostStops => "the host stops",
                     Quit::Gone => "its file is gone, or refused",
@@ -611,8 +615,15 @@ impl Supervisor {
             Phase::Ready { running } if matches!(then, Then::Fault(..) | Then::WaitForRoom(_)) => {
                 self.stopping(running, now, door, why, then)
             }
-            Phase::Ready { running } => self.stopping(running, now + SHUTDOWN_TIME, door, why, then),
+            Phase::Ready { running } => {
+                // An update serves already, so what the process has begun may take the time that any request has.
+                let time = if self.updated { self.host.request_timeout.max(SHUTDOWN_TIME) } else { SHUTDOWN_TIME };
+                self.stopping(running, now + time, door, why, then);
+            }
             Phase::Stopping { running, terminate_at, kill_at, .. } => {
+                // One that had more time has no more than others when the host stops.
+                let terminate_at = terminate_at.map(|at| at.min(now + SHUTDOWN_TIME));
+                let kill_at = kill_at.min(now + SHUTDOWN_TIME + TERMINATE_TIME);
                 self.phase = Phase::Stopping { running, terminate_at, kill_at, then };
                 // What waits for a process that now will not come is answered, and what may come is held again.
                 self.enter(State::Stopping, door, "stopping", why);
@@ -682,9 +693,9 @@ impl Supervisor {
         let session = process.pid();
         let reach = match life.uid {
             // When all plugins end, the guard looks for what they have left once, for all of them.
-            Some(uid) if self.quitting == Some(Quit::HostStops) => Reach::UidUnseen(uid),
-            None if self.quitting == Some(Quit::HostStops) => Reach::Group,
             // Another process of the plugin may run, under the same uid.
+            Some(uid) if self.quitting == Some(Quit::HostStops) && !self.has_sibling() => Reach::UidUnseen(uid),
+            _ if self.quitting == Some(Quit::HostStops) => Reach::Group,
             Some(uid) if !self.has_sibling() => Reach::Uid(uid),
             _ => Reach::Marked,
         };
@@ -696,7 +707,7 @@ impl Supervisor {
 
     /// Whether another process of the plugin may run, which this one's update is or is to replace.
     fn has_sibling(&self) -> bool {
-        self.trial.is_some() || self.quitting == Some(Quit::Updated)
+        self.trial.is_some() || self.updated
     }
 
     /// Removes what the plugin has in the run directory: its socket alone where another process of it may be using the rest.
@@ -776,7 +787,7 @@ impl Supervisor {
 
     /// The door of a plugin that does not come back, unless another comes in its place.
     fn shut(&self) -> Door {
-        if matches!(self.quitting, Some(Quit::Replaced | Quit::Updated)) { Door::Holding } else { Door::Shut }
+        if self.updated || self.quitting == Some(Quit::Replaced) { Door::Holding } else { Door::Shut }
     }
 
     /// Changes the state: the one place that does.
@@ -809,10 +820,10 @@ impl Supervisor {
             _ => log::Level::Info,
         };
         let separator = if reason.is_empty() { "" } else { ": " };
-        let which = match self.quitting {
-            Some(Quit::Updated) => " (the process before the update)",
-            _ if self.trial.is_some() => " (its update)",
-            _ => "",
+        let which = match (self.updated, &self.trial) {
+            (true, _) => " (the process before the update)",
+            (false, Some(_)) => " (its update)",
+            (false, None) => "",
         };
         log::log!(level, "{id}{which}: {kind}{separator}{reason}");
         if door == Door::Shut {

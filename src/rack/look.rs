@@ -64,7 +64,7 @@ pub(crate) enum Look {
 #[derive(Default)]
 pub(super) struct Finished {
     changes: Changes,
-    leaving: Vec<Supervised>,
+    pub(super) leaving: Vec<Supervised>,
 }
 
 /// What is in the plugins directory, and the look through it.
@@ -98,7 +98,7 @@ pub(super) struct Looks {
     /// Refusals that were not there before.
     refusals: usize,
     /// The last look that is over.
-    last: Arc<Finished>,
+    pub(super) last: Arc<Finished>,
 }
 
 impl Rack {
@@ -115,7 +115,14 @@ impl Rack {
         };
         let Finished { changes, leaving } = &*last;
         let deadline = Instant::now() + STOP_ALL_TIME;
-        leaving.iter().for_each(|(plugin, ended)| await_end(plugin, ended, deadline));
+        for (plugin, ended) in leaving {
+            if plugin.queue.is_succeeded() {
+                // It may take its time for the requests that it has begun.
+                ended.recv_deadline(deadline).unwrap_or_default();
+            } else {
+                await_end(plugin, ended, deadline);
+            }
+        }
         Ok(changes.clone())
     }
 

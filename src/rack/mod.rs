@@ -283,7 +283,9 @@ impl Rack {
         let trials = std::mem::take(&mut state.trials).into_values();
         let trials: Vec<_> = trials.inspect(|(plugin, _)| drop(plugin.control.send(Command::Quit(Quit::HostStops)))).collect();
         let plugins = state.entries.values().filter_map(|entry| entry.quit(Quit::HostStops));
-        let leaving: Vec<_> = plugins.chain(trials).collect();
+        // Those that an update has replaced may still have requests to answer.
+        let before = state.last.leaving.iter().inspect(|(plugin, _)| drop(plugin.control.send(Command::Quit(Quit::HostStops))));
+        let leaving: Vec<_> = plugins.chain(before.cloned()).chain(trials).collect();
         drop(state);
         for (plugin, ended) in leaving {
             await_end(&plugin, &ended, deadline);

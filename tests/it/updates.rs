@@ -1,10 +1,11 @@
 //! A file that is replaced while its plugin runs, files that are asked again, and whose an id is.
 
-use crate::support::{Server, Site, command, install_fake, is_alive, metadata, script, wait_for, write_file};
+use crate::support::{Server, Site, command, install_fake, is_alive, metadata, pause, script, wait_for, write_file};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 fn version(id: &str, version: &str) -> Value {
     let mut metadata = metadata(id);
@@ -80,11 +81,13 @@ fn a_request_under_way_is_answered_by_the_process_before_and_those_that_wait_by_
         install_fake(&server.site().plugins(), "p", &json!({"metadata": fresh}));
         let rescan = scope.spawn(|| server.api("POST", "/rescan", b"").1["changed"].clone());
         assert_eq!(waiting.join().unwrap(), "waited for the update");
+        // Longer than a process has that is told to stop otherwise.
+        pause(Duration::from_secs(7));
         assert!(is_alive(before), "it has a request to answer");
         fs::write(data.join("go"), "").unwrap();
         assert_eq!((slow.join().unwrap(), rescan.join().unwrap()), ("waited".into(), json!(["p"])));
     });
-    assert!(!is_alive(before));
+    wait_for("the process before to end", || (!is_alive(before)).then_some(()));
 }
 
 #[test]
