@@ -539,7 +539,9 @@ fn who_comes_by_the_id_of_a_caller_that_has_ended_is_not_taken_for_it() {
     write_file(&of("heir", "wanted"), written("taker", "connected").as_bytes(), 0o600);
     let outcome = written("heir", "outcome");
     signal("CONT");
-    assert_eq!(written("taker", "reply"), "", "the reply that was the heir's");
+    // Where the heir did not come by the id, the caller may still be there and is answered in its own namespace, which has no such key.
+    let reply = written("taker", "reply");
+    assert!(!reply.contains("s3cret") && (outcome != "has" || reply.is_empty()), "{outcome}: {reply:?}");
     if outcome == "has" {
         wait_for("the host to say so", || {
             server.log().contains("has ended: its connection to the host socket is closed").then_some(())
