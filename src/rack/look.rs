@@ -482,25 +482,28 @@ impl Rack {
         self.publish(entries);
         state.leaving.extend(gone);
         let mut changes = std::mem::take(&mut state.changes);
-        let state = &mut *state;
-        let is_plugin = |file: &String| state.entries.get(file).is_some_and(Entry::is_plugin);
-        changes.removed = state.before.iter().filter(|file| !is_plugin(file)).cloned().collect();
-        changes.refused = state.entries.iter().filter(|(_, entry)| !entry.is_plugin()).map(|(file, _)| file.clone()).collect();
+        let looks = &mut *state;
+        let is_plugin = |file: &String| looks.entries.get(file).is_some_and(Entry::is_plugin);
+        changes.removed = looks.before.iter().filter(|file| !is_plugin(file)).cloned().collect();
+        changes.refused = looks.entries.iter().filter(|(_, entry)| !entry.is_plugin()).map(|(file, _)| file.clone()).collect();
         [&mut changes.added, &mut changes.changed].into_iter().for_each(|files| files.sort());
         let [added, changed, removed] = [&changes.added, &changes.changed, &changes.removed].map(Vec::len);
-        let refusals = std::mem::take(&mut state.refusals);
+        let refusals = std::mem::take(&mut looks.refusals);
         if refusals > SAID_REFUSALS {
             log::warn!("{} more are refused: plugrack list has the reasons", refusals - SAID_REFUSALS);
         }
-        if std::mem::take(&mut state.ordered) || added + changed + removed > 0 {
+        if std::mem::take(&mut looks.ordered) || added + changed + removed > 0 {
             log::info!("looked through the plugins directory: {added} added, {changed} changed, {removed} removed");
         }
-        state.fresh.clear();
-        state.last = Arc::new(Finished { changes, leaving: std::mem::take(&mut state.leaving) });
-        state.finished = state.begun;
+        looks.fresh.clear();
+        looks.last = Arc::new(Finished { changes, leaving: std::mem::take(&mut looks.leaving) });
+        looks.finished = looks.begun;
         self.known.store(true, Ordering::Release);
         self.over.notify_all();
-        if added + changed + removed > 0 || state.finished == 1 {
+        let is_first = looks.finished == 1;
+        // Without threads the question is asked on this one, and takes the list itself.
+        drop(state);
+        if added + changed + removed > 0 || is_first {
             let rack = Arc::clone(self);
             self.interviews.ask(Box::new(move || rack.tidy()));
         }
