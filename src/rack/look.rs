@@ -524,7 +524,10 @@ impl Looks {
         let others: BTreeSet<&String> = found.iter().map(|found| &found.file).collect();
         let plugins = self.entries.iter().filter(|(_, entry)| entry.is_plugin()).map(|(file, _)| file);
         let stale = plugins.filter(|file| others.contains(file) || !self.names.contains(*file));
-        self.stale = stale.filter(|file| !self.asked.contains(*file)).cloned().collect();
+        let stale: Vec<String> = stale.filter(|file| !self.asked.contains(*file)).cloned().collect();
+        // Those that are being asked are looked at by the same look.
+        self.stale.retain(|file| self.asked.contains(file));
+        self.stale.extend(stale);
         self.asked.extend(found.iter().map(|found| found.file.clone()));
         self.outstanding += found.len() + 1;
         (self.begun, found)
