@@ -99,7 +99,7 @@ impl Exit {
             Self::Code(75) => "nothing, unless it stays so: it waits for something that it needs".into(),
             Self::Code(77) => format!("give it the permission that it misses, then: plugrack start {id}"),
             Self::Code(78) => {
-                format!("give it the setting that it misses, plugrack config {id} set KEY VALUE: it is then tried again")
+                format!("set the missing setting: plugrack config set {id} KEY VALUE, which starts it again")
             }
             Self::Code(126 | 127) | Self::Unfit => "put a file there that can be executed: it is then tried again".into(),
             Self::Changed => "wait: the new file is asked who it is, and started".into(),

@@ -68,8 +68,8 @@ fn report(site: Site) -> BTreeMap<String, bool> {
     let server = site.start();
     let (victim, data) = (pid(&server, "victim"), server.site().data());
     pid(&server, "nosy");
-    server.cli(&["kv", "victim", "set", "secret", "its own"]);
-    server.cli(&["config", "victim", "set", "license", "licensed"]);
+    server.cli(&["kv", "set", "victim", "secret", "its own"]);
+    server.cli(&["config", "set", "victim", "license", "licensed"]);
     write_file(&data.join("plugin-data/victim/diary"), b"dear diary", 0o600);
     let diary = data.join("plugin-data/victim/diary");
     chown(&diary, Some(owner(diary.parent().unwrap()).0), None).unwrap();

@@ -206,7 +206,7 @@ fn while_a_file_of_the_database_is_gone_nothing_is_acknowledged_and_it_is_taken_
             assert!(answer["error"]["message"].as_str().unwrap().contains(&says), "{answer}");
         }
         assert_eq!(keys(&server), ["before"], "reads go on");
-        assert!(server.cli_fails(&["kv", "p", "set", "a", "1"]).contains(&says));
+        assert!(server.cli_fails(&["kv", "set", "p", "a", "1"]).contains(&says));
         // Another file does not do.
         fs::write(&here, b"").unwrap();
         assert_eq!(server.api("PUT", "/plugins/p/config/a", b"1").0, 500);

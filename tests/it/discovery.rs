@@ -297,7 +297,7 @@ fn a_plugin_under_another_name_takes_over_from_itself() {
     assert!(!is_alive(pid));
     server.wait_restarted("old", pid);
     assert_eq!(server.get("/old/x").text(), "GET /x of old");
-    assert_eq!(server.cli(&["kv", "old", "get", "key"]), "value");
+    assert_eq!(server.cli(&["kv", "get", "old", "key"]), "value");
 }
 
 #[test]

@@ -153,9 +153,9 @@ fn the_commands_of_the_operations_page_work() {
         run_block(&server, dir.path(), &line);
         ran += 1;
     }
-    assert_eq!(ran, 6);
+    assert!(ran >= 8, "{ran}");
     assert!(server.get("/notes").text().starts_with("My notes"));
-    assert_eq!(server.cli(&["kv", "counter", "get", "visits"]), "41");
+    assert_eq!(server.cli(&["kv", "get", "counter", "visits"]), "41");
 }
 
 #[test]

@@ -142,7 +142,7 @@ fn an_operators_request_that_the_plugin_fails_has_a_line() {
         ("never", "3 s passed before it answered"),
         ("die", "the process ended before it answered: exit code 4"),
     ] {
-        server.cli_fails(&["kv", "p", "get", key]);
+        server.cli_fails(&["kv", "get", "p", key]);
         let said = wait_for("the line", || notes(&server, &format!("the operator's kv get {key:?}: ")).pop());
         assert!(said.contains(line), "{said}");
         wait_for("an answer", || (server.get("/p/x").status == 200).then_some(()));

@@ -150,10 +150,10 @@ fn brings_up_to_date(version: i64, schema: &str) {
         server.wait_state("p", "ready");
         assert_eq!(server.cli(&["instance"]).trim(), id);
         assert_eq!(
-            (server.cli(&["kv", "p", "get", "key"]), server.plugin("q")["state"].as_str()),
+            (server.cli(&["kv", "get", "p", "key"]), server.plugin("q")["state"].as_str()),
             ("old".into(), Some("stopped"))
         );
-        assert_eq!(server.cli(&["config", "p", "get", "token"]), "\"t\"\n");
+        assert_eq!(server.cli(&["config", "get", "p", "token"]), "\"t\"\n");
         site = server.stop().1;
         assert_eq!(shape(&database), shape(&fresh.data().join("plugrack.db")));
     }

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 /// The source files from the bottom up. A file uses those of the layers below its own, and its neighbours, though not in a circle.
-const LAYERS: [&[&str]; 5] = [
+const LAYERS: [&[&str]; 6] = [
     &[
         "protocol/mod",
         "protocol/fields",
@@ -92,7 +92,8 @@ const LAYERS: [&[&str]; 5] = [
         "hot_paths",
     ],
     &["api/mod", "api/view", "pages/mod", "http", "client"],
-    &["server", "cli", "cli/license", "lib", "main"],
+    &["server", "cli/console"],
+    &["cli/config", "cli/instance", "cli/kv", "cli/license", "cli/logs", "cli/plugins", "cli/vendor", "cli/mod", "lib", "main"],
 ];
 
 /// What the SDK may use beside itself, so that plugin authors get nothing of the host.

@@ -170,7 +170,7 @@ fn an_unlicensed_plugin_is_tried_when_its_file_or_its_settings_change() {
         log.lines().filter(|line| line.ends_with("licence: expired: do this") && !line.contains("plugrack: ")).count()
     };
     assert_eq!((tries("p"), tries("q")), (1, 1));
-    server.cli(&["config", "p", "set", "key", "value"]);
+    server.cli(&["config", "set", "p", "key", "value"]);
     wait_for("it to be tried", || (tries("p") == 2).then_some(()));
     // Nobody says that the file has changed.
     install_fake(&server.site().plugins(), "q", &json!({"metadata": metadata("q")}));

@@ -352,9 +352,9 @@ fn a_refused_plugin_tries_again_by_itself_when_its_settings_change() {
     let server = Site::new().fake_mode("p", "needs-config").start();
     let reason = server.wait_state("p", "refused")["reason"].clone();
     assert!(reason.as_str().unwrap().contains("set token, please"), "{reason}");
-    server.cli(&["config", "p", "set", "other", "x"]);
+    server.cli(&["config", "set", "p", "other", "x"]);
     wait_for("a second try", || (events(&server, "p", "refused").len() == 2).then_some(()));
-    server.cli(&["config", "p", "set", "token", "secret"]);
+    server.cli(&["config", "set", "p", "token", "secret"]);
     ready(&server, "p");
     assert_eq!(server.get("/p/init").json()["config"], json!({"other": "x", "token": "secret"}));
 }

@@ -150,13 +150,13 @@ fn nothing_a_plugin_says_anywhere_can_harm_a_terminal_or_a_page() {
         &["show", "r"],
         &["logs", "p"],
         &["logs", "q"],
-        &["kv", "p", "list"],
-        &["kv", "p", "list", "--json"],
-        &["kv", "p", "get", JUNK, "--json"],
-        &["config", "p", "get"],
-        &["config", "p", "get", "key"],
-        &["config", "p", "get", JUNK],
-        &["config", "r", "get"],
+        &["kv", "list", "p"],
+        &["kv", "list", "p", "--json"],
+        &["kv", "get", "p", JUNK, "--json"],
+        &["config", "get", "p"],
+        &["config", "get", "p", "key"],
+        &["config", "get", "p", JUNK],
+        &["config", "get", "r"],
         &["enable", "q"],
         &["rescan"],
     ] {
@@ -176,7 +176,7 @@ fn nothing_a_plugin_says_anywhere_can_harm_a_terminal_or_a_page() {
     let log = server.log();
     assert!(["q: ", "r: ", "s<junk>"].iter().all(|name| log.contains(name)) && log.matches("<junk>").count() >= 3, "{log}");
     assert_clean("the host's log", log.as_bytes());
-    let value: Value = serde_json::from_str(&server.cli(&["config", "p", "get"])).unwrap();
+    let value: Value = serde_json::from_str(&server.cli(&["config", "get", "p"])).unwrap();
     assert_eq!(value, json!({"key": JUNK}), "what is escaped is the same value");
 }
 

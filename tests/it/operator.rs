@@ -14,6 +14,21 @@ fn with_plugin() -> Server {
     server
 }
 
+/// Runs a command with bytes on its standard input.
+fn cli_with_input(server: &Server, arguments: &[&str], input: &[u8]) -> Output {
+    let mut child = command(binary())
+        .arg("--data")
+        .arg(server.site().data())
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    child.wait_with_output().unwrap()
+}
+
 fn stderr(output: &Output) -> &str {
     std::str::from_utf8(&output.stderr).unwrap()
 }
@@ -268,21 +283,39 @@ fn settings_are_set_read_and_removed_by_the_api() {
 #[test]
 fn settings_are_set_read_and_removed_by_commands() {
     let server = with_plugin();
-    let hint = "p has it from its next start on: plugrack restart p\n";
-    for (value, stored) in
-        [("text", "\"text\""), ("7", "7"), ("-5", "-5"), ("[1,2]", "[1,2]"), ("true", "true"), ("two words", "\"two words\"")]
+    let hint = "saved; to apply it: plugrack restart p\n";
+    let get = || server.cli(&["config", "get", "p", "key"]);
+    for text in
+        ["text", "7", "-5", "00123", "823475887319941131", "1e400", "1.10", "[1,2]", "true", "null", "\"a\"", "two words", ""]
     {
-        assert_eq!(server.cli(&["config", "p", "set", "key", value]), hint, "{value}");
-        assert_eq!(server.cli(&["config", "p", "get", "key"]).trim(), stored);
+        assert_eq!(server.cli(&["config", "set", "p", "key", text]), hint, "{text}");
+        assert_eq!(get(), format!("{}\n", json!(text)), "text is text");
+        assert_eq!(server.cli(&["config", "get", "p", "key", "--raw"]), format!("{text}\n"));
     }
-    let all: Value = serde_json::from_str(&server.cli(&["config", "p", "get"])).unwrap();
+    for value in ["7", "-5", "[1,2]", "true", "null", "\"a\"", "{\"a\":1.5}"] {
+        let answer: Value = serde_json::from_str(&server.cli(&["config", "set", "--json", "p", "key", value])).unwrap();
+        assert_eq!((&answer["config"]["key"].to_string(), &answer["restart_needed"]), (&value.to_owned(), &json!(true)));
+        assert_eq!(get(), format!("{value}\n"), "with --json it is JSON");
+    }
+    assert!(server.cli_fails(&["config", "set", "--json", "p", "key", "text"]).contains("the value is not JSON"));
+    assert_eq!(get(), "{\"a\":1.5}\n", "what is refused changes nothing");
+    let file = server.site().data().join("secret");
+    fs::write(&file, "s3cret\n").unwrap();
+    let output = server.site().cli(&["config", "set", "p", "key", "--file", file.to_str().unwrap()]);
+    assert!(stderr(&output).contains("ends with a line break"), "what is likely a mistake is pointed out: {output:?}");
+    assert_eq!(get(), "\"s3cret\\n\"\n", "a file is taken exactly as it is");
+    let output = cli_with_input(&server, &["config", "set", "p", "key", "-"], b"s3cret");
+    assert_eq!((String::from_utf8_lossy(&output.stdout), stderr(&output)), (hint.into(), ""));
+    assert_eq!(get(), "\"s3cret\"\n");
+    server.cli(&["config", "set", "p", "key", "two words"]);
+    let all: Value = serde_json::from_str(&server.cli(&["config", "get", "p"])).unwrap();
     assert_eq!(all, json!({"key": "two words"}));
-    server.cli(&["config", "p", "unset", "key"]);
-    for arguments in [["config", "p", "unset", "key"], ["config", "p", "get", "key"]] {
+    server.cli(&["config", "unset", "p", "key"]);
+    for arguments in [["config", "unset", "p", "key"], ["config", "get", "p", "key"]] {
         let complaint = server.cli_fails(&arguments);
         assert!(complaint.contains("the plugin p has no setting \"key\""), "{complaint}");
     }
-    assert!(server.cli_fails(&["config", "none", "set", "key", "1"]).contains("there is no plugin none"));
+    assert!(server.cli_fails(&["config", "set", "none", "key", "1"]).contains("there is no plugin none"));
 }
 
 #[test]
@@ -296,7 +329,7 @@ fn keys_of_every_kind_are_read_and_written_through_the_plugin() {
         let rev = answer["rev"].as_i64().unwrap();
         assert_eq!(server.api("GET", &path, b""), (200, json!({"key": key, "rev": rev, "value": text, "value_base64": null})));
         // The command writes the same key as the API, and the plugin reads it under that name.
-        assert_eq!(server.cli(&["kv", "p", "get", key]), text);
+        assert_eq!(server.cli(&["kv", "get", "p", key]), text);
         let read = server.request("POST", "/p/kv", &[], json!({"op": "get", "key": key}).to_string().as_bytes()).json();
         assert_eq!((&read["head"]["found"], &read["head"]["rev"]), (&json!(true), &json!(rev)));
     }
@@ -331,15 +364,11 @@ fn values_are_bytes() {
         if bytes.len() < 10 {
             assert_eq!(answer["value_base64"], base64);
         }
-        let got = server.site().cli(&["kv", "p", "get", "k"]);
+        let got = server.site().cli(&["kv", "get", "p", "k"]);
         assert!(got.status.success() && got.stdout == bytes, "{} bytes for {}", got.stdout.len(), bytes.len());
 
-        let mut set = command(binary());
-        set.arg("--data").arg(server.site().data()).args(["kv", "p", "set", "from-stdin", "-"]);
-        let mut child = set.stdin(Stdio::piped()).spawn().unwrap();
-        child.stdin.take().unwrap().write_all(bytes).unwrap();
-        assert!(child.wait().unwrap().success());
-        let got = server.site().cli(&["kv", "p", "get", "from-stdin"]);
+        assert!(cli_with_input(&server, &["kv", "set", "p", "from-stdin", "-"], bytes).status.success());
+        let got = server.site().cli(&["kv", "get", "p", "from-stdin"]);
         assert!(got.stdout == bytes);
     }
 }
@@ -351,23 +380,23 @@ fn a_plugin_refuses_and_computes_keys() {
         let refused = server.api(method, "/plugins/p/kv/forbidden", body);
         assert_eq!(refused, (403, json!({"error": {"code": "forbidden", "message": "not this one"}})), "{method}");
     }
-    assert_eq!(server.cli_fails(&["kv", "p", "set", "forbidden", "x"]), "plugrack: not this one\n");
+    assert_eq!(server.cli_fails(&["kv", "set", "p", "forbidden", "x"]), "plugrack: not this one\n");
     let computed = server.api("GET", "/plugins/p/kv/computed", b"").1;
     assert_eq!((&computed["value"], &computed["rev"]), (&json!("by the plugin"), &json!(7)));
-    assert_eq!(server.cli(&["kv", "p", "get", "computed"]), "by the plugin");
+    assert_eq!(server.cli(&["kv", "get", "p", "computed"]), "by the plugin");
     assert_eq!(server.api("GET", "/plugins/p/kv", b"").1["keys"], json!([]));
 }
 
 #[test]
 fn keys_of_a_stopped_plugin_are_listed_and_not_touched() {
     let server = with_plugin();
-    server.cli(&["kv", "p", "set", "k", "v"]);
+    server.cli(&["kv", "set", "p", "k", "v"]);
     server.cli(&["stop", "p"]);
     for (method, body) in [("GET", &b""[..]), ("PUT", b"x"), ("DELETE", b"")] {
         let (status, answer) = server.api(method, "/plugins/p/kv/k", body);
         assert_eq!((status, &answer["error"]["code"]), (503, &json!("unavailable")), "{method}: {answer}");
     }
-    assert_eq!(server.cli_fails(&["kv", "p", "get", "k"]), "plugrack: the plugin p does not run\n");
+    assert_eq!(server.cli_fails(&["kv", "get", "p", "k"]), "plugrack: the plugin p does not run\n");
     let list = server.api("GET", "/plugins/p/kv", b"").1;
     assert_eq!((&list["keys"][0]["key"], &list["keys"][0]["size"], &list["next"]), (&json!("k"), &json!(1), &Value::Null));
 }
@@ -397,29 +426,29 @@ fn lists_of_keys_come_in_pages_and_whole_by_the_command() {
     assert_eq!(page("prefix=none")["keys"], json!([]));
     assert_eq!(keys(&page("")).len(), 100);
 
-    let all: Value = serde_json::from_str(&server.cli(&["kv", "p", "list", "--json"])).unwrap();
+    let all: Value = serde_json::from_str(&server.cli(&["kv", "list", "p", "--json"])).unwrap();
     let all: Vec<_> = all.as_array().unwrap().iter().map(|key| key["key"].as_str().unwrap().to_owned()).collect();
     assert_eq!(all, (0..1100).map(|n| format!("k{n:04}")).collect::<Vec<_>>());
-    let text = server.cli(&["kv", "p", "list", "--prefix", "k109"]);
+    let text = server.cli(&["kv", "list", "p", "--prefix", "k109"]);
     assert_eq!(text.lines().count(), 10);
     assert!(text.starts_with("k1090  1 bytes, revision 1091\n"), "{text}");
-    assert_eq!(server.cli(&["kv", "p", "list", "--prefix", "none"]), "");
+    assert_eq!(server.cli(&["kv", "list", "p", "--prefix", "none"]), "");
 }
 
 #[test]
 fn keys_are_read_and_written_by_commands() {
     let server = with_plugin();
     for value in ["text", "", "two words", "-5", "--flag", "ü\n"] {
-        assert_eq!(server.cli(&["kv", "p", "set", "k", value]), "", "{value}");
-        assert_eq!(server.cli(&["kv", "p", "get", "k"]), value);
+        assert_eq!(server.cli(&["kv", "set", "p", "k", value]), "", "{value}");
+        assert_eq!(server.cli(&["kv", "get", "p", "k"]), value);
     }
-    let json: Value = serde_json::from_str(&server.cli(&["kv", "p", "get", "k", "--json"])).unwrap();
+    let json: Value = serde_json::from_str(&server.cli(&["kv", "get", "p", "k", "--json"])).unwrap();
     assert_eq!((&json["key"], &json["value"], &json["rev"]), (&json!("k"), &json!("ü\n"), &json!(6)));
-    assert_eq!(server.cli(&["kv", "p", "delete", "k"]), "");
+    assert_eq!(server.cli(&["kv", "delete", "p", "k"]), "");
     for verb in ["delete", "get"] {
-        assert_eq!(server.cli_fails(&["kv", "p", verb, "k"]), "plugrack: the plugin p has no key \"k\"\n");
+        assert_eq!(server.cli_fails(&["kv", verb, "p", "k"]), "plugrack: the plugin p has no key \"k\"\n");
     }
-    assert_eq!(server.cli_fails(&["kv", "none", "get", "k"]), "plugrack: there is no plugin none\n");
+    assert_eq!(server.cli_fails(&["kv", "get", "none", "k"]), "plugrack: there is no plugin none\n");
 }
 
 #[test]
@@ -477,13 +506,13 @@ const ASKING: [&[&str]; 15] = [
     &["enable", "p"],
     &["disable", "p"],
     &["rescan"],
-    &["kv", "p", "get", "k"],
-    &["kv", "p", "set", "k", "v"],
-    &["kv", "p", "delete", "k"],
-    &["kv", "p", "list"],
-    &["config", "p", "get"],
-    &["config", "p", "set", "k", "v"],
-    &["config", "p", "unset", "k"],
+    &["kv", "get", "p", "k"],
+    &["kv", "set", "p", "k", "v"],
+    &["kv", "delete", "p", "k"],
+    &["kv", "list", "p"],
+    &["config", "get", "p"],
+    &["config", "set", "p", "k", "v"],
+    &["config", "unset", "p", "k"],
 ];
 
 #[test]
@@ -537,7 +566,7 @@ fn every_command_explains_itself() {
     for name in commands.iter().flatten() {
         assert!(top.lines().any(|line| line.split_ascii_whitespace().next() == Some(name)), "{name} is not in the list: {top}");
     }
-    commands.extend(nested.iter().chain(&settings).map(|[name, action]| vec![*name, "p", *action]));
+    commands.extend(nested.iter().chain(&settings).map(|[name, action]| vec![*name, *action]));
     for arguments in commands {
         let text = help(&arguments);
         let about = text.lines().next().unwrap_or_default();
@@ -556,9 +585,9 @@ fn wrong_arguments_are_not_understood_and_that_is_said() {
         (&["explode"], "unrecognized subcommand 'explode'"),
         (&["list", "extra"], "unexpected argument 'extra'"),
         (&["show"], "<ID>"),
-        (&["kv", "p"], "Usage: plugrack kv"),
-        (&["kv", "p", "set", "k"], "<VALUE>"),
-        (&["config", "p", "set", "k"], "<VALUE>"),
+        (&["kv", "p"], "unrecognized subcommand 'p'"),
+        (&["kv", "set", "p", "k"], "<VALUE>"),
+        (&["config", "set", "p", "k"], "<VALUE>"),
         (&["logs", "p", "-n", "10001"], "10001 is not in 0..=10000"),
         (&["logs", "p", "-n", "many"], "invalid value 'many'"),
         (&["serve", "--listen", "nonsense"], "such as 127.0.0.1:8080, or unix:/PATH"),

@@ -529,7 +529,7 @@ fn who_comes_by_the_id_of_a_caller_that_has_ended_is_not_taken_for_it() {
     for id in ["taker", "heir"] {
         server.wait_state(id, "ready");
     }
-    server.cli(&["kv", "heir", "set", "secret", "s3cret"]);
+    server.cli(&["kv", "set", "heir", "secret", "s3cret"]);
     let is_host =
         |pid: &i64| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == fs::canonicalize(binary()).unwrap());
     let host = children(server.pid().into()).into_iter().find(is_host).unwrap().to_string();

@@ -294,12 +294,12 @@ fn plugin_handles_kv_operation() {
         assert_eq!(kv(5, "delete", b"").0["found"], false);
         assert_eq!(kv(6, "get", b"").0["found"], false);
         // And so does the operator's word reach it.
-        server.cli(&["kv", id, "set", "shape", "round"]);
-        assert_eq!(server.cli(&["kv", id, "get", "shape"]).trim_end(), "round");
-        server.cli(&["kv", id, "delete", "shape"]);
-        assert!(server.cli_fails(&["kv", id, "get", "shape"]).contains("shape"));
+        server.cli(&["kv", "set", id, "shape", "round"]);
+        assert_eq!(server.cli(&["kv", "get", id, "shape"]).trim_end(), "round");
+        server.cli(&["kv", "delete", id, "shape"]);
+        assert!(server.cli_fails(&["kv", "get", id, "shape"]).contains("shape"));
     }
-    assert_eq!(server.cli(&["kv", "fake", "get", "computed"]).trim_end(), "by the plugin", "it is the plugin that answers");
+    assert_eq!(server.cli(&["kv", "get", "fake", "computed"]).trim_end(), "by the plugin", "it is the plugin that answers");
 }
 
 /// Scenario: Plugin receives init message

@@ -107,7 +107,7 @@ fn notes_are_kept_as_text_for_programs_and_html_for_browsers() {
     };
     assert_eq!((edit("changed"), edit("late")), (303, 409), "an edit of what has changed meanwhile is refused");
     assert_eq!(
-        server.cli(&["kv", "notes", "get", &format!("note/{id}")]),
+        server.cli(&["kv", "get", "notes", &format!("note/{id}")]),
         "changed",
         "the operator sees what the plugin has stored"
     );

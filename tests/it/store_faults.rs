@@ -110,7 +110,7 @@ fn check_refused(site: &Site, sentence: &str) {
 #[track_caller]
 fn check_operator(server: &Server, status: u16, code: &str, sentence: &str) {
     let value = "1".repeat(5000);
-    let mut commands = vec![vec!["kv", "p", "set", "operator", &value], vec!["config", "p", "set", "a", &value]];
+    let mut commands = vec![vec!["kv", "set", "p", "operator", &value], vec!["config", "set", "p", "a", &value]];
     // What fits in the space that is held is done on a full disk as well.
     if code != "no_space" {
         commands.push(vec!["disable", "p"]);

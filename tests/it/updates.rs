@@ -270,7 +270,7 @@ fn an_id_with_data_belongs_to_the_file_that_first_had_it() {
     assert!(said.contains("there is no nothing in the plugins directory"), "{said}");
     server.cli(&["adopt", "victim", "0evil"]);
     server.wait_state("victim", "ready");
-    assert_eq!(server.cli(&["kv", "victim", "get", "secret"]), "victim");
+    assert_eq!(server.cli(&["kv", "get", "victim", "secret"]), "victim");
     assert_eq!(server.plugin("victim")["file"], "0evil");
 }
 
@@ -304,7 +304,7 @@ fn what_plugins_that_are_gone_have_left_is_listed_and_deleted_when_the_operator_
     server.cli(&["rescan"]);
     server.wait_state("leaves", "ready");
     assert_eq!(server.api("GET", "/plugins/leaves/kv/a", b"").0, 404);
-    assert_eq!(server.cli(&["config", "leaves", "get"]), "{}\n");
+    assert_eq!(server.cli(&["config", "get", "leaves"]), "{}\n");
 }
 
 #[test]

@@ -40,7 +40,7 @@ fn for_each_end_there_is_something_to_do() {
         ("code-64", "exit 64", "install a build of the plugin that fits"),
         ("code-75", "exit 75", "nothing, unless it stays so"),
         ("code-77", "exit 77", "plugrack start code-77"),
-        ("code-78", "exit 78", "plugrack config code-78 set KEY VALUE"),
+        ("code-78", "exit 78", "plugrack config set code-78 KEY VALUE"),
         ("code-127", "exec /no/such/program", "put a file there that can be executed"),
         ("signal", "kill -9 $$", "plugrack logs signal"),
         ("silent", "sleep 60", "plugrack logs silent"),

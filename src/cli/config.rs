@@ -1,0 +1,85 @@
+//! `plugrack config`: the settings that plugins are started with.
+
+use super::console::{Console, text_value, value};
+use crate::client::segment;
+use crate::text;
+use anyhow::{Context, Result};
+use clap::Subcommand;
+use serde_json::Value;
+use std::path::PathBuf;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Config {
+    /// Print one setting, or all of them, as JSON
+    Get {
+        /// The plugin's id
+        id: String,
+        key: Option<String>,
+        /// Print a setting that is a string as its text, without quotes
+        #[arg(long, requires = "key", conflicts_with = "json")]
+        raw: bool,
+    },
+    /// Change a setting: the value is text, whatever it looks like, or JSON with --json
+    Set {
+        /// The plugin's id
+        id: String,
+        key: String,
+        /// The value; - reads it from standard input, so that a secret is on no command line
+        #[arg(allow_hyphen_values = true, required_unless_present = "file")]
+        value: Option<String>,
+        /// Read the value from this file
+        #[arg(long, value_name = "FILE", conflicts_with = "value")]
+        file: Option<PathBuf>,
+    },
+    /// Remove a setting
+    Unset {
+        /// The plugin's id
+        id: String,
+        key: String,
+    },
+}
+
+impl Config {
+    pub(super) fn run(self, console: &Console) -> Result<()> {
+        let api = console.api()?;
+        let path = |id: &str| format!("/plugins/{}/config", segment(id));
+        match self {
+            Self::Get { id, key, raw } => {
+                let answer = api.call("GET", &path(&id), b"")?;
+                let settings = &answer["config"];
+                let setting = match &key {
+                    None => settings,
+                    Some(key) => settings.get(key).with_context(|| format!("the plugin {id} has no setting {key:?}"))?,
+                };
+                console.print(setting, |setting| match setting {
+                    Value::String(string) if raw => format!("{}\n", text::shown(string)),
+                    Value::Object(_) if key.is_none() => text::shown_json(&format!("{setting:#}\n")),
+                    _ => text::shown_json(&format!("{setting}\n")),
+                })
+            }
+            Self::Set { id, key, value: given, file } => {
+                let file = file.as_deref();
+                let setting = if console.json {
+                    let json = value(given, file)?;
+                    serde_json::from_slice(&json).context("the value is not JSON (without --json it is taken as text)")?
+                } else {
+                    Value::String(text_value(given, file)?)
+                };
+                let answer = api.call("PUT", &format!("{}/{}", path(&id), segment(&key)), setting.to_string().as_bytes())?;
+                console.print(&answer, |answer| hint(&id, answer))
+            }
+            Self::Unset { id, key } => {
+                let answer = api.call("DELETE", &format!("{}/{}", path(&id), segment(&key)), b"")?;
+                console.print(&answer, |answer| hint(&id, answer))
+            }
+        }
+    }
+}
+
+/// What is left to do for a change to have effect.
+fn hint(id: &str, answer: &Value) -> String {
+    match answer["restart_needed"].as_bool() {
+        Some(true) => format!("saved; to apply it: plugrack restart {id}\n"),
+        _ => String::new(),
+    }
+}

@@ -1,0 +1,54 @@
+//! `plugrack instance`: the identity of the installation.
+
+use super::console::{Console, confirm, print};
+use crate::data_dir::DataDir;
+use crate::standing;
+use crate::store::Store;
+use crate::store::identity::read_instance_id;
+use crate::store::kv::Limits;
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+use std::path::PathBuf;
+use uuid::Uuid;
+
+/// The word that a new instance id wants typed.
+const ROTATE: &str = "rotate";
+
+/// `plugrack instance`: prints the instance id, whether the host runs or not.
+pub(super) fn show(console: &Console) -> Result<()> {
+    let (_, database) = existing(console)?;
+    let id = read_instance_id(&database).with_context(|| format!("cannot read {}", database.display()))?;
+    console.print(&json!({"instance_id": id.to_string()}), |_| format!("{id}\n"))
+}
+
+/// The data directory and its database, where there is one.
+fn existing(console: &Console) -> Result<(DataDir, PathBuf)> {
+    let data = console.data()?;
+    let database = data.database();
+    if !database.exists() {
+        bail!("there is no instance at {} yet: it is made when the host first runs", console.data.display());
+    }
+    Ok((data, database))
+}
+
+/// `plugrack instance rotate`: makes a new instance id, where no host runs on the directory.
+pub(super) fn rotate(console: &Console, yes: bool) -> Result<()> {
+    let (data, database) = existing(console)?;
+    let _lock = data.lock()?;
+    let cannot = || format!("cannot change {}", database.display());
+    // No key is written meanwhile, so that it does not matter how many there may be.
+    let limits = Limits { keys: u64::MAX, bytes: u64::MAX };
+    let store = Store::open(&database, limits).with_context(cannot)?;
+    let old = store.instance_id().with_context(cannot)?;
+    for (plugin, token) in store.licenses().with_context(cannot)? {
+        if standing::names(&token, &old.to_string()) {
+            print(&format!("the licence of {plugin} is for {old}, and will no longer match\n"))?;
+        }
+    }
+    if !yes {
+        confirm(ROTATE, "make a new instance id")?;
+    }
+    let id = Uuid::new_v4();
+    store.rotate(id).with_context(cannot)?;
+    console.print(&json!({"instance_id": id.to_string()}), |_| format!("{id}\n"))
+}

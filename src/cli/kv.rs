@@ -1,0 +1,113 @@
+//! `plugrack kv`: the keys of plugins.
+
+use super::console::{Console, items, print_bytes, value, word};
+use crate::client::{ApiClient, segment};
+use crate::text;
+use anyhow::{Result, bail};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use clap::Subcommand;
+use serde_json::Value;
+use std::io::{self, IsTerminal};
+use std::path::PathBuf;
+
+/// Keys that are asked for in one page of a list: the most that the API gives.
+const PAGE: u32 = 1000;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Kv {
+    /// Print a value, exactly as it is
+    Get {
+        /// The plugin's id
+        id: String,
+        key: String,
+    },
+    /// Write a value
+    Set {
+        /// The plugin's id
+        id: String,
+        key: String,
+        /// The value; - reads it from standard input
+        #[arg(allow_hyphen_values = true, required_unless_present = "file")]
+        value: Option<String>,
+        /// Read the value from this file
+        #[arg(long, value_name = "FILE", conflicts_with = "value")]
+        file: Option<PathBuf>,
+    },
+    /// Delete a key
+    Delete {
+        /// The plugin's id
+        id: String,
+        key: String,
+    },
+    /// List the keys in the store
+    List {
+        /// The plugin's id
+        id: String,
+        /// Only keys that begin with this
+        #[arg(long, default_value = "")]
+        prefix: String,
+    },
+}
+
+impl Kv {
+    pub(super) fn run(self, console: &Console) -> Result<()> {
+        let api = console.api()?;
+        let path = |id: &str, key: &str| format!("/plugins/{}/kv/{}", segment(id), segment(key));
+        match self {
+            Self::Get { id, key } => print_value(console, &api.call("GET", &path(&id, &key), b"")?),
+            Self::Set { id, key, value: given, file } => {
+                let answer = api.call("PUT", &path(&id, &key), &value(given, file.as_deref())?)?;
+                console.print(&answer, |_| String::new())
+            }
+            Self::Delete { id, key } => {
+                let answer = api.call("DELETE", &path(&id, &key), b"")?;
+                if answer["found"] == false {
+                    bail!("the plugin {id} has no key {key:?}");
+                }
+                console.print(&answer, |_| String::new())
+            }
+            Self::List { id, prefix } => list(console, &api, &id, &prefix),
+        }
+    }
+}
+
+/// Prints a value: its bytes into a file or a pipe, and to a terminal what cannot harm it.
+fn print_value(console: &Console, answer: &Value) -> Result<()> {
+    if console.json {
+        return console.print(answer, |_| String::new());
+    }
+    let mut value = match answer["value_base64"].as_str() {
+        Some(base64) => BASE64.decode(base64)?,
+        None => answer["value"].as_str().unwrap_or_default().into(),
+    };
+    if io::stdout().is_terminal() {
+        let lines = value.split(|byte| *byte == b'\n').map(|line| {
+            let mut shown = String::new();
+            text::escape(&mut shown, line);
+            shown
+        });
+        value = lines.collect::<Vec<_>>().join("\n").into_bytes();
+        value.push(b'\n');
+    }
+    print_bytes(&value)
+}
+
+fn list(console: &Console, api: &ApiClient, id: &str, prefix: &str) -> Result<()> {
+    let mut keys = Vec::new();
+    let mut after = None;
+    loop {
+        let after_part = after.map(|after: String| format!("&after={}", segment(&after))).unwrap_or_default();
+        let path = format!("/plugins/{}/kv?limit={PAGE}&prefix={}{after_part}", segment(id), segment(prefix));
+        let page = api.call("GET", &path, b"")?;
+        keys.extend(items(&page["keys"]).cloned());
+        after = page["next"].as_str().map(str::to_owned);
+        if after.is_none() {
+            break;
+        }
+    }
+    console.print(&Value::Array(keys), |keys| {
+        let line = |entry: &Value| format!("{}  {} bytes, revision {}\n", word(&entry["key"]), entry["size"], entry["rev"]);
+        items(keys).map(line).collect()
+    })
+}
