@@ -121,7 +121,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     discovery::scan(&plugins).with_context(|| format!("cannot read the plugins directory {}", plugins.display()))?;
 
     let listen = &settings.listen;
-    let door = open_door(settings).with_context(|| format!("cannot listen on {listen} (choose another with --listen)"))?;
+    let door = open_door(settings)?;
     let listening = door.address().map_or_else(|| listen.to_string(), |address| address.to_string());
     let api_door = Door::unix(&data.api_socket(), Guest::Operator, 0o600)?;
     let (mailbox, inbox) = mailbox().context("cannot make the gate's mailbox")?;
@@ -175,6 +175,9 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     log::info!("listening on {scheme}{listening}, plugins from {}", plugins.display());
     if matches!(listen, Listen::Tcp(address) if !address.ip().is_loopback()) && settings.tls_cert.is_none() {
         log::warn!("{listening} is open to the network, in plain HTTP: set --tls-cert, or put a reverse proxy with TLS in front");
+    }
+    if user.is_root() && settings.plugin_uids.is_none() {
+        log::warn!("plugins run as root: set --plugin-uids to give each a uid of its own, or start the host as another user");
     }
 
     // The host answers meanwhile: requests for what is not known yet wait, so that none is told that its plugin does not exist.
@@ -279,7 +282,7 @@ fn open_door(settings: &Serve) -> Result<Door> {
             bail!("TLS is the reverse proxy's where the host listens on a Unix socket: leave --tls-cert out")
         }
         Listen::Unix(path) => Door::unix(path, Guest::Proxy, PROXY_MODE),
-        Listen::Tcp(address) => Ok(Door::tcp(*address, certificate(settings)?)?),
+        Listen::Tcp(address) => Door::tcp(*address, certificate(settings)?),
     }
 }
 

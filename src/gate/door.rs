@@ -1,6 +1,6 @@
 //! Where clients come in: the sockets that listen, and what is held of who comes through each.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{
@@ -21,6 +21,9 @@ use std::sync::Arc;
 /// Connections that may wait to be accepted: more than the gate takes at once, since the kernel lets those beyond it try again only
 /// after a second. The kernel's own limit (`net.core.somaxconn`) is 4096 as a rule.
 const BACKLOG: i32 = 1024;
+
+/// Longest path of a Unix socket in bytes: `sun_path` of `sockaddr_un` is 108 with the closing zero, see unix(7).
+const MAX_SOCKET_PATH: usize = 107;
 
 /// Who comes through a door.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,8 +47,13 @@ impl Door {
     /// A TCP port, with TLS or without.
     ///
     /// # Errors
-    /// It cannot be listened on.
-    pub(crate) fn tcp(address: SocketAddr, tls: Option<Arc<ServerConfig>>) -> io::Result<Self> {
+    /// One sentence: why the host cannot listen there, and the way out.
+    pub(crate) fn tcp(address: SocketAddr, tls: Option<Arc<ServerConfig>>) -> Result<Self> {
+        let socket = Self::listen_on(address).map_err(|error| refused(address, error))?;
+        Ok(Self { socket, guest: Guest::Anybody, tls })
+    }
+
+    fn listen_on(address: SocketAddr) -> io::Result<OwnedFd> {
         let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let socket = stream_socket(family)?;
         // What an earlier host has left on its way need not be waited for.
@@ -54,7 +62,7 @@ impl Door {
         sockopt::set_tcp_nodelay(&socket, true)?;
         bind(&socket, &address)?;
         listen(&socket, BACKLOG)?;
-        Ok(Self { socket, guest: Guest::Anybody, tls })
+        Ok(socket)
     }
 
     /// A Unix socket with a mode. One that a host before this has left is replaced; one where somebody listens is not.
@@ -74,7 +82,17 @@ impl Door {
         }
         let socket = stream_socket(AddressFamily::UNIX)?;
         let cannot = || format!("cannot listen on {}", path.display());
-        bind(&socket, &SocketAddrUnix::new(path)?).with_context(cannot)?;
+        let address = SocketAddrUnix::new(path).map_err(|_| {
+            let length = path.as_os_str().len();
+            anyhow!(
+                "{}: its path has {length} bytes, and a socket's path at most {MAX_SOCKET_PATH}: choose a shorter one",
+                cannot()
+            )
+        })?;
+        bind(&socket, &address).map_err(|errno| match (errno, path.parent()) {
+            (Errno::NOENT, Some(directory)) => anyhow!("{}: make the directory {} first", cannot(), directory.display()),
+            _ => anyhow::Error::from(io::Error::from(errno)).context(cannot()),
+        })?;
         // Nobody can connect before it listens, so the mode is set in time.
         fs::set_permissions(path, Permissions::from_mode(mode)).with_context(cannot)?;
         listen(&socket, BACKLOG).with_context(cannot)?;
@@ -138,6 +156,23 @@ fn no_more_connections() -> [SockFilter; 5] {
         SockFilter::new(RETURN, 0, 0, 0),
         SockFilter::new(RETURN, 0, 0, u32::MAX),
     ]
+}
+
+/// Why the host cannot listen on a TCP address, and the way out.
+fn refused(address: SocketAddr, error: io::Error) -> anyhow::Error {
+    let port = address.port();
+    let why = match Errno::from_io_error(&error) {
+        Some(Errno::ADDRINUSE) => {
+            format!("another program listens there: end it (ss -ltnp sport = :{port} names it), or choose another --listen")
+        }
+        Some(Errno::ADDRNOTAVAIL) => "this machine does not have that address: choose another --listen".to_owned(),
+        Some(Errno::ACCESS) => format!(
+            "only root may listen on port {port}: choose another --listen, or allow it with setcap cap_net_bind_service=+ep and the program's file"
+        ),
+        Some(Errno::AFNOSUPPORT) => "this machine has no IPv6: choose an IPv4 address for --listen".to_owned(),
+        _ => return anyhow::Error::from(error).context(format!("cannot listen on {address} (choose another with --listen)")),
+    };
+    anyhow!("cannot listen on {address}: {why}")
 }
 
 fn stream_socket(family: AddressFamily) -> io::Result<OwnedFd> {

@@ -1,13 +1,10 @@
 //! The host at its limits: many plugins, many files that are none, few open files, few threads, little memory.
 
-use crate::support::{Server, Site, binary, command, hello, metadata, script, wait_for};
+use crate::support::{Server, Site, binary, command, hello, metadata, script, uids, wait_for};
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
-
-/// A user who is nobody, for limits that root does not have.
-const NOBODY: &str = "65534";
 
 /// A site with many small plugins: `p0`, `p1`, …
 fn many(count: usize) -> Site {
@@ -124,9 +121,11 @@ fn with_few_threads_as_many_plugins_run_as_fit_and_the_host_goes_on_answering() 
         let text = script(&metadata(&id), &format!("exec {}", small.display()));
         crate::support::write_file(&site.plugins().join(&id), text.as_bytes(), 0o755);
     }
-    assert!(command("chown").args(["-R", NOBODY]).arg(site.data()).status().unwrap().success());
+    // The limit counts whatever runs under the uid, on the whole machine.
+    let uid = uids().start().to_string();
+    assert!(command("chown").args(["-R", &uid]).arg(site.data()).status().unwrap().success());
     let mut serve = command("setpriv");
-    serve.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "prlimit", "--nproc=200:200"]).arg(own);
+    serve.args(["--reuid", &uid, "--regid", &uid, "--clear-groups", "prlimit", "--nproc=200:200"]).arg(own);
     serve.args(site.serve().get_args());
     let server = site.start_as(serve);
     wait_count(&server, "ready", 12);

@@ -1,10 +1,10 @@
 //! Who the installation is, who may touch it, and what the host refuses to start on.
 
-use crate::support::{Site, binary, command};
+use crate::support::{Site, binary, command, range, uids};
 use rusqlite::Connection;
 use std::fs;
 use std::net::TcpListener;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -290,7 +290,48 @@ fn a_port_in_use_is_said_in_a_sentence() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let complaint = one_sentence(&bare_serve().arg("--data").arg(site.data()).args(["--listen", &address]).output().unwrap());
-    assert!(complaint.contains(&address) && complaint.contains("--listen") && complaint.contains("in use"), "{complaint}");
+    assert!(
+        complaint.contains(&address) && complaint.contains("--listen") && complaint.contains("another program listens there"),
+        "{complaint}"
+    );
+}
+
+#[test]
+fn an_address_that_cannot_be_had_is_said_in_a_sentence() {
+    let listen = |address: &str, uid: Option<u32>| {
+        let site = Site::new();
+        let mut serve = bare_serve();
+        if let Some(uid) = uid {
+            let own = site.data().join("plugrack");
+            fs::copy(binary(), &own).unwrap();
+            let uid = uid.to_string();
+            assert!(command("chown").args(["-R", &uid]).arg(site.data()).status().unwrap().success());
+            serve = command("setpriv");
+            serve.args(["--reuid", &uid, "--regid", &uid, "--clear-groups"]).arg(own).arg("serve");
+        }
+        one_sentence(&serve.arg("--data").arg(site.data()).args(["--listen", address]).output().unwrap())
+    };
+    // An address for documentation, RFC 5737.
+    let complaint = listen("192.0.2.1:0", None);
+    assert!(complaint.contains("cannot listen on 192.0.2.1:0: this machine does not have that address"), "{complaint}");
+    let first = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap();
+    // Only root can become another user.
+    if first.trim() != "0" && fs::metadata("/proc/self").unwrap().uid() == 0 {
+        let complaint = listen("127.0.0.1:1", Some(*uids().start()));
+        assert!(complaint.contains("only root may listen on port 1") && complaint.contains("setcap"), "{complaint}");
+    }
+}
+
+#[test]
+fn a_host_that_runs_plugins_as_root_says_so() {
+    const WARNING: &str = "plugins run as root: set --plugin-uids";
+    let is_root = fs::metadata("/proc/self").unwrap().uid() == 0;
+    let log = Site::new().start().log();
+    assert_eq!(log.matches(WARNING).count(), usize::from(is_root), "{log}");
+    if is_root {
+        let log = Site::new().args(&["--plugin-uids", &range(&uids())]).start().log();
+        assert!(!log.contains(WARNING), "{log}");
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ use crate::web::{bytes, sent};
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// A host with the fake plugin `p`, ready, behind a certificate of an authority.
@@ -313,20 +314,34 @@ fn a_certificate_that_cannot_be_used_is_refused_at_the_start_in_one_sentence() {
         path
     };
     let (empty, nonsense) = (file("empty", b""), file("nonsense", &bytes(500)));
-    let locked = dir.path().join("locked");
-    run(command("openssl").args(["pkcs8", "-topk8", "-passout", "pass:secret", "-in"]).arg(&one.key).arg("-out").arg(&locked));
+    let large = file("large", &vec![b'\n'; 2 << 20]);
+    let made = |name: &str, arguments: &[&str], of: &Path| {
+        let path = dir.path().join(name);
+        run(command("openssl").args(arguments).arg("-in").arg(of).arg("-out").arg(&path));
+        path
+    };
+    let locked = made("locked", &["pkcs8", "-topk8", "-passout", "pass:secret"], &one.key);
+    let old_form = made("old-form", &["ec", "-aes128", "-passout", "pass:secret"], &one.key);
+    let der_certificate = made("certificate.der", &["x509", "-outform", "der"], &one.certificate);
+    let der_key = made("key.der", &["pkey", "-outform", "der"], &one.key);
     let missing = dir.path().join("missing");
-    for (certificate, key, named) in [
-        (&missing, &one.key, &missing),
-        (&empty, &one.key, &empty),
-        (&nonsense, &one.key, &nonsense),
-        (&one.key, &one.key, &one.key),
-        (&one.certificate, &missing, &missing),
-        (&one.certificate, &empty, &empty),
-        (&one.certificate, &nonsense, &nonsense),
-        (&one.certificate, &one.certificate, &one.certificate),
-        (&one.certificate, &locked, &locked),
-        (&one.certificate, &other.key, &other.key),
+    let directory = dir.path().to_owned();
+    for (certificate, key, named, says) in [
+        (&missing, &one.key, &missing, "cannot read the certificate"),
+        (&directory, &one.key, &directory, "Is a directory"),
+        (&empty, &one.key, &empty, "is empty"),
+        (&large, &one.key, &large, "is larger than 1 MiB"),
+        (&nonsense, &one.key, &nonsense, "is not PEM"),
+        (&one.key, &one.key, &one.key, "holds a private key and no certificate: check --tls-cert and --tls-key"),
+        (&der_certificate, &one.key, &der_certificate, "openssl x509 -inform der -in"),
+        (&one.certificate, &missing, &missing, "cannot read the private key"),
+        (&one.certificate, &empty, &empty, "is empty"),
+        (&one.certificate, &nonsense, &nonsense, "is not PEM"),
+        (&one.certificate, &one.certificate, &one.certificate, "holds a certificate and no private key"),
+        (&one.certificate, &der_key, &der_key, "openssl pkey -inform der -in"),
+        (&one.certificate, &locked, &locked, "is encrypted: decrypt it with openssl pkey -in"),
+        (&one.certificate, &old_form, &old_form, "is encrypted: decrypt it with openssl pkey -in"),
+        (&one.certificate, &other.key, &other.key, "does not belong to the certificate"),
     ] {
         let pair = Certificate { certificate: certificate.clone(), key: key.clone() };
         let output = Site::new().args(&pair.arguments()).run_to_end();
@@ -334,6 +349,7 @@ fn a_certificate_that_cannot_be_used_is_refused_at_the_start_in_one_sentence() {
         let last = said.lines().last().unwrap_or_default();
         assert_eq!(output.status.code(), Some(1), "{said}");
         assert!(last.starts_with("plugrack: ") && last.contains(named.to_str().unwrap()), "{said}");
+        assert!(last.contains(says) && !last.contains("cannot listen"), "{said}");
         assert_eq!(said.lines().filter(|line| !line.starts_with('[')).count(), 1, "{said}");
     }
     let pair = one.arguments();

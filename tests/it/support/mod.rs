@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// How long anything is waited for: far beyond what it takes, so that a slow machine fails no test.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Arguments for a crowd of clients that all come from one address.
 pub(crate) const CROWD: [&str; 6] =
@@ -39,8 +39,14 @@ pub(crate) fn root() -> &'static Path {
 
 /// Waits until `check` gives something.
 #[track_caller]
-pub(crate) fn wait_for<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+pub(crate) fn wait_for<T>(what: &str, check: impl FnMut() -> Option<T>) -> T {
+    wait_within(PATIENCE, what, check)
+}
+
+/// Waits until `check` gives something, for what takes longer than most.
+#[track_caller]
+pub(crate) fn wait_within<T>(time: Duration, what: &str, mut check: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + time;
     loop {
         if let Some(value) = check() {
             return value;
