@@ -139,6 +139,8 @@ pub(super) fn rescan(console: &Console) -> Result<()> {
 fn leftovers(answer: &Value) -> String {
     let row = |left: &Value| {
         let mut has = vec![format!("{} keys, {} bytes", left["keys"], left["bytes"]), format!("{} settings", left["settings"])];
+        let counted = [("env", "environment variables"), ("limits", "limits")].map(|(name, what)| (&left[name], what));
+        has.extend(counted.into_iter().filter(|(count, _)| **count != 0).map(|(count, what)| format!("{count} {what}")));
         has.extend((left["license"] == true).then(|| "a licence".into()));
         has.extend((left["files"] == true).then(|| "files".into()));
         let file = word(&left["file"]);
