@@ -57,7 +57,7 @@ fn time_up_to(text: &str, most: Duration) -> Result<Duration, String> {
         Some(time) => Duration::try_from(time)
             .ok()
             .filter(|time| (MIN_TIME..=most).contains(time))
-            .ok_or_else(|| format!("a time is from {} to {} here", time_text(MIN_TIME), time_text(most))),
+            .ok_or_else(|| format!("a time is from {} to {}", time_text(MIN_TIME), time_text(most))),
         None => Err("a time is a number with ms, s, m or h, such as 30s".into()),
     }
 }
@@ -91,7 +91,7 @@ mod tests {
         assert_eq!((parse_start_time("1h"), parse_start_time("61m").is_err()), (Ok(hours(1)), true));
         assert_eq!((parse_request_time("24h"), parse_request_time("1d")), (Ok(hours(24)), Ok(hours(24))));
         assert_eq!(parse_request_time("1h 30m"), Ok(Duration::from_mins(90)));
-        assert_eq!(parse_request_time("25h"), Err("a time is from 1ms to 24h here".into()));
+        assert_eq!(parse_request_time("25h"), Err("a time is from 1ms to 24h".into()));
         assert!(parse_request_time("1mo").is_err() && parse_request_time("3000").is_err() && parse_request_time("").is_err());
     }
 
