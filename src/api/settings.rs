@@ -10,7 +10,8 @@ use std::time::Duration;
 /// Largest value of an environment variable in bytes. Linux takes four times as much, name included.
 const MAX_ENV_VALUE: usize = 32 * 1024;
 
-/// Largest environment variables of a plugin together in bytes, as a process gets them: Linux takes at least as much at any limit of the stack.
+/// Largest environment variables of a plugin together in bytes, as a process gets them. Linux takes a quarter of the stack's limit, 2 MiB as
+/// a rule, for these, all other variables and the arguments.
 const MAX_ENV: usize = 128 * 1024;
 
 /// Fewest open files of a plugin: with less an interpreter cannot load its modules.
