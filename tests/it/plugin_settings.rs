@@ -185,7 +185,7 @@ fn a_plugin_gets_its_variables_at_its_next_start_and_nobody_else_sees_them() {
         ("LANG", "C.UTF-8"),
         ("TZ", "UTC"),
         ("PYTHONUNBUFFERED", ""),
-        ("LD_BIND_NOW", "1"),
+        ("LD_PRELOAD", "/no/such.so"),
     ] {
         server.cli(&["env", "set", "p", name, value]);
     }
@@ -200,16 +200,19 @@ fn a_plugin_gets_its_variables_at_its_next_start_and_nobody_else_sees_them() {
         ("PATH", "/opt/venv/bin:/usr/bin:/bin"),
         ("LANG", "C.UTF-8"),
         ("PYTHONUNBUFFERED", ""),
-        ("LD_BIND_NOW", "1"),
+        ("LD_PRELOAD", "/no/such.so"),
         ("PLUGRACK_PLUGIN_ID", "p"),
     ] {
         assert_eq!(env[name], value, "{name}");
     }
     assert!(!env.to_string().contains("PLUGRACK_SET_"), "{env:#}");
+    // The plugin's loader complains, and not that of the shim, which may run as root.
+    let complaints = fs::read_to_string(server.site().data().join("logs/p.log")).unwrap().matches("/no/such.so").count();
+    assert!(complaints <= 1, "{complaints}");
     let other = environment(&server, "q");
     assert_eq!((other["PLAIN"].is_null(), &other["LANG"], &other["PYTHONUNBUFFERED"]), (true, &json!("C"), &json!("1")));
 
-    let names = ["KEY_FILE", "LANG", "LD_BIND_NOW", "PATH", "PLAIN", "PYTHONUNBUFFERED", "SECRET_1", "SECRET_2", "TZ"];
+    let names = ["KEY_FILE", "LANG", "LD_PRELOAD", "PATH", "PLAIN", "PYTHONUNBUFFERED", "SECRET_1", "SECRET_2", "TZ"];
     assert_eq!(server.cli(&["env", "list", "p"]), names.map(|name| format!("{name}\n")).concat());
     assert_eq!(server.api("GET", "/plugins/p/env", b""), (200, json!({"env": names})));
     let (status, one) = server.api("GET", "/plugins/p/env/PLAIN", b"");
@@ -279,7 +282,7 @@ fn variables_and_limits_of_a_plugin_that_is_gone_are_counted_and_forgotten() {
     fs::remove_dir_all(server.site().plugins().join("p")).unwrap();
     server.cli(&["rescan"]);
     let gone = server.cli(&["gone"]);
-    assert!(gone.contains("2 environment variables, 1 limits"), "{gone}");
+    assert!(gone.contains("2 environment variables, 1 limit"), "{gone}");
     let (_, left) = server.api("GET", "/gone", b"");
     assert_eq!(
         (&left["gone"][0]["env"], &left["gone"][0]["limits"], &left["gone"][0]["kept"]),
@@ -400,10 +403,6 @@ fn a_plugin_has_its_own_times() {
     assert_eq!(command.status.code(), Some(1), "{command:?}");
     fs::write(server.site().data().join("plugin-data/late/go"), "").unwrap();
     server.wait_state("late", "ready");
-    assert_eq!(
-        server.plugin("late")["process"]["restarts"].as_i64(),
-        server.wait_state("late", "ready")["process"]["restarts"].as_i64()
-    );
 }
 
 /// Longer than the gate and the commands wait for a plugin that has the host's times, and than the times of the gate's connections.
