@@ -38,6 +38,22 @@ CREATE TABLE config (
     PRIMARY KEY (plugin, key)
 ) STRICT, WITHOUT ROWID;
 
+-- The operator's environment variables for a plugin. They may be secrets.
+CREATE TABLE env (
+    plugin TEXT NOT NULL,
+    name   TEXT NOT NULL,
+    value  TEXT NOT NULL,
+    PRIMARY KEY (plugin, name)
+) STRICT, WITHOUT ROWID;
+
+-- The operator's limits for a plugin, in place of the host's: open-files is a number, start-timeout and request-timeout are milliseconds.
+CREATE TABLE limits (
+    plugin TEXT    NOT NULL,
+    name   TEXT    NOT NULL,
+    value  INTEGER NOT NULL,
+    PRIMARY KEY (plugin, name)
+) STRICT, WITHOUT ROWID;
+
 -- The licence of a plugin, handed to it in `init`: the token as the vendor issued it.
 CREATE TABLE licenses (
     plugin TEXT PRIMARY KEY,

@@ -49,18 +49,24 @@ impl ApiClient {
             }
             Err(error) => return Err(error).with_context(|| format!("cannot connect to {}", socket.display())),
         }
-        let config = Agent::config_builder().http_status_as_error(false).timeout_global(Some(CALL_TIME)).proxy(None).build();
+        let config = Agent::config_builder().http_status_as_error(false).proxy(None).build();
         let agent = Agent::with_parts(config, Socket { path: socket.clone() }, DefaultResolver::default());
         Ok(Self { agent, socket, token: data.read_admin_token()? })
     }
 
     /// Calls the API: the JSON it answers, or the sentence of its error.
     pub(crate) fn call(&self, method: &str, path: &str, body: &[u8]) -> Result<Value> {
+        self.call_within(CALL_TIME, method, path, body)
+    }
+
+    /// Calls the API, and waits for its answer for as long as `time`.
+    pub(crate) fn call_within(&self, time: Duration, method: &str, path: &str, body: &[u8]) -> Result<Value> {
         let request = Request::builder()
             .method(method)
             .uri(format!("{BASE}{path}"))
             .header("authorization", format!("Bearer {}", self.token))
             .body(body)?;
+        let request = self.agent.configure_request(request).timeout_global(Some(time)).build();
         let mut response =
             self.agent.run(request).with_context(|| format!("the host at {} does not answer", self.socket.display()))?;
         let text = response.body_mut().with_config().limit(MAX_ANSWER).read_to_string()?;

@@ -1,7 +1,8 @@
 //! What the operator asked for, checked and complete.
 
 use crate::gate::Limits;
-use crate::quantity::{parse_size, parse_time};
+use crate::process::check_variable;
+use crate::quantity::{parse_request_time, parse_size, parse_start_time, parse_time};
 use std::fmt;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -36,16 +37,16 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "FILE", env = "PLUGRACK_TLS_KEY", requires = "tls_cert")]
     pub(crate) tls_key: Option<PathBuf>,
 
-    /// Time a plugin has to begin an answer
-    #[arg(long, value_name = "TIME", env = "PLUGRACK_REQUEST_TIMEOUT", default_value = "30s", value_parser = parse_time)]
+    /// Time a plugin has to begin an answer, up to 24h
+    #[arg(long, value_name = "TIME", env = "PLUGRACK_REQUEST_TIMEOUT", default_value = "30s", value_parser = parse_request_time)]
     pub(crate) request_timeout: Duration,
 
     /// Time a file has to say who it is; one that fails is asked again, after 1 s and then less and less often
     #[arg(long, value_name = "TIME", env = "PLUGRACK_METADATA_TIMEOUT", default_value = "10s", value_parser = parse_time)]
     pub(crate) metadata_timeout: Duration,
 
-    /// Time a plugin has to become ready
-    #[arg(long, value_name = "TIME", env = "PLUGRACK_START_TIMEOUT", default_value = "10s", value_parser = parse_time)]
+    /// Time a plugin has to become ready, up to 1h
+    #[arg(long, value_name = "TIME", env = "PLUGRACK_START_TIMEOUT", default_value = "10s", value_parser = parse_start_time)]
     pub(crate) start_timeout: Duration,
 
     /// Bytes of keys and values each plugin may hold in the key-value store
@@ -64,9 +65,17 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "N", env = "PLUGRACK_KV_MAX_KEYS", default_value_t = 100_000)]
     pub(crate) kv_max_keys: u64,
 
+    /// Variables of the host's own environment that all plugins get, such as http_proxy,SSL_CERT_FILE; may be repeated [default: none]
+    #[arg(long, value_name = "NAMES", env = "PLUGRACK_PASS_ENV", value_parser = parse_names)]
+    pub(crate) pass_env: Vec<Names>,
+
     #[command(flatten)]
     pub(crate) limits: Limits,
 }
+
+/// Names of environment variables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Names(pub(crate) Vec<String>);
 
 /// Where the host listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,6 +107,12 @@ fn parse_memory(text: &str) -> Result<u64, String> {
     parse_size(text).and_then(|size| if size >= MIN_MEMORY { Ok(size) } else { Err("at least 16MiB".into()) })
 }
 
+/// Names with commas between them; none in an empty text, so that the variable of the setting can be set to nothing.
+fn parse_names(text: &str) -> Result<Names, String> {
+    let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
+    names.map(|name| check_variable(name).map(|()| name.to_owned())).collect::<Result<_, _>>().map(Names)
+}
+
 fn parse_uids(text: &str) -> Result<RangeInclusive<u32>, String> {
     let number = |text: &str| text.parse::<u32>().ok().filter(|uid| UIDS.contains(uid));
     match text.split_once('-').and_then(|(first, last)| Some((number(first)?, number(last)?))) {
@@ -123,6 +138,16 @@ mod tests {
         assert_eq!(parse_listen("unix:/run/x.sock"), Ok(Listen::Unix("/run/x.sock".into())));
         for wrong in ["", "8080", "localhost:8080", "unix:", "unix:x.sock", "/run/x.sock"] {
             assert!(parse_listen(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn variables_are_passed_by_name_and_none_of_the_hosts_own() {
+        let names = |names: &[&str]| Ok(Names(names.iter().map(|&name| name.to_owned()).collect()));
+        assert_eq!(parse_names("http_proxy, SSL_CERT_FILE"), names(&["http_proxy", "SSL_CERT_FILE"]));
+        assert_eq!((parse_names(""), parse_names("A,")), (names(&[]), names(&["A"])));
+        for wrong in ["HOME", "A,PLUGRACK_DATA", "A=1", "1A", "a-b", "A B"] {
+            assert!(parse_names(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -243,7 +243,7 @@ fn work((questions, done): &(Mutex<Questions>, Condvar), at_once: usize) {
 }
 
 /// Asks a file who it is, for `time` at most.
-pub(crate) fn ask(found: &Found, bounds: Bounds, time: Duration) -> Result<Metadata, Refusal> {
+pub(crate) fn ask(found: &Found, bounds: &Bounds, time: Duration) -> Result<Metadata, Refusal> {
     if found.program.ends_with(PROGRAM) && !found.program.exists() && !found.program.is_symlink() {
         return Err(Refusal::lasting(format!("the directory has no executable file named {PROGRAM} inside")));
     }

@@ -8,6 +8,10 @@ use std::time::{Duration, Instant};
 /// Characters of a path or key by which a request is named to people, so that the reason behind it has its place in the line.
 const MAX_NAMED: usize = 200;
 
+/// Longest time for an operation of the operator's on a plugin's key, however long its requests may take: it holds one of the API's few
+/// threads, and one that the operator was told has failed must not be done hours later.
+pub(crate) const MAX_KV_TIME: Duration = Duration::from_mins(5);
+
 /// A request on its way to a plugin. However it ends, whoever asks is answered.
 pub(crate) enum Job {
     /// From the web.
@@ -157,6 +161,14 @@ pub(crate) fn named(text: &str) -> String {
 }
 
 impl Job {
+    /// Time for its answer to begin, where the plugin has `request_timeout` for its requests.
+    pub(crate) fn patience(&self, request_timeout: Duration) -> Duration {
+        match self {
+            Self::Web(_) => request_timeout,
+            Self::Kv(_) => request_timeout.min(MAX_KV_TIME),
+        }
+    }
+
     /// When it came in.
     pub(crate) fn arrived(&self) -> Instant {
         match self {

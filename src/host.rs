@@ -1,6 +1,7 @@
 //! What every part of the rack shares: the identity, the data directory, the store, and which process belongs to which plugin.
 
 use crate::data_dir::DataDir;
+use crate::gate::AnswerTime;
 use crate::guard::Guard;
 use crate::handover::hand_over;
 use crate::license::Time;
@@ -11,10 +12,12 @@ use crate::repeat::{Burst, Repeat, more};
 use crate::room::Room;
 use crate::standing;
 use crate::starts::Starts;
+use crate::store::limits::LimitsInForce;
 use crate::store::{Store, StoreError, now_ms};
 use crate::time_mark::TimeMark;
 use crossbeam_channel::Sender;
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::io;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -53,10 +56,12 @@ pub(crate) struct Host {
     pub(crate) room: Room,
     /// Time a file has to say who it is.
     pub(crate) metadata_timeout: Duration,
-    /// Time a plugin has to become ready.
-    pub(crate) start_timeout: Duration,
-    /// Time a plugin has to begin an answer.
-    pub(crate) request_timeout: Duration,
+    /// The limits of plugins for which the operator has set no others.
+    pub(crate) default_limits: LimitsInForce,
+    /// How long the gate waits for an answer.
+    pub(crate) answer_time: AnswerTime,
+    /// Variables of the host's own environment that all plugins get.
+    pub(crate) pass_env: Vec<(OsString, OsString)>,
     /// The time that licences are held to.
     pub(crate) time: LicenseTime,
 }
@@ -72,7 +77,20 @@ impl Host {
             let own = self.store.program_uid(file, &(uids.start() + 1..=*uids.end()));
             own.map(|uid| uid.unwrap_or(*uids.start())).map_err(|error| format!("cannot read or note its uid: {error}"))
         };
-        Ok(Bounds { uid: self.plugin_uids.as_ref().map(own).transpose()?, memory: self.plugin_memory })
+        Ok(self.bounds(self.plugin_uids.as_ref().map(own).transpose()?))
+    }
+
+    fn bounds(&self, uid: Option<u32>) -> Bounds {
+        let (memory, open_files) = (self.plugin_memory, self.default_limits.open_files);
+        Bounds { uid, memory, open_files, variables: self.pass_env.clone() }
+    }
+
+    /// The limits that apply to a plugin from its next start on.
+    pub(crate) fn limits(&self, plugin: &str) -> Result<LimitsInForce, StoreError> {
+        let mut limits = self.store.limits(plugin)?.over(self.default_limits);
+        // It may have been set for a host that had more.
+        limits.open_files = [limits.open_files, self.room.most_files()].into_iter().flatten().min();
+        Ok(limits)
     }
 
     /// Has the plugins directory looked through soon: a file in it has changed.
@@ -97,7 +115,7 @@ impl Host {
                 Err(error) => return Err(format!("cannot read or note its uid: {error}")),
             },
         };
-        Ok(Bounds { uid, memory: self.plugin_memory })
+        Ok(self.bounds(uid))
     }
 
     /// Makes directories of a plugin those of its user `uid`; those of the host's own, where it has none now and had one before.

@@ -50,6 +50,8 @@ mod hot_paths;
 #[cfg(feature = "host")]
 mod http;
 #[cfg(feature = "host")]
+mod json_number;
+#[cfg(feature = "host")]
 mod link;
 #[cfg(feature = "host")]
 mod log_file;

@@ -8,6 +8,7 @@ use crate::output::PluginLog;
 use crate::protocol::metadata::Metadata;
 use crate::queue::Queue;
 use crate::restart::Exit;
+use crate::store::limits::LimitsInForce;
 use crate::store::now_ms;
 use crossbeam_channel::Sender;
 use serde::Serialize;
@@ -103,6 +104,8 @@ pub(crate) struct Status {
     pub(crate) reason: String,
     /// Its process.
     pub(crate) pid: Option<i32>,
+    /// The limits that its last process was started with.
+    pub(crate) limits: Option<LimitsInForce>,
     /// When it is started again.
     pub(crate) retry_at: Option<Instant>,
     /// How often it has been started again by itself.
@@ -244,6 +247,7 @@ impl Plugin {
             since: now_ms(),
             reason: String::new(),
             pid: None,
+            limits: None,
             retry_at: None,
             restarts: 0,
             enabled,
@@ -422,9 +426,10 @@ impl Plugin {
         }
     }
 
-    /// Notes its process. Only its supervisor does, here and below.
-    pub(crate) fn set_pid(&self, pid: i32) {
-        self.lock_status().pid = Some(pid);
+    /// Notes its process, and the limits that this was started with. Only its supervisor does, here and below.
+    pub(crate) fn set_process(&self, pid: i32, limits: LimitsInForce) {
+        let mut status = self.lock_status();
+        (status.pid, status.limits) = (Some(pid), Some(limits));
     }
 
     /// Notes whether it may run.

@@ -52,9 +52,6 @@ const OWN_FILE: &str = "/proc/self/exe";
 /// Where [`OWN_FILE`] is missing: the path this program was executed by.
 static EXECUTED_BY: OnceLock<PathBuf> = OnceLock::new();
 
-/// Open files a plugin may have: plenty for a small server, and the default of most systems.
-const MAX_OPEN_FILES: u64 = 1024;
-
 /// Processes and threads at once of a plugin with a uid of its own: two for each of 256 connections, the most a plugin has.
 const MAX_PROCESSES: u64 = 512;
 
@@ -97,6 +94,20 @@ const REMAINS_TIME: Duration = Duration::from_secs(1);
 /// Variables a child has from the host's environment, which holds secrets otherwise.
 const INHERITED: [&str; 3] = ["PATH", "LANG", "TZ"];
 
+/// Variables a child has unless the operator sets them to something else. Python buffers what a plugin prints when its output is a pipe,
+/// so that its log would have it late, and a crash would lose it.
+const PRESET: [(&str, &str); 1] = [("PYTHONUNBUFFERED", "1")];
+
+/// How the names of the host's own variables begin, which the operator can neither set nor pass on.
+const OWN_PREFIX: &str = "PLUGRACK_";
+
+/// How the operator's variables begin until the shim becomes the program. Under their own names, such as `LD_PRELOAD`, they would affect the
+/// shim, which may run as root.
+const SET_PREFIX: &str = "PLUGRACK_SET_";
+
+/// Longest name of a variable of the operator's in bytes: far beyond those in use.
+const MAX_VARIABLE_NAME: usize = 128;
+
 /// Where programs are found when the host has no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
@@ -137,12 +148,36 @@ pub(crate) fn reap_orphans() -> io::Result<()> {
 }
 
 /// How a child is bound beyond what all children are.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Bounds {
     /// The user and group it runs as; without one, the host's.
     pub(crate) uid: Option<u32>,
     /// Most bytes of heap and private writable memory of each of its processes.
     pub(crate) memory: Option<u64>,
+    /// Most open files of each of its processes; without it, as many as the host may have.
+    pub(crate) open_files: Option<u64>,
+    /// The operator's environment variables for it. Of two with one name the later applies. They may be secrets.
+    pub(crate) variables: Vec<(OsString, OsString)>,
+}
+
+/// Checks the name of a variable that the operator sets for plugins.
+///
+/// # Errors
+/// A sentence: no shell could set it, or it is the host's own.
+pub(crate) fn check_variable(name: &str) -> Result<(), String> {
+    let is_word = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    if !is_word || !(1..=MAX_VARIABLE_NAME).contains(&name.len()) || name.starts_with(|first: char| first.is_ascii_digit()) {
+        return Err(format!(
+            "{name:?} cannot be the name of a variable: it is 1-{MAX_VARIABLE_NAME} letters, digits and _, and does not begin with a digit"
+        ));
+    }
+    match name {
+        "HOME" => Err("the variable HOME is reserved: the host sets it to the plugin's own directory".into()),
+        _ if name.starts_with(OWN_PREFIX) => {
+            Err(format!("the variable {name} is reserved: the host sets those that begin with {OWN_PREFIX}"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Finds out how this program can start itself again. Called once, before the first child and while the working directory is
@@ -219,7 +254,7 @@ impl Process {
         program: &Path,
         home: &Path,
         env: &[(&str, &OsStr)],
-        bounds: Bounds,
+        bounds: &Bounds,
         log: &PluginLog,
         name: &str,
     ) -> io::Result<Self> {
@@ -395,7 +430,7 @@ fn exit_of(status: ExitStatus) -> Exit {
 pub(crate) fn output(
     program: &Path,
     argument: &str,
-    bounds: Bounds,
+    bounds: &Bounds,
     time: Duration,
     limit: usize,
 ) -> io::Result<Result<Vec<u8>, FailedRun>> {
@@ -563,15 +598,20 @@ fn this_program() -> Command {
 
 /// The command that starts `program` through the shim, in `directory`, with an environment of the allowed variables only; and what the
 /// shim reports by when it cannot, see [`exec_error`].
-fn shim(program: &Path, directory: &Path, bounds: Bounds) -> io::Result<(Command, PipeReader)> {
+fn shim(program: &Path, directory: &Path, bounds: &Bounds) -> io::Result<(Command, PipeReader)> {
     let (report, reporting) = io::pipe()?;
     let mut command = this_program();
     command.arg(SHIM).arg(std::process::id().to_string());
     let number = |bound: Option<u64>| bound.map_or(UNBOUND.to_owned(), |number| number.to_string());
-    command.arg(number(bounds.uid.map(u64::from))).arg(number(bounds.memory)).arg(program);
+    command.arg(number(bounds.uid.map(u64::from))).arg(number(bounds.memory)).arg(number(bounds.open_files)).arg(program);
     command.current_dir(directory).stdin(reporting).env_clear().env("PATH", DEFAULT_PATH).env("HOME", directory);
     command.env(RUN_VARIABLE, run_id());
-    command.envs(INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+    command.envs(INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?)))).envs(PRESET);
+    for (name, value) in &bounds.variables {
+        let mut set = OsString::from(SET_PREFIX);
+        set.push(name);
+        command.env(set, value);
+    }
     Ok((command, report))
 }
 
@@ -598,11 +638,12 @@ fn no_input() -> io::Result<OwnedFd> {
     File::open("/dev/null").map(OwnedFd::from).or_else(|_| io::pipe().map(|(reader, _)| reader.into()))
 }
 
-/// The shim: `plugrack __exec HOST_PID UID MEMORY PROGRAM [ARGUMENT]…` confines this process, then becomes the program.
+/// The shim: `plugrack __exec HOST_PID UID MEMORY FILES PROGRAM [ARGUMENT]…` confines this process, then becomes the program.
 pub(crate) fn shim_main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let host = arguments.next().and_then(|pid| pid.to_str().and_then(|pid| pid.parse().ok()));
-    let (uid, memory) = (bound(arguments.next()), bound(arguments.next()));
-    let (Some(host), Some(uid), Some(memory), Some(program)) = (host, uid, memory, arguments.next()) else {
+    let (uid, memory, files) = (bound(arguments.next()), bound(arguments.next()), bound(arguments.next()));
+    let (Some(host), Some(uid), Some(memory), Some(open_files), Some(program)) = (host, uid, memory, files, arguments.next())
+    else {
         return complain(format_args!("{SHIM} is how plugrack starts plugins, not a command"), 64);
     };
     let mut report = match take_report() {
@@ -611,7 +652,7 @@ pub(crate) fn shim_main(mut arguments: impl Iterator<Item = OsString>) -> ExitCo
     };
     // Looked up while everything can be.
     let needed = uid.map_or(Vec::new(), |_| needed(Path::new(&program)));
-    if let Err(error) = confine(host, Bounds { uid, memory }) {
+    if let Err(error) = confine(host, &Bounds { uid, memory, open_files, variables: Vec::new() }) {
         if is_passing(&error) {
             tell(&mut report, &error, "");
         }
@@ -650,7 +691,7 @@ fn execute(program: &OsStr, arguments: impl Iterator<Item = OsString>) -> io::Er
     let text = |text: &[u8]| CString::new(text);
     let path = text(program.as_bytes());
     let arguments = std::iter::once(program.to_owned()).chain(arguments).map(|argument| text(argument.as_bytes()));
-    let environment = std::env::vars_os().map(|(name, value)| text(&[name.as_bytes(), b"=", value.as_bytes()].concat()));
+    let environment = environment().into_iter().map(|(name, value)| text(&[name.as_bytes(), b"=", value.as_bytes()].concat()));
     match (path, arguments.collect::<Result<Vec<_>, _>>(), environment.collect::<Result<Vec<_>, _>>()) {
         (Ok(path), Ok(arguments), Ok(environment)) => match execve(&path, &arguments, &environment) {
             Ok(never) => match never {},
@@ -659,6 +700,14 @@ fn execute(program: &OsStr, arguments: impl Iterator<Item = OsString>) -> io::Er
         // Both have come by execve themselves.
         _ => Errno::INVAL.into(),
     }
+}
+
+/// The program's environment: this process's, with the operator's variables under their own names in place of others.
+fn environment() -> BTreeMap<OsString, OsString> {
+    let set = |name: &OsStr| name.as_bytes().strip_prefix(SET_PREFIX.as_bytes()).map(|name| OsStr::from_bytes(name).to_owned());
+    let (operators, own): (Vec<_>, Vec<_>) = std::env::vars_os().partition(|(name, _)| set(name).is_some());
+    let operators = operators.into_iter().filter_map(|(name, value)| Some((set(&name)?, value)));
+    own.into_iter().chain(operators).collect()
 }
 
 /// A bound from its argument, which may say that there is none; nothing where it cannot be read.
@@ -737,7 +786,7 @@ fn complain(what: std::fmt::Arguments<'_>, code: u8) -> ExitCode {
 }
 
 /// Puts this process in a session of its own that dies with the host and can gain no privileges, as the user it is meant for.
-fn confine(host: u32, bounds: Bounds) -> io::Result<()> {
+fn confine(host: u32, bounds: &Bounds) -> io::Result<()> {
     rustix::process::setsid()?;
     // First of all, for a change of user takes the parent-death signal away.
     if let Some(uid) = bounds.uid {
@@ -753,7 +802,9 @@ fn confine(host: u32, bounds: Bounds) -> io::Result<()> {
     close_fds::set_fds_cloexec(3, &[]);
     rustix::thread::set_no_new_privs(true)?;
     limit(Resource::Core, 0)?;
-    limit(Resource::Nofile, MAX_OPEN_FILES)?;
+    if let Some(files) = bounds.open_files {
+        limit(Resource::Nofile, files)?;
+    }
     if bounds.uid.is_some() {
         limit(Resource::Nproc, MAX_PROCESSES)?;
     }
@@ -799,6 +850,19 @@ mod tests {
         assert!(!own().contains(&pid) && process.has_ended());
         // Both a second end and the drop go by what is kept: by its id another could be meant.
         assert_eq!((process.exit, process.end(Reach::Marked)), (Some(Exit::Code(3)), (Exit::Code(3), true)));
+    }
+
+    #[test]
+    fn a_variable_has_a_name_that_a_shell_can_set_and_that_is_not_the_hosts() {
+        for name in ["A", "_", "http_proxy", "A1", "PLUGRACK", "HOMES", "home", &"x".repeat(MAX_VARIABLE_NAME)] {
+            assert_eq!(check_variable(name), Ok(()));
+        }
+        for name in ["", "1A", "A-B", "A=B", "Ä", "A B", "A\0", &"x".repeat(MAX_VARIABLE_NAME + 1)] {
+            assert!(check_variable(name).is_err_and(|why| why.contains("cannot be the name of a variable")), "{name}");
+        }
+        for name in ["HOME", "PLUGRACK_", "PLUGRACK_SOCKET", "PLUGRACK_SET_PATH"] {
+            assert!(check_variable(name).is_err_and(|why| why.contains("is reserved")), "{name}");
+        }
     }
 
     #[test]

@@ -99,7 +99,9 @@ impl Exit {
             Self::Code(75) => "nothing, unless it stays so: it waits for something that it needs".into(),
             Self::Code(77) => format!("give it the permission that it misses, then: plugrack start {id}"),
             Self::Code(78) => {
-                format!("set the missing setting: plugrack config set {id} KEY VALUE, which starts it again")
+                format!(
+                    "set what is missing, which starts it again: plugrack config set {id} KEY VALUE, or plugrack env set {id} NAME VALUE"
+                )
             }
             Self::Code(126 | 127) | Self::Unfit => "put a file there that can be executed: it is then tried again".into(),
             Self::Changed => "wait: the new file is asked who it is, and started".into(),

@@ -71,6 +71,8 @@ pub(crate) struct Room {
     clients: u64,
     requests: u64,
     limit: Limit,
+    /// Open files that this process was started with, and the most it may have; none is no limit.
+    files: [Option<u64>; 2],
     taken: Arc<AtomicUsize>,
 }
 
@@ -95,6 +97,7 @@ impl Room {
     /// # Errors
     /// A sentence, when the host itself does not fit.
     pub(crate) fn measure() -> Result<Self, String> {
+        let started_with = getrlimit(Resource::Nofile).current;
         let files = raised(Resource::Nofile, "open files");
         // The limit of the user's tasks is not for root, that of the control group is.
         let user = if geteuid().is_root() { None } else { raised(Resource::Nproc, "threads and processes") };
@@ -118,7 +121,7 @@ impl Room {
         let clients = files.map_or(u64::MAX, |files| files.saturating_sub(HOST_FILES) / 2 / CLIENT_FILES);
         let requests = clients.min(tasks.map_or(u64::MAX, |_| TASK_CLIENTS));
         let known = free.map_or(u64::MAX, |free| plugins.saturating_add(free / 4));
-        Ok(Self { plugins, known, clients, requests, limit, taken: Arc::default() })
+        Ok(Self { plugins, known, clients, requests, limit, files: [started_with, files], taken: Arc::default() })
     }
 
     /// A sentence about a room that is small.
@@ -133,6 +136,16 @@ impl Room {
                 self.limit.more()
             )
         })
+    }
+
+    /// Open files of a plugin unless the operator has set another number: what the host itself was started with. None is no limit.
+    pub(crate) fn plugin_files(&self) -> Option<u64> {
+        self.files[0]
+    }
+
+    /// Most open files that a plugin can have; none is no limit.
+    pub(crate) fn most_files(&self) -> Option<u64> {
+        self.files[1]
     }
 
     /// How many connections of clients there is room for, of so many.

@@ -2,12 +2,12 @@
 
 use crate::api::Api;
 use crate::callback;
-use crate::config::{Listen, Serve};
+use crate::config::{Listen, Names, Serve};
 use crate::data_dir::{DataDir, private_file};
 use crate::discovery;
 use crate::gate::door::Guest;
 use crate::gate::mailbox::mailbox;
-use crate::gate::{Backing, Door, Gate, Limits, tls};
+use crate::gate::{AnswerTime, Backing, Door, Gate, Limits, tls};
 use crate::guard::Guard;
 use crate::host::{HOST_SOCKET_VARIABLE, Host, LicenseTime, Sessions};
 use crate::http::Front;
@@ -19,12 +19,14 @@ use crate::room::{self, Room};
 use crate::starts::Starts;
 use crate::store::Store;
 use crate::store::kv;
+use crate::store::limits::LimitsInForce;
 use crate::watch::Watch;
 use anyhow::{Context, Result, anyhow, bail};
 use crossbeam_channel::{Receiver, RecvTimeoutError, at, bounded, never, select, unbounded};
 use rustix::process::geteuid;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use std::ffi::OsString;
 use std::fs;
 use std::io::Write;
 use std::ops::RangeInclusive;
@@ -46,9 +48,6 @@ const DRAIN_TIME: Duration = Duration::from_secs(1);
 
 /// Time at the end for what is left to be sent to clients.
 const FLUSH_TIME: Duration = Duration::from_millis(200);
-
-/// Time beyond that of the host's own timeouts after which the gate takes a request for lost.
-const ANSWER_MARGIN: Duration = Duration::from_secs(30);
 
 /// The mode of the socket for a reverse proxy: its user, and its group, which a proxy of another user is made a member of.
 const PROXY_MODE: u32 = 0o660;
@@ -128,6 +127,14 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     let (front, failed) = Front::new(data.http_socket(), settings.limits.max_body, mailbox);
     let front = Arc::new(front);
     let (order, orders) = bounded(1);
+    let default_limits = LimitsInForce {
+        open_files: room.plugin_files(),
+        start_timeout: settings.start_timeout,
+        request_timeout: settings.request_timeout,
+    };
+    let answer_time = AnswerTime::default();
+    let longest = store.longest_time_limit().with_context(|| format!("cannot read {}", database.display()))?;
+    answer_time.outlast(longest.max(settings.start_timeout).max(settings.request_timeout));
     let host = Host {
         instance_id,
         data: data.clone(),
@@ -140,15 +147,16 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
         plugin_memory: settings.plugin_memory,
         room,
         metadata_timeout: settings.metadata_timeout,
-        start_timeout: settings.start_timeout,
-        request_timeout: settings.request_timeout,
+        default_limits,
+        answer_time,
+        pass_env: passed(&settings.pass_env),
         time,
     };
     let host = Arc::new(host);
     callback::listen(Arc::clone(&host)).context("cannot listen on the host socket")?;
     log::info!("plugrack {} is instance {instance_id}", env!("CARGO_PKG_VERSION"));
     let rack = Arc::new(Rack::new(host, plugins.clone()));
-    let api = Arc::new(Api::new(Arc::clone(&rack), token, settings.request_timeout));
+    let api = Arc::new(Api::new(Arc::clone(&rack), token));
     let max_connections = rack.host().room.connections(settings.limits.max_connections);
     let limits = Limits { max_connections, ..settings.limits.clone() };
     let per_plugin = limits.max_connections_per_plugin.of(max_connections);
@@ -157,7 +165,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
         socket: serving.socket().to_owned(),
         key: front.key().to_owned(),
         most: rack.host().room.requests(max_connections) as usize,
-        answer_timeout: settings.request_timeout.max(settings.start_timeout) + ANSWER_MARGIN,
+        answer_time: rack.host().answer_time.clone(),
         spool: data.run(),
     };
     let (gate, losses) = Gate::start(vec![door, api_door], backing, limits, inbox).context("cannot start the gate")?;
@@ -227,6 +235,11 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     }
     log::info!("stopped");
     outcome.and(saved)
+}
+
+/// The variables of this process's environment that plugins get. One that is not set is passed over.
+fn passed(names: &[Names]) -> Vec<(OsString, OsString)> {
+    names.iter().flat_map(|names| &names.0).filter_map(|name| Some((name.into(), std::env::var_os(name)?))).collect()
 }
 
 /// Whatever runs under the plugins' uids is killed with them, so nothing else may.

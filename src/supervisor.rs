@@ -18,7 +18,8 @@ use crate::room::{self, ROOM_RETRY, Seat};
 use crate::standing;
 use crate::starts::{TURN_CHECK, Turn};
 use crate::store::licenses::Given;
-use crate::store::now_ms;
+use crate::store::limits::LimitsInForce;
+use crate::store::{StoreError, now_ms};
 use crate::worker::{Life, Worker};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use signal_hook::consts::SIGKILL;
@@ -80,6 +81,7 @@ struct Running {
     started: Instant,
     /// Whether it has answered `init` with `ready`.
     ready: bool,
+    limits: LimitsInForce,
     /// Held until it is ready.
     turn: Option<Turn>,
     _seat: Seat,
@@ -351,8 +353,8 @@ impl Supervisor {
         self.waits_for_turn = false;
         match self.spawn(turn) {
             Ok(running) => {
-                let deadline = running.started + self.host.start_timeout;
-                self.plugin.set_pid(running.pid());
+                let deadline = running.started + running.limits.start_timeout;
+                self.plugin.set_process(running.pid(), running.limits);
                 self.phase = Phase::Starting { running, link: None, deadline, told: None, broken: None };
                 if std::mem::take(&mut self.wants_room) {
                     self.enter(State::Starting, Door::Holding, "starting", "");
@@ -392,14 +394,20 @@ impl Supervisor {
             (why, false) => (Exit::NotStarted, why),
         };
         let no_user = |why: String| (Exit::NoUser, why);
-        let bounds = self.host.plugin_bounds(id).map_err(no_user)?;
+        let mut bounds = self.host.plugin_bounds(id).map_err(no_user)?;
+        let unreadable = |error: StoreError| (Exit::NotStarted, format!("cannot read its environment and limits: {error}"));
+        let limits = self.host.limits(id).map_err(unreadable)?;
+        bounds.open_files = limits.open_files;
+        let variables = self.host.store.env(id).map_err(unreadable)?;
+        bounds.variables.extend(variables.into_iter().map(|(name, value)| (name.into(), value.into())));
+        let uid = bounds.uid;
         let (home, socket) = (data.plugin_data(id), self.plugin.socket.clone());
         self.remove_run().map_err(|error| passing("cannot remove its old socket", error))?;
         let directories = data.make_plugin_dirs(id).map_err(|error| passing("cannot make its directories", error))?;
-        self.host.hand_over(id, bounds.uid, &directories).map_err(no_user)?;
+        self.host.hand_over(id, uid, &directories).map_err(no_user)?;
         self.lives += 1;
         self.given = Given::default();
-        self.plugin.log.begin(bounds.uid);
+        self.plugin.log.begin(uid);
         let (stop, stopped) = bounded(0);
         let (exited, over) = bounded::<()>(0);
         let host_socket = data.host_socket();
@@ -411,14 +419,14 @@ impl Supervisor {
             ("PLUGRACK_PLUGIN_ID", id.as_ref()),
             ("HOME", home.as_os_str()),
         ];
-        let start = || Process::start(&self.plugin.program, &home, &env, bounds, &self.plugin.log, id);
-        let owner = Owner::new(id, bounds.uid, &self.plugin.log);
+        let start = || Process::start(&self.plugin.program, &home, &env, &bounds, &self.plugin.log, id);
+        let owner = Owner::new(id, uid, &self.plugin.log);
         let process =
             self.host.sessions.enter(owner, start, Process::pid).map_err(|error| passing("cannot start its process", error))?;
         let life = Life {
             number: self.lives,
             socket,
-            uid: bounds.uid,
+            uid,
             stop: stopped,
             over,
             exit: OnceLock::new(),
@@ -427,7 +435,7 @@ impl Supervisor {
             stopping: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             unproven: AtomicUsize::new(0),
-            request_timeout: self.host.request_timeout,
+            request_timeout: limits.request_timeout,
         };
         let life = Arc::new(life);
         let running = Running {
@@ -436,6 +444,7 @@ impl Supervisor {
             stop: Some(stop),
             started: Instant::now(),
             ready: false,
+            limits,
             turn: Some(turn),
             _seat: seat,
         };
@@ -522,7 +531,8 @@ impl Supervisor {
     }
 
     fn too_late(&mut self, what: &str) {
-        self.fault(Exit::Fault, format!("it was not ready within {} s: {what}", self.host.start_timeout.as_secs_f32()));
+        let Phase::Starting { running, .. } = &self.phase else { return };
+        self.fault(Exit::Fault, format!("it was not ready within {} s: {what}", running.limits.start_timeout.as_secs_f32()));
     }
 
     /// Ends a process that does not do its part.
@@ -617,7 +627,7 @@ impl Supervisor {
             }
             Phase::Ready { running } => {
                 // An update serves already, so what the process has begun may take the time that any request has.
-                let time = if self.updated { self.host.request_timeout.max(SHUTDOWN_TIME) } else { SHUTDOWN_TIME };
+                let time = if self.updated { running.limits.request_timeout.max(SHUTDOWN_TIME) } else { SHUTDOWN_TIME };
                 self.stopping(running, now + time, door, why, then);
             }
             Phase::Stopping { running, terminate_at, kill_at, .. } => {

@@ -11,7 +11,7 @@
 //!
 //! **The plugin's log** has one line for each request that the plugin failed: the request, what the plugin sent, and what the protocol expects.
 
-use crate::exchange::{BodyLength, Failed, Job, KvFailure, KvJob, Loss, WebJob};
+use crate::exchange::{BodyLength, Failed, Job, KvFailure, KvJob, Loss, MAX_KV_TIME, WebJob};
 use crate::gate::mailbox::PIECE;
 use crate::link::{Link, Lost, RELEASE_AFTER, Sent};
 use crate::plugin::{Plugin, QUICK};
@@ -295,7 +295,7 @@ impl Worker {
     fn serve(&mut self, job: Job) -> Outcome {
         self.idle_pings = 0;
         let now = Instant::now();
-        if now.duration_since(job.arrived()) >= self.life.request_timeout {
+        if now.duration_since(job.arrived()) >= job.patience(self.life.request_timeout) {
             expire(&self.plugin, &self.life, job);
             return Ok(());
         }
@@ -798,11 +798,12 @@ impl Worker {
             return Ok(());
         }
         Life::mark(&self.life.asked);
-        let deadline = job.arrived + self.life.request_timeout;
+        let timeout = self.life.request_timeout.min(MAX_KV_TIME);
+        let deadline = job.arrived + timeout;
         loop {
             if let Err(lost) = self.wait(deadline) {
                 let failed = if matches!(lost, Lost::Deadline) { Failed::Timeout } else { Failed::BadGateway };
-                let why = self.loss(&lost, self.life.request_timeout, "it answered");
+                let why = self.loss(&lost, timeout, "it answered");
                 return self.fail_kv(job, failed, &why);
             }
             let answer = self.link.take().map(|frame| (frame.message(), frame.body));
@@ -896,7 +897,7 @@ impl Worker {
 /// Answers a request that has waited too long for a connection of the plugin's.
 fn expire(plugin: &Plugin, life: &Life, job: Job) {
     let [open, most] = [plugin.connections.load(Ordering::Relaxed), plugin.metadata.concurrency as usize];
-    let waited = life.request_timeout.as_secs_f32();
+    let waited = job.patience(life.request_timeout).as_secs_f32();
     let lost = match &job {
         Job::Web(WebJob { loss: Some(loss), .. }) => format!("{}; ", loss.why),
         _ => String::new(),

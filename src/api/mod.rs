@@ -1,12 +1,14 @@
 //! The operator's API, under `/api`: JSON, for the holder of the token. See `docs/operations.md`.
 
+mod settings;
 pub(crate) mod view;
 
-use crate::exchange::{Client, Failed, Job, KvFailure, KvJob};
+use crate::exchange::{Client, Failed, Job, KvFailure, KvJob, MAX_KV_TIME};
+use crate::json_number;
 use crate::license::{Code, Place, Time, check_unsigned};
 use crate::log_file;
 use crate::plugin::{Command, HOLD, Plugin, State};
-use crate::protocol::message::{DeleteOp, KvOp, ListOp, MAX_KEY, MAX_VALUE, SetOp};
+use crate::protocol::message::{DeleteOp, KvOp, KvResult, ListOp, MAX_KEY, MAX_VALUE, SetOp};
 use crate::protocol::metadata::is_plugin_id;
 use crate::rack::{Entry, Rack};
 use crate::standing::{check_form, check_text, verdict};
@@ -29,6 +31,9 @@ const DEFAULT_LOG_LINES: usize = 100;
 /// Most lines of a log in one answer.
 const MAX_LOG_LINES: usize = 10_000;
 
+/// How much longer than a plugin may take an operation on a key is waited for: its worker answers when the time is over.
+const KV_MARGIN: Duration = Duration::from_secs(5);
+
 /// Longest key of a setting in bytes.
 const MAX_CONFIG_KEY: usize = 128;
 
@@ -42,8 +47,6 @@ const MAX_CONFIG: usize = 48 * 1024;
 pub(crate) struct Api {
     rack: Arc<Rack>,
     token: String,
-    /// How long an operation on a plugin's keys may take.
-    kv_timeout: Duration,
 }
 
 /// An answer.
@@ -108,6 +111,12 @@ impl From<StoreError> for Refused {
 
 type Handled = Result<Reply, Refused>;
 
+/// A plugin's id that something is kept under in the store, or may be, and the plugin itself unless its file is refused or gone.
+struct Known {
+    id: String,
+    plugin: Option<Arc<Plugin>>,
+}
+
 /// A request, taken apart.
 struct Call<'a> {
     method: &'a str,
@@ -119,8 +128,8 @@ struct Call<'a> {
 
 impl Api {
     /// The API of a rack, for whoever has the token.
-    pub(crate) fn new(rack: Arc<Rack>, token: String, kv_timeout: Duration) -> Self {
-        Self { rack, token, kv_timeout }
+    pub(crate) fn new(rack: Arc<Rack>, token: String) -> Self {
+        Self { rack, token }
     }
 
     /// Answers a request to `url`, as it was sent, from a client that shows `authorization`.
@@ -165,19 +174,23 @@ impl Api {
             ("GET", ["plugins", id, "config"]) => self.config(id),
             ("PUT", ["plugins", id, "config", key]) => self.set_config(id, key, &call.body),
             ("DELETE", ["plugins", id, "config", key]) => self.unset_config(id, key),
+            (_, ["plugins", id, "env", rest @ ..]) if rest.len() < 2 => self.env(id, rest.first().copied(), call),
+            (_, ["plugins", id, "limits", rest @ ..]) if rest.len() < 2 => self.limits(id, rest.first().copied(), call),
             ("GET", ["plugins", id, "license"]) => self.license(&*self.plugin(id)?),
             ("PUT", ["plugins", id, "license"]) => self.set_license(id, call),
             ("DELETE", ["plugins", id, "license"]) => self.unset_license(id),
             ("GET", ["plugins", id, "kv"]) => self.kv_list(id, call),
-            ("GET", ["plugins", id, "kv", key]) => self.kv(id, KvOp::Get { key: key_of(key)? }, Vec::new()),
+            ("GET", ["plugins", id, "kv", key]) => self.kv(id, KvOp::Get { key: key_of(key)? }, Vec::new(), call.flag("direct")?),
             ("PUT", ["plugins", id, "kv", key]) => {
                 if call.body.len() > MAX_VALUE {
                     return Err(Refused::new(413, "too_large", format!("a value is at most {MAX_VALUE} bytes")));
                 }
-                self.kv(id, KvOp::Set(SetOp { key: key_of(key)?, ..SetOp::default() }), call.body.clone())
+                let set = SetOp { key: key_of(key)?, ..SetOp::default() };
+                self.kv(id, KvOp::Set(set), call.body.clone(), call.flag("direct")?)
             }
             ("DELETE", ["plugins", id, "kv", key]) => {
-                self.kv(id, KvOp::Delete(DeleteOp { key: key_of(key)?, if_rev: None }), Vec::new())
+                let delete = DeleteOp { key: key_of(key)?, if_rev: None };
+                self.kv(id, KvOp::Delete(delete), Vec::new(), call.flag("direct")?)
             }
             (_, path) => Err(self.unknown(call.method, path)),
         }
@@ -186,12 +199,12 @@ impl Api {
     /// Whether it is the path or the method that is wrong.
     fn unknown(&self, method: &str, path: &[&str]) -> Refused {
         let methods = match path {
-            ["instance"] | ["plugins"] | ["plugins", _] | ["plugins", _, "logs" | "config" | "kv"] => "GET",
+            ["instance"] | ["plugins"] | ["plugins", _] | ["plugins", _, "logs" | "config" | "kv" | "env" | "limits"] => "GET",
             ["gone"] => "GET",
             ["gone", _] => "DELETE",
             ["rescan"] | ["plugins", _, "start" | "stop" | "restart" | "enable" | "disable" | "adopt"] => "POST",
             ["plugins", _, "config", _] => "PUT, DELETE",
-            ["plugins", _, "license"] | ["plugins", _, "kv", _] => "GET, PUT, DELETE",
+            ["plugins", _, "license"] | ["plugins", _, "kv" | "env" | "limits", _] => "GET, PUT, DELETE",
             _ => return Refused::new(404, "not_found", format!("there is no /api/{}", path.join("/"))),
         };
         let message = format!("/api/{} takes {methods}, not {method}", path.join("/"));
@@ -274,12 +287,12 @@ impl Api {
     }
 
     fn config(&self, id: &str) -> Handled {
-        let plugin = self.plugin(id)?;
-        Ok(Reply::ok(&json!({"config": self.rack.host().store.config(plugin.id())?})))
+        let known = self.known(id)?;
+        Ok(Reply::ok(&json!({"config": self.rack.host().store.config(&known.id)?})))
     }
 
     fn set_config(&self, id: &str, key: &str, body: &[u8]) -> Handled {
-        let plugin = self.plugin(id)?;
+        let known = self.known(id)?;
         if !(1..=MAX_CONFIG_KEY).contains(&key.len()) || key.chars().any(char::is_control) {
             return Err(Refused::new(
                 400,
@@ -287,30 +300,33 @@ impl Api {
                 format!("a setting's key is 1-{MAX_CONFIG_KEY} bytes without control characters"),
             ));
         }
+        // Before it is parsed, which rounds some of them.
+        if let Some(inexact) = std::str::from_utf8(body).ok().and_then(json_number::inexact) {
+            return Err(Refused::new(400, "bad_request", inexact));
+        }
         let value: Value = serde_json::from_slice(body)
             .map_err(|error| Refused::new(400, "bad_request", format!("the value is not JSON: {error}")))?;
         let fits = value.to_string().len() <= MAX_CONFIG_VALUE
-            && self.rack.host().store.set_config(plugin.id(), key, &value, MAX_CONFIG)?;
+            && self.rack.host().store.set_config(&known.id, key, &value, MAX_CONFIG)?;
         if !fits {
             let message = format!("a setting is at most {MAX_CONFIG_VALUE} bytes, and all of a plugin's together {MAX_CONFIG}");
             return Err(Refused::new(413, "too_large", message));
         }
-        self.configured(&plugin)
+        self.configured(&known)
     }
 
     fn unset_config(&self, id: &str, key: &str) -> Handled {
-        let plugin = self.plugin(id)?;
-        match self.rack.host().store.unset_config(plugin.id(), key)? {
-            true => self.configured(&plugin),
+        let known = self.known(id)?;
+        match self.rack.host().store.unset_config(&known.id, key)? {
+            true => self.configured(&known),
             false => Err(Refused::new(404, "not_found", format!("the plugin {id} has no setting {key:?}"))),
         }
     }
 
     /// A plugin that was refused tries again with its new settings; one that runs gets them when it starts the next time.
-    fn configured(&self, plugin: &Plugin) -> Handled {
-        drop(plugin.control.send(Command::Reconsider));
-        let running = plugin.status().pid.is_some();
-        Ok(Reply::ok(&json!({"config": self.rack.host().store.config(plugin.id())?, "restart_needed": running})))
+    fn configured(&self, known: &Known) -> Handled {
+        let running = known.reconsider();
+        Ok(Reply::ok(&json!({"config": self.rack.host().store.config(&known.id)?, "restart_needed": running})))
     }
 
     fn license(&self, plugin: &Plugin) -> Handled {
@@ -383,7 +399,7 @@ impl Api {
 
     /// What the store has, whether the plugin runs or not.
     fn kv_list(&self, id: &str, call: &Call<'_>) -> Handled {
-        let plugin = self.plugin(id)?;
+        let known = self.known(id)?;
         let text = |name: &str| call.query.get(name).cloned();
         let list = ListOp {
             prefix: text("prefix").unwrap_or_default(),
@@ -391,50 +407,92 @@ impl Api {
             limit: Some(u32::try_from(call.number("limit", 100, 1..=1000)?).unwrap_or(u32::MAX)),
             values: false,
         };
-        let answer = self.rack.host().store.kv(plugin.id(), KvOp::List(list), &[]).wait().map_err(|error| kv_refused(&error))?;
+        let answer = self.rack.host().store.kv(&known.id, KvOp::List(list), &[]).wait().map_err(|error| kv_refused(&error))?;
         let keys: Value = serde_json::from_slice(&answer.body).map_err(Refused::internal)?;
         Ok(Reply::ok(&json!({"keys": keys, "next": answer.result.next})))
     }
 
-    /// An operation on a key, which the plugin does.
-    fn kv(&self, id: &str, op: KvOp, value: Vec<u8>) -> Handled {
-        let plugin = self.plugin(id)?;
-        let (reply, answered) = bounded(1);
-        let key = match &op {
-            KvOp::Get { key } => key.clone(),
-            KvOp::Set(set) => set.key.clone(),
-            KvOp::Delete(delete) => delete.key.clone(),
-            _ => String::new(),
+    /// An operation on a key: by way of the plugin, or in the store itself where it is to be `direct`.
+    fn kv(&self, id: &str, op: KvOp, value: Vec<u8>, direct: bool) -> Handled {
+        let known = self.known(id)?;
+        let (key, verb, what) = match &op {
+            KvOp::Get { key } => (key.clone(), "get", "read"),
+            KvOp::Set(set) => (set.key.clone(), "set", "write to"),
+            KvOp::Delete(delete) => (delete.key.clone(), "delete", "delete from"),
+            _ => return Err(Refused::internal("an operation that is not the operator's")),
         };
-        let reading = matches!(op, KvOp::Get { .. });
+        let itself = format!("{what} the store itself with plugrack kv {verb} --direct {id} KEY");
+        let (result, value) = if direct {
+            let answer = self.rack.host().store.kv(&known.id, op, &value).wait().map_err(|error| kv_refused(&error))?;
+            (answer.result, answer.body)
+        } else {
+            let plugin = match &known.plugin {
+                Some(plugin) => plugin,
+                None => {
+                    // Why there is none; it may have come just now.
+                    let refused = self.plugin(id).err();
+                    let refused =
+                        refused.unwrap_or_else(|| Refused::new(503, "unavailable", format!("the plugin {id} has just come")));
+                    return Err(Refused { message: format!("{}; {itself}", refused.message), ..refused });
+                }
+            };
+            self.ask(plugin, op, value, &itself)?
+        };
+        let is_reading = verb == "get";
+        if is_reading && result.found == Some(false) {
+            return Err(Refused::new(404, "not_found", format!("the plugin {id} has no key {key:?}")));
+        }
+        if !is_reading {
+            return Ok(Reply::ok(&json!({"key": key, "rev": result.rev, "found": result.found})));
+        }
+        let (text, base64) = match String::from_utf8(value) {
+            Ok(text) => (Some(text), None),
+            Err(error) => (None, Some(BASE64.encode(error.into_bytes()))),
+        };
+        Ok(Reply::ok(&json!({"key": key, "rev": result.rev, "value": text, "value_base64": base64})))
+    }
+
+    /// Has a plugin do an operation on a key. `itself` says how to do it without the plugin.
+    fn ask(&self, plugin: &Plugin, op: KvOp, value: Vec<u8>, itself: &str) -> Result<(KvResult, Vec<u8>), Refused> {
+        let id = plugin.id();
+        let limits = plugin.status().limits.unwrap_or(self.rack.host().default_limits);
+        let (reply, answered) = bounded(1);
         plugin.submit(Job::Kv(Box::new(KvJob { op, value, reply, arrived: Instant::now() })));
         // The worker answers in time; this wait only outlasts it.
-        match answered.recv_timeout(self.kv_timeout + Duration::from_secs(5)) {
-            Ok(Ok((result, value))) if reading => match result.found {
-                Some(false) => Err(Refused::new(404, "not_found", format!("the plugin {id} has no key {key:?}"))),
-                _ => {
-                    let (text, base64) = match String::from_utf8(value) {
-                        Ok(text) => (Some(text), None),
-                        Err(error) => (None, Some(BASE64.encode(error.into_bytes()))),
-                    };
-                    Ok(Reply::ok(&json!({"key": key, "rev": result.rev, "value": text, "value_base64": base64})))
-                }
-            },
-            Ok(Ok((result, _))) => Ok(Reply::ok(&json!({"key": key, "rev": result.rev, "found": result.found}))),
-            Ok(Err(KvFailure::Refused(failure))) => Err(Refused::new(status_of(&failure.code), &failure.code, failure.message)),
-            Ok(Err(KvFailure::Failed(Failed::Timeout))) | Err(_) => {
-                Err(Refused::new(504, "timeout", format!("the plugin {id} did not answer in time")))
+        let failed = match answered.recv_timeout(limits.request_timeout.min(MAX_KV_TIME) + KV_MARGIN) {
+            Ok(Ok(done)) => return Ok(done),
+            Ok(Err(KvFailure::Refused(failure))) => {
+                return Err(Refused::new(status_of(&failure.code), &failure.code, failure.message));
             }
-            Ok(Err(KvFailure::Failed(Failed::Unavailable { .. }))) => {
-                Err(Refused::new(503, "unavailable", format!("the plugin {id} does not run")))
+            Ok(Err(KvFailure::Failed(failed))) => failed,
+            Err(_) => Failed::Timeout,
+        };
+        let (status, code, message) = match failed {
+            Failed::Timeout => {
+                (504, "timeout", format!("the plugin {id} did not answer in time: {itself}, or restart the plugin"))
             }
-            Ok(Err(KvFailure::Failed(Failed::Overloaded))) => {
-                Err(Refused::new(503, "overloaded", format!("the plugin {id} has too much waiting")))
+            Failed::Unavailable { .. } => (503, "unavailable", format!("the plugin {id} does not run: start it, or {itself}")),
+            Failed::Overloaded => (503, "overloaded", format!("the plugin {id} has too much waiting: try again, or {itself}")),
+            _ => {
+                let log = format!("plugrack logs {id} has the reason");
+                (502, "bad_gateway", format!("the plugin {id} gave no valid answer: {log}, and you can {itself}"))
             }
-            Ok(Err(KvFailure::Failed(_))) => {
-                Err(Refused::new(502, "bad_gateway", format!("the plugin {id} gave no valid answer; its log has the reason")))
-            }
+        };
+        Err(Refused::new(status, code, message))
+    }
+
+    /// A plugin by its id, which may be refused or gone: the store has what was kept for it before.
+    fn known(&self, id: &str) -> Result<Known, Refused> {
+        let found = self.rack.find(id);
+        if let Some((_, Entry::Accepted { plugin, .. })) = found {
+            return Ok(Known { id: plugin.id().to_owned(), plugin: Some(plugin) });
         }
+        // The name of a file alone is no id: another plugin may have it.
+        let said = matches!(&found, Some((_, Entry::Refused { id: Some(said), .. })) if said == id);
+        if said || self.rack.host().store.knows(id)? {
+            return Ok(Known { id: id.to_owned(), plugin: None });
+        }
+        self.plugin(id).map(|plugin| Known { id: id.to_owned(), plugin: Some(plugin) })
     }
 
     fn plugin(&self, id: &str) -> Result<Arc<Plugin>, Refused> {
@@ -445,6 +503,17 @@ impl Api {
             }
             None => Err(no_plugin(&self.rack, id)),
         }
+    }
+}
+
+impl Known {
+    /// Has a plugin that was refused try again, since something has been set for it. Returns whether a process runs, which has it only after
+    /// a restart.
+    fn reconsider(&self) -> bool {
+        let Some(plugin) = &self.plugin else { return false };
+        // A supervisor that is gone belongs to a plugin that is.
+        drop(plugin.control.send(Command::Reconsider));
+        plugin.status().pid.is_some()
     }
 }
 

@@ -5,6 +5,7 @@ use crate::client::segment;
 use crate::text;
 use anyhow::{Context, Result};
 use clap::Subcommand;
+use serde::de::IgnoredAny;
 use serde_json::Value;
 use std::path::PathBuf;
 
@@ -61,11 +62,14 @@ impl Config {
                 let file = file.as_deref();
                 let setting = if console.json {
                     let json = value(given, file)?;
-                    serde_json::from_slice(&json).context("the value is not JSON (without --json it is taken as text)")?
+                    // As it was typed, so that the host sees numbers that a parser would round.
+                    serde_json::from_slice::<IgnoredAny>(&json)
+                        .context("the value is not JSON (without --json it is taken as text)")?;
+                    json
                 } else {
-                    Value::String(text_value(given, file)?)
+                    Value::String(text_value(given, file)?).to_string().into_bytes()
                 };
-                let answer = api.call("PUT", &format!("{}/{}", path(&id), segment(&key)), setting.to_string().as_bytes())?;
+                let answer = api.call("PUT", &format!("{}/{}", path(&id), segment(&key)), &setting)?;
                 console.print(&answer, |answer| hint(&id, answer))
             }
             Self::Unset { id, key } => {
@@ -77,7 +81,7 @@ impl Config {
 }
 
 /// What is left to do for a change to have effect.
-fn hint(id: &str, answer: &Value) -> String {
+pub(super) fn hint(id: &str, answer: &Value) -> String {
     match answer["restart_needed"].as_bool() {
         Some(true) => format!("saved; to apply it: plugrack restart {id}\n"),
         _ => String::new(),

@@ -2,6 +2,7 @@
 
 use super::console::{Console, items, print_bytes, value, word};
 use crate::client::{ApiClient, segment};
+use crate::exchange::MAX_KV_TIME;
 use crate::text;
 use anyhow::{Result, bail};
 use base64::Engine;
@@ -10,20 +11,30 @@ use clap::Subcommand;
 use serde_json::Value;
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Keys that are asked for in one page of a list: the most that the API gives.
 const PAGE: u32 = 1000;
+
+/// How much longer than the host waits for a plugin the command waits for the host, which answers by then.
+const MARGIN: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Kv {
     /// Print a value, exactly as it is
     Get {
+        /// Read the store itself, without the plugin
+        #[arg(long)]
+        direct: bool,
         /// The plugin's id
         id: String,
         key: String,
     },
     /// Write a value
     Set {
+        /// Write to the store itself, without the plugin
+        #[arg(long)]
+        direct: bool,
         /// The plugin's id
         id: String,
         key: String,
@@ -36,11 +47,14 @@ pub(super) enum Kv {
     },
     /// Delete a key
     Delete {
+        /// Delete from the store itself, without the plugin
+        #[arg(long)]
+        direct: bool,
         /// The plugin's id
         id: String,
         key: String,
     },
-    /// List the keys in the store
+    /// List the keys in the store, whether the plugin runs or not
     List {
         /// The plugin's id
         id: String,
@@ -53,15 +67,18 @@ pub(super) enum Kv {
 impl Kv {
     pub(super) fn run(self, console: &Console) -> Result<()> {
         let api = console.api()?;
-        let path = |id: &str, key: &str| format!("/plugins/{}/kv/{}", segment(id), segment(key));
+        let call = |method: &str, id: &str, key: &str, direct: bool, body: &[u8]| {
+            let path = format!("/plugins/{}/kv/{}?direct={direct}", segment(id), segment(key));
+            api.call_within(MAX_KV_TIME + MARGIN, method, &path, body)
+        };
         match self {
-            Self::Get { id, key } => print_value(console, &api.call("GET", &path(&id, &key), b"")?),
-            Self::Set { id, key, value: given, file } => {
-                let answer = api.call("PUT", &path(&id, &key), &value(given, file.as_deref())?)?;
+            Self::Get { direct, id, key } => print_value(console, &call("GET", &id, &key, direct, b"")?),
+            Self::Set { direct, id, key, value: given, file } => {
+                let answer = call("PUT", &id, &key, direct, &value(given, file.as_deref())?)?;
                 console.print(&answer, |_| String::new())
             }
-            Self::Delete { id, key } => {
-                let answer = api.call("DELETE", &path(&id, &key), b"")?;
+            Self::Delete { direct, id, key } => {
+                let answer = call("DELETE", &id, &key, direct, b"")?;
                 if answer["found"] == false {
                     bail!("the plugin {id} has no key {key:?}");
                 }

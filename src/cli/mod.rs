@@ -2,9 +2,11 @@
 
 mod config;
 mod console;
+mod env;
 mod instance;
 mod kv;
 mod license;
+mod limits;
 mod logs;
 mod plugins;
 mod vendor;
@@ -78,7 +80,7 @@ enum Command {
         #[arg(short = 'n', long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=10_000))]
         lines: u32,
     },
-    /// Read and write the keys of a plugin, by way of the plugin
+    /// Read and write the keys of a plugin, by way of the plugin or in the store itself
     Kv {
         #[command(subcommand)]
         action: kv::Kv,
@@ -87,6 +89,16 @@ enum Command {
     Config {
         #[command(subcommand)]
         action: config::Config,
+    },
+    /// Set environment variables of a plugin
+    Env {
+        #[command(subcommand)]
+        action: env::Env,
+    },
+    /// Set limits of a plugin in place of the host's: open files and times
+    Limits {
+        #[command(subcommand)]
+        action: limits::Limits,
     },
     /// Set, show, issue and inspect licences
     License {
@@ -187,6 +199,8 @@ fn run(command: Command, console: &Console) -> Result<()> {
         Command::Logs { id, follow, lines } => logs::logs(console, &id, follow, lines as usize),
         Command::Kv { action } => action.run(console),
         Command::Config { action } => action.run(console),
+        Command::Env { action } => action.run(console),
+        Command::Limits { action } => action.run(console),
         Command::License { action: LicenseAction::Operator(action) } => action.run(console),
         Command::License { action: LicenseAction::Vendor(action) } => action.run(),
         Command::Rescan => plugins::rescan(console),

@@ -139,6 +139,13 @@ pub(super) fn rescan(console: &Console) -> Result<()> {
 fn leftovers(answer: &Value) -> String {
     let row = |left: &Value| {
         let mut has = vec![format!("{} keys, {} bytes", left["keys"], left["bytes"]), format!("{} settings", left["settings"])];
+        for (field, what) in [("env", "environment variable"), ("limits", "limit")] {
+            match left[field].as_u64() {
+                None | Some(0) => {}
+                Some(1) => has.push(format!("1 {what}")),
+                Some(count) => has.push(format!("{count} {what}s")),
+            }
+        }
         has.extend((left["license"] == true).then(|| "a licence".into()));
         has.extend((left["files"] == true).then(|| "files".into()));
         let file = word(&left["file"]);

@@ -173,7 +173,7 @@ impl EventLoop {
 
     /// Passes on a request that is still coming.
     fn start(&mut self, key: ClientKey, backend_key: BackendKey) {
-        let answer_by = self.now + self.backing.answer_timeout;
+        let answer_by = self.now + self.backing.answer_time.get();
         let Some(client) = self.clients.get_mut(key) else { return };
         let Some(backend) = self.backends.get_mut(backend_key) else { return };
         client.pass_on(backend_key, answer_by);
@@ -205,7 +205,7 @@ impl EventLoop {
         // Once the host stops, each answer says that it is the connection's last, which the gate sees to.
         let outlet = if self.is_draining { None } else { client.lend(self.aboard == 1) };
         self.inbox.leave(address.data().as_ffi(), Some(Left { headers, origin: origin(client), body, outlet }));
-        client.pass_on(address, self.now + self.backing.answer_timeout);
+        client.pass_on(address, self.now + self.backing.answer_time.get());
         true
     }
 

@@ -50,6 +50,7 @@ use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// The header by which the gate's requests are known. None of this name or one that begins so passes the gate.
@@ -84,9 +85,31 @@ pub(crate) struct Backing {
     /// Most connections there may be.
     pub(crate) most: usize,
     /// Time for an answer to begin, after which the host itself is taken to have lost the request: it answers in less by itself.
-    pub(crate) answer_timeout: Duration,
+    pub(crate) answer_time: AnswerTime,
     /// Where bodies are kept that do not fit in memory.
     pub(crate) spool: PathBuf,
+}
+
+/// Time beyond that of the host's own timeouts after which the gate takes a request for lost.
+const ANSWER_MARGIN: Duration = Duration::from_secs(30);
+
+/// How long the gate waits for an answer, shared with what gives plugins their times.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct AnswerTime {
+    /// The longest time of the host and its plugins, in milliseconds. It only grows.
+    longest: Arc<AtomicU64>,
+}
+
+impl AnswerTime {
+    /// Makes the gate wait for longer than `time`, which a plugin has from now on.
+    pub(crate) fn outlast(&self, time: Duration) {
+        self.longest.fetch_max(time.as_millis().try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// The time that the gate waits.
+    pub(super) fn get(&self) -> Duration {
+        Duration::from_millis(self.longest.load(Ordering::Relaxed)) + ANSWER_MARGIN
+    }
 }
 
 /// What the gate is told.

@@ -180,7 +180,7 @@ impl Rack {
     fn ask(&self, found: &Found) -> Result<Metadata, Refusal> {
         let bounds = self.host.program_bounds(&found.file).map_err(Refusal::passing)?;
         let answered_as = self.answers_as(found);
-        let metadata = discovery::ask(found, bounds, self.host.metadata_timeout)?;
+        let metadata = discovery::ask(found, &bounds, self.host.metadata_timeout)?;
         if let (Some(answered_as), Ok(json)) = (answered_as, serde_json::to_string(&metadata)) {
             self.host.store.note_program(&found.file, answered_as, json);
         }

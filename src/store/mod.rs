@@ -10,11 +10,13 @@
 //! nothing once a file of the database is gone (`presence.rs`).
 
 mod config;
+mod env;
 pub(crate) mod events;
 mod fault;
 pub(crate) mod identity;
 pub(crate) mod kv;
 pub(crate) mod licenses;
+pub(crate) mod limits;
 mod presence;
 pub(crate) mod programs;
 mod schema;

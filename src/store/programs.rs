@@ -20,7 +20,7 @@ pub(crate) struct Program {
 pub(crate) struct Owner {
     /// The name of the file in the plugins directory; none where the id is free.
     pub(crate) file: Option<String>,
-    /// Whether the database holds keys, settings or a licence under the id.
+    /// Whether the database holds keys, settings, environment variables, limits or a licence under the id.
     pub(crate) has_data: bool,
 }
 
@@ -39,6 +39,10 @@ pub(crate) struct Holding {
     pub(crate) bytes: u64,
     /// Settings.
     pub(crate) settings: u64,
+    /// Environment variables.
+    pub(crate) env: u64,
+    /// Limits.
+    pub(crate) limits: u64,
     /// Whether it has a licence.
     pub(crate) license: bool,
 }
@@ -46,7 +50,7 @@ pub(crate) struct Holding {
 impl Holding {
     /// Whether there is anything that the operator or the plugin would miss.
     pub(crate) fn has_data(&self) -> bool {
-        self.keys > 0 || self.settings > 0 || self.license
+        self.keys > 0 || self.settings > 0 || self.env > 0 || self.limits > 0 || self.license
     }
 }
 
@@ -113,9 +117,20 @@ impl Store {
             let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
             let (file, keys): (Option<String>, bool) = statement.query_row([plugin], row).optional()?.unwrap_or_default();
             let others =
-                "SELECT EXISTS (SELECT 1 FROM config WHERE plugin = ?1) OR EXISTS (SELECT 1 FROM licenses WHERE plugin = ?1)";
+                "SELECT EXISTS (SELECT 1 FROM config WHERE plugin = ?1) OR EXISTS (SELECT 1 FROM licenses WHERE plugin = ?1)
+                     OR EXISTS (SELECT 1 FROM env WHERE plugin = ?1) OR EXISTS (SELECT 1 FROM limits WHERE plugin = ?1)";
             let others: bool = connection.prepare_cached(others)?.query_row([plugin], |row| row.get(0))?;
             Ok(Owner { file, has_data: keys || others })
+        })
+    }
+
+    /// Whether anything but events is kept under an id: its plugin was accepted once, or the operator has set something for it.
+    pub(crate) fn knows(&self, plugin: &str) -> Result<bool, StoreError> {
+        self.read(|connection| {
+            let sql = "SELECT EXISTS (SELECT 1 FROM plugins WHERE id = ?1) OR EXISTS (SELECT 1 FROM config WHERE plugin = ?1)
+                           OR EXISTS (SELECT 1 FROM licenses WHERE plugin = ?1) OR EXISTS (SELECT 1 FROM env WHERE plugin = ?1)
+                           OR EXISTS (SELECT 1 FROM limits WHERE plugin = ?1)";
+            Ok(connection.prepare_cached(sql)?.query_row([plugin], |row| row.get(0))?)
         })
     }
 
@@ -134,13 +149,16 @@ impl Store {
     pub(crate) fn holdings(&self) -> Result<Vec<Holding>, StoreError> {
         self.read(|connection| {
             let sql = "SELECT id, file, seen, coalesce(kv_keys, 0), coalesce(kv_bytes, 0),
-                              (SELECT count(*) FROM config WHERE plugin = id), EXISTS (SELECT 1 FROM licenses WHERE plugin = id)
+                              (SELECT count(*) FROM config WHERE plugin = id), (SELECT count(*) FROM env WHERE plugin = id),
+                              (SELECT count(*) FROM limits WHERE plugin = id), EXISTS (SELECT 1 FROM licenses WHERE plugin = id)
                        FROM (SELECT id FROM plugins UNION SELECT plugin FROM config UNION SELECT plugin FROM licenses
+                             UNION SELECT plugin FROM env UNION SELECT plugin FROM limits
                              UNION SELECT DISTINCT plugin FROM events) LEFT JOIN plugins USING (id) ORDER BY id";
             let mut statement = connection.prepare_cached(sql)?;
             let holding = |row: &rusqlite::Row<'_>| {
                 let (id, file, seen, keys, bytes) = (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?);
-                Ok(Holding { id, file, seen, keys, bytes, settings: row.get(5)?, license: row.get(6)? })
+                let (settings, env, limits, license) = (row.get(5)?, row.get(6)?, row.get(7)?, row.get(8)?);
+                Ok(Holding { id, file, seen, keys, bytes, settings, env, limits, license })
             };
             Ok(statement.query_map([], holding)?.collect::<Result<_, _>>()?)
         })
@@ -153,6 +171,8 @@ impl Store {
             for sql in [
                 "DELETE FROM kv WHERE plugin = ?1",
                 "DELETE FROM config WHERE plugin = ?1",
+                "DELETE FROM env WHERE plugin = ?1",
+                "DELETE FROM limits WHERE plugin = ?1",
                 "DELETE FROM licenses WHERE plugin = ?1",
                 "DELETE FROM events WHERE plugin = ?1",
                 "DELETE FROM plugins WHERE id = ?1",

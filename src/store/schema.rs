@@ -14,13 +14,17 @@ const APPLICATION_ID: i64 = 0x706c_6772;
 const SCHEMA: &str = include_str!("../../schema.sql");
 
 /// The ways from each version to the next, the first from version 1.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     "ALTER TABLE plugins ADD COLUMN uid INTEGER; CREATE UNIQUE INDEX plugins_by_uid ON plugins (uid)",
     "CREATE TABLE licenses (plugin TEXT PRIMARY KEY, token TEXT NOT NULL, warned INTEGER) STRICT, WITHOUT ROWID",
     "ALTER TABLE plugins ADD COLUMN file TEXT; ALTER TABLE plugins ADD COLUMN seen INTEGER;
      CREATE TABLE programs (file TEXT PRIMARY KEY, fingerprint TEXT, metadata TEXT CHECK (json_valid(metadata)), uid INTEGER)
          STRICT, WITHOUT ROWID;
      CREATE UNIQUE INDEX programs_by_uid ON programs (uid)",
+    "CREATE TABLE env (plugin TEXT NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (plugin, name))
+         STRICT, WITHOUT ROWID;
+     CREATE TABLE limits (plugin TEXT NOT NULL, name TEXT NOT NULL, value INTEGER NOT NULL, PRIMARY KEY (plugin, name))
+         STRICT, WITHOUT ROWID",
 ];
 
 /// How long a connection waits for a lock. Only another program's access, such as a backup's, can hold one for long.

@@ -320,7 +320,7 @@ fn metadata_is_asked_for_with_the_documented_environment_alone() {
     let seen = fs::read_to_string(seen).unwrap();
     let path = std::env::var("PATH").unwrap();
     let (marks, rest): (Vec<&str>, Vec<&str>) = seen.lines().partition(|line| line.starts_with("PLUGRACK_"));
-    assert_eq!(rest, ["HOME=/", "LANG=C.UTF-8", &format!("PATH={path}"), "TZ=UTC", "/"]);
+    assert_eq!(rest, ["HOME=/", "LANG=C.UTF-8", &format!("PATH={path}"), "PYTHONUNBUFFERED=1", "TZ=UTC", "/"]);
     let marks: Vec<_> = marks.iter().filter_map(|mark| Some(mark.split_once('=')?.0)).collect();
     assert_eq!(marks, ["PLUGRACK_ASK", "PLUGRACK_RUN"]);
     assert_eq!(listed(&server, "curious")["state"], "refused");

@@ -121,6 +121,7 @@ fn a_database_of_an_earlier_version_is_brought_up_to_date_and_nothing_is_lost() 
         include_str!("../fixtures/schema-1.sql"),
         include_str!("../fixtures/schema-2.sql"),
         include_str!("../fixtures/schema-3.sql"),
+        include_str!("../fixtures/schema-4.sql"),
     ];
     for (version, schema) in (1..).zip(schemas) {
         brings_up_to_date(version, schema);
@@ -158,7 +159,7 @@ fn brings_up_to_date(version: i64, schema: &str) {
         assert_eq!(shape(&database), shape(&fresh.data().join("plugrack.db")));
     }
     let version: i64 = Connection::open(&database).unwrap().pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
-    assert_eq!(version, 4);
+    assert_eq!(version, 5);
 }
 
 #[test]

@@ -105,6 +105,7 @@ fn a_plugin_has_the_documented_environment_and_nothing_else_of_the_hosts() {
         ("PLUGRACK_PROTOCOL".to_owned(), "1".to_owned()),
         ("PLUGRACK_RUN".to_owned(), env["PLUGRACK_RUN"].clone()),
         ("PLUGRACK_SOCKET".to_owned(), env["PLUGRACK_SOCKET"].clone()),
+        ("PYTHONUNBUFFERED".to_owned(), "1".to_owned()),
         ("TZ".to_owned(), "UTC".to_owned()),
     ]);
     assert_eq!(env, expected);

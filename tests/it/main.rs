@@ -33,6 +33,7 @@ mod logs;
 mod operator;
 mod orphans;
 mod overload;
+mod plugin_settings;
 mod proxies;
 mod scenarios;
 mod sdk;
