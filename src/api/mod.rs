@@ -9,7 +9,7 @@ use crate::plugin::{Command, HOLD, Plugin, State};
 use crate::protocol::message::{DeleteOp, KvOp, ListOp, MAX_KEY, MAX_VALUE, SetOp};
 use crate::protocol::metadata::is_plugin_id;
 use crate::rack::{Entry, Rack};
-use crate::standing::{check_form, check_text, verdict};
+use crate::standing::{check_form, check_text, for_people, verdict};
 use crate::store::StoreError;
 use crate::store::kv::KvError;
 use base64::Engine;
@@ -38,12 +38,17 @@ const MAX_CONFIG_VALUE: usize = 16 * 1024;
 /// Largest settings of a plugin together, in bytes, as they stand in the head of `init`: beside them it has space for a licence.
 const MAX_CONFIG: usize = 48 * 1024;
 
+/// The header of an error that a plugin gave, whose code and message are its own.
+pub(crate) const BY_PLUGIN: (&str, &str) = ("x-plugrack-error", "plugin");
+
 /// The API of a rack.
 pub(crate) struct Api {
     rack: Arc<Rack>,
     token: String,
     /// How long an operation on a plugin's keys may take.
     kv_timeout: Duration,
+    /// The URL of the host, if it has one.
+    base: Option<String>,
 }
 
 /// An answer.
@@ -118,9 +123,9 @@ struct Call<'a> {
 }
 
 impl Api {
-    /// The API of a rack, for whoever has the token.
-    pub(crate) fn new(rack: Arc<Rack>, token: String, kv_timeout: Duration) -> Self {
-        Self { rack, token, kv_timeout }
+    /// The API of a rack, for whoever has the token. `base` is the URL of the host, if it has one.
+    pub(crate) fn new(rack: Arc<Rack>, token: String, kv_timeout: Duration, base: Option<String>) -> Self {
+        Self { rack, token, kv_timeout, base }
     }
 
     /// Answers a request to `url`, as it was sent, from a client that shows `authorization`.
@@ -200,7 +205,8 @@ impl Api {
 
     fn instance(&self) -> Reply {
         let host = self.rack.host();
-        Reply::ok(&json!({"instance_id": host.instance_id.to_string(), "version": env!("CARGO_PKG_VERSION")}))
+        let (id, plugins) = (host.instance_id.to_string(), self.rack.dir().display().to_string());
+        Reply::ok(&json!({"instance_id": id, "version": env!("CARGO_PKG_VERSION"), "plugins_dir": plugins}))
     }
 
     fn rescan(&self) -> Handled {
@@ -210,7 +216,7 @@ impl Api {
     }
 
     fn show(&self, id: &str) -> Handled {
-        view::one(&self.rack, id)?.map(|plugin| Reply::ok(&plugin)).ok_or_else(|| no_plugin(&self.rack, id))
+        view::one(&self.rack, id, self.base.as_deref())?.map(|plugin| Reply::ok(&plugin)).ok_or_else(|| no_plugin(&self.rack, id))
     }
 
     /// Deletes what a plugin that is gone has left.
@@ -343,7 +349,7 @@ impl Api {
         };
         let verb = if plugin.status().state == State::Ready { "runs" } else { "is started" };
         let with = if present.is_some() { "with its previous one" } else { "without one" };
-        let outcome = format!("{id} {} the licence and {verb} {with} again: {why}", verdict(&why));
+        let outcome = format!("{id} {} the licence and {verb} {with} again: {}", verdict(&why), for_people(&why));
         Err(Refused::new(409, "license_refused", outcome))
     }
 
@@ -360,7 +366,8 @@ impl Api {
         check_unsigned(Some(token), &place).map_err(|refusal| match refusal.code {
             Code::Malformed => Refused::new(400, "bad_license", refusal.what),
             code => {
-                let message = format!("the licence of {id} is unchanged: {}, or set it all the same with --force", refusal.what);
+                let what = refusal.what;
+                let message = format!("the licence of {id} is unchanged: {what}, or set it all the same with --force ({code})");
                 Refused::new(422, code.as_str(), message)
             }
         })
@@ -413,15 +420,17 @@ impl Api {
             Ok(Ok((result, value))) if reading => match result.found {
                 Some(false) => Err(Refused::new(404, "not_found", format!("the plugin {id} has no key {key:?}"))),
                 _ => {
-                    let (text, base64) = match String::from_utf8(value) {
-                        Ok(text) => (Some(text), None),
-                        Err(error) => (None, Some(BASE64.encode(error.into_bytes()))),
+                    let (name, value) = match String::from_utf8(value) {
+                        Ok(text) => ("value", text),
+                        Err(error) => ("value_base64", BASE64.encode(error.into_bytes())),
                     };
-                    Ok(Reply::ok(&json!({"key": key, "rev": result.rev, "value": text, "value_base64": base64})))
+                    Ok(Reply::ok(&json!({"key": key, "rev": result.rev, name: value})))
                 }
             },
             Ok(Ok((result, _))) => Ok(Reply::ok(&json!({"key": key, "rev": result.rev, "found": result.found}))),
-            Ok(Err(KvFailure::Refused(failure))) => Err(Refused::new(status_of(&failure.code), &failure.code, failure.message)),
+            Ok(Err(KvFailure::Refused(failure))) => {
+                Err(Refused::new(status_of(&failure.code), &failure.code, failure.message).with(BY_PLUGIN.0, BY_PLUGIN.1))
+            }
             Ok(Err(KvFailure::Failed(Failed::Timeout))) | Err(_) => {
                 Err(Refused::new(504, "timeout", format!("the plugin {id} did not answer in time")))
             }

@@ -26,6 +26,7 @@ const LAYERS: [&[&str]; 6] = [
         "standing",
         "text",
         "time_mark",
+        "utc",
     ],
     &[
         "protocol/frame",
@@ -92,8 +93,20 @@ const LAYERS: [&[&str]; 6] = [
         "hot_paths",
     ],
     &["api/mod", "api/view", "pages/mod", "http", "client"],
-    &["server", "cli/console"],
-    &["cli/config", "cli/instance", "cli/kv", "cli/license", "cli/logs", "cli/plugins", "cli/vendor", "cli/mod", "lib", "main"],
+    &["server", "cli/console", "cli/table"],
+    &[
+        "cli/config",
+        "cli/instance",
+        "cli/kv",
+        "cli/license",
+        "cli/logs",
+        "cli/plugins",
+        "cli/usage",
+        "cli/vendor",
+        "cli/mod",
+        "lib",
+        "main",
+    ],
 ];
 
 /// What the SDK may use beside itself, so that plugin authors get nothing of the host.

@@ -35,6 +35,7 @@ mod orphans;
 mod overload;
 mod proxies;
 mod scenarios;
+mod screens;
 mod sdk;
 mod sdk_concurrency;
 mod slow_clients;
