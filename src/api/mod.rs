@@ -10,8 +10,9 @@ use crate::protocol::message::{DeleteOp, KvOp, ListOp, MAX_KEY, MAX_VALUE, SetOp
 use crate::protocol::metadata::is_plugin_id;
 use crate::rack::{Entry, Rack};
 use crate::standing::{check_form, check_text, for_people, verdict};
-use crate::store::StoreError;
 use crate::store::kv::KvError;
+use crate::store::{StoreError, now_ms};
+use crate::utc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use crossbeam_channel::bounded;
@@ -399,7 +400,12 @@ impl Api {
             values: false,
         };
         let answer = self.rack.host().store.kv(plugin.id(), KvOp::List(list), &[]).wait().map_err(|error| kv_refused(&error))?;
-        let keys: Value = serde_json::from_slice(&answer.body).map_err(Refused::internal)?;
+        let mut keys: Value = serde_json::from_slice(&answer.body).map_err(Refused::internal)?;
+        for entry in keys.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+            if let Some(left) = entry.remove("expires_in_ms").and_then(|left| left.as_i64()) {
+                entry.insert("expires_at".to_owned(), utc::rfc3339(now_ms().saturating_add(left)).into());
+            }
+        }
         Ok(Reply::ok(&json!({"keys": keys, "next": answer.result.next})))
     }
 

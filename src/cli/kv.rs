@@ -107,7 +107,11 @@ fn list(console: &Console, api: &ApiClient, id: &str, prefix: &str) -> Result<()
         }
     }
     console.print(&json!({ "keys": keys }), |answer| {
-        let line = |entry: &Value| format!("{}  {} bytes, revision {}\n", word(&entry["key"]), entry["size"], entry["rev"]);
+        let line = |entry: &Value| {
+            let expires = word(&entry["expires_at"]);
+            let until = if expires.is_empty() { String::new() } else { format!(", expires {expires}") };
+            format!("{}  {} bytes, revision {}{until}\n", word(&entry["key"]), entry["size"], entry["rev"])
+        };
         items(&answer["keys"]).map(line).collect()
     })
 }

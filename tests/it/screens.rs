@@ -264,6 +264,13 @@ fn times_in_json_are_rfc_3339_and_a_licence_is_an_object() {
     let value = json_of(&server.cli(&["kv", "get", "p", "k", "--json"]));
     assert_eq!(value, json!({"key": "k", "rev": value["rev"], "value_base64": "/w=="}));
     assert_eq!(json_of(&server.cli(&["kv", "list", "p", "--json"]))["keys"][0]["key"], "k");
+    let expiring = json!({"op": "incr", "key": "a", "ttl_ms": 600_000}).to_string();
+    assert_eq!(server.request("POST", "/p/kv", &[], expiring.as_bytes()).status, 200);
+    let keys = json_of(&server.cli(&["kv", "list", "p", "--json"]));
+    assert!(is_time(&keys["keys"][0]["expires_at"]) && keys["keys"][1]["expires_at"].is_null(), "{keys:#}");
+    assert_times(&keys, "kv list");
+    let text = server.cli(&["kv", "list", "p"]);
+    assert!(text.starts_with(&format!("a  1 bytes, revision {}, expires 2", keys["keys"][0]["rev"])), "{text}");
 }
 
 /// The error that a command with `--json` prints, which must be one line.
