@@ -24,9 +24,12 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Host small web apps, written in any language, behind one server
+/// What the program is, in its help.
+const ABOUT: &str = "Host small web apps, written in any language, behind one server";
+
+/// The command line.
 #[derive(Debug, Parser)]
-#[command(version, about, long_about = None, max_term_width = 100, after_help = "\
+#[command(version, about = ABOUT, long_about = None, max_term_width = 100, after_help = "\
 Begin with:
   plugrack serve --data ./var            start a host; put plugins in ./var/plugins
   curl http://127.0.0.1:8080/            see them

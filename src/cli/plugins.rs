@@ -7,6 +7,7 @@ use super::table;
 use crate::client::segment;
 use crate::standing::for_people;
 use crate::store::now_ms;
+use crate::utc;
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
 use std::collections::HashSet;
@@ -153,7 +154,11 @@ fn short_list(answer: &Value, width: usize, now: i64) -> String {
     let rows: Vec<_> = std::iter::once(heading).chain(items(&answer["plugins"]).map(|plugin| cells(plugin, " ", now))).collect();
     let widths = table::fit(&rows, &SHRINK, width);
     let explanations = std::iter::once((String::new(), String::new()));
-    let explanations = explanations.chain(items(&answer["plugins"]).map(|plugin| explanation(plugin, now)));
+    let explanations = explanations.chain(items(&answer["plugins"]).map(|plugin| match &plugin["license"]["code"] {
+        // What the plugin says is long, and its end, which is what to do, would be cut.
+        code if code == "missing" => (format!("no licence: plugrack license set {} TOKEN", word(&plugin["id"])), String::new()),
+        _ => explanation(plugin, now),
+    }));
     let mut out = String::new();
     for (row, (why, retry)) in rows.iter().zip(explanations) {
         let plain = table::row(row, &widths, |_, cell| cell);
@@ -274,7 +279,14 @@ fn details(plugin: &Value, now: i64) -> String {
     if !end.is_null() {
         let how =
             if said.insert(text(&end["reason"])) { for_people(&word(&end["reason"])) } else { "see the reason above".to_owned() };
-        let lines: String = items(&end["lines"]).map(|line| format!("    {}\n", word(line))).collect();
+        // Where all that it printed is the reason, that was said.
+        let is_said = |line: &Value| {
+            let line = line.as_str().unwrap_or_default();
+            let printed = line.split_once(' ').filter(|(time, _)| utc::parse(time).is_some()).map_or(line, |(_, rest)| rest);
+            end["reason"].as_str().is_some_and(|reason| reason.contains(printed))
+        };
+        let lines = items(&end["lines"]).filter(|_| !items(&end["lines"]).all(is_said));
+        let lines: String = lines.map(|line| format!("    {}\n", word(line))).collect();
         let printed = if lines.is_empty() { "" } else { "  what it had printed\n" };
         section("last end", format!("  {}: {how}\n{printed}{lines}", time_and_age(&end["at"], now)));
     }

@@ -78,7 +78,8 @@ fn a_list_fits_80_columns_with_long_names_and_plugins_in_every_state() {
         "id": long_id, "name": "日本語".repeat(20), "version": format!("1.0.0-{}", "v".repeat(58)), "icon": "🧪",
         "route": format!("/{}", "r".repeat(127)), "concurrency": 4,
     });
-    let unlicensed = json!({"metadata": metadata("unlicensed"), "license": {"code": "missing", "text": "日本語🚂".repeat(40)}});
+    let unlicensed =
+        json!({"metadata": metadata("unlicensed"), "license": {"code": "unknown_key", "text": "日本語🚂".repeat(40)}});
     let server = Site::new()
         .fake_with("long", &json!({"metadata": long}))
         .fake_with("unlicensed", &unlicensed)
@@ -138,7 +139,10 @@ fn a_list_fits_80_columns_with_long_names_and_plugins_in_every_state() {
             assert_eq!(cells[column], long[field].as_str().unwrap());
         }
         let row = list.lines().find(|line| line.starts_with("unlicensed ")).unwrap();
-        assert!(row.contains("  refused:missing  ") && row.ends_with(&format!("{} (missing)", "日本語🚂".repeat(40))), "{row}");
+        assert!(
+            row.contains("  refused:unknown_key  ") && row.ends_with(&format!("{} (unknown_key)", "日本語🚂".repeat(40))),
+            "{row}"
+        );
         assert!(list.lines().all(|line| line.split_whitespace().count() >= 11), "no cell is empty:\n{list}");
     }
 }
@@ -166,7 +170,10 @@ fn commands_have_the_names_that_people_try() {
     assert_eq!(server.cli(&["reload"]), "nothing has changed\n");
     let help = command(binary()).arg("--help").output().unwrap();
     let help = text(&help.stdout);
-    assert!(help.contains("List plugins and their status") && !help.contains("reload"), "{help}");
+    assert!(
+        help.starts_with("Host small web apps") && help.contains("List plugins and their status") && !help.contains("reload"),
+        "{help}"
+    );
 }
 
 #[test]
@@ -193,9 +200,13 @@ fn a_plugin_is_shown_by_its_state_first_and_each_reason_once() {
         assert!(head.contains(&advice) && head.ends_with(&format!("\nreason       {reason}")), "{shown}");
         assert_eq!(head.contains("\nnext try     in "), id == "p", "{shown}");
         assert_eq!(shown.matches(reason).count(), 1, "{shown}");
+        let words = reason.strip_prefix("exit code 1: ").unwrap_or(reason).trim_end_matches(" (missing)");
+        assert_eq!(shown.matches(words).count(), 1, "{shown}");
         let events = shown.split_once("events, newest first\n").unwrap().1;
         assert!(events.lines().all(|event| event.contains(" ago)  ")), "{shown}");
     }
+    let list = on_terminal(&server, 80, &["list"]);
+    assert!(list.contains("\n  no licence: plugrack license set l TOKEN\n"), "{list}");
     let shown = server.cli(&["show", "q"]);
     let (pid, url) = (running["process"]["pid"].to_string(), format!("http://{}/q", server.address()));
     for (name, value) in [("url", &*url), ("pid", &pid), ("failed", "0"), ("license", "none"), ("file", "q"), ("restarts", "0")] {
