@@ -1,7 +1,7 @@
 //! The operator's side of the API: how the commands talk to the running host.
 
+use crate::api::BY_PLUGIN;
 use crate::data_dir::DataDir;
-use anyhow::{Context, Result, bail};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use std::io::{self, Read, Write};
@@ -25,6 +25,71 @@ const SEGMENT: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_'
 /// Where the API is as a URL; the host is not looked up, since the socket leads there.
 const BASE: &str = "http://127.0.0.1/api";
 
+/// Why a call of the API gives nothing.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClientError {
+    /// There is no host.
+    #[error("no host runs on this data directory: start it with plugrack serve")]
+    NoHost,
+    /// There is one, whose socket was removed.
+    #[error(
+        "the host that runs on this data directory (process {pid}) does not listen at {socket}, which was removed: restart it"
+    )]
+    NoSocket {
+        /// The host's process.
+        pid: String,
+        /// Where its socket was.
+        socket: String,
+    },
+    /// The host's socket or token cannot be used.
+    #[error("{0}")]
+    Unreachable(String),
+    /// The host has not answered, or not in the form of the API.
+    #[error("the host at {socket} does not answer: {why}")]
+    NoAnswer {
+        /// Its socket.
+        socket: String,
+        /// What happened instead.
+        why: String,
+    },
+    /// The host has answered with an error.
+    #[error("{message}")]
+    Refused {
+        /// The error's code: of the API, or of the plugin.
+        code: String,
+        /// The error's sentence.
+        message: String,
+    },
+    /// The plugin has answered with an error.
+    #[error("{message} ({code})")]
+    ByPlugin {
+        /// The plugin's code.
+        code: String,
+        /// The plugin's sentence.
+        message: String,
+    },
+}
+
+impl ClientError {
+    /// The error's code, for programs.
+    pub(crate) fn code(&self) -> &str {
+        match self {
+            Self::NoHost | Self::NoSocket { .. } => "no_host",
+            Self::Unreachable(_) => "unreachable",
+            Self::NoAnswer { .. } => "no_answer",
+            Self::Refused { code, .. } | Self::ByPlugin { code, .. } => code,
+        }
+    }
+
+    /// The error's sentence without its code.
+    pub(crate) fn message(&self) -> String {
+        match self {
+            Self::Refused { message, .. } | Self::ByPlugin { message, .. } => message.clone(),
+            other => other.to_string(),
+        }
+    }
+}
+
 /// A way to the running host's API.
 pub(crate) struct ApiClient {
     agent: Agent,
@@ -34,47 +99,57 @@ pub(crate) struct ApiClient {
 
 impl ApiClient {
     /// Finds the host that runs on a data directory.
-    pub(crate) fn new(data: &DataDir) -> Result<Self> {
+    ///
+    /// # Errors
+    /// No host runs there, or its socket or token cannot be used.
+    pub(crate) fn new(data: &DataDir) -> Result<Self, ClientError> {
         let socket = data.api_socket();
         match UnixStream::connect(&socket) {
             Ok(_) => {}
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-                if let Some(pid) = data.holder() {
-                    bail!(
-                        "the host that runs on this data directory (process {pid}) does not listen at {}, which was removed: restart it",
-                        socket.display()
-                    );
-                }
-                bail!("no host runs on this data directory: start it with plugrack serve")
+                return Err(match data.holder() {
+                    Some(pid) => ClientError::NoSocket { pid, socket: socket.display().to_string() },
+                    None => ClientError::NoHost,
+                });
             }
-            Err(error) => return Err(error).with_context(|| format!("cannot connect to {}", socket.display())),
+            Err(error) => return Err(ClientError::Unreachable(format!("cannot connect to {}: {error}", socket.display()))),
         }
         let config = Agent::config_builder().http_status_as_error(false).proxy(None).build();
         let agent = Agent::with_parts(config, Socket { path: socket.clone() }, DefaultResolver::default());
-        Ok(Self { agent, socket, token: data.read_admin_token()? })
+        let token = data.read_admin_token().map_err(|error| ClientError::Unreachable(format!("{error:#}")))?;
+        Ok(Self { agent, socket, token })
     }
 
-    /// Calls the API: the JSON it answers, or the sentence of its error.
-    pub(crate) fn call(&self, method: &str, path: &str, body: &[u8]) -> Result<Value> {
+    /// Calls the API: the JSON that it answers.
+    ///
+    /// # Errors
+    /// The host does not answer, or answers with an error.
+    pub(crate) fn call(&self, method: &str, path: &str, body: &[u8]) -> Result<Value, ClientError> {
         self.call_within(CALL_TIME, method, path, body)
     }
 
-    /// Calls the API, and waits for its answer for as long as `time`.
-    pub(crate) fn call_within(&self, time: Duration, method: &str, path: &str, body: &[u8]) -> Result<Value> {
+    /// As [`ApiClient::call`], for a call whose answer may take as long as `time`.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn call_within(&self, time: Duration, method: &str, path: &str, body: &[u8]) -> Result<Value, ClientError> {
+        let no_answer = |why: String| ClientError::NoAnswer { socket: self.socket.display().to_string(), why };
         let request = Request::builder()
             .method(method)
             .uri(format!("{BASE}{path}"))
             .header("authorization", format!("Bearer {}", self.token))
-            .body(body)?;
+            .body(body)
+            .map_err(|error| no_answer(error.to_string()))?;
         let request = self.agent.configure_request(request).timeout_global(Some(time)).build();
-        let mut response =
-            self.agent.run(request).with_context(|| format!("the host at {} does not answer", self.socket.display()))?;
-        let text = response.body_mut().with_config().limit(MAX_ANSWER).read_to_string()?;
-        let answer: Value = serde_json::from_str(&text).context("the host's answer is not JSON")?;
-        match answer["error"]["message"].as_str() {
-            Some(message) => bail!("{message}"),
-            None => Ok(answer),
-        }
+        let mut response = self.agent.run(request).map_err(|error| no_answer(error.to_string()))?;
+        let by_plugin = response.headers().get(BY_PLUGIN.0).is_some_and(|by| by.as_bytes() == BY_PLUGIN.1.as_bytes());
+        let text = response.body_mut().with_config().limit(MAX_ANSWER).read_to_string();
+        let text = text.map_err(|error| no_answer(error.to_string()))?;
+        let answer: Value = serde_json::from_str(&text).map_err(|_| no_answer("it sends something else than JSON".to_owned()))?;
+        let error = &answer["error"];
+        let Some(message) = error["message"].as_str().map(str::to_owned) else { return Ok(answer) };
+        let code = error["code"].as_str().unwrap_or_default().to_owned();
+        Err(if by_plugin { ClientError::ByPlugin { code, message } } else { ClientError::Refused { code, message } })
     }
 }
 

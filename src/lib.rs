@@ -100,6 +100,8 @@ mod text;
 #[cfg(feature = "host")]
 mod time_mark;
 #[cfg(feature = "host")]
+mod utc;
+#[cfg(feature = "host")]
 mod watch;
 #[cfg(feature = "host")]
 mod worker;

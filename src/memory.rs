@@ -1,6 +1,8 @@
-//! Whether the kernel has been killing for want of memory.
+//! Memory of the machine: whether the kernel has been killing for want of it, and how much the processes of a session have.
 
-use procfs::vmstat;
+use procfs::process::all_processes;
+use procfs::{page_size, vmstat};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 /// The kernel's count of such kills, in `/proc/vmstat`: of the whole machine, containers included.
@@ -26,6 +28,17 @@ impl Memory {
     pub(crate) fn ran_out(&self) -> bool {
         count() > self.seen.load(Ordering::Relaxed)
     }
+}
+
+/// Resident memory in bytes of all processes of each session, by the session's id. A page that processes share counts for each of them.
+/// Empty where there is no `/proc`.
+pub(crate) fn by_session() -> BTreeMap<i32, u64> {
+    let mut sessions = BTreeMap::new();
+    // A process that ends while it is looked at has none.
+    for stat in all_processes().into_iter().flatten().filter_map(|process| process.ok()?.stat().ok()) {
+        *sessions.entry(stat.session).or_default() += stat.rss * page_size();
+    }
+    sessions
 }
 
 /// Zero where the kernel does not say.

@@ -210,6 +210,8 @@ pub(crate) struct Plugin {
     pub(crate) control: Sender<Command>,
     /// Requests answered by it.
     pub(crate) answered: AtomicU64,
+    /// Requests that it failed: each has a line in its log.
+    pub(crate) failed: AtomicU64,
     /// Connections that wait for a request.
     pub(crate) idle: AtomicUsize,
     /// Connections open, or about to be.
@@ -265,6 +267,7 @@ impl Plugin {
             log,
             control,
             answered: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
             idle: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
             stalled: AtomicUsize::new(0),
@@ -389,6 +392,12 @@ impl Plugin {
     pub(crate) fn unresponsive(&self, life: u64, why: String) {
         // A supervisor that is gone has no process either.
         drop(self.control.send(Command::Unresponsive { life, why }));
+    }
+
+    /// Counts a request that it failed, and writes the line about it to its log.
+    pub(crate) fn note_failed(&self, line: &str) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+        self.log.note(line);
     }
 
     /// How the plugin is.

@@ -117,7 +117,7 @@ impl Exit {
             Self::NoRoom => "raise that limit, or stop another plugin: it is tried again by itself".into(),
             Self::NotStarted => "free or raise what there is too little of: it is tried again by itself".into(),
             Self::Code(_) | Self::Signal(_) | Self::Fault => {
-                format!("mend what its last lines (plugrack logs {id}) complain of; plugrack start {id} tries it at once")
+                format!("fix the error in its last lines (plugrack logs {id}), then: plugrack start {id}")
             }
         }
     }

@@ -156,7 +156,16 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     callback::listen(Arc::clone(&host)).context("cannot listen on the host socket")?;
     log::info!("plugrack {} is instance {instance_id}", env!("CARGO_PKG_VERSION"));
     let rack = Arc::new(Rack::new(host, plugins.clone()));
-    let api = Arc::new(Api::new(Arc::clone(&rack), token));
+    let scheme = match (listen, &settings.tls_cert) {
+        (Listen::Unix(_), _) => "",
+        (_, Some(_)) => "https://",
+        (_, None) => "http://",
+    };
+    // Of a host that listens at every address, the one that leads to it from its own machine.
+    let port = listening.strip_prefix("0.0.0.0:").or_else(|| listening.strip_prefix("[::]:"));
+    let reachable = port.map_or_else(|| listening.clone(), |port| format!("localhost:{port}"));
+    let base = (!scheme.is_empty()).then(|| format!("{scheme}{reachable}"));
+    let api = Arc::new(Api::new(Arc::clone(&rack), token, base));
     let max_connections = rack.host().room.connections(settings.limits.max_connections);
     let limits = Limits { max_connections, ..settings.limits.clone() };
     let per_plugin = limits.max_connections_per_plugin.of(max_connections);
@@ -175,11 +184,6 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     data.reserve().keep();
     let (data_watch, lost) =
         Watch::start(&data, store.clone(), lock).context("cannot start the thread that watches the data directory")?;
-    let scheme = match (listen, &settings.tls_cert) {
-        (Listen::Unix(_), _) => "",
-        (_, Some(_)) => "https://",
-        (_, None) => "http://",
-    };
     log::info!("listening on {scheme}{listening}, plugins from {}", plugins.display());
     if matches!(listen, Listen::Tcp(address) if !address.ip().is_loopback()) && settings.tls_cert.is_none() {
         log::warn!("{listening} is open to the network, in plain HTTP: set --tls-cert, or put a reverse proxy with TLS in front");

@@ -6,6 +6,10 @@
 use crate::license::{Claims, Code, MAX_TOKEN, Standing, Time, unverified};
 use crate::protocol::message::Failure;
 use crate::restart::Exit;
+use serde::Serialize;
+
+/// What the sentence of a plugin that has refused its licence begins with.
+const SENTENCE: &str = "licence: ";
 
 /// What every token begins with.
 const PREFIX: &str = "v4.public.";
@@ -61,7 +65,48 @@ pub(crate) fn rejects_trial(exit: Exit, ran: bool) -> bool {
 
 /// What a plugin has done with a licence on trial that it did not get ready with, by the reason of its end.
 pub(crate) fn verdict(why: &str) -> &'static str {
-    if why.starts_with("licence: ") { "refused" } else { "did not start with" }
+    if why.starts_with(SENTENCE) { "rejected" } else { "did not start with" }
+}
+
+/// The sentence `licence: CODE: WHAT TO DO` as people read it: `WHAT TO DO (CODE)`. Any other reason stays as it is.
+pub(crate) fn for_people(why: &str) -> String {
+    match why.strip_prefix(SENTENCE).and_then(|rest| rest.split_once(": ")) {
+        Some((code, what)) => format!("{what} ({code})"),
+        None => why.to_owned(),
+    }
+}
+
+/// The status of a plugin's licence.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct LicenseStatus {
+    /// The state, by which programs decide.
+    pub(crate) state: LicenseState,
+    /// The code by which the plugin has refused it.
+    code: Option<&'static str>,
+    /// What people should know: why it was refused, or when it ends.
+    message: Option<String>,
+    /// When it expires, in RFC 3339, as the token says, which the host cannot verify.
+    expires_at: Option<String>,
+}
+
+/// The state of a plugin's licence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum LicenseState {
+    /// None is set, and the plugin has not asked for one.
+    None,
+    /// The plugin runs with it.
+    Valid,
+    /// The plugin runs with it, and it expires within 30 days.
+    Expiring,
+    /// It has expired, and the plugin still runs.
+    Grace,
+    /// It has expired, and the plugin has refused it.
+    Expired,
+    /// The plugin has refused it for another reason, or misses one.
+    Refused,
+    /// One is set, and the plugin does not run for another reason.
+    Unchecked,
 }
 
 /// As much of a token as is shown.
@@ -100,18 +145,30 @@ fn in_days(days: u32) -> String {
     if days == 1 { "1 day".into() } else { format!("{days} days") }
 }
 
-/// How a plugin stands: `refused` is the code by which it has refused its licence, `runs` whether it answers. None while it does
-/// not run for another reason, since then nobody has checked what it has.
-pub(crate) fn standing(token: Option<&str>, refused: Option<Code>, runs: bool, now: Time) -> Option<String> {
-    match (refused, token) {
-        (Some(code), _) => Some(format!("refused: {code}")),
-        (None, None) => Some("none".into()),
-        (None, Some(token)) => runs.then(|| match unverified(token).map(|claims| of_running(&claims, now)) {
-            Some(Standing::Warning { days_left }) => format!("expires in {}", in_days(days_left)),
-            Some(Standing::Grace { .. }) => "grace".into(),
-            Some(Standing::Valid) | None => "valid".into(),
-        }),
-    }
+/// The status of a plugin's licence: `refused` is the code by which the plugin has refused it, and the reason, `runs` whether it answers.
+pub(crate) fn standing(token: Option<&str>, refused: Option<(Code, &str)>, runs: bool, now: Time) -> LicenseStatus {
+    let claims = token.and_then(unverified);
+    let (state, code, message) = match (refused, token) {
+        (Some((code, why)), _) => {
+            let state = if code == Code::Expired { LicenseState::Expired } else { LicenseState::Refused };
+            let what = why.strip_prefix(&format!("{SENTENCE}{code}: ")).unwrap_or(why);
+            (state, Some(code.as_str()), Some(what.to_owned()))
+        }
+        (None, None) => (LicenseState::None, None, None),
+        (None, Some(_)) if !runs => (LicenseState::Unchecked, None, None),
+        (None, Some(_)) => match claims.as_ref().map(|claims| of_running(claims, now)) {
+            Some(Standing::Warning { days_left }) => {
+                (LicenseState::Expiring, None, Some(format!("expires in {}", in_days(days_left))))
+            }
+            Some(Standing::Grace { days_left }) => {
+                (LicenseState::Grace, None, Some(format!("expired, and the vendor lets it run for {} more", in_days(days_left))))
+            }
+            Some(Standing::Valid) | None => (LicenseState::Valid, None, None),
+        },
+    };
+    // A token has whole seconds, and times in JSON have milliseconds.
+    let expires_at = claims.and_then(|claims| claims.exp).map(|exp| exp.to_string().replace('Z', ".000Z"));
+    LicenseStatus { state, code, message, expires_at }
 }
 
 #[cfg(test)]
@@ -134,23 +191,39 @@ mod tests {
         let end: Time = "2027-03-01T00:00:00Z".parse().unwrap();
         let dated = token(r#""inst":[],"exp":"2027-03-01T00:00:00Z","grace_days":14"#);
         let (dated, forever, garbled) = (Some(&*dated), Some(&*token(r#""inst":[]"#)), Some("v4.public.AAAA.BBBB"));
+        let missing = Some((Code::Missing, "licence: missing: set one"));
+        let expired = Some((Code::Expired, "licence: expired: renew it"));
         for (token, refused, runs, seconds, expected) in [
-            (None, None, true, 0, Some("none")),
-            (None, Some(Code::Missing), false, 0, Some("refused: missing")),
-            (dated, Some(Code::Expired), false, 0, Some("refused: expired")),
-            (dated, None, false, 0, None),
-            (dated, None, true, -30 * DAY - 1, Some("valid")),
-            (dated, None, true, -30 * DAY, Some("expires in 30 days")),
-            (dated, None, true, -DAY - 1, Some("expires in 2 days")),
-            (dated, None, true, -DAY, Some("expires in 1 day")),
-            (dated, None, true, -1, Some("expires in 1 day")),
-            (dated, None, true, 0, Some("grace")),
-            (dated, None, true, 20 * DAY, Some("grace")),
-            (forever, None, true, 0, Some("valid")),
-            (garbled, None, true, 0, Some("valid")),
+            (None, None, true, 0, (LicenseState::None, None, None)),
+            (None, missing, false, 0, (LicenseState::Refused, Some("missing"), Some("set one"))),
+            (dated, expired, false, 0, (LicenseState::Expired, Some("expired"), Some("renew it"))),
+            (dated, None, false, 0, (LicenseState::Unchecked, None, None)),
+            (dated, None, true, -30 * DAY - 1, (LicenseState::Valid, None, None)),
+            (dated, None, true, -30 * DAY, (LicenseState::Expiring, None, Some("expires in 30 days"))),
+            (dated, None, true, -DAY - 1, (LicenseState::Expiring, None, Some("expires in 2 days"))),
+            (dated, None, true, -DAY, (LicenseState::Expiring, None, Some("expires in 1 day"))),
+            (dated, None, true, -1, (LicenseState::Expiring, None, Some("expires in 1 day"))),
+            (dated, None, true, 0, (LicenseState::Grace, None, Some("expired, and the vendor lets it run for 14 days more"))),
+            (
+                dated,
+                None,
+                true,
+                20 * DAY,
+                (LicenseState::Grace, None, Some("expired, and the vendor lets it run for 0 days more")),
+            ),
+            (forever, None, true, 0, (LicenseState::Valid, None, None)),
+            (garbled, None, true, 0, (LicenseState::Valid, None, None)),
         ] {
-            let standing = standing(token, refused, runs, end.plus_seconds(seconds));
-            assert_eq!(standing.as_deref(), expected, "{token:?} {refused:?} {runs} {seconds}");
+            let status = standing(token, refused, runs, end.plus_seconds(seconds));
+            let told = (status.state, status.code, status.message.as_deref());
+            assert_eq!(told, expected, "{token:?} {refused:?} {runs} {seconds}");
+            let expires_at = (token == dated && dated.is_some()).then_some("2027-03-01T00:00:00.000Z");
+            assert_eq!(status.expires_at.as_deref(), expires_at, "{token:?}");
+        }
+        for (why, shown) in
+            [("licence: expired: renew it: now", "renew it: now (expired)"), ("exit code 1: no", "exit code 1: no")]
+        {
+            assert_eq!(for_people(why), shown);
         }
         let warning = |seconds| warning(dated.unwrap(), end.plus_seconds(seconds)).unwrap_or_default();
         assert_eq!(warning(-30 * DAY - 1), "");

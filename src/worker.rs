@@ -740,7 +740,7 @@ impl Worker {
     /// Breaks an answer off that has begun, so that its client does not take it for whole.
     fn cut(&self, job: &mut WebJob, name: &str, why: &str) -> Outcome {
         job.client.cut();
-        self.plugin.log.note(&format!("{name}: the answer was cut short: {why}"));
+        self.plugin.note_failed(&format!("{name}: the answer was cut short: {why}"));
         Err(Broken)
     }
 
@@ -758,7 +758,7 @@ impl Worker {
 
     /// Answers a request that the plugin has failed. The line in its log comes first, so that a client that has the answer finds it.
     fn fail<T>(&self, job: WebJob, failed: Failed, why: &str, outcome: Result<T, Broken>) -> Result<T, Broken> {
-        self.plugin.log.note(&format!("{}: {why}", job.client.name()));
+        self.plugin.note_failed(&format!("{}: {why}", job.client.name()));
         job.fail(failed);
         outcome
     }
@@ -831,7 +831,7 @@ impl Worker {
 
     /// Answers an operation that the plugin has failed.
     fn fail_kv(&self, job: KvJob, failed: Failed, why: &str) -> Outcome {
-        self.plugin.log.note(&format!("{}: {why}", job.name()));
+        self.plugin.note_failed(&format!("{}: {why}", job.name()));
         job.reply(Err(KvFailure::Failed(failed)));
         Err(Broken)
     }
@@ -902,7 +902,8 @@ fn expire(plugin: &Plugin, life: &Life, job: Job) {
         Job::Web(WebJob { loss: Some(loss), .. }) => format!("{}; ", loss.why),
         _ => String::new(),
     };
-    plugin.log.note(&format!("{}: {lost}it waited {waited} s for its turn on {open} connections of at most {most}", job.name()));
+    plugin
+        .note_failed(&format!("{}: {lost}it waited {waited} s for its turn on {open} connections of at most {most}", job.name()));
     job.fail(Failed::Timeout);
 }
 

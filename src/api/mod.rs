@@ -11,9 +11,10 @@ use crate::plugin::{Command, HOLD, Plugin, State};
 use crate::protocol::message::{DeleteOp, KvOp, KvResult, ListOp, MAX_KEY, MAX_VALUE, SetOp};
 use crate::protocol::metadata::is_plugin_id;
 use crate::rack::{Entry, Rack};
-use crate::standing::{check_form, check_text, verdict};
-use crate::store::StoreError;
+use crate::standing::{check_form, check_text, for_people, verdict};
 use crate::store::kv::KvError;
+use crate::store::{StoreError, now_ms};
+use crate::utc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use crossbeam_channel::bounded;
@@ -43,10 +44,15 @@ const MAX_CONFIG_VALUE: usize = 16 * 1024;
 /// Largest settings of a plugin together, in bytes, as they stand in the head of `init`: beside them it has space for a licence.
 const MAX_CONFIG: usize = 48 * 1024;
 
+/// The header of an error that a plugin gave, whose code and message are its own.
+pub(crate) const BY_PLUGIN: (&str, &str) = ("x-plugrack-error", "plugin");
+
 /// The API of a rack.
 pub(crate) struct Api {
     rack: Arc<Rack>,
     token: String,
+    /// The URL of the host, if it has one.
+    base: Option<String>,
 }
 
 /// An answer.
@@ -127,9 +133,9 @@ struct Call<'a> {
 }
 
 impl Api {
-    /// The API of a rack, for whoever has the token.
-    pub(crate) fn new(rack: Arc<Rack>, token: String) -> Self {
-        Self { rack, token }
+    /// The API of a rack, for whoever has the token. `base` is the URL of the host, if it has one.
+    pub(crate) fn new(rack: Arc<Rack>, token: String, base: Option<String>) -> Self {
+        Self { rack, token, base }
     }
 
     /// Answers a request to `url`, as it was sent, from a client that shows `authorization`.
@@ -213,7 +219,8 @@ impl Api {
 
     fn instance(&self) -> Reply {
         let host = self.rack.host();
-        Reply::ok(&json!({"instance_id": host.instance_id.to_string(), "version": env!("CARGO_PKG_VERSION")}))
+        let (id, plugins) = (host.instance_id.to_string(), self.rack.dir().display().to_string());
+        Reply::ok(&json!({"instance_id": id, "version": env!("CARGO_PKG_VERSION"), "plugins_dir": plugins}))
     }
 
     fn rescan(&self) -> Handled {
@@ -223,7 +230,7 @@ impl Api {
     }
 
     fn show(&self, id: &str) -> Handled {
-        view::one(&self.rack, id)?.map(|plugin| Reply::ok(&plugin)).ok_or_else(|| no_plugin(&self.rack, id))
+        view::one(&self.rack, id, self.base.as_deref())?.map(|plugin| Reply::ok(&plugin)).ok_or_else(|| no_plugin(&self.rack, id))
     }
 
     /// Deletes what a plugin that is gone has left.
@@ -359,7 +366,7 @@ impl Api {
         };
         let verb = if plugin.status().state == State::Ready { "runs" } else { "is started" };
         let with = if present.is_some() { "with its previous one" } else { "without one" };
-        let outcome = format!("{id} {} the licence and {verb} {with} again: {why}", verdict(&why));
+        let outcome = format!("{id} {} the licence and {verb} {with} again: {}", verdict(&why), for_people(&why));
         Err(Refused::new(409, "license_refused", outcome))
     }
 
@@ -376,7 +383,8 @@ impl Api {
         check_unsigned(Some(token), &place).map_err(|refusal| match refusal.code {
             Code::Malformed => Refused::new(400, "bad_license", refusal.what),
             code => {
-                let message = format!("the licence of {id} is unchanged: {}, or set it all the same with --force", refusal.what);
+                let what = refusal.what;
+                let message = format!("the licence of {id} is unchanged: {what}, or set it all the same with --force ({code})");
                 Refused::new(422, code.as_str(), message)
             }
         })
@@ -408,7 +416,12 @@ impl Api {
             values: false,
         };
         let answer = self.rack.host().store.kv(&known.id, KvOp::List(list), &[]).wait().map_err(|error| kv_refused(&error))?;
-        let keys: Value = serde_json::from_slice(&answer.body).map_err(Refused::internal)?;
+        let mut keys: Value = serde_json::from_slice(&answer.body).map_err(Refused::internal)?;
+        for entry in keys.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+            if let Some(left) = entry.remove("expires_in_ms").and_then(|left| left.as_i64()) {
+                entry.insert("expires_at".to_owned(), utc::rfc3339(now_ms().saturating_add(left)).into());
+            }
+        }
         Ok(Reply::ok(&json!({"keys": keys, "next": answer.result.next})))
     }
 
@@ -445,11 +458,11 @@ impl Api {
         if !is_reading {
             return Ok(Reply::ok(&json!({"key": key, "rev": result.rev, "found": result.found})));
         }
-        let (text, base64) = match String::from_utf8(value) {
-            Ok(text) => (Some(text), None),
-            Err(error) => (None, Some(BASE64.encode(error.into_bytes()))),
+        let (name, value) = match String::from_utf8(value) {
+            Ok(text) => ("value", text),
+            Err(error) => ("value_base64", BASE64.encode(error.into_bytes())),
         };
-        Ok(Reply::ok(&json!({"key": key, "rev": result.rev, "value": text, "value_base64": base64})))
+        Ok(Reply::ok(&json!({"key": key, "rev": result.rev, name: value})))
     }
 
     /// Has a plugin do an operation on a key. `itself` says how to do it without the plugin.
@@ -462,7 +475,8 @@ impl Api {
         let failed = match answered.recv_timeout(limits.request_timeout.min(MAX_KV_TIME) + KV_MARGIN) {
             Ok(Ok(done)) => return Ok(done),
             Ok(Err(KvFailure::Refused(failure))) => {
-                return Err(Refused::new(status_of(&failure.code), &failure.code, failure.message));
+                let refused = Refused::new(status_of(&failure.code), &failure.code, failure.message);
+                return Err(refused.with(BY_PLUGIN.0, BY_PLUGIN.1));
             }
             Ok(Err(KvFailure::Failed(failed))) => failed,
             Err(_) => Failed::Timeout,

@@ -2,14 +2,17 @@
 
 use crate::discovery::Outlook;
 use crate::license::{Claims, unverified};
+use crate::memory;
 use crate::plugin::{End, Plugin, State, Status};
 use crate::protocol::metadata::Metadata;
 use crate::rack::{Entry, Rack, Rejected};
-use crate::standing::{shown, standing};
-use crate::store::StoreError;
+use crate::standing::{LicenseStatus, shown, standing};
 use crate::store::events::Event;
 use crate::store::licenses::Given;
+use crate::store::{StoreError, now_ms};
+use crate::utc;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -30,20 +33,29 @@ pub(crate) struct Summary {
     #[serde(skip_serializing_if = "Option::is_none")]
     route: Option<String>,
     state: State,
+    /// Since when it is in that state.
+    #[serde(serialize_with = "utc::serialize")]
+    since: i64,
     /// Why it is in that state; empty when there is nothing to explain.
     reason: String,
+    /// When it is started, or its file asked, again.
+    #[serde(serialize_with = "utc::serialize_some")]
+    retry_at: Option<i64>,
     enabled: bool,
     /// Why the file that lies there now does not run, where the process of the one before goes on.
     #[serde(skip_serializing_if = "Option::is_none")]
     update_refused: Option<String>,
-    /// How it stands with its licence, see [`standing`].
-    license: Option<String>,
+    /// The status of its licence; none of a file that was refused.
+    license: Option<LicenseStatus>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    process: Option<Process>,
 }
 
 /// A plugin's licence, of which the token is never shown whole.
 #[derive(Debug, Serialize)]
 pub(crate) struct License {
-    license: Option<String>,
+    id: String,
+    license: LicenseStatus,
     state: State,
     /// Why it is in that state.
     reason: String,
@@ -59,7 +71,8 @@ pub(crate) struct License {
 /// An end of a plugin's process that nobody asked for.
 #[derive(Debug, Serialize)]
 struct LastEnd {
-    /// When, in milliseconds since 1970-01-01 UTC.
+    /// When.
+    #[serde(serialize_with = "utc::serialize")]
     at: i64,
     /// How: exit code or signal, in words.
     exit: String,
@@ -76,11 +89,9 @@ pub(crate) struct Details {
     summary: Summary,
     #[serde(skip_serializing_if = "Option::is_none")]
     metadata: Option<Metadata>,
+    /// Where it is on the web; none where the host listens on a Unix socket.
     #[serde(skip_serializing_if = "Option::is_none")]
-    process: Option<Process>,
-    /// Seconds until a file that has not said who it is is asked again.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    retry_in: Option<f32>,
+    url: Option<String>,
     /// What the operator can do for it to run; empty when there is nothing to do.
     advice: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -93,14 +104,14 @@ pub(crate) struct Details {
 #[derive(Debug, Serialize)]
 struct Process {
     pid: Option<i32>,
-    /// Since when it is in its state, in milliseconds since 1970-01-01 UTC.
-    since: i64,
-    /// Seconds until it is started again.
-    retry_in: Option<f32>,
+    /// Resident memory in bytes of all processes in its session.
+    memory: Option<u64>,
     /// Starts by itself.
     restarts: u64,
     /// Requests answered.
     answered: u64,
+    /// Requests that it failed.
+    failed: u64,
     /// Requests waiting.
     waiting: usize,
     /// Connections open to it.
@@ -113,18 +124,19 @@ struct Process {
 pub(crate) fn list(rack: &Rack) -> Vec<Summary> {
     // Where they cannot be read the plugins are shown all the same.
     let tokens = rack.host().store.licenses().unwrap_or_default();
+    let memory = memory::by_session();
     let summary = |(file, entry)| match entry {
         Entry::Accepted { plugin, .. } => {
             let token = tokens.get(plugin.id()).map(String::as_str);
-            accepted(rack, file, &plugin, plugin.status(), token)
+            accepted(rack, file, &plugin, plugin.status(), token, &memory)
         }
         Entry::Refused { id, rejected, .. } => refused(file, &id, &rejected),
     };
     rack.entries().into_iter().map(summary).collect()
 }
 
-/// One plugin, by its id or, when it was refused, by the name of its file.
-pub(crate) fn one(rack: &Rack, id: &str) -> Result<Option<Details>, StoreError> {
+/// One plugin, by its id or, when it was refused, by the name of its file. `base` is the URL of the host.
+pub(crate) fn one(rack: &Rack, id: &str, base: Option<&str>) -> Result<Option<Details>, StoreError> {
     let Some((file, entry)) = rack.find(id) else { return Ok(None) };
     let events = || rack.host().store.events(id, SHOWN_EVENTS);
     let details = match &entry {
@@ -133,13 +145,11 @@ pub(crate) fn one(rack: &Rack, id: &str) -> Result<Option<Details>, StoreError> 
             let status = plugin.status();
             let events = events()?;
             let token = rack.host().store.license(plugin.id())?;
-            let (metadata, process) = (Some(plugin.metadata.clone()), Some(process(rack, plugin, &status)));
             let (advice, last_end) = (plugin.advice(&status), status.last_end.as_deref().map(last_end));
             Details {
-                summary: accepted(rack, file, plugin, status, token.as_deref()),
-                metadata,
-                process,
-                retry_in: None,
+                summary: accepted(rack, file, plugin, status, token.as_deref(), &memory::by_session()),
+                metadata: Some(plugin.metadata.clone()),
+                url: base.map(|base| format!("{base}{}", plugin.metadata.route)),
                 advice,
                 last_end,
                 events,
@@ -148,10 +158,8 @@ pub(crate) fn one(rack: &Rack, id: &str) -> Result<Option<Details>, StoreError> 
         Entry::Refused { id, rejected, .. } => {
             let events = events()?;
             let advice = match rejected.retry_at {
-                Some(_) => {
-                    "nothing, unless it stays so: the file is asked again by itself, and at once by plugrack rescan".into()
-                }
-                None => "correct or remove its file: it is then looked at again".into(),
+                Some(_) => "wait: the file is asked again by itself; plugrack rescan asks it now".into(),
+                None => "fix or remove its file, then: plugrack rescan".into(),
             };
             let end = LastEnd {
                 at: rejected.at,
@@ -162,8 +170,7 @@ pub(crate) fn one(rack: &Rack, id: &str) -> Result<Option<Details>, StoreError> 
             Details {
                 summary: refused(file, id, rejected),
                 metadata: None,
-                process: None,
-                retry_in: rejected.retry_at.map(seconds_until),
+                url: None,
                 advice,
                 last_end: (!rejected.printed.is_empty()).then_some(end),
                 events,
@@ -178,6 +185,7 @@ pub(crate) fn license(rack: &Rack, plugin: &Plugin) -> Result<License, StoreErro
     let Given { token, previous } = rack.host().store.given_license(plugin.id())?;
     let status = plugin.status();
     Ok(License {
+        id: plugin.id().to_owned(),
         license: stands(rack, &status, token.as_deref()),
         state: status.state,
         reason: status.reason,
@@ -187,8 +195,9 @@ pub(crate) fn license(rack: &Rack, plugin: &Plugin) -> Result<License, StoreErro
     })
 }
 
-fn stands(rack: &Rack, status: &Status, token: Option<&str>) -> Option<String> {
-    standing(token, Plugin::license_refused(status), status.state == State::Ready, rack.host().time.now())
+fn stands(rack: &Rack, status: &Status, token: Option<&str>) -> LicenseStatus {
+    let refused = Plugin::license_refused(status).map(|code| (code, status.reason.as_str()));
+    standing(token, refused, status.state == State::Ready, rack.host().time.now())
 }
 
 fn refused(file: String, id: &Option<String>, rejected: &Rejected) -> Summary {
@@ -200,19 +209,32 @@ fn refused(file: String, id: &Option<String>, rejected: &Rejected) -> Summary {
         route: None,
         // What has said who it is waits for nothing of its own.
         state: if rejected.outlook == Outlook::Failing && id.is_none() { State::BackingOff } else { State::Refused },
+        since: rejected.at,
         reason: rejected.reason.clone(),
+        retry_at: rejected.retry_at.map(clock_time),
         enabled: true,
         update_refused: None,
         license: None,
+        process: None,
     }
 }
 
-fn seconds_until(at: Instant) -> f32 {
-    at.saturating_duration_since(Instant::now()).as_secs_f32()
+/// A moment to come, by the clock.
+fn clock_time(at: Instant) -> i64 {
+    let wait = at.saturating_duration_since(Instant::now()).as_millis();
+    now_ms().saturating_add(i64::try_from(wait).unwrap_or(i64::MAX))
 }
 
-fn accepted(rack: &Rack, file: String, plugin: &Plugin, status: Status, token: Option<&str>) -> Summary {
+fn accepted(
+    rack: &Rack,
+    file: String,
+    plugin: &Plugin,
+    status: Status,
+    token: Option<&str>,
+    memory: &BTreeMap<i32, u64>,
+) -> Summary {
     let (metadata, license) = (plugin.metadata.clone(), stands(rack, &status, token));
+    let process = process(rack, plugin, &status, memory);
     Summary {
         id: Some(metadata.id),
         file,
@@ -220,10 +242,13 @@ fn accepted(rack: &Rack, file: String, plugin: &Plugin, status: Status, token: O
         version: Some(metadata.version),
         route: Some(metadata.route),
         state: status.state,
+        since: status.since,
         reason: status.reason,
+        retry_at: status.retry_at.map(clock_time),
         enabled: status.enabled,
         update_refused: status.update_refused,
-        license,
+        license: Some(license),
+        process: Some(process),
     }
 }
 
@@ -231,13 +256,14 @@ fn last_end(end: &End) -> LastEnd {
     LastEnd { at: end.at, exit: end.exit.to_string(), reason: end.reason.clone(), lines: end.lines.clone() }
 }
 
-fn process(rack: &Rack, plugin: &Plugin, status: &Status) -> Process {
+fn process(rack: &Rack, plugin: &Plugin, status: &Status, memory: &BTreeMap<i32, u64>) -> Process {
     Process {
         pid: status.pid,
-        since: status.since,
-        retry_in: status.retry_at.map(seconds_until),
+        // Each process of a plugin is started as the leader of a session.
+        memory: status.pid.and_then(|pid| memory.get(&pid).copied()),
         restarts: status.restarts,
         answered: plugin.answered.load(Ordering::Relaxed),
+        failed: plugin.failed.load(Ordering::Relaxed),
         waiting: plugin.queue.len(),
         connections: plugin.connections.load(Ordering::Relaxed),
         program: plugin.program.display().to_string(),

@@ -1,6 +1,6 @@
 //! `plugrack config`: the settings that plugins are started with.
 
-use super::console::{Console, text_value, value};
+use super::console::{Console, NOT_FOUND, failure, text_value, value};
 use crate::client::segment;
 use crate::text;
 use anyhow::{Context, Result};
@@ -50,7 +50,9 @@ impl Config {
                 let settings = &answer["config"];
                 let setting = match &key {
                     None => settings,
-                    Some(key) => settings.get(key).with_context(|| format!("the plugin {id} has no setting {key:?}"))?,
+                    Some(key) => {
+                        settings.get(key).ok_or_else(|| failure(NOT_FOUND, format!("the plugin {id} has no setting {key:?}")))?
+                    }
                 };
                 console.print(setting, |setting| match setting {
                     Value::String(string) if raw => format!("{}\n", text::shown(string)),

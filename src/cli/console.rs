@@ -1,11 +1,14 @@
-//! What every command shares: where the host is, and how an answer is printed.
+//! What every command shares: where the host is, and how an answer or an error is printed.
 
-use crate::client::ApiClient;
+use crate::client::{ApiClient, ClientError};
 use crate::data_dir::DataDir;
+use crate::license::Refusal;
+use crate::standing::for_people;
 use crate::text;
+use crate::utc;
 use anyhow::{Context, Result, bail};
 use clap::builder::styling::{AnsiColor, Style};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, BufRead, IsTerminal, Read, Write};
@@ -19,6 +22,31 @@ const MAX_INPUT: u64 = crate::protocol::message::MAX_VALUE as u64 + 1;
 
 /// Stands on a command line for standard input.
 const STANDARD_INPUT: &str = "-";
+
+/// Columns of a terminal that does not say how many it has.
+const DEFAULT_WIDTH: usize = 80;
+
+/// Columns of the names of [`fields`].
+const FIELD_WIDTH: usize = 13;
+
+/// The code of an error that has none of its own.
+const FAILED: &str = "failed";
+
+/// The code of an error of something that is not there, as in the API.
+pub(super) const NOT_FOUND: &str = "not_found";
+
+/// An error of a command's own, with a code for programs.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+struct Failure {
+    code: &'static str,
+    message: String,
+}
+
+/// Marks a failure of which all was said already.
+#[derive(Debug, thiserror::Error)]
+#[error("some of it failed")]
+struct Reported;
 
 /// One run of the program: the data directory that the command is about, and the form of its output.
 pub(super) struct Console {
@@ -36,13 +64,115 @@ impl Console {
 
     /// The API of the host that runs on the data directory.
     pub(super) fn api(&self) -> Result<ApiClient> {
-        ApiClient::new(&self.data()?)
+        Ok(ApiClient::new(&self.data()?)?)
     }
 
     /// Prints an answer of the API: the JSON itself, or the text that `plain` makes of it.
     pub(super) fn print(&self, answer: &Value, plain: impl FnOnce(&Value) -> String) -> Result<()> {
         print(&if self.json { text::shown_json(&format!("{answer:#}\n")) } else { plain(answer) })
     }
+
+    /// Has the operator type a word before something that cannot be undone.
+    ///
+    /// # Errors
+    /// Another word was typed.
+    pub(super) fn confirm(&self, word: &str, what: &str) -> Result<()> {
+        let prompt = format!("type {word} to {what}, which cannot be undone: ");
+        if self.json {
+            write!(io::stderr(), "{prompt}")?
+        } else {
+            print(&prompt)?
+        }
+        let mut typed = String::new();
+        io::stdin().lock().take(MAX_WORD).read_line(&mut typed)?;
+        if typed.trim() != word {
+            bail!("{word} was not typed, and nothing was changed (--yes does not ask)");
+        }
+        Ok(())
+    }
+
+    /// Prints the line of an error on standard error, unless it was printed before.
+    pub(super) fn report(&self, id: Option<&str>, error: &anyhow::Error) {
+        if error.is::<Reported>() {
+            return;
+        }
+        let (mut code, mut message) = (FAILED, format!("{error:#}"));
+        if let Some(failure) = error.downcast_ref::<Failure>() {
+            code = failure.code;
+        } else if let Some(refusal) = error.downcast_ref::<Refusal>() {
+            code = refusal.code.as_str();
+        } else if let Some(refused) = error.downcast_ref::<ClientError>() {
+            code = refused.code();
+            message = if self.json { refused.message() } else { message };
+        }
+        let line = match id {
+            _ if self.json => error_line(id, code, &message),
+            Some(id) if !message.contains(id) => format!("plugrack: {id}: {}", text::shown(&message)),
+            _ => format!("plugrack: {}", text::shown(&message)),
+        };
+        // Where standard error is gone there is nobody to tell.
+        drop(writeln!(io::stderr(), "{line}"));
+    }
+
+    /// Does something for each of some plugins, whatever comes of it for the others, and prints each answer: for more than one plugin in
+    /// an array, with `--json`. An answer that is printed may be a failure all the same, by `check`.
+    pub(super) fn each(
+        &self,
+        ids: &[String],
+        act: impl Fn(&str) -> Result<Value>,
+        check: impl Fn(&str, &Value) -> Result<()>,
+        plain: impl Fn(&str, &Value) -> String,
+    ) -> Result<()> {
+        if let [id] = ids {
+            let answer = act(id)?;
+            self.print(&answer, |answer| plain(id, answer))?;
+            return check(id, &answer);
+        }
+        let (mut answers, mut failed) = (Vec::new(), false);
+        for id in ids {
+            let done = act(id).and_then(|answer| {
+                let checked = check(id, &answer);
+                if self.json {
+                    answers.push(answer)
+                } else {
+                    print(&plain(id, &answer))?
+                }
+                checked
+            });
+            if let Err(error) = done {
+                if error.is::<io::Error>() {
+                    return Err(error);
+                }
+                failed = true;
+                self.report(Some(id), &error);
+            }
+        }
+        if self.json {
+            self.print(&Value::Array(answers), |_| String::new())?;
+        }
+        if failed { Err(Reported.into()) } else { Ok(()) }
+    }
+}
+
+/// An error of a command's own.
+pub(super) fn failure(code: &'static str, message: String) -> anyhow::Error {
+    Failure { code, message }.into()
+}
+
+/// The line of an error, as JSON; `id` is the plugin's where a command is about several.
+pub(super) fn error_line(id: Option<&str>, code: &str, message: &str) -> String {
+    let mut error = json!({"code": code, "message": message});
+    if let Some(id) = id {
+        error["id"] = id.into();
+    }
+    text::shown_json(&json!({ "error": error }).to_string())
+}
+
+/// Columns of the terminal that output goes to; none where it goes elsewhere.
+pub(super) fn terminal_width() -> Option<usize> {
+    let out = io::stdout();
+    let size = || rustix::termios::tcgetwinsize(&out).ok().map(|size| usize::from(size.ws_col)).filter(|columns| *columns > 0);
+    out.is_terminal().then(|| size().unwrap_or(DEFAULT_WIDTH))
 }
 
 /// Prints text as it is.
@@ -99,20 +229,6 @@ pub(super) fn text_value(given: Option<String>, file: Option<&Path>) -> Result<S
     Ok(text)
 }
 
-/// Has the operator type a word before something that cannot be undone.
-///
-/// # Errors
-/// Another word was typed.
-pub(super) fn confirm(word: &str, what: &str) -> Result<()> {
-    print(&format!("type {word} to {what}, which cannot be undone: "))?;
-    let mut typed = String::new();
-    io::stdin().lock().take(MAX_WORD).read_line(&mut typed)?;
-    if typed.trim() != word {
-        bail!("{word} was not typed, and nothing was changed (--yes does not ask)");
-    }
-    Ok(())
-}
-
 /// A JSON string's text, fit to be shown; empty for a value that is no string.
 pub(super) fn word(value: &Value) -> Cow<'_, str> {
     text::shown(value.as_str().unwrap_or_default())
@@ -128,26 +244,72 @@ fn is_coloured() -> bool {
     io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// The state of a plugin and why it is in it, in a line.
-pub(super) fn state(plugin: &Value) -> String {
-    let state = word(&plugin["state"]);
-    let colour = match &*state {
+/// A text that is coloured by a plugin's state, where colours are wanted.
+pub(super) fn coloured(state: &str, text: &str) -> String {
+    let colour = match state {
         "ready" => AnsiColor::Green.on_default(),
         "crash_looping" | "refused" | "unlicensed" => AnsiColor::Red.on_default(),
         "stopped" => Style::new(),
         _ => AnsiColor::Yellow.on_default(),
     };
     let style = if is_coloured() { colour } else { Style::new() };
-    let (state, reason) = (state.replace('_', " "), word(&plugin["reason"]));
-    let separator = if reason.is_empty() { "" } else { ": " };
-    let update = match word(&plugin["update_refused"]) {
-        refused if refused.is_empty() => String::new(),
-        refused => format!(", update refused: {refused}"),
-    };
-    format!("{style}{state}{style:#}{separator}{reason}{update}")
+    format!("{style}{text}{style:#}")
 }
 
-/// Milliseconds since 1970 as a time of day, UTC.
-pub(super) fn time(ms: i64) -> String {
-    jiff::Timestamp::from_millisecond(ms).map(|time| format!("{time:.3}")).unwrap_or_default()
+/// The state of a plugin and why it is in it, in a line.
+pub(super) fn state(plugin: &Value) -> String {
+    let (state, reason) = (word(&plugin["state"]), reason(plugin));
+    let separator = if reason.is_empty() { "" } else { ": " };
+    format!("{}{separator}{reason}", coloured(&state, &state))
+}
+
+/// Why a plugin is in its state, and why its update is refused, for people.
+pub(super) fn reason(plugin: &Value) -> String {
+    let reason = for_people(&word(&plugin["reason"]));
+    let update = match word(&plugin["update_refused"]) {
+        refused if refused.is_empty() => String::new(),
+        refused => format!("update refused: {refused}"),
+    };
+    [reason, update].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ")
+}
+
+/// The status of a licence, for people: `valid`, `expires in 7 days`, `refused (wrong_plugin)`.
+pub(super) fn license(license: &Value) -> String {
+    let (state, code, message) = (word(&license["state"]), word(&license["code"]), word(&license["message"]));
+    match &*state {
+        "expiring" => message.into_owned(),
+        "unchecked" => "not checked".to_owned(),
+        "refused" => format!("refused ({code})"),
+        _ => state.into_owned(),
+    }
+}
+
+/// A time and how long ago it was.
+pub(super) fn time_and_age(time: &Value, now: i64) -> String {
+    let time = word(time);
+    match utc::parse(&time) {
+        Some(ms) => format!("{time} ({} ago)", utc::age(now - ms)),
+        None => time.into_owned(),
+    }
+}
+
+/// How long ago a time was; a dash where there is none.
+pub(super) fn age(time: &Value, now: i64) -> String {
+    utc::parse(&word(time)).map_or("-".to_owned(), |ms| utc::age(now - ms))
+}
+
+/// How long it is until a time: `in 12 s`, `in 5 min`, `now`; empty where there is none.
+pub(super) fn wait(time: &Value, now: i64) -> String {
+    let Some(ms) = utc::parse(&word(time)) else { return String::new() };
+    match (ms - now).max(0).unsigned_abs().div_ceil(1000) {
+        0 => "now".to_owned(),
+        seconds @ ..120 => format!("in {seconds} s"),
+        seconds => format!("in {} min", seconds.div_ceil(60)),
+    }
+}
+
+/// Lines of a name and a value each, in two columns, indented; those without a value are left out.
+pub(super) fn fields(indent: &str, fields: &[(&str, String)]) -> String {
+    let fields = fields.iter().filter(|(_, value)| !value.is_empty());
+    fields.map(|(name, value)| format!("{indent}{name:<FIELD_WIDTH$}{value}\n")).collect()
 }

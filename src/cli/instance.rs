@@ -1,12 +1,12 @@
 //! `plugrack instance`: the identity of the installation.
 
-use super::console::{Console, confirm, print};
+use super::console::{Console, NOT_FOUND, failure, print};
 use crate::data_dir::DataDir;
 use crate::standing;
 use crate::store::Store;
 use crate::store::identity::read_instance_id;
 use crate::store::kv::Limits;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde_json::json;
 use std::path::PathBuf;
 use uuid::Uuid;
@@ -26,7 +26,8 @@ fn existing(console: &Console) -> Result<(DataDir, PathBuf)> {
     let data = console.data()?;
     let database = data.database();
     if !database.exists() {
-        bail!("there is no instance at {} yet: it is made when the host first runs", console.data.display());
+        let at = console.data.display();
+        return Err(failure(NOT_FOUND, format!("there is no instance at {at} yet: it is made when the host first runs")));
     }
     Ok((data, database))
 }
@@ -40,15 +41,19 @@ pub(super) fn rotate(console: &Console, yes: bool) -> Result<()> {
     let limits = Limits { keys: u64::MAX, bytes: u64::MAX };
     let store = Store::open(&database, limits).with_context(cannot)?;
     let old = store.instance_id().with_context(cannot)?;
-    for (plugin, token) in store.licenses().with_context(cannot)? {
-        if standing::names(&token, &old.to_string()) {
+    let mut licenses = store.licenses().with_context(cannot)?;
+    licenses.retain(|_, token| standing::names(token, &old.to_string()));
+    let lost: Vec<_> = licenses.into_keys().collect();
+    if !console.json {
+        for plugin in &lost {
             print(&format!("the licence of {plugin} is for {old}, and will no longer match\n"))?;
         }
     }
     if !yes {
-        confirm(ROTATE, "make a new instance id")?;
+        console.confirm(ROTATE, "make a new instance id")?;
     }
     let id = Uuid::new_v4();
     store.rotate(id).with_context(cannot)?;
-    console.print(&json!({"instance_id": id.to_string()}), |_| format!("{id}\n"))
+    let answer = json!({"instance_id": id.to_string(), "before": old.to_string(), "licenses_lost": lost});
+    console.print(&answer, |_| format!("{id}\n"))
 }

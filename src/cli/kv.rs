@@ -1,14 +1,14 @@
 //! `plugrack kv`: the keys of plugins.
 
-use super::console::{Console, items, print_bytes, value, word};
+use super::console::{Console, NOT_FOUND, failure, items, print_bytes, value, word};
 use crate::client::{ApiClient, segment};
 use crate::exchange::MAX_KV_TIME;
 use crate::text;
-use anyhow::{Result, bail};
+use anyhow::Result;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use clap::Subcommand;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -80,7 +80,7 @@ impl Kv {
             Self::Delete { direct, id, key } => {
                 let answer = call("DELETE", &id, &key, direct, b"")?;
                 if answer["found"] == false {
-                    bail!("the plugin {id} has no key {key:?}");
+                    return Err(failure(NOT_FOUND, format!("the plugin {id} has no key {key:?}")));
                 }
                 console.print(&answer, |_| String::new())
             }
@@ -123,8 +123,12 @@ fn list(console: &Console, api: &ApiClient, id: &str, prefix: &str) -> Result<()
             break;
         }
     }
-    console.print(&Value::Array(keys), |keys| {
-        let line = |entry: &Value| format!("{}  {} bytes, revision {}\n", word(&entry["key"]), entry["size"], entry["rev"]);
-        items(keys).map(line).collect()
+    console.print(&json!({ "keys": keys }), |answer| {
+        let line = |entry: &Value| {
+            let expires = word(&entry["expires_at"]);
+            let until = if expires.is_empty() { String::new() } else { format!(", expires {expires}") };
+            format!("{}  {} bytes, revision {}{until}\n", word(&entry["key"]), entry["size"], entry["rev"])
+        };
+        items(&answer["keys"]).map(line).collect()
     })
 }

@@ -1,14 +1,17 @@
 //! `plugrack license set`, `show` and `remove`: what an operator does with the licences of plugins.
 
-use super::console::{Console, items, state, token, word};
+use super::console::{self, Console, failure, fields, items, reason, token, word};
 use crate::client::segment;
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Subcommand;
 use serde_json::Value;
 
+/// The code of a licence with which its plugin does not run, as in the API.
+const REFUSED: &str = "license_refused";
+
 #[derive(Debug, Subcommand)]
 pub(super) enum License {
-    /// Give a plugin the licence that its vendor has issued, and start it with that
+    /// Set the licence that the vendor of a plugin has issued, and start the plugin with it
     Set {
         /// The plugin's id
         id: String,
@@ -18,10 +21,11 @@ pub(super) enum License {
         #[arg(long)]
         force: bool,
     },
-    /// Show the status of a plugin's licence, and what the licence says
+    /// Show the status of plugins' licences, and what they say
     Show {
-        /// The plugin's id
-        id: String,
+        /// Ids of plugins
+        #[arg(required = true, value_name = "ID")]
+        ids: Vec<String>,
     },
     /// Remove the licence of a plugin
     Remove {
@@ -40,7 +44,7 @@ impl License {
                 let answer = api.call("PUT", &format!("{}{query}", path(&id)), token(given)?.as_bytes())?;
                 report_set(console, &id, &answer)
             }
-            Self::Show { id } => console.print(&api.call("GET", &path(&id), b"")?, |answer| details(&id, answer)),
+            Self::Show { ids } => console.each(&ids, |id| Ok(api.call("GET", &path(id), b"")?), |_, _| Ok(()), details),
             Self::Remove { id } => console.print(&api.call("DELETE", &path(&id), b"")?, |answer| status(&id, answer)),
         }
     }
@@ -48,24 +52,32 @@ impl License {
 
 /// Prints what came of a licence that was set. A plugin that does not run with it is a failure.
 fn report_set(console: &Console, id: &str, answer: &Value) -> Result<()> {
-    let (license, state, reason) = (word(&answer["license"]), word(&answer["state"]), word(&answer["reason"]));
-    if !license.starts_with("refused") && ["ready", "stopped"].contains(&&*state) {
+    let state = word(&answer["state"]);
+    let is_refused = !answer["license"]["code"].is_null();
+    if !is_refused && ["ready", "stopped"].contains(&&*state) {
         return console.print(answer, |answer| status(id, answer));
     }
-    let problem = format!("the licence of {id} is set, and the plugin is {}", state.replace('_', " "));
+    let rejected = if is_refused {
+        format!("{id} rejected the licence, which stays set")
+    } else {
+        format!("the licence of {id} is set, and the plugin is {state}")
+    };
     if console.json {
         // The reason is in it.
         console.print(answer, |_| String::new())?;
-        bail!("{problem}");
+        return Err(failure(REFUSED, rejected));
     }
+    let reason = reason(answer);
     let separator = if reason.is_empty() { "" } else { ": " };
-    bail!("{problem}{separator}{reason}; see: plugrack show {id}")
+    Err(failure(REFUSED, format!("{rejected}{separator}{reason}; see: plugrack show {id}")))
 }
 
 fn status(id: &str, answer: &Value) -> String {
-    match word(&answer["license"]) {
-        license if license.is_empty() => format!("{id}: not checked, since it is {}\n", state(answer)),
-        license => format!("{id}: {license}; {}\n", state(answer)),
+    match word(&answer["license"]["state"]) {
+        state if state == "unchecked" => format!("{id}: not checked, since it is {}\n", console::state(answer)),
+        // The reason of the state has all of it.
+        _ if !answer["license"]["code"].is_null() => format!("{id}: {}\n", console::state(answer)),
+        _ => format!("{id}: {}; {}\n", console::license(&answer["license"]), console::state(answer)),
     }
 }
 
@@ -77,19 +89,15 @@ fn details(id: &str, answer: &Value) -> String {
         previous if previous.is_empty() => String::new(),
         previous => format!("{previous}, kept until {id} has accepted this one"),
     };
-    let mut out = status(id, answer);
-    for (name, value) in [
-        ("token", word(&answer["token"])),
-        ("previous", previous.into()),
-        ("license id", word(&claims["jti"])),
-        ("customer", word(&claims["sub"])),
-        ("instances", instances.join(", ").into()),
-        ("expires", word(&claims["exp"])),
-        ("grace", grace.unwrap_or_default().into()),
-    ] {
-        if !value.is_empty() {
-            out.push_str(&format!("{name:<13}{value}\n"));
-        }
-    }
-    out
+    let text = |value: &Value| word(value).into_owned();
+    let lines = [
+        ("token", text(&answer["token"])),
+        ("previous", previous),
+        ("license id", text(&claims["jti"])),
+        ("customer", text(&claims["sub"])),
+        ("instances", instances.join(", ")),
+        ("expires", text(&claims["exp"])),
+        ("grace", grace.unwrap_or_default()),
+    ];
+    status(id, answer) + &fields("", &lines)
 }

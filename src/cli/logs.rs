@@ -1,9 +1,14 @@
 //! `plugrack logs`: what a plugin has printed.
 
-use super::console::{Console, print};
+use super::console::{Console, NOT_FOUND, failure, items, print, reason, word};
+use crate::client::segment;
 use crate::log_file;
 use crate::pause::pause;
-use anyhow::{Context, Result, bail};
+use crate::text;
+use crate::utc;
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use std::io::{self, Write};
 use std::time::Duration;
 
 /// How often `logs -f` looks for more.
@@ -13,24 +18,59 @@ const FOLLOW_PAUSE: Duration = Duration::from_millis(200);
 pub(super) fn logs(console: &Console, id: &str, follow: bool, lines: usize) -> Result<()> {
     // What a file printed that has not said who it is is under the name of the file.
     if id.is_empty() || id.starts_with('.') || id.contains('/') {
-        bail!("{id:?} is not a plugin's id, nor the name of a file in the plugins directory");
+        let message = format!("{id:?} is not a plugin's id, nor the name of a file in the plugins directory");
+        return Err(failure(NOT_FOUND, message));
     }
     let data = console.data()?;
     let path = data.log(id);
-    if !path.exists() && !data.plugin_data(id).exists() {
-        bail!("there is no plugin {id}, or it was never started");
+    let refused = refused(console, id);
+    let was_started = data.plugin_data(id).exists() && refused.is_none();
+    if !path.exists() && !was_started {
+        return no_log(console, id, refused.as_ref());
     }
     let (last, mut follower) = log_file::tail(&path, lines).with_context(|| format!("cannot read {}", path.display()))?;
     for line in last {
-        print(&format!("{line}\n"))?;
+        print_line(console, &line)?;
+    }
+    if let Some(plugin) = refused.filter(|_| !console.json) {
+        writeln!(io::stderr(), "plugrack: {id} is {}; see: plugrack show {id}", word(&plugin["state"]))?;
     }
     if !follow {
         return Ok(());
     }
     loop {
         match follower.next_line().with_context(|| format!("cannot read {}", path.display()))? {
-            Some(line) => print(&format!("{line}\n"))?,
+            Some(line) => print_line(console, &line)?,
             None => pause(FOLLOW_PAUSE),
         }
     }
+}
+
+fn print_line(console: &Console, line: &str) -> Result<()> {
+    if !console.json {
+        return print(&format!("{line}\n"));
+    }
+    let json = match line.split_once(' ').filter(|(time, _)| utc::parse(time).is_some()) {
+        Some((time, rest)) => json!({"time": time, "line": rest}),
+        None => json!({ "line": line }),
+    };
+    print(&format!("{}\n", text::shown_json(&json.to_string())))
+}
+
+/// What the host says of a file that it has refused, if it runs and has.
+fn refused(console: &Console, id: &str) -> Option<Value> {
+    let plugin = console.api().ok()?.call("GET", &format!("/plugins/{}", segment(id)), b"").ok()?;
+    plugin["process"].is_null().then_some(plugin)
+}
+
+/// There is no log. Of a file that was refused there is what it printed then.
+fn no_log(console: &Console, id: &str, refused: Option<&Value>) -> Result<()> {
+    let Some(plugin) = refused else {
+        return Err(failure(NOT_FOUND, format!("there is no plugin {id}, or it was never started")));
+    };
+    for line in items(&plugin["last_end"]["lines"]) {
+        print_line(console, &word(line))?;
+    }
+    let (state, reason) = (word(&plugin["state"]), reason(plugin));
+    Err(failure(NOT_FOUND, format!("{id} has no log, since it is {state}: {reason}; see: plugrack show {id}")))
 }

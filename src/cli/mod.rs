@@ -9,6 +9,8 @@ mod license;
 mod limits;
 mod logs;
 mod plugins;
+mod table;
+mod usage;
 mod vendor;
 
 use crate::config::{DEFAULT_DATA, Serve};
@@ -17,21 +19,25 @@ use crate::process;
 use crate::server;
 use crate::text;
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use console::Console;
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Hosts plugins: executables in any language, each on the web under its own route.
+/// What the program is, in its help.
+const ABOUT: &str = "Host small web apps, written in any language, behind one server";
+
+/// The command line.
 #[derive(Debug, Parser)]
-#[command(version, about, long_about = None, max_term_width = 100, after_help = "\
+#[command(version, about = ABOUT, long_about = None, max_term_width = 100, after_help = "\
 Begin with:
   plugrack serve --data ./var            start a host; put plugins in ./var/plugins
   curl http://127.0.0.1:8080/            see them
-  plugrack --data ./var list             see how they are")]
+  plugrack --data ./var list             see their status")]
 struct Cli {
-    /// The host's directory: database, logs, token, sockets
+    /// The host's data directory: database, logs, token, sockets
     #[arg(long, global = true, value_name = "DIR", env = "PLUGRACK_DATA", default_value = DEFAULT_DATA)]
     data: PathBuf,
 
@@ -45,47 +51,51 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the host, until SIGTERM or SIGINT; SIGHUP looks for new plugins
+    /// Run the host until SIGTERM or SIGINT. SIGHUP rescans for plugins
     Serve(Box<Serve>),
-    /// Print the instance id, whether the host runs or not
-    Instance {
-        #[command(subcommand)]
-        action: Option<InstanceAction>,
+    /// List plugins and their status
+    #[command(aliases = ["ls", "ps", "status"])]
+    List {
+        /// Print all columns, and cut nothing. This is the default where output is not a terminal
+        #[arg(short, long)]
+        long: bool,
     },
-    /// List the plugins and how they are
-    List,
-    /// Show all about one plugin
+    /// Show everything about plugins: status, what to do, requests, last end, events
     Show {
-        /// Its id, or the name of a file that was refused
-        id: String,
+        /// Ids of plugins, or names of files that were refused
+        #[arg(required = true, value_name = "ID")]
+        ids: Vec<String>,
     },
-    /// Start plugins that are stopped, or waiting after a crash
-    Start(Plugins),
-    /// Stop plugins, until they are started or the host restarts
-    Stop(Plugins),
-    /// Stop plugins and start them again, with their present settings
-    Restart(Plugins),
-    /// Let plugins run, now and after every start of the host
-    Enable(Plugins),
-    /// Stop plugins, and keep them from running until they are enabled
-    Disable(Plugins),
-    /// Print the last lines that a plugin has printed
+    /// Show a plugin's log
     Logs {
-        /// Its id
+        /// The plugin's id, or the name of a file that was refused
         id: String,
-        /// Go on with what it prints from now on
+        /// Continue with new lines as they are written
         #[arg(short, long)]
         follow: bool,
         /// How many lines
         #[arg(short = 'n', long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=10_000))]
         lines: u32,
     },
-    /// Read and write the keys of a plugin, by way of the plugin or in the store itself
+    /// Start plugins that are stopped or waiting after a crash
+    Start(Plugins),
+    /// Stop plugins until you start them or the host restarts
+    Stop(Plugins),
+    /// Restart plugins, with their current settings
+    Restart(Plugins),
+    /// Let plugins run, now and whenever the host starts
+    Enable(Plugins),
+    /// Stop plugins, and keep them stopped until you enable them
+    Disable(Plugins),
+    /// Find new, changed and removed plugins. Fails if an update is refused
+    #[command(alias = "reload")]
+    Rescan,
+    /// Read and write a plugin's stored data, by way of the plugin or directly
     Kv {
         #[command(subcommand)]
         action: kv::Kv,
     },
-    /// Read and write the settings that a plugin is started with
+    /// Read and write a plugin's settings
     Config {
         #[command(subcommand)]
         action: config::Config,
@@ -105,21 +115,25 @@ enum Command {
         #[command(subcommand)]
         action: LicenseAction,
     },
-    /// Look for plugins that were added, replaced or removed; fails where an update is refused
-    Rescan,
-    /// Give an id, with the keys, settings and licence kept under it, to another file in the plugins directory
+    /// Print the instance id. Works without a running host
+    Instance {
+        #[command(subcommand)]
+        action: Option<InstanceAction>,
+    },
+    /// Give an id, with its data, settings and licence, to another file in the plugins directory
     Adopt {
         /// The plugin's id
         id: String,
         /// The name of the file in the plugins directory
         file: String,
     },
-    /// List what plugins that are gone have left: keys, settings, licences, files
+    /// List what removed plugins have left: data, settings, licences, files
     Gone,
-    /// Delete what a plugin that is gone has left
+    /// Delete what removed plugins have left
     Forget {
-        /// Its id
-        id: String,
+        /// Ids of removed plugins
+        #[arg(required = true, value_name = "ID")]
+        ids: Vec<String>,
         /// Do not ask
         #[arg(long)]
         yes: bool,
@@ -136,7 +150,7 @@ struct Plugins {
 
 #[derive(Debug, Subcommand)]
 enum InstanceAction {
-    /// Make a new instance id, for example for a copy that is to be an installation of its own
+    /// Create a new instance id, for a copy that becomes an installation of its own
     Rotate {
         /// Do not ask
         #[arg(long)]
@@ -164,14 +178,17 @@ pub(crate) fn main() -> ExitCode {
         }
         _ => {}
     }
-    let Cli { data, json, command } = Cli::parse();
-    match run(command, &Console { data, json }) {
+    let Cli { data, json, command } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage::explain(error, Cli::command(), &std::env::args_os().skip(1).collect::<Vec<OsString>>()),
+    };
+    let console = Console { data, json };
+    match run(command, &console) {
         Ok(()) => ExitCode::SUCCESS,
         // `plugrack list | head` is not an error.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            // Where standard error is gone there is nobody to tell.
-            drop(writeln!(io::stderr(), "plugrack: {}", text::shown(&format!("{error:#}"))));
+            console.report(None, &error);
             ExitCode::FAILURE
         }
     }
@@ -189,8 +206,8 @@ fn run(command: Command, console: &Console) -> Result<()> {
         }
         Command::Instance { action: None } => instance::show(console),
         Command::Instance { action: Some(InstanceAction::Rotate { yes }) } => instance::rotate(console, yes),
-        Command::List => plugins::list(console),
-        Command::Show { id } => plugins::show(console, &id),
+        Command::List { long } => plugins::list(console, long),
+        Command::Show { ids } => plugins::show(console, &ids),
         Command::Start(plugins) => plugins::command(console, &plugins.ids, "start"),
         Command::Stop(plugins) => plugins::command(console, &plugins.ids, "stop"),
         Command::Restart(plugins) => plugins::command(console, &plugins.ids, "restart"),
@@ -202,11 +219,11 @@ fn run(command: Command, console: &Console) -> Result<()> {
         Command::Env { action } => action.run(console),
         Command::Limits { action } => action.run(console),
         Command::License { action: LicenseAction::Operator(action) } => action.run(console),
-        Command::License { action: LicenseAction::Vendor(action) } => action.run(),
+        Command::License { action: LicenseAction::Vendor(action) } => action.run(console),
         Command::Rescan => plugins::rescan(console),
         Command::Adopt { id, file } => plugins::adopt(console, &id, &file),
         Command::Gone => plugins::gone(console),
-        Command::Forget { id, yes } => plugins::forget(console, &id, yes),
+        Command::Forget { ids, yes } => plugins::forget(console, &ids, yes),
     }
 }
 
@@ -227,7 +244,6 @@ mod tests {
 
     #[test]
     fn the_arguments_are_consistent() {
-        use clap::CommandFactory;
         Cli::command().debug_assert();
     }
 }

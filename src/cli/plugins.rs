@@ -1,32 +1,85 @@
 //! The commands about plugins: what there is, how it is, and what it is to do.
 
-use super::console::{Console, confirm, items, state, time, word};
+use super::console::{
+    self, Console, age, coloured, failure, fields, items, reason, state, terminal_width, time_and_age, wait, word,
+};
+use super::table;
 use crate::client::segment;
+use crate::standing::for_people;
+use crate::store::now_ms;
+use crate::utc;
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
+use std::collections::HashSet;
 
-/// `plugrack list`.
-pub(super) fn list(console: &Console) -> Result<()> {
-    console.print(&console.api()?.call("GET", "/plugins", b"")?, table)
+/// The columns of `list` on a terminal, which are the first of the long form.
+const SHORT: [&str; 7] = ["ID", "STATE", "SINCE", "RESTARTS", "MEM", "VERSION", "ROUTE"];
+
+/// The further columns of the long form. Names and reasons have spaces, so they come last.
+const LONG: [&str; 4] = ["LICENSE", "PID", "NAME", "REASON"];
+
+/// Columns of the short form that are cut to fit a terminal, in this order, and the least that is left of each. The route comes first,
+/// since it mostly repeats the id, and the id last, since commands want it.
+const SHRINK: [(usize, usize); 3] = [(6, 12), (5, 8), (0, 8)];
+
+/// Columns by which a line below a plugin's row is indented.
+const INDENT: usize = 2;
+
+/// Stands for a value that there is none of.
+const NONE: &str = "-";
+
+/// The code of a plugin that was to run and does not.
+const NOT_READY: &str = "not_ready";
+
+/// `plugrack list`: cut to fit a terminal, and otherwise whole, a line for each plugin.
+pub(super) fn list(console: &Console, long: bool) -> Result<()> {
+    let api = console.api()?;
+    let answer = api.call("GET", "/plugins", b"")?;
+    if items(&answer["plugins"]).next().is_none() && !console.json {
+        let dir = api.call("GET", "/instance", b"")?;
+        return console::print(&format!(
+            "no plugins: put an executable file, or a directory with an executable file named plugin, in {}, then: plugrack rescan\n",
+            word(&dir["plugins_dir"])
+        ));
+    }
+    console.print(&answer, |answer| match terminal_width().filter(|_| !long) {
+        Some(width) => short_list(answer, width, now_ms()),
+        None => long_list(answer, now_ms()),
+    })
 }
 
 /// `plugrack show`.
-pub(super) fn show(console: &Console, id: &str) -> Result<()> {
-    console.print(&console.api()?.call("GET", &format!("/plugins/{}", segment(id)), b"")?, details)
+pub(super) fn show(console: &Console, ids: &[String]) -> Result<()> {
+    let api = console.api()?;
+    let first = ids.first();
+    console.each(
+        ids,
+        |id| Ok(api.call("GET", &format!("/plugins/{}", segment(id)), b"")?),
+        |_, _| Ok(()),
+        |id, plugin| {
+            let before = if ids.len() == 1 {
+                String::new()
+            } else {
+                format!("{}{id}\n", if Some(id) == first.map(String::as_str) { "" } else { "\n" })
+            };
+            before + &details(plugin, now_ms())
+        },
+    )
 }
 
 /// `plugrack start`, `stop`, `restart`, `enable` and `disable`.
 pub(super) fn command(console: &Console, ids: &[String], verb: &str) -> Result<()> {
     let api = console.api()?;
-    for id in ids {
-        let answer = api.call("POST", &format!("/plugins/{}/{verb}", segment(id)), b"")?;
-        console.print(&answer, |plugin| format!("{id}: {}\n", state(plugin)))?;
-        let running = matches!(verb, "start" | "restart" | "enable");
-        if running && answer["state"] != "ready" {
-            bail!("{id} is not ready: plugrack logs {id} may say more");
-        }
-    }
-    Ok(())
+    let runs = matches!(verb, "start" | "restart" | "enable");
+    console.each(
+        ids,
+        |id| Ok(api.call("POST", &format!("/plugins/{}/{verb}", segment(id)), b"")?),
+        |id, plugin| match plugin["state"] == "ready" || !runs {
+            true => Ok(()),
+            false => Err(failure(NOT_READY, format!("{id} is not ready: plugrack logs {id} may say more"))),
+        },
+        |id, plugin| format!("{id}: {}\n", state(plugin)),
+    )
 }
 
 /// `plugrack adopt`.
@@ -41,76 +94,214 @@ pub(super) fn gone(console: &Console) -> Result<()> {
     console.print(&console.api()?.call("GET", "/gone", b"")?, leftovers)
 }
 
-fn table(answer: &Value) -> String {
-    let heading = ["ID", "VERSION", "ROUTE", "LICENSE", "STATE"].map(str::to_owned);
-    let row = |plugin: &Value| {
-        let id = if plugin["id"].is_null() { "file" } else { "id" };
-        let [id, version, route, license] = [id, "version", "route", "license"].map(|name| word(&plugin[name]).into_owned());
-        [id, version, route, license, state(plugin)]
-    };
-    let rows: Vec<[String; 5]> = std::iter::once(heading).chain(items(&answer["plugins"]).map(row)).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let (id, version, route, license) = (width(0), width(1), width(2), width(3));
-    rows.iter().map(|[a, b, c, d, e]| format!("{a:id$}  {b:version$}  {c:route$}  {d:license$}  {e}\n")).collect()
+/// A value of one line; a dash where there is none.
+fn cell(value: &Value) -> String {
+    match word(value) {
+        text if text.is_empty() => NONE.to_owned(),
+        text => text.replace('\t', " "),
+    }
 }
 
-fn details(plugin: &Value) -> String {
+fn number(value: &Value) -> String {
+    value.as_i64().map_or(NONE.to_owned(), |number| number.to_string())
+}
+
+/// Bytes as people read them, in powers of ten, such as `41 MB`.
+fn memory(bytes: &Value, space: &str) -> String {
+    let Some(bytes) = bytes.as_u64() else { return NONE.to_owned() };
+    let (unit, name) = if bytes < 1_000_000 {
+        (1000, "kB")
+    } else if bytes < 10_000_000_000 {
+        (1_000_000, "MB")
+    } else {
+        (1_000_000_000, "GB")
+    };
+    format!("{}{space}{name}", bytes / unit)
+}
+
+/// What the short form and the long one have in common. `space` stands before units.
+fn cells(plugin: &Value, space: &str, now: i64) -> [String; 7] {
+    let name = if plugin["id"].is_null() { "file" } else { "id" };
+    let process = &plugin["process"];
+    [
+        cell(&plugin[name]),
+        cell(&plugin["state"]),
+        age(&plugin["since"], now),
+        number(&process["restarts"]),
+        memory(&process["memory"], space),
+        cell(&plugin["version"]),
+        cell(&plugin["route"]),
+    ]
+}
+
+/// What there is to explain about a plugin, and when it is tried again.
+fn explanation(plugin: &Value, now: i64) -> (String, String) {
+    let license = match &*word(&plugin["license"]["state"]) {
+        "expiring" | "grace" => format!("the licence {}", word(&plugin["license"]["message"])),
+        _ => String::new(),
+    };
+    let parts: Vec<_> = [reason(plugin), license].into_iter().filter(|part| !part.is_empty()).collect();
+    let retry = match wait(&plugin["retry_at"], now) {
+        wait if wait.is_empty() => wait,
+        wait if parts.is_empty() => format!("next try {wait}"),
+        wait => format!("; next try {wait}"),
+    };
+    (parts.join("; ").replace('\t', " "), retry)
+}
+
+fn short_list(answer: &Value, width: usize, now: i64) -> String {
+    let heading = SHORT.map(str::to_owned);
+    let rows: Vec<_> = std::iter::once(heading).chain(items(&answer["plugins"]).map(|plugin| cells(plugin, " ", now))).collect();
+    let widths = table::fit(&rows, &SHRINK, width);
+    let explanations = std::iter::once((String::new(), String::new()));
+    let explanations = explanations.chain(items(&answer["plugins"]).map(|plugin| match &plugin["license"]["code"] {
+        // What the plugin says is long, and its end, which is what to do, would be cut.
+        code if code == "missing" => (format!("no licence: plugrack license set {} TOKEN", word(&plugin["id"])), String::new()),
+        _ => explanation(plugin, now),
+    }));
     let mut out = String::new();
-    let mut line = |name: &str, value: &str| {
-        if !value.is_empty() {
-            out.push_str(&format!("{name:<13}{value}\n"));
+    for (row, (why, retry)) in rows.iter().zip(explanations) {
+        let plain = table::row(row, &widths, |_, cell| cell);
+        if table::width(&plain) > width {
+            // Colours would be cut, too.
+            out += &table::cut(&plain, width);
+        } else {
+            let is_heading = row[1] == SHORT[1];
+            out += &table::row(
+                row,
+                &widths,
+                |column, cell| {
+                    if column == 1 && !is_heading { coloured(&row[1], &cell) } else { cell }
+                },
+            );
+        }
+        out.push('\n');
+        let space = width.saturating_sub(INDENT);
+        let why = table::cut(&why, space.saturating_sub(table::width(&retry)));
+        let line = table::cut(&(why + &retry), space);
+        if !line.is_empty() {
+            out += &format!("{:INDENT$}{line}\n", "");
+        }
+    }
+    out
+}
+
+fn long_list(answer: &Value, now: i64) -> String {
+    let rows = items(&answer["plugins"]).map(|plugin| {
+        let license = &plugin["license"];
+        let code = match &*word(&license["state"]) {
+            "refused" => format!(":{}", word(&license["code"])),
+            _ => String::new(),
+        };
+        let (why, retry) = explanation(plugin, now);
+        let why = if why.is_empty() && retry.is_empty() { NONE.to_owned() } else { why + &retry };
+        let [id, state, since, restarts, mem, version, route] = cells(plugin, "", now);
+        let (license, pid, name) = (cell(&license["state"]) + &code, number(&plugin["process"]["pid"]), cell(&plugin["name"]));
+        [id, state, since, restarts, mem, version, route, license, pid, name, why]
+    });
+    let [a, b, c, d, e, f, g] = SHORT.map(str::to_owned);
+    let [h, i, j, k] = LONG.map(str::to_owned);
+    let rows: Vec<_> = std::iter::once([a, b, c, d, e, f, g, h, i, j, k]).chain(rows).collect();
+    let widths = table::fit(&rows, &[], usize::MAX);
+    rows.iter()
+        .map(|row| table::row(row, &widths, |column, cell| if column == 1 { coloured(&row[1], &cell) } else { cell }) + "\n")
+        .collect()
+}
+
+/// All about a plugin, for people: first how it is and what to do, and each reason once.
+fn details(plugin: &Value, now: i64) -> String {
+    let text = |value: &Value| word(value).into_owned();
+    let count = |value: &Value| value.as_i64().map(|number| number.to_string()).unwrap_or_default();
+    let (metadata, process, license) = (&plugin["metadata"], &plugin["process"], &plugin["license"]);
+    let state = word(&plugin["state"]);
+    let why = reason(plugin);
+    let mut said = HashSet::from([text(&plugin["reason"]), text(&plugin["update_refused"])]);
+    let enabled = if plugin["enabled"] == true { "yes" } else { "no" };
+    let mut out = fields(
+        "",
+        &[
+            ("state", coloured(&state, &state)),
+            ("since", time_and_age(&plugin["since"], now)),
+            ("next try", wait(&plugin["retry_at"], now)),
+            ("what to do", text(&plugin["advice"])),
+            ("reason", why),
+        ],
+    );
+    let memory = if process["memory"].is_null() { String::new() } else { memory(&process["memory"], " ") };
+    let mut section = |heading: &str, lines: String| {
+        if !lines.is_empty() {
+            out.push_str(&format!("\n{heading}\n{lines}"));
         }
     };
-    let (metadata, process) = (&plugin["metadata"], &plugin["process"]);
-    line("id", &word(&plugin["id"]));
-    for name in ["name", "version", "route"] {
-        line(name, &word(&plugin[name]));
-    }
-    for name in ["description", "author", "homepage"] {
-        line(name, &word(&metadata[name]));
-    }
-    line("state", &state(plugin));
-    line("license", &word(&plugin["license"]));
-    line("enabled", if plugin["enabled"] == true { "yes" } else { "no" });
-    if let Some(since) = process["since"].as_i64() {
-        line("since", &time(since));
-    }
-    if let Some(seconds) = process["retry_in"].as_f64().or(plugin["retry_in"].as_f64()) {
-        line("next try", &format!("in {seconds:.1} s"));
-    }
-    line("what to do", &word(&plugin["advice"]));
-    for (name, field) in [
-        ("pid", "pid"),
-        ("restarts", "restarts"),
-        ("answered", "answered"),
-        ("waiting", "waiting"),
-        ("connections", "connections"),
-    ] {
-        line(name, &process[field].as_i64().map(|number| number.to_string()).unwrap_or_default());
-    }
-    line("file", &word(&plugin["file"]));
-    line("program", &word(&process["program"]));
-    line("log", &word(&process["log"]));
-    let events = items(&plugin["events"]).map(|event| {
-        let (kind, detail) = (word(&event["kind"]), word(&event["detail"]));
-        let separator = if detail.is_empty() { "" } else { ": " };
-        format!("  {}  {kind}{separator}{detail}\n", time(event["at"].as_i64().unwrap_or_default()))
-    });
-    let end = &plugin["last_end"];
-    let lines = items(&end["lines"]).map(|line| format!("  {}\n", word(line)));
-    let sections = [
-        (
-            format!("last end, {}: {}; what it had printed\n", time(end["at"].as_i64().unwrap_or_default()), word(&end["exit"])),
-            lines.collect(),
+    section(
+        "identity",
+        fields(
+            "  ",
+            &[
+                ("id", text(&plugin["id"])),
+                ("name", text(&plugin["name"])),
+                ("version", text(&plugin["version"])),
+                ("route", text(&plugin["route"])),
+                ("url", text(&plugin["url"])),
+                ("description", text(&metadata["description"])),
+                ("author", text(&metadata["author"])),
+                ("homepage", text(&metadata["homepage"])),
+                ("enabled", enabled.to_owned()),
+                ("file", text(&plugin["file"])),
+                ("program", text(&process["program"])),
+                ("log", text(&process["log"])),
+            ],
         ),
-        ("events, newest first\n".to_owned(), events.collect::<String>()),
-    ];
-    for (heading, lines) in sections {
-        if !lines.is_empty() {
-            out.push_str(&heading);
-            out.push_str(&lines);
-        }
+    );
+    // The reason of the state has the message of a licence that was refused.
+    let message =
+        if license["code"].is_null() && license["state"] == "grace" { text(&license["message"]) } else { String::new() };
+    section(
+        "licence",
+        fields("  ", &[("license", console::license(license)), ("expires", text(&license["expires_at"])), ("message", message)]),
+    );
+    section(
+        "process",
+        fields(
+            "  ",
+            &[
+                ("pid", count(&process["pid"])),
+                ("memory", memory),
+                ("restarts", count(&process["restarts"])),
+                ("answered", count(&process["answered"])),
+                ("failed", count(&process["failed"])),
+                ("waiting", count(&process["waiting"])),
+                ("connections", count(&process["connections"])),
+            ],
+        ),
+    );
+    let end = &plugin["last_end"];
+    if !end.is_null() {
+        let how =
+            if said.insert(text(&end["reason"])) { for_people(&word(&end["reason"])) } else { "see the reason above".to_owned() };
+        // Where all that it printed is the reason, that was said.
+        let is_said = |line: &Value| {
+            let line = line.as_str().unwrap_or_default();
+            let printed = line.split_once(' ').filter(|(time, _)| utc::parse(time).is_some()).map_or(line, |(_, rest)| rest);
+            end["reason"].as_str().is_some_and(|reason| reason.contains(printed))
+        };
+        let lines = items(&end["lines"]).filter(|_| !items(&end["lines"]).all(is_said));
+        let lines: String = lines.map(|line| format!("    {}\n", word(line))).collect();
+        let printed = if lines.is_empty() { "" } else { "  what it had printed\n" };
+        section("last end", format!("  {}: {how}\n{printed}{lines}", time_and_age(&end["at"], now)));
     }
+    let events = items(&plugin["events"]).map(|event| {
+        let detail = text(&event["detail"]);
+        let detail = match detail.as_str() {
+            "" => String::new(),
+            // What an operator did is short, and of each event anew.
+            "by the operator" => ": by the operator".to_owned(),
+            _ if !said.insert(detail.clone()) => ": as above".to_owned(),
+            _ => format!(": {}", for_people(&detail)),
+        };
+        format!("  {}  {}{detail}\n", time_and_age(&event["at"], now), word(&event["kind"]))
+    });
+    section("events, newest first", events.collect());
     out
 }
 
@@ -157,11 +348,17 @@ fn leftovers(answer: &Value) -> String {
 }
 
 /// `plugrack forget`.
-pub(super) fn forget(console: &Console, id: &str, yes: bool) -> Result<()> {
+pub(super) fn forget(console: &Console, ids: &[String], yes: bool) -> Result<()> {
     let api = console.api()?;
-    if !yes {
-        confirm(id, "delete its keys, settings, licence, log and files")?;
-    }
-    let answer = api.call("DELETE", &format!("/gone/{}", segment(id)), b"")?;
-    console.print(&answer, |_| String::new())
+    console.each(
+        ids,
+        |id| {
+            if !yes {
+                console.confirm(id, "delete its keys, settings, licence, log and files")?;
+            }
+            Ok(api.call("DELETE", &format!("/gone/{}", segment(id)), b"")?)
+        },
+        |_, _| Ok(()),
+        |_, _| String::new(),
+    )
 }

@@ -1,12 +1,13 @@
 //! What a vendor does with licences, and what anybody can ask of one: none of it needs a host.
 
-use super::console::{print, token};
+use super::console::{Console, token};
 use crate::license::{self, Claims, Date, Inspection, Keyring, Known, MAX_GRACE_DAYS, MAX_LIMIT, SigningKey, Time, Verdict};
 use crate::protocol::metadata::is_plugin_id;
 use crate::text;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs::{File, Permissions};
 use std::io::{self, Read, Write};
@@ -20,21 +21,21 @@ const MAX_KEY_FILE: u64 = 64 * 1024;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Vendor {
-    /// Make a key that signs licences: its private half into a file, its public half printed for the plugin
+    /// Create a key pair that signs licences: write the private key to a file, print the public key
     Keygen {
-        /// Its name, such as acme-2026a
+        /// Name of the key, such as acme-2026a
         #[arg(long)]
         kid: String,
-        /// Where the private key is put; KID.key unless given
+        /// File for the private key [default: KID.key]
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
-        /// Write over a key that is there
+        /// Overwrite an existing key
         #[arg(long)]
         force: bool,
     },
-    /// Issue a licence: print its token
+    /// Issue a licence and print its token
     Issue(Box<Issue>),
-    /// Say in plain words what a licence says, and what comes of each check
+    /// Explain what a licence says, and check it
     Inspect(Inspect),
 }
 
@@ -126,16 +127,16 @@ fn key(text: &str) -> Result<(String, String), String> {
 }
 
 impl Vendor {
-    pub(super) fn run(self) -> Result<()> {
+    pub(super) fn run(self, console: &Console) -> Result<()> {
         match self {
-            Self::Keygen { kid, out, force } => keygen(&kid, out, force),
-            Self::Issue(issue) => issue.run(),
-            Self::Inspect(inspect) => inspect.run(),
+            Self::Keygen { kid, out, force } => keygen(console, &kid, out, force),
+            Self::Issue(issue) => issue.run(console),
+            Self::Inspect(inspect) => inspect.run(console),
         }
     }
 }
 
-fn keygen(kid: &str, out: Option<PathBuf>, force: bool) -> Result<()> {
+fn keygen(console: &Console, kid: &str, out: Option<PathBuf>, force: bool) -> Result<()> {
     let key = SigningKey::generate(kid)?.context("the system gives no random bytes: try again")?;
     let path = out.unwrap_or_else(|| PathBuf::from(format!("{kid}.key")));
     write_key(&path, &key, force).map_err(|error| match error.kind() {
@@ -144,7 +145,8 @@ fn keygen(kid: &str, out: Option<PathBuf>, force: bool) -> Result<()> {
         }
         _ => anyhow!("cannot write the key to {}: {error}", path.display()),
     })?;
-    print(&format!("{kid} {}\n", key.public()))
+    let answer = json!({"kid": kid, "public_key": key.public(), "file": path.display().to_string()});
+    console.print(&answer, |_| format!("{kid} {}\n", key.public()))
 }
 
 /// Writes it beside and renames it, so that a key is there whole or not at all, and readable by nobody else at any time.
@@ -174,7 +176,7 @@ fn read_key(path: &Path) -> Result<SigningKey> {
 }
 
 impl Issue {
-    fn run(self) -> Result<()> {
+    fn run(self, console: &Console) -> Result<()> {
         let key = read_key(&self.key)?;
         if !is_plugin_id(&self.plugin) {
             bail!("{:?} cannot be the id of a plugin: see the plugin's --metadata", self.plugin);
@@ -208,7 +210,8 @@ impl Issue {
         {
             bail!("the licence would expire at {exp}, before it begins at {nbf}: give another --expires or --not-before");
         }
-        print(&format!("{}\n", license::issue(&claims, &key)?))
+        let token = license::issue(&claims, &key)?;
+        console.print(&json!({"token": token, "claims": claims}), |_| format!("{token}\n"))
     }
 }
 
@@ -224,7 +227,7 @@ fn instance(text: &str) -> Result<String> {
 }
 
 impl Inspect {
-    fn run(self) -> Result<()> {
+    fn run(self, console: &Console) -> Result<()> {
         let token = token(self.token)?;
         let keyring = self.keys.iter().try_fold(Keyring::new(), |keys, (kid, key)| keys.with(kid, key))?;
         let known = Known {
@@ -235,7 +238,7 @@ impl Inspect {
             now: self.now.unwrap_or_else(|| SystemTime::now().into()),
         };
         let inspection = license::inspect(&token, &known);
-        print(&report(&inspection))?;
+        console.print(&as_json(&inspection), |_| report(&inspection))?;
         match inspection
             .checks
             .into_iter()
@@ -245,6 +248,19 @@ impl Inspect {
             None => Ok(()),
         }
     }
+}
+
+/// All that is known of a licence, for programs.
+fn as_json(inspection: &Inspection) -> Value {
+    let check = |(name, verdict): &(&str, Verdict)| match verdict {
+        Verdict::Passed(how) => json!({"check": name, "result": "ok", "code": null, "message": how}),
+        Verdict::Refused(refusal) => {
+            json!({"check": name, "result": "refused", "code": refusal.code.as_str(), "message": refusal.what})
+        }
+        Verdict::Unchecked(missing) => json!({"check": name, "result": "unchecked", "code": null, "message": missing}),
+    };
+    let checks: Vec<Value> = inspection.checks.iter().map(check).collect();
+    json!({"kid": inspection.kid, "claims": inspection.claims, "checks": checks})
 }
 
 /// All that is known of a licence, a line each.

@@ -22,7 +22,7 @@ use crate::store::{StoreError, now_ms};
 use crate::supervisor::{COMMANDS, HOLD_TICK, Supervisor, Trial};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -167,6 +167,11 @@ impl Rack {
             Entry::Refused { rejected, .. } => rejected.retry_at,
         };
         state.entries.iter().filter(|(file, _)| !state.asked.contains(*file)).filter_map(|(_, entry)| rejected(entry)).min()
+    }
+
+    /// The plugins directory.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// What all of the rack shares.

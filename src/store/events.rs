@@ -1,6 +1,7 @@
 //! What happened to each plugin.
 
 use super::{Store, StoreError, now_ms};
+use crate::utc;
 use rusqlite::params;
 use serde::Serialize;
 use std::time::Duration;
@@ -19,6 +20,7 @@ const SETTLE_TIME: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Event {
     /// Milliseconds since 1970-01-01 UTC.
+    #[serde(serialize_with = "utc::serialize")]
     pub(crate) at: i64,
     /// In a word: started, ready, crashed, …
     pub(crate) kind: String,

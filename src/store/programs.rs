@@ -2,6 +2,7 @@
 
 use super::licenses::previous_key;
 use super::{Store, StoreError, now_ms};
+use crate::utc;
 use rusqlite::{OptionalExtension, params};
 use serde::Serialize;
 use std::ops::RangeInclusive;
@@ -32,6 +33,7 @@ pub(crate) struct Holding {
     /// The file that the id belongs to.
     pub(crate) file: Option<String>,
     /// When it was last accepted, in milliseconds since 1970-01-01 UTC.
+    #[serde(serialize_with = "utc::serialize_some")]
     pub(crate) seen: Option<i64>,
     /// Keys in the key-value store.
     pub(crate) keys: u64,

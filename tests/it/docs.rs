@@ -101,7 +101,7 @@ fn the_readmes_way_from_a_vendors_key_to_a_running_plugin_works_as_written() {
         }
         run_block(&server, dir.path(), command);
     }
-    assert_eq!(server.plugin("licensed-python")["license"], "valid");
+    assert_eq!(server.plugin("licensed-python")["license"]["state"], "valid");
     let said = server.get("/licensed-python").text().to_owned();
     assert!(said.starts_with("Licensed to you until 2100-01-01T00:00:00Z: 0 of 10 members."), "{said}");
 }

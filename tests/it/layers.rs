@@ -27,6 +27,7 @@ const LAYERS: [&[&str]; 6] = [
         "standing",
         "text",
         "time_mark",
+        "utc",
     ],
     &[
         "protocol/frame",
@@ -95,7 +96,7 @@ const LAYERS: [&[&str]; 6] = [
         "hot_paths",
     ],
     &["api/mod", "api/settings", "api/view", "pages/mod", "http", "client"],
-    &["server", "cli/console"],
+    &["server", "cli/console", "cli/table"],
     &[
         "cli/config",
         "cli/env",
@@ -105,6 +106,7 @@ const LAYERS: [&[&str]; 6] = [
         "cli/limits",
         "cli/logs",
         "cli/plugins",
+        "cli/usage",
         "cli/vendor",
         "cli/mod",
         "lib",

@@ -48,6 +48,12 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
+/// The status of a licence that its plugin has refused.
+fn refused(code: &str, message: &str) -> Value {
+    let state = if code == "expired" { "expired" } else { "refused" };
+    json!({"state": state, "code": code, "message": message, "expires_at": null})
+}
+
 #[test]
 fn a_plugin_that_refuses_its_licence_is_unlicensed_and_not_tried_again() {
     let codes = [
@@ -74,9 +80,10 @@ fn a_plugin_that_refuses_its_licence_is_unlicensed_and_not_tried_again() {
     let brief = ("brief".to_owned(), "expired".to_owned(), "licence: expired: renew it".to_owned());
     for (id, code, reason) in codes.map(said).into_iter().chain([brief]) {
         let plugin = server.wait_state(&id, "unlicensed");
-        assert_eq!((&plugin["reason"], &plugin["license"]), (&json!(reason), &json!(format!("refused: {code}"))));
+        let what = reason.rsplit(": ").next().unwrap();
+        assert_eq!((&plugin["reason"], &plugin["license"]), (&json!(reason), &refused(&code, what)));
         let (process, end) = (&plugin["process"], &plugin["last_end"]);
-        assert_eq!((&process["pid"], &process["retry_in"], &process["restarts"]), (&Value::Null, &Value::Null, &json!(0)));
+        assert_eq!((&process["pid"], &plugin["retry_at"], &process["restarts"]), (&Value::Null, &Value::Null, &json!(0)));
         assert_eq!(end["exit"], format!("licence refused ({code})"));
         assert!(plugin["advice"].as_str().unwrap().contains(&format!("plugrack license set {id} TOKEN")), "{plugin:#}");
         assert!(server.log().contains(&format!("{id}: unlicensed: {reason}\n")), "{}", server.log());
@@ -96,7 +103,7 @@ fn a_plugin_that_refuses_its_licence_is_unlicensed_and_not_tried_again() {
     assert_eq!(server.plugin("expired")["state"], "unlicensed");
     let list = server.cli(&["list"]);
     let line = list.lines().find(|line| line.starts_with("brief ")).unwrap();
-    assert!(line.contains("  refused: expired  ") && line.ends_with("  unlicensed: licence: expired: renew it"), "{list}");
+    assert!(line.contains("  unlicensed  ") && line.contains("  expired  ") && line.ends_with("  renew it (expired)"), "{list}");
 }
 
 #[test]
@@ -104,8 +111,8 @@ fn a_clock_that_is_not_set_passes_by_itself() {
     let clock = json!({"code": "clock_not_set", "text": "licence: clock_not_set: set it", "exit": 75});
     let server = Site::new().fake_with("p", &json!({"metadata": metadata("p"), "license": clock})).start();
     let plugin = server.wait_state("p", "backing_off");
-    assert_eq!((&plugin["reason"], &plugin["license"]), (&clock["text"], &json!("refused: clock_not_set")));
-    assert!(plugin["process"]["retry_in"].is_f64(), "{plugin:#}");
+    assert_eq!((&plugin["reason"], &plugin["license"]), (&clock["text"], &refused("clock_not_set", "set it")));
+    assert!(plugin["retry_at"].is_string(), "{plugin:#}");
     assert!(plugin["advice"].as_str().unwrap().contains("set the clock"), "{plugin:#}");
     wait_for("another try", || server.plugin("p")["process"]["restarts"].as_i64().filter(|restarts| *restarts > 1));
 }
@@ -128,14 +135,14 @@ fn a_licence_that_is_set_starts_its_plugin_and_one_that_is_removed_ends_it() {
     assert_eq!(shown, expected);
 
     let complaint = server.cli_fails(&["license", "set", "p", &other]);
-    assert_eq!(complaint, "plugrack: p refused the licence and runs with its previous one again: licence: missing: do this\n");
+    assert_eq!(complaint, "plugrack: p rejected the licence and runs with its previous one again: do this (missing)\n");
     assert_eq!(server.plugin("p")["state"], "ready");
     let set = cli_reading(server.site(), &["license", "set", "p", "-", "--json"], &format!("  {good}\n"));
     assert!(set.status.success(), "{set:?}");
-    assert_eq!(serde_json::from_slice::<Value>(&set.stdout).unwrap()["license"], "valid");
+    assert_eq!(serde_json::from_slice::<Value>(&set.stdout).unwrap()["license"]["state"], "valid");
 
     let pid = server.plugin("p")["process"]["pid"].as_i64().unwrap();
-    assert_eq!(server.cli(&["license", "remove", "p"]), "p: refused: missing; unlicensed: licence: missing: do this\n");
+    assert_eq!(server.cli(&["license", "remove", "p"]), "p: unlicensed: do this (missing)\n");
     assert!(!crate::support::is_alive(pid));
     let complaint = server.cli_fails(&["license", "remove", "p"]);
     assert_eq!(complaint, "plugrack: no licence is set for the plugin p\n");
@@ -181,15 +188,15 @@ fn an_unlicensed_plugin_is_tried_when_its_file_or_its_settings_change() {
 fn a_plugin_that_knows_nothing_of_licences_is_told_what_is_set_and_runs() {
     let server = Site::new().fake("p").fake("stopped").fake("off").start();
     let before = server.wait_state("p", "ready");
-    assert_eq!(before["license"], "none");
+    assert_eq!(before["license"]["state"], "none");
     let token_for = |id: &str| token(&json!({"aud": id, "exp": "2999-01-01T00:00:00Z"}));
     for (verb, id) in [("stop", "stopped"), ("disable", "off")] {
         let given = token_for(id);
         server.wait_state(id, "ready");
         server.cli(&[verb, id]);
-        assert_eq!(server.plugin(id)["license"], "none");
+        assert_eq!(server.plugin(id)["license"]["state"], "none");
         let (status, answer) = server.api("PUT", &format!("/plugins/{id}/license"), given.as_bytes());
-        assert_eq!((status, &answer["state"], &answer["license"]), (200, &json!("stopped"), &Value::Null));
+        assert_eq!((status, &answer["state"], &answer["license"]["state"]), (200, &json!("stopped"), &json!("unchecked")));
         assert!(server.cli(&["license", "set", id, &given]).starts_with(&format!("{id}: not checked, since it is stopped")));
     }
     server.cli(&["start", "stopped"]);
@@ -225,7 +232,7 @@ fn what_is_no_licence_is_refused_in_a_sentence_and_changes_nothing() {
     ] {
         assert_eq!(server.api(method, path, b"v4.public.AAAA.e30").0, status, "{method} {path}");
     }
-    assert_eq!((&server.plugin("p")["license"], &server.plugin("p")["process"]["pid"]), (&json!("none"), &pid));
+    assert_eq!((&server.plugin("p")["license"]["state"], &server.plugin("p")["process"]["pid"]), (&json!("none"), &pid));
     assert_eq!(server.cli(&["license", "show", "p"]), "p: none; ready\n");
 }
 
@@ -273,12 +280,20 @@ fn the_list_says_how_each_plugin_stands() {
     }
     let (list, api) = (server.cli(&["list"]), server.api("GET", "/plugins", b"").1);
     for (id, _, expected) in cases {
+        let state = if id == "near" { "expiring" } else { expected };
         let line = list.lines().find(|line| line.starts_with(id)).unwrap();
-        assert!(line.contains(&format!("  {expected}  ")) && line.ends_with("  ready"), "{list}");
+        assert!(line.contains("  ready  ") && line.contains(&format!("  {state}  ")), "{list}");
+        let why = match id {
+            "near" => "the licence expires in 7 days",
+            "late" => "the licence expired, and the vendor lets it run for 11 days more",
+            _ => "-",
+        };
+        assert!(line.ends_with(&format!("  {why}")), "{list}");
         let plugin = api["plugins"].as_array().unwrap().iter().find(|plugin| plugin["id"] == id).unwrap();
-        assert_eq!((&plugin["license"], &server.plugin(id)["license"]), (&json!(expected), &json!(expected)));
+        assert_eq!((&plugin["license"]["state"], &plugin["license"]), (&json!(state), &server.plugin(id)["license"]));
+        assert_eq!(plugin["license"]["expires_at"].is_string(), id != "forever", "{plugin:#}");
         let show = server.cli(&["show", id]);
-        assert!(show.contains(&format!("\nlicense      {expected}\n")), "{show}");
+        assert!(show.contains(&format!("\n  license      {expected}\n")), "{show}");
     }
 }
 

@@ -185,7 +185,7 @@ fn a_plugin_that_says_it_cannot_run_is_not_started_again() {
         let id = format!("p{code}");
         let plugin = server.wait_state(&id, "refused");
         assert_eq!(plugin["reason"], format!("exit code {code} ({meaning}): cannot go on"));
-        assert_eq!((&plugin["process"]["pid"], &plugin["process"]["retry_in"]), (&Value::Null, &Value::Null));
+        assert_eq!((&plugin["process"]["pid"], &plugin["retry_at"]), (&Value::Null, &Value::Null));
         let reply = server.get(&format!("/{id}/x"));
         assert_eq!(reply.status, 503);
         assert!(
@@ -204,6 +204,16 @@ fn a_plugin_that_says_it_cannot_run_is_not_started_again() {
     }
 }
 
+/// Seconds from the time at which a plugin went down to its next try.
+fn seconds_to_retry(plugin: &Value) -> f64 {
+    let ms = |value: &Value| {
+        let sql = "SELECT CAST(round(unixepoch(?1, 'subsec') * 1000) AS INTEGER)";
+        let database = rusqlite::Connection::open_in_memory().unwrap();
+        database.query_row(sql, [value.as_str().unwrap()], |row| row.get::<_, i64>(0)).unwrap()
+    };
+    (ms(&plugin["retry_at"]) - ms(&plugin["since"])) as f64 / 1000.0
+}
+
 #[test]
 fn a_plugin_that_fails_for_now_is_tried_again() {
     let codes = [
@@ -220,7 +230,7 @@ fn a_plugin_that_fails_for_now_is_tried_again() {
         let id = format!("p{code}");
         let plugin = server.wait_state(&id, "backing_off");
         assert_eq!((&plugin["reason"], &plugin["process"]["pid"]), (&json!(reason), &Value::Null));
-        assert!(plugin["process"]["retry_in"].as_f64().unwrap() <= 5.0);
+        assert!(seconds_to_retry(&plugin) <= 5.0, "{plugin:#}");
         wait_for("another start", || (server.plugin(&id)["process"]["restarts"].as_i64().unwrap() >= 1).then_some(()));
     }
     // A stop ends the tries.
@@ -240,7 +250,7 @@ fn a_plugin_that_keeps_ending_is_in_a_crash_loop_until_the_operator_starts_it() 
     let plugin = server.wait_state("p", "crash_looping");
     assert_eq!(plugin["reason"], "exit code 1: cannot go on");
     assert_eq!(plugin["process"]["restarts"], 4);
-    assert!(plugin["process"]["retry_in"].as_f64().unwrap() > 200.0);
+    assert!(seconds_to_retry(&plugin) > 200.0, "{plugin:#}");
     assert_eq!(events(&server, "p", "starting").len(), 5);
     let reply = server.get("/p/x");
     assert_eq!(reply.status, 503);
@@ -612,11 +622,11 @@ fn events_are_in_the_database_and_shown_newest_first() {
     ready(&server, "p");
     // An event is recorded a moment after it happened.
     let plugin = wait_for("the last event", || Some(server.plugin("p")).filter(|plugin| plugin["events"][0]["kind"] == "ready"));
-    let shown: Vec<(i64, &str, &str)> = plugin["events"]
+    let shown: Vec<(&str, &str, &str)> = plugin["events"]
         .as_array()
         .unwrap()
         .iter()
-        .map(|event| (event["at"].as_i64().unwrap(), event["kind"].as_str().unwrap(), event["detail"].as_str().unwrap()))
+        .map(|event| (event["at"].as_str().unwrap(), event["kind"].as_str().unwrap(), event["detail"].as_str().unwrap()))
         .collect();
     let kinds: Vec<_> = shown.iter().map(|(_, kind, _)| *kind).collect();
     let second_life = ["ready", "starting", "enabled", "stopped"];
@@ -625,10 +635,12 @@ fn events_are_in_the_database_and_shown_newest_first() {
     assert!(shown.is_sorted_by(|newer, older| newer.0 >= older.0), "{shown:?}");
 
     let database = rusqlite::Connection::open(server.site().data().join("plugrack.db")).unwrap();
-    let mut statement = database.prepare("SELECT at, kind, detail FROM events WHERE plugin = 'p' ORDER BY seq DESC").unwrap();
+    let mut statement = database.prepare(
+            "SELECT strftime('%Y-%m-%dT%H:%M:%fZ', at / 1000.0, 'unixepoch'), kind, detail FROM events WHERE plugin = 'p' ORDER BY seq DESC",
+        ).unwrap();
     let stored = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap();
-    let stored: Vec<(i64, String, String)> = stored.collect::<Result<_, _>>().unwrap();
-    let stored: Vec<_> = stored.iter().map(|(at, kind, detail)| (*at, kind.as_str(), detail.as_str())).collect();
+    let stored: Vec<(String, String, String)> = stored.collect::<Result<_, _>>().unwrap();
+    let stored: Vec<_> = stored.iter().map(|(at, kind, detail)| (at.as_str(), kind.as_str(), detail.as_str())).collect();
     assert_eq!(stored, shown);
     let text = server.cli(&["show", "p"]);
     let (newest, oldest) =

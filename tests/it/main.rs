@@ -36,6 +36,7 @@ mod overload;
 mod plugin_settings;
 mod proxies;
 mod scenarios;
+mod screens;
 mod sdk;
 mod sdk_concurrency;
 mod slow_clients;

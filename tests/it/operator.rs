@@ -172,15 +172,30 @@ fn the_api_shows_the_instance_and_its_plugins() {
     server.wait_state("p", "ready");
     let (status, instance) = server.api("GET", "/instance", b"");
     assert_eq!(status, 200);
-    assert_eq!(instance, json!({"instance_id": server.cli(&["instance"]).trim(), "version": env!("CARGO_PKG_VERSION")}));
+    assert_eq!(
+        instance,
+        json!({
+            "instance_id": server.cli(&["instance"]).trim(),
+            "version": env!("CARGO_PKG_VERSION"),
+            "plugins_dir": fs::canonicalize(server.site().plugins()).unwrap(),
+        })
+    );
 
-    let list = server.api("GET", "/plugins", b"").1;
+    let mut list = server.api("GET", "/plugins", b"").1;
+    for plugin in list["plugins"].as_array_mut().unwrap() {
+        let plugin = plugin.as_object_mut().unwrap();
+        assert!(is_time(&plugin.remove("since").unwrap()), "{plugin:?}");
+        assert_eq!(plugin.remove("process").is_some(), plugin["state"] == "ready", "{plugin:?}");
+        let retry_at = plugin.remove("retry_at").unwrap();
+        assert!(if plugin["state"] == "ready" { retry_at.is_null() } else { is_time(&retry_at) }, "{retry_at}");
+    }
     let summary = json!({
         "id": "p", "file": "p", "name": "p", "version": "1.0.0", "route": "/p", "state": "ready", "reason": "", "enabled": true,
-        "license": "none",
+        "license": {"state": "none", "code": null, "message": null, "expires_at": null},
     });
-    let broken =
-        json!({"id": null, "file": "broken", "state": "refused", "reason": "it is empty", "enabled": true, "license": null});
+    let broken = json!({
+        "id": null, "file": "broken", "state": "refused", "reason": "it is empty", "enabled": true, "license": null,
+    });
     assert_eq!(list, json!({"plugins": [broken, summary]}));
 
     let plugin = server.plugin("p");
@@ -189,12 +204,20 @@ fn the_api_shows_the_instance_and_its_plugins() {
     }
     assert_eq!(plugin["metadata"]["concurrency"], 4);
     let process = &plugin["process"];
-    assert!(process["pid"].as_i64().unwrap() > 1 && process["since"].as_i64().unwrap() > 1_700_000_000_000, "{process}");
+    assert!(process["pid"].as_i64().unwrap() > 1 && process["memory"].as_i64().unwrap() > 1_000_000, "{process}");
+    assert!(is_time(&plugin["since"]) && is_time(&plugin["events"][0]["at"]), "{plugin:#}");
+    assert_eq!(plugin["url"], format!("http://{}/p", server.address()));
     assert_eq!((&process["restarts"], &process["answered"], &process["waiting"]), (&json!(0), &json!(0), &json!(0)));
     for _ in 0..3 {
         assert_eq!(server.get("/p/x").status, 200);
     }
     wait_for("the answers to be counted", || (server.plugin("p")["process"]["answered"] == 3).then_some(()));
+}
+
+/// Whether a value is a time in RFC 3339, in UTC with milliseconds.
+fn is_time(value: &Value) -> bool {
+    let form = |c: char| if c.is_ascii_digit() { '0' } else { c };
+    value.as_str().is_some_and(|text| text.chars().map(form).eq("0000-00-00T00:00:00.000Z".chars()))
 }
 
 /// Makes a plugin print a line, and waits until it is in the log.
@@ -327,7 +350,7 @@ fn keys_of_every_kind_are_read_and_written_through_the_plugin() {
         let (status, answer) = server.api("PUT", &path, text.as_bytes());
         assert_eq!((status, &answer["key"]), (200, &json!(key)), "{answer}");
         let rev = answer["rev"].as_i64().unwrap();
-        assert_eq!(server.api("GET", &path, b""), (200, json!({"key": key, "rev": rev, "value": text, "value_base64": null})));
+        assert_eq!(server.api("GET", &path, b""), (200, json!({"key": key, "rev": rev, "value": text})));
         // The command writes the same key as the API, and the plugin reads it under that name.
         assert_eq!(server.cli(&["kv", "get", "p", key]), text);
         let read = server.request("POST", "/p/kv", &[], json!({"op": "get", "key": key}).to_string().as_bytes()).json();
@@ -380,7 +403,7 @@ fn a_plugin_refuses_and_computes_keys() {
         let refused = server.api(method, "/plugins/p/kv/forbidden", body);
         assert_eq!(refused, (403, json!({"error": {"code": "forbidden", "message": "not this one"}})), "{method}");
     }
-    assert_eq!(server.cli_fails(&["kv", "set", "p", "forbidden", "x"]), "plugrack: not this one\n");
+    assert_eq!(server.cli_fails(&["kv", "set", "p", "forbidden", "x"]), "plugrack: not this one (forbidden)\n");
     let computed = server.api("GET", "/plugins/p/kv/computed", b"").1;
     assert_eq!((&computed["value"], &computed["rev"]), (&json!("by the plugin"), &json!(7)));
     assert_eq!(server.cli(&["kv", "get", "p", "computed"]), "by the plugin");
@@ -430,7 +453,7 @@ fn lists_of_keys_come_in_pages_and_whole_by_the_command() {
     assert_eq!(keys(&page("")).len(), 100);
 
     let all: Value = serde_json::from_str(&server.cli(&["kv", "list", "p", "--json"])).unwrap();
-    let all: Vec<_> = all.as_array().unwrap().iter().map(|key| key["key"].as_str().unwrap().to_owned()).collect();
+    let all: Vec<_> = all["keys"].as_array().unwrap().iter().map(|key| key["key"].as_str().unwrap().to_owned()).collect();
     assert_eq!(all, (0..1100).map(|n| format!("k{n:04}")).collect::<Vec<_>>());
     let text = server.cli(&["kv", "list", "p", "--prefix", "k109"]);
     assert_eq!(text.lines().count(), 10);
@@ -459,9 +482,13 @@ fn commands_show_text_for_people_and_json_for_programs() {
     let server = with_plugin();
     let list = server.cli(&["list"]);
     let lines: Vec<Vec<_>> = list.lines().map(|line| line.split_ascii_whitespace().collect()).collect();
-    assert_eq!(lines, [["ID", "VERSION", "ROUTE", "LICENSE", "STATE"], ["p", "1.0.0", "/p", "none", "ready"]]);
-    let show = server.cli(&["show", "p"]);
+    let heading = ["ID", "STATE", "SINCE", "RESTARTS", "MEM", "VERSION", "ROUTE", "LICENSE", "PID", "NAME", "REASON"];
     let pid = server.plugin("p")["process"]["pid"].to_string();
+    assert_eq!((lines.len(), &*lines[0], lines[1].len()), (2, &heading[..], heading.len()), "{list}");
+    assert_eq!(lines[1][..2], ["p", "ready"]);
+    assert_eq!(lines[1][5..], ["1.0.0", "/p", "none", &pid, "p", "-"]);
+    assert!(lines[1][2].ends_with(['s', 'm']) && lines[1][3] == "0" && lines[1][4].ends_with("MB"), "{list}");
+    let show = server.cli(&["show", "p"]);
     for (name, value) in
         [("id", "p"), ("version", "1.0.0"), ("route", "/p"), ("state", "ready"), ("enabled", "yes"), ("pid", &pid), ("file", "p")]
     {

@@ -24,12 +24,14 @@ fn how_a_process_ended_and_what_it_had_printed_is_kept_and_shown() {
     let lines: Vec<&str> = end["lines"].as_array().unwrap().iter().map(|line| line.as_str().unwrap()).collect();
     assert_eq!(lines.len(), 50);
     assert!(lines[0].ends_with(" line 11") && lines[49].ends_with(" line 60"), "{lines:?}");
-    let at = end["at"].as_i64().unwrap();
-    assert!(at > 0 && at <= plugin["process"]["since"].as_i64().unwrap());
+    let at = end["at"].as_str().unwrap();
+    assert!(at > "2026" && at <= plugin["since"].as_str().unwrap());
     let shown = server.cli(&["show", "p"]);
-    let (_, kept) = shown.split_once("\nlast end, ").unwrap();
-    assert!(kept.lines().next().unwrap().ends_with(": exit code 3; what it had printed"), "{shown}");
-    assert!(kept.lines().nth(1).unwrap().ends_with(" line 11") && kept.lines().nth(50).unwrap().ends_with(" line 60"), "{shown}");
+    let (_, kept) = shown.split_once("\nlast end\n").unwrap();
+    let kept: Vec<&str> = kept.lines().collect();
+    assert!(kept[0].starts_with(&format!("  {at} (")) && kept[0].ends_with(" ago): exit code 3: line 60"), "{shown}");
+    assert!(kept[1] == "  what it had printed" && kept[2].ends_with(" line 11") && kept[51].ends_with(" line 60"), "{shown}");
+    assert_eq!(shown.matches("exit code 3").count(), 1, "{shown}");
 }
 
 #[test]
@@ -55,11 +57,11 @@ fn for_each_end_there_is_something_to_do() {
         });
         assert!(plugin["advice"].as_str().unwrap().contains(advice), "{id}: {plugin:#}");
         let comes_back = plugin["state"] != "refused";
-        assert_eq!(plugin["process"]["retry_in"].is_f64(), comes_back, "{id}: {plugin:#}");
+        assert_eq!(plugin["retry_at"].is_string(), comes_back, "{id}: {plugin:#}");
         let shown = server.cli(&["show", id]);
         assert!(shown.contains("\nwhat to do   ") || server.plugin(id)["state"] == "starting", "{shown}");
     }
-    assert!(server.cli(&["show", "data"]).contains("what to do   correct or remove its file"));
+    assert!(server.cli(&["show", "data"]).contains("what to do   fix or remove its file, then: plugrack rescan"));
     server.cli(&["stop", "code-1"]);
     assert_eq!(server.plugin("code-1")["advice"], "plugrack start code-1 starts it");
     server.cli(&["disable", "code-1"]);

@@ -1,0 +1,78 @@
+//! A command line that was not understood: what is said of it.
+
+use super::console::error_line;
+use clap::builder::StyledStr;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Command, Error};
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+/// The code of such an error with `--json`.
+const CODE: &str = "usage";
+
+/// The option before the command whose value could be taken for a word of it.
+const DATA: &str = "--data";
+
+/// Says what is wrong with the arguments of `command`, or prints the help that they ask for.
+pub(super) fn explain(mut error: Error, mut command: Command, arguments: &[OsString]) -> ExitCode {
+    if error.use_stderr() {
+        let words = arguments.iter().filter_map(|argument| argument.to_str());
+        command.build();
+        complete(&mut error, &mut command, words.collect());
+        if arguments.iter().take_while(|argument| *argument != "--").any(|argument| argument == "--json") {
+            // Where standard error is gone there is nobody to tell.
+            drop(writeln!(io::stderr(), "{}", error_line(None, CODE, &sentence(&error))));
+            return ExitCode::from(2);
+        }
+    }
+    drop(error.print());
+    u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
+}
+
+/// Gives an error the usage of its command, and a tip where the words may be in another order. Of itself the error would have a usage
+/// with what is given already, variables of the environment included, as if all of that were required.
+fn complete(error: &mut Error, root: &mut Command, words: Vec<&str>) {
+    let mut command = root;
+    let mut rest = Vec::new();
+    let mut words = words.into_iter().take_while(|word| *word != "--");
+    while let Some(word) = words.next() {
+        if word == DATA {
+            words.next();
+        } else if rest.is_empty() && command.find_subcommand(word).is_some() {
+            let Some(inner) = command.find_subcommand_mut(word) else { return };
+            command = inner;
+        } else if !word.starts_with('-') {
+            rest.push(word);
+        }
+    }
+    if error.get(ContextKind::Usage).is_some() {
+        error.insert(ContextKind::Usage, ContextValue::StyledStr(command.render_usage()));
+    }
+    if error.kind() == ErrorKind::InvalidSubcommand
+        && let Some(name) = command.get_bin_name().filter(|name| name.contains(' '))
+    {
+        let verbs: Vec<&str> = command.get_subcommands().map(Command::get_name).filter(|verb| *verb != "help").collect();
+        let tip = match rest[..] {
+            [id, verb, ref more @ ..] if verbs.contains(&verb) => {
+                // A value may be a secret, and is not repeated.
+                let more = if more.is_empty() { "" } else { " …" };
+                format!("the verb comes before the ID: {name} {verb} {id}{more}")
+            }
+            _ => format!("the form is: {name} VERB, with the verb one of {}", verbs.join(", ")),
+        };
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![StyledStr::from(tip)]));
+    }
+}
+
+/// The error in one line.
+fn sentence(error: &Error) -> String {
+    if matches!(error.kind(), ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand) {
+        return "a command is missing: --help lists them".to_owned();
+    }
+    let text = error.render().to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    let lines = text.lines().take_while(|line| !line.starts_with("Usage: ") && !line.starts_with("For more information"));
+    let lines = lines.map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>();
+    lines.join(" ").replace(" tip: ", "; ")
+}
