@@ -422,6 +422,9 @@ impl Api {
             },
             Ok(Ok((result, _))) => Ok(Reply::ok(&json!({"key": key, "rev": result.rev, "found": result.found}))),
             Ok(Err(KvFailure::Refused(failure))) => Err(Refused::new(status_of(&failure.code), &failure.code, failure.message)),
+            Ok(Err(KvFailure::Invalid(why))) => {
+                Err(Refused::new(502, "bad_gateway", format!("the plugin {id} gave no valid answer: {why}")))
+            }
             Ok(Err(KvFailure::Failed(Failed::Timeout))) | Err(_) => {
                 Err(Refused::new(504, "timeout", format!("the plugin {id} did not answer in time")))
             }
