@@ -744,9 +744,9 @@ pub struct Failure {
     /// The request's id.
     #[serde(deserialize_with = "integer")]
     pub id: u64,
-    /// A word a program can branch on, in snake case.
+    /// A word that a program can branch on: `[a-z][a-z0-9_]{0,63}`.
     pub code: String,
-    /// One sentence for people.
+    /// One sentence for people, of 1–[`MAX_ERROR_MESSAGE`] bytes.
     pub message: String,
     /// For `txn`: the place of the write that failed, from 0.
     #[serde(default, deserialize_with = "optional_integer", skip_serializing_if = "Option::is_none")]

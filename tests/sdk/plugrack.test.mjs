@@ -422,6 +422,16 @@ describe('frames', () => {
 // The process ----------------------------------------------------------------------------------------------------------
 
 describe('the process', () => {
+  check('before init every other frame closes its connection', async (t) => {
+    const plugin = start(t);
+    for (const { name, hex } of GOLDEN.invalid.filter(({ to, place }) => to === 'any' || (to === 'plugin' && place === 'start'))) {
+      const wire = await plugin.connect();
+      wire.socket.write(Buffer.from(hex, 'hex'));
+      assert.equal(await wire.receive(), null, name);
+    }
+    assert.equal((await plugin.init()).reply.head.type, 'ready');
+  });
+
   check('--metadata prints one object and exits 0', async (t) => {
     const plugin = start(t, { args: ['--metadata'] });
     assert.equal(await plugin.exit, 0);
