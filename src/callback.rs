@@ -9,6 +9,7 @@ use crate::pause::pause;
 use crate::process::{SMALL_STACK, timespec};
 use crate::protocol::frame::{EncodeError, FrameReader, ReadError, encode};
 use crate::protocol::message::{Failure, KvOp, MAX_ID, Malformed, Message};
+use crate::protocol::values::integer;
 use crate::repeat::{Repeat, more};
 use crate::store::kv::Call;
 use nix::errno::Errno;
@@ -289,7 +290,7 @@ fn serve(stream: &UnixStream, host: &Host, plugin: &str) -> Result<(), Closed> {
             Ok(other) => return Err(Closed::Type(other.kind())),
             Err(malformed) => {
                 let id = match &malformed {
-                    Malformed::Json(_) => kv_id(frame.head),
+                    Malformed::Json(_) | Malformed::Body { .. } => kv_id(frame.head),
                     _ => None,
                 };
                 let Some(id) = id else { return Err(Closed::Malformed(malformed.to_string())) };
@@ -315,6 +316,7 @@ fn kv_id(head: &[u8]) -> Option<u64> {
     struct Request {
         #[serde(rename = "type")]
         kind: String,
+        #[serde(deserialize_with = "integer")]
         id: u64,
     }
     let request: Request = serde_json::from_slice(head).ok()?;
@@ -354,7 +356,6 @@ impl Pending {
     }
 
     fn fail(&mut self, id: u64, code: &str, message: &str, index: Option<usize>) -> Result<(), EncodeError> {
-        let failure = Failure { id, code: code.into(), message: message.into(), index };
-        encode(&mut self.replies, &failure, &[])
+        encode(&mut self.replies, &Failure { index, ..Failure::new(id, code, message) }, &[])
     }
 }

@@ -75,6 +75,8 @@ pub(crate) type KvReply = Result<(KvResult, Vec<u8>), KvFailure>;
 pub(crate) enum KvFailure {
     /// The plugin's own word.
     Refused(Failure),
+    /// There was no valid answer: what was asked, and why that is so.
+    Invalid(String),
     /// The host's.
     Failed(Failed),
 }
@@ -225,13 +227,18 @@ impl WebJob {
 impl KvJob {
     /// What is asked, for people.
     pub(crate) fn name(&self) -> String {
-        let (op, key) = match &self.op {
-            KvOp::Get { key } => ("get", key.as_str()),
-            KvOp::Set(set) => ("set", set.key.as_str()),
-            KvOp::Delete(delete) => ("delete", delete.key.as_str()),
-            KvOp::Incr(_) | KvOp::List(_) | KvOp::Txn => ("operation", ""),
+        format!("the operator's {}", self.short_name())
+    }
+
+    /// The same for the operator.
+    pub(crate) fn short_name(&self) -> String {
+        let key = match &self.op {
+            KvOp::Get { key } => key.as_str(),
+            KvOp::Set(set) => set.key.as_str(),
+            KvOp::Delete(delete) => delete.key.as_str(),
+            KvOp::Incr(_) | KvOp::List(_) | KvOp::Txn => "",
         };
-        format!("the operator's kv {op} {:?}", named(key))
+        format!("kv {} {:?}", self.op.name(), named(key))
     }
 
     /// Answers; whoever asked may have gone.

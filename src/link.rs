@@ -1,7 +1,7 @@
 //! The host's connection to a plugin: frames over a Unix stream, with deadlines, sending and receiving at once where it must.
 
 use crate::process::timespec;
-use crate::protocol::frame::{EncodeError, Frame, FrameReader, ReadError, encode, encode_before};
+use crate::protocol::frame::{EncodeError, Frame, FrameReader, ReadError, Unfinished, encode, encode_before};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -134,8 +134,8 @@ impl Link {
         self.frames.holds_bytes()
     }
 
-    /// How much of an unfinished frame is here: its bytes, and those it has in all as far as that is known.
-    pub(crate) fn unfinished(&self) -> Option<(usize, usize)> {
+    /// What is here of a frame that is not whole.
+    pub(crate) fn unfinished(&self) -> Option<Unfinished> {
         self.frames.unfinished()
     }
 

@@ -478,7 +478,10 @@ impl Supervisor {
             return match (told.take(), broken.take()) {
                 (Some(told), _) => self.fault(refusal(&told).unwrap_or(Exit::Fault), told_text(&told)),
                 (None, Some(broken)) => self.fault(Exit::Fault, broken),
-                (None, None) => self.too_late("it did not answer init"),
+                (None, None) => {
+                    let unfinished = open.unfinished().map(|unfinished| format!(": {unfinished}")).unwrap_or_default();
+                    self.too_late(&format!("it did not answer init{unfinished}"));
+                }
             };
         }
         if broken.is_some() {
@@ -515,7 +518,8 @@ impl Supervisor {
         let Phase::Starting { running, deadline, .. } = &self.phase else { return };
         let Ok(mut opened) = Link::connect(&running.life.socket, running.life.uid) else {
             if now >= *deadline {
-                self.too_late("it does not listen on its socket");
+                let socket = running.life.socket.display().to_string();
+                self.too_late(&format!("it does not listen on its socket {socket} (PLUGRACK_SOCKET)"));
             }
             return;
         };
@@ -687,6 +691,9 @@ impl Supervisor {
                     // It says all there is to say.
                     Some(words) if matches!(exit, Exit::Unlicensed(_)) => words,
                     Some(words) => format!("{exit}: {words}"),
+                    None if !run.ready && matches!(exit, Exit::Code(_) | Exit::Signal(_)) => {
+                        format!("{exit} before it was ready")
+                    }
                     None => exit.to_string(),
                 };
                 self.down(exit, run, &why);

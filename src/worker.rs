@@ -335,7 +335,7 @@ impl Worker {
             let what = match self.link.wait(Instant::now(), || false) {
                 Ok(()) => match self.link.take().map(|frame| frame.message()) {
                     Ok(Ok(Message::Pong(_))) => continue,
-                    Ok(Ok(other)) => format!("a {} with id {} came {place}, where nothing was due", other.kind(), other.id()),
+                    Ok(Ok(other)) => format!("{} came {place}, where nothing was due", other.named()),
                     Ok(Err(malformed)) => format!("a frame came {place}, where nothing was due: {malformed}"),
                     Err(error) => format!("bytes came {place}, where nothing was due: {error}"),
                 },
@@ -565,12 +565,12 @@ impl Worker {
                 }
                 Ok(Message::Error(error)) if error.id == id && rest == 0 => {
                     Life::mark(&self.life.served);
-                    let reason = format!("it answered with the error {}: {}", error.code, error.message);
+                    let reason = format!("the plugin answered with the error {}: {}", error.code, error.message);
                     return self.fail(job, Failed::BadGateway, &reason, Ok(()));
                 }
                 // An earlier request is answered a second time. The frame is whole, so the answer that is due is found behind it.
                 Ok(other) if other.id() < id && rest == 0 && Instant::now() < deadline => {
-                    let what = format!("a {} with id {} came", other.kind(), other.id());
+                    let what = format!("{} came", other.named());
                     if std::mem::take(&mut alone) {
                         let name = job.client.name();
                         let why = "an earlier request was answered twice";
@@ -579,8 +579,8 @@ impl Worker {
                     continue;
                 }
                 Ok(other) => {
-                    let what = format!("protocol error: a {} with id {}", other.kind(), other.id());
-                    (Some(other.id()), format!("{what} came where its response with id {id} was due"))
+                    let what = format!("protocol error: {} came where the response with id {id} was due", other.named());
+                    (Some(other.id()), what)
                 }
                 Err(malformed) => (frame.id(), format!("protocol error: {malformed}")),
             };
@@ -628,12 +628,13 @@ impl Worker {
     /// its end is waited for a moment.
     fn loss(&self, lost: &Lost, time: Duration, before: &str) -> String {
         let lost = match lost {
-            Lost::Deadline => match self.link.unfinished() {
-                Some((bytes, all)) => {
-                    format!("{} s passed with no more than {bytes} of the {all} bytes of a frame", time.as_secs_f32())
-                }
-                None => format!("{} s passed", time.as_secs_f32()),
-            },
+            Lost::Deadline => {
+                let waited = format!("{} s passed before {before}", time.as_secs_f32());
+                return match self.link.unfinished() {
+                    Some(unfinished) => format!("{waited}: {unfinished}"),
+                    None => waited,
+                };
+            }
             Lost::Broken(error @ ReadError::Length { .. }) => return format!("protocol error: {error}"),
             lost if self.has_ended(SETTLE_TIME) => match self.life.exit.get() {
                 Some(exit) => return format!("the process ended before {before}: {exit}"),
@@ -705,11 +706,13 @@ impl Worker {
             let data = match frame.message() {
                 Ok(Message::Data(data)) if data.id == id => data,
                 Ok(Message::Error(error)) if error.id == id => {
-                    return self.cut(job, name, &format!("it goes on with the error {}: {}", error.code, error.message));
+                    // The plugin has ended this answer itself: what comes next on the connection belongs to the next request.
+                    self.cut_off(job, name, &format!("the plugin sent the error {}: {}", error.code, error.message));
+                    return Ok(());
                 }
                 Ok(other) => {
-                    let what = format!("protocol error: a {} with id {}", other.kind(), other.id());
-                    return self.cut(job, name, &format!("{what} came where data with id {id} was due"));
+                    let what = format!("protocol error: {} came where data with id {id} was due", other.named());
+                    return self.cut(job, name, &what);
                 }
                 Err(malformed) => return self.cut(job, name, &format!("protocol error: {malformed}")),
             };
@@ -737,10 +740,15 @@ impl Worker {
         }
     }
 
-    /// Breaks an answer off that has begun, so that its client does not take it for whole.
-    fn cut(&self, job: &mut WebJob, name: &str, why: &str) -> Outcome {
+    /// Cuts short an answer that has begun, so that its client does not take it for whole.
+    fn cut_off(&self, job: &mut WebJob, name: &str, why: &str) {
         job.client.cut();
         self.plugin.note_failed(&format!("{name}: the answer was cut short: {why}"));
+    }
+
+    /// The same where the connection is of no more use.
+    fn cut(&self, job: &mut WebJob, name: &str, why: &str) -> Outcome {
+        self.cut_off(job, name, why);
         Err(Broken)
     }
 
@@ -809,19 +817,21 @@ impl Worker {
             let answer = self.link.take().map(|frame| (frame.message(), frame.body));
             let what = match answer {
                 Ok((Ok(Message::Pong(pong)), _)) if pong.id < id => continue,
-                Ok((Ok(Message::Result(result)), body)) if result.id == id => {
-                    Life::mark(&self.life.served);
-                    job.reply(Ok((result, body.to_vec())));
-                    return Ok(());
-                }
+                Ok((Ok(Message::Result(result)), body)) if result.id == id => match result.fault(job.op.name(), body.len()) {
+                    Some(fault) => fault,
+                    None => {
+                        Life::mark(&self.life.served);
+                        job.reply(Ok((result, body.to_vec())));
+                        return Ok(());
+                    }
+                },
                 Ok((Ok(Message::Error(error)), _)) if error.id == id => {
                     Life::mark(&self.life.served);
                     job.reply(Err(KvFailure::Refused(error)));
                     return Ok(());
                 }
-                Ok((Ok(other), _)) => {
-                    format!("a {} with id {} came where its result with id {id} was due", other.kind(), other.id())
-                }
+                Ok((Ok(other), _)) if other.id() == id => format!("expected result, got {}", other.kind()),
+                Ok((Ok(other), _)) => format!("expected result with id {id}, got {} with id {}", other.kind(), other.id()),
                 Ok((Err(malformed), _)) => malformed.to_string(),
                 Err(error) => error.to_string(),
             };
@@ -832,7 +842,11 @@ impl Worker {
     /// Answers an operation that the plugin has failed.
     fn fail_kv(&self, job: KvJob, failed: Failed, why: &str) -> Outcome {
         self.plugin.note_failed(&format!("{}: {why}", job.name()));
-        job.reply(Err(KvFailure::Failed(failed)));
+        let failure = match failed {
+            Failed::BadGateway => KvFailure::Invalid(format!("{}: {why}", job.short_name())),
+            failed => KvFailure::Failed(failed),
+        };
+        job.reply(Err(failure));
         Err(Broken)
     }
 
@@ -863,9 +877,13 @@ impl Worker {
                     return Ok(());
                 }
                 Ok(Ok(Message::Pong(pong))) if pong.id < id => continue,
-                Ok(Ok(other)) => {
-                    format!("a {} with id {} came where a pong with id {id} was due", other.kind(), other.id())
+                // It is there, and says what is wrong with it.
+                Ok(Ok(Message::Error(error))) if error.id == id => {
+                    self.misses = 0;
+                    self.plugin.log.note(&format!("the plugin answered a ping with the error {}: {}", error.code, error.message));
+                    return Ok(());
                 }
+                Ok(Ok(other)) => format!("{} came where a pong with id {id} was due", other.named()),
                 Ok(Err(malformed)) => format!("{malformed}, where a pong with id {id} was due"),
                 Err(error) => error.to_string(),
             };

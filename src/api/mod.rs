@@ -478,6 +478,10 @@ impl Api {
                 let refused = Refused::new(status_of(&failure.code), &failure.code, failure.message);
                 return Err(refused.with(BY_PLUGIN.0, BY_PLUGIN.1));
             }
+            Ok(Err(KvFailure::Invalid(why))) => {
+                let message = format!("the plugin {id} gave no valid answer: {why}; you can {itself}");
+                return Err(Refused::new(502, "bad_gateway", message));
+            }
             Ok(Err(KvFailure::Failed(failed))) => failed,
             Err(_) => Failed::Timeout,
         };

@@ -3,7 +3,8 @@
 //! A message is the JSON head of a frame; the frame's body travels beside it, see [`super::frame`].
 
 use super::fields::{self, Field, Form};
-use serde::{Deserialize, Serialize};
+use super::values::{integer, optional_integer, or_default};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::fmt;
@@ -44,6 +45,12 @@ pub const DEFAULT_LIST_LIMIT: u32 = 100;
 
 /// Longest `ttl_ms`: ten years, so that an expiry never leaves the range of a signed 64-bit clock.
 pub const MAX_TTL_MS: u64 = 315_360_000_000;
+
+/// Longest code of an `error` in bytes.
+pub const MAX_ERROR_CODE: usize = 64;
+
+/// Longest message of an `error` in bytes: some sentences for people, far less than a head holds.
+pub const MAX_ERROR_MESSAGE: usize = 4096;
 
 /// Header names that belong to one hop and are never passed through (RFC 9110, section 7.6.1).
 pub const HOP_BY_HOP: [&str; 9] = [
@@ -131,6 +138,14 @@ pub enum Malformed {
     /// An id beyond [`MAX_ID`].
     #[error("id {0} is over the limit of {MAX_ID}")]
     Id(u64),
+    /// A body beside a message that has none.
+    #[error("{what} must have no body, got {bytes} bytes")]
+    Body {
+        /// The message's type, and a kv request's operation.
+        what: String,
+        /// The body's length.
+        bytes: usize,
+    },
 }
 
 /// The type of a message that begins with it, as all do that this library writes: it need not be looked for.
@@ -182,7 +197,7 @@ fn fields_of(kind: &str) -> &'static [Field] {
         ID,
         Field::required("method", Form::Text),
         Field::required("path", Form::Text),
-        Field::nullable("query", Form::Text),
+        Field::optional("query", Form::Text),
         Field::required("mount", Form::Text),
         Field::optional("headers", Form::Pairs),
         Field::optional("remote", Form::Text),
@@ -194,18 +209,20 @@ fn fields_of(kind: &str) -> &'static [Field] {
         Field::optional("headers", Form::Pairs),
         Field::optional("more", Form::Bool),
     ];
-    const DATA: [Field; 3] = [ID, Field::required("more", Form::Bool), Field::optional("aborted", Form::Bool)];
+    const DATA: [Field; 3] = [ID, Field::optional("more", Form::Bool), Field::optional("aborted", Form::Bool)];
     const KV: [Field; 2] = [ID, Field::required("op", Form::Word(&["get", "set", "delete", "incr", "list", "txn"]))];
     const RESULT: [Field; 6] = [
         ID,
-        Field::nullable("found", Form::Bool),
-        Field::nullable("rev", COUNT),
-        Field::nullable("value", SIGNED),
-        Field::nullable("expires_in_ms", COUNT),
-        Field::nullable("next", Form::Text),
+        Field::optional("found", Form::Bool),
+        Field::optional("rev", COUNT),
+        Field::optional("value", SIGNED),
+        Field::optional("expires_in_ms", COUNT),
+        Field::optional("next", Form::Text),
     ];
+    const CODE: Form = Form::TextOf(is_error_code, "a string of the form [a-z][a-z0-9_]{0,63}");
+    const MESSAGE: Form = Form::TextOf(is_error_message, "a string of 1 to 4096 bytes");
     const ERROR: [Field; 4] =
-        [ID, Field::required("code", Form::Text), Field::required("message", Form::Text), Field::nullable("index", COUNT)];
+        [ID, Field::required("code", CODE), Field::required("message", MESSAGE), Field::optional("index", COUNT)];
     match kind {
         "http" => &HTTP,
         "response" => &RESPONSE,
@@ -217,11 +234,23 @@ fn fields_of(kind: &str) -> &'static [Field] {
     }
 }
 
+/// Whether a string may be the code of an `error`: `[a-z][a-z0-9_]{0,63}`.
+#[must_use]
+pub fn is_error_code(code: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    code.len() <= MAX_ERROR_CODE && code.starts_with(|first: char| first.is_ascii_lowercase()) && code.bytes().all(allowed)
+}
+
+/// Whether a string may be the message of an `error`.
+fn is_error_message(message: &str) -> bool {
+    (1..=MAX_ERROR_MESSAGE).contains(&message.len())
+}
+
 /// What is wrong with the fields that belong to an operation's `op`, if anything.
 fn op_fault(of: &str, object: &Map<String, Value>) -> Option<String> {
     const KEY: Field = Field::required("key", Form::Text);
-    const TTL: Field = Field::nullable("ttl_ms", COUNT);
-    const IF_REV: Field = Field::nullable("if_rev", COUNT);
+    const TTL: Field = Field::optional("ttl_ms", COUNT);
+    const IF_REV: Field = Field::optional("if_rev", COUNT);
     let of_op: &[Field] = match object.get("op")?.as_str()? {
         "get" => &[KEY],
         "set" => &[KEY, TTL, IF_REV, Field::optional("if_absent", Form::Bool)],
@@ -229,8 +258,8 @@ fn op_fault(of: &str, object: &Map<String, Value>) -> Option<String> {
         "incr" => &[KEY, Field::optional("delta", SIGNED), TTL],
         "list" => &[
             Field::optional("prefix", Form::Text),
-            Field::nullable("after", Form::Text),
-            Field::nullable("limit", Form::Integer(1, MAX_LIST_LIMIT as u64)),
+            Field::optional("after", Form::Text),
+            Field::optional("limit", Form::Integer(1, MAX_LIST_LIMIT as u64)),
             Field::optional("values", Form::Bool),
         ],
         _ => return None,
@@ -245,7 +274,7 @@ impl TxnOp {
     /// A sentence that names the field which is not of its form.
     pub fn read(write: &Value) -> Result<Self, String> {
         const OP: Field = Field::required("op", Form::Word(&["set", "delete", "incr"]));
-        const VALUES: [Field; 2] = [Field::nullable("value", Form::Text), Field::nullable("value_base64", Form::Text)];
+        const VALUES: [Field; 2] = [Field::optional("value", Form::Text), Field::optional("value_base64", Form::Text)];
         Self::deserialize(write).map_err(|error| {
             let Some(object) = write.as_object() else {
                 return format!("a write must be a JSON object, got {}", fields::shown(write));
@@ -284,7 +313,10 @@ impl<'a> Message<'a> {
             "http" => Self::Http(read(head)?),
             "kv" => Self::Kv(read(head)?),
             "result" => Self::Result(read(head)?),
-            "error" => Self::Error(read(head)?),
+            "error" => match read::<Failure>(head)? {
+                error if is_error_code(&error.code) && is_error_message(&error.message) => Self::Error(error),
+                _ => return Err(malformed(head, None)),
+            },
             "ping" => Self::Ping(read(head)?),
             "pong" => Self::Pong(read(head)?),
             "init" => Self::Init(read(head)?),
@@ -296,6 +328,46 @@ impl<'a> Message<'a> {
             id if id > MAX_ID => Err(Malformed::Id(id)),
             _ => Ok(message),
         }
+    }
+
+    /// As [`Message::parse`], of a frame whose body has so many bytes.
+    ///
+    /// # Errors
+    /// As [`Message::parse`], and when there is a body beside a message that has none.
+    pub fn of_frame(head: &'a [u8], body: usize) -> Result<Self, Malformed> {
+        let message = Self::parse(head)?;
+        match if body > 0 { message.bodiless() } else { None } {
+            Some(what) => Err(Malformed::Body { what, bytes: body }),
+            None => Ok(message),
+        }
+    }
+
+    /// What the message is called, if there is never a body beside it. What a [`KvResult`] may have depends on the request.
+    fn bodiless(&self) -> Option<String> {
+        match self {
+            Self::Http(_) | Self::Response(_) | Self::Data(_) | Self::Result(_) => None,
+            Self::Kv(kv) => (!matches!(kv.op, KvOp::Set(_) | KvOp::Txn)).then(|| format!("kv {}", kv.op.name())),
+            _ => Some(self.kind().to_owned()),
+        }
+    }
+
+    /// The message as it is named in a sentence, with its id.
+    #[must_use]
+    pub fn named(&self) -> String {
+        let what = match self {
+            Self::Init(_) => "an init message",
+            Self::Ready(_) => "a ready message",
+            Self::Http(_) => "an http request",
+            Self::Response(_) => "a response",
+            Self::Data(_) => "data",
+            Self::Kv(_) => "a kv request",
+            Self::Result(_) => "a result",
+            Self::Error(_) => "an error",
+            Self::Ping(_) => "a ping",
+            Self::Pong(_) => "a pong",
+            Self::Shutdown(_) => "a shutdown message",
+        };
+        format!("{what} with id {}", self.id())
     }
 
     /// The id that ties a request to its reply.
@@ -340,8 +412,10 @@ impl<'a> Message<'a> {
 #[serde(tag = "type", rename = "init")]
 pub struct Init {
     /// Repeated by the reply.
+    #[serde(deserialize_with = "integer")]
     pub id: u64,
     /// The version the host speaks.
+    #[serde(deserialize_with = "integer")]
     pub protocol: u32,
     /// The identity of the installation: a UUID version 4.
     pub instance_id: String,
@@ -380,6 +454,7 @@ pub struct HostInfo {
 #[serde(tag = "type", rename = "http")]
 pub struct Http<'a> {
     /// Repeated by the reply.
+    #[serde(deserialize_with = "integer")]
     pub id: u64,
     /// As the client sent it.
     #[serde(borrow)]
@@ -394,13 +469,13 @@ pub struct Http<'a> {
     #[serde(borrow)]
     pub mount: Text<'a>,
     /// In order, repeats kept, names in lower case.
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "or_default")]
     pub headers: Headers<'a>,
     /// The client's address, empty when it is not known.
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "or_default")]
     pub remote: Text<'a>,
     /// Whether the body goes on in `data` frames.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub more: bool,
 }
 
@@ -409,14 +484,16 @@ pub struct Http<'a> {
 #[serde(tag = "type", rename = "response")]
 pub struct Response<'a> {
     /// The request's id.
+    #[serde(deserialize_with = "integer")]
     pub id: u64,
     /// 200–599.
+    #[serde(deserialize_with = "integer")]
     pub status: u16,
     /// In order, repeats kept.
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "or_default")]
     pub headers: Headers<'a>,
     /// Whether the body goes on in `data` frames.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub more: bool,
 }
 
@@ -425,11 +502,13 @@ pub struct Response<'a> {
 #[serde(tag = "type", rename = "data")]
 pub struct Data {
     /// The request's id.
+    #[serde(deserialize_with = "integer")]
     pub id: u64,
     /// Whether the body still goes on.
+    #[serde(default, deserialize_with = "or_default")]
     pub more: bool,
     /// Whether the body ends here before its time, because the plugin has answered already.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "std::ops::Not::not")]
     pub aborted: bool,
 }
 
@@ -438,6 +517,7 @@ pub struct Data {
 #[serde(tag = "type", rename = "kv")]
 pub struct Kv {
     /// Repeated by the reply.
+    #[serde(deserialize_with = "integer")]
     pub id: u64,
     /// What to do, and with which fields.
     #[serde(flatten)]
@@ -465,19 +545,34 @@ pub enum KvOp {
     Txn,
 }
 
+impl KvOp {
+    /// The operation's name, as the protocol spells it.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Get { .. } => "get",
+            Self::Set(_) => "set",
+            Self::Delete(_) => "delete",
+            Self::Incr(_) => "incr",
+            Self::List(_) => "list",
+            Self::Txn => "txn",
+        }
+    }
+}
+
 /// `set`: writes a value.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SetOp {
     /// Which.
     pub key: String,
     /// Milliseconds until it expires; never, when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "optional_integer", skip_serializing_if = "Option::is_none")]
     pub ttl_ms: Option<u64>,
     /// Only when the key is there with this revision.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "optional_integer", skip_serializing_if = "Option::is_none")]
     pub if_rev: Option<u64>,
     /// Only when the key is not there.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "std::ops::Not::not")]
     pub if_absent: bool,
 }
 
@@ -487,7 +582,7 @@ pub struct DeleteOp {
     /// Which.
     pub key: String,
     /// Only when the key is there with this revision.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "optional_integer", skip_serializing_if = "Option::is_none")]
     pub if_rev: Option<u64>,
 }
 
@@ -497,10 +592,10 @@ pub struct IncrOp {
     /// Which.
     pub key: String,
     /// What to add.
-    #[serde(default = "one")]
+    #[serde(default = "one", deserialize_with = "one_or_integer")]
     pub delta: i64,
     /// Milliseconds until it expires, when this `incr` makes the key.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "optional_integer", skip_serializing_if = "Option::is_none")]
     pub ttl_ms: Option<u64>,
 }
 
@@ -508,20 +603,24 @@ fn one() -> i64 {
     1
 }
 
+fn one_or_integer<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+    optional_integer(deserializer).map(|delta| delta.unwrap_or_else(one))
+}
+
 /// `list`: a page of keys in byte order.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListOp {
     /// Only keys that begin with this.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub prefix: String,
     /// Only keys that come after this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<String>,
     /// At most this many entries, 1–[`MAX_LIST_LIMIT`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "optional_integer", skip_serializing_if = "Option::is_none")]
     pub limit: Option<u32>,
     /// Whether the entries carry their values.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub values: bool,
 }
 
@@ -554,10 +653,10 @@ pub struct WriteOutcome {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub found: Option<bool>,
     /// For `set` and `incr`: the new revision.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "optional_integer", skip_serializing_if = "Option::is_none")]
     pub rev: Option<u64>,
     /// For `incr`: the sum.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "optional_integer", skip_serializing_if = "Option::is_none")]
     pub value: Option<i64>,
 }
 
@@ -567,11 +666,13 @@ pub struct ListEntry {
     /// The key.
     pub key: String,
     /// Its revision.
+    #[serde(deserialize_with = "integer")]
     pub rev: u64,
     /// The value's length in bytes.
+    #[serde(deserialize_with = "integer")]
     pub size: u64,
     /// Milliseconds until it expires.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "optional_integer", skip_serializing_if = "Option::is_none")]
     pub expires_in_ms: Option<u64>,
     /// The value, where it was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -583,22 +684,57 @@ pub struct ListEntry {
 #[serde(tag = "type", rename = "result")]
 pub struct KvResult {
     /// The request's id.
+    #[serde(deserialize_with = "integer")]
     pub id: u64,
     /// For `get` and `delete`: whether the key was there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub found: Option<bool>,
     /// The value's revision.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "optional_integer", skip_serializing_if = "Option::is_none")]
     pub rev: Option<u64>,
     /// For `incr`: the sum.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "optional_integer", skip_serializing_if = "Option::is_none")]
     pub value: Option<i64>,
     /// For `get`: milliseconds until the value expires.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "optional_integer", skip_serializing_if = "Option::is_none")]
     pub expires_in_ms: Option<u64>,
     /// For `list`: what to pass as `after` for the next page, absent on the last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
+}
+
+impl KvResult {
+    /// What is wrong with the reply to an operation of this name, with a body of so many bytes, if anything.
+    #[must_use]
+    pub fn fault(&self, op: &str, body: usize) -> Option<String> {
+        let missing = match op {
+            "get" | "delete" if self.found.is_none() => Some(("found", Form::Bool)),
+            "incr" if self.value.is_none() => Some(("value", SIGNED)),
+            _ => None,
+        };
+        if let Some((name, form)) = missing {
+            return fields::fault("result", &[Field::required(name, form)], &Map::new());
+        }
+        let bodiless = match op {
+            "get" if self.found == Some(false) => "the result of a get that found nothing",
+            "set" => "the result of a set",
+            "delete" => "the result of a delete",
+            "incr" => "the result of an incr",
+            _ => return None,
+        };
+        (body > 0).then(|| format!("{bodiless} must have no body, got {body} bytes"))
+    }
+}
+
+impl Failure {
+    /// An `error` of a plugin's or a host's own making. What breaks the protocol's form is put right: another code is `internal`, a
+    /// message that is too long is cut, and for none the code stands.
+    #[must_use]
+    pub fn new(id: u64, code: &str, message: &str) -> Self {
+        let code = if is_error_code(code) { code } else { "internal" };
+        let message = if message.is_empty() { code } else { &message[..message.floor_char_boundary(MAX_ERROR_MESSAGE)] };
+        Self { id, code: code.to_owned(), message: message.to_owned(), index: None }
+    }
 }
 
 /// The answer to a request that failed.
@@ -606,13 +742,14 @@ pub struct KvResult {
 #[serde(tag = "type", rename = "error")]
 pub struct Failure {
     /// The request's id.
+    #[serde(deserialize_with = "integer")]
     pub id: u64,
-    /// A word a program can branch on, in snake case.
+    /// A word that a program can branch on: `[a-z][a-z0-9_]{0,63}`.
     pub code: String,
-    /// One sentence for people.
+    /// One sentence for people, of 1–[`MAX_ERROR_MESSAGE`] bytes.
     pub message: String,
     /// For `txn`: the place of the write that failed, from 0.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "optional_integer", skip_serializing_if = "Option::is_none")]
     pub index: Option<usize>,
 }
 
@@ -624,6 +761,7 @@ macro_rules! bare {
         #[serde(tag = "type", rename = $tag)]
         pub struct $name {
             /// Ties request and reply.
+            #[serde(deserialize_with = "integer")]
             pub id: u64,
         }
     )*};
@@ -798,10 +936,6 @@ mod tests {
     fn a_head_that_is_no_message_is_explained_by_the_field_and_not_in_a_parsers_words() {
         for (head, reason) in [
             (
-                r#"{"type":"response","id":1,"status":200,"headers":null}"#,
-                "response.headers must be an array of [name, value] pairs, got null",
-            ),
-            (
                 r#"{"type":"response","id":1,"status":200,"headers":{}}"#,
                 "response.headers must be an array of [name, value] pairs, got an object",
             ),
@@ -814,20 +948,25 @@ mod tests {
                 r#"{"type":"response","id":1,"status":"200"}"#,
                 r#"response.status must be an integer from 200 to 599, got the string "200""#,
             ),
-            (r#"{"type":"response","id":1,"status":200.0}"#, "response.status must be an integer from 200 to 599, got 200.0"),
+            (r#"{"type":"response","id":1,"status":200.5}"#, "response.status must be an integer from 200 to 599, got 200.5"),
+            (
+                r#"{"type":"response","id":1,"status":null}"#,
+                "response.status is null, which is the same as missing: it must be an integer from 200 to 599",
+            ),
             (r#"{"type":"response","id":1,"status":70000}"#, "response.status must be an integer from 200 to 599, got 70000"),
             (r#"{"type":"response","id":1}"#, "response.status is missing: it must be an integer from 200 to 599"),
-            (r#"{"type":"response","id":1,"status":200,"more":null}"#, "response.more must be true or false, got null"),
             (r#"{"type":"response","id":1,"status":200,"status":201}"#, "response.status is given twice"),
             (r#"{"type":"response","status":200}"#, "response.id is missing: it must be an integer from 0 to 9007199254740991"),
             (r#"{"type":"ready","id":"1"}"#, r#"ready.id must be an integer from 0 to 9007199254740991, got the string "1""#),
             (r#"{"type":"pong","id":-1}"#, "pong.id must be an integer from 0 to 9007199254740991, got -1"),
-            (r#"{"type":"data","id":1}"#, "data.more is missing: it must be true or false"),
             (r#"{"type":"data","id":1,"more":true,"aborted":1}"#, "data.aborted must be true or false, got 1"),
             (r#"{"type":"result","id":1,"found":"yes"}"#, r#"result.found must be true or false, got the string "yes""#),
             (r#"{"type":"result","id":1,"rev":-1}"#, "result.rev must be an integer from 0 to 18446744073709551615, got -1"),
-            (r#"{"type":"error","id":1,"code":5,"message":""}"#, "error.code must be a string, got 5"),
-            (r#"{"type":"error","id":1,"code":"x"}"#, "error.message is missing: it must be a string"),
+            (
+                r#"{"type":"error","id":1,"code":5,"message":""}"#,
+                "error.code must be a string of the form [a-z][a-z0-9_]{0,63}, got 5",
+            ),
+            (r#"{"type":"error","id":1,"code":"x"}"#, "error.message is missing: it must be a string of 1 to 4096 bytes"),
             (
                 r#"{"type":"kv","id":1,"op":"drop"}"#,
                 r#"kv.op must be one of get, set, delete, incr, list, txn, got the string "drop""#,
@@ -837,7 +976,7 @@ mod tests {
                 r#"{"type":"kv","id":1,"op":"incr","key":"a","delta":"1"}"#,
                 r#"kv.delta must be an integer from -9223372036854775808 to 9223372036854775807, got the string "1""#,
             ),
-            (r#"{"type":"kv","id":1,"op":"set","key":"a","if_absent":null}"#, "kv.if_absent must be true or false, got null"),
+            (r#"{"type":"kv","id":1,"op":"set","key":"a","if_absent":1}"#, "kv.if_absent must be true or false, got 1"),
             (r#"{"type":"kv","id":1,"op":"list","limit":-1}"#, "kv.limit must be an integer from 1 to 1000, got -1"),
             (r#"{"id":1}"#, "head.type is missing: it must be a string"),
             (r#"{"type":7,"id":1}"#, "head.type must be a string, got 7"),
@@ -859,6 +998,31 @@ mod tests {
         }
         let not_text = Message::parse(b"{\"type\":\"\xff\"}").unwrap_err().to_string();
         assert_eq!(not_text, r#"the head is not UTF-8 at byte 9: it begins with "{\"type\":\"\xff\"}""#);
+    }
+
+    #[test]
+    fn an_error_that_the_host_or_the_sdk_makes_is_of_the_protocols_form() {
+        let long = "é".repeat(3000);
+        for (code, message, sent) in [
+            ("busy", "try again", ("busy", "try again")),
+            ("busy", "", ("busy", "busy")),
+            ("Bad Code!", "so", ("internal", "so")),
+            ("", "", ("internal", "internal")),
+            ("x", long.as_str(), ("x", &long[..MAX_ERROR_MESSAGE])),
+        ] {
+            let failure = Failure::new(1, code, message);
+            assert_eq!((&*failure.code, &*failure.message), sent);
+            assert!(Message::parse(&serde_json::to_vec(&failure).unwrap()).is_ok(), "{code}");
+        }
+    }
+
+    #[test]
+    fn integers_are_written_in_plain_digits() {
+        let result = KvResult { id: MAX_ID, rev: Some(u64::MAX), value: Some(i64::MIN), ..KvResult::default() };
+        let written = serde_json::to_string(&result).unwrap();
+        let plain = r#"{"type":"result","id":9007199254740991,"rev":18446744073709551615,"value":-9223372036854775808}"#;
+        assert_eq!(written, plain);
+        assert_eq!(Message::parse(plain.as_bytes()).unwrap(), Message::Result(result));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::fields::{self, Field, Form};
 use super::message::PROTOCOL_VERSION;
+use super::values::integer;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -29,6 +30,12 @@ pub const MAX_TEXT: usize = 512;
 /// Most connections the host opens to one plugin.
 pub const MAX_CONCURRENCY: u32 = 256;
 
+/// Most message types that [`Metadata::speaks`] names.
+pub const MAX_SPEAKS: usize = 16;
+
+/// Longest name of a message type in bytes.
+pub const MAX_MESSAGE_TYPE: usize = 32;
+
 /// Routes the host keeps for itself, with all below them.
 pub const RESERVED_ROUTES: [&str; 4] = ["/api", "/admin", "/healthz", "/metrics"];
 
@@ -36,7 +43,7 @@ pub const RESERVED_ROUTES: [&str; 4] = ["/api", "/admin", "/healthz", "/metrics"
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// The fields, each of its type. What else they must be is for [`Metadata::check`].
-const FIELDS: [Field; 10] = [
+const FIELDS: [Field; 11] = [
     Field::required("id", Form::Text),
     Field::required("name", Form::Text),
     Field::required("version", Form::Text),
@@ -44,9 +51,10 @@ const FIELDS: [Field; 10] = [
     Field::required("route", Form::Text),
     Field::optional("protocol", Form::Integer(0, u32::MAX as u64)),
     Field::optional("concurrency", Form::Integer(0, u32::MAX as u64)),
-    Field::nullable("description", Form::Text),
-    Field::nullable("author", Form::Text),
-    Field::nullable("homepage", Form::Text),
+    Field::optional("description", Form::Text),
+    Field::optional("author", Form::Text),
+    Field::optional("homepage", Form::Text),
+    Field::optional("speaks", Form::Texts),
 ];
 
 /// Who a plugin is.
@@ -63,10 +71,10 @@ pub struct Metadata {
     /// Where on the web it is put: `/segment(/segment)*`.
     pub route: String,
     /// The protocol version it speaks.
-    #[serde(default = "default_protocol")]
+    #[serde(default = "default_protocol", deserialize_with = "integer")]
     pub protocol: u32,
     /// How many connections the host may hold open to it at once.
-    #[serde(default = "default_concurrency")]
+    #[serde(default = "default_concurrency", deserialize_with = "integer")]
     pub concurrency: u32,
     /// What it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -77,6 +85,9 @@ pub struct Metadata {
     /// Where to read more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub homepage: Option<String>,
+    /// Names of the message types beyond protocol 1 that it understands. The host of this version sends none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub speaks: Vec<String>,
 }
 
 fn default_protocol() -> u32 {
@@ -120,10 +131,11 @@ impl Metadata {
     /// # Errors
     /// When it is not JSON, lacks a field, or a field breaks its form.
     pub fn parse(json: &[u8]) -> Result<Self, BadMetadata> {
-        let object = object(json)?;
+        let mut object = object(json)?;
         if let Some(fault) = fields::fault("metadata", &FIELDS, &object) {
             return Err(BadMetadata::Form(fault));
         }
+        object.retain(|_, value| !value.is_null());
         let metadata: Self = serde_json::from_value(Value::Object(object))
             .map_err(|error| BadMetadata::Form(fields::other_fault("metadata", &error)))?;
         metadata.check()?;
@@ -164,6 +176,13 @@ impl Metadata {
             let value = value.as_deref().unwrap_or_default();
             require(text(value, MAX_TEXT), field, value, "at most 512 characters, no control characters")?;
         }
+        let speaks = self.speaks.join(", ");
+        require(self.speaks.len() <= MAX_SPEAKS, "speaks", &speaks, "at most 16 message types")?;
+        for (at, kind) in self.speaks.iter().enumerate() {
+            let rule = "a message type is 1-32 of a-z, 0-9 and -, beginning with a letter";
+            require(is_message_type(kind), "speaks", kind, rule)?;
+            require(!self.speaks[..at].contains(kind), "speaks", kind, "each message type is named once")?;
+        }
         Ok(())
     }
 }
@@ -200,6 +219,12 @@ fn object(printed: &[u8]) -> Result<Map<String, Value>, BadMetadata> {
 pub fn is_plugin_id(id: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     (1..=MAX_ID_LENGTH).contains(&id.len()) && id.bytes().all(allowed) && !id.starts_with('-')
+}
+
+/// Whether a string may name a message type: `[a-z][a-z0-9-]{0,31}`.
+fn is_message_type(kind: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    kind.len() <= MAX_MESSAGE_TYPE && kind.starts_with(|first: char| first.is_ascii_lowercase()) && kind.bytes().all(allowed)
 }
 
 fn is_icon(icon: &str) -> bool {
@@ -270,7 +295,15 @@ mod tests {
         }
         for (field, value, error) in [
             ("id", json!(7), "metadata.id must be a string, got 7"),
-            ("route", json!(null), "metadata.route must be a string, got null"),
+            ("route", json!(null), "metadata.route is null, which is the same as missing: it must be a string"),
+            ("speaks", json!("a"), "metadata.speaks must be an array of strings, got the string \"a\""),
+            ("speaks", json!([1]), "metadata.speaks[0] must be a string, got 1"),
+            (
+                "speaks",
+                json!(["tunnel", "Tunnel"]),
+                "the metadata's speaks \"Tunnel\" is not valid: a message type is 1-32 of a-z, 0-9 and -, beginning with a letter",
+            ),
+            ("speaks", json!(["a", "b", "a"]), "the metadata's speaks \"a\" is not valid: each message type is named once"),
             ("concurrency", json!("4"), "metadata.concurrency must be an integer from 0 to 4294967295, got the string \"4\""),
             ("author", json!(["me"]), "metadata.author must be a string, got an array of 1"),
         ] {
@@ -290,6 +323,14 @@ mod tests {
             ("route", json!("/a/b.c/d_e-f")),
             ("route", json!("/apis")),
             ("concurrency", json!(256)),
+            ("concurrency", json!(8.0)),
+            ("concurrency", json!(null)),
+            ("protocol", json!(1e0)),
+            ("protocol", json!(null)),
+            ("author", json!(null)),
+            ("speaks", json!(null)),
+            ("speaks", json!([])),
+            ("speaks", json!((0..16).map(|n| format!("x{n:0>31}")).collect::<Vec<_>>())),
             ("unknown", json!({"later": true})),
         ];
         for (field, value) in good {
@@ -329,6 +370,12 @@ mod tests {
             ("concurrency", json!("4")),
             ("protocol", json!(2)),
             ("author", json!("x".repeat(513))),
+            ("concurrency", json!(1.5)),
+            ("speaks", json!((0..17).map(|n| format!("x{n}")).collect::<Vec<_>>())),
+            ("speaks", json!(["x".repeat(33)])),
+            ("speaks", json!([""])),
+            ("speaks", json!(["-a"])),
+            ("speaks", json!(["a_b"])),
         ];
         for (field, value) in bad {
             assert!(Metadata::parse(&with(field, value.clone())).is_err(), "{field} {value}");

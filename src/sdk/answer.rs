@@ -6,6 +6,7 @@ use super::request::Request;
 use super::response::{Body, Response};
 use crate::protocol::message::{self, MAX_BODY};
 use std::io::{self, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// How much is read at a time of a body that streams.
 const PIECE: usize = 64 * 1024;
@@ -52,7 +53,7 @@ fn send_bytes(request: &mut Request<'_>, bytes: &[u8]) -> Result<(), End> {
 
 fn send_stream(mut request: Request<'_>, mut head: message::Response, mut reader: impl Read) -> Result<(), End> {
     let mut piece = vec![0; PIECE];
-    let mut length = match read(&mut reader, &mut piece) {
+    let mut length = match caught(|| read(&mut reader, &mut piece)) {
         Ok(length) => length,
         Err(error) => {
             log(format_args!("{} {}: {error}", request.method(), request.path()));
@@ -65,10 +66,18 @@ fn send_stream(mut request: Request<'_>, mut head: message::Response, mut reader
     }
     while length > 0 {
         request.check()?;
-        length = read(&mut reader, &mut piece).map_err(|error| End::Fault(format!("a response stops midway: {error}")))?;
+        length = match caught(|| read(&mut reader, &mut piece)) {
+            Ok(length) => length,
+            Err(error) => return request.give_up(&error.to_string()),
+        };
         request.go_on(&piece[..length], length > 0)?;
     }
     Ok(())
+}
+
+/// What the author's code gives for a stream. A panic, whose message its hook has written, is an error like any other.
+fn caught<T>(produce: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    catch_unwind(AssertUnwindSafe(produce)).unwrap_or_else(|_| Err(io::Error::other("the plugin panicked")))
 }
 
 fn read(reader: &mut impl Read, piece: &mut [u8]) -> io::Result<usize> {
@@ -94,7 +103,11 @@ fn send_events(
         if request.stopping() {
             break;
         }
-        let Some(event) = pieces.next() else { break };
+        let event = match caught(|| Ok(pieces.next())) {
+            Ok(Some(event)) => event,
+            Ok(None) => break,
+            Err(error) => return request.give_up(&error.to_string()),
+        };
         for piece in event.chunks(MAX_BODY) {
             request.go_on(piece, true)?;
         }

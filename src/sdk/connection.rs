@@ -95,7 +95,7 @@ impl Connection {
     pub(super) fn receive<'a>(&mut self, head: &'a mut Vec<u8>) -> Result<Message<'a>, End> {
         if let Some(ahead) = self.ahead.pop_front() {
             (*head, self.body) = ahead;
-            return Ok(Message::parse(head)?);
+            return Ok(Message::of_frame(head, self.body.len())?);
         }
         if !self.reader.is_ready() {
             self.flush()?;
@@ -115,7 +115,7 @@ impl Connection {
                     self.body.extend_from_slice(frame.body);
                     head.clear();
                     head.extend_from_slice(frame.head);
-                    return Ok(Message::parse(head)?);
+                    return Ok(Message::of_frame(head, self.body.len())?);
                 }
                 Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error.into()),
@@ -167,7 +167,7 @@ impl Connection {
     pub(super) fn reply(&mut self, id: u64, head: &impl Serialize, body: &[u8]) -> Result<Option<EncodeError>, End> {
         let encoded = encode_before(&mut self.out.frames(), head, body.len());
         let Err(error) = encoded else { return self.put(body).map(|()| None) };
-        self.send(&Failure { id, code: "internal".to_owned(), message: error.to_string(), index: None }, &[])?;
+        self.send(&Failure::new(id, "internal", &error.to_string()), &[])?;
         Ok(Some(error))
     }
 

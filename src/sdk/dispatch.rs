@@ -9,7 +9,7 @@ use super::request::{BodyError, Request};
 use super::response::Response;
 use super::server::Server;
 use super::{Error, log};
-use crate::protocol::message::{Failure, Http, Kv, Message, Pong};
+use crate::protocol::message::{Failure, Http, Kv, Message, Pong, is_error_code};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Serves a connection until it is over.
@@ -68,17 +68,22 @@ fn kv(server: &Server, context: &Context, connection: &mut Connection, message: 
     };
     match outcome {
         Ok(outcome) => {
-            let (head, value) = outcome.into_result(id);
+            let (head, value) = outcome.into_result(id, message.op.name());
             if let Some(error) = connection.reply(id, &head, &value)? {
                 log(format_args!("an operator's request for a key cannot be answered: {error}"));
             }
             Ok(())
         }
-        Err(KvError::Refused { code, message, index }) => connection.send(&Failure { id, code, message, index }, &[]),
+        Err(KvError::Refused { code, message, index }) => {
+            if !is_error_code(&code) {
+                log(format_args!("{code:?} is no code for an operator, who is told internal: a code is [a-z][a-z0-9_]{{0,63}}"));
+            }
+            connection.send(&Failure { index, ..Failure::new(id, &code, &message) }, &[])
+        }
         Err(KvError::Io(error)) => {
             log(format_args!("the host's store cannot be reached: {error}"));
             let message = format!("the plugin cannot reach the host's store: {error}");
-            connection.send(&Failure { id, code: "internal".to_owned(), message, index: None }, &[])
+            connection.send(&Failure::new(id, "internal", &message), &[])
         }
     }
 }

@@ -51,6 +51,8 @@ pub(super) struct Group {
 pub(super) struct Call {
     /// The request's id.
     pub(super) id: u64,
+    /// The name of its operation.
+    pub(super) op: &'static str,
     turn: Mutex<Turn>,
     came: Condvar,
 }
@@ -73,11 +75,12 @@ impl Groups {
     /// each of its calls a reply.
     pub(super) fn call(&self, id: u64, op: KvOp, body: &[u8], carry: impl Fn(&Group)) -> Result<Reply, KvError> {
         let mut request = Vec::new();
+        let name = op.name();
         encode(&mut request, &Kv { id, op }, body).map_err(|error| match error {
             EncodeError::Body(_) => KvError::refused("too_large", error),
             EncodeError::Head(_) | EncodeError::Json(_) => KvError::refused("bad_request", error),
         })?;
-        let call = self.join(id, &request);
+        let call = self.join(id, name, &request);
         loop {
             match call.wait() {
                 Turn::Take(reply) => return reply,
@@ -91,7 +94,7 @@ impl Groups {
     }
 
     /// Puts a request into a group: one of its own, to be led at once, or the last that gathers.
-    fn join(&self, id: u64, request: &[u8]) -> Arc<Call> {
+    fn join(&self, id: u64, op: &'static str, request: &[u8]) -> Arc<Call> {
         let mut queue = self.lock();
         let leads = queue.under_way < self.most;
         queue.under_way += usize::from(leads);
@@ -99,7 +102,7 @@ impl Groups {
         if leads || queue.gathering.back().is_none_or(full) {
             queue.gathering.push_back(Group { is_led: leads, ..Group::default() });
         }
-        let call = Arc::new(Call { id, turn: Mutex::new(if leads { Turn::Lead } else { Turn::Wait }), came: Condvar::new() });
+        let call = Arc::new(Call { id, op, turn: Mutex::new(if leads { Turn::Lead } else { Turn::Wait }), came: Condvar::new() });
         if let Some(group) = queue.gathering.back_mut() {
             group.requests.extend_from_slice(request);
             group.calls.push(Arc::clone(&call));

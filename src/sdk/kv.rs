@@ -40,7 +40,8 @@ pub enum KvError {
 }
 
 impl KvError {
-    /// A refusal of the plugin's own, for [`Plugin::on_kv`](super::Plugin::on_kv): a code in snake case, and one sentence.
+    /// A refusal of the plugin's own, for [`Plugin::on_kv`](super::Plugin::on_kv): a code of the form
+    /// `[a-z][a-z0-9_]{0,63}`, and one sentence of at most 4096 bytes. Another code reaches the operator as `internal`.
     pub fn refused(code: impl Into<String>, message: impl Display) -> Self {
         Self::Refused { code: code.into(), message: message.to_string(), index: None }
     }

@@ -64,7 +64,7 @@ impl<'a> Operation<'a> {
 /// What an [`Operation`] came to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// For a get and a delete: whether the key was there.
+    /// For a get and a delete: whether the key was there. Where a get does not say, a value or a revision does.
     pub found: Option<bool>,
     /// The value's revision, where there is one.
     pub rev: Option<u64>,
@@ -84,7 +84,15 @@ impl Outcome {
         Self { found: Some(false), ..Self::default() }
     }
 
-    pub(super) fn into_result(self, id: u64) -> (KvResult, Vec<u8>) {
-        (KvResult { id, found: self.found, rev: self.rev, ..KvResult::default() }, self.value)
+    /// The reply to an operation of this name, with what the protocol wants of it: a get says whether it found something, and only then
+    /// has a value; a delete says whether it found something.
+    pub(super) fn into_result(self, id: u64, op: &str) -> (KvResult, Vec<u8>) {
+        let found = match op {
+            "get" => Some(self.found.unwrap_or(self.rev.is_some() || !self.value.is_empty())),
+            "delete" => Some(self.found.unwrap_or(false)),
+            _ => self.found,
+        };
+        let value = if op == "get" && found == Some(true) { self.value } else { Vec::new() };
+        (KvResult { id, found, rev: self.rev, ..KvResult::default() }, value)
     }
 }

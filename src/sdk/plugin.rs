@@ -52,6 +52,7 @@ impl Plugin {
             description: None,
             author: None,
             homepage: None,
+            speaks: Vec::new(),
         }
         .into()
     }

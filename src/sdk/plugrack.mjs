@@ -25,6 +25,7 @@ const PROTOCOL = 1;
 const PREFIX = 8; // the two lengths before each frame
 const MAX_HEAD = 65536;
 const MAX_BODY = 1048576;
+const MAX_ERROR_MESSAGE = 4096;
 const MAX_QUEUED = 1048576; // received and not yet handled, on one connection
 const COPY_BELOW = 16384; // up to here copying a body beside its head is cheaper than a vectored write
 const BODY_LIMIT = 1048576; // what reading a whole body takes unless told otherwise
@@ -38,18 +39,19 @@ const EXIT_USAGE = 64;
 const EXIT_TEMPORARY = 75;
 const EXIT_REFUSED = 78;
 const EMPTY = Buffer.alloc(0);
+const CODE = /^[a-z][a-z0-9_]{0,63}$/;
 const LONE_SURROGATE = /\p{Surrogate}/u;
 
 /**
  * An error with a code. The host's refusals arrive as one; one thrown by an `onKv` handler reaches the operator.
  * Besides the host's codes the SDK uses `disconnected` (the host's socket is gone, and whether an outstanding write
- * was made is unknown), `too_large` (it does not fit a frame) and `protocol_error`.
+ * was made is unknown), `too_large` (it does not fit a frame, and is not sent) and `protocol_error`.
  */
 export class PluginError extends Error {
   name = 'PluginError';
 
   /**
-   * @param {string} code in snake_case, for programs
+   * @param {string} code for programs, of the form [a-z][a-z0-9_]{0,63}; another one reaches the operator as `internal`
    * @param {string} message one sentence, for people
    * @param {number} [index] in a transaction: the place of the write that failed
    */
@@ -175,13 +177,13 @@ export class FrameDecoder {
       }
       const size = this.#headLength + this.#bodyLength;
       if (this.#size < size) return;
-      const { head, text } = this.#parse(this.#take(this.#headLength));
+      const { head, text } = this.#parse(this.#take(this.#headLength), this.#bodyLength);
       this.#headLength = 0;
       yield { head, text, body: this.#take(this.#bodyLength), size };
     }
   }
 
-  #parse(bytes) {
+  #parse(bytes, bodyLength) {
     let text, head;
     try {
       text = this.#utf8.decode(bytes);
@@ -192,6 +194,10 @@ export class FrameDecoder {
     if (typeof head?.type !== 'string' || !Number.isSafeInteger(head.id) || head.id < 0) {
       throw new PluginError('protocol_error', 'a head has no valid type and id');
     }
+    // `null` is the same as no field.
+    if (text.includes('null')) head = Object.fromEntries(Object.entries(head).filter(([, value]) => value !== null));
+    const fault = faultOf(head, bodyLength);
+    if (fault) throw new PluginError('protocol_error', fault);
     return { head, text };
   }
 
@@ -216,6 +222,65 @@ export class FrameDecoder {
     }
     return count === 1 ? taken[0] : Buffer.concat(taken, length);
   }
+}
+
+const TEXT = [(value) => typeof value === 'string', 'a string'];
+const FLAG = [(value) => typeof value === 'boolean', 'true or false'];
+const COUNT = [(value) => Number.isInteger(value) && value >= 0, 'an integer that is not negative'];
+const PAIRS = [
+  (value) => Array.isArray(value) && value.every((pair) => Array.isArray(pair) && pair.length === 2 && TEXT[0](pair[0]) && TEXT[0](pair[1])),
+  'an array of [name, value] pairs',
+];
+
+/** The fields of the messages that a plugin is sent: those that must be there, and those that may be. */
+const FIELDS = {
+  init: [{ instance_id: TEXT, plugin_id: TEXT, config: [(value) => typeof value === 'object', 'an object'] }, { license: TEXT }],
+  http: [{ method: TEXT, path: TEXT, mount: TEXT }, { query: TEXT, headers: PAIRS, remote: TEXT, more: FLAG }],
+  data: [{}, { more: FLAG, aborted: FLAG }],
+  kv: [{ op: TEXT }, {}],
+  result: [{}, { found: FLAG, rev: COUNT, value: [Number.isInteger, 'an integer'], expires_in_ms: COUNT, next: TEXT }],
+  error: [
+    {
+      code: [(value) => TEXT[0](value) && CODE.test(value), 'a string of the form [a-z][a-z0-9_]{0,63}'],
+      message: [(value) => TEXT[0](value) && value && Buffer.byteLength(value) <= MAX_ERROR_MESSAGE, 'a string of 1 to 4096 bytes'],
+    },
+    { index: COUNT },
+  ],
+};
+const WITH_BODY = new Set(['http', 'response', 'data', 'result']);
+const OPS_WITHOUT_BODY = new Set(['get', 'delete', 'incr', 'list']);
+
+/** Says what is wrong with a message, if anything: a field that is not of its form, or a body beside a message that has none. */
+function faultOf(head, bodyLength) {
+  const { type } = head;
+  const [required, optional] = FIELDS[type] ?? [{}, {}];
+  for (const name in required) {
+    const [holds, form] = required[name];
+    if (head[name] === undefined) return `${type}.${name} is missing: it must be ${form}`;
+    if (!holds(head[name])) return `${type}.${name} must be ${form}`;
+  }
+  for (const name in optional) {
+    const [holds, form] = optional[name];
+    if (head[name] !== undefined && !holds(head[name])) return `${type}.${name} must be ${form}`;
+  }
+  if (bodyLength === 0 || WITH_BODY.has(type)) return null;
+  if (type !== 'kv') return `${type} must have no body, got ${bodyLength} bytes`;
+  return OPS_WITHOUT_BODY.has(head.op) ? `kv ${head.op} must have no body, got ${bodyLength} bytes` : null;
+}
+
+/** Says what is wrong with the result of an operation, if anything. */
+function resultFault(op, head, bodyLength) {
+  const wanted = { get: 'found', delete: 'found', incr: 'value', set: 'rev' }[op];
+  if (wanted && head[wanted] === undefined) return `result.${wanted} is missing`;
+  const bodiless = op === 'set' || op === 'delete' || op === 'incr' || (op === 'get' && !head.found);
+  if (bodiless && bodyLength > 0) return `this result of ${op} must have no body, got ${bodyLength} bytes`;
+  return null;
+}
+
+/** A message as it is called in a sentence. */
+function named({ type, id }) {
+  const names = { data: 'data', http: 'an http request', kv: 'a kv request', init: 'an init message', error: 'an error' };
+  return `${names[type] ?? `a ${type}`} with id ${id}`;
 }
 
 function toBytes(value) {
@@ -333,9 +398,9 @@ class HttpRequest {
     this.query = head.query ?? '';
     /** The plugin's route: what links to the plugin's own pages begin with. */
     this.mount = head.mount;
-    this.headers = new HeaderList(head.headers);
+    this.headers = new HeaderList(head.headers ?? []);
     /** The client's address; empty when it is not known. */
-    this.remote = head.remote;
+    this.remote = head.remote ?? '';
     /** An AbortSignal: the client has gone, or the plugin is stopping. A stream without an end ends on it. */
     this.signal = signal;
     this.#body = body;
@@ -445,10 +510,15 @@ function failure(error, signal) {
 }
 
 function errorFrame(id, error) {
-  const code = error instanceof PluginError ? error.code : 'internal';
-  // Cut to fit a head, and sent through bytes since half a surrogate pair is not Unicode.
-  const message = Buffer.from(String(error?.message ?? error).slice(0, 4096)).toString();
-  return encodeFrame({ type: 'error', id, code, message });
+  const code = error instanceof PluginError && CODE.test(error.code) ? error.code : 'internal';
+  if (error instanceof PluginError && code !== error.code) {
+    console.error(`plugrack: ${error.code} is no code of an error, and is sent as internal: a code is [a-z][a-z0-9_]{0,63}`);
+  }
+  // Cut to what the protocol allows, and sent through bytes since half a surrogate pair is not Unicode.
+  const bytes = Buffer.from(String(error?.message ?? error));
+  let end = Math.min(bytes.length, MAX_ERROR_MESSAGE);
+  while (end > 0 && (bytes[end] & 0xc0) === 0x80) end--; // not inside a character
+  return encodeFrame({ type: 'error', id, code, message: bytes.toString('utf8', 0, end) || code });
 }
 
 /** Lets go of a stream, read or not: a Node stream is destroyed, a web stream cancelled, a generator returned. */
@@ -590,7 +660,7 @@ class Connection {
         hostSocket: fields.host_socket,
         logPath: fields.log_path,
         dataDir: fields.data_dir,
-        license: fields.license,
+        license: fields.license ?? null,
         config: fields.config,
         host: fields.host,
         notBeforeTime: fields.not_before_time ?? null,
@@ -610,8 +680,10 @@ class Connection {
   async #kv({ head: { id, op, key }, body }) {
     let answer;
     try {
-      const { found, rev, value } = (await this.#session.handlers.kv({ op, key, value: op === 'set' ? body : undefined })) ?? {};
-      answer = encodeFrame({ type: 'result', id, found, rev }, value == null ? EMPTY : toBytes(value));
+      const outcome = (await this.#session.handlers.kv({ op, key, value: op === 'set' ? body : undefined })) ?? {};
+      const { found = op === 'get' ? outcome.value != null : false, rev, value } = outcome;
+      const fields = op === 'set' ? { rev } : { found, rev };
+      answer = encodeFrame({ type: 'result', id, ...fields }, op === 'get' && found && value != null ? toBytes(value) : EMPTY);
     } catch (error) {
       if (!(error instanceof PluginError)) console.error(error);
       answer = errorFrame(id, error);
@@ -647,6 +719,12 @@ class Connection {
       await this.#send(encodeFrame({ type: 'response', id, status, headers: fields, more }, first));
       await dropped;
       if (more) await this.#stream(id, whole ? [body.subarray(MAX_BODY)] : body, signal);
+    } catch (error) {
+      if (this.#closed) throw error;
+      // The host cuts the answer short, and the connection serves the next request.
+      console.error(error);
+      await this.#send(errorFrame(id, error));
+      await dropped;
     } finally {
       if (!whole) await release(body);
     }
@@ -672,7 +750,7 @@ class Connection {
   async #data(id) {
     const frame = await this.#next();
     if (frame?.head.type === 'data' && frame.head.id === id) return frame;
-    if (frame) this.#reject(`${frame.head.type} is out of place in a body`);
+    if (frame) this.#reject(`${named(frame.head)} came where data with id ${id} was due`);
     throw abortError('the connection ended in a body');
   }
 }
@@ -700,7 +778,8 @@ class Connection {
  * and are performed in the order they are made. A call that was outstanding when the connection was lost rejects with the
  * code `disconnected` and is never repeated by the SDK: its write may have been made.
  *
- * Every method rejects with a PluginError that has the host's code, such as `bad_key`, `too_large`, `quota` or `busy`.
+ * Every method rejects with a PluginError that has the host's code, such as `bad_key`, `quota` or `busy`; a value that no frame
+ * holds is not sent, and is `too_large`.
  */
 class Kv {
   #link = null;
@@ -767,8 +846,8 @@ class Kv {
     let after;
     do {
       const { head, body } = await this.#call({ op: 'list', prefix, after, values, limit: LIST_PAGE });
-      for (const { key, rev, size, expires_in_ms: expiresInMs, value_base64: value } of JSON.parse(body)) {
-        yield { key, rev, size, expiresInMs, value: value === undefined ? undefined : Buffer.from(value, 'base64') };
+      for (const { key, rev, size, expires_in_ms: expires, value_base64: value } of JSON.parse(body)) {
+        yield { key, rev, size, expiresInMs: expires ?? undefined, value: value == null ? undefined : Buffer.from(value, 'base64') };
       }
       after = head.next;
     } while (after !== undefined);
@@ -818,7 +897,7 @@ class Kv {
     this.#link ??= this.#connect();
     const { socket, pending } = this.#link;
     return new Promise((resolve, reject) => {
-      pending.push({ id, resolve, reject });
+      pending.push({ id, op: fields.op, resolve, reject });
       writeParts(socket, parts);
     });
   }
@@ -851,13 +930,15 @@ class Kv {
 /** Hands a reply from the host to the call it answers. */
 function settle(call, reply) {
   const { type, id, code, message, index } = reply.head;
-  if (call?.id === id && type === 'result') call.resolve(reply);
-  else if (call?.id === id && type === 'error') call.reject(new PluginError(code, message, index));
-  else {
-    const error = new PluginError('protocol_error', `${type} ${id} answers no request`);
-    call?.reject(error);
-    throw error;
+  let fault = `${named(reply.head)} came where ${call ? `the reply to request ${call.id}` : 'nothing'} was due`;
+  if (call?.id === id && type === 'error') return call.reject(new PluginError(code, message, index));
+  if (call?.id === id && type === 'result') {
+    fault = resultFault(call.op, reply.head, reply.body.length);
+    if (!fault) return call.resolve(reply);
   }
+  const error = new PluginError('protocol_error', fault);
+  call?.reject(error);
+  throw error;
 }
 
 function writeFields({ ttlMs, ifRev, ifAbsent } = {}) {
@@ -880,7 +961,7 @@ function writeOf({ op, key, value, delta, ...options }) {
 /** Parses JSON in which a `value` may be any 64-bit integer; one that a number cannot hold exactly becomes a bigint. */
 function parseExact(text) {
   // Quoting the long ones keeps their digits. No string is touched: a quotation mark in one is escaped.
-  const quoted = text.replace(/"value":\s*(-?\d{16,})/g, '"value":"$1"');
+  const quoted = text.replace(/"value"\s*:\s*(-?\d{16,})(?![\d.eE])/g, '"value":"$1"');
   return JSON.parse(quoted, (key, value) => {
     if (key !== 'value' || typeof value !== 'string') return value;
     return Number.isSafeInteger(Number(value)) ? Number(value) : BigInt(value);
@@ -1289,12 +1370,14 @@ export class Plugin {
    * @param {string} [metadata.description]
    * @param {string} [metadata.author]
    * @param {string} [metadata.homepage]
+   * @param {string[]} [metadata.speaks] the message types beyond protocol 1 that the plugin understands
    * @param {Record<string, string> | null} [metadata.licenseKeys] for a plugin that runs only with a licence: the vendor's public
    *   keys by their names, as for `verifyLicense`
    * @param {string | null} [metadata.releaseDate] of this release, which the licence must cover: `YYYY-MM-DD`
    */
   constructor({
-    id, name, version, icon, route, concurrency = CONCURRENCY, description, author, homepage, licenseKeys = null, releaseDate = null,
+    id, name, version, icon, route, concurrency = CONCURRENCY, description, author, homepage, speaks, licenseKeys = null,
+    releaseDate = null,
   }) {
     if (licenseKeys !== null) {
       readKeyring(licenseKeys); // a slip of the author shows at once, not on a customer's machine
@@ -1302,7 +1385,7 @@ export class Plugin {
     }
     this.#license = ({ license, instanceId, notBeforeTime }) =>
       licenseKeys && verifyLicense(license, { keyring: licenseKeys, pluginId: id, instanceId, releaseDate, notBeforeTime });
-    this.#metadata = { id, name, version, icon, route, protocol: PROTOCOL, concurrency, description, author, homepage };
+    this.#metadata = { id, name, version, icon, route, protocol: PROTOCOL, concurrency, description, author, homepage, speaks };
     this.#handlers = {
       init: () => {},
       http: () => new Reply('not found\n', { status: 404 }),

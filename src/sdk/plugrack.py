@@ -67,6 +67,7 @@ _LENGTHS = struct.Struct(">II")
 _MAX_HEAD = 65_536
 _MAX_BODY = 1_048_576
 _MAX_ID = 2**53 - 1
+_MAX_ERROR_MESSAGE = 4096  # bytes
 _RECEIVE = 98_304  # what a request with a body of 64 KiB comes in at once
 _STORE_CONNECTIONS = 32  # of the 64 that the host allows a plugin
 _CONCURRENCY = 16  # requests at once unless told otherwise, so that a few streams leave room for others
@@ -82,6 +83,7 @@ _EXIT_USAGE = 64
 _EXIT_TEMPORARY = 75
 _EXIT_REFUSED = 78
 
+_CODE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 _decode_json = json.JSONDecoder().raw_decode
 _log = logging.getLogger("plugrack")
@@ -95,8 +97,11 @@ _Parts = Generator[Tuple[bytes, bool], None, None]
 class Error(Exception):
     """A failure with a code: what the store raises, and what a `kv` handler raises to refuse an operation.
 
-    The codes of the host are those of the protocol: `bad_request`, `bad_key`, `too_large`, `conflict`, `quota`, `busy`,
-    `no_space` and `internal`. The SDK adds `disconnected`: the host did not answer, and whether a write was made is not known.
+    The codes of the host are those of the protocol: `bad_request`, `bad_key`, `conflict`, `quota`, `busy`, `no_space` and
+    `internal`. The SDK adds `too_large`, for what no frame holds and is not sent, and `disconnected`: the host did not
+    answer, and whether a write was made is not known.
+
+    A code that is raised for an operator has the form [a-z][a-z0-9_]{0,63}; another one reaches the operator as `internal`.
     """
 
     def __init__(self, code: str, message: str, index: Optional[int] = None) -> None:
@@ -177,9 +182,111 @@ def _from_json(text: str) -> Any:
 
 
 def _error_head(number: int, code: str, message: str) -> Dict[str, Any]:
-    # The text may be anybody's: cut to fit a head, and without lone surrogates, which UTF-8 cannot carry.
-    text = message[:4000].encode("utf-8", "replace").decode()
-    return {"type": "error", "id": number, "code": code, "message": text}
+    if not _is_code(code):
+        _log.warning("%r is no code of an error, and is sent as internal: a code is [a-z][a-z0-9_]{0,63}", code)
+        code = "internal"
+    # The text may be anybody's: cut to what the protocol allows, and without lone surrogates, which UTF-8 cannot carry.
+    text = message.encode("utf-8", "replace")[:_MAX_ERROR_MESSAGE].decode("utf-8", "ignore")
+    return {"type": "error", "id": number, "code": code, "message": text or code}
+
+
+def _is_code(code: Any) -> bool:
+    return isinstance(code, str) and _CODE.fullmatch(code) is not None
+
+
+def _whole(number: Any) -> Any:
+    """A number in the form in which it is handled and sent: 200.0 and 2e2 are the integer 200."""
+    return int(number) if type(number) is float and number.is_integer() else number
+
+
+def _is_integer_within(number: Any, least: int, most: int) -> bool:
+    return type(number) is int and least <= number <= most
+
+
+def _named(head: Mapping[str, Any]) -> str:
+    """A message as it is called in a sentence."""
+    kind = head["type"]
+    what = {"data": "data", "http": "an http request", "kv": "a kv request", "init": "an init message",
+            "ready": "a ready message", "shutdown": "a shutdown message", "error": "an error"}.get(kind, f"a {kind}")
+    return f"{what} with id {head['id']}"
+
+
+def _is_pairs(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], str) for pair in value)
+
+
+def _is_http(head: Mapping[str, Any]) -> bool:
+    """Whether the fields of an http request are all of their form."""
+    get = head.get
+    if not (type(get("method")) is type(get("path")) is type(get("mount")) is type(get("query", "")) is type(get("remote", ""))
+            is str and type(get("more", False)) is bool and type(get("headers", [])) is list):
+        return False
+    try:
+        for pair in get("headers", ()):
+            name, value = pair
+            if not type(name) is type(value) is str or type(pair) is not list:
+                return False
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+# The fields of the messages that a plugin is sent, with whether they must be there, whether a value is of their form, and what
+# that form is.
+_TEXT = (lambda value: isinstance(value, str), "a string")
+_FLAG = (lambda value: value is True or value is False, "true or false")
+_COUNT = (lambda value: _is_integer_within(value, 0, 2**64 - 1), "an integer from 0 to 18446744073709551615")
+_SIGNED = (lambda value: _is_integer_within(value, -2**63, 2**63 - 1), "an integer of 64 bits")
+_FIELDS: Dict[str, Tuple[Tuple[str, bool, Callable[[Any], bool], str], ...]] = {
+    "init": (("config", True, lambda value: isinstance(value, dict), "an object"),
+             ("instance_id", True, *_TEXT), ("plugin_id", True, *_TEXT), ("license", False, *_TEXT)),
+    "http": (("method", True, *_TEXT), ("path", True, *_TEXT), ("query", False, *_TEXT), ("mount", True, *_TEXT),
+             ("headers", False, _is_pairs, "an array of [name, value] pairs"), ("remote", False, *_TEXT),
+             ("more", False, *_FLAG)),
+    "data": (("more", False, *_FLAG), ("aborted", False, *_FLAG)),
+    "kv": (("op", True, *_TEXT),),
+    "result": (("found", False, *_FLAG), ("rev", False, *_COUNT), ("value", False, *_SIGNED),
+               ("expires_in_ms", False, *_COUNT), ("next", False, *_TEXT)),
+    "error": (("code", True, _is_code, "a string of the form [a-z][a-z0-9_]{0,63}"),
+              ("message", True, lambda value: isinstance(value, str) and 0 < len(value.encode()) <= _MAX_ERROR_MESSAGE,
+               "a string of 1 to 4096 bytes"),
+              ("index", False, *_COUNT)),
+}
+_INTEGERS = {"result": ("rev", "value", "expires_in_ms"), "error": ("index",)}
+
+
+def _check_message(head: Dict[str, Any], body_size: int) -> None:
+    """Raises _ProtocolError where a field is not of its form, or there is a body beside a message that has none."""
+    kind = head["type"]
+    if kind == "http" and _is_http(head):  # at once, for the sake of speed
+        return
+    for name in _INTEGERS.get(kind, ()):
+        if name in head:
+            head[name] = _whole(head[name])
+    for name, required, is_of_form, form in _FIELDS.get(kind, ()):
+        if name not in head:
+            if required:
+                raise _ProtocolError(f"{kind}.{name} is missing: it must be {form}")
+        elif not is_of_form(head[name]):
+            raise _ProtocolError(f"{kind}.{name} must be {form}, got {_to_json(head[name])[:40]}")
+    if body_size and kind not in ("http", "data", "response", "result"):
+        if kind != "kv":
+            raise _ProtocolError(f"{kind} must have no body, got {body_size} bytes")
+        if head["op"] in ("get", "delete", "incr", "list"):
+            raise _ProtocolError(f"kv {head['op']} must have no body, got {body_size} bytes")
+
+
+def _check_result(op: str, head: Mapping[str, Any], body: bytes) -> None:
+    """Raises _ProtocolError where a result is not what this operation has."""
+    wanted = {"get": "found", "delete": "found", "incr": "value", "set": "rev"}.get(op)
+    if wanted and wanted not in head:
+        raise _ProtocolError(f"result.{wanted} is missing")
+    if body and (op in ("set", "delete", "incr") or op == "get" and not head["found"]):
+        nothing = " that found nothing" if op == "get" else ""
+        raise _ProtocolError(f"the result of a {op}{nothing} must have no body, got {len(body)} bytes")
+    if op == "get" and head["found"] and "rev" not in head:
+        raise _ProtocolError("result.rev is missing")
 
 
 class _Wire:
@@ -292,9 +399,14 @@ class _Wire:
             raise _ProtocolError("a head that is not JSON in UTF-8") from None
         if not isinstance(head, dict) or not isinstance(head.get("type"), str):
             raise _ProtocolError("a head without a type")
+        if None in head.values():  # null is the same as no field
+            head = {name: value for name, value in head.items() if value is not None}
         number = head.get("id")
+        if type(number) is float:
+            number = head["id"] = _whole(number)
         if type(number) is not int or not 0 <= number <= _MAX_ID:
             raise _ProtocolError("a head without a valid id")
+        _check_message(head, body_size)
         return head, start, end
 
 
@@ -377,13 +489,10 @@ class Request:
     remote: str  #: the client's address, "" when it is not known
 
     def __init__(self, wire: _Wire, head: Mapping[str, Any], body: bytes) -> None:
-        try:
-            self.method = head["method"]
-            self.path = head["path"]
-            self.mount = head["mount"]
-            self.headers = Headers([(name, value) for name, value in head["headers"]])
-        except (KeyError, TypeError, ValueError):
-            raise _ProtocolError("an http message without its fields") from None
+        self.method = head["method"]
+        self.path = head["path"]
+        self.mount = head["mount"]
+        self.headers = Headers(map(tuple, head.get("headers", ())))
         self.query = head.get("query")
         self.remote = head.get("remote", "")
         self._id = head["id"]
@@ -445,7 +554,7 @@ class Request:
     def _next(self) -> bytes:
         head, body = self._wire.read()
         if head["type"] != "data" or head["id"] != self._id:
-            raise _ProtocolError(f"{head['type']} inside the body of a request")
+            raise _ProtocolError(f"{_named(head)} came where data with id {self._id} was due")
         self._more = bool(head.get("more"))
         self._aborted = bool(head.get("aborted"))
         return body
@@ -480,7 +589,7 @@ class Response:
     def __init__(self, body: Any = b"", status: int = 200,
                  headers: Union[Mapping[str, Any], Iterable[Tuple[str, Any]], None] = None,
                  content_type: Optional[str] = None) -> None:
-        self.status = status
+        self.status = _whole(status)
         pairs = () if headers is None else headers.items() if isinstance(headers, Mapping) else headers
         self.headers = Headers([(str(name), str(value)) for name, value in pairs])
         usual = "application/octet-stream"
@@ -632,7 +741,9 @@ class Store:
                 wire.send({"type": "kv", "id": number, **fields}, body)
                 head, value = wire.read()
                 if head["id"] != number or head["type"] not in ("result", "error"):
-                    raise _ProtocolError(f"a {head['type']} of id {head['id']} in reply to {number}")
+                    raise _ProtocolError(f"{_named(head)} came where the reply to request {number} was due")
+                if head["type"] == "result":
+                    _check_result(fields["op"], head, value)
             except (Disconnected, _ProtocolError) as error:
                 wire.close()
                 raise Error("disconnected", str(error)) from None
@@ -670,7 +781,7 @@ def _bytes(value: Union[bytes, str]) -> bytes:
 
 def _fields(**arguments: Any) -> Dict[str, Any]:
     """A method's arguments as the protocol has them: those not given are left out, and times are in milliseconds."""
-    fields = {name: value for name, value in arguments.items() if value is not None}
+    fields = {name: _whole(value) for name, value in arguments.items() if value is not None}
     if "ttl" in fields:
         fields["ttl_ms"] = round(fields.pop("ttl") * 1000)
     if "value" in fields:
@@ -1072,12 +1183,13 @@ class Plugin:
     def __init__(self, *, id: str, name: str, version: str, icon: str, route: str,
                  concurrency: Optional[int] = None,
                  description: Optional[str] = None, author: Optional[str] = None,
-                 homepage: Optional[str] = None, license_keys: Optional[Mapping[str, str]] = None,
+                 homepage: Optional[str] = None, speaks: Optional[List[str]] = None, license_keys: Optional[Mapping[str, str]] = None,
                  release_date: Optional[str] = None) -> None:
         if concurrency is None:
             concurrency = _default_concurrency(resource.getrlimit(resource.RLIMIT_DATA)[0])
         self.metadata = _fields(id=id, name=name, version=version, icon=icon, route=route, protocol=1,
-                                concurrency=concurrency, description=description, author=author, homepage=homepage)
+                                concurrency=concurrency, description=description, author=author, homepage=homepage,
+                                speaks=speaks)
         if license_keys is not None:
             _read_keyring(license_keys)  # a slip of the author shows at once, not on a customer's machine
             _read_release_date(release_date)
@@ -1101,7 +1213,7 @@ class Plugin:
 
         It returns a Response or what can be the body of one, or a pair (status, body). An HTTPError it raises is the
         answer; any other exception is logged and answered with 500. In the middle of a stream, when it is too late for
-        that, it cuts the answer short.
+        that, the host cuts the answer short, and the connection serves the next request.
         """
         self._handle_http = handler
         return handler
@@ -1220,7 +1332,7 @@ class Plugin:
         """Handle one message; returns whether the connection goes on."""
         kind, number = head["type"], head["id"]
         if (kind == "init") == self._ready:
-            raise _ProtocolError(f"{kind} out of place")
+            raise _ProtocolError(f"{kind} is out of place")
         if kind == "http":
             self._serve_http(wire, Request(wire, head, body))
         elif kind == "ping":
@@ -1238,6 +1350,7 @@ class Plugin:
 
     def _serve_init(self, wire: _Wire, head: Dict[str, Any]) -> bool:
         try:
+            head["protocol"] = _whole(head.get("protocol"))
             told = [head.get(name) for name in Context._fields[:-1]]  # `granted` is not for the host to say
             self.context = self._licensed(Context._make([*told, None]))
             self._handle_init(self.context)
@@ -1274,25 +1387,37 @@ class Plugin:
             _log.exception("%s %s failed", request.method, request.path)
             response, first, parts = _begin((500, "internal error\n"), request.method)
         head = {"type": "response", "id": request._id, "status": response.status, "headers": response.headers}
-        if parts is None:
-            head["more"] = False
-            wire.send(head, first[0])
-            request._drop_rest()
-            return
-        with closing(parts):
-            if first[1] and isinstance(response.body, bytes) and response.headers.get("content-length") is None:
-                response.headers.append(("content-length", str(len(response.body))))
-            for part, more in itertools.chain((first,), parts):
-                head["more"] = more
-                wire.send(head, part)
-                if head["type"] == "response":
-                    # Now, not at the end: the host reads on in the answer only when it is rid of the request's body.
-                    request._drop_rest()
-                    head = {"type": "data", "id": request._id}
-                if more:
-                    wire.flush()
-                    if wire.shutdown_waits():
-                        self.stopping.set()
+        ended = False
+        try:
+            if parts is None:
+                head["more"] = False
+                wire.send(head, first[0])
+                ended = True
+                request._drop_rest()
+                return
+            with closing(parts):
+                if first[1] and isinstance(response.body, bytes) and response.headers.get("content-length") is None:
+                    response.headers.append(("content-length", str(len(response.body))))
+                for part, more in itertools.chain((first,), parts):
+                    head["more"] = more
+                    wire.send(head, part)
+                    ended = not more
+                    if head["type"] == "response":
+                        # Now, not at the end: the host reads on in the answer only when it is rid of the request's body.
+                        request._drop_rest()
+                        head = {"type": "data", "id": request._id}
+                    if more:
+                        wire.flush()
+                        if wire.shutdown_waits():
+                            self.stopping.set()
+        except (Disconnected, _ProtocolError):
+            raise
+        except Exception as error:
+            _log.exception("%s %s failed in its answer", request.method, request.path)
+            if not ended:
+                code = error.code if isinstance(error, Error) and _is_code(error.code) else "internal"
+                wire.send(_error_head(request._id, code, f"{type(error).__name__}: {error}"))
+                request._drop_rest()
 
     def _serve_kv(self, wire: _Wire, head: Dict[str, Any], value: bytes) -> None:
         reply, body = {"type": "result", "id": head["id"]}, b""

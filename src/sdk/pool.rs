@@ -1,6 +1,6 @@
 //! The plugin's connections to the host.
 
-use super::group::{Group, Groups, Reply};
+use super::group::{Call, Group, Groups, Reply};
 use super::kv::KvError;
 use crate::protocol::frame::{FrameReader, ReadError};
 use crate::protocol::message::{KvOp, Message};
@@ -56,7 +56,7 @@ impl Pool {
         let mut link = self.send(&group.requests);
         for call in &group.calls {
             let reply = match &mut link {
-                Ok(link) => receive(link, call.id),
+                Ok(link) => receive(link, call),
                 Err(error) => Err(same(error).into()),
             };
             if let Err(KvError::Io(error)) = &reply
@@ -86,7 +86,8 @@ impl Pool {
 }
 
 /// Waits for the reply to a request.
-fn receive(link: &mut Link, id: u64) -> Result<Reply, KvError> {
+fn receive(link: &mut Link, call: &Call) -> Result<Reply, KvError> {
+    let id = call.id;
     loop {
         let frame = match link.read() {
             Ok(frame) => frame,
@@ -96,11 +97,14 @@ fn receive(link: &mut Link, id: u64) -> Result<Reply, KvError> {
             Err(error) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, error).into()),
         };
         return match frame.message() {
-            Ok(Message::Result(result)) if result.id == id => Ok((result, frame.body.to_vec())),
+            Ok(Message::Result(result)) if result.id == id => match result.fault(call.op, frame.size) {
+                Some(fault) => Err(KvError::invalid(fault)),
+                None => Ok((result, frame.body.to_vec())),
+            },
             Ok(Message::Error(failure)) if failure.id == id => {
                 Err(KvError::Refused { code: failure.code, message: failure.message, index: failure.index })
             }
-            Ok(message) => Err(KvError::invalid(format!("{} {} is no reply to request {id}", message.kind(), message.id()))),
+            Ok(message) => Err(KvError::invalid(format!("{} came where the reply to request {id} was due", message.named()))),
             Err(error) => Err(KvError::invalid(error)),
         };
     }

@@ -4,7 +4,7 @@ use super::connection::{Connection, End};
 use super::context::Context;
 use super::kv::Kv;
 use super::log;
-use crate::protocol::message::{Data, Http, Message, Response};
+use crate::protocol::message::{Data, Failure, Http, Message, Response};
 use std::io::{self, Read};
 
 /// A web request for the plugin's route. Its body is what it [`Read`]s, or [`Request::read_body`] as a whole.
@@ -151,7 +151,10 @@ impl<'a> Request<'a> {
                 data if data.more => Rest::More,
                 _ => Rest::Nothing,
             },
-            Ok(message) => Rest::Lost(End::Fault(format!("{} is out of place in a body", message.kind()))),
+            Ok(message) => {
+                let due = format!("data with id {} was due", self.head.id);
+                Rest::Lost(End::Fault(format!("{} came where {due}", message.named())))
+            }
             Err(end) => Rest::Lost(end),
         };
     }
@@ -178,6 +181,12 @@ impl<'a> Request<'a> {
     /// Sends more of the response, or its end.
     pub(super) fn go_on(&mut self, piece: &[u8], more: bool) -> Result<(), End> {
         self.connection.send(&Data { id: self.head.id, more, aborted: false }, piece)
+    }
+
+    /// Gives the response up, of which some has been sent: an `error` stands in the place of the rest.
+    pub(super) fn give_up(&mut self, reason: &str) -> Result<(), End> {
+        log(format_args!("{} {}: the response stops midway: {reason}", self.head.method, self.head.path));
+        self.connection.send(&Failure::new(self.head.id, "internal", reason), &[])
     }
 
     /// Writes what has been sent, and takes in what has arrived: whether the host still wants the response, and the plugin.

@@ -56,8 +56,8 @@ impl Response {
         Self::of(content_type, Body::Bytes(bytes.into()))
     }
 
-    /// What the reader gives, such as a file, sent as it is read; status 200. A failing first read is answered with status 500, a
-    /// later one can only cut the response short.
+    /// What the reader gives, such as a file, sent as it is read; status 200. A failing first read is answered with status 500. After a
+    /// later one the client's response is cut short, and the connection serves the next request.
     ///
     /// A read that takes long should end on [`Context::is_stopping`](super::Context::is_stopping).
     #[must_use]

@@ -174,7 +174,7 @@ impl Server {
             Err(_) => ("internal", "the plugin failed while it started".to_owned(), ExitCode::FAILURE),
         };
         log(format_args!("{message}"));
-        let sent = connection.send(&Failure { id, code: code.to_owned(), message, index: None }, &[]);
+        let sent = connection.send(&Failure::new(id, code, &message), &[]);
         let told = sent.and_then(|()| connection.flush());
         self.fail(exit);
         told

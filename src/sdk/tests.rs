@@ -228,6 +228,85 @@ fn a_plugin_that_cannot_start_says_why() {
     assert_eq!(exit, ExitCode::FAILURE);
 }
 
+/// The vectors of frames for which this receiver closes its connection, at one of these places, and those of any receiver.
+fn invalid_frames(receiver: &str, places: &[&str]) -> Vec<(String, Option<String>, Vec<u8>)> {
+    let vectors: Value = serde_json::from_str(include_str!("../../tests/protocol/frames.json")).unwrap();
+    let due = |case: &&Value| case["to"] == "any" || case["to"] == receiver && places.iter().any(|place| case["place"] == *place);
+    let cases = vectors["invalid"].as_array().unwrap().iter().filter(due);
+    let bytes = |hex: &str| (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect();
+    let case = |case: &Value| {
+        (case["name"].to_string(), case["place"].as_str().map(str::to_owned), bytes(case["hex"].as_str().unwrap()))
+    };
+    cases.map(case).collect()
+}
+
+#[test]
+fn an_invalid_frame_of_the_host_closes_its_connection_alone() {
+    let running = Running::start(plugin(), echo);
+    for (name, _, bytes) in invalid_frames("plugin", &["start"]) {
+        let mut early = running.connect();
+        early.0.stream().write_all(&bytes).unwrap();
+        assert!(early.is_closed(), "{name}");
+    }
+    let mut peer = running.ready();
+    let cases = invalid_frames("plugin", &["ready", "body"]);
+    assert!(cases.len() > 25);
+    for (name, place, bytes) in cases {
+        let mut second = running.connect();
+        if place.as_deref() == Some("body") {
+            second.send(&upload(7, "/"), b"begin");
+        }
+        second.0.stream().write_all(&bytes).unwrap();
+        // What was read of the body is an error to the handler, whose answer goes out before the connection ends.
+        let mut ended = second.is_closed();
+        if place.as_deref() == Some("body") && !ended {
+            ended = second.is_closed();
+        }
+        assert!(ended, "{name}");
+    }
+    peer.send(&http(7, "GET", "/"), b"x");
+    assert_eq!(peer.response().1, b"x");
+    running.shut_down([peer]);
+}
+
+#[test]
+fn an_invalid_reply_of_the_host_fails_its_call_and_closes_the_connection() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("host.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let kv = Kv::new(socket);
+    let cases = invalid_frames("caller", &["kv get", "kv set", "kv incr"]);
+    assert!(cases.len() > 20);
+    for (name, place, bytes) in cases {
+        thread::scope(|scope| {
+            let call = || match place.as_deref() {
+                Some("kv set") => kv.set("a", "b").map(drop),
+                Some("kv incr") => kv.incr("a", 1).map(drop),
+                _ => kv.get("a").map(drop),
+            };
+            let call = thread::Builder::new().spawn_scoped(scope, call).unwrap();
+            let (stream, _) = listener.accept().unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut peer = Peer(FrameReader::new(stream));
+            let id = peer.receive().0["id"].as_u64().unwrap();
+            peer.0.stream().write_all(&with_id(&bytes, id)).unwrap();
+            assert!(matches!(call.join().unwrap(), Err(KvError::Io(_))), "{name}");
+            assert!(peer.is_closed(), "{name}");
+        });
+    }
+}
+
+/// A frame with another id in the place of 7, where its head can be told.
+fn with_id(frame: &[u8], id: u64) -> Vec<u8> {
+    let length = |at: usize| u32::from_be_bytes(frame[at..at + 4].try_into().unwrap()) as usize;
+    let (head, body) = (length(0), length(4));
+    let text = frame.get(8..8 + head).filter(|_| frame.len() == 8 + head + body).and_then(|head| str::from_utf8(head).ok());
+    let Some(text) = text else { return frame.to_vec() };
+    let text = text.replacen("\"id\":7", &format!("\"id\":{id}"), 1);
+    let lengths = [u32::try_from(text.len()).unwrap(), u32::try_from(body).unwrap()].map(u32::to_be_bytes).concat();
+    [&lengths, text.as_bytes(), &frame[8 + head..]].concat()
+}
+
 #[test]
 fn what_is_out_of_place_closes_the_connection_and_no_more() {
     let running = Running::start(plugin(), |_: &mut Request<'_>| "hi");
@@ -512,15 +591,16 @@ fn a_response_that_stops_midway_is_cut() {
     let mut peer = running.ready();
     let mut other = running.connect();
     other.send(&http(7, "GET", "/stream"), b"");
+    let error = |message: &str| (json!({"type": "error", "id": 7, "code": "internal", "message": message}), vec![]);
     assert_eq!(other.receive().0["more"], true);
     assert_eq!(other.receive().0["more"], true);
-    assert!(other.is_closed());
-    let mut other = running.connect();
+    assert_eq!(other.receive(), error("expected by the test"));
     other.send(&http(7, "GET", "/events"), b"");
     assert_eq!(other.receive().0["more"], true);
-    assert!(other.is_closed());
+    assert_eq!(other.receive(), error("the plugin panicked"));
+    assert_eq!(other.get("/").1, b"fine", "the connection serves on");
     assert_eq!(peer.get("/").1, b"fine");
-    running.shut_down([peer]);
+    running.shut_down([peer, other]);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::{MaybeFault, Store, StoreError, Ticket, Transaction, now_ms};
 use crate::protocol::message::{
     DEFAULT_LIST_LIMIT, DeleteOp, IncrOp, KvOp, KvResult, ListEntry, ListOp, MAX_BODY, MAX_KEY, MAX_LIST_LIMIT, MAX_TTL_MS,
-    MAX_TXN_OPS, MAX_VALUE, SetOp, TxnOp, WriteOutcome,
+    MAX_TXN_OPS, SetOp, TxnOp, WriteOutcome,
 };
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -30,9 +30,6 @@ pub(crate) enum KvError {
     /// The key does.
     #[error("{0}")]
     BadKey(String),
-    /// The value is over the limit.
-    #[error("the value of {0} bytes is over the limit of {MAX_VALUE}")]
-    TooLarge(usize),
     /// A precondition does not hold.
     #[error("{0}")]
     Conflict(String),
@@ -64,7 +61,6 @@ impl KvError {
         match self {
             Self::BadRequest(_) => "bad_request",
             Self::BadKey(_) => "bad_key",
-            Self::TooLarge(_) => "too_large",
             Self::Conflict(_) => "conflict",
             Self::Quota(_) => "quota",
             Self::Txn { error, .. } => error.code(),
@@ -170,6 +166,9 @@ impl Store {
         if list.prefix.len() > MAX_KEY {
             return Err(KvError::BadKey(format!("the prefix of {} bytes is over the limit of {MAX_KEY}", list.prefix.len())));
         }
+        if let Some(length) = list.after.as_ref().map(String::len).filter(|length| *length > MAX_KEY) {
+            return Err(KvError::BadKey(format!("the after of {length} bytes is over the limit of {MAX_KEY}")));
+        }
         let now = now_ms();
         let after = list.after.as_deref().filter(|after| *after >= list.prefix.as_str());
         let mut page = Page::default();
@@ -272,12 +271,10 @@ impl Write {
         matches!(self, Self::Delete(_))
     }
 
+    /// The value is within the limit: neither a frame nor a request to the API holds a larger one.
     fn set(set: SetOp, value: Vec<u8>) -> Result<Self, KvError> {
         check_key(&set.key)?;
         check_ttl(set.ttl_ms)?;
-        if value.len() > MAX_VALUE {
-            return Err(KvError::TooLarge(value.len()));
-        }
         if set.if_absent && set.if_rev.is_some() {
             return Err(KvError::BadRequest("if_absent and if_rev exclude each other".into()));
         }
@@ -555,6 +552,7 @@ fn check_rev(key: &str, if_rev: Option<u64>, present: Option<&Entry>) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::message::MAX_VALUE;
 
     fn store(keys: u64, bytes: u64) -> (tempfile::TempDir, Store) {
         let dir = tempfile::tempdir().unwrap();

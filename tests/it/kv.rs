@@ -101,6 +101,12 @@ impl<'a> Wire<'a> {
         answer
     }
 
+    /// The same with a value, if the request is a `set`: no other operation on a key has one.
+    #[track_caller]
+    fn ask_with(&mut self, op: &Value, value: &[u8]) -> Answer {
+        self.ask(op, if op["op"] == "set" { value } else { b"" })
+    }
+
     #[track_caller]
     pub(super) fn get(&mut self, key: &str) -> Answer {
         self.ask(&json!({"op": "get", "key": key}), b"")
@@ -294,7 +300,7 @@ fn what_has_a_time_to_live_is_gone_after_it() {
     for (name, write) in
         [("set", json!({"op": "set", "key": "gone", "ttl_ms": 30})), ("incr", json!({"op": "incr", "key": "gone", "ttl_ms": 30}))]
     {
-        let rev = wire.ask(&write, b"1").fields()["rev"].as_u64().unwrap();
+        let rev = wire.ask_with(&write, b"1").fields()["rev"].as_u64().unwrap();
         wait_for("the value to expire", || (wire.get("gone").fields() == json!({"found": false})).then_some(()));
         assert!(!wire.keys().contains(&"gone".to_owned()), "{name}");
         assert_eq!(wire.ask(&json!({"op": "delete", "key": "gone"}), b"").fields(), json!({"found": false}), "{name}");
@@ -423,7 +429,7 @@ fn a_key_is_1_to_512_bytes_of_utf_8_and_what_is_none_is_refused() {
     let long = format!("{longest}x");
     for key in ["", &long, &"k".repeat(60_000)] {
         for op in ["get", "set", "delete", "incr"] {
-            assert_eq!(wire.ask(&json!({"op": op, "key": key}), b"1").code(), "bad_key", "{op} of {} bytes", key.len());
+            assert_eq!(wire.ask_with(&json!({"op": op, "key": key}), b"1").code(), "bad_key", "{op} of {} bytes", key.len());
         }
     }
     // JSON can spell half a character, which no UTF-8 holds.
@@ -448,7 +454,7 @@ fn a_precondition_that_does_not_hold_is_a_conflict_and_nothing_is_written() {
         json!({"op": "delete", "key": "a", "if_rev": old}),
         json!({"op": "delete", "key": "b", "if_rev": rev}),
     ] {
-        assert_eq!(wire.ask(&op, b"new").code(), "conflict", "{op}");
+        assert_eq!(wire.ask_with(&op, b"new").code(), "conflict", "{op}");
     }
     assert_eq!(wire.list(json!({"values": true})), before);
     assert_eq!(wire.set("a", b"next"), rev + 1, "a write that failed takes no revision");
@@ -767,7 +773,7 @@ fn a_store_that_fails_is_internal_and_its_reason_is_the_operator_s() {
         json!({"op": "incr", "key": "a"}),
         json!({"op": "list"}),
     ] {
-        let answer = wire.ask(&op, b"2");
+        let answer = wire.ask_with(&op, b"2");
         assert_eq!(answer.code(), "internal", "{op}");
         assert!(!answer.head.to_string().contains("kv"), "{answer:?}");
     }

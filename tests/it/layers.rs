@@ -10,6 +10,7 @@ const LAYERS: [&[&str]; 6] = [
     &[
         "protocol/mod",
         "protocol/fields",
+        "protocol/values",
         "protocol/message",
         "protocol/metadata",
         "failure_line",

@@ -280,7 +280,11 @@ fn a_plugin_that_does_not_start_as_it_must_is_ended_and_tried_again() {
     let server = site.start();
     for (mode, reason) in cases {
         let pid = wait_for("its process", || server.plugin(mode)["process"]["pid"].as_i64());
-        assert_eq!(event(&server, mode, "crashed"), reason);
+        let told = event(&server, mode, "crashed");
+        assert!(
+            told == reason || mode == "no-listen" && told.starts_with(reason) && told.contains("/no-listen.d/sock"),
+            "{told}"
+        );
         wait_gone(pid);
         wait_for("another start", || (events(&server, mode, "starting").len() >= 2).then_some(()));
     }

@@ -15,6 +15,7 @@ mod docs;
 mod drain;
 mod durability;
 mod failed_requests;
+mod frames;
 mod gate_limits;
 mod host_limits;
 mod http11;

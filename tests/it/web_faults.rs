@@ -78,7 +78,7 @@ fn a_malformed_answer_is_502_and_the_plugin_goes_on() {
         ("/length?length=4", "content-length is 4"),
         ("/length?length=6", "content-length is 6"),
         ("/length?length=five", "five"),
-        ("/wrong-id", "where its response with id"),
+        ("/wrong-id", "where the response with id"),
         ("/garbage", "the text \"HTTP/1.1 200 OK\\r\\n\\r\\n\" stands where it is due"),
         ("/not-json", "the head is not JSON at byte 2 of 6: it begins with \"{nope}\""),
         ("/huge-frame", "2097152"),

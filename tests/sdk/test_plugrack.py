@@ -137,6 +137,7 @@ ROUTES.update(
     cookies=lambda request: plugrack.Response("", 204, [("set-cookie", "a=b"), ("Set-Cookie", "c=d")]),
     html=lambda request: plugrack.Response("<p>", 201, {"x-number": 5}, content_type="text/html"),
     wrong=lambda request: None,
+    long_header=lambda request: plugrack.Response("", headers={"x-long": "x" * 70000}),
 )
 
 @plugin.http
@@ -156,6 +157,10 @@ def kv(op, key, value):
         raise plugrack.Error("read_only", "this key cannot be written")
     if key == "broken":
         raise RuntimeError("secret")
+    if key == "odd":
+        raise plugrack.Error("Bad Code!", "")
+    if key == "long":
+        raise plugrack.Error("long", "é" * 5000)
     return {"get": "computed" if key == "there" else None, "set": 7, "delete": key == "there"}[op]
 
 plugin.run()
@@ -167,6 +172,25 @@ plugin.run()
 def frame(head, body=b""):
     text = json.dumps(head).encode()
     return struct.pack(">II", len(text), len(body)) + text + body
+
+
+def raw(head, body=b""):
+    return struct.pack(">II", len(head), len(body)) + head + body
+
+
+def invalid_to(receiver, *places):
+    """The vectors of frames that this receiver closes a connection for, those of any receiver first."""
+    anyone = [vector for vector in FRAMES["invalid"] if vector["to"] == "any"]
+    return [*anyone, *(vector for vector in FRAMES["invalid"]
+                       if receiver != "any" and vector["to"] == receiver and vector["place"] in places)]
+
+
+def with_id(data, number):
+    """A frame with another id in the place of 7, where its head can be told."""
+    head, body = struct.unpack(">II", data[:8])
+    if len(data) != 8 + head + body:
+        return data
+    return raw(data[8:8 + head].replace(b'"id":7', b'"id":%d' % number, 1), data[8 + head:])
 
 
 class Connection:
@@ -433,35 +457,105 @@ class FrameTest(TestCase):
     def test_valid(self):
         for vector in FRAMES["valid"]:
             with self.subTest(vector["name"]):
-                data = bytes.fromhex(vector["hex"])
-                expected = vector["head"], bytes.fromhex(vector["body_hex"])
+                data, body = bytes.fromhex(vector["hex"]), bytes.fromhex(vector["body_hex"])
+                expected = vector.get("means", vector["head"]), body
                 wire = self.wire(data + data)
                 self.assertEqual(wire.read(), expected)
                 self.assertEqual(wire.read(), expected)
                 with self.assertRaises(plugrack.Disconnected):
                     wire.read()
-                self.assertEqual(plugrack._encode_before(*expected) + expected[1], data)
+                if "means" not in vector:
+                    self.assertEqual(plugrack._encode_before(*expected) + body, data)
 
-    def test_invalid(self):
-        for vector in FRAMES["invalid"]:
-            with self.subTest(vector["name"]), self.assertRaises(plugrack._ProtocolError):
-                self.wire(bytes.fromhex(vector["hex"])).read()
+    def test_an_integer_is_one_however_it_is_written(self):
+        head, _ = self.wire(raw(b'{"type":"result","id":7.0,"rev":2e2,"value":9223372036854775807}')).read()
+        self.assertEqual({name: type(head[name]) for name in ("id", "rev", "value")}, {"id": int, "rev": int, "value": int})
+        self.assertEqual((head["rev"], head["value"]), (200, 2**63 - 1))
 
     def test_cut(self):
         for vector in FRAMES["cut"]:
             with self.subTest(vector["name"]), self.assertRaises(plugrack.Disconnected):
                 self.wire(bytes.fromhex(vector["hex"])).read()
 
-    def test_a_plugin_closes_the_connection_and_lives(self):
-        for plugin in (PLUGIN, EXAMPLES / "counter" / "plugin"):
-            process, connection = self.start(plugin)
-            for vector in FRAMES["invalid"]:
-                with self.subTest(vector["name"]):
-                    connection.write(bytes.fromhex(vector["hex"]))
-                    self.assertIsNone(connection.receive())
-                    connection.close()
-                    connection = process.connect()
-            self.assert_alive(connection)
+    def test_invalid_closes_the_connection_and_the_plugin_lives(self):
+        process, first = self.start()
+        tried = 0
+        for vector in invalid_to("plugin", "ready", "body"):
+            with self.subTest(vector["name"]):
+                connection = process.connect()
+                if vector["place"] == "body":
+                    connection.http("/digest", b"begin", more=True)
+                connection.write(bytes.fromhex(vector["hex"]))
+                self.assertIsNone(connection.receive())
+                connection.close()
+                tried += 1
+        self.assertGreater(tried, 25)
+        self.assert_alive(first)
+        self.assertEqual(process.log().count("the host broke the protocol"), tried)
+
+    def test_invalid_before_init(self):
+        process = self.launch(PLUGIN)
+        for vector in invalid_to("plugin", "start"):
+            with self.subTest(vector["name"]):
+                connection = process.connect()
+                connection.write(bytes.fromhex(vector["hex"]))
+                self.assertIsNone(connection.receive())
+        self.assertEqual(process.init()[1][0]["type"], "ready")
+
+    def test_the_plain_plugin_closes_the_connection_and_lives(self):
+        process, connection = self.start(EXAMPLES / "counter" / "plugin")
+        for vector in invalid_to("any"):
+            with self.subTest(vector["name"]):
+                connection.write(bytes.fromhex(vector["hex"]))
+                self.assertIsNone(connection.receive())
+                connection.close()
+                connection = process.connect()
+        self.assert_alive(connection)
+
+    def test_conversations_of_the_host_with_a_plugin(self):
+        process, _ = self.start()
+        for conversation in (each for each in FRAMES["conversations"] if each["on"] == "plugin" and each["name"] != "start"):
+            with self.subTest(conversation["name"]):
+                connection = process.connect()
+                for step in conversation["steps"]:
+                    vector = next(each for each in FRAMES["valid"] if each["name"] == step["frame"])
+                    if step["from"] == "host":
+                        connection.write(bytes.fromhex(vector["hex"]))
+                    elif vector["head"]["type"] == "response":
+                        # What this plugin answers is its own; that it answers the request is what counts.
+                        self.assertEqual(connection.response()[0]["id"], vector["head"]["id"])
+                        break
+                    elif vector["head"]["type"] == "result":  # there is no store
+                        self.assertEqual(connection.receive()[0]["id"], vector["head"]["id"])
+
+    def test_invalid_replies_of_the_host(self):
+        calls = {None: lambda store: store.get("a"), "kv get": lambda store: store.get("a"), "kv set": lambda store: store.set("a", "b"),
+                 "kv incr": lambda store: store.incr("a")}
+        listener = socket.socket(socket.AF_UNIX)
+        self.addCleanup(listener.close)
+        listener.bind(str(self.directory / "host"))
+        listener.listen()
+        store = plugrack.Store(str(self.directory / "host"))
+        replies = []
+
+        def serve():
+            while True:
+                try:
+                    connection = Connection(listener.accept()[0])
+                except OSError:
+                    return
+                number = connection.receive()[0]["id"]
+                connection.write(with_id(replies.pop(), number))
+                replies.append(connection.receive())  # None once the SDK has closed it
+                connection.close()
+        threading.Thread(target=serve, daemon=True).start()
+        for vector in invalid_to("caller", *calls):
+            with self.subTest(vector["name"]):
+                replies[:] = [bytes.fromhex(vector["hex"])]
+                with self.assertRaises(plugrack.Error) as raised:
+                    calls[vector["place"]](store)
+                self.assertEqual(raised.exception.code, "disconnected")
+                self.eventually(lambda: replies == [None])
 
     def test_out_of_place(self):
         process, first = self.start()
@@ -496,6 +590,12 @@ class LifeTest(TestCase):
                 self.assertEqual((metadata["id"], metadata["route"]), (name, "/" + name))
                 self.assertRegex(metadata["version"], r"^\d+\.\d+\.\d+$")
                 self.assertTrue(metadata["name"] and metadata["icon"])
+
+    def test_metadata_leaves_out_what_is_not_given(self):
+        fields = {"id": "a", "name": "A", "version": "1", "icon": "a", "route": "/a"}
+        self.assertNotIn("speaks", plugrack.Plugin(**fields).metadata)
+        self.assertEqual(plugrack.Plugin(**fields, speaks=["tunnel"], concurrency=4.0).metadata,
+                         {**fields, "protocol": 1, "concurrency": 4, "speaks": ["tunnel"]})
 
     def test_by_hand(self):
         plugin = self.directory / "plugin"
@@ -700,11 +800,11 @@ class HttpTest(TestCase):
                 connection.http("/lazy_echo", b"begin", more=True)
                 self.assertTrue(connection.receive()[0]["more"])
                 connection.send({"type": "data", "id": 7, "more": False, **end}, b"end")
-                while True:
-                    received = connection.receive()
-                    if received is None:
-                        break
-                    self.assertTrue(received[0]["more"])
+                head = {}
+                while head.get("type") != "error":
+                    head, _ = connection.receive()
+                    self.assertTrue(head.get("more") or head["message"].startswith("RuntimeError: the request"), head)
+                self.assert_alive(connection)
         self.assertEqual(self.process.log().count("RuntimeError: the request"), 2)
 
     def test_limit(self):
@@ -723,9 +823,15 @@ class HttpTest(TestCase):
         self.assertIn("ValueError: secret", self.process.log())
         self.connection.http("/fails_later")
         self.assertEqual(self.connection.receive()[1], b"begun")
-        self.assertIsNone(self.connection.receive())
+        error = {"type": "error", "id": 7, "code": "internal", "message": "RuntimeError: later"}
+        self.assertEqual(self.connection.receive(), (error, b""))
         self.assertIn("RuntimeError: later", self.process.log())
-        self.assert_alive(self.process.connect())
+        self.assert_alive(self.connection)
+        with self.subTest("a head that no frame holds"):
+            self.connection.http("/long_header")
+            head, _ = self.connection.receive()
+            self.assertEqual((head["type"], head["code"]), ("error", "too_large"))
+            self.assert_alive(self.connection)
 
     def test_client_gone_while_streaming_down(self):
         self.connection.http("/endless")
@@ -783,7 +889,7 @@ class ShortageTest(unittest.TestCase):
         with self.assertLogs("plugrack") as logs:
             connection.sendall(frame({"type": "ping", "id": 1}))
             self.assertEqual(connection.recv(1), b"")
-        self.assertIn("ping out of place", logs.output[0])
+        self.assertIn("ping is out of place", logs.output[0])
 
     def test_accept_goes_on_and_says_so_once(self):
         ours, theirs = self.pair()
@@ -887,6 +993,8 @@ class KvTest(TestCase):
         self.assertEqual(kv("set", "locked")[0], {"type": "error", "id": 9, "code": "read_only",
                                                   "message": "this key cannot be written"})
         self.assertEqual(kv("get", "broken")[0]["code"], "internal")
+        self.assertEqual(kv("get", "odd")[0], {"type": "error", "id": 9, "code": "internal", "message": "internal"})
+        self.assertEqual(kv("get", "long")[0]["message"], "é" * 2048)
         self.assertIn("RuntimeError: secret", process.log())
         self.assertEqual(kv("list", "x")[0]["code"], "bad_request")
         self.assertEqual(connection.ask({"type": "kv", "id": 9, "op": "get"})[0]["code"], "bad_request")
