@@ -74,9 +74,13 @@ pub(super) fn command(console: &Console, ids: &[String], verb: &str) -> Result<(
     console.each(
         ids,
         |id| Ok(api.call("POST", &format!("/plugins/{}/{verb}", segment(id)), b"")?),
-        |id, plugin| match plugin["state"] == "ready" || !runs {
-            true => Ok(()),
-            false => Err(failure(NOT_READY, format!("{id} is not ready: plugrack logs {id} may say more"))),
+        |id, plugin| match &*word(&plugin["state"]) {
+            _ if !runs => Ok(()),
+            "ready" => Ok(()),
+            "starting" => {
+                Err(failure(NOT_READY, format!("{id} is still starting, and the host goes on: follow it with plugrack logs -f {id}")))
+            }
+            _ => Err(failure(NOT_READY, format!("{id} is not ready: plugrack logs {id} may say more"))),
         },
         |id, plugin| format!("{id}: {}\n", state(plugin)),
     )
@@ -310,7 +314,8 @@ fn changes(answer: &Value) -> String {
     for kind in ["added", "changed", "removed", "refused"] {
         let names: Vec<_> = items(&answer[kind]).map(word).collect();
         if !names.is_empty() {
-            out.push_str(&format!("{kind}: {}\n", names.join(", ")));
+            let why = if kind == "refused" { " (plugrack list says why)" } else { "" };
+            out.push_str(&format!("{kind}: {}{why}\n", names.join(", ")));
         }
     }
     let news = items(&answer["updates_refused"]).next().is_some();

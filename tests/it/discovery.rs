@@ -353,7 +353,7 @@ fn a_rescan_finds_what_was_added_changed_and_removed_and_leaves_the_rest_alone()
     assert_eq!((&kept["state"], &kept["process"]["pid"]), (&json!("ready"), &json!(pids[0])));
     assert!(is_alive(pids[0]) && server.get("/keep/x").status == 200);
     // A second look finds nothing new.
-    assert_eq!(server.cli(&["rescan"]), "refused: refused\n");
+    assert_eq!(server.cli(&["rescan"]), "refused: refused (plugrack list says why)\n");
 }
 
 #[test]

@@ -10,8 +10,6 @@ enum As {
     Number,
     /// In groups of three digits.
     Groups,
-    /// A word.
-    Word,
     /// As KiB, of bytes.
     KiB,
     /// As MiB, of bytes.
@@ -44,7 +42,8 @@ fn constant(source: &str, name: &str) -> String {
 fn number(source: &str, expression: &str) -> u64 {
     let factor = |factor: &str| {
         let factor = factor.trim();
-        let seconds = factor.strip_prefix("Duration::from_secs(").map(|rest| (1000, rest));
+        let minutes = factor.strip_prefix("Duration::from_mins(").map(|rest| (60_000, rest));
+        let seconds = minutes.or(factor.strip_prefix("Duration::from_secs(").map(|rest| (1000, rest)));
         let (unit, digits) =
             seconds.or(factor.strip_prefix("Duration::from_millis(").map(|rest| (1, rest))).unwrap_or((1, factor));
         match digits.trim_end_matches(')').replace('_', "").parse::<u64>() {
@@ -57,7 +56,7 @@ fn number(source: &str, expression: &str) -> u64 {
 
 /// The default of what the operator may set through a variable: a number, its unit left out.
 fn default(variable: &str) -> u64 {
-    let config = source("config.rs");
+    let config = source("config.rs") + &source("gate/limits.rs");
     let line =
         config.lines().find(|line| line.contains(&format!("\"{variable}\""))).unwrap_or_else(|| panic!("there is no {variable}"));
     let (_, value) = line.split_once("default_value").unwrap();
@@ -70,7 +69,6 @@ impl As {
     fn write(&self, number: u64) -> String {
         match self {
             Self::Number => number.to_string(),
-            Self::Word => ["none", "one", "two", "three", "four", "five"][usize::try_from(number).unwrap()].to_owned(),
             Self::KiB => fraction(number, 1024),
             Self::MiB => fraction(number, 1024 * 1024),
             Self::Seconds => fraction(number, 1000),
@@ -88,71 +86,237 @@ fn fraction(number: u64, unit: u64) -> String {
     }
 }
 
+/// Where a number on the page comes from.
+enum From {
+    /// A constant of a file, by its path from `src`.
+    Constant(&'static str, &'static str),
+    /// The default of a setting, by its environment variable.
+    Setting(&'static str),
+}
+
+impl From {
+    fn number(&self) -> u64 {
+        match self {
+            Self::Constant(file, name) => {
+                let source = source(file);
+                number(&source, &constant(&source, name))
+            }
+            Self::Setting(variable) => default(variable),
+        }
+    }
+}
+
+/// The rows of the table below a heading of the protocol's page, without its two first.
+fn table(heading: &str) -> Vec<String> {
+    let text = fs::read_to_string(root().join("docs/protocol.md")).unwrap();
+    let (_, section) = text.split_once(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("the page has no {heading}"));
+    let rows = section.lines().skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|'));
+    rows.skip(2).map(str::to_owned).collect()
+}
+
+/// Each row of the table, where `@` stands for numbers, and what the numbers are.
+#[test]
+fn the_table_of_limits_is_that_of_the_source() {
+    use As::{Groups, KiB, MiB, Number, Seconds};
+    use From::{Constant, Setting};
+    const MESSAGE: &str = "protocol/message.rs";
+    let rows: [(&str, &[(As, From)]); 37] = [
+        ("head of a frame | 1–@ bytes | fixed", &[(Number, Constant(MESSAGE, "MAX_HEAD"))]),
+        ("body of a frame | 0–@ bytes | fixed", &[(Number, Constant(MESSAGE, "MAX_BODY"))]),
+        ("`id` of a message | 0 … 2^53−1 | fixed", &[]),
+        ("output of `--metadata` | @ KiB | fixed", &[(KiB, Constant("protocol/metadata.rs", "MAX_METADATA"))]),
+        ("time for `--metadata` | @ s | `--metadata-timeout`", &[(Number, Setting("PLUGRACK_METADATA_TIMEOUT"))]),
+        ("time from start to `ready` | @ s | `--start-timeout`", &[(Number, Setting("PLUGRACK_START_TIMEOUT"))]),
+        ("time to exit after `error` in reply to `init` | @ s | fixed", &[(Seconds, Constant("supervisor.rs", "LEAVE_TIME"))]),
+        (
+            "time to exit after the first connection ended before `ready` | @ s | fixed",
+            &[(Seconds, Constant("supervisor.rs", "START_SETTLE_TIME"))],
+        ),
+        (
+            "time from a request to the beginning of its answer | @ s | `--request-timeout`",
+            &[(Number, Setting("PLUGRACK_REQUEST_TIMEOUT"))],
+        ),
+        (
+            "time for the answer to `kv` | that of a request, at most @ s | fixed",
+            &[(Seconds, Constant("exchange.rs", "MAX_KV_TIME"))],
+        ),
+        ("silence in a streaming body, up or down | @ s | fixed", &[(Seconds, Constant("worker.rs", "STREAM_IDLE"))]),
+        ("body of a request in its `http` frame | @ KiB | fixed", &[(KiB, Constant(MESSAGE, "MAX_INLINE_BODY"))]),
+        (
+            "body of a request that is collected before the plugin is asked | @ MiB | `--body-buffer`",
+            &[(Number, Setting("PLUGRACK_BODY_BUFFER"))],
+        ),
+        ("body of a request | @ MiB | `--max-body`", &[(Number, Setting("PLUGRACK_MAX_BODY"))]),
+        (
+            "head of a request | @ KiB, @ headers | `--max-head`, `--max-headers`",
+            &[(Number, Setting("PLUGRACK_MAX_HEAD")), (Number, Setting("PLUGRACK_MAX_HEADERS"))],
+        ),
+        (
+            "connections of the host to the plugin | 1 | `concurrency`, 1–@",
+            &[(Number, Constant("protocol/metadata.rs", "MAX_CONCURRENCY"))],
+        ),
+        ("requests sent ahead on a connection | @ | fixed", &[(Number, Constant("worker.rs", "MAX_DEPTH"))]),
+        (
+            "requests that wait for a plugin | @ for each connection, at most @ | fixed",
+            &[(Number, Constant("queue.rs", "PLACES_PER_CONNECTION")), (Number, Constant("queue.rs", "MAX_PLACES"))],
+        ),
+        ("idle time before a `ping` | @ s | fixed", &[(Seconds, Constant("worker.rs", "PING_AFTER"))]),
+        ("time for a `pong` | @ s | fixed", &[(Seconds, Constant("worker.rs", "PING_TIME"))]),
+        ("pings without an answer before a restart | @ | fixed", &[(Number, Constant("worker.rs", "MAX_MISSES"))]),
+        ("time from `shutdown` to SIGTERM | @ s | fixed", &[(Seconds, Constant("supervisor.rs", "SHUTDOWN_TIME"))]),
+        ("time from SIGTERM to SIGKILL | @ s | fixed", &[(Seconds, Constant("supervisor.rs", "TERMINATE_TIME"))]),
+        ("connections of a plugin to the host socket | @ | fixed", &[(Number, Constant("callback.rs", "MAX_CONNECTIONS"))]),
+        ("time to read replies on the host socket | @ s | fixed", &[(Seconds, Constant("callback.rs", "WRITE_TIME"))]),
+        ("key | 1–@ bytes | fixed", &[(Number, Constant(MESSAGE, "MAX_KEY"))]),
+        ("value | 0–@ bytes | fixed", &[(Number, Constant(MESSAGE, "MAX_VALUE"))]),
+        ("writes in a `txn` | @ | fixed", &[(Number, Constant(MESSAGE, "MAX_TXN_OPS"))]),
+        ("entries in a page of `list` | @ | fixed", &[(Number, Constant(MESSAGE, "MAX_LIST_LIMIT"))]),
+        ("bytes of keys and values | @ MiB | `--kv-max-bytes`", &[(Number, Setting("PLUGRACK_KV_MAX_BYTES"))]),
+        ("keys | @ | `--kv-max-keys`", &[(Groups, Setting("PLUGRACK_KV_MAX_KEYS"))]),
+        ("settings in `init` | @ KiB together | fixed", &[(KiB, Constant("api/mod.rs", "MAX_CONFIG"))]),
+        ("code of an `error` | @ bytes | fixed", &[(Number, Constant(MESSAGE, "MAX_ERROR_CODE"))]),
+        ("message of an `error` | @ bytes | fixed", &[(Number, Constant(MESSAGE, "MAX_ERROR_MESSAGE"))]),
+        ("line in the log | @ KiB | fixed", &[(KiB, Constant("output.rs", "MAX_LINE"))]),
+        (
+            "output in a second | @ lines or @ KiB | fixed",
+            &[(Number, Constant("output.rs", "MAX_RATE")), (KiB, Constant("output.rs", "MAX_BYTE_RATE"))],
+        ),
+        (
+            "log file | @ MiB, and @ older ones | fixed",
+            &[(MiB, Constant("log_file.rs", "MAX_FILE")), (Number, Constant("log_file.rs", "ROTATED"))],
+        ),
+    ];
+    let expected = rows.map(|(row, numbers)| {
+        let row = numbers.iter().fold(row.to_owned(), |row, (form, from)| row.replacen('@', &form.write(from.number()), 1));
+        format!("| {row} |")
+    });
+    assert_eq!(table("## Limits and times"), expected);
+}
+
 /// In each sentence `@` stands for the number.
 #[test]
-fn the_limits_on_the_protocol_s_page_are_those_of_the_source() {
+fn the_numbers_in_the_protocol_s_prose_are_those_of_the_source() {
     let page = page();
     let mut wrong = Vec::new();
-    let mut check = |sentence: &str, number: &str, from: &str| {
-        let sentence = sentence.replacen('@', number, 1);
-        if !page.contains(&sentence) {
-            wrong.push(format!("by {from}: {sentence}"));
-        }
-    };
     for (sentence, file, name, form) in [
         ("u32 big-endian head length 1 … @ ", "protocol/message.rs", "MAX_HEAD", As::Number),
         ("u32 big-endian body length 0 … @ ", "protocol/message.rs", "MAX_BODY", As::Number),
         ("the version the host speaks: @ |", "protocol/message.rs", "PROTOCOL_VERSION", As::Number),
-        ("`--metadata-timeout`, at most @ KiB. It opens no socket", "protocol/metadata.rs", "MAX_METADATA", As::KiB),
-        ("| `name` | yes | 1–@ characters", "protocol/metadata.rs", "MAX_NAME", As::Number),
-        ("may use up to @ code points", "protocol/metadata.rs", "MAX_ICON_CHARS", As::Number),
+        ("| `name` | string | yes | | 1–@ characters", "protocol/metadata.rs", "MAX_NAME", As::Number),
+        ("(at most @ code points)", "protocol/metadata.rs", "MAX_ICON_CHARS", As::Number),
         ("`data:image/…` URI of at most @ KiB", "protocol/metadata.rs", "MAX_ICON_URI", As::KiB),
         ("[a-z0-9][a-z0-9._-]*`, at most @ bytes", "protocol/metadata.rs", "MAX_ROUTE", As::Number),
-        ("| `concurrency` | no | 1–@, default 1", "protocol/metadata.rs", "MAX_CONCURRENCY", As::Number),
-        ("text of at most @ characters, shown", "protocol/metadata.rs", "MAX_TEXT", As::Number),
-        ("a line is at most @ KiB", "output.rs", "MAX_LINE", As::KiB),
-        ("More than @ lines or", "output.rs", "MAX_RATE", As::Number),
-        ("lines or @ KiB in a second", "output.rs", "MAX_BYTE_RATE", As::KiB),
-        ("A request's body of at most @ KiB comes whole", "protocol/message.rs", "MAX_INLINE_BODY", As::KiB),
+        ("| `concurrency` | integer | no | 1 | 1–@:", "protocol/metadata.rs", "MAX_CONCURRENCY", As::Number),
+        ("| `speaks` | array of strings | no | `[]` | At most @ distinct", "protocol/metadata.rs", "MAX_SPEAKS", As::Number),
+        ("| `homepage` | string | no | | At most @ characters", "protocol/metadata.rs", "MAX_TEXT", As::Number),
+        ("A line is at most @ KiB", "output.rs", "MAX_LINE", As::KiB),
+        ("Beyond @ lines or", "output.rs", "MAX_RATE", As::Number),
+        ("lines or @ KiB in one second", "output.rs", "MAX_BYTE_RATE", As::KiB),
+        ("a body of more than @ KiB comes in several frames", "protocol/message.rs", "MAX_INLINE_BODY", As::KiB),
         ("must send something at least every @ s", "worker.rs", "STREAM_IDLE", As::Seconds),
-        ("It has @ s from the message; then SIGTERM", "supervisor.rs", "SHUTDOWN_TIME", As::Seconds),
+        ("The plugin has @ s from the first `shutdown`", "supervisor.rs", "SHUTDOWN_TIME", As::Seconds),
         ("to its process group, and @ s later SIGKILL", "supervisor.rs", "TERMINATE_TIME", As::Seconds),
-        ("At most @ connections a plugin", "callback.rs", "MAX_CONNECTIONS", As::Number),
-        ("`limit` (1–@, default", "protocol/message.rs", "MAX_LIST_LIMIT", As::Number),
-        (", default @), `values`", "protocol/message.rs", "DEFAULT_LIST_LIMIT", As::Number),
-        ("body: JSON array of 1–@ writes", "protocol/message.rs", "MAX_TXN_OPS", As::Number),
-        ("**Keys** are 1–@ bytes", "protocol/message.rs", "MAX_KEY", As::Number),
+        ("The process then has @ s to end by itself", "supervisor.rs", "START_SETTLE_TIME", As::Seconds),
+        ("exits non-zero within @ s of the `error`", "supervisor.rs", "LEAVE_TIME", As::Seconds),
+        ("and waits at most @ s for that", "worker.rs", "ACCEPT_TIME", As::Seconds),
+        ("at most @ such connections", "callback.rs", "MAX_CONNECTIONS", As::Number),
+        ("replies are not read for @ s", "callback.rs", "WRITE_TIME", As::Seconds),
+        ("| `limit` | integer | no | @ |", "protocol/message.rs", "DEFAULT_LIST_LIMIT", As::Number),
+        ("| `limit` | integer | no | 100 | 1–@ |", "protocol/message.rs", "MAX_LIST_LIMIT", As::Number),
+        ("The body is a JSON array of 1–@ writes", "protocol/message.rs", "MAX_TXN_OPS", As::Number),
+        ("| `key` | string | yes | | 1–@ bytes", "protocol/message.rs", "MAX_KEY", As::Number),
         ("**Values** are 0 … @ bytes", "protocol/message.rs", "MAX_VALUE", As::Groups),
-        ("**ttl_ms** is 1 … @ (ten years)", "protocol/message.rs", "MAX_TTL_MS", As::Groups),
-        ("| `too_large` | the value is over @ MiB", "protocol/message.rs", "MAX_VALUE", As::MiB),
+        ("1 … @ (ten years)", "protocol/message.rs", "MAX_TTL_MS", As::Groups),
         ("the database locked this comes after @ s,", "store/schema.rs", "BUSY_TIMEOUT", As::Seconds),
-        ("the host sends `ping` every @ s;", "worker.rs", "PING_AFTER", As::Seconds),
-        ("; @ unanswered in a row", "worker.rs", "MAX_MISSES", As::Word),
-        ("unanswered in a row (@ s each)", "worker.rs", "PING_TIME", As::Seconds),
+        ("that has been idle for @ s", "worker.rs", "PING_AFTER", As::Seconds),
+        ("gives the plugin @ s to answer", "worker.rs", "PING_TIME", As::Seconds),
+        ("After @ pings the host closes an idle connection", "worker.rs", "IDLE_PINGS", As::Number),
         ("retried with backoff, @ s doubling", "restart.rs", "FIRST_BACKOFF", As::Seconds),
         ("s doubling to @ s", "restart.rs", "MAX_START_BACKOFF", As::Seconds),
+        ("the pause doubles, up to @ s", "restart.rs", "MAX_SERVED_BACKOFF", As::Seconds),
+        ("or has been ready for @ s", "restart.rs", "STEADY", As::Seconds),
     ] {
-        let source = source(file);
-        let written = form.write(number(&source, &constant(&source, name)));
-        check(sentence, &written, &format!("{name} of {file}"));
-    }
-    for (sentence, variable, form) in [
-        ("its start time (@ s) is over", "PLUGRACK_START_TIMEOUT", As::Number),
-        ("answer has not begun within @ s is answered with 504", "PLUGRACK_REQUEST_TIMEOUT", As::Number),
-        ("A plugin may hold @ MiB (keys and values)", "PLUGRACK_KV_MAX_BYTES", As::Number),
-        ("(keys and values) and @ keys", "PLUGRACK_KV_MAX_KEYS", As::Groups),
-    ] {
-        check(sentence, &form.write(default(variable)), variable);
+        let sentence = sentence.replacen('@', &form.write(From::Constant(file, name).number()), 1);
+        if !page.contains(&sentence) {
+            wrong.push(format!("by {name} of {file}: {sentence}"));
+        }
     }
     assert!(wrong.is_empty(), "docs/protocol.md does not say: {wrong:#?}");
+}
+
+/// The fields that the source gives a list of that name: name, type as the page writes it, and whether it is required.
+fn fields(list: &str) -> BTreeSet<[String; 3]> {
+    let source = source("protocol/message.rs") + &source("protocol/metadata.rs");
+    let value = constant_list(&source, list);
+    let of = |entry: &str| {
+        let (required, rest) = match entry.split_once("Field::required(") {
+            Some((_, rest)) => ("yes", rest),
+            None => ("no", entry.split_once("Field::optional(").unwrap_or_else(|| panic!("{list}: {entry}")).1),
+        };
+        let (name, form) = rest.split_once(", ").unwrap();
+        let form = form.trim_start_matches("Form::");
+        let kind = ["Texts", "Text", "Bool", "Integer", "Pairs"].iter().position(|kind| form.starts_with(kind));
+        let kind = match (kind, form) {
+            (Some(kind), _) => ["array of strings", "string", "boolean", "integer", "array of pairs"][kind],
+            (None, form) if form.starts_with("COUNT") || form.starts_with("SIGNED") => "integer",
+            (None, form) if ["Word", "CODE", "MESSAGE"].iter().any(|kind| form.starts_with(kind)) => "string",
+            (None, form) => panic!("{list} has a field of the form {form}"),
+        };
+        [name.trim_matches('"').to_owned(), kind.to_owned(), required.to_owned()]
+    };
+    let id = ["id".to_owned(), "integer".to_owned(), "yes".to_owned()];
+    let entries = value.split("),").map(str::trim).filter(|entry| !entry.is_empty());
+    let mut fields = BTreeSet::new();
+    for entry in entries {
+        if entry.trim_start_matches("ID,").trim() != entry || entry == "ID" {
+            fields.insert(id.clone());
+        }
+        if entry.contains("Field::") {
+            fields.insert(of(entry));
+        }
+    }
+    fields
+}
+
+/// What stands between the brackets of `const NAME: [Field; N] = [ … ]`.
+fn constant_list(source: &str, name: &str) -> String {
+    let (_, rest) = source.split_once(&format!("const {name}: [Field; ")).unwrap_or_else(|| panic!("there is no list {name}"));
+    let (_, list) = rest.split_once(" =").unwrap();
+    let list = list.trim_start().strip_prefix('[').unwrap();
+    list.split_once("];").unwrap().0.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The first three columns but the default of a table of fields.
+fn listed(heading: &str) -> BTreeSet<[String; 3]> {
+    let cells = |row: String| row.split('|').map(|cell| cell.trim().trim_matches('`').to_owned()).collect::<Vec<_>>();
+    table(heading).into_iter().map(cells).map(|cells| [cells[1].clone(), cells[2].clone(), cells[3].clone()]).collect()
+}
+
+#[test]
+fn the_tables_of_messages_are_those_of_the_source() {
+    for (heading, list) in [
+        ("### Metadata", "FIELDS"),
+        ("### http", "HTTP"),
+        ("### response", "RESPONSE"),
+        ("### data", "DATA"),
+        ("### error", "ERROR"),
+    ] {
+        assert_eq!(listed(heading), fields(list), "{heading}");
+    }
+    // What the host sends is in the struct.
+    let source = source("protocol/message.rs");
+    let (_, rest) = source.split_once("pub struct Init {").unwrap();
+    let of_struct = |line: &str| line.trim().strip_prefix("pub ")?.split_once(':').map(|(name, _)| name.to_owned());
+    let init: BTreeSet<_> = rest.split_once("\n}").unwrap().0.lines().filter_map(of_struct).collect();
+    assert_eq!(listed("### init").into_iter().map(|[name, ..]| name).collect::<BTreeSet<_>>(), init);
 }
 
 #[test]
 fn the_lists_on_the_protocol_s_page_are_those_of_the_source() {
     let page = page();
     for (before, after, file, name) in [
-        ("one the host keeps: ", " |", "protocol/metadata.rs", "RESERVED_ROUTES"),
-        ("Hop-by-hop headers (", ")", "protocol/message.rs", "HOP_BY_HOP"),
+        ("at or below a route of the host: ", " |", "protocol/metadata.rs", "RESERVED_ROUTES"),
+        ("removes hop-by-hop headers (", ")", "protocol/message.rs", "HOP_BY_HOP"),
     ] {
         let (_, rest) = page.split_once(before).unwrap_or_else(|| panic!("docs/protocol.md does not say: {before}"));
         let (listed, _) = rest.split_once(after).unwrap();
