@@ -147,6 +147,8 @@ impl Host {
 /// The time that licences are held to: the clock's, but never before the high-water mark, which outlives the host.
 pub(crate) struct LicenseTime {
     mark: Mutex<TimeMark>,
+    /// Held while the mark is changed and written, so that of two changes the later one is kept.
+    changing: Mutex<()>,
     /// The day it was when that was last asked, in days since 1970-01-01 UTC.
     day: AtomicI64,
 }
@@ -155,7 +157,7 @@ impl LicenseTime {
     /// Goes on from what the store has.
     pub(crate) fn new(store: &Store) -> Result<Self, StoreError> {
         let mark = Mutex::new(TimeMark::new(store.time_mark()?, Instant::now()));
-        let time = Self { mark, day: AtomicI64::new(0) };
+        let time = Self { mark, changing: Mutex::default(), day: AtomicI64::new(0) };
         time.keep(store);
         time.is_new_day();
         Ok(time)
@@ -183,19 +185,40 @@ impl LicenseTime {
 
     /// Lets the mark go on where that is due, and keeps it.
     pub(crate) fn keep(&self, store: &Store) {
-        let advanced = self.lock().advance(Instant::now(), now_ms());
-        // A mark that cannot be written is written with the next step; the store has logged it.
-        if let Some(mark) = advanced {
-            store.set_time_mark(mark).unwrap_or_default();
-        }
+        self.change(store, |mark| mark.advance(Instant::now(), now_ms()));
     }
 
     /// Lets the mark go on by whatever time has passed, and keeps it.
     pub(crate) fn keep_at_stop(&self, store: &Store) {
-        let advanced = self.lock().advance_now(Instant::now(), now_ms());
-        if let Some(mark) = advanced {
-            store.set_time_mark(mark).unwrap_or_default();
+        self.change(store, |mark| mark.advance_now(Instant::now(), now_ms()));
+    }
+
+    fn change(&self, store: &Store, change: impl FnOnce(&mut TimeMark) -> Option<i64>) {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = change(&mut self.lock());
+        // A mark that cannot be written is written with the next step; the store has logged it.
+        if let Some(mark) = changed {
+            store.set_time_mark(mark).ok();
         }
+    }
+
+    /// Sets the mark to the system clock. Says whether it did: not while the clock was never set.
+    ///
+    /// # Errors
+    /// It cannot be written, and nothing is changed.
+    pub(crate) fn reset(&self, store: &Store) -> Result<bool, StoreError> {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut mark = *self.lock();
+        let Some(reset) = mark.reset(Instant::now(), now_ms()) else { return Ok(false) };
+        store.set_time_mark(reset)?;
+        *self.lock() = mark;
+        Ok(true)
+    }
+
+    /// The system clock, the mark, and the later of them, in milliseconds since 1970-01-01 UTC.
+    pub(crate) fn clocks(&self) -> (i64, Option<i64>, i64) {
+        let (system, mark) = (now_ms(), self.lock().get());
+        (system, mark, system.max(mark.unwrap_or(system)))
     }
 
     /// Whether another day has begun since this was last asked.

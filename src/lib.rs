@@ -52,6 +52,8 @@ mod http;
 #[cfg(feature = "host")]
 mod json_number;
 #[cfg(feature = "host")]
+mod license_wait;
+#[cfg(feature = "host")]
 mod link;
 #[cfg(feature = "host")]
 mod log_file;

@@ -42,6 +42,9 @@ const UNEVEN_TIME: Duration = Duration::from_secs(1);
 /// `retry-after` in seconds for a plugin that is starting.
 pub(crate) const STARTING_RETRY_AFTER: u64 = 2;
 
+/// Longest `retry-after` in seconds: a plugin may wait for years for its licence, and the operator may start it any time.
+const MAX_RETRY_AFTER: u64 = 3600;
+
 /// `retry-after` in seconds for a plugin that will not be back by itself soon.
 const DOWN_RETRY_AFTER: u64 = 60;
 
@@ -430,6 +433,9 @@ impl Plugin {
         match (status.state, &status.last_end) {
             (State::Stopped, _) if !status.enabled => format!("plugrack enable {id} lets it run"),
             (State::Stopped, _) => format!("plugrack start {id} starts it"),
+            (State::Unlicensed, _) if status.retry_at.is_some() => {
+                "nothing: it starts by itself when its licence is valid, or ask its vendor for one that is".into()
+            }
             (State::BackingOff | State::CrashLooping | State::Refused | State::Unlicensed, Some(end)) => end.exit.advice(id),
             _ => String::new(),
         }
@@ -480,7 +486,7 @@ impl Plugin {
     fn retry_after(&self) -> u64 {
         let status = self.lock_status();
         let until = status.retry_at.map(|at| at.saturating_duration_since(Instant::now()).as_secs() + 1);
-        until.unwrap_or(DOWN_RETRY_AFTER)
+        until.unwrap_or(DOWN_RETRY_AFTER).min(MAX_RETRY_AFTER)
     }
 
     fn lock_status(&self) -> MutexGuard<'_, Status> {

@@ -55,8 +55,11 @@ pub(crate) fn check_text(token: &[u8]) -> Result<&str, String> {
 
 /// Whether an end of a plugin before it was ready means that it has refused the licence on trial that it was given. One that `ran`
 /// with what it had before must run again, so that any end of its own counts.
-pub(crate) fn rejects_trial(exit: Exit, ran: bool) -> bool {
+///
+/// One that `begins_later` stays on trial, unless the plugin ran with what it had.
+pub(crate) fn rejects_trial(exit: Exit, ran: bool, begins_later: bool) -> bool {
     match exit {
+        Exit::Unlicensed(Code::NotYetValid) if begins_later => ran,
         Exit::Unlicensed(code) if !code.is_temporary() => true,
         Exit::Unlicensed(_) | Exit::Code(_) | Exit::Signal(_) | Exit::Fault => ran,
         _ => false,
@@ -103,6 +106,8 @@ pub(crate) enum LicenseState {
     Grace,
     /// It has expired, and the plugin has refused it.
     Expired,
+    /// It is not valid yet. The plugin is started when it is.
+    Pending,
     /// The plugin has refused it for another reason, or misses one.
     Refused,
     /// One is set, and the plugin does not run for another reason.
@@ -148,9 +153,14 @@ fn in_days(days: u32) -> String {
 /// The status of a plugin's licence: `refused` is the code by which the plugin has refused it, and the reason, `runs` whether it answers.
 pub(crate) fn standing(token: Option<&str>, refused: Option<(Code, &str)>, runs: bool, now: Time) -> LicenseStatus {
     let claims = token.and_then(unverified);
+    let begins = claims.as_ref().and_then(|claims| claims.nbf);
     let (state, code, message) = match (refused, token) {
         (Some((code, why)), _) => {
-            let state = if code == Code::Expired { LicenseState::Expired } else { LicenseState::Refused };
+            let state = match code {
+                Code::Expired => LicenseState::Expired,
+                Code::NotYetValid if begins.is_some() => LicenseState::Pending,
+                _ => LicenseState::Refused,
+            };
             let what = why.strip_prefix(&format!("{SENTENCE}{code}: ")).unwrap_or(why);
             (state, Some(code.as_str()), Some(what.to_owned()))
         }
@@ -191,12 +201,16 @@ mod tests {
         let end: Time = "2027-03-01T00:00:00Z".parse().unwrap();
         let dated = token(r#""inst":[],"exp":"2027-03-01T00:00:00Z","grace_days":14"#);
         let (dated, forever, garbled) = (Some(&*dated), Some(&*token(r#""inst":[]"#)), Some("v4.public.AAAA.BBBB"));
+        let later = token(r#""inst":[],"nbf":"2027-03-02T00:00:00Z""#);
+        let (later, early) = (Some(&*later), Some((Code::NotYetValid, "licence: not_yet_valid: wait")));
         let missing = Some((Code::Missing, "licence: missing: set one"));
         let expired = Some((Code::Expired, "licence: expired: renew it"));
         for (token, refused, runs, seconds, expected) in [
             (None, None, true, 0, (LicenseState::None, None, None)),
             (None, missing, false, 0, (LicenseState::Refused, Some("missing"), Some("set one"))),
             (dated, expired, false, 0, (LicenseState::Expired, Some("expired"), Some("renew it"))),
+            (later, early, false, 0, (LicenseState::Pending, Some("not_yet_valid"), Some("wait"))),
+            (dated, early, false, 0, (LicenseState::Refused, Some("not_yet_valid"), Some("wait"))),
             (dated, None, false, 0, (LicenseState::Unchecked, None, None)),
             (dated, None, true, -30 * DAY - 1, (LicenseState::Valid, None, None)),
             (dated, None, true, -30 * DAY, (LicenseState::Expiring, None, Some("expires in 30 days"))),
@@ -261,6 +275,7 @@ mod tests {
     fn a_plugin_that_ran_rejects_a_licence_by_any_end_of_its_own_and_another_by_a_code() {
         for (exit, ran, rejects) in [
             (Exit::Unlicensed(Code::UnknownKey), false, true),
+            (Exit::Unlicensed(Code::NotYetValid), false, true),
             (Exit::Unlicensed(Code::UnknownKey), true, true),
             (Exit::Unlicensed(Code::ClockNotSet), false, false),
             (Exit::Unlicensed(Code::ClockNotSet), true, true),
@@ -274,8 +289,13 @@ mod tests {
             (Exit::NotStarted, true, false),
             (Exit::Unfit, true, false),
         ] {
-            assert_eq!(rejects_trial(exit, ran), rejects, "{exit:?} {ran}");
+            assert_eq!(rejects_trial(exit, ran, false), rejects, "{exit:?} {ran}");
         }
+        let later = |code, ran| rejects_trial(Exit::Unlicensed(code), ran, true);
+        assert_eq!(
+            [later(Code::NotYetValid, false), later(Code::NotYetValid, true), later(Code::UnknownKey, false)],
+            [false, true, true]
+        );
     }
 
     #[test]

@@ -7,6 +7,8 @@ use crate::data_dir::check_socket_path;
 use crate::exchange::Failed;
 use crate::failure_line::failure_line;
 use crate::host::{HOST_SOCKET_VARIABLE, Host, Owner};
+use crate::license::{Code, Time, unverified};
+use crate::license_wait::LicenseWait;
 use crate::link::{FIRST_ID, Link, Lost};
 use crate::plugin::{Command, Door, End, HOLD, Plugin, Quit, STARTING_RETRY_AFTER, State};
 use crate::preflight;
@@ -128,6 +130,8 @@ pub(crate) struct Supervisor {
     wants_room: bool,
     /// The licence that the present process was told in `init`.
     given: Given,
+    /// The wait for a licence to begin that the plugin has refused as not valid yet.
+    license_wait: Option<LicenseWait>,
     /// Who waits for the plugin to be settled: ready, or down.
     waiting: Vec<Sender<()>>,
     /// Whether an update serves in the plugin's place.
@@ -157,6 +161,7 @@ impl Supervisor {
             waits_for_turn: false,
             wants_room: false,
             given: Given::default(),
+            license_wait: None,
             waiting,
             updated: false,
             trial,
@@ -311,7 +316,12 @@ impl Supervisor {
         let now = Instant::now();
         match &mut self.phase {
             Phase::Down { retry_at: Some(at) } if now >= *at && self.quitting.is_none() => {
-                if !self.waits_for_turn {
+                let time = self.host.time.now();
+                if let Some(wait) = self.license_wait.filter(|wait| wait.is_early(time)) {
+                    self.phase = Phase::Down { retry_at: Some(now + wait.pause(time)) };
+                    return;
+                }
+                if !self.waits_for_turn && self.license_wait.is_none() {
                     self.plugin.count_restart();
                 }
                 self.start();
@@ -756,15 +766,20 @@ impl Supervisor {
             self.plugin.set_last_end(End { at: now_ms(), exit, reason: why.to_owned(), lines: Vec::new() });
             return self.enter(State::BackingOff, Door::Holding, "changed", why);
         }
+        let begins = self.license_begins(exit);
         if self.rejected_license(exit, why) {
             return self.start();
         }
+        let time = self.host.time.now();
+        self.license_wait = begins.map(|begins| LicenseWait::refused(begins, self.license_wait, time));
         // A random UUID's first byte is as good a die as any.
         let random = f64::from(uuid::Uuid::new_v4().as_bytes()[0]) / 255.0;
         let (state, kind, wait) = match self.history.ended(exit, run, random) {
             Decision::Retry(wait) => (State::BackingOff, "crashed", Some(wait)),
             Decision::CrashLoop(wait) => (State::CrashLooping, "crash_looping", Some(wait)),
-            Decision::Refuse if matches!(exit, Exit::Unlicensed(_)) => (State::Unlicensed, "unlicensed", None),
+            Decision::Refuse if matches!(exit, Exit::Unlicensed(_)) => {
+                (State::Unlicensed, "unlicensed", self.license_wait.map(|wait| wait.pause(time)))
+            }
             Decision::Refuse => (State::Refused, "refused", None),
         };
         let retry_at = wait.map(|wait| Instant::now() + wait);
@@ -778,13 +793,20 @@ impl Supervisor {
         self.enter(state, door, kind, why);
     }
 
+    /// When the licence begins, by its token, that the process has refused as not valid yet.
+    fn license_begins(&self, exit: Exit) -> Option<Time> {
+        let token = self.given.token.as_deref().filter(|_| exit == Exit::Unlicensed(Code::NotYetValid))?;
+        unverified(token)?.nbf
+    }
+
     /// Gives the plugin back the licence that it had, where it has ended because of another one on trial.
     fn rejected_license(&mut self, exit: Exit, why: &str) -> bool {
+        let begins_later = self.license_begins(exit).is_some();
         let Given { token: Some(token), previous: Some(previous) } = std::mem::take(&mut self.given) else { return false };
         let id = self.plugin.id();
         // Where it cannot be written the store has said so, and the licence stays on trial.
-        let restored =
-            standing::rejects_trial(exit, previous.ran) && self.host.store.reject_license(id, &token).unwrap_or_default();
+        let restored = standing::rejects_trial(exit, previous.ran, begins_later)
+            && self.host.store.reject_license(id, &token).unwrap_or_default();
         if restored {
             self.plugin.note_refused_license(Some((token, why.to_owned())));
             self.plugin.set_last_end(End { at: now_ms(), exit, reason: why.to_owned(), lines: self.plugin.log.recent() });
@@ -797,7 +819,7 @@ impl Supervisor {
 
     /// The plugin does not run, as it was wanted.
     fn stopped(&mut self, why: &str) {
-        (self.wants_room, self.waits_for_turn) = (false, false);
+        (self.wants_room, self.waits_for_turn, self.license_wait) = (false, false, None);
         self.phase = Phase::Down { retry_at: None };
         self.enter(State::Stopped, self.shut(), "stopped", why);
     }
@@ -811,7 +833,12 @@ impl Supervisor {
     fn enter(&mut self, state: State, door: Door, kind: &str, reason: &str) {
         let id = self.plugin.id();
         let (pid, retry_at) = match &self.phase {
-            Phase::Down { retry_at } => (None, *retry_at),
+            // The expected start, while the phase has the next look at the clock.
+            Phase::Down { retry_at } => {
+                let time = self.host.time.now();
+                let begins = self.license_wait.and_then(|wait| Instant::now().checked_add(wait.left(time)));
+                (None, if retry_at.is_some() { begins.or(*retry_at) } else { None })
+            }
             Phase::Starting { running, .. } | Phase::Ready { running } | Phase::Stopping { running, .. } => {
                 (Some(running.pid()), None)
             }
@@ -828,6 +855,7 @@ impl Supervisor {
             status.reason.push_str(reason);
         });
         if state == State::Ready {
+            self.license_wait = None;
             self.down_since = None;
         } else {
             self.down_since.get_or_insert_with(Instant::now);

@@ -12,8 +12,11 @@ const STEP: Duration = Duration::from_secs(300);
 /// 2026-01-01 in milliseconds since 1970-01-01 UTC. A clock that says less was never set: many small machines begin at 1970.
 const CLOCK_IS_SET: i64 = 1_767_225_600_000;
 
+/// Why the mark cannot be reset.
+pub(crate) const CLOCK_NOT_SET: &str = "the system clock shows a time before 2026, so it was not set: set it first";
+
 /// The mark, and since when the time that passes is to be added to it.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct TimeMark {
     mark: Option<i64>,
     since: Instant,
@@ -34,6 +37,13 @@ impl TimeMark {
     pub(crate) fn advance(&mut self, now: Instant, wall_ms: i64) -> Option<i64> {
         let due = self.mark.is_none() || now.saturating_duration_since(self.since) >= STEP;
         if due { self.advance_now(now, wall_ms) } else { None }
+    }
+
+    /// Sets the mark to what the clock shows. Gives it, to be kept; none, and nothing is changed, if the clock was never set.
+    pub(crate) fn reset(&mut self, now: Instant, wall_ms: i64) -> Option<i64> {
+        let mark = (wall_ms >= CLOCK_IS_SET).then_some(wall_ms)?;
+        (self.mark, self.since) = (Some(mark), now);
+        self.mark
     }
 
     /// Lets the mark go on by the time that has passed, however little: for the end of the host. Gives it when it has, to be kept.
@@ -97,5 +107,15 @@ mod tests {
         assert_eq!(mark.advance_now(start + Duration::from_secs(7), T - STEP), Some(T + 7000));
         assert_eq!(mark.advance_now(start + Duration::from_secs(8), T + STEP), Some(T + 8000));
         assert_eq!(TimeMark::new(None, start).advance_now(start, 0), None);
+    }
+
+    #[test]
+    fn a_reset_believes_the_clock_once_more_if_it_is_set() {
+        let start = Instant::now();
+        let mut mark = TimeMark::new(Some(T + 9000 * STEP), start);
+        assert_eq!((mark.reset(start, CLOCK_IS_SET - 1), mark.get()), (None, Some(T + 9000 * STEP)));
+        let now = start + Duration::from_secs(60);
+        assert_eq!((mark.reset(now, T), mark.get()), (Some(T), Some(T)));
+        assert_eq!(mark.advance_now(now + Duration::from_secs(1), 0), Some(T + 1000), "it goes on from there");
     }
 }

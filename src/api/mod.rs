@@ -5,7 +5,7 @@ pub(crate) mod view;
 
 use crate::exchange::{Client, Failed, Job, KvFailure, KvJob, MAX_KV_TIME};
 use crate::json_number;
-use crate::license::{Code, Place, Time, check_unsigned};
+use crate::license::{Code, Place, Time, check_unsigned, unverified};
 use crate::log_file;
 use crate::plugin::{Command, HOLD, Plugin, State};
 use crate::protocol::message::{DeleteOp, KvOp, KvResult, ListOp, MAX_KEY, MAX_VALUE, SetOp};
@@ -14,6 +14,7 @@ use crate::rack::{Entry, Rack};
 use crate::standing::{check_form, check_text, for_people, verdict};
 use crate::store::kv::KvError;
 use crate::store::{StoreError, now_ms};
+use crate::time_mark::CLOCK_NOT_SET;
 use crate::utc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -171,6 +172,8 @@ impl Api {
             ("GET", ["instance"]) => Ok(self.instance()),
             ("GET", ["plugins"]) => Ok(Reply::ok(&json!({"plugins": view::list(&self.rack)}))),
             ("POST", ["rescan"]) => self.rescan(),
+            ("GET", ["license-clock"]) => Ok(self.license_clock()),
+            ("DELETE", ["license-clock"]) => self.reset_license_clock(),
             ("GET", ["gone"]) => Ok(Reply::ok(&json!({"gone": self.rack.left_behind()?}))),
             ("DELETE", ["gone", id]) => self.forget(id),
             ("POST", ["plugins", id, "adopt"]) => self.adopt(id, &call.body),
@@ -208,6 +211,7 @@ impl Api {
             ["instance"] | ["plugins"] | ["plugins", _] | ["plugins", _, "logs" | "config" | "kv" | "env" | "limits"] => "GET",
             ["gone"] => "GET",
             ["gone", _] => "DELETE",
+            ["license-clock"] => "GET, DELETE",
             ["rescan"] | ["plugins", _, "start" | "stop" | "restart" | "enable" | "disable" | "adopt"] => "POST",
             ["plugins", _, "config", _] => "PUT, DELETE",
             ["plugins", _, "license"] | ["plugins", _, "kv" | "env" | "limits", _] => "GET, PUT, DELETE",
@@ -221,6 +225,31 @@ impl Api {
         let host = self.rack.host();
         let (id, plugins) = (host.instance_id.to_string(), self.rack.dir().display().to_string());
         Reply::ok(&json!({"instance_id": id, "version": env!("CARGO_PKG_VERSION"), "plugins_dir": plugins}))
+    }
+
+    /// The time by which licences are judged.
+    fn license_clock(&self) -> Reply {
+        let (system, mark, now) = self.rack.host().time.clocks();
+        Reply::ok(&json!({"system": utc::rfc3339(system), "mark": mark.map(utc::rfc3339), "now": utc::rfc3339(now)}))
+    }
+
+    /// Sets the high-water mark of time to the system clock, and has plugins that are unlicensed try again.
+    fn reset_license_clock(&self) -> Handled {
+        let host = self.rack.host();
+        let (_, before, _) = host.time.clocks();
+        if !host.time.reset(&host.store)? {
+            return Err(Refused::new(409, "clock_not_set", CLOCK_NOT_SET));
+        }
+        let before = before.map_or("none".to_owned(), utc::rfc3339);
+        log::warn!("the operator has reset the high-water mark of time, by which licences are judged: it was {before}");
+        for entry in self.rack.entries().into_values() {
+            if let Entry::Accepted { plugin, .. } = entry
+                && plugin.status().state == State::Unlicensed
+            {
+                plugin.control.send(Command::Reconsider).ok();
+            }
+        }
+        Ok(self.license_clock())
     }
 
     fn rescan(&self) -> Handled {
@@ -353,7 +382,7 @@ impl Api {
         if force {
             store.set_license(id, token)?;
         } else {
-            self.check_license(id, token)?;
+            self.check_license(&plugin, token)?;
             store.try_license(id, token, plugin.status().state == State::Ready)?;
         }
         self.relicense(&plugin, "license_set");
@@ -370,9 +399,9 @@ impl Api {
         Err(Refused::new(409, "license_refused", outcome))
     }
 
-    /// Judges a licence without the vendor's key.
-    fn check_license(&self, id: &str, token: &str) -> Result<(), Refused> {
-        let host = self.rack.host();
+    /// Judges a licence without the vendor's key. One that is not valid yet passes where nothing is lost by it: the plugin waits for it.
+    fn check_license(&self, plugin: &Plugin, token: &str) -> Result<(), Refused> {
+        let (host, id) = (self.rack.host(), plugin.id());
         let place = Place {
             plugin_id: id,
             instance_id: &host.instance_id.to_string(),
@@ -380,14 +409,26 @@ impl Api {
             now: Time::from(SystemTime::now()),
             not_before_time: Some(host.time.now()),
         };
-        check_unsigned(Some(token), &place).map_err(|refusal| match refusal.code {
-            Code::Malformed => Refused::new(400, "bad_license", refusal.what),
-            code => {
-                let what = refusal.what;
-                let message = format!("the licence of {id} is unchanged: {what}, or set it all the same with --force ({code})");
-                Refused::new(422, code.as_str(), message)
+        let Err(mut refusal) = check_unsigned(Some(token), &place) else { return Ok(()) };
+        let begins = unverified(token).and_then(|claims| claims.nbf).filter(|_| refusal.code == Code::NotYetValid);
+        if let Some(begins) = begins {
+            match check_unsigned(Some(token), &Place { now: begins, not_before_time: None, ..place }) {
+                Ok(()) => {
+                    let present = host.store.license(id)?;
+                    let is_needed = present.is_some_and(|present| check_unsigned(Some(&present), &place).is_ok());
+                    if !is_needed && plugin.status().state != State::Ready {
+                        return Ok(());
+                    }
+                }
+                Err(then) => refusal = then,
             }
-        })
+        }
+        if refusal.code == Code::Malformed {
+            return Err(Refused::new(400, "bad_license", refusal.what));
+        }
+        let (code, what) = (refusal.code, refusal.what);
+        let message = format!("the licence of {id} is unchanged: {what}, or set it all the same with --force ({code})");
+        Err(Refused::new(422, code.as_str(), message))
     }
 
     fn unset_license(&self, id: &str) -> Handled {

@@ -1,5 +1,6 @@
 //! `plugrack license set`, `show` and `remove`: what an operator does with the licences of plugins.
 
+use super::clock::{self, Clock};
 use super::console::{self, Console, failure, fields, items, reason, token, word};
 use crate::client::segment;
 use anyhow::Result;
@@ -27,6 +28,11 @@ pub(super) enum License {
         #[arg(required = true, value_name = "ID")]
         ids: Vec<String>,
     },
+    /// Show the time by which licences are judged
+    Clock {
+        #[command(subcommand)]
+        action: Option<Clock>,
+    },
     /// Remove the licence of a plugin
     Remove {
         /// The plugin's id
@@ -36,16 +42,20 @@ pub(super) enum License {
 
 impl License {
     pub(super) fn run(self, console: &Console) -> Result<()> {
-        let api = console.api()?;
         let path = |id: &str| format!("/plugins/{}/license", segment(id));
+        let api = || console.api();
         match self {
             Self::Set { id, token: given, force } => {
                 let query = if force { "?force=true" } else { "" };
-                let answer = api.call("PUT", &format!("{}{query}", path(&id)), token(given)?.as_bytes())?;
+                let answer = api()?.call("PUT", &format!("{}{query}", path(&id)), token(given)?.as_bytes())?;
                 report_set(console, &id, &answer)
             }
-            Self::Show { ids } => console.each(&ids, |id| Ok(api.call("GET", &path(id), b"")?), |_, _| Ok(()), details),
-            Self::Remove { id } => console.print(&api.call("DELETE", &path(&id), b"")?, |answer| status(&id, answer)),
+            Self::Show { ids } => {
+                let api = api()?;
+                console.each(&ids, |id| Ok(api.call("GET", &path(id), b"")?), |_, _| Ok(()), details)
+            }
+            Self::Remove { id } => console.print(&api()?.call("DELETE", &path(&id), b"")?, |answer| status(&id, answer)),
+            Self::Clock { action } => clock::run(console, action.as_ref()),
         }
     }
 }
@@ -53,8 +63,8 @@ impl License {
 /// Prints what came of a licence that was set. A plugin that does not run with it is a failure.
 fn report_set(console: &Console, id: &str, answer: &Value) -> Result<()> {
     let state = word(&answer["state"]);
-    let is_refused = !answer["license"]["code"].is_null();
-    if !is_refused && ["ready", "stopped"].contains(&&*state) {
+    let is_refused = !answer["license"]["code"].is_null() && !is_pending(answer);
+    if is_pending(answer) || !is_refused && ["ready", "stopped"].contains(&&*state) {
         return console.print(answer, |answer| status(id, answer));
     }
     let rejected = if is_refused {
@@ -72,8 +82,16 @@ fn report_set(console: &Console, id: &str, answer: &Value) -> Result<()> {
     Err(failure(REFUSED, format!("{rejected}{separator}{reason}; see: plugrack show {id}")))
 }
 
+/// Whether the plugin waits for its licence to begin.
+fn is_pending(answer: &Value) -> bool {
+    answer["license"]["state"] == "pending"
+}
+
 fn status(id: &str, answer: &Value) -> String {
     match word(&answer["license"]["state"]) {
+        _ if is_pending(answer) => {
+            format!("{id}: the licence is set and begins at {}: {id} starts by itself then\n", word(&answer["claims"]["nbf"]))
+        }
         state if state == "unchecked" => format!("{id}: not checked, since it is {}\n", console::state(answer)),
         // The reason of the state has all of it.
         _ if !answer["license"]["code"].is_null() => format!("{id}: {}\n", console::state(answer)),

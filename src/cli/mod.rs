@@ -1,5 +1,6 @@
 //! The command line: what can be typed, and where each command is carried out.
 
+mod clock;
 mod config;
 mod console;
 mod env;

@@ -77,9 +77,10 @@ pub(super) fn command(console: &Console, ids: &[String], verb: &str) -> Result<(
         |id, plugin| match &*word(&plugin["state"]) {
             _ if !runs => Ok(()),
             "ready" => Ok(()),
-            "starting" => {
-                Err(failure(NOT_READY, format!("{id} is still starting, and the host goes on: follow it with plugrack logs -f {id}")))
-            }
+            "starting" => Err(failure(
+                NOT_READY,
+                format!("{id} is still starting, and the host goes on: follow it with plugrack logs -f {id}"),
+            )),
             _ => Err(failure(NOT_READY, format!("{id} is not ready: plugrack logs {id} may say more"))),
         },
         |id, plugin| format!("{id}: {}\n", state(plugin)),

@@ -28,6 +28,7 @@ const LAYERS: [&[&str]; 6] = [
         "standing",
         "text",
         "time_mark",
+        "license_wait",
         "utc",
     ],
     &[
@@ -99,6 +100,7 @@ const LAYERS: [&[&str]; 6] = [
     &["api/mod", "api/settings", "api/view", "pages/mod", "http", "client"],
     &["server", "cli/console", "cli/table"],
     &[
+        "cli/clock",
         "cli/config",
         "cli/env",
         "cli/instance",

@@ -1,7 +1,7 @@
 //! Licences as the host carries them: set, handed over, shown, warned of, and what follows when a plugin refuses one.
 
 use crate::support::http::Reply;
-use crate::support::{Server, Site, binary, command, install_fake, metadata, wait_for};
+use crate::support::{Server, Site, binary, command, install_fake, metadata, pause, root, wait_for, wait_within};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
 use jiff::{SignedDuration, Timestamp};
@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use std::fs;
 use std::io::Write;
 use std::process::{Output, Stdio};
+use std::time::{Duration, Instant};
 
 /// A token for the plugin `p` of these claims beside those that must be there. Nobody here verifies its signature.
 pub(crate) fn token(claims: &Value) -> String {
@@ -409,4 +410,112 @@ fn where_there_is_no_instance_there_is_none_to_rotate() {
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("there is no instance"), "{output:?}");
     assert!(!site.data().join("plugrack.db").exists());
+}
+
+/// A token for the example `licensed-rust`, which verifies it: signed with its demo key, for the server's instance.
+fn demo_token(server: &Server, more: &[&str]) -> String {
+    let key = root().join("plugins-examples/licensed-rust/demo.key");
+    let instance = server.cli(&["instance"]).trim().to_owned();
+    let issue = ["license", "issue", "--plugin", "licensed-rust", "--instance", &instance, "--key", key.to_str().unwrap()];
+    server.cli(&[&issue[..], more].concat()).trim().to_owned()
+}
+
+#[test]
+fn a_licence_that_begins_later_starts_its_plugin_when_it_is_valid() {
+    const ID: &str = "licensed-rust";
+    let server = Site::new().example(ID).start();
+    server.wait_state(ID, "unlicensed");
+    // What is wrong beside the date is refused at once.
+    let other = token(&json!({"nbf": "2999-01-01T00:00:00Z"}));
+    assert!(server.cli_fails(&["license", "set", ID, &other]).ends_with("(wrong_plugin)\n"));
+
+    let far = demo_token(&server, &["--not-before", "2999-01-01"]);
+    let said = server.cli(&["license", "set", ID, &far]);
+    assert_eq!(said, format!("{ID}: the licence is set and begins at 2999-01-01T00:00:00Z: {ID} starts by itself then\n"));
+    let plugin = server.plugin(ID);
+    assert_eq!((&plugin["state"], &plugin["license"]["state"]), (&json!("unlicensed"), &json!("pending")), "{plugin:#}");
+    assert!(plugin["retry_at"].as_str().unwrap().starts_with("2999-01-01T00:00:0"), "{plugin:#}");
+    assert!(plugin["advice"].as_str().unwrap().contains("starts by itself when its licence is valid"), "{plugin:#}");
+    let refused = server.get("/licensed-rust");
+    assert_eq!((refused.status, refused.header("retry-after")), (503, Some("3600")));
+
+    // One that begins soon, over a restart of the host.
+    let begins = Timestamp::now() + SignedDuration::from_secs(40);
+    let soon = demo_token(&server, &["--not-before", &begins.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()]);
+    assert!(server.cli(&["license", "set", ID, &soon]).contains("starts by itself then"));
+    let server = server.kill().start();
+    let plugin = server.wait_state(ID, "unlicensed");
+    assert_eq!(plugin["license"]["state"], "pending", "{plugin:#}");
+    wait_within(Duration::from_secs(180), "the licence to be valid", || (server.plugin(ID)["state"] == "ready").then_some(()));
+    assert!(Timestamp::now() >= begins - SignedDuration::from_secs(1), "it is not valid before");
+    let plugin = server.plugin(ID);
+    assert_eq!((&plugin["license"]["state"], &plugin["process"]["restarts"]), (&json!("valid"), &json!(0)), "{plugin:#}");
+    // To a plugin that runs with a good licence, one that begins later would be a loss.
+    assert!(server.cli_fails(&["license", "set", ID, &far]).ends_with("(not_yet_valid)\n"));
+    assert_eq!(server.plugin(ID)["state"], "ready");
+}
+
+#[test]
+fn a_mark_of_time_that_is_ahead_is_reset_by_a_command() {
+    const ID: &str = "licensed-rust";
+    let ahead = Timestamp::now() + SignedDuration::from_hours(24 * 365);
+    let set_ahead = |site: &Site| {
+        sql(site, &format!("UPDATE settings SET value = '{}' WHERE key = 'time_mark'", ahead.as_millisecond()));
+    };
+    let clock = |site: &Site| -> Value {
+        let output = site.cli(&["license", "clock", "--json"]);
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"))
+    };
+    let is_ahead = |clock: &Value| clock["now"] == clock["mark"] && clock["now"] != clock["system"];
+
+    let server = Site::new().example(ID).start();
+    server.wait_state(ID, "unlicensed");
+    server.cli(&["license", "set", ID, &demo_token(&server, &["--expires", &in_days(40)])]);
+    assert_eq!(server.plugin(ID)["state"], "ready");
+    assert!(!is_ahead(&clock(server.site())));
+    let site = server.stop().1;
+    set_ahead(&site);
+    assert!(is_ahead(&clock(&site)), "without a host it is in the database");
+
+    let server = site.start();
+    assert_eq!(server.wait_state(ID, "unlicensed")["license"]["code"], "expired");
+    assert!(is_ahead(&clock(server.site())));
+    let shown = server.cli(&["license", "clock"]);
+    assert!(shown.contains("it is ahead of the system clock") && shown.contains("plugrack license clock reset"), "{shown}");
+    let unsure = cli_reading(server.site(), &["license", "clock", "reset"], "no\n");
+    assert!(!unsure.status.success() && text(&unsure.stderr).contains("nothing was changed"), "{unsure:?}");
+    assert!(is_ahead(&clock(server.site())));
+    let sure = cli_reading(server.site(), &["license", "clock", "reset"], "reset\n");
+    assert!(sure.status.success(), "{sure:?}");
+    assert!(!is_ahead(&clock(server.site())));
+    server.wait_state(ID, "ready");
+    assert!(server.log().contains("the operator has reset the high-water mark of time"), "{}", server.log());
+
+    // It stays so, and can be done without a host as well.
+    let site = server.kill();
+    assert!(!is_ahead(&clock(&site)));
+    set_ahead(&site);
+    assert!(site.cli(&["license", "clock", "reset", "--yes"]).status.success());
+    assert!(!is_ahead(&clock(&site)));
+    site.start().wait_state(ID, "ready");
+}
+
+#[test]
+fn restarts_lose_nothing_of_the_mark_of_time() {
+    let kept = |site: &Site| -> i64 {
+        let database = Connection::open(site.data().join("plugrack.db")).unwrap();
+        let sql = "SELECT CAST(value AS INTEGER) FROM settings WHERE key = 'time_mark'";
+        database.query_row(sql, [], |row| row.get(0)).unwrap()
+    };
+    let mut server = Site::new().start();
+    let first = kept(server.site());
+    let mut ran = Duration::ZERO;
+    for _ in 0..3 {
+        let begun = Instant::now();
+        pause(Duration::from_millis(300));
+        ran += begun.elapsed();
+        server = server.stop().1.start();
+    }
+    let passed = kept(server.site()) - first;
+    assert!(passed >= i64::try_from(ran.as_millis()).unwrap(), "{passed} ms of {ran:?} were kept");
 }

@@ -1,0 +1,81 @@
+//! `plugrack license clock`: the time by which licences are judged, and how to put it right.
+
+use super::console::{Console, fields, word};
+use crate::client::ClientError;
+use crate::store::kv::Limits;
+use crate::store::{Store, now_ms};
+use crate::time_mark::{CLOCK_NOT_SET, TimeMark};
+use crate::utc;
+use anyhow::{Context, Result, bail};
+use clap::Subcommand;
+use serde_json::{Value, json};
+use std::time::Instant;
+
+/// Where the API has the clock.
+const PATH: &str = "/license-clock";
+
+/// The word that a reset wants typed.
+const RESET: &str = "reset";
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Clock {
+    /// Set the high-water mark of time to the system clock, where the clock was ahead once
+    Reset {
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+/// Shows the clock of licences, or resets it: through the host that runs, or in the database where none does.
+pub(super) fn run(console: &Console, action: Option<&Clock>) -> Result<()> {
+    if let Some(Clock::Reset { yes: false }) = action {
+        console.confirm(RESET, "set the high-water mark of time to the system clock")?;
+    }
+    let answer = match console.api() {
+        Ok(api) => api.call(if action.is_some() { "DELETE" } else { "GET" }, PATH, b"")?,
+        Err(error) if matches!(error.downcast_ref(), Some(ClientError::NoHost)) => in_database(console, action.is_some())?,
+        Err(error) => return Err(error),
+    };
+    console.print(&answer, report)
+}
+
+/// The same where no host runs.
+fn in_database(console: &Console, reset: bool) -> Result<Value> {
+    let data = console.data()?;
+    let database = data.database();
+    if !database.exists() {
+        bail!("there is no instance at {} yet: it is made when the host first runs", console.data.display());
+    }
+    let _lock = data.lock()?;
+    let cannot = || format!("cannot use {}", database.display());
+    // No key is written meanwhile, so it does not matter how many there may be.
+    let store = Store::open(&database, Limits { keys: u64::MAX, bytes: u64::MAX }).with_context(cannot)?;
+    let mut mark = store.time_mark().with_context(cannot)?;
+    if reset {
+        mark = TimeMark::new(mark, Instant::now()).reset(Instant::now(), now_ms());
+        store.set_time_mark(mark.context(CLOCK_NOT_SET)?).with_context(cannot)?;
+    }
+    let now = now_ms();
+    let judged = now.max(mark.unwrap_or(now));
+    Ok(json!({"system": utc::rfc3339(now), "mark": mark.map(utc::rfc3339), "now": utc::rfc3339(judged)}))
+}
+
+fn report(clock: &Value) -> String {
+    let ahead = clock["now"] != clock["system"];
+    let judged = match ahead {
+        true => format!("{}, the high-water mark: it is ahead of the system clock", word(&clock["now"])),
+        false => format!("{}, the system clock", word(&clock["now"])),
+    };
+    let mark = if clock["mark"].is_string() { word(&clock["mark"]).into_owned() } else { "none yet".to_owned() };
+    let advice = if ahead { "if the clock is right, and was ahead once: plugrack license clock reset" } else { "" };
+    fields(
+        "",
+        &[
+            ("system clock", word(&clock["system"]).into_owned()),
+            ("mark", mark),
+            ("licences at", judged),
+            ("what to do", advice.to_owned()),
+        ],
+    )
+}
