@@ -304,7 +304,14 @@ impl DataDir {
     }
 
     fn refuse_other_host(&self) -> Result<()> {
-        self.other_host()?.map_or(Ok(()), |other| bail!("{other}: stop it, or choose another --data"))
+        let deadline = Instant::now() + ENDING_TIME;
+        while let Some(other) = self.other_host()? {
+            if Instant::now() >= deadline {
+                bail!("{other}: stop it, or choose another --data");
+            }
+            pause(ENDING_PAUSE);
+        }
+        Ok(())
     }
 
     /// Locks one of the directories, which an option names. Nothing where its file system has no locks.

@@ -34,6 +34,7 @@ mod operator;
 mod orphans;
 mod overload;
 mod proxies;
+mod run_dir;
 mod scenarios;
 mod sdk;
 mod sdk_concurrency;

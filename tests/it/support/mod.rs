@@ -175,6 +175,15 @@ impl Site {
         Self { dir, arguments: Vec::new(), environment: Vec::new() }
     }
 
+    /// A data directory whose path has so many bytes.
+    pub(crate) fn with_path_of(length: usize) -> Self {
+        let prefix = "r".repeat(length - std::env::temp_dir().as_os_str().len() - "/".len() - 6);
+        let dir = tempfile::Builder::new().prefix(&prefix).rand_bytes(6).tempdir().unwrap();
+        assert_eq!(dir.path().as_os_str().len(), length);
+        fs::create_dir(dir.path().join("plugins")).unwrap();
+        Self { dir, arguments: Vec::new(), environment: Vec::new() }
+    }
+
     /// Further arguments of `plugrack serve`.
     pub(crate) fn args(mut self, arguments: &[&str]) -> Self {
         self.arguments.extend(arguments.iter().map(|&argument| argument.to_owned()));
@@ -278,7 +287,8 @@ impl Site {
     #[track_caller]
     pub(crate) fn listen_as(self, mut serve: Command) -> Server {
         let log = fs::File::options().create(true).append(true).open(self.data().join("host.log")).unwrap();
-        let listen = self.data().join("run/listen");
+        let mut arguments = serve.get_args().skip_while(|argument| *argument != "--run").skip(1);
+        let listen = arguments.next().map_or_else(|| self.data().join("run"), PathBuf::from).join("listen");
         // A host that was killed has left its own.
         fs::remove_file(&listen).unwrap_or_default();
         let mut child = serve.stdout(Stdio::null()).stderr(log).spawn().unwrap();
