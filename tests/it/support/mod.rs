@@ -288,7 +288,8 @@ impl Site {
     pub(crate) fn listen_as(self, mut serve: Command) -> Server {
         let log = fs::File::options().create(true).append(true).open(self.data().join("host.log")).unwrap();
         let mut arguments = serve.get_args().skip_while(|argument| *argument != "--run").skip(1);
-        let listen = arguments.next().map_or_else(|| self.data().join("run"), PathBuf::from).join("listen");
+        let run = arguments.next().map_or_else(|| self.data().join("run"), PathBuf::from);
+        let listen = run.join("listen");
         // A host that was killed has left its own.
         fs::remove_file(&listen).unwrap_or_default();
         let mut child = serve.stdout(Stdio::null()).stderr(log).spawn().unwrap();
@@ -302,7 +303,7 @@ impl Site {
             Some(path) => Door::Unix(path.into()),
             None => Door::Tcp(address.parse().unwrap()),
         };
-        Server { site: Some(self), child: Some(child), door }
+        Server { site: Some(self), child: Some(child), door, run }
     }
 
     /// Runs the host to its end, which must come by itself: its exit status and log.
@@ -376,6 +377,8 @@ pub(crate) struct Server {
     site: Option<Site>,
     child: Option<Child>,
     door: Door,
+    /// Where its sockets are.
+    run: PathBuf,
 }
 
 impl Server {
@@ -463,7 +466,7 @@ impl Server {
     #[track_caller]
     pub(crate) fn api(&self, method: &str, path: &str, body: &[u8]) -> (u16, Value) {
         let token = fs::read_to_string(self.site().data().join("admin-token")).unwrap();
-        let mut client = Client::connect_unix(&self.site().data().join("run/api.sock"));
+        let mut client = Client::connect_unix(&self.run.join("api.sock"));
         let reply =
             client.request(method, &format!("/api{path}"), &[("authorization", &format!("Bearer {}", token.trim()))], body);
         (reply.status, serde_json::from_slice(&reply.body).unwrap())
