@@ -288,10 +288,10 @@ impl DataDir {
         let mut files = Vec::new();
         // A command finds none after a boot, where the directory was in memory.
         if self.is_elsewhere() && self.run.is_dir() {
-            files.extend(self.lock_one(&self.run, "--run")?);
+            files.extend(lock_one(&self.run, &self.run, "--run")?);
         }
         self.refuse_other_host()?;
-        match self.lock_one(&self.root, "--data")? {
+        match lock_one(&self.root, &self.spool(), "--data")? {
             None if files.is_empty() => bail!(
                 "cannot lock {}, because its file system has no locks: set --run to a directory on a local disk or in memory",
                 self.root.join(LOCK).display()
@@ -312,47 +312,6 @@ impl DataDir {
             pause(ENDING_PAUSE);
         }
         Ok(())
-    }
-
-    /// Locks one of the directories, which an option names. Nothing where its file system has no locks.
-    fn lock_one(&self, directory: &Path, option: &str) -> Result<Option<LockFile>> {
-        let path = directory.join(LOCK);
-        let cannot = || format!("cannot write {}", path.display());
-        let mut file = open_lock(&path).with_context(cannot)?;
-        // A command may look at it just now (`holder`), and a host that is ending may still answer.
-        let deadline = Instant::now() + ENDING_TIME;
-        loop {
-            let late = Instant::now() >= deadline;
-            let serving = [&self.run, &self.spool()].into_iter().find(|run| is_served(run)).cloned();
-            match (file.try_lock(), &serving) {
-                (Ok(()), None) => break,
-                // The lock of the host that runs was removed. It takes this one, which must not look as if it were held.
-                (Ok(()), Some(_)) => file.unlock()?,
-                (Err(TryLockError::WouldBlock), _) if late => {
-                    let mut pid = String::new();
-                    file.read_to_string(&mut pid)?;
-                    bail!(
-                        "another plugrack (process {}) runs on {}: stop it, or choose another {option}",
-                        pid.trim(),
-                        directory.display()
-                    )
-                }
-                (Err(TryLockError::WouldBlock), _) => {}
-                (Err(TryLockError::Error(error)), _) => match Errno::from_io_error(&error) {
-                    Some(Errno::NOLCK | Errno::NOTSUP | Errno::NOSYS | Errno::INVAL) => return Ok(None),
-                    _ => return Err(error).with_context(|| format!("cannot lock {}", path.display())),
-                },
-            }
-            if let Some(run) = serving.filter(|_| late) {
-                bail!(
-                    "another plugrack answers at {}, though its lock was removed: stop it, or choose another {option}",
-                    run.join(API_SOCKET).display()
-                );
-            }
-            pause(ENDING_PAUSE);
-        }
-        write_pid(&mut file).with_context(cannot)?;
-        Ok(Some(LockFile { path, file }))
     }
 
     /// The process that holds the lock, as its file has it; none where nobody does.
@@ -628,6 +587,48 @@ fn claim_run(run: &Path, option: &str) -> Result<()> {
         .map(drop)
         .or_else(|error| if error.kind() == ErrorKind::AlreadyExists { Ok(()) } else { Err(error) })
         .with_context(|| format!("cannot write {}", marker.display()))
+}
+
+/// Locks a directory, which an option names. Nothing where its file system has no locks. A host that has lost this lock still answers
+/// in the run directory.
+fn lock_one(directory: &Path, run: &Path, option: &str) -> Result<Option<LockFile>> {
+    let path = directory.join(LOCK);
+    let cannot = || format!("cannot write {}", path.display());
+    let mut file = open_lock(&path).with_context(cannot)?;
+    // A command may look at it just now (`holder`), and a host that is ending may still answer.
+    let deadline = Instant::now() + ENDING_TIME;
+    loop {
+        let late = Instant::now() >= deadline;
+        let is_served = is_served(run);
+        match file.try_lock() {
+            Ok(()) if !is_served => break,
+            // The lock of the host that runs was removed. It takes this one, which must not look as if it were held.
+            Ok(()) => file.unlock()?,
+            Err(TryLockError::WouldBlock) if late => {
+                let mut pid = String::new();
+                file.read_to_string(&mut pid)?;
+                bail!(
+                    "another plugrack (process {}) runs on {}: stop it, or choose another {option}",
+                    pid.trim(),
+                    directory.display()
+                )
+            }
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(error)) => match Errno::from_io_error(&error) {
+                Some(Errno::NOLCK | Errno::NOTSUP | Errno::NOSYS | Errno::INVAL) => return Ok(None),
+                _ => return Err(error).with_context(|| format!("cannot lock {}", path.display())),
+            },
+        }
+        if late {
+            bail!(
+                "another plugrack answers at {}, though its lock was removed: stop it, or choose another {option}",
+                run.join(API_SOCKET).display()
+            );
+        }
+        pause(ENDING_PAUSE);
+    }
+    write_pid(&mut file).with_context(cannot)?;
+    Ok(Some(LockFile { path, file }))
 }
 
 /// The process that holds a lock, as its file has it; none where nobody does.
