@@ -25,6 +25,10 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "DIR", env = "PLUGRACK_PLUGINS")]
     pub(crate) plugins: Option<PathBuf>,
 
+    /// Directory for sockets and locks, where the data directory cannot have them; the host empties it and keeps others out [default: DATA/run]
+    #[arg(long, value_name = "DIR", env = "PLUGRACK_RUN_DIR")]
+    pub(crate) run: Option<PathBuf>,
+
     /// Address and port to listen on, of which port 0 takes a free one, which is then in DATA/run/listen; or unix:PATH, a socket for a reverse proxy
     #[arg(long, value_name = "ADDR:PORT|unix:PATH", env = "PLUGRACK_LISTEN", default_value = "127.0.0.1:8080", value_parser = parse_listen)]
     pub(crate) listen: Listen,

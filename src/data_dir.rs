@@ -5,9 +5,10 @@ use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, fchmod, open, statvfs};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, ErrorKind, Read, Seek, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -38,6 +39,18 @@ const RESERVE_HEAD: &[u8] = b"plugrack: space for a full disk\n";
 /// The empty file in the run directory that says that the host has made it.
 const RUN_MARKER: &str = ".plugrack";
 
+/// The name of the lock's file, in the data directory and in the directory of `--run`.
+const LOCK: &str = "lock";
+
+/// The name of the host's socket for the plugins' calls.
+const HOST_SOCKET: &str = "host.sock";
+
+/// The name of the host's socket for the operator's commands.
+const API_SOCKET: &str = "api.sock";
+
+/// Longest content of `run-dir` in bytes: the longest path (`PATH_MAX`, without its closing zero) and a line end.
+const MAX_RUN_DIR: u64 = 4096;
+
 /// Longest content of the lock's file in bytes: a process id and a line end.
 const MAX_LOCK: u64 = 16;
 
@@ -47,18 +60,36 @@ const ENDING_TIME: Duration = Duration::from_millis(500);
 /// Pause between two tries in that time.
 const ENDING_PAUSE: Duration = Duration::from_millis(20);
 
+/// Keeps a pipe that is where a file should be from blocking the one who opens it.
+const NONBLOCK: i32 = OFlags::NONBLOCK.bits().cast_signed();
+
 /// Has a link at the end of a path refused.
 const NOFOLLOW: i32 = OFlags::NOFOLLOW.bits().cast_signed();
 
-/// Paths below the data directory. All are absolute.
+/// Paths of the host's files: below the data directory, and below the directory of `--run` where one is given. All are absolute.
 #[derive(Debug, Clone)]
 pub(crate) struct DataDir {
     root: PathBuf,
+    /// Where sockets and what else holds only while the host runs are.
+    run: PathBuf,
 }
 
 /// Held by the host that uses a data directory; freed by the kernel however the host ends.
 #[derive(Debug)]
 pub(crate) struct Lock {
+    files: Vec<LockFile>,
+}
+
+impl Lock {
+    /// The locked files: that of the data directory, and, with `--run`, that of its directory before it.
+    pub(crate) fn files(&mut self) -> &mut [LockFile] {
+        &mut self.files
+    }
+}
+
+/// One locked file.
+#[derive(Debug)]
+pub(crate) struct LockFile {
     path: PathBuf,
     file: File,
 }
@@ -74,7 +105,12 @@ pub(crate) enum Held {
     ByAnother,
 }
 
-impl Lock {
+impl LockFile {
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Looks whether the file at the path is the one that is locked, and locks what is there otherwise.
     ///
     /// # Errors
@@ -107,7 +143,9 @@ fn open_lock(path: &Path) -> io::Result<File> {
     let mut options = private_file();
     options.create(true).truncate(false).read(true).write(true).custom_flags(NOFOLLOW);
     let mut file = options.open(path).map_err(|error| match Errno::from_io_error(&error) {
-        Some(Errno::LOOP) => io::Error::other("it is a symbolic link (put a file in its place, or choose another --data)"),
+        Some(Errno::LOOP) => {
+            io::Error::other("it is a symbolic link (put a file in its place, or choose another --data or --run)")
+        }
         _ => error,
     })?;
     let mut text = String::new();
@@ -117,7 +155,7 @@ fn open_lock(path: &Path) -> io::Result<File> {
             text.len() as u64 <= MAX_LOCK && pid.bytes().all(|byte| byte.is_ascii_digit())
         });
     file.rewind()?;
-    if known { Ok(file) } else { Err(io::Error::other("it is not plugrack's lock (choose another --data)")) }
+    if known { Ok(file) } else { Err(io::Error::other("it is not plugrack's lock (choose another --data or --run)")) }
 }
 
 fn write_pid(file: &mut File) -> io::Result<()> {
@@ -126,64 +164,109 @@ fn write_pid(file: &mut File) -> io::Result<()> {
 }
 
 impl DataDir {
-    /// Opens a data directory, and makes it with mode 0700 where it is missing.
-    pub(crate) fn create(path: &Path) -> Result<Self> {
+    /// Opens a data directory, and makes it with mode 0700 where it is missing. So it does with the directory of `--run`.
+    pub(crate) fn create(path: &Path, run: Option<&Path>) -> Result<Self> {
         make_private_dir(path)
             .with_context(|| format!("cannot make the data directory {} (choose another with --data)", path.display()))?;
-        let data = Self::open(path)?;
+        let root = canonical_root(path)?;
+        let run = run.map_or_else(|| Ok(root.join("run")), |run| make_run_dir(&root, run))?;
+        let data = Self { root, run };
         check_socket_path(&data.host_socket()).map_err(anyhow::Error::msg)?;
-        for dir in [data.run(), data.logs(), data.all_plugin_data()] {
+        for dir in [data.spool(), data.logs(), data.all_plugin_data()] {
             check_no_link(&dir)?;
         }
-        data.claim_run()?;
+        if data.is_elsewhere() {
+            claim_run(&data.run, "--run")?;
+        }
+        claim_run(&data.spool(), "--data")?;
         for dir in [data.logs(), data.all_plugin_data()] {
             make_private_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         }
         Ok(data)
     }
 
-    /// Makes the run directory, or checks that the one that is there is the host's own to empty.
-    fn claim_run(&self) -> Result<()> {
-        let run = self.run();
-        make_private_dir(&run).with_context(|| format!("cannot make {}", run.display()))?;
-        let marker = run.join(RUN_MARKER);
-        if fs::symlink_metadata(&marker).is_ok_and(|file| file.is_file()) {
-            return Ok(());
-        }
-        let names = fs::read_dir(&run)
-            .and_then(|entries| entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>())
-            .with_context(|| format!("cannot read {}", run.display()))?;
-        // Of a host of a version that made no marker, and was killed: it always had this socket.
-        let former = names.iter().any(|name| *name == *"host.sock") && names.iter().all(|name| is_made_by_host(name));
-        if let Some(name) = names.first().filter(|_| !former) {
-            bail!(
-                "{} has files that plugrack did not make, such as {}, and plugrack empties that directory: \
-                 move them away, or choose another --data",
-                run.display(),
-                name.display()
-            );
-        }
-        private_file()
-            .create_new(true)
-            .write(true)
-            .open(&marker)
-            .map(drop)
-            .or_else(|error| if error.kind() == ErrorKind::AlreadyExists { Ok(()) } else { Err(error) })
-            .with_context(|| format!("cannot write {}", marker.display()))
+    /// Whether the sockets are in a directory of `--run`.
+    fn is_elsewhere(&self) -> bool {
+        self.run != self.spool()
     }
 
-    /// Opens a data directory that must be there.
+    /// The file that says where the sockets are when they are not in `run`.
+    fn run_dir_file(&self) -> PathBuf {
+        self.root.join("run-dir")
+    }
+
+    /// The directory that `run-dir` names, if there is such a file.
+    fn named_run(&self) -> Result<Option<PathBuf>> {
+        let path = self.run_dir_file();
+        let mut bytes = Vec::new();
+        match OpenOptions::new().read(true).custom_flags(NOFOLLOW | NONBLOCK).open(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            opened => opened.and_then(|file| file.take(MAX_RUN_DIR + 1).read_to_end(&mut bytes)),
+        }
+        .with_context(|| format!("cannot read {}", path.display()))?;
+        let named = bytes.strip_suffix(b"\n").map(|named| PathBuf::from(OsString::from_vec(named.to_vec())));
+        match named.filter(|named| named.is_absolute() && bytes.len() as u64 <= MAX_RUN_DIR) {
+            Some(named) => Ok(Some(named)),
+            None => {
+                bail!("{} does not hold the path that plugrack writes there: remove it, and restart the host", path.display())
+            }
+        }
+    }
+
+    /// Tells the operator's commands, and other hosts, where the sockets are. Only for the holder of the lock.
+    pub(crate) fn announce(&self) -> Result<()> {
+        let path = self.run_dir_file();
+        if self.is_announced()? {
+            return Ok(());
+        }
+        let done = if self.is_elsewhere() {
+            let line = [self.run.as_os_str().as_bytes(), b"\n"].concat();
+            self.write_whole(&path, &line)
+        } else {
+            fs::remove_file(&path)
+        };
+        done.with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Whether `run-dir` says where the sockets of this host are.
+    pub(crate) fn is_announced(&self) -> Result<bool> {
+        Ok(self.named_run()?.as_ref() == Some(&self.run).filter(|_| self.is_elsewhere()))
+    }
+
+    /// The other host, in words, that runs where `run-dir` says.
+    pub(crate) fn other_host(&self) -> Result<Option<String>> {
+        let Some(named) = self.named_run()?.filter(|named| *named != self.run) else { return Ok(None) };
+        let process = match lock_holder(&named.join(LOCK)) {
+            Some(pid) => format!(" (process {pid})"),
+            None if is_served(&named) => String::new(),
+            None => return Ok(None),
+        };
+        Ok(Some(format!("another plugrack{process} runs on {} with --run {}", self.root.display(), named.display())))
+    }
+
+    /// The sockets for plugins' calls of hosts that may have run on this data directory before, with other settings.
+    ///
+    /// # Errors
+    /// `run-dir` cannot be read.
+    pub(crate) fn former_host_sockets(&self) -> Result<Vec<PathBuf>> {
+        let former = [Some(self.spool()), self.named_run()?];
+        Ok(former.into_iter().flatten().filter(|run| *run != self.run).map(|run| run.join(HOST_SOCKET)).collect())
+    }
+
+    /// Opens a data directory that must be there, as the last host on it was set.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let root = fs::canonicalize(path).with_context(|| {
-            format!("there is no data directory at {} (name the host's with --data or PLUGRACK_DATA)", path.display())
-        })?;
-        Ok(Self { root })
+        let root = canonical_root(path)?;
+        let mut data = Self { run: root.join("run"), root };
+        if let Some(named) = data.named_run()? {
+            data.run = named;
+        }
+        Ok(data)
     }
 
     /// Sets who may pass: other users, where plugins run as users of their own, and nobody otherwise. Only for the holder of the lock.
     pub(crate) fn set_modes(&self, shared: bool) -> io::Result<()> {
         let mode = if shared { PASSABLE } else { PRIVATE };
-        for dir in [self.run(), self.logs(), self.all_plugin_data()] {
+        for dir in [self.run(), self.spool(), self.logs(), self.all_plugin_data()] {
             let dir = open(&dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
             fchmod(dir, Mode::from_raw_mode(mode))?;
         }
@@ -197,69 +280,43 @@ impl DataDir {
         fs::set_permissions(&self.root, Permissions::from_mode(wanted))
     }
 
-    /// Takes the directory for this process.
+    /// Takes the directory for this process, and with it the directory of `--run`.
+    ///
+    /// With `--run` the lock of that directory is the one that counts. That of the data directory is held as well where its file
+    /// system can, so that a host without `--run`, or with another one, is refused whatever happens to `run-dir`.
     pub(crate) fn lock(&self) -> Result<Lock> {
-        let path = self.lock_file();
-        let cannot = || format!("cannot write {}", path.display());
-        let mut file = open_lock(&path).with_context(cannot)?;
-        // A command may look at it just now (`holder`), and a host that is ending may still answer.
+        let mut files = Vec::new();
+        // A command finds none after a boot, where the directory was in memory.
+        if self.is_elsewhere() && self.run.is_dir() {
+            files.extend(lock_one(&self.run, &self.run, "--run")?);
+        }
+        self.refuse_other_host()?;
+        match lock_one(&self.root, &self.spool(), "--data")? {
+            None if files.is_empty() => bail!(
+                "cannot lock {}, because its file system has no locks: set --run to a directory on a local disk or in memory",
+                self.root.join(LOCK).display()
+            ),
+            file => files.extend(file),
+        }
+        // One that started at the same time may have written its directory meanwhile.
+        self.refuse_other_host()?;
+        Ok(Lock { files })
+    }
+
+    fn refuse_other_host(&self) -> Result<()> {
         let deadline = Instant::now() + ENDING_TIME;
-        loop {
-            let late = Instant::now() >= deadline;
-            match file.try_lock() {
-                Ok(()) if !self.is_served() => break,
-                // The lock of the host that runs was removed. It takes this one, which must not look as if it were held.
-                Ok(()) => file.unlock()?,
-                Err(TryLockError::WouldBlock) if late => {
-                    let mut pid = String::new();
-                    file.read_to_string(&mut pid)?;
-                    bail!(
-                        "another plugrack (process {}) runs on {}: stop it, or choose another --data",
-                        pid.trim(),
-                        self.root.display()
-                    )
-                }
-                Err(TryLockError::WouldBlock) => {}
-                Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display()))?,
-            }
-            if late {
-                bail!(
-                    "another plugrack answers at {}, though its lock was removed: stop it, or choose another --data",
-                    self.api_socket().display()
-                );
+        while let Some(other) = self.other_host()? {
+            if Instant::now() >= deadline {
+                bail!("{other}: stop it, or choose another --data");
             }
             pause(ENDING_PAUSE);
         }
-        write_pid(&mut file).with_context(cannot)?;
-        Ok(Lock { path, file })
+        Ok(())
     }
 
     /// The process that holds the lock, as its file has it; none where nobody does.
     pub(crate) fn holder(&self) -> Option<String> {
-        let mut file = OpenOptions::new().read(true).custom_flags(NOFOLLOW).open(self.lock_file()).ok()?;
-        match file.try_lock_shared() {
-            Err(TryLockError::WouldBlock) => {
-                let mut pid = String::new();
-                (&mut file).take(MAX_LOCK).read_to_string(&mut pid).ok()?;
-                Some(pid.trim().to_owned())
-            }
-            _ => None,
-        }
-    }
-
-    /// Whether a host answers at the socket for the operator's commands.
-    fn is_served(&self) -> bool {
-        let Ok(address) = SocketAddrUnix::new(self.api_socket()) else { return false };
-        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let connected =
-            socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).and_then(|socket| connect(socket, &address));
-        // The second: it has its hands full.
-        matches!(connected, Ok(()) | Err(Errno::AGAIN))
-    }
-
-    /// The file that is locked.
-    pub(crate) fn lock_file(&self) -> PathBuf {
-        self.root.join("lock")
+        [&self.run, &self.root].into_iter().find_map(|directory| lock_holder(&directory.join(LOCK)))
     }
 
     /// The database.
@@ -269,17 +326,23 @@ impl DataDir {
 
     /// Sockets and what else holds only while the host runs.
     pub(crate) fn run(&self) -> PathBuf {
+        self.run.clone()
+    }
+
+    /// Where bodies of requests are kept that are too large for memory: always on the disk of the data directory, since the directory
+    /// of `--run` may be in memory. It is the run directory unless `--run` is given.
+    pub(crate) fn spool(&self) -> PathBuf {
         self.root.join("run")
     }
 
     /// The host's socket for the plugins' calls.
     pub(crate) fn host_socket(&self) -> PathBuf {
-        self.run().join("host.sock")
+        self.run.join(HOST_SOCKET)
     }
 
     /// The host's socket for the operator's commands.
     pub(crate) fn api_socket(&self) -> PathBuf {
-        self.run().join("api.sock")
+        self.run.join(API_SOCKET)
     }
 
     /// The host's socket for its own gate.
@@ -311,7 +374,7 @@ impl DataDir {
 
     /// Removes a plugin's directory among the sockets.
     pub(crate) fn remove_plugin_run(&self, id: &str) -> io::Result<()> {
-        self.remove_from_run(self.plugin_run(id))
+        remove_from_run(&self.run, self.plugin_run(id))
     }
 
     /// Deletes a plugin's own directory and its log. What is not there is deleted already.
@@ -355,67 +418,18 @@ impl DataDir {
         self.root.join("plugins")
     }
 
-    /// Removes what hosts have left in the run directory, and links, but nothing that they lead to. What else is there stays, and so
-    /// does what cannot be removed of a plugin's own; both are logged. Only for the holder of the lock.
+    /// Removes what hosts have left in the run directory and beside it, and links, but nothing that they lead to. What else is there
+    /// stays, and so does what cannot be removed of a plugin's own; both are logged. Only for the holder of the lock.
     pub(crate) fn sweep_run(&self) -> io::Result<()> {
-        let found = fs::read_dir(self.run())?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
-        for path in found {
-            let name = path.file_name().unwrap_or_default();
-            if name == RUN_MARKER {
-                continue;
-            }
-            if !is_made_by_host(name) && !path.is_symlink() {
-                log::warn!("{} was not made by plugrack, and stays", path.display());
-                continue;
-            }
-            match self.remove_from_run(path.clone()) {
-                Err(error) if !path.is_dir() => return Err(error),
-                Err(error) => log::warn!("{} cannot be removed: {error}", path.display()),
-                Ok(()) => {}
-            }
-        }
-        Ok(())
+        sweep(&self.run, self.is_elsewhere())?;
+        if self.is_elsewhere() { sweep(&self.spool(), false) } else { Ok(()) }
     }
 
-    /// The same at the end of the host, which leaves the directory empty. One that is gone, or is another one by now, is left alone.
+    /// The same at the end of the host, which leaves the directories empty, but for the lock. One that is gone, or is another one by
+    /// now, is left alone.
     pub(crate) fn leave_run(&self) -> io::Result<()> {
-        let marker = self.run().join(RUN_MARKER);
-        if !fs::symlink_metadata(&marker).is_ok_and(|file| file.is_file()) || self.run().is_symlink() {
-            return Ok(());
-        }
-        self.sweep_run()?;
-        // Where something is left the next host finds by it that the directory is the host's.
-        if fs::read_dir(self.run())?.count() == 1 { fs::remove_file(marker) } else { Ok(()) }
-    }
-
-    /// Removes what is at a path in the run directory, if anything is.
-    ///
-    /// A plugin may have filled its directory there. So each directory inside is moved up into the run directory before it is looked
-    /// into: no depth is too much, and where plugins have no way to write none of them can put a link in its place.
-    fn remove_from_run(&self, path: PathBuf) -> io::Result<()> {
-        let mut left = vec![path];
-        while let Some(path) = left.pop() {
-            let is_dir = match fs::symlink_metadata(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                metadata => metadata?.is_dir(),
-            };
-            if !is_dir {
-                fs::remove_file(&path)?;
-                continue;
-            }
-            for entry in fs::read_dir(&path)? {
-                let entry = entry?;
-                if entry.file_type()?.is_dir() {
-                    let moved = self.run().join(format!("{}.gone", Uuid::new_v4()));
-                    fs::rename(entry.path(), &moved)?;
-                    left.push(moved);
-                } else {
-                    fs::remove_file(entry.path())?;
-                }
-            }
-            fs::remove_dir(&path)?;
-        }
-        Ok(())
+        leave(&self.run, self.is_elsewhere())?;
+        if self.is_elsewhere() { leave(&self.spool(), false) } else { Ok(()) }
     }
 
     /// The space that is set aside on the disk. Only for the holder of the lock.
@@ -431,17 +445,18 @@ impl DataDir {
                 // Two random UUIDs are 244 random bits.
                 let token = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
                 let path = self.root.join("admin-token");
-                self.write_admin_token(&path, &token).with_context(|| format!("cannot write {}", path.display()))?;
+                self.write_whole(&path, format!("{token}\n").as_bytes())
+                    .with_context(|| format!("cannot write {}", path.display()))?;
                 Ok(token)
             }
             Err(error) => Err(error),
         }
     }
 
-    /// Writes it beside and renames it, so that a token is there whole or not at all.
-    fn write_admin_token(&self, path: &Path, token: &str) -> io::Result<()> {
+    /// Writes a file of the data directory beside its path and renames it, so that it is there whole or not at all.
+    fn write_whole(&self, path: &Path, content: &[u8]) -> io::Result<()> {
         let mut file = tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o600)).tempfile_in(&self.root)?;
-        writeln!(file, "{token}")?;
+        file.write_all(content)?;
         file.as_file().sync_all()?;
         file.persist(path)?;
         Ok(())
@@ -519,6 +534,188 @@ impl Reserve {
     }
 }
 
+/// A data directory as an absolute path.
+fn canonical_root(path: &Path) -> Result<PathBuf> {
+    fs::canonicalize(path).with_context(|| {
+        format!("there is no data directory at {} (name the host's with --data or PLUGRACK_DATA)", path.display())
+    })
+}
+
+/// Makes the directory of `--run` where it is missing, and gives its absolute path.
+fn make_run_dir(root: &Path, given: &Path) -> Result<PathBuf> {
+    // Without a slash at the end, behind which a link would be followed.
+    let given: PathBuf = given.components().collect();
+    if given.is_symlink() {
+        bail!(
+            "--run {} is a symbolic link, which plugrack does not follow there: name the directory that it leads to",
+            given.display()
+        );
+    }
+    let cannot = || format!("cannot make the directory {} (choose another with --run)", given.display());
+    make_private_dir(&given).with_context(cannot)?;
+    let run = fs::canonicalize(&given).with_context(cannot)?;
+    if run.starts_with(root) && run != root.join("run") {
+        bail!("--run {} is in the data directory: choose a directory outside it, or leave the setting out", given.display());
+    }
+    Ok(run)
+}
+
+/// Makes a run directory, or checks that the one that is there is the host's own to empty. The option is the one that names it.
+fn claim_run(run: &Path, option: &str) -> Result<()> {
+    make_private_dir(run).with_context(|| format!("cannot make {}", run.display()))?;
+    let marker = run.join(RUN_MARKER);
+    if fs::symlink_metadata(&marker).is_ok_and(|file| file.is_file()) {
+        return Ok(());
+    }
+    let names = fs::read_dir(run)
+        .and_then(|entries| entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>())
+        .with_context(|| format!("cannot read {}", run.display()))?;
+    // Of a host of a version that made no marker, and was killed: it always had this socket.
+    let former = names.iter().any(|name| name == HOST_SOCKET) && names.iter().all(|name| is_made_by_host(name));
+    if let Some(name) = names.first().filter(|_| !former) {
+        bail!(
+            "{} has files that plugrack did not make, such as {}, and plugrack empties that directory: \
+             move them away, or choose another {option}",
+            run.display(),
+            name.display()
+        );
+    }
+    private_file()
+        .create_new(true)
+        .write(true)
+        .open(&marker)
+        .map(drop)
+        .or_else(|error| if error.kind() == ErrorKind::AlreadyExists { Ok(()) } else { Err(error) })
+        .with_context(|| format!("cannot write {}", marker.display()))
+}
+
+/// Locks a directory, which an option names. Nothing where its file system has no locks. A host that has lost this lock still answers
+/// in the run directory.
+fn lock_one(directory: &Path, run: &Path, option: &str) -> Result<Option<LockFile>> {
+    let path = directory.join(LOCK);
+    let cannot = || format!("cannot write {}", path.display());
+    let mut file = open_lock(&path).with_context(cannot)?;
+    // A command may look at it just now (`holder`), and a host that is ending may still answer.
+    let deadline = Instant::now() + ENDING_TIME;
+    loop {
+        let late = Instant::now() >= deadline;
+        let is_served = is_served(run);
+        match file.try_lock() {
+            Ok(()) if !is_served => break,
+            // The lock of the host that runs was removed. It takes this one, which must not look as if it were held.
+            Ok(()) => file.unlock()?,
+            Err(TryLockError::WouldBlock) if late => {
+                let mut pid = String::new();
+                file.read_to_string(&mut pid)?;
+                bail!(
+                    "another plugrack (process {}) runs on {}: stop it, or choose another {option}",
+                    pid.trim(),
+                    directory.display()
+                )
+            }
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(error)) => match Errno::from_io_error(&error) {
+                Some(Errno::NOLCK | Errno::NOTSUP | Errno::NOSYS | Errno::INVAL) => return Ok(None),
+                _ => return Err(error).with_context(|| format!("cannot lock {}", path.display())),
+            },
+        }
+        if late {
+            bail!(
+                "another plugrack answers at {}, though its lock was removed: stop it, or choose another {option}",
+                run.join(API_SOCKET).display()
+            );
+        }
+        pause(ENDING_PAUSE);
+    }
+    write_pid(&mut file).with_context(cannot)?;
+    Ok(Some(LockFile { path, file }))
+}
+
+/// The process that holds a lock, as its file has it; none where nobody does.
+fn lock_holder(path: &Path) -> Option<String> {
+    let mut file = OpenOptions::new().read(true).custom_flags(NOFOLLOW | NONBLOCK).open(path).ok()?;
+    match file.try_lock_shared() {
+        Err(TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            (&mut file).take(MAX_LOCK).read_to_string(&mut pid).ok()?;
+            Some(pid.trim().to_owned())
+        }
+        _ => None,
+    }
+}
+
+/// Whether a host answers at the socket for the operator's commands in a run directory.
+fn is_served(run: &Path) -> bool {
+    let Ok(address) = SocketAddrUnix::new(run.join(API_SOCKET)) else { return false };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let connected =
+        socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).and_then(|socket| connect(socket, &address));
+    // The second: it has its hands full.
+    matches!(connected, Ok(()) | Err(Errno::AGAIN))
+}
+
+/// Removes what hosts have left in a run directory, but not its marker, nor its lock, where it has one.
+fn sweep(run: &Path, has_lock: bool) -> io::Result<()> {
+    let found = fs::read_dir(run)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+    for path in found {
+        let name = path.file_name().unwrap_or_default();
+        if name == RUN_MARKER || has_lock && name == LOCK {
+            continue;
+        }
+        if !is_made_by_host(name) && !path.is_symlink() {
+            log::warn!("{} was not made by plugrack, and stays", path.display());
+            continue;
+        }
+        match remove_from_run(run, path.clone()) {
+            Err(error) if !path.is_dir() => return Err(error),
+            Err(error) => log::warn!("{} cannot be removed: {error}", path.display()),
+            Ok(()) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Removes what a host has left in a run directory that is still the one it has made.
+fn leave(run: &Path, has_lock: bool) -> io::Result<()> {
+    let marker = run.join(RUN_MARKER);
+    if !fs::symlink_metadata(&marker).is_ok_and(|file| file.is_file()) || run.is_symlink() {
+        return Ok(());
+    }
+    sweep(run, has_lock)?;
+    // Where something is left, such as the lock, the next host finds by the marker that the directory is the host's.
+    if fs::read_dir(run)?.count() == 1 { fs::remove_file(marker) } else { Ok(()) }
+}
+
+/// Removes what is at a path in a run directory, if anything is.
+///
+/// A plugin may have filled its directory there. So each directory inside is moved up into the run directory before it is looked
+/// into: no depth is too much, and where plugins have no way to write none of them can put a link in its place.
+fn remove_from_run(run: &Path, path: PathBuf) -> io::Result<()> {
+    let mut left = vec![path];
+    while let Some(path) = left.pop() {
+        let is_dir = match fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            metadata => metadata?.is_dir(),
+        };
+        if !is_dir {
+            fs::remove_file(&path)?;
+            continue;
+        }
+        for entry in fs::read_dir(&path)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                let moved = run.join(format!("{}.gone", Uuid::new_v4()));
+                fs::rename(entry.path(), &moved)?;
+                left.push(moved);
+            } else {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        fs::remove_dir(&path)?;
+    }
+    Ok(())
+}
+
 /// Whether hosts make things of this name in the run directory: sockets, the address, directories of plugins, and for a moment those
 /// that are being removed and files of bodies.
 fn is_made_by_host(name: &OsStr) -> bool {
@@ -548,7 +745,8 @@ pub(crate) fn check_socket_path(path: &Path) -> Result<(), String> {
     match path.as_os_str().len() {
         0..=MAX_SOCKET_PATH => Ok(()),
         length => Err(format!(
-            "the socket {} has a path of {length} bytes, over the system's limit of {MAX_SOCKET_PATH}: use a shorter --data",
+            "the socket {} has a path of {length} bytes, over the system's limit of {MAX_SOCKET_PATH}: use a shorter --data, or set --run to a directory with a short \
+             path, such as /run/plugrack-host",
             path.display()
         )),
     }

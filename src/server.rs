@@ -89,8 +89,13 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     if let Some(warning) = room.warning() {
         log::warn!("{warning}");
     }
-    let data = DataDir::create(data)?;
+    let data = DataDir::create(data, settings.run.as_deref())?;
     let lock = data.lock()?;
+    check_listen(&settings.listen, &data)?;
+    // Of a host that had another run directory: its plugins are known by its socket.
+    let former = data.former_host_sockets()?;
+    data.reserve().release();
+    data.announce()?;
     if let Some(uids) = &settings.plugin_uids {
         check_uids(uids)?;
     }
@@ -103,11 +108,14 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
         uids: settings.plugin_uids.clone(),
         ..Marks::default()
     };
-    let left = remains::end(&marks, REMAINS_TIME).killed;
+    let mut left = remains::end(&marks, REMAINS_TIME).killed;
+    for socket in former {
+        let marks = Marks { variable: Some((HOST_SOCKET_VARIABLE, socket.into())), ..Marks::default() };
+        left += remains::end(&marks, REMAINS_TIME).killed;
+    }
     if left > 0 {
         log::warn!("ended {left} processes that an earlier run of the host had left behind");
     }
-    data.reserve().release();
     let quota = kv::Limits { keys: settings.kv_max_keys, bytes: settings.kv_max_bytes };
     let database = data.database();
     let store = Store::open(&database, quota).with_context(|| format!("cannot open {}", database.display()))?;
@@ -175,7 +183,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
         key: front.key().to_owned(),
         most: rack.host().room.requests(max_connections) as usize,
         answer_time: rack.host().answer_time.clone(),
-        spool: data.run(),
+        spool: data.spool(),
     };
     let (gate, losses) = Gate::start(vec![door, api_door], backing, limits, inbox).context("cannot start the gate")?;
     let gate = Arc::new(gate);
@@ -244,6 +252,19 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
 /// The variables of this process's environment that plugins get. One that is not set is passed over.
 fn passed(names: &[Names]) -> Vec<(OsString, OsString)> {
     names.iter().flat_map(|names| &names.0).filter_map(|name| Some((name.into(), std::env::var_os(name)?))).collect()
+}
+
+/// The host's run directory is closed to others and emptied, so no proxy reaches a socket there.
+fn check_listen(listen: &Listen, data: &DataDir) -> Result<()> {
+    let Listen::Unix(path) = listen else { return Ok(()) };
+    let directory = path.parent().and_then(|parent| fs::canonicalize(parent).ok());
+    match directory.filter(|directory| [data.run(), data.spool()].contains(directory)) {
+        Some(directory) => bail!(
+            "--listen {listen} is in {}, which is closed to the reverse proxy: choose a path in another directory",
+            directory.display()
+        ),
+        None => Ok(()),
+    }
 }
 
 /// Whatever runs under the plugins' uids is killed with them, so nothing else may.

@@ -51,6 +51,20 @@ fn node(path: &Path) -> Option<Node> {
     fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
+/// Puts `run-dir` right where it was removed or changed. Gives the other host, in words, where one has put its own directory there:
+/// on a file system without locks two hosts that start at the same time may not see each other.
+fn keep_announced(data: &DataDir) -> anyhow::Result<Option<String>> {
+    if data.is_announced()? {
+        return Ok(None);
+    }
+    if let Some(other) = data.other_host()? {
+        return Ok(Some(other));
+    }
+    data.announce()?;
+    log::warn!("run-dir in the data directory was removed or changed while the host runs, and is right again");
+    Ok(None)
+}
+
 fn watch(
     data: &DataDir,
     store: &Store,
@@ -59,26 +73,38 @@ fn watch(
     stopped: &Receiver<()>,
     lost: &Sender<String>,
 ) -> Option<Lock> {
-    let (mut no_lock, mut no_run) = (Repeat::default(), Repeat::default());
+    let (mut no_lock, mut no_name, mut no_run) = (Repeat::default(), Repeat::default(), Repeat::default());
     while stopped.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
         store.look();
-        match lock.keep() {
-            Ok(Held::Still) => {}
-            Ok(Held::Again) => {
-                log::warn!("{} was removed or replaced while the host runs, and is locked again", data.lock_file().display());
+        for file in lock.files() {
+            let held = file.keep();
+            let path = file.path().display();
+            match held {
+                Ok(Held::Still) => {}
+                Ok(Held::Again) => log::warn!("{path} was removed or replaced while the host runs, and is locked again"),
+                Ok(Held::ByAnother) => {
+                    let sentence = format!(
+                        "{path} was removed or replaced while the host ran, and another plugrack has locked it since: this one ends"
+                    );
+                    lost.try_send(sentence).unwrap_or_default();
+                    return None;
+                }
+                Err(error) => {
+                    if let Some(unsaid) = no_lock.came(Instant::now()) {
+                        log::error!("{path} cannot be locked again: {error}{}", more(unsaid));
+                    }
+                }
             }
-            Ok(Held::ByAnother) => {
-                let path = data.lock_file();
-                let sentence = format!(
-                    "{} was removed or replaced while the host ran, and another plugrack has locked it since: this one ends",
-                    path.display()
-                );
-                lost.try_send(sentence).unwrap_or_default();
+        }
+        match keep_announced(data) {
+            Ok(None) => {}
+            Ok(Some(other)) => {
+                lost.try_send(format!("{other}: this one ends")).unwrap_or_default();
                 return None;
             }
             Err(error) => {
-                if let Some(unsaid) = no_lock.came(Instant::now()) {
-                    log::error!("{} cannot be locked again: {error}{}", data.lock_file().display(), more(unsaid));
+                if let Some(unsaid) = no_name.came(Instant::now()) {
+                    log::error!("commands may not find the host: {error:#}{}", more(unsaid));
                 }
             }
         }

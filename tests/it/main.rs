@@ -36,6 +36,7 @@ mod orphans;
 mod overload;
 mod plugin_settings;
 mod proxies;
+mod run_dir;
 mod scenarios;
 mod screens;
 mod sdk;

@@ -181,6 +181,15 @@ impl Site {
         Self { dir, arguments: Vec::new(), environment: Vec::new() }
     }
 
+    /// A data directory whose path has so many bytes.
+    pub(crate) fn with_path_of(length: usize) -> Self {
+        let prefix = "r".repeat(length - std::env::temp_dir().as_os_str().len() - "/".len() - 6);
+        let dir = tempfile::Builder::new().prefix(&prefix).rand_bytes(6).tempdir().unwrap();
+        assert_eq!(dir.path().as_os_str().len(), length);
+        fs::create_dir(dir.path().join("plugins")).unwrap();
+        Self { dir, arguments: Vec::new(), environment: Vec::new() }
+    }
+
     /// Further arguments of `plugrack serve`.
     pub(crate) fn args(mut self, arguments: &[&str]) -> Self {
         self.arguments.extend(arguments.iter().map(|&argument| argument.to_owned()));
@@ -284,7 +293,9 @@ impl Site {
     #[track_caller]
     pub(crate) fn listen_as(self, mut serve: Command) -> Server {
         let log = fs::File::options().create(true).append(true).open(self.data().join("host.log")).unwrap();
-        let listen = self.data().join("run/listen");
+        let mut arguments = serve.get_args().skip_while(|argument| *argument != "--run").skip(1);
+        let run = arguments.next().map_or_else(|| self.data().join("run"), PathBuf::from);
+        let listen = run.join("listen");
         // A host that was killed has left its own.
         fs::remove_file(&listen).unwrap_or_default();
         let mut child = serve.stdout(Stdio::null()).stderr(log).spawn().unwrap();
@@ -298,7 +309,7 @@ impl Site {
             Some(path) => Door::Unix(path.into()),
             None => Door::Tcp(address.parse().unwrap()),
         };
-        Server { site: Some(self), child: Some(child), door }
+        Server { site: Some(self), child: Some(child), door, run }
     }
 
     /// Runs the host to its end, which must come by itself: its exit status and log.
@@ -372,6 +383,8 @@ pub(crate) struct Server {
     site: Option<Site>,
     child: Option<Child>,
     door: Door,
+    /// Where its sockets are.
+    run: PathBuf,
 }
 
 impl Server {
@@ -459,7 +472,7 @@ impl Server {
     #[track_caller]
     pub(crate) fn api(&self, method: &str, path: &str, body: &[u8]) -> (u16, Value) {
         let token = fs::read_to_string(self.site().data().join("admin-token")).unwrap();
-        let mut client = Client::connect_unix(&self.site().data().join("run/api.sock"));
+        let mut client = Client::connect_unix(&self.run.join("api.sock"));
         let reply =
             client.request(method, &format!("/api{path}"), &[("authorization", &format!("Bearer {}", token.trim()))], body);
         (reply.status, serde_json::from_slice(&reply.body).unwrap())
