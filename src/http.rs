@@ -3,14 +3,16 @@
 //! The dispatcher is one thread, the only one that calls `recv`, and it waits for nothing else. What may take time is done by
 //! others: plugins' requests by their workers, the operator's API by the desk.
 
-use crate::api::{self, Api};
+use crate::api::Api;
 use crate::exchange::{BodyLength, Client, Failed, Job, Method, WebJob, named};
-use crate::gate::head::obs_text;
+use crate::gate::head::{Refusal, obs_text};
 use crate::gate::mailbox::{Left, Mailbox, PIECE};
+use crate::gate::refusal::{self, Asker, METHODS, RETRY_AFTER, Rendered, prefers_html};
 use crate::gate::reply::Reply;
 use crate::gate::response::{Answer, put_size};
 use crate::gate::slots::NoSlot;
 use crate::gate::{GATE_HEADER, Gate, KEY, LENGTH_HEADER, Loss, MARK, Origin};
+use crate::http_date;
 use crate::pages;
 use crate::pause::pause;
 use crate::plugin::{HOLD, STARTING_RETRY_AFTER};
@@ -29,7 +31,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 use subtle::ConstantTimeEq;
 use tiny_http::{ReadWrite, Request, Server, StatusCode};
 use uuid::Uuid;
@@ -60,12 +62,6 @@ const LOBBY_TICK: Duration = Duration::from_millis(20);
 
 /// Status of the interim answer before one that comes before the end of the request's body (102, Processing).
 const INTERIM: u16 = 102;
-
-/// What the host takes, for who asks about none of its paths (`OPTIONS *`).
-const METHODS: &str = "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS";
-
-/// `retry-after` in seconds of the host's own refusals: what is full empties quickly, if at all.
-const OVERLOAD_RETRY_AFTER: u64 = 1;
 
 /// Headers that room is set aside for, the host's own included: as many as browsers send.
 const HEADERS: usize = 20;
@@ -292,7 +288,7 @@ impl Dispatcher {
     fn dispatch(&self, mut client: TinyClient) {
         let ClientState::Asking(request) = &client.state else { return };
         if self.front.closing.load(Ordering::Acquire) {
-            return client.fail(Failed::Unavailable { retry_after: OVERLOAD_RETRY_AFTER });
+            return client.fail(Failed::Unavailable { retry_after: RETRY_AFTER });
         }
         let (path, _) = split(request);
         // Asked before the routes are, which are all there are if it is so.
@@ -334,10 +330,13 @@ impl Dispatcher {
             }
             Target::Health => client.respond(200, "text/plain; charset=utf-8", b"ok\n", &[]),
             Target::Index => {
-                let html = client.header("accept").is_some_and(|accept| accept.contains("text/html"));
-                let (kind, page) = pages::index(&self.rack, html);
+                let (kind, page) = pages::index(&self.rack, client.prefers_html());
                 client.respond(200, kind, page.as_bytes(), &pages::HEADERS);
             }
+            Target::Nothing if path == pages::ICON_PATH => match request.method().as_str() {
+                "GET" | "HEAD" => client.respond(200, pages::ICON_TYPE, pages::ICON.as_bytes(), &pages::ICON_HEADERS),
+                _ => client.fail(Failed::MethodNotAllowed),
+            },
             Target::Nothing => client.fail(Failed::NotFound),
         }
     }
@@ -430,7 +429,8 @@ fn attend(api: &Api, queue: &Receiver<TinyClient>) {
             let authorization = client.header("authorization");
             let reply = api.handle(&method, &url, authorization.as_deref(), &mut client);
             let headers: Vec<_> = [("cache-control", "no-store")].into_iter().chain(reply.header).collect();
-            client.respond(reply.status, "application/json", reply.body.as_bytes(), &headers);
+            let body = reply.body + "\n";
+            client.respond(reply.status, "application/json", body.as_bytes(), &headers);
         }));
         if handled.is_err() {
             log::error!("a request made the API panic");
@@ -474,24 +474,19 @@ fn header<'a>(request: &'a Request, name: &'static str) -> Option<&'a str> {
     request.headers().iter().find(|header| header.field.equiv(name)).map(|header| header.value.as_str())
 }
 
-/// Status, a header that belongs to it, and JSON body of the host's own errors.
-fn refusal(failed: Failed) -> (u16, Option<(&'static str, String)>, String) {
-    let retry = |seconds: u64| Some(("retry-after", seconds.to_string()));
-    let allow = Some(("allow", "GET, HEAD".to_owned()));
-    let (status, header, code, message) = match failed {
-        Failed::BadBody => (400, None, "bad_request", "the request's body did not come whole, or its length is not well given"),
-        Failed::NotFound => (404, None, "not_found", "there is nothing at this path"),
-        Failed::MethodNotAllowed => (405, allow, "method_not_allowed", "only GET and HEAD are answered here"),
-        Failed::TooLarge => (413, None, "too_large", "the request's body is over the limit (serve --max-body)"),
-        Failed::HeadTooLarge => {
-            (431, None, "head_too_large", "the request's headers are over the limit of 64 KiB that a plugin is sent")
-        }
-        Failed::BadGateway => (502, None, "bad_gateway", "the plugin gave no valid answer; its log has the reason"),
-        Failed::Unavailable { retry_after } => (503, retry(retry_after), "unavailable", "the plugin is not available now"),
-        Failed::Overloaded => (503, retry(OVERLOAD_RETRY_AFTER), "overloaded", "too many requests are waiting"),
-        Failed::Timeout => (504, None, "timeout", "the plugin did not answer in time"),
-    };
-    (status, header, api::error_body(code, message))
+/// How a request that has failed is refused, and after how many seconds it may be tried again.
+fn refusal_of(failed: Failed) -> (Refusal, Option<u64>) {
+    match failed {
+        Failed::BadBody => (refusal::BAD_BODY, None),
+        Failed::NotFound => (refusal::NOT_FOUND, None),
+        Failed::MethodNotAllowed => (refusal::METHOD_NOT_ALLOWED, None),
+        Failed::TooLarge => (refusal::TOO_LARGE, None),
+        Failed::HeadTooLarge => (refusal::HEAD_TOO_LARGE, None),
+        Failed::BadGateway => (refusal::BAD_GATEWAY, None),
+        Failed::Unavailable { retry_after } => (refusal::UNAVAILABLE, Some(retry_after)),
+        Failed::Overloaded => (refusal::CROWDED, Some(RETRY_AFTER)),
+        Failed::Timeout => (refusal::TIMEOUT, None),
+    }
 }
 
 /// A client, as the gate stands for it: with its request or, once it is being answered, its answer.
@@ -572,6 +567,12 @@ impl TinyClient {
         for (name, value) in [("content-type", content_type)].iter().chain(headers) {
             put_header(&mut head, name, value);
         }
+        self.respond_with(status, head, body);
+    }
+
+    /// Sends the rest of a whole answer of the host's own, whose head so far is its status line and headers.
+    fn respond_with(&mut self, status: u16, mut head: Vec<u8>, body: &[u8]) {
+        http_date::put_line(&mut head);
         let body = Beginning { length: Some(body.len() as u64), first: if self.head { b"" } else { body }, whole: true };
         // A client that has gone needs no answer.
         drop(self.begin(status, head, &body));
@@ -580,9 +581,29 @@ impl TinyClient {
     /// Refuses a request because its plugin holds as many connections as it may. The connection ends, so that it is free for other plugins' clients.
     fn refuse_connection(mut self) {
         self.last = true;
-        let body = api::error_body("overloaded", "the plugin holds too many connections (serve --max-connections-per-plugin)");
-        let retry_after = OVERLOAD_RETRY_AFTER.to_string();
-        self.respond(503, "application/json", body.as_bytes(), &[("retry-after", &retry_after)]);
+        self.refuse(refusal::PLUGIN_FULL, Some(RETRY_AFTER), None);
+    }
+
+    /// Answers with one of the host's own errors, in the form that the client prefers. `retry_after` is in seconds.
+    fn refuse(&mut self, refused: Refusal, retry_after: Option<u64>, allow: Option<&str>) {
+        let Some(request) = self.request() else { return };
+        let is_safe = matches!(request.method().as_str(), "GET" | "HEAD");
+        let (html, id) = (self.prefers_html(), self.request_id());
+        let Rendered { headers, body } = refusal::render(refused, retry_after, Some(Asker { html, is_safe, id: Some(&id) }));
+        let mut head = status_line(refused.status);
+        for (name, value) in
+            headers.iter().map(|(name, value)| (*name, value.as_str())).chain(allow.map(|allow| ("allow", allow)))
+        {
+            put_header(&mut head, name, value);
+        }
+        self.respond_with(refused.status, head, body.as_bytes());
+    }
+
+    /// Whether an error or a page of the host's own is to be HTML.
+    fn prefers_html(&mut self) -> bool {
+        self.take_left();
+        let headers = self.headers();
+        prefers_html(headers.iter().filter(|(name, _)| **name == *"accept").map(|(_, value)| &**value))
     }
 
     /// Begins an answer with its head, but for the lines that frame it, and the first of its body.
@@ -753,15 +774,15 @@ impl Client for TinyClient {
         let named = connection_options(&response.headers);
         for (name, value) in &response.headers {
             let is = |other: &str| name.eq_ignore_ascii_case(other);
-            has_date |= is("date");
             if is("content-length") {
                 length = value.parse().ok();
             } else if !HOP_BY_HOP.into_iter().any(is) && !is_gates(name) && !named.iter().any(|option| is(option)) {
+                has_date |= is("date");
                 put_header(&mut head, name, value);
             }
         }
         if !has_date {
-            put_header(&mut head, "date", &httpdate::fmt_http_date(SystemTime::now()));
+            http_date::put_line(&mut head);
         }
         let bodiless = self.head || response.is_bodiless();
         let size = first.len() + rest;
@@ -821,9 +842,8 @@ impl Client for TinyClient {
     }
 
     fn fail(&mut self, failed: Failed) {
-        let (status, header, body) = refusal(failed);
-        let headers: Vec<_> = header.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        self.respond(status, "application/json", body.as_bytes(), &headers);
+        let (refused, retry_after) = refusal_of(failed);
+        self.refuse(refused, retry_after, (failed == Failed::MethodNotAllowed).then_some("GET, HEAD"));
     }
 }
 
@@ -943,7 +963,7 @@ mod tests {
         fn what_passes_the_gate_tiny_http_takes(
             requests in prop::collection::vec((
                 "(GET|POST|HEAD|OPTIONS|[A-Za-z!#$%&'*+.^_`|~-]{1,9})",
-                "(/[!-~]{0,20}|\\*|http://[a-z]{1,5}/[!-~]{0,9})",
+                "(/[!-~\u{80}-\u{ff}]{0,20}|\\*|http://[a-z]{1,5}/[!-~]{0,9})",
                 prop::collection::vec("[A-Za-z0-9!#$%&'*+.^_`|~-]{1,9}:[ -~\t\u{a0}-\u{ff}]{0,20}", 0..8),
             ), 1..40),
         ) {

@@ -8,7 +8,7 @@
 //! * words: [`protocol`]'s messages and metadata, `license`, `repeat`, `restart`, `route`, `standing`, `text`, `time_mark`, and what
 //!   the `gate` reads
 //! * one resource each: frames, `link`, `process`, `remains`, `guard`, `preflight`, `output`, `log_file`, `memory`, `room`, `store`,
-//!   `data_dir`, `watch`, `handover`, `exchange`, `config`, the `gate`
+//!   `data_dir`, `watch`, `handover`, `http_date`, `exchange`, `config`, the `gate`
 //! * the rack: `queue`, `worker`, `plugin`, `supervisor`, `discovery`, `rack`, `host`, `callback`
 //! * edges: `http`, `api`, `pages`, `client`
 //! * wiring: `server`, `cli`
@@ -49,6 +49,8 @@ mod host;
 mod hot_paths;
 #[cfg(feature = "host")]
 mod http;
+#[cfg(feature = "host")]
+mod http_date;
 #[cfg(feature = "host")]
 mod json_number;
 #[cfg(feature = "host")]

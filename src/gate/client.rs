@@ -7,6 +7,7 @@ use super::door::Guest;
 use super::head::{Framing, Head};
 use super::outlet::{Outlet, Progress};
 use super::pace::{Pace, Uptake};
+use super::refusal::{Asker, prefers_html};
 use super::response::{Framed, Terms};
 use super::slots::Slot;
 use super::stream::Stream;
@@ -114,6 +115,15 @@ impl Exchange {
     /// The first line of the canonical head, and the others.
     pub(super) fn lines(&self) -> (&[u8], &[u8]) {
         self.request.split_at(memchr(b'\n', &self.request).map_or(0, |end| end + 1))
+    }
+
+    /// What is known of the request where it is refused.
+    pub(super) fn asker(&self) -> Asker<'static> {
+        // What is canonical is ASCII, a header a line.
+        let head = std::str::from_utf8(&self.request).unwrap_or_default();
+        let accept = head.split_terminator("\r\n").filter_map(|line| line.strip_prefix("accept: "));
+        let is_safe = self.head.head || self.request.starts_with(b"GET ");
+        Asker { html: prefers_html(accept), is_safe, id: None }
     }
 
     /// Whether what is left of the request's body is not wanted any more: the answer has begun without it.

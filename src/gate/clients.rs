@@ -179,7 +179,9 @@ impl EventLoop {
             last,
         });
         client.phase = Phase::Body;
-        if too_large {
+        if client.stream.is_plain_http() {
+            self.refuse(key, refusal::PLAIN_HTTP);
+        } else if too_large {
             self.refuse(key, refusal::TOO_LARGE);
         } else if go_on && client.send(b"HTTP/1.1 100 Continue\r\n\r\n").is_err() {
             self.close(key);
@@ -358,6 +360,8 @@ impl EventLoop {
             return self.cut(key);
         }
         let head_request = client.exchange.as_ref().is_some_and(|exchange| exchange.head.head);
+        let asker = client.exchange.as_ref().map(Exchange::asker);
+        let answer = refusal::answer(refused, head_request, asker);
         if let Some(exchange) = client.exchange.take() {
             if let Some(backend) = exchange.backend {
                 self.drop_backend(backend);
@@ -368,7 +372,7 @@ impl EventLoop {
         client.phase = Phase::Closing;
         client.deadline = None;
         client.input.clear();
-        if client.send(&refusal::answer(refused, head_request)).is_err() {
+        if client.send(&answer).is_err() {
             return self.close(key);
         }
         self.drive(key);

@@ -379,7 +379,7 @@ impl EventLoop {
         match self.doors[index].accept() {
             Ok(Some((socket, _))) => {
                 self.troubles.came(Trouble::Resources, self.now, || room::explain("a connection was not taken", error).0);
-                tell(&socket, &refusal::answer(refusal::FULL, false));
+                tell(&socket, &refusal::answer(refusal::FULL, false, None));
             }
             Ok(None) => self.knocking[index] = false,
             Err(_) => {}
@@ -451,7 +451,7 @@ impl EventLoop {
 
     /// Tells a connection that there is no place for it.
     fn turn_away(&mut self, socket: OwnedFd) {
-        let answer = refusal::answer(refusal::FULL, false);
+        let answer = refusal::answer(refusal::FULL, false, None);
         if self.turned_away >= MAX_TURNED_AWAY {
             return tell(&socket, &answer);
         }

@@ -107,7 +107,8 @@ fn head_within(input: &[u8], limits: Limits, byte_by_byte: bool) {
             assert!(used <= input.len() && used <= limits.bytes && input[..used].ends_with(b"\r\n\r\n"));
             let named = check_fields(&head, &input[..used], limits);
             check_canonical(&head, &out, &named);
-            assert!(out.len() <= 3 * used + 16, "it has grown by more than obs-text");
+            check_target(&input[..used], &out);
+            assert!(out.len() <= 3 * used + 16, "it has grown by more than what is encoded of it");
             // Obs-text as the client sent it.
             let text = String::from_utf8_lossy(&out);
             let mut again: Vec<u8> = obs_text(&text).chars().map(|c| u8::try_from(u32::from(c)).unwrap_or_default()).collect();
@@ -159,6 +160,19 @@ fn check_fields(head: &Head, input: &[u8], limits: Limits) -> Vec<String> {
     let names = |option: &str| named.iter().any(|named| named == option);
     assert_eq!(head.keep_alive, !names("close") && (!head.old || names("keep-alive")));
     named
+}
+
+/// The target ends as it was sent, each byte beyond ASCII percent-encoded.
+fn check_target(input: &[u8], out: &[u8]) {
+    let word = |head: &[u8]| {
+        let line = head.split(|&byte| byte == b'\n').find(|line| line.contains(&b' ')).unwrap_or_default();
+        line.split(|&byte| byte == b' ').nth(1).unwrap_or_default().to_vec()
+    };
+    let (sent, passed) = (word(input), word(out));
+    let encoded: Vec<u8> =
+        sent.iter().flat_map(|&byte| if byte.is_ascii() { vec![byte] } else { format!("%{byte:02X}").into_bytes() }).collect();
+    let path = passed.strip_prefix(b"/").unwrap_or(&passed);
+    assert!(encoded.ends_with(path), "the target is another");
 }
 
 /// A canonical head is what the library behind the gate is to be given, and is read there as it is meant.

@@ -9,6 +9,9 @@
 //! That library takes ASCII only, and RFC 9110 (section 5.5) lets a value hold bytes from 0x80 up, called obs-text. Each of
 //! these is written as [`OBS_TEXT`] and two lower-case hexadecimal digits, and [`obs_text`] undoes it. No client can send what
 //! looks like it, since a control character in a value is refused.
+//!
+//! In a target such bytes are percent-encoded, as RFC 3986 (section 2.1) asks of whoever makes a URL: what some clients send as it
+//! was typed then means the same to everybody.
 
 use crate::protocol::message::HOP_BY_HOP;
 use memchr::{memchr, memchr_iter};
@@ -23,7 +26,7 @@ pub(super) const MAX_HEADERS: usize = 256;
 const FEW_HEADERS: usize = 64;
 
 /// Longest method in bytes. The longest that is registered has 17 (`UPDATEREDIRECTREF`), so this has room for one's own.
-const MAX_METHOD: usize = 32;
+pub(super) const MAX_METHOD: usize = 32;
 
 /// Most options in all `Connection` headers. Each is looked for among all headers, so many would cost time; clients send two
 /// or three.
@@ -93,6 +96,7 @@ const fn bad(message: &'static str) -> Refusal {
 
 const BAD_LINE: Refusal = bad("the request line is not a method, a target and a version with one space between them");
 const BAD_TARGET: Refusal = bad("the target of the request is neither a path nor an http URL");
+const BAD_TARGET_BYTE: Refusal = bad("the target of the request holds a control character or #, which must be percent-encoded");
 const BAD_HOST: Refusal = bad("the host holds characters that do not belong there");
 const BARE_LF: Refusal = bad("a line of the head ends without a carriage return");
 const VERSION: Refusal =
@@ -159,7 +163,7 @@ struct RequestLine<'a> {
     method: &'a [u8],
     /// The host of a target in absolute-form.
     authority: Option<&'a [u8]>,
-    /// The target in origin-form, or `*`; without the `/` that an absolute-form may leave out.
+    /// The target in origin-form, or `*`, as it was sent; without the `/` that an absolute-form may leave out.
     target: &'a [u8],
     /// HTTP/1.0.
     old: bool,
@@ -185,8 +189,8 @@ impl<'a> RequestLine<'a> {
             let message = "the methods CONNECT and TRACE are not served here";
             return Err(Refusal { status: 405, code: "method_not_allowed", message });
         }
-        if !target.iter().all(|byte| matches!(byte, 0x21..=0x7e) && *byte != b'#') {
-            return Err(BAD_TARGET);
+        if !target.iter().all(|&byte| is_target(byte)) {
+            return Err(BAD_TARGET_BYTE);
         }
         let (authority, target) = match target {
             [b'/', ..] => (None, target),
@@ -358,7 +362,11 @@ fn write(line: &RequestLine<'_>, host: &[u8], fields: &[httparse::Header<'_>], k
     if !matches!(line.target, [b'/' | b'*', ..]) {
         out.push(b'/');
     }
-    out.extend_from_slice(line.target);
+    if line.target.is_ascii() {
+        out.extend_from_slice(line.target);
+    } else {
+        line.target.iter().for_each(|&byte| write_target_byte(byte, out));
+    }
     out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
     out.extend_from_slice(host);
     out.extend_from_slice(b"\r\n");
@@ -373,6 +381,16 @@ fn write(line: &RequestLine<'_>, host: &[u8], fields: &[httparse::Header<'_>], k
             field.value.iter().for_each(|&byte| write_value_byte(byte, out));
         }
         out.extend_from_slice(b"\r\n");
+    }
+}
+
+/// Appends a byte of a target in ASCII.
+fn write_target_byte(byte: u8, out: &mut Vec<u8>) {
+    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+    if byte.is_ascii() {
+        out.push(byte);
+    } else {
+        out.extend_from_slice(&[b'%', DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 0xf)]]);
     }
 }
 
@@ -406,6 +424,11 @@ pub(crate) fn obs_text(value: &str) -> Cow<'_, str> {
         }
     }
     text.into()
+}
+
+/// Whether a byte may stand in a target, be it that it is encoded before it is passed on.
+fn is_target(byte: u8) -> bool {
+    matches!(byte, 0x21..=0x7e | 0x80..) && byte != b'#'
 }
 
 /// Whether a byte may stand in a method or a header's name (RFC 9110, section 5.6.2).
@@ -788,13 +811,33 @@ mod tests {
         ] {
             assert_bad(with_target(target));
         }
-        for byte in (0..=255).filter(|byte| !matches!(byte, 0x21..=0x7e)) {
+        for byte in (0..=0x20).chain([0x7f]) {
             assert_bad([b"GET /a", &[byte][..], b"b HTTP/1.1\r\nHost: h\r\n\r\n"].concat());
         }
         assert!(accepted("OPTIONS * HTTP/1.1\r\nHost: h\r\n\r\n").1.starts_with("OPTIONS * HTTP/1.1\r\n"));
         for method in ["GET", "POST", "options"] {
             assert_bad(format!("{method} * HTTP/1.1\r\nHost: h\r\n\r\n"));
         }
+    }
+
+    #[test]
+    fn bytes_beyond_ascii_in_a_target_are_percent_encoded() {
+        for byte in 0x80..=0xff_u8 {
+            for (before, after) in [("/a", "b?c"), ("/?c=", "&d"), ("/", ""), ("http://h/", "?"), ("http://h?", "/")] {
+                let target = [before.as_bytes(), &[byte], after.as_bytes()].concat();
+                let (_, out) = accepted([b"GET ", &target[..], b" HTTP/1.1\r\nHost: h\r\n\r\n"].concat());
+                let slash = if before == "http://h?" { "/" } else { "" };
+                let before = before.trim_start_matches("http://h");
+                assert_eq!(out, format!("GET {slash}{before}%{byte:02X}{after} HTTP/1.1\r\nhost: h\r\n"));
+            }
+            // It neither begins a path nor belongs to a host.
+            for before in ["", "http://h", "http://", "a", "*"] {
+                let target = [before.as_bytes(), &[byte], b"/"].concat();
+                assert_bad([b"GET ", &target[..], b" HTTP/1.1\r\nHost: h\r\n\r\n"].concat());
+            }
+        }
+        let (_, out) = accepted("GET /tö/%c3%b6?しまりん HTTP/1.1\r\nHost: h\r\n\r\n");
+        assert!(out.starts_with("GET /t%C3%B6/%c3%b6?%E3%81%97%E3%81%BE%E3%82%8A%E3%82%93 HTTP/1.1\r\n"), "{out}");
     }
 
     #[test]

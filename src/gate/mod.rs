@@ -21,6 +21,7 @@ pub(crate) mod chunked;
 pub(crate) mod client;
 pub(crate) mod clients;
 pub(crate) mod door;
+pub(crate) mod error_page;
 pub(crate) mod event_loop;
 #[cfg(test)]
 pub(crate) mod fuzzing;

@@ -1,8 +1,9 @@
 //! A client's connection as a stream of bytes that never waits: a socket, with TLS over it or without.
 
+use super::head::{MAX_METHOD, is_token};
 use rustix::buffer::spare_capacity;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown, send, sendmsg, shutdown, sockopt};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, send, sendmsg, shutdown, sockopt};
 use rustls::{ServerConfig, ServerConnection};
 use std::io::{self, IoSlice, Read, Write};
 use std::sync::Arc;
@@ -10,10 +11,42 @@ use std::sync::Arc;
 /// Plain bytes that TLS keeps before they are sent: as much as one of its records holds twice over.
 const TLS_BUFFER: usize = 32 * 1024;
 
+/// First byte of each connection that speaks TLS: the type of the record that holds a hello (RFC 8446, section 5.1).
+const HANDSHAKE: u8 = 22;
+
+/// Most bytes that are looked at to tell what is spoken where TLS is expected: a method of the greatest length, and what ends it.
+const MAX_OPENING: usize = MAX_METHOD + 1;
+
 /// A connection.
 pub(crate) struct Stream {
     socket: Socket,
     tls: Option<Box<ServerConnection>>,
+    /// Whether the client still has to show by its first bytes that it speaks TLS.
+    is_new: bool,
+    /// Whether it speaks HTTP where TLS is expected.
+    is_plain: bool,
+}
+
+/// What is spoken where TLS is expected, as far as the first bytes show.
+#[derive(Debug, PartialEq, Eq)]
+enum Opening {
+    Tls,
+    Http,
+    Other,
+    /// More bytes would tell.
+    Unclear,
+}
+
+impl Opening {
+    fn of(bytes: &[u8]) -> Self {
+        let length = bytes.iter().position(|&byte| !is_token(byte));
+        match (bytes.first(), length.map(|length| bytes[length])) {
+            (Some(&HANDSHAKE), _) => Self::Tls,
+            (_, Some(b' ')) if length > Some(0) => Self::Http,
+            (_, None) if bytes.len() < MAX_OPENING => Self::Unclear,
+            _ => Self::Other,
+        }
+    }
 }
 
 struct Socket {
@@ -57,12 +90,41 @@ impl Stream {
                 Some(Box::new(tls))
             }
         };
-        Ok(Self { socket: Socket { file: Arc::new(socket), written: 0 }, tls })
+        let is_new = tls.is_some();
+        Ok(Self { socket: Socket { file: Arc::new(socket), written: 0 }, tls, is_new, is_plain: false })
     }
 
     /// Whether what is sent is encrypted.
     pub(crate) fn is_tls(&self) -> bool {
         self.tls.is_some()
+    }
+
+    /// Whether the client speaks plain HTTP though TLS is expected. It is answered in plain HTTP, and nothing is passed on for it.
+    pub(crate) fn is_plain_http(&self) -> bool {
+        self.is_plain
+    }
+
+    /// Looks at the first bytes, without taking them, where TLS is expected: a client that speaks plain HTTP is let speak on.
+    fn look(&mut self) -> io::Result<()> {
+        let mut bytes = [0; MAX_OPENING];
+        let (_, length) = recv(&self.socket.file, &mut bytes, RecvFlags::PEEK)?;
+        if length > 0 {
+            match Opening::of(&bytes[..length]) {
+                Opening::Tls => {}
+                Opening::Http => {
+                    self.tls = None;
+                    self.is_plain = true;
+                }
+                Opening::Unclear => return Err(io::ErrorKind::WouldBlock.into()),
+                Opening::Other => {
+                    // Its end is no end of TLS.
+                    self.tls = None;
+                    return Err(io::ErrorKind::InvalidData.into());
+                }
+            }
+            self.is_new = false;
+        }
+        Ok(())
     }
 
     /// The socket, for bytes that are sent as they are; none where they are encrypted.
@@ -82,6 +144,9 @@ impl Stream {
 
     /// Reads what has come; 0 at the end. Less than asked for means, without TLS, that nothing more is there.
     pub(crate) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.is_new {
+            self.look()?;
+        }
         let Some(tls) = &mut self.tls else { return self.socket.read(buffer) };
         loop {
             match tls.reader().read(buffer) {
@@ -163,5 +228,37 @@ fn flush(tls: &mut ServerConnection, socket: &mut Socket) -> io::Result<()> {
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.file.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_spoken_is_known_by_the_first_bytes() {
+        let longest = "M".repeat(MAX_METHOD);
+        for (bytes, expected) in [
+            (&b"\x16"[..], Opening::Tls),
+            (b"\x16\x03\x01\x02\x00", Opening::Tls),
+            (b"", Opening::Unclear),
+            (b"G", Opening::Unclear),
+            (b"GET", Opening::Unclear),
+            (b"GET ", Opening::Http),
+            (b"GET / HTTP/1.1\r\n", Opening::Http),
+            (b"M-SEARCH * HTTP/1.1\r\n", Opening::Http),
+            (longest.as_bytes(), Opening::Unclear),
+            (format!("{longest} ").as_bytes(), Opening::Http),
+            (format!("{longest}M").as_bytes(), Opening::Other),
+            (b" ", Opening::Other),
+            (b"\r\nGET / HTTP/1.1", Opening::Other),
+            (b"SSH-2.0-OpenSSH\r\n", Opening::Other),
+            (b"\x80\x2e\x01\x03\x01", Opening::Other),
+            (b"\x15\x03\x01", Opening::Other),
+            (b"GET\t/", Opening::Other),
+            (b"\0", Opening::Other),
+        ] {
+            assert_eq!(Opening::of(bytes), expected, "{}", bytes.escape_ascii());
+        }
     }
 }

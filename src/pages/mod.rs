@@ -1,4 +1,4 @@
-//! The pages the host serves itself: for now the list of plugins at `/`.
+//! The pages the host serves itself: the list of plugins at `/`, and the icon that browsers ask for.
 
 use crate::plugin::{Plugin, State};
 use crate::rack::{Entry, Rack};
@@ -7,11 +7,29 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 /// Headers of a page: it needs nothing but its own style, and images where an icon is one.
-pub(crate) const HEADERS: [(&str, &str); 4] = [
-    ("content-security-policy", "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"),
+pub(crate) const HEADERS: [(&str, &str); 5] = [
+    ("content-security-policy", "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"),
     ("x-content-type-options", "nosniff"),
     ("cache-control", "no-store"),
+    ("vary", "accept"),
     ("referrer-policy", "same-origin"),
+];
+
+/// Where browsers look for an icon of the site that no page names.
+pub(crate) const ICON_PATH: &str = "/favicon.ico";
+
+/// Its type.
+pub(crate) const ICON_TYPE: &str = "image/svg+xml";
+
+/// The icon: three shelves of a rack.
+pub(crate) const ICON: &str = "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 16 16\"><rect width=\"16\" height=\"16\" rx=\"3\" fill=\"#357\"/>\
+    <path d=\"M3 4h10M3 8h10M3 12h10\" stroke=\"#fff\" stroke-width=\"2\"/></svg>\n";
+
+/// Headers of the icon. It is kept for a day, as it changes with the host's version only.
+pub(crate) const ICON_HEADERS: [(&str, &str); 3] = [
+    ("cache-control", "public, max-age=86400"),
+    ("content-security-policy", "default-src 'none'"),
+    ("x-content-type-options", "nosniff"),
 ];
 
 const TOP: &str = "<!doctype html>

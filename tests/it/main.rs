@@ -4,6 +4,7 @@
 
 mod support;
 
+mod answers;
 mod attack;
 mod clients;
 mod confinement;

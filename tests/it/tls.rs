@@ -167,13 +167,7 @@ fn whoever_speaks_something_else_is_hung_up_on() {
     let server = server_of_p(&authority, &[]);
     // A record that claims to hold the most there is, and begins as no handshake does.
     let record = [&[0x16, 3, 1, 0x40, 0], &bytes(16_384)[..]].concat();
-    for said in [
-        &b"GET / HTTP/1.1\r\nhost: test\r\n\r\n"[..],
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        b"SSH-2.0-OpenSSH\r\n",
-        &record,
-        &bytes(70_000),
-    ] {
+    for said in [&b"SSH-2.0-OpenSSH\r\n"[..], &record, &bytes(70_000)] {
         let mut client = Client::connect(server.address());
         client.try_send(said);
         let heard = client.rest();

@@ -1,0 +1,167 @@
+//! The page that a browser gets where a program gets the JSON of an error. Pure.
+
+use super::head::Refusal;
+use super::refusal::Asker;
+
+/// Headers of the page. It holds its style and nothing else, and no script.
+pub(super) const HEADERS: [(&str, &str); 3] = [
+    (
+        "content-security-policy",
+        "default-src 'none'; style-src 'unsafe-inline'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    ("x-content-type-options", "nosniff"),
+    ("referrer-policy", "same-origin"),
+];
+
+const STYLE: &str = ":root{color-scheme:light dark;font:1rem/1.5 system-ui,sans-serif}
+body{max-width:34rem;margin:15vh auto 2rem;padding:0 1rem}
+h1{font-size:1.6rem;line-height:1.25}
+small{opacity:.75}";
+
+/// What is in the page for a status: its title, what has happened, and what the visitor can do.
+struct Words {
+    title: &'static str,
+    happened: &'static str,
+    advice: &'static str,
+}
+
+/// The words for a refusal. Where there are none of its own, what has happened is the refusal's message.
+fn words(refusal: Refusal) -> Words {
+    let (title, happened, advice) = match (refusal.status, refusal.code) {
+        (400, "https_required") => (
+            "Use HTTPS",
+            "This address was opened without encryption, and the site is only available over HTTPS.",
+            "Open it again with https:// at the beginning of the address.",
+        ),
+        (404, _) => (
+            "Page not found",
+            "There is nothing at this address.",
+            "Check the address for typing errors, or begin at the start page.",
+        ),
+        (405, _) => ("Not possible here", "This page can only be read.", "Open it from a link, or begin at the start page."),
+        (408, _) => (
+            "The request took too long",
+            "Your browser sent its request too slowly, so it was given up.",
+            "Check your connection, and try again.",
+        ),
+        (413, _) => ("Too large", "What you sent is larger than this site accepts.", "Send something smaller."),
+        (414, _) => ("The address is too long", "This site does not accept such a long address.", "Use a shorter address."),
+        (431, _) => (
+            "The request is too large",
+            "Your browser sent more data about itself than this site accepts.",
+            "Delete the cookies of this site, and try again.",
+        ),
+        (502, _) => (
+            "This page is not working",
+            "An error occurred while this page was prepared.",
+            "Try again in a moment. If it happens again, tell the operator of this site.",
+        ),
+        (503, "overloaded") => ("Too busy", "Too many requests are being answered at the moment.", RETRY),
+        (503, _) => ("Not available at the moment", "This page is being started, updated or repaired.", RETRY),
+        (504, _) => (
+            "No answer in time",
+            "This page took too long to answer.",
+            "Try again in a moment. If it happens again, tell the operator of this site.",
+        ),
+        (507, _) => (
+            "No space left",
+            "There is no space left to receive what you sent.",
+            "Try again later, or tell the operator of this site.",
+        ),
+        _ => ("The request was refused", "", "Begin again at the start page."),
+    };
+    Words { title, happened, advice }
+}
+
+/// What the visitor can do where waiting helps.
+const RETRY: &str = "Wait a moment, and try again.";
+
+/// The page for a refusal. With `retry_after`, in seconds, it is loaded again by itself where that does no harm.
+pub(super) fn render(refusal: Refusal, retry_after: Option<u64>, asker: Asker<'_>) -> String {
+    let Words { title, happened, advice } = words(refusal);
+    let (refresh, advice) = match retry_after.filter(|_| asker.is_safe).map(|seconds| seconds.max(1)) {
+        Some(seconds) => {
+            let unit = if seconds == 1 { "second" } else { "seconds" };
+            let advice = format!("This page tries again by itself in {seconds} {unit}.");
+            (format!("<meta http-equiv=\"refresh\" content=\"{seconds}\">\n"), advice)
+        }
+        None => (String::new(), advice.to_owned()),
+    };
+    let happened = if happened.is_empty() { sentence(refusal.message) } else { happened.to_owned() };
+    let id = asker.id.map(|id| format!("; request {}", escape(id))).unwrap_or_default();
+    let status = refusal.status;
+    format!(
+        "<!doctype html>
+<html lang=\"en\">
+<meta charset=\"utf-8\">
+<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">
+<meta name=\"robots\" content=\"noindex\">
+{refresh}<title>{title}</title>
+<style>
+{STYLE}
+</style>
+<main>
+<h1>{title}</h1>
+<p>{happened}
+<p>{advice}
+<p><a href=\"/\">Start page</a>
+<p><small>Error {status}{id}</small>
+</main>
+</html>
+"
+    )
+}
+
+/// A message as a sentence of its own.
+fn sentence(message: &str) -> String {
+    let mut letters = message.chars();
+    let first = letters.next().map(|letter| letter.to_ascii_uppercase());
+    let text: String = first.into_iter().chain(letters).chain(['.']).collect();
+    escape(&text)
+}
+
+/// Text as HTML.
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(status: u16) -> Refusal {
+        Refusal { status, code: "a_code", message: "the value is < \"5\" & > 3" }
+    }
+
+    const ASKER: Asker<'_> = Asker { html: true, is_safe: true, id: None };
+
+    #[test]
+    fn a_page_is_small_and_whole_and_says_what_can_be_done() {
+        for status in 400..=599 {
+            let page = render(refusal(status), Some(3600), Asker { id: Some("0123456789ab-ffffffffffffffff"), ..ASKER });
+            assert!(page.len() < 4096 && page.ends_with("</html>\n"), "{page}");
+            for part in ["<html lang=\"en\">", "<title>", "<a href=\"/\">", "color-scheme:light dark"] {
+                assert_eq!(page.matches(part).count(), 1, "{part}: {page}");
+            }
+            assert!(page.contains(&format!("Error {status}; request 0123456789ab-")) && !page.contains("<script"), "{page}");
+            assert!(!page.contains("< \""), "{page}");
+        }
+        let other = render(refusal(418), None, ASKER);
+        assert!(other.contains("<p>The value is &lt; &quot;5&quot; &amp; &gt; 3.\n"), "{other}");
+    }
+
+    #[test]
+    fn a_page_is_loaded_again_only_where_that_does_no_harm() {
+        let page = |retry_after, is_safe| render(refusal(503), retry_after, Asker { is_safe, ..ASKER });
+        for (seconds, refresh, says) in [(0, 1, "in 1 second."), (1, 1, "in 1 second."), (30, 30, "in 30 seconds.")] {
+            let page = page(Some(seconds), true);
+            assert!(
+                page.contains(&format!("<meta http-equiv=\"refresh\" content=\"{refresh}\">")) && page.contains(says),
+                "{page}"
+            );
+        }
+        for page in [page(None, true), page(Some(30), false)] {
+            assert!(!page.contains("refresh") && page.contains(RETRY), "{page}");
+        }
+    }
+}
