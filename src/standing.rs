@@ -158,7 +158,7 @@ pub(crate) fn standing(token: Option<&str>, refused: Option<(Code, &str)>, runs:
         (Some((code, why)), _) => {
             let state = match code {
                 Code::Expired => LicenseState::Expired,
-                Code::NotYetValid if begins.is_some() => LicenseState::Pending,
+                Code::NotYetValid if begins.is_some_and(|begins| now < begins) => LicenseState::Pending,
                 _ => LicenseState::Refused,
             };
             let what = why.strip_prefix(&format!("{SENTENCE}{code}: ")).unwrap_or(why);
@@ -210,6 +210,7 @@ mod tests {
             (None, missing, false, 0, (LicenseState::Refused, Some("missing"), Some("set one"))),
             (dated, expired, false, 0, (LicenseState::Expired, Some("expired"), Some("renew it"))),
             (later, early, false, 0, (LicenseState::Pending, Some("not_yet_valid"), Some("wait"))),
+            (later, early, false, DAY, (LicenseState::Refused, Some("not_yet_valid"), Some("wait"))),
             (dated, early, false, 0, (LicenseState::Refused, Some("not_yet_valid"), Some("wait"))),
             (dated, None, false, 0, (LicenseState::Unchecked, None, None)),
             (dated, None, true, -30 * DAY - 1, (LicenseState::Valid, None, None)),

@@ -316,12 +316,13 @@ impl Supervisor {
         let now = Instant::now();
         match &mut self.phase {
             Phase::Down { retry_at: Some(at) } if now >= *at && self.quitting.is_none() => {
-                let time = self.host.time.now();
-                if let Some(wait) = self.license_wait.filter(|wait| wait.is_early(time)) {
-                    self.phase = Phase::Down { retry_at: Some(now + wait.pause(time)) };
+                let (time, wait) =
+                    (self.host.time.now(), self.license_wait.filter(|_| self.plugin.status().state == State::Unlicensed));
+                if let Some(early) = wait.filter(|wait| wait.is_early(time)) {
+                    self.phase = Phase::Down { retry_at: Some(now + early.pause(time)) };
                     return;
                 }
-                if !self.waits_for_turn && self.license_wait.is_none() {
+                if !self.waits_for_turn && wait.is_none() {
                     self.plugin.count_restart();
                 }
                 self.start();
@@ -836,8 +837,8 @@ impl Supervisor {
             // The expected start, while the phase has the next look at the clock.
             Phase::Down { retry_at } => {
                 let time = self.host.time.now();
-                let begins = self.license_wait.and_then(|wait| Instant::now().checked_add(wait.left(time)));
-                (None, if retry_at.is_some() { begins.or(*retry_at) } else { None })
+                let wait = self.license_wait.filter(|_| state == State::Unlicensed && retry_at.is_some());
+                (None, wait.and_then(|wait| Instant::now().checked_add(wait.left(time))).or(*retry_at))
             }
             Phase::Starting { running, .. } | Phase::Ready { running } | Phase::Stopping { running, .. } => {
                 (Some(running.pid()), None)

@@ -312,6 +312,22 @@ fn the_tables_of_messages_are_those_of_the_source() {
 }
 
 #[test]
+fn the_errors_that_clients_get_are_those_of_the_source() {
+    let source = source("gate/refusal.rs") + &source("gate/head.rs");
+    let source = source.split_whitespace().collect::<Vec<_>>().join(" ");
+    let pair = |rest: &str| {
+        let (status, rest) = rest.split_once(", code: \"")?;
+        Some([status.parse::<u16>().ok()?.to_string(), rest.split_once('"')?.0.to_owned()])
+    };
+    let meant: BTreeSet<_> = source.split("status: ").skip(1).filter_map(pair).collect();
+    let cells = |row: String| row.split('|').map(|cell| cell.trim().trim_matches('`').to_owned()).collect::<Vec<_>>();
+    let rows = table("## Errors that clients get").into_iter().map(cells);
+    let said: BTreeSet<_> = rows.map(|cells| [cells[1].clone(), cells[2].clone()]).collect();
+    assert!(meant.len() > 10);
+    assert_eq!(said, meant);
+}
+
+#[test]
 fn the_lists_on_the_protocol_s_page_are_those_of_the_source() {
     let page = page();
     for (before, after, file, name) in [
