@@ -4,14 +4,15 @@ use super::backend::{Backend, BackendKey};
 use super::body::Stock;
 use super::client::{Client, ClientKey, Phase};
 use super::clients::LEAST_WINDOW;
-use super::door::{Door, Guest, origin};
+use super::crowd::Crowd;
+use super::door::{Door, Guest};
 use super::mailbox::{Inbox, MAX_WHOLE};
 use super::pace::ReadTerms;
 use super::refusal;
 use super::sock_diag::SockDiag;
 use super::stream::Stream;
 use super::trouble::{Trouble, Troubles};
-use super::{Backing, Limits, Loss, Order};
+use super::{Backing, Limits, Loss, Networks, Order};
 use crate::room;
 use crossbeam_channel::{Receiver, Sender};
 use rustix::buffer::spare_capacity;
@@ -21,7 +22,7 @@ use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustls::ServerConfig;
 use slotmap::{Key, KeyData, SlotMap};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -113,7 +114,9 @@ pub(super) struct EventLoop {
     anybody: usize,
     operators: usize,
     turned_away: usize,
-    by_origin: HashMap<IpAddr, u32>,
+    pub(super) crowd: Crowd,
+    /// Where trusted proxies come from.
+    pub(super) proxies: Networks,
     pub(super) backends: SlotMap<BackendKey, Backend>,
     /// The one that many requests go over, and how many requests have gone over it whose answers are not here.
     pub(super) shared: Option<BackendKey>,
@@ -156,6 +159,7 @@ impl EventLoop {
         doors: Vec<Door>,
         backing: Backing,
         limits: Limits,
+        proxies: Networks,
         lost: Sender<Loss>,
         orders: Receiver<Order>,
         inbox: Inbox,
@@ -184,7 +188,8 @@ impl EventLoop {
             anybody: 0,
             operators: 0,
             turned_away: 0,
-            by_origin: HashMap::new(),
+            crowd: Crowd::default(),
+            proxies,
             backends: SlotMap::with_key(),
             shared: None,
             aboard: 0,
@@ -390,9 +395,12 @@ impl EventLoop {
 
     /// Lets a connection in, or tells it that there is no place.
     fn enter(&mut self, door: usize, socket: OwnedFd, address: Option<IpAddr>) {
-        let guest = self.doors[door].guest;
+        let guest = match (self.doors[door].guest, address) {
+            (Guest::Anybody, Some(address)) if self.proxies.contain(address) => Guest::Proxy,
+            (guest, _) => guest,
+        };
         let most = self.limits.max_connections as usize;
-        let here = address.map(origin).and_then(|origin| self.by_origin.get(&origin)).copied().unwrap_or(0);
+        let here = address.map_or(0, |address| self.crowd.of(address));
         let full = match guest {
             Guest::Operator => (self.operators >= OPERATORS).then_some(Trouble::Connections),
             _ if self.anybody >= most => Some(Trouble::Connections),
@@ -422,8 +430,8 @@ impl EventLoop {
             Guest::Operator => self.operators += 1,
             _ => self.anybody += 1,
         }
-        if let Some(address) = address {
-            *self.by_origin.entry(origin(address)).or_default() += 1;
+        if guest == Guest::Anybody {
+            self.clients[key].counted = address.map(|address| self.crowd.count(address));
         }
         // Most clients have sent their request by now.
         self.drive(key);
@@ -484,14 +492,6 @@ impl EventLoop {
             None => self.turned_away -= 1,
             Some(Guest::Operator) => self.operators -= 1,
             Some(_) => self.anybody -= 1,
-        }
-        if let Some(origin) = client.address.map(origin)
-            && let Some(count) = self.by_origin.get_mut(&origin)
-        {
-            *count -= 1;
-            if *count == 0 {
-                self.by_origin.remove(&origin);
-            }
         }
         if let Some(mut exchange) = client.exchange {
             exchange.take_back();

@@ -44,7 +44,7 @@ pub(crate) struct Limits {
     pub(crate) max_connections: u32,
 
     /// Connections at once from one address, or one IPv6 network of 64 bits
-    #[arg(long, value_name = "N", env = "PLUGRACK_MAX_CONNECTIONS_PER_ADDRESS", default_value_t = 64,
+    #[arg(long, value_name = "N", env = "PLUGRACK_MAX_CONNECTIONS_PER_ADDRESS", default_value_t = 128,
         value_parser = clap::value_parser!(u32).range(1..=MAX_CONNECTIONS))]
     pub(crate) max_connections_per_address: u32,
 

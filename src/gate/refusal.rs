@@ -34,6 +34,13 @@ pub(super) const CROWDED: Refusal = Refusal { status: 503, code: "overloaded", m
 /// There is no place for the connection.
 pub(super) const FULL: Refusal = Refusal { status: 503, code: "overloaded", message: "there are too many connections" };
 
+/// The client behind a proxy has as many requests as it may.
+pub(super) const ADDRESS_FULL: Refusal = Refusal {
+    status: 503,
+    code: "overloaded",
+    message: "the client's address has too many requests under way (serve --max-connections-per-address)",
+};
+
 /// There is no memory or file for the body.
 pub(super) const NO_ROOM: Refusal =
     Refusal { status: 503, code: "overloaded", message: "there is no room for the request's body now" };
