@@ -110,7 +110,7 @@ impl EventLoop {
 
     /// Reads more of a head.
     fn read_on(&mut self, key: ClientKey, most: usize) -> Step {
-        let Self { clients, scratch, now, limits, .. } = self;
+        let Self { clients, scratch, .. } = self;
         let Some(client) = clients.get_mut(key) else { return Step::Wait };
         if !client.readable {
             if client.input.is_empty() && client.input.capacity() > 0 {
@@ -123,7 +123,15 @@ impl EventLoop {
         // No more than a head and a byte is ever needed to judge it.
         let first = if client.input.is_empty() { FIRST_READ } else { SCRATCH };
         let most = (most + 1).saturating_sub(client.input.len()).min(first);
-        match client.read(&mut scratch[..most]) {
+        let was_handshaking = client.stream.is_handshaking();
+        let read = client.read(&mut scratch[..most]);
+        if was_handshaking && !client.stream.is_handshaking() && client.phase == Phase::Idle {
+            let until = self.idle_until(&self.clients[key]);
+            self.clients[key].deadline = Some(until);
+        }
+        let Self { clients, scratch, now, limits, .. } = self;
+        let Some(client) = clients.get_mut(key) else { return Step::Wait };
+        match read {
             Ok(0) if client.ended => {
                 if client.phase == Phase::Idle {
                     self.close(key);
@@ -455,8 +463,9 @@ impl EventLoop {
 
     /// An answer has been passed on to its end: the client may go on, or its connection ends.
     pub(super) fn answered(&mut self, key: ClientKey) {
-        let idle = self.now + self.idle_time();
-        let Some(client) = self.clients.get_mut(key) else { return };
+        let Some(client) = self.clients.get(key) else { return };
+        let idle = self.idle_until(client);
+        let client = &mut self.clients[key];
         if !client.is_flushed() {
             // Only the request, which ends here, knows it.
             client.note_sent_straight();

@@ -7,7 +7,7 @@ use super::clients::LEAST_WINDOW;
 use super::crowd::Crowd;
 use super::door::{Door, Guest};
 use super::mailbox::{Inbox, MAX_WHOLE};
-use super::pace::ReadTerms;
+use super::pace::{Filling, ReadTerms, idle_time};
 use super::refusal;
 use super::sock_diag::SockDiag;
 use super::stream::Stream;
@@ -50,9 +50,6 @@ const MAX_TURNED_AWAY: usize = 64;
 
 /// Events taken at a time.
 const EVENTS: usize = 256;
-
-/// Time an idle connection is kept while more than three quarters of the connections are taken.
-const CROWDED_IDLE: Duration = Duration::from_millis(500);
 
 /// Time a client has to see its answer, and to stop sending, before its connection is ended.
 pub(super) const LINGER: Duration = Duration::from_secs(1);
@@ -424,7 +421,8 @@ impl EventLoop {
             }
             return;
         }
-        let deadline = self.now + self.idle_time();
+        // Of a connection with TLS the handshake comes first, and has a time of its own.
+        let deadline = self.now + self.limits.head_timeout;
         let Some(key) = self.admit(Some(guest), socket, tls.as_ref(), address, deadline) else { return };
         match guest {
             Guest::Operator => self.operators += 1,
@@ -432,6 +430,9 @@ impl EventLoop {
         }
         if guest == Guest::Anybody {
             self.clients[key].counted = address.map(|address| self.crowd.count(address));
+        }
+        if tls.is_none() {
+            self.clients[key].deadline = Some(self.idle_until(&self.clients[key]));
         }
         // Most clients have sent their request by now.
         self.drive(key);
@@ -474,11 +475,15 @@ impl EventLoop {
         }
     }
 
-    /// How long an idle connection is kept.
-    pub(super) fn idle_time(&self) -> Duration {
-        let crowded = self.anybody * 4 > self.limits.max_connections as usize * 3;
-        let most = if self.is_draining { FAREWELL } else { self.limits.idle_timeout };
-        if crowded { most.min(CROWDED_IDLE) } else { most }
+    /// Until when an idle connection is kept from now on.
+    pub(super) fn idle_until(&self, client: &Client) -> Instant {
+        let longest = if self.is_draining { self.limits.idle_timeout.min(FAREWELL) } else { self.limits.idle_timeout };
+        let all = Filling { taken: self.anybody as u64, most: self.limits.max_connections.into() };
+        let address = client.address.filter(|_| client.guest == Some(Guest::Anybody)).map(|address| Filling {
+            taken: self.crowd.of(address).into(),
+            most: self.limits.max_connections_per_address.into(),
+        });
+        self.now + idle_time(longest, all, address)
     }
 
     /// Ends a client's connection now.
@@ -516,11 +521,14 @@ impl EventLoop {
         let mut late = Vec::new();
         let mut unseen = Vec::new();
         let look_every = (self.limits.write_timeout / LOOKS).max(SWEEP);
-        let crowded = self.now + self.idle_time();
+        let idle = self.clients.iter().filter(|(_, client)| client.phase == Phase::Idle);
+        let idle: Vec<_> = idle.map(|(key, client)| (key, self.idle_until(client))).collect();
+        for (key, until) in idle {
+            // Places may have become fewer since it became idle.
+            let client = &mut self.clients[key];
+            client.deadline = client.deadline.map(|deadline| deadline.min(until));
+        }
         for (key, client) in &mut self.clients {
-            if client.phase == Phase::Idle && client.deadline.is_some_and(|deadline| deadline > crowded) {
-                client.deadline = Some(crowded);
-            }
             let waits_to_send = !client.is_flushed();
             let terms = ReadTerms {
                 patience: self.limits.write_timeout,
