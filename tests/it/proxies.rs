@@ -4,7 +4,7 @@ use crate::clients::{converse, curl, fixture, load, python, run, told, told_of_d
 use crate::docs::blocks_in;
 use crate::support::http::Client;
 use crate::support::tls::{Authority, Certificate};
-use crate::support::{Guarded, Server, Site, command, pause, wait_for};
+use crate::support::{Guarded, Server, Site, command, metadata, pause, wait_for};
 use crate::web::{bytes, sent};
 use serde_json::Value;
 use std::fs;
@@ -413,7 +413,11 @@ fn serves_a_crowd_through(kind: Kind) {
 /// Through a proxy by TCP each of its clients has connections of its own, and its own word is not believed.
 #[test]
 fn nginx_by_tcp_serves_many_listeners_of_several_clients() {
-    let site = Site::new().fake("p").args(&["--trust-proxy", "127.0.0.1", "--max-connections-per-address", "12"]);
+    // As many connections to the plugin as there are listeners, and more.
+    let mut metadata = metadata("p");
+    metadata["concurrency"] = 64.into();
+    let site = Site::new().fake_with("p", &serde_json::json!({"metadata": metadata}));
+    let site = site.args(&["--trust-proxy", "127.0.0.1", "--max-connections-per-address", "12"]);
     let server = site.start();
     server.wait_state("p", "ready");
     let proxy = Proxy::start(Kind::NginxByTcp, Path::new(&server.address().to_string()));
@@ -438,6 +442,8 @@ fn nginx_by_tcp_serves_many_listeners_of_several_clients() {
         assert_eq!(sent(&request, "x-request-id")[0].len(), 32, "nginx's own: {request}");
     }
     drop(held);
+    // That a client has gone shows when it is sent something.
+    assert_eq!(server.get("/p/next?line=x").status, 200);
     wait_for("the listeners' places to come free", || (listen([127, 0, 0, 2]).1 == 200).then_some(()));
 }
 
