@@ -1,6 +1,6 @@
 //! What the operator asked for, checked and complete.
 
-use crate::gate::Limits;
+use crate::gate::{Limits, Networks};
 use crate::process::check_variable;
 use crate::quantity::{parse_request_time, parse_size, parse_start_time, parse_time};
 use std::fmt;
@@ -40,6 +40,10 @@ pub(crate) struct Serve {
     /// Its private key, PEM
     #[arg(long, value_name = "FILE", env = "PLUGRACK_TLS_KEY", requires = "tls_cert")]
     pub(crate) tls_key: Option<PathBuf>,
+
+    /// Networks of the reverse proxies whose x-forwarded-for and other headers about their clients are believed, such as 10.0.0.0/8,fd00::/8; may be repeated [default: none]
+    #[arg(long, value_name = "CIDR", env = "PLUGRACK_TRUST_PROXY", value_parser = Networks::parse)]
+    pub(crate) trust_proxy: Vec<Networks>,
 
     /// Time a plugin has to begin an answer, up to 24h
     #[arg(long, value_name = "TIME", env = "PLUGRACK_REQUEST_TIMEOUT", default_value = "30s", value_parser = parse_request_time)]

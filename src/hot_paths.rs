@@ -61,7 +61,7 @@ fn decode_frame<'a>(frames: &'a mut FrameReader<&[u8]>) -> Message<'a> {
 
 #[inline(never)]
 fn read_request(out: &mut Vec<u8>) -> usize {
-    head::read(black_box(REQUEST), LIMITS, &mut 0, out).unwrap().unwrap().1
+    head::read(black_box(REQUEST), LIMITS, None, &mut 0, out).unwrap().unwrap().1
 }
 
 #[inline(never)]

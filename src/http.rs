@@ -459,6 +459,15 @@ fn is_gates(name: &str) -> bool {
     name.get(..GATE_HEADER.len()).is_some_and(|beginning| beginning.eq_ignore_ascii_case(GATE_HEADER))
 }
 
+/// The request id in the lines of a canonical head.
+fn request_id_in(lines: &[u8]) -> Option<String> {
+    const LINE: &[u8] = b"\nx-request-id: ";
+    // The first line is the host's.
+    let value = &lines[memchr::memmem::find(lines, LINE)? + LINE.len()..];
+    let end = memchr::memchr(b'\r', value)?;
+    String::from_utf8(value[..end].to_vec()).ok()
+}
+
 /// The target of a request, without what the gate says.
 fn target(request: &Request) -> &str {
     request.url().split_once(MARK).map_or(request.url(), |(target, _)| target)
@@ -498,6 +507,8 @@ pub(crate) struct TinyClient {
     number: u64,
     /// Bytes of the path that are the plugin's route.
     mount: usize,
+    /// The request id that a trusted proxy has given it; the gate lets no other pass.
+    given_id: Option<String>,
     /// What the gate has left with the request, once that was asked for, see [`TinyClient::take_left`].
     taken: Option<Option<Left>>,
     head: bool,
@@ -539,6 +550,8 @@ impl TinyClient {
             front: Arc::clone(front),
             number: front.numbers.fetch_add(1, Ordering::Relaxed),
             mount: 0,
+            // Only the headers of one with a connection of its own come with it.
+            given_id: header(&request, "x-request-id").map(str::to_owned),
             taken: None,
             allowance: front.max_body,
             read: passed.address.is_some() || body == BodyLength::Known(0),
@@ -654,7 +667,12 @@ impl TinyClient {
     /// client has gone, and where the request has come over a connection of its own.
     fn take_left(&mut self) -> Option<&mut Left> {
         let address = self.passed.address?;
-        self.taken.get_or_insert_with(|| self.front.mailbox.take_left(address)).as_mut()
+        if self.taken.is_none() {
+            let left = self.front.mailbox.take_left(address);
+            self.given_id = left.as_ref().and_then(|left| request_id_in(&left.headers));
+            self.taken = Some(left);
+        }
+        self.taken.as_mut()?.as_mut()
     }
 
     /// The request's headers as the gate has let them pass, once what it has left was taken.
@@ -673,9 +691,9 @@ impl TinyClient {
         headers
     }
 
-    /// The request's `x-request-id`.
+    /// The request's `x-request-id`: that which a trusted proxy has given it, once what the gate has left was taken, or its own.
     fn request_id(&self) -> String {
-        format!("{}-{:x}", self.front.id_prefix, self.number)
+        self.given_id.clone().unwrap_or_else(|| format!("{}-{:x}", self.front.id_prefix, self.number))
     }
 
     /// A header of the request.
@@ -915,7 +933,7 @@ mod tests {
     /// What the gate makes of a request, if it lets it pass.
     fn passed(input: &[u8]) -> Option<Vec<u8>> {
         let mut out = Vec::new();
-        head::read(input, LIMITS, &mut 0, &mut out).ok()??;
+        head::read(input, LIMITS, None, &mut 0, &mut out).ok()??;
         out.extend_from_slice(b"\r\n");
         Some(out)
     }

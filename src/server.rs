@@ -7,7 +7,7 @@ use crate::data_dir::{DataDir, private_file};
 use crate::discovery;
 use crate::gate::door::Guest;
 use crate::gate::mailbox::mailbox;
-use crate::gate::{AnswerTime, Backing, Door, Gate, Limits, tls};
+use crate::gate::{AnswerTime, Backing, Door, Gate, Limits, Networks, tls};
 use crate::guard::Guard;
 use crate::host::{HOST_SOCKET_VARIABLE, Host, LicenseTime, Sessions};
 use crate::http::Front;
@@ -185,7 +185,8 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
         answer_time: rack.host().answer_time.clone(),
         spool: data.spool(),
     };
-    let (gate, losses) = Gate::start(vec![door, api_door], backing, limits, inbox).context("cannot start the gate")?;
+    let proxies = Networks::all(&settings.trust_proxy);
+    let (gate, losses) = Gate::start(vec![door, api_door], backing, limits, proxies, inbox).context("cannot start the gate")?;
     let gate = Arc::new(gate);
     serving.keep(Arc::clone(&gate), losses).context("cannot start the thread that looks after the gate")?;
     write_listen(&data, &listening).context("cannot write the run directory")?;

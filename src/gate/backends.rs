@@ -743,9 +743,10 @@ fn put_head(out: &mut Vec<u8>, client: &Client, gate: &str, entry: BackendKey) -
 /// Where a client's request is from: by its own word where it is a proxy.
 fn origin(client: &Client) -> Origin {
     match (client.guest, &client.exchange) {
-        (Some(Guest::Proxy), Some(Exchange { head, .. })) => {
-            Origin { address: head.forwarded_for, https: head.forwarded_https.unwrap_or(false) }
-        }
+        (Some(Guest::Proxy), Some(Exchange { head, .. })) => Origin {
+            address: head.forwarded_for.or(client.address),
+            https: head.forwarded_https.unwrap_or_else(|| client.stream.is_tls()),
+        },
         _ => Origin { address: client.address, https: client.stream.is_tls() },
     }
 }

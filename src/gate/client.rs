@@ -3,6 +3,7 @@
 use super::backend::BackendKey;
 use super::body::Body;
 use super::chunked::Decoder;
+use super::crowd::Counted;
 use super::door::Guest;
 use super::head::{Framing, Head};
 use super::outlet::{Outlet, Progress};
@@ -47,6 +48,8 @@ pub(super) struct Client {
     pub(super) stream: Stream,
     /// From where it comes, as the kernel says; none through a Unix socket.
     pub(super) address: Option<IpAddr>,
+    /// Counts for its address: the connection, or for a proxy's client the request whose answer is not taken yet.
+    pub(super) counted: Option<Counted>,
     /// As whom it came; none when it is only being turned away.
     pub(super) guest: Option<Guest>,
     pub(super) phase: Phase,
@@ -154,6 +157,7 @@ impl Client {
         Self {
             stream,
             address,
+            counted: None,
             guest,
             phase: Phase::Idle,
             deadline: Some(deadline),
@@ -199,6 +203,14 @@ impl Client {
         let outlet = Arc::new(Outlet::new(self.stream.share()?, exchange.terms(), alone));
         exchange.outlet = Some(Arc::clone(&outlet));
         Some(outlet)
+    }
+
+    /// The whole answer has been taken, or there was none: nothing counts for it any more but the connection itself.
+    pub(super) fn release(&mut self) {
+        self.slot = None;
+        if self.guest == Some(Guest::Proxy) {
+            self.counted = None;
+        }
     }
 
     /// Whether something that it has sent may be there.

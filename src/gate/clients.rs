@@ -3,12 +3,14 @@
 use super::body::{Body, Full};
 use super::chunked::{Broken, Decoder};
 use super::client::{ClientKey, Exchange, Phase};
+use super::door::Guest;
 use super::event_loop::{Again, EventLoop, FIRST_READ, LINGER, SCRATCH, TURN};
 use super::head::{self, Framing, Head, Refusal};
 use super::pace::{Pace, Uptake};
 use super::refusal;
 use super::trouble::Trouble;
 use rustix::event::epoll::EventFlags;
+use std::net::IpAddr;
 
 /// Least that is read ahead of a body that is passed on as it comes.
 pub(super) const LEAST_WINDOW: u64 = SCRATCH as u64;
@@ -77,15 +79,17 @@ impl EventLoop {
     fn read_head(&mut self, key: ClientKey) -> Step {
         let limits = self.head_limits();
         let mut request = self.buffer();
-        let Some(client) = self.clients.get_mut(key) else { return Step::Wait };
+        let Self { clients, proxies, .. } = self;
+        let Some(client) = clients.get_mut(key) else { return Step::Wait };
         // One answer after the other: what was asked next waits until the client has taken this one.
         if !client.is_flushed() {
             self.keep_buffer(request);
             return Step::Wait;
         }
-        client.slot = None;
+        client.release();
         if !client.input.is_empty() {
-            match head::read(&client.input, limits, &mut client.searched, &mut request) {
+            let proxies = (client.guest == Some(Guest::Proxy)).then_some(&*proxies);
+            match head::read(&client.input, limits, proxies, &mut client.searched, &mut request) {
                 Ok(Some((head, used))) => {
                     client.input.drain(..used);
                     client.searched = 0;
@@ -106,7 +110,7 @@ impl EventLoop {
 
     /// Reads more of a head.
     fn read_on(&mut self, key: ClientKey, most: usize) -> Step {
-        let Self { clients, scratch, now, limits, .. } = self;
+        let Self { clients, scratch, .. } = self;
         let Some(client) = clients.get_mut(key) else { return Step::Wait };
         if !client.readable {
             if client.input.is_empty() && client.input.capacity() > 0 {
@@ -119,7 +123,15 @@ impl EventLoop {
         // No more than a head and a byte is ever needed to judge it.
         let first = if client.input.is_empty() { FIRST_READ } else { SCRATCH };
         let most = (most + 1).saturating_sub(client.input.len()).min(first);
-        match client.read(&mut scratch[..most]) {
+        let was_handshaking = client.stream.is_handshaking();
+        let read = client.read(&mut scratch[..most]);
+        if was_handshaking && !client.stream.is_handshaking() && client.phase == Phase::Idle {
+            let until = self.idle_until(&self.clients[key]);
+            self.clients[key].deadline = Some(until);
+        }
+        let Self { clients, scratch, now, limits, .. } = self;
+        let Some(client) = clients.get_mut(key) else { return Step::Wait };
+        match read {
             Ok(0) if client.ended => {
                 if client.phase == Phase::Idle {
                     self.close(key);
@@ -158,6 +170,7 @@ impl EventLoop {
         let decoder = (head.framing == Framing::Chunked).then(Decoder::new);
         let last = !head.keep_alive || self.is_draining;
         let continues = head.expects_continue;
+        let forwarded_for = head.forwarded_for;
         let complete = body.is_none();
         let client = &mut self.clients[key];
         client.deadline = None;
@@ -181,11 +194,33 @@ impl EventLoop {
         client.phase = Phase::Body;
         if client.stream.is_plain_http() {
             self.refuse(key, refusal::PLAIN_HTTP);
+        } else if !self.count_behind_proxy(key, forwarded_for) {
+            self.refuse(key, refusal::ADDRESS_FULL);
         } else if too_large {
             self.refuse(key, refusal::TOO_LARGE);
-        } else if go_on && client.send(b"HTTP/1.1 100 Continue\r\n\r\n").is_err() {
+        } else if go_on && self.clients[key].send(b"HTTP/1.1 100 Continue\r\n\r\n").is_err() {
             self.close(key);
         }
+    }
+
+    /// Counts a request that a proxy has passed on for the address of the client behind it, where that is known. False where that has
+    /// as many as it may.
+    fn count_behind_proxy(&mut self, key: ClientKey, address: Option<IpAddr>) -> bool {
+        let (Some(client), Some(address)) = (self.clients.get_mut(key), address) else { return true };
+        if client.guest != Some(Guest::Proxy) {
+            return true;
+        }
+        let most = self.limits.max_connections_per_address;
+        if self.crowd.of(address) < most {
+            client.counted = Some(self.crowd.count(address));
+            return true;
+        }
+        self.troubles.came(Trouble::Address, self.now, || {
+            format!(
+                "{address} has {most} requests under way through a proxy, and another was refused (serve --max-connections-per-address)"
+            )
+        });
+        false
     }
 
     /// Collects a body; once there is enough of it the request is passed on.
@@ -398,7 +433,7 @@ impl EventLoop {
             // A client that still sends may not read before it has sent all.
             return self.discard(key);
         }
-        client.slot = None;
+        client.release();
         if client.ended || client.stream.end_sending().is_err() {
             self.close(key);
             return Step::Wait;
@@ -432,8 +467,9 @@ impl EventLoop {
 
     /// An answer has been passed on to its end: the client may go on, or its connection ends.
     pub(super) fn answered(&mut self, key: ClientKey) {
-        let idle = self.now + self.idle_time();
-        let Some(client) = self.clients.get_mut(key) else { return };
+        let Some(client) = self.clients.get(key) else { return };
+        let idle = self.idle_until(client);
+        let client = &mut self.clients[key];
         if !client.is_flushed() {
             // Only the request, which ends here, knows it.
             client.note_sent_straight();

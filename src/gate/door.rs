@@ -11,7 +11,7 @@ use socket2::{SockFilter, SockRef};
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
@@ -30,7 +30,7 @@ const MAX_SOCKET_PATH: usize = 107;
 pub(crate) enum Guest {
     /// Anybody.
     Anybody,
-    /// The operator's reverse proxy, which says by `x-forwarded-for` and `x-forwarded-proto` for whom it comes.
+    /// A trusted reverse proxy, which says by headers for whom it comes.
     Proxy,
     /// The operator's own commands, for whom there is always a place.
     Operator,
@@ -181,28 +181,4 @@ fn stream_socket(family: AddressFamily) -> io::Result<OwnedFd> {
 
 fn ip(address: SocketAddrAny) -> Option<IpAddr> {
     Some(SocketAddr::try_from(address).ok()?.ip().to_canonical())
-}
-
-/// Whose connections are counted together: one address, or the network of 64 bits that one client has in IPv6 (RFC 6177).
-pub(super) fn origin(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_ipv6_network_is_one_origin() {
-        let of = |text: &str| origin(text.parse().unwrap());
-        assert_eq!(of("2001:db8:1:2:3::4"), of("2001:db8:1:2:ffff::1"));
-        assert_ne!(of("2001:db8:1:2::4"), of("2001:db8:1:3::4"));
-        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
-    }
 }

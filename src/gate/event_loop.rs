@@ -4,14 +4,15 @@ use super::backend::{Backend, BackendKey};
 use super::body::Stock;
 use super::client::{Client, ClientKey, Phase};
 use super::clients::LEAST_WINDOW;
-use super::door::{Door, Guest, origin};
+use super::crowd::Crowd;
+use super::door::{Door, Guest};
 use super::mailbox::{Inbox, MAX_WHOLE};
-use super::pace::ReadTerms;
+use super::pace::{Filling, ReadTerms, idle_time};
 use super::refusal;
 use super::sock_diag::SockDiag;
 use super::stream::Stream;
 use super::trouble::{Trouble, Troubles};
-use super::{Backing, Limits, Loss, Order};
+use super::{Backing, Limits, Loss, Networks, Order};
 use crate::room;
 use crossbeam_channel::{Receiver, Sender};
 use rustix::buffer::spare_capacity;
@@ -21,7 +22,7 @@ use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustls::ServerConfig;
 use slotmap::{Key, KeyData, SlotMap};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -49,9 +50,6 @@ const MAX_TURNED_AWAY: usize = 64;
 
 /// Events taken at a time.
 const EVENTS: usize = 256;
-
-/// Time an idle connection is kept while more than three quarters of the connections are taken.
-const CROWDED_IDLE: Duration = Duration::from_millis(500);
 
 /// Time a client has to see its answer, and to stop sending, before its connection is ended.
 pub(super) const LINGER: Duration = Duration::from_secs(1);
@@ -113,7 +111,9 @@ pub(super) struct EventLoop {
     anybody: usize,
     operators: usize,
     turned_away: usize,
-    by_origin: HashMap<IpAddr, u32>,
+    pub(super) crowd: Crowd,
+    /// Where trusted proxies come from.
+    pub(super) proxies: Networks,
     pub(super) backends: SlotMap<BackendKey, Backend>,
     /// The one that many requests go over, and how many requests have gone over it whose answers are not here.
     pub(super) shared: Option<BackendKey>,
@@ -156,6 +156,7 @@ impl EventLoop {
         doors: Vec<Door>,
         backing: Backing,
         limits: Limits,
+        proxies: Networks,
         lost: Sender<Loss>,
         orders: Receiver<Order>,
         inbox: Inbox,
@@ -184,7 +185,8 @@ impl EventLoop {
             anybody: 0,
             operators: 0,
             turned_away: 0,
-            by_origin: HashMap::new(),
+            crowd: Crowd::default(),
+            proxies,
             backends: SlotMap::with_key(),
             shared: None,
             aboard: 0,
@@ -390,9 +392,12 @@ impl EventLoop {
 
     /// Lets a connection in, or tells it that there is no place.
     fn enter(&mut self, door: usize, socket: OwnedFd, address: Option<IpAddr>) {
-        let guest = self.doors[door].guest;
+        let guest = match (self.doors[door].guest, address) {
+            (Guest::Anybody, Some(address)) if self.proxies.contain(address) => Guest::Proxy,
+            (guest, _) => guest,
+        };
         let most = self.limits.max_connections as usize;
-        let here = address.map(origin).and_then(|origin| self.by_origin.get(&origin)).copied().unwrap_or(0);
+        let here = address.map_or(0, |address| self.crowd.of(address));
         let full = match guest {
             Guest::Operator => (self.operators >= OPERATORS).then_some(Trouble::Connections),
             _ if self.anybody >= most => Some(Trouble::Connections),
@@ -416,14 +421,18 @@ impl EventLoop {
             }
             return;
         }
-        let deadline = self.now + self.idle_time();
+        // Of a connection with TLS the handshake comes first, and has a time of its own.
+        let deadline = self.now + self.limits.head_timeout;
         let Some(key) = self.admit(Some(guest), socket, tls.as_ref(), address, deadline) else { return };
         match guest {
             Guest::Operator => self.operators += 1,
             _ => self.anybody += 1,
         }
-        if let Some(address) = address {
-            *self.by_origin.entry(origin(address)).or_default() += 1;
+        if guest == Guest::Anybody {
+            self.clients[key].counted = address.map(|address| self.crowd.count(address));
+        }
+        if tls.is_none() {
+            self.clients[key].deadline = Some(self.idle_until(&self.clients[key]));
         }
         // Most clients have sent their request by now.
         self.drive(key);
@@ -466,11 +475,15 @@ impl EventLoop {
         }
     }
 
-    /// How long an idle connection is kept.
-    pub(super) fn idle_time(&self) -> Duration {
-        let crowded = self.anybody * 4 > self.limits.max_connections as usize * 3;
-        let most = if self.is_draining { FAREWELL } else { self.limits.idle_timeout };
-        if crowded { most.min(CROWDED_IDLE) } else { most }
+    /// Until when an idle connection is kept from now on.
+    pub(super) fn idle_until(&self, client: &Client) -> Instant {
+        let longest = if self.is_draining { self.limits.idle_timeout.min(FAREWELL) } else { self.limits.idle_timeout };
+        let all = Filling { taken: self.anybody as u64, most: self.limits.max_connections.into() };
+        let address = client.address.filter(|_| client.guest == Some(Guest::Anybody)).map(|address| Filling {
+            taken: self.crowd.of(address).into(),
+            most: self.limits.max_connections_per_address.into(),
+        });
+        self.now + idle_time(longest, all, address)
     }
 
     /// Ends a client's connection now.
@@ -484,14 +497,6 @@ impl EventLoop {
             None => self.turned_away -= 1,
             Some(Guest::Operator) => self.operators -= 1,
             Some(_) => self.anybody -= 1,
-        }
-        if let Some(origin) = client.address.map(origin)
-            && let Some(count) = self.by_origin.get_mut(&origin)
-        {
-            *count -= 1;
-            if *count == 0 {
-                self.by_origin.remove(&origin);
-            }
         }
         if let Some(mut exchange) = client.exchange {
             exchange.take_back();
@@ -516,11 +521,14 @@ impl EventLoop {
         let mut late = Vec::new();
         let mut unseen = Vec::new();
         let look_every = (self.limits.write_timeout / LOOKS).max(SWEEP);
-        let crowded = self.now + self.idle_time();
+        let idle = self.clients.iter().filter(|(_, client)| client.phase == Phase::Idle);
+        let idle: Vec<_> = idle.map(|(key, client)| (key, self.idle_until(client))).collect();
+        for (key, until) in idle {
+            // Places may have become fewer since it became idle.
+            let client = &mut self.clients[key];
+            client.deadline = client.deadline.map(|deadline| deadline.min(until));
+        }
         for (key, client) in &mut self.clients {
-            if client.phase == Phase::Idle && client.deadline.is_some_and(|deadline| deadline > crowded) {
-                client.deadline = Some(crowded);
-            }
             let waits_to_send = !client.is_flushed();
             let terms = ReadTerms {
                 patience: self.limits.write_timeout,

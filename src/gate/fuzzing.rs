@@ -9,6 +9,7 @@
 
 use super::chunked::{Broken, Decoder};
 use super::head::{self, Framing, Head, Limits, Refusal, obs_text};
+use super::proxies::Networks;
 use super::response::{self, Answer, Malformed};
 use crate::protocol::message::HOP_BY_HOP;
 
@@ -97,7 +98,8 @@ pub(crate) fn head(input: &[u8]) {
 }
 
 fn head_within(input: &[u8], limits: Limits, byte_by_byte: bool) {
-    let read = |input: &[u8], limits: Limits, searched: &mut usize| appended(|out| head::read(input, limits, searched, out));
+    let read =
+        |input: &[u8], limits: Limits, searched: &mut usize| appended(|out| head::read(input, limits, None, searched, out));
     match in_pieces(input, byte_by_byte, |input, searched| read(input, limits, searched)) {
         Ok(None) => assert!(input.len() < limits.bytes, "more is waited for than may come"),
         Err(Refusal { status, code, message }) => {
@@ -106,6 +108,10 @@ fn head_within(input: &[u8], limits: Limits, byte_by_byte: bool) {
         Ok(Some(((head, used), out))) => {
             assert!(used <= input.len() && used <= limits.bytes && input[..used].ends_with(b"\r\n\r\n"));
             let named = check_fields(&head, &input[..used], limits);
+            // A trusted proxy is believed about its client and nothing else.
+            let trusted = head::read(input, limits, Some(&Networks::default()), &mut 0, &mut Vec::new());
+            let unforwarded = |(of, used)| (Head { forwarded_for: None, forwarded_https: None, ..of }, used);
+            assert_eq!(trusted.map(|read| read.map(unforwarded).as_ref() == Some(&(head.clone(), used))), Ok(true));
             check_canonical(&head, &out, &named);
             check_target(&input[..used], &out);
             assert!(out.len() <= 3 * used + 16, "it has grown by more than what is encoded of it");
@@ -197,7 +203,8 @@ fn check_canonical(head: &Head, out: &[u8], named: &[String]) {
         assert_eq!(String::from_utf8_lossy(line).trim().split_once(':').map(|(_, value)| value.trim().as_bytes()), Some(value));
         assert_eq!(name == "host", number == 0, "there is not one host");
         let left_out = HOP_BY_HOP.contains(&&*name)
-            || ["content-length", "expect", "forwarded", "x-real-ip", "x_real_ip"].contains(&&*name)
+            || ["content-length", "expect", "forwarded", "x-real-ip", "x_real_ip", "x-request-id", "x_request_id"]
+                .contains(&&*name)
             || ["x-plugrack", "x_plugrack", "x-forwarded-", "x_forwarded_"].iter().any(|begin| name.starts_with(begin));
         assert!(!left_out, "{name} passes");
         assert!(number == 0 || !named.contains(&name), "{name} passes, though it is for one hop");

@@ -4,7 +4,8 @@
 //! ways. What is written is one request line in origin-form, one `host`, and the headers that are meant for the end of the way;
 //! how long the body is, the gate says itself, in words of its own. What is refused: line ends other than CRLF, folded lines, any
 //! doubt about the length of the body, any doubt about the host, characters that do not belong where they stand, and whatever
-//! is over a limit. Headers by which a proxy tells of the client are read, and never passed on: a client can write them too.
+//! is over a limit. Headers by which a proxy tells of the client are read from a trusted proxy alone, since a client can write them
+//! too. Of these only `x-forwarded-host` and `x-request-id` are passed on, once each, where they are well formed.
 //!
 //! That library takes ASCII only, and RFC 9110 (section 5.5) lets a value hold bytes from 0x80 up, called obs-text. Each of
 //! these is written as [`OBS_TEXT`] and two lower-case hexadecimal digits, and [`obs_text`] undoes it. No client can send what
@@ -13,10 +14,11 @@
 //! In a target such bytes are percent-encoded, as RFC 3986 (section 2.1) asks of whoever makes a URL: what some clients send as it
 //! was typed then means the same to everybody.
 
+use super::proxies::{Networks, is_request_id};
 use crate::protocol::message::HOP_BY_HOP;
 use memchr::{memchr, memchr_iter};
 use std::borrow::Cow;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 /// Most headers that can be read: as many have their place on the stack. A higher [`Limits::headers`] counts as this.
 pub(super) const MAX_HEADERS: usize = 256;
@@ -59,7 +61,7 @@ pub(crate) enum Framing {
 }
 
 /// What the gate must know of a request.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Head {
     /// The method is `HEAD`, so that the answer has no body.
     pub(crate) head: bool,
@@ -71,10 +73,9 @@ pub(crate) struct Head {
     pub(crate) expects_continue: bool,
     /// Where the body ends.
     pub(crate) framing: Framing,
-    /// Whom a proxy names as its client: the last element of the last `X-Forwarded-For`, if that is an address. Anyone can
-    /// write this, so it means something from a trusted proxy alone.
+    /// Whom a trusted proxy names as its client, see [`Networks::client`].
     pub(crate) forwarded_for: Option<IpAddr>,
-    /// Whether that client came by HTTPS: the last `X-Forwarded-Proto`. As little to be trusted.
+    /// Whether that client came by HTTPS: the last element of the last `X-Forwarded-Proto` of a trusted proxy.
     pub(crate) forwarded_https: Option<bool>,
 }
 
@@ -110,9 +111,12 @@ const TOO_MANY: Refusal = Refusal { status: 431, code: "head_too_large", message
 /// `None` when it is not complete. `searched` is how far `input` was searched for its end before; the caller keeps it from call
 /// to call, and begins each request with 0. What can be refused early is, such as another protocol's first bytes, so that
 /// nobody waits for the end of what has none. `out` only changes when a head was read.
+///
+/// `proxies` is given where a trusted proxy has sent the request: those that its `X-Forwarded-For` may name as further ones.
 pub(crate) fn read(
     input: &[u8],
     limits: Limits,
+    proxies: Option<&Networks>,
     searched: &mut usize,
     out: &mut Vec<u8>,
 ) -> Result<Option<(Head, usize)>, Refusal> {
@@ -136,7 +140,7 @@ pub(crate) fn read(
         } else if before.ends_with(b"\r\n\r") {
             let line_end = start + memchr(b'\n', before).unwrap_or_default();
             let line = line.map_or_else(|| RequestLine::parse(&window[start..line_end - 1]), Ok)?;
-            return parse(&line, &window[line_end + 1..=at], limits, out).map(|head| Some((head, at + 1)));
+            return parse(&line, &window[line_end + 1..=at], limits, proxies, out).map(|head| Some((head, at + 1)));
         }
     }
     *searched = window.len();
@@ -218,7 +222,13 @@ fn absolute(target: &[u8]) -> Option<(Option<&[u8]>, &[u8])> {
 }
 
 /// Reads the headers, which end with the blank line, and writes the canonical head.
-fn parse(line: &RequestLine<'_>, lines: &[u8], limits: Limits, out: &mut Vec<u8>) -> Result<Head, Refusal> {
+fn parse(
+    line: &RequestLine<'_>,
+    lines: &[u8],
+    limits: Limits,
+    proxies: Option<&Networks>,
+    out: &mut Vec<u8>,
+) -> Result<Head, Refusal> {
     let (mut few, mut many);
     let fields: &mut [httparse::Header<'_>] = if limits.headers <= FEW_HEADERS {
         few = [httparse::EMPTY_HEADER; FEW_HEADERS];
@@ -242,6 +252,8 @@ fn parse(line: &RequestLine<'_>, lines: &[u8], limits: Limits, out: &mut Vec<u8>
     };
     let framing = known.framing(line.old)?;
     write(line, host, fields, &known, out);
+    let forwarded = proxies.map_or_else(Forwarded::default, |proxies| Forwarded::gather(fields, proxies));
+    forwarded.write(out);
     let has_body = !matches!(framing, Framing::None | Framing::Length(0));
     Ok(Head {
         head: line.method == b"HEAD",
@@ -249,13 +261,51 @@ fn parse(line: &RequestLine<'_>, lines: &[u8], limits: Limits, out: &mut Vec<u8>
         keep_alive: !known.has_option("close") && (!line.old || known.has_option("keep-alive")),
         expects_continue: known.expects_continue && has_body && !line.old,
         framing,
-        forwarded_for: known.forwarded_for.and_then(address),
-        forwarded_https: known.forwarded_proto.and_then(|scheme| match last(scheme) {
+        forwarded_for: forwarded.client,
+        forwarded_https: forwarded.https,
+    })
+}
+
+/// What a trusted proxy says of its client.
+#[derive(Debug, Default)]
+struct Forwarded<'a> {
+    client: Option<IpAddr>,
+    https: Option<bool>,
+    host: Option<&'a [u8]>,
+    request_id: Option<&'a [u8]>,
+}
+
+impl<'a> Forwarded<'a> {
+    /// Gathers it from the headers. What is malformed counts as not said.
+    fn gather(fields: &[httparse::Header<'a>], proxies: &Networks) -> Self {
+        let values = |name: &'static str| {
+            fields.iter().filter(move |field| field.name.eq_ignore_ascii_case(name)).map(|field| field.value)
+        };
+        let https = values("x-forwarded-proto").next_back().and_then(|scheme| match last(scheme) {
             scheme if scheme.eq_ignore_ascii_case(b"https") => Some(true),
             scheme if scheme.eq_ignore_ascii_case(b"http") => Some(false),
             _ => None,
-        }),
-    })
+        });
+        let host = values("x-forwarded-host").next_back().map(last);
+        let mut ids = values("x-request-id");
+        // Of two neither is the request's for sure.
+        let request_id = ids.next().filter(|id| ids.next().is_none() && is_request_id(id));
+        Self {
+            client: proxies.client(values("x-forwarded-for")),
+            https,
+            host: host.filter(|host| !host.is_empty() && is_host(host)),
+            request_id,
+        }
+    }
+
+    /// Appends the headers that are passed on.
+    fn write(&self, out: &mut Vec<u8>) {
+        for (name, value) in [("x-forwarded-host", self.host), ("x-request-id", self.request_id)] {
+            if let Some(value) = value {
+                [name.as_bytes(), b": ", value, b"\r\n"].into_iter().for_each(|part| out.extend_from_slice(part));
+            }
+        }
+    }
 }
 
 /// The headers that mean something to the gate.
@@ -267,8 +317,6 @@ struct Known<'a> {
     /// What the `Connection` headers name: the first so many of `options`.
     named: usize,
     options: [&'a [u8]; MAX_OPTIONS],
-    forwarded_for: Option<&'a [u8]>,
-    forwarded_proto: Option<&'a [u8]>,
 }
 
 impl<'a> Known<'a> {
@@ -280,8 +328,6 @@ impl<'a> Known<'a> {
             expects_continue: false,
             named: 0,
             options: [b"".as_slice(); MAX_OPTIONS],
-            forwarded_for: None,
-            forwarded_proto: None,
         };
         for field in fields {
             let (name, value) = (field.name, field.value);
@@ -312,10 +358,6 @@ impl<'a> Known<'a> {
                     *place.ok_or(bad("the header connection has too many options"))? = option;
                     known.named += 1;
                 }
-            } else if name.eq_ignore_ascii_case("x-forwarded-for") {
-                known.forwarded_for = Some(value);
-            } else if name.eq_ignore_ascii_case("x-forwarded-proto") {
-                known.forwarded_proto = Some(value);
             }
         }
         Ok(known)
@@ -505,14 +547,7 @@ fn is_reserved(name: &str) -> bool {
         name.len() >= prefix.len() && name.bytes().zip(prefix.bytes()).all(same)
     };
     let is = |other: &str| name.len() == other.len() && begins(other);
-    begins("x-plugrack") || begins("x-forwarded-") || is("forwarded") || is("x-real-ip")
-}
-
-/// The address in the last element of an `X-Forwarded-For`, with or without a port and brackets.
-fn address(value: &[u8]) -> Option<IpAddr> {
-    let text = std::str::from_utf8(last(value)).ok()?;
-    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
-    bare.parse().ok().or_else(|| Some(text.parse::<SocketAddr>().ok()?.ip()))
+    begins("x-plugrack") || begins("x-forwarded-") || is("forwarded") || is("x-real-ip") || is("x-request-id")
 }
 
 #[cfg(test)]
@@ -527,7 +562,7 @@ mod tests {
 
     fn read_once(input: &[u8], limits: Limits, searched: &mut usize) -> Outcome {
         let mut out = b"before".to_vec();
-        let outcome = read(input, limits, searched, &mut out);
+        let outcome = read(input, limits, Some(&Networks::default()), searched, &mut out);
         let written = out.strip_prefix(b"before").unwrap();
         match outcome {
             Ok(Some((head, used))) => Ok(Some((head, used, String::from_utf8(written.to_vec()).unwrap()))),
@@ -679,10 +714,10 @@ mod tests {
         // As large as can be without an end.
         let long = format!("GET /{} HTTP/1.1\r\n", "x".repeat(LIMITS.bytes));
         let mut searched = 0;
-        assert_eq!(read(&long.as_bytes()[..LIMITS.bytes - 1], LIMITS, &mut searched, &mut Vec::new()), Ok(None));
-        assert_eq!(read(&long.as_bytes()[..LIMITS.bytes], LIMITS, &mut searched, &mut Vec::new()).unwrap_err().status, 414);
+        assert_eq!(read(&long.as_bytes()[..LIMITS.bytes - 1], LIMITS, None, &mut searched, &mut Vec::new()), Ok(None));
+        assert_eq!(read(&long.as_bytes()[..LIMITS.bytes], LIMITS, None, &mut searched, &mut Vec::new()).unwrap_err().status, 414);
         let long = get(&format!("A: {}\r\n", "x".repeat(LIMITS.bytes)));
-        assert_eq!(read(long.as_bytes(), LIMITS, &mut 0, &mut Vec::new()).unwrap_err(), TOO_LARGE);
+        assert_eq!(read(long.as_bytes(), LIMITS, None, &mut 0, &mut Vec::new()).unwrap_err(), TOO_LARGE);
     }
 
     #[test]
@@ -1257,6 +1292,32 @@ mod tests {
             let headers: String = values.iter().map(|value| format!("X-Forwarded-Proto: {value}\r\n")).collect();
             let (head, out) = accepted(get(&headers));
             assert_eq!((head.forwarded_https, &*out), (expected, "GET / HTTP/1.1\r\nhost: h\r\n"), "{values:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_proxy_says_is_taken_from_a_trusted_one_alone() {
+        let of_client = "GET / HTTP/1.1\r\nhost: h\r\n";
+        for (said, passed) in [
+            ("X-Forwarded-Host: Rack.example:8443\r\n", "x-forwarded-host: Rack.example:8443\r\n"),
+            (
+                "X-Forwarded-Host: evil, a.example\r\nX-Request-ID: a-1\r\n",
+                "x-forwarded-host: a.example\r\nx-request-id: a-1\r\n",
+            ),
+            ("X-Forwarded-Host: a\r\nX-Forwarded-Host: b\r\n", "x-forwarded-host: b\r\n"),
+            ("X-Forwarded-Host: a b\r\nX-Request-ID: a b\r\n", ""),
+            ("X-Forwarded-Host:\r\nX-Request-ID:\r\n", ""),
+            ("X-Request-ID: a\r\nX-Request-ID: a\r\n", ""),
+            ("x_request_id: a\r\nx_forwarded_host: a\r\n", ""),
+            ("Connection: x-request-id\r\nX-Request-ID: a\r\n", "x-request-id: a\r\n"),
+        ] {
+            let more = "X-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: https\r\n";
+            let (head, out) = accepted(get(&[said, more].concat()));
+            assert_eq!(out, [of_client, passed].concat(), "{said}");
+            assert_eq!((head.forwarded_for, head.forwarded_https), (Some([192, 0, 2, 7].into()), Some(true)));
+            let mut out = Vec::new();
+            let (head, _) = read(get(&[said, more].concat()).as_bytes(), LIMITS, None, &mut 0, &mut out).unwrap().unwrap();
+            assert_eq!((head.forwarded_for, head.forwarded_https, &*out), (None, None, of_client.as_bytes()), "{said}");
         }
     }
 

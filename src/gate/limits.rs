@@ -43,8 +43,8 @@ pub(crate) struct Limits {
         value_parser = clap::value_parser!(u32).range(1..=MAX_CONNECTIONS))]
     pub(crate) max_connections: u32,
 
-    /// Connections at once from one address, or one IPv6 network of 64 bits
-    #[arg(long, value_name = "N", env = "PLUGRACK_MAX_CONNECTIONS_PER_ADDRESS", default_value_t = 64,
+    /// Connections at once from one address, or one IPv6 network of 64 bits; of a client behind a trusted proxy, requests at once
+    #[arg(long, value_name = "N", env = "PLUGRACK_MAX_CONNECTIONS_PER_ADDRESS", default_value_t = 128,
         value_parser = clap::value_parser!(u32).range(1..=MAX_CONNECTIONS))]
     pub(crate) max_connections_per_address: u32,
 
@@ -61,12 +61,12 @@ pub(crate) struct Limits {
         value_parser = clap::value_parser!(u16).range(1..=MAX_HEADERS))]
     pub(crate) max_headers: u16,
 
-    /// Time for a head to come whole, from its first byte on
+    /// Time for a head to come whole, from its first byte on, and for a TLS handshake
     #[arg(long, value_name = "TIME", env = "PLUGRACK_HEAD_TIMEOUT", default_value = "5s", value_parser = parse_time)]
     pub(crate) head_timeout: Duration,
 
-    /// Time a connection is kept without a request
-    #[arg(long, value_name = "TIME", env = "PLUGRACK_IDLE_TIMEOUT", default_value = "15s", value_parser = parse_time)]
+    /// Time a connection is kept without a request while there is room; at most 15 s once half of the connections are taken
+    #[arg(long, value_name = "TIME", env = "PLUGRACK_IDLE_TIMEOUT", default_value = "75s", value_parser = parse_time)]
     pub(crate) idle_timeout: Duration,
 
     /// Largest body of a request

@@ -20,6 +20,7 @@ pub(crate) mod body;
 pub(crate) mod chunked;
 pub(crate) mod client;
 pub(crate) mod clients;
+pub(crate) mod crowd;
 pub(crate) mod door;
 pub(crate) mod error_page;
 pub(crate) mod event_loop;
@@ -30,6 +31,7 @@ pub(crate) mod limits;
 pub(crate) mod mailbox;
 pub(crate) mod outlet;
 pub(crate) mod pace;
+pub(crate) mod proxies;
 pub(crate) mod refusal;
 pub(crate) mod reply;
 pub(crate) mod response;
@@ -41,6 +43,7 @@ pub(crate) mod trouble;
 
 pub(crate) use door::Door;
 pub(crate) use limits::Limits;
+pub(crate) use proxies::Networks;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use event_loop::EventLoop;
@@ -139,16 +142,23 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
-    /// Starts a gate over doors that listen. The first channel tells of losses and closes when the gate has ended for good.
+    /// Starts a gate over doors that listen. Clients in `proxies` are trusted to say for whom they come. The first channel tells of losses and closes when the gate has ended for good.
     ///
     /// # Errors
     /// The thread, or what it waits by, cannot be had.
-    pub(crate) fn start(doors: Vec<Door>, backing: Backing, limits: Limits, inbox: Inbox) -> io::Result<(Self, Receiver<Loss>)> {
+    pub(crate) fn start(
+        doors: Vec<Door>,
+        backing: Backing,
+        limits: Limits,
+        proxies: Networks,
+        inbox: Inbox,
+    ) -> io::Result<(Self, Receiver<Loss>)> {
         let (orders, ordered) = unbounded();
         let (lost, losses) = bounded(1);
         let bell = Arc::clone(inbox.bell());
         let run = move || {
-            let ended = catch_unwind(AssertUnwindSafe(|| EventLoop::new(doors, backing, limits, lost, ordered, inbox)?.run()));
+            let ended =
+                catch_unwind(AssertUnwindSafe(|| EventLoop::new(doors, backing, limits, proxies, lost, ordered, inbox)?.run()));
             match ended {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => log::error!("the gate has ended: {error}"),

@@ -2,6 +2,43 @@
 
 use std::time::Duration;
 
+/// Time an idle connection is kept once half of all connections, or half of those of its address, are taken: longer than the pause
+/// between two requests of one visitor, and short enough that places come free.
+const PRESSED_IDLE: Duration = Duration::from_secs(15);
+
+/// Time an idle connection is kept once more than three quarters of all connections are taken: the way there and back of a next request
+/// that is sent at once.
+const CROWDED_IDLE: Duration = Duration::from_millis(500);
+
+/// Connections there are, and those there may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Filling {
+    pub(crate) taken: u64,
+    pub(crate) most: u64,
+}
+
+impl Filling {
+    fn is_half(self) -> bool {
+        self.taken * 2 >= self.most
+    }
+
+    fn is_above_three_quarters(self) -> bool {
+        self.taken * 4 > self.most * 3
+    }
+}
+
+/// How long an idle connection is kept, at most `longest`: with `all` connections so full, and those of its own address, where they are
+/// counted.
+pub(crate) fn idle_time(longest: Duration, all: Filling, address: Option<Filling>) -> Duration {
+    if all.is_above_three_quarters() {
+        longest.min(CROWDED_IDLE)
+    } else if all.is_half() || address.is_some_and(Filling::is_half) {
+        longest.min(PRESSED_IDLE)
+    } else {
+        longest
+    }
+}
+
 /// The pace of bytes that come, or are taken. Only time in which the other side was waited for counts.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Pace {
@@ -117,6 +154,34 @@ impl Uptake {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_idle_connection_is_kept_for_as_long_as_there_is_room() {
+        const LONGEST: Duration = Duration::from_secs(75);
+        let filling = |(taken, most)| Filling { taken, most };
+        for (all, address, expected) in [
+            ((1, 512), Some((1, 128)), LONGEST),
+            ((255, 512), Some((63, 128)), LONGEST),
+            ((255, 512), Some((64, 128)), PRESSED_IDLE),
+            ((255, 512), Some((128, 128)), PRESSED_IDLE),
+            ((255, 512), None, LONGEST),
+            ((256, 512), Some((1, 128)), PRESSED_IDLE),
+            ((256, 512), None, PRESSED_IDLE),
+            ((384, 512), None, PRESSED_IDLE),
+            ((385, 512), None, CROWDED_IDLE),
+            ((385, 512), Some((1, 128)), CROWDED_IDLE),
+            ((512, 512), Some((128, 128)), CROWDED_IDLE),
+            ((1, 1), None, CROWDED_IDLE),
+            ((1, 65_536), Some((1, 1)), PRESSED_IDLE),
+        ] {
+            assert_eq!(idle_time(LONGEST, filling(all), address.map(filling)), expected, "{all:?} {address:?}");
+        }
+        // A shorter --idle-timeout counts everywhere.
+        for (taken, longest) in [(1, 1_000), (256, 1_000), (385, 100)] {
+            let longest = Duration::from_millis(longest);
+            assert_eq!(idle_time(longest, filling((taken, 512)), Some(filling((128, 128)))), longest, "{taken}");
+        }
+    }
 
     const PATIENCE: Duration = Duration::from_secs(20);
 

@@ -62,6 +62,13 @@ pub(crate) const FULL: Refusal = Refusal { status: 503, code: "overloaded", mess
 pub(crate) const PLUGIN_FULL: Refusal =
     Refusal { status: 503, code: "overloaded", message: "the plugin holds too many connections" };
 
+/// The client behind a proxy has as many requests as it may.
+pub(super) const ADDRESS_FULL: Refusal = Refusal {
+    status: 503,
+    code: "overloaded",
+    message: "the client's address has too many requests under way (serve --max-connections-per-address)",
+};
+
 /// There is no memory or file for the body.
 pub(crate) const NO_ROOM: Refusal =
     Refusal { status: 503, code: "overloaded", message: "there is no room for the request's body now" };

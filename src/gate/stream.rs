@@ -127,6 +127,11 @@ impl Stream {
         Ok(())
     }
 
+    /// Whether the handshake of TLS is still under way.
+    pub(crate) fn is_handshaking(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.is_handshaking())
+    }
+
     /// The socket, for bytes that are sent as they are; none where they are encrypted.
     pub(crate) fn share(&self) -> Option<Arc<OwnedFd>> {
         self.tls.is_none().then(|| Arc::clone(&self.socket.file))

@@ -8,6 +8,8 @@ mod gate {
     pub(crate) mod chunked;
     pub(crate) mod fuzzing;
     pub(crate) mod head;
+    #[allow(dead_code, reason = "the setting is read by the host alone")]
+    pub(crate) mod proxies;
     pub(crate) mod response;
 }
 

@@ -163,6 +163,78 @@ fn above_three_quarters_of_the_connections_none_is_kept_for_long() {
     assert!(begin.elapsed() + TICK > Duration::from_millis(500));
 }
 
+/// With half of the connections of an address taken an idle one is kept for 15 s, though there is room for others.
+#[test]
+fn an_address_with_half_of_its_connections_keeps_idle_ones_for_a_shorter_time() {
+    let server = server(&["--max-connections-per-address", "4", "--idle-timeout", "5m"]);
+    let mut clients: Vec<Client> = (0..2).map(|_| Client::connect_from(Ipv4Addr::new(127, 0, 4, 1), server.address())).collect();
+    clients.iter_mut().for_each(|client| drop(assert_answered(client, b"GET /healthz HTTP/1.1\r\nhost: test\r\n\r\n")));
+    let begin = Instant::now();
+    assert!(clients[0].rest().is_empty());
+    assert!(begin.elapsed() + TICK > Duration::from_secs(15), "{:?}", begin.elapsed());
+}
+
+/// Requests of one proxy for several clients, each on a connection of its own, are counted by these clients.
+fn counts_clients_behind_a_proxy(server: &Server, connect: impl Fn() -> Client) {
+    let ask = |path: &str, address: &str| {
+        let mut client = connect();
+        let forwarded = if address.is_empty() { String::new() } else { format!("x-forwarded-for: {address}\r\n") };
+        client.send(format!("GET /p{path} HTTP/1.1\r\nhost: test\r\n{forwarded}\r\n").as_bytes());
+        client
+    };
+    let waiting = || server.plugin("p")["process"]["waiting"].as_u64().unwrap_or(0) + 4;
+    let mut held: Vec<Client> = Vec::new();
+    // An IPv6 network is one client, and so are the two ways to write an IPv4 address. Whom the proxy does not name is not counted.
+    for addresses in [["192.0.2.1"; 4], ["192.0.2.2", "::ffff:192.0.2.2", "192.0.2.2:99", "192.0.2.2"], [""; 4]] {
+        held.extend(addresses.map(|address| ask("/wait?file=go", address)));
+    }
+    held.extend((1..=4).map(|host| ask("/wait?file=go", &format!("2001:db8::{host}"))));
+    wait_for("all of them to be under way", || (waiting() == 16).then_some(()));
+    for address in ["192.0.2.1", "192.0.2.2", "2001:db8::99", "6.6.6.6, 192.0.2.1"] {
+        let refused = assert_refused(&mut ask("/x", address), 503, "overloaded");
+        assert!(refused.text().contains("--max-connections-per-address"), "{}", refused.text());
+    }
+    for address in ["192.0.2.3", "2001:db8:0:1::1", "", "192.0.2.1, 192.0.2.3"] {
+        held.push(ask("/wait?file=go", address));
+    }
+    assert!(
+        server.log().contains("192.0.2.1 has 4 requests under way through a proxy, and another was refused"),
+        "{}",
+        server.log()
+    );
+    go(server);
+    held.iter_mut().for_each(|client| assert_eq!(client.reply(false).text(), "waited"));
+    // The connections are there, and nothing is under way on them.
+    for client in &mut held {
+        client.send(b"GET /p/x HTTP/1.1\r\nhost: test\r\nx-forwarded-for: 192.0.2.1\r\n\r\n");
+        assert_eq!(client.reply(false).status, 200);
+    }
+}
+
+#[test]
+fn the_limit_of_an_address_counts_the_clients_behind_a_proxy_by_tcp() {
+    let server = server(&["--max-connections-per-address", "4", "--trust-proxy", "127.0.0.1"]);
+    counts_clients_behind_a_proxy(&server, || Client::connect_from(Ipv4Addr::LOCALHOST, server.address()));
+    // One that is not trusted is counted by its connections, whatever it says.
+    let connect = || Client::connect_from(Ipv4Addr::new(127, 0, 4, 2), server.address());
+    let mut clients: Vec<Client> = (0..4).map(|_| connect()).collect();
+    for (number, client) in clients.iter_mut().enumerate() {
+        let get = format!("GET /p/x HTTP/1.1\r\nhost: test\r\nx-forwarded-for: 192.0.2.{number}\r\n\r\n");
+        assert_answered(client, get.as_bytes());
+    }
+    assert_refused(&mut connect(), 503, "overloaded");
+}
+
+#[test]
+fn the_limit_of_an_address_counts_the_clients_behind_a_proxy_by_a_socket() {
+    let site = Site::new().fake("p");
+    let socket = site.data().join("http.sock");
+    let listen = format!("unix:{}", socket.display());
+    let server = site.args(&["--max-connections-per-address", "4", "--listen", &listen]).start();
+    server.wait_state("p", "ready");
+    counts_clients_behind_a_proxy(&server, || Client::connect_unix(&socket));
+}
+
 /// A request with a body of so many bytes, whole or in chunks.
 fn post(path: &str, size: usize, chunks: Option<usize>) -> Vec<u8> {
     let head = format!("POST /p{path} HTTP/1.1\r\nhost: test\r\n");
@@ -706,6 +778,7 @@ fn settings_that_make_no_sense_are_refused() {
         ("--max-connections-per-plugin", &["0", "65537", "0%", "101%", "half"]),
         ("--max-head", &["1023", "65537"]),
         ("--max-headers", &["0", "257"]),
+        ("--trust-proxy", &["10.0.0.0/33", "localhost", "10.0.0.1:80"]),
         ("--max-body", &["2TiB"]),
         ("--head-timeout", &["0s", "6m", "5"]),
         ("--idle-timeout", &["0s", "6m"]),

@@ -4,7 +4,7 @@ use crate::clients::{converse, curl, fixture, load, python, run, told, told_of_d
 use crate::docs::blocks_in;
 use crate::support::http::Client;
 use crate::support::tls::{Authority, Certificate};
-use crate::support::{Guarded, Server, Site, command, pause, wait_for};
+use crate::support::{Guarded, Server, Site, command, metadata, pause, wait_for};
 use crate::web::{bytes, sent};
 use serde_json::Value;
 use std::fs;
@@ -146,7 +146,76 @@ fn a_proxy_is_believed_in_its_last_word_and_nothing_else() {
     }
 }
 
-/// There is one address on this door, the proxy's, and no limit for it.
+/// One request, from an address of this machine, and what the plugin was sent.
+fn sent_from(server: &Server, from: [u8; 4], headers: &[(&str, &str)], body: &[u8]) -> Value {
+    Client::connect_from(from, server.address()).request("POST", "/p/request", headers, body).json()
+}
+
+#[test]
+fn a_proxy_by_tcp_is_believed_where_it_is_trusted() {
+    let site = Site::new().fake("p").args(&["--trust-proxy", "127.0.0.1, 127.0.7.0/24", "--trust-proxy", "10.0.0.0/8,::1"]);
+    let server = site.args(&["--body-buffer", "0"]).start();
+    server.wait_state("p", "ready");
+    let said = [
+        ("x-forwarded-for", "6.6.6.6, 192.0.2.7, 127.0.7.3"),
+        ("x-forwarded-for", "10.1.2.3"),
+        ("x-forwarded-proto", "https"),
+        ("x-forwarded-host", "rack.example:8443"),
+        ("x-request-id", "0b9f7e52-6d3b"),
+    ];
+    // A body of this size comes in pieces, by a connection of its own inside of the host.
+    let large = vec![b'x'; 300_000];
+    for (from, body) in [([127, 0, 0, 1], &b""[..]), ([127, 0, 7, 9], b""), ([127, 0, 0, 1], &large)] {
+        let request = sent_from(&server, from, &said, body);
+        assert_eq!(request["remote"], "192.0.2.7", "{request}");
+        for (name, value) in [
+            ("x-forwarded-for", "192.0.2.7"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", "rack.example:8443"),
+            ("x-request-id", "0b9f7e52-6d3b"),
+        ] {
+            assert_eq!(sent(&request, name), [value], "{name}: {request}");
+        }
+    }
+    for (from, body) in [([127, 0, 0, 2], &b""[..]), ([127, 0, 8, 1], b""), ([127, 0, 0, 2], &large)] {
+        let address = from.map(|byte: u8| byte.to_string()).join(".");
+        let request = sent_from(&server, from, &said, body);
+        assert_eq!(request["remote"], address, "{request}");
+        assert_eq!((sent(&request, "x-forwarded-for"), sent(&request, "x-forwarded-proto")), (vec![&*address], vec!["http"]));
+        assert!(sent(&request, "x-forwarded-host").is_empty(), "{request}");
+        assert!(sent(&request, "x-request-id").len() == 1 && sent(&request, "x-request-id") != ["0b9f7e52-6d3b"], "{request}");
+    }
+}
+
+#[test]
+fn what_a_trusted_proxy_says_in_a_form_that_is_not_known_counts_as_not_said() {
+    let server = Site::new().fake("p").args(&["--trust-proxy", "127.0.0.0/8"]).start();
+    server.wait_state("p", "ready");
+    let many = "127.0.0.1,".repeat(1000) + "192.0.2.7";
+    let (hops, id) = (format!("192.0.2.7{}", ",127.0.0.1".repeat(1000)), "a".repeat(129));
+    for (headers, remote) in [
+        (&[][..], "127.0.0.3"),
+        (&[("x-forwarded-for", "")], "127.0.0.3"),
+        (&[("x-forwarded-for", "192.0.2.7, unknown")], "127.0.0.3"),
+        (&[("x-forwarded-for", "192.0.2.7, unknown, 127.0.0.9")], "127.0.0.3"),
+        (&[("x-forwarded-for", &*hops)], "127.0.0.3"),
+        (&[("x-forwarded-for", &*many)], "192.0.2.7"),
+        // All of the way is inside.
+        (&[("x-forwarded-for", "127.0.0.8, 127.0.0.9")], "127.0.0.8"),
+        (&[("x-forwarded-proto", "gopher"), ("x-forwarded-host", "a b"), ("x-request-id", "a,b")], "127.0.0.3"),
+        (&[("x-request-id", "a\"b"), ("x-forwarded-host", "")], "127.0.0.3"),
+        (&[("x-request-id", &*id)], "127.0.0.3"),
+    ] {
+        let request = sent_from(&server, [127, 0, 0, 3], headers, b"");
+        assert_eq!((request["remote"].as_str(), sent(&request, "x-forwarded-for")), (Some(remote), vec![remote]), "{headers:?}");
+        assert_eq!(sent(&request, "x-forwarded-proto"), ["http"], "{headers:?}");
+        assert!(sent(&request, "x-forwarded-host").is_empty(), "{request}");
+        let ids = sent(&request, "x-request-id");
+        assert!(ids.len() == 1 && !["a,b", "a\"b", &id].contains(&ids[0]), "{request}");
+    }
+}
+
+/// Whom the proxy does not name is counted for no address.
 #[test]
 fn a_socket_has_no_limit_of_connections_per_address() {
     let (site, socket) = site();
@@ -176,11 +245,13 @@ enum Kind {
     /// The one that keeps connections.
     NginxKeeping,
     Caddy,
+    /// The one that comes by TCP.
+    NginxByTcp,
 }
 
 impl Kind {
     fn has_tls(self) -> bool {
-        self != Self::Nginx
+        !matches!(self, Self::Nginx | Self::NginxByTcp)
     }
 
     /// Writes the page's configuration, with the places of a test put in place of its own, and gives the command that runs it.
@@ -189,6 +260,7 @@ impl Kind {
             Self::Nginx => ("nginx", 0),
             Self::NginxKeeping => ("nginx", 1),
             Self::Caddy => ("caddyfile", 0),
+            Self::NginxByTcp => ("nginx", 2),
         };
         let mut block = blocks_in(PAGE, language).remove(number);
         let (certificate, key) = (issued.certificate.display(), issued.key.display());
@@ -196,9 +268,10 @@ impl Kind {
             assert!(block.contains(there), "{there} is not in {block}");
             block = block.replace(there, here);
         };
-        replace("/run/plugrack/http.sock", socket.to_str().unwrap());
+        let host = if self == Self::NginxByTcp { "plugrack:8080" } else { "/run/plugrack/http.sock" };
+        replace(host, socket.to_str().unwrap());
         match self {
-            Self::Nginx => replace("listen 80;", &format!("listen {address};")),
+            Self::Nginx | Self::NginxByTcp => replace("listen 80;", &format!("listen {address};")),
             Self::NginxKeeping => {
                 replace("listen 443 ssl;", &format!("listen {address} ssl;"));
                 replace("/etc/letsencrypt/live/rack.example/fullchain.pem", &certificate.to_string());
@@ -227,7 +300,7 @@ impl Kind {
 }
 
 impl Proxy {
-    /// Starts a proxy on a free port, before the host's socket.
+    /// Starts a proxy on a free port, before the host's socket, or the address where it listens.
     #[track_caller]
     fn start(kind: Kind, socket: &Path) -> Self {
         let (dir, authority) = (tempfile::tempdir().unwrap(), Authority::new());
@@ -321,10 +394,10 @@ fn serves_through(kind: Kind) {
     assert!(!server.log().contains("panicked"), "{}", server.log());
 }
 
-/// Two hundred clients at once are all answered, again and again.
+/// Two hundred clients at once are all answered, again and again. All of them are of one address.
 fn serves_a_crowd_through(kind: Kind) {
     let (site, socket) = site();
-    let server = start(site);
+    let server = start(site.args(&["--max-connections-per-address", "256"]));
     let proxy = Proxy::start(kind, &socket);
     let body = proxy.dir.path().join("body");
     fs::write(&body, bytes(20_000)).unwrap();
@@ -335,6 +408,43 @@ fn serves_a_crowd_through(kind: Kind) {
         assert!(said.contains(&format!("status codes: {requests} 2xx")), "{kind:?}: {said}\n{}", server.log());
     }
     assert_eq!(proxy.curl(&[], "/hello/again").stdout, b"Hello, again!");
+}
+
+/// Through a proxy by TCP each of its clients has connections of its own, and its own word is not believed.
+#[test]
+fn nginx_by_tcp_serves_many_listeners_of_several_clients() {
+    // As many connections to the plugin as there are listeners, and more.
+    let mut metadata = metadata("p");
+    metadata["concurrency"] = 64.into();
+    let site = Site::new().fake_with("p", &serde_json::json!({"metadata": metadata}));
+    let site = site.args(&["--trust-proxy", "127.0.0.1", "--max-connections-per-address", "12"]);
+    let server = site.start();
+    server.wait_state("p", "ready");
+    let proxy = Proxy::start(Kind::NginxByTcp, Path::new(&server.address().to_string()));
+    let address: SocketAddr = proxy.url.strip_prefix("http://").unwrap().parse().unwrap();
+    let port = address.port();
+    let listen = |from: [u8; 4]| {
+        let mut client = Client::connect_from(from, address);
+        client.send(b"GET /p/events HTTP/1.1\r\nhost: test\r\n\r\n");
+        let reply = client.reply_head();
+        (client, reply.status)
+    };
+    let of = |last: u8| (0..12).map(|_| listen([127, 0, 0, last])).collect::<Vec<_>>();
+    let held: Vec<_> = [2, 3].into_iter().flat_map(of).collect();
+    assert!(held.iter().all(|(_, status)| *status == 200), "{}", server.log());
+    assert_eq!(listen([127, 0, 0, 2]).1, 503);
+    for client in ["127.0.0.1", "127.0.0.4"] {
+        let output = proxy.curl(&["--interface", client, "-H", "X-Forwarded-For: 6.6.6.6"], "/p/request");
+        let request: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((request["remote"].as_str(), sent(&request, "x-forwarded-for")), (Some(client), vec![client]), "{request}");
+        // With its port, which $host would leave out.
+        assert_eq!(sent(&request, "host"), [format!("127.0.0.1:{port}")]);
+        assert_eq!(sent(&request, "x-request-id")[0].len(), 32, "nginx's own: {request}");
+    }
+    drop(held);
+    // That a client has gone shows when it is sent something.
+    assert_eq!(server.get("/p/next?line=x").status, 200);
+    wait_for("the listeners' places to come free", || (listen([127, 0, 0, 2]).1 == 200).then_some(()));
 }
 
 #[test]

@@ -197,7 +197,7 @@ fn http_2_inside_of_tls_is_refused() {
 #[test]
 fn a_slow_handshake_is_cut_off_and_holds_up_nobody() {
     let authority = Authority::new();
-    let server = server_of_p(&authority, &["--idle-timeout", "4s"]);
+    let server = server_of_p(&authority, &["--head-timeout", "4s"]);
     let began = Instant::now();
     // The beginning of a hello of 200 bytes, of which the rest comes byte by byte, or not at all.
     let mut drips: Vec<TcpStream> = (0..20).map(|_| TcpStream::connect(server.address()).unwrap()).collect();

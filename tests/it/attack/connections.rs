@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 const GROWTH: u64 = 24 << 20;
 
 /// Most connections from one address, unless another number is set.
-const PER_ADDRESS: usize = 64;
+const PER_ADDRESS: usize = 128;
 
 #[test]
 fn connections_that_are_reset_take_nothing_with_them() {
@@ -107,7 +107,7 @@ fn an_address_that_takes_all_it_can_gets_its_share_and_no_more() {
         tally
     });
     let log = siege.server.log();
-    assert_eq!(log.matches("127.0.0.2 has 64 connections, and another was refused").count(), 1, "it is said once:\n{log}");
+    assert_eq!(log.matches("127.0.0.2 has 128 connections, and another was refused").count(), 1, "it is said once:\n{log}");
 }
 
 #[test]
