@@ -63,11 +63,8 @@ pub(crate) const PLUGIN_FULL: Refusal =
     Refusal { status: 503, code: "overloaded", message: "the plugin holds too many connections" };
 
 /// The client behind a proxy has as many requests as it may.
-pub(super) const ADDRESS_FULL: Refusal = Refusal {
-    status: 503,
-    code: "overloaded",
-    message: "the client's address has too many requests under way (serve --max-connections-per-address)",
-};
+pub(super) const ADDRESS_FULL: Refusal =
+    Refusal { status: 503, code: "overloaded", message: "the client's address has too many requests under way" };
 
 /// There is no memory or file for the body.
 pub(crate) const NO_ROOM: Refusal =
@@ -290,6 +287,7 @@ mod tests {
             CROWDED,
             FULL,
             PLUGIN_FULL,
+            ADDRESS_FULL,
             NO_ROOM,
             UNAVAILABLE,
             STOPPING,
