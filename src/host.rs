@@ -14,7 +14,7 @@ use crate::standing;
 use crate::starts::Starts;
 use crate::store::limits::LimitsInForce;
 use crate::store::{Store, StoreError, now_ms};
-use crate::time_mark::TimeMark;
+use crate::time_mark::{Clocks, TimeMark};
 use crossbeam_channel::Sender;
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -215,10 +215,9 @@ impl LicenseTime {
         Ok(true)
     }
 
-    /// The system clock, the mark, and the later of them, in milliseconds since 1970-01-01 UTC.
-    pub(crate) fn clocks(&self) -> (i64, Option<i64>, i64) {
-        let (system, mark) = (now_ms(), self.lock().get());
-        (system, mark, system.max(mark.unwrap_or(system)))
+    /// The system clock and the mark.
+    pub(crate) fn clocks(&self) -> Clocks {
+        Clocks::new(now_ms(), self.lock().get())
     }
 
     /// Whether another day has begun since this was last asked.

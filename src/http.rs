@@ -429,8 +429,7 @@ fn attend(api: &Api, queue: &Receiver<TinyClient>) {
             let authorization = client.header("authorization");
             let reply = api.handle(&method, &url, authorization.as_deref(), &mut client);
             let headers: Vec<_> = [("cache-control", "no-store")].into_iter().chain(reply.header).collect();
-            let body = reply.body + "\n";
-            client.respond(reply.status, "application/json", body.as_bytes(), &headers);
+            client.respond(reply.status, "application/json", reply.body.as_bytes(), &headers);
         }));
         if handled.is_err() {
             log::error!("a request made the API panic");

@@ -74,7 +74,7 @@ mod tests {
             refused.pause(begins).as_secs()
         });
         assert_eq!(pauses, [60, 120, 240, 480, 960, 1920, 3600, 3600, 3600]);
-        // Another licence, or a clock that was set back, begins anew.
+        // Another licence, or a clock that was set back, resets the count.
         let other = LicenseWait::refused(begins.plus_seconds(1), wait, begins.plus_seconds(1));
         assert_eq!(other.pause(begins.plus_seconds(1)), seconds(60));
         assert_eq!(LicenseWait::refused(begins, wait, begins.plus_seconds(-5)).pause(begins.plus_seconds(-5)), seconds(5));

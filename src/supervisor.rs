@@ -768,7 +768,7 @@ impl Supervisor {
             return self.enter(State::BackingOff, Door::Holding, "changed", why);
         }
         let begins = self.license_begins(exit);
-        if self.rejected_license(exit, why) {
+        if self.rejected_license(exit, begins.is_some(), why) {
             return self.start();
         }
         let time = self.host.time.now();
@@ -800,9 +800,8 @@ impl Supervisor {
         unverified(token)?.nbf
     }
 
-    /// Gives the plugin back the licence that it had, where it has ended because of another one on trial.
-    fn rejected_license(&mut self, exit: Exit, why: &str) -> bool {
-        let begins_later = self.license_begins(exit).is_some();
+    /// Gives the plugin back the licence that it had, where it has ended because of another one on trial, which may only begin later.
+    fn rejected_license(&mut self, exit: Exit, begins_later: bool, why: &str) -> bool {
         let Given { token: Some(token), previous: Some(previous) } = std::mem::take(&mut self.given) else { return false };
         let id = self.plugin.id();
         // Where it cannot be written the store has said so, and the licence stays on trial.

@@ -45,6 +45,22 @@ pub(crate) fn shown(text: &str) -> Cow<'_, str> {
     out.into()
 }
 
+/// Text as HTML, in an element or an attribute.
+pub(crate) fn html(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
 /// JSON with what is hidden in its strings by JSON's own escapes: the same value, and as safe to look at.
 pub(crate) fn shown_json(json: &str) -> String {
     let mut out = String::with_capacity(json.len());

@@ -4,6 +4,8 @@
 //! The wall clock is believed once, for the first mark. From then on only time that has passed while the host ran is added,
 //! so a clock that is wrong for a while, in either direction, changes nothing.
 
+use crate::utc;
+use serde::Serialize;
 use std::time::{Duration, Instant};
 
 /// How often the mark goes on while the host runs: what a kill may lose of it. Each time is a write to the disk.
@@ -14,6 +16,27 @@ const CLOCK_IS_SET: i64 = 1_767_225_600_000;
 
 /// Why the mark cannot be reset.
 pub(crate) const CLOCK_NOT_SET: &str = "the system clock shows a time before 2026, so it was not set: set it first";
+
+/// The clocks that licences are judged by, in milliseconds since 1970-01-01 UTC; in JSON, RFC 3339.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Clocks {
+    /// The system clock.
+    #[serde(serialize_with = "utc::serialize")]
+    system: i64,
+    /// The high-water mark; none while the clock was never set.
+    #[serde(serialize_with = "utc::serialize_some")]
+    pub(crate) mark: Option<i64>,
+    /// The later of the two, which counts.
+    #[serde(serialize_with = "utc::serialize")]
+    now: i64,
+}
+
+impl Clocks {
+    /// The clocks at a time of the system clock.
+    pub(crate) fn new(system: i64, mark: Option<i64>) -> Self {
+        Self { system, mark, now: system.max(mark.unwrap_or(system)) }
+    }
+}
 
 /// The mark, and since when the time that passes is to be added to it.
 #[derive(Debug, Clone, Copy)]

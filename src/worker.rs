@@ -706,7 +706,7 @@ impl Worker {
             let data = match frame.message() {
                 Ok(Message::Data(data)) if data.id == id => data,
                 Ok(Message::Error(error)) if error.id == id => {
-                    // The plugin has ended this answer itself: what comes next on the connection belongs to the next request.
+                    // The plugin has ended this answer itself, so the next frame belongs to the next request.
                     self.cut_off(job, name, &format!("the plugin sent the error {}: {}", error.code, error.message));
                     return Ok(());
                 }

@@ -4,6 +4,7 @@ mod settings;
 pub(crate) mod view;
 
 use crate::exchange::{Client, Failed, Job, KvFailure, KvJob, MAX_KV_TIME};
+use crate::gate::refusal;
 use crate::json_number;
 use crate::license::{Code, Place, Time, check_unsigned, unverified};
 use crate::log_file;
@@ -60,7 +61,7 @@ pub(crate) struct Api {
 pub(crate) struct Reply {
     /// HTTP status.
     pub(crate) status: u16,
-    /// JSON.
+    /// JSON, with a line end behind it.
     pub(crate) body: String,
     /// A header that belongs to the status.
     pub(crate) header: Option<(&'static str, &'static str)>,
@@ -69,7 +70,7 @@ pub(crate) struct Reply {
 impl Reply {
     fn ok(value: &impl Serialize) -> Self {
         match serde_json::to_string(value) {
-            Ok(body) => Self { status: 200, body, header: None },
+            Ok(body) => Self { status: 200, body: body + "\n", header: None },
             Err(error) => Refused::internal(error).into(),
         }
     }
@@ -77,13 +78,8 @@ impl Reply {
 
 impl From<Refused> for Reply {
     fn from(refused: Refused) -> Self {
-        Self { status: refused.status, body: error_body(&refused.code, &refused.message), header: refused.header }
+        Self { status: refused.status, body: refusal::json(&refused.code, &refused.message), header: refused.header }
     }
-}
-
-/// The JSON of an error, as every part of the host sends it.
-pub(crate) fn error_body(code: &str, message: &str) -> String {
-    json!({"error": {"code": code, "message": message}}).to_string()
 }
 
 /// What went wrong, on its way to a [`Reply`].
@@ -172,7 +168,7 @@ impl Api {
             ("GET", ["instance"]) => Ok(self.instance()),
             ("GET", ["plugins"]) => Ok(Reply::ok(&json!({"plugins": view::list(&self.rack)}))),
             ("POST", ["rescan"]) => self.rescan(),
-            ("GET", ["license-clock"]) => Ok(self.license_clock()),
+            ("GET", ["license-clock"]) => Ok(Reply::ok(&self.rack.host().time.clocks())),
             ("DELETE", ["license-clock"]) => self.reset_license_clock(),
             ("GET", ["gone"]) => Ok(Reply::ok(&json!({"gone": self.rack.left_behind()?}))),
             ("DELETE", ["gone", id]) => self.forget(id),
@@ -227,16 +223,10 @@ impl Api {
         Reply::ok(&json!({"instance_id": id, "version": env!("CARGO_PKG_VERSION"), "plugins_dir": plugins}))
     }
 
-    /// The time by which licences are judged.
-    fn license_clock(&self) -> Reply {
-        let (system, mark, now) = self.rack.host().time.clocks();
-        Reply::ok(&json!({"system": utc::rfc3339(system), "mark": mark.map(utc::rfc3339), "now": utc::rfc3339(now)}))
-    }
-
     /// Sets the high-water mark of time to the system clock, and has plugins that are unlicensed try again.
     fn reset_license_clock(&self) -> Handled {
         let host = self.rack.host();
-        let (_, before, _) = host.time.clocks();
+        let before = host.time.clocks().mark;
         if !host.time.reset(&host.store)? {
             return Err(Refused::new(409, "clock_not_set", CLOCK_NOT_SET));
         }
@@ -249,7 +239,7 @@ impl Api {
                 plugin.control.send(Command::Reconsider).ok();
             }
         }
-        Ok(self.license_clock())
+        Ok(Reply::ok(&host.time.clocks()))
     }
 
     fn rescan(&self) -> Handled {

@@ -1,14 +1,13 @@
 //! `plugrack license clock`: the time by which licences are judged, and how to put it right.
 
 use super::console::{Console, fields, word};
+use super::instance;
 use crate::client::ClientError;
-use crate::store::kv::Limits;
-use crate::store::{Store, now_ms};
-use crate::time_mark::{CLOCK_NOT_SET, TimeMark};
-use crate::utc;
-use anyhow::{Context, Result, bail};
+use crate::store::now_ms;
+use crate::time_mark::{CLOCK_NOT_SET, Clocks, TimeMark};
+use anyhow::{Context, Result};
 use clap::Subcommand;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::time::Instant;
 
 /// Where the API has the clock.
@@ -42,23 +41,13 @@ pub(super) fn run(console: &Console, action: Option<&Clock>) -> Result<()> {
 
 /// The same where no host runs.
 fn in_database(console: &Console, reset: bool) -> Result<Value> {
-    let data = console.data()?;
-    let database = data.database();
-    if !database.exists() {
-        bail!("there is no instance at {} yet: it is made when the host first runs", console.data.display());
-    }
-    let _lock = data.lock()?;
-    let cannot = || format!("cannot use {}", database.display());
-    // No key is written meanwhile, so it does not matter how many there may be.
-    let store = Store::open(&database, Limits { keys: u64::MAX, bytes: u64::MAX }).with_context(cannot)?;
-    let mut mark = store.time_mark().with_context(cannot)?;
+    let (_lock, store) = instance::locked_store(console)?;
+    let mut mark = store.time_mark()?;
     if reset {
         mark = TimeMark::new(mark, Instant::now()).reset(Instant::now(), now_ms());
-        store.set_time_mark(mark.context(CLOCK_NOT_SET)?).with_context(cannot)?;
+        store.set_time_mark(mark.context(CLOCK_NOT_SET)?)?;
     }
-    let now = now_ms();
-    let judged = now.max(mark.unwrap_or(now));
-    Ok(json!({"system": utc::rfc3339(now), "mark": mark.map(utc::rfc3339), "now": utc::rfc3339(judged)}))
+    Ok(serde_json::to_value(Clocks::new(now_ms(), mark))?)
 }
 
 fn report(clock: &Value) -> String {

@@ -1,13 +1,12 @@
 //! `plugrack config`: the settings that plugins are started with.
 
-use super::console::{Console, NOT_FOUND, failure, text_value, value};
+use super::console::{Console, Given, NOT_FOUND, failure};
 use crate::client::segment;
 use crate::text;
 use anyhow::{Context, Result};
 use clap::Subcommand;
 use serde::de::IgnoredAny;
 use serde_json::Value;
-use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Config {
@@ -25,12 +24,8 @@ pub(super) enum Config {
         /// The plugin's id
         id: String,
         key: String,
-        /// The value; - reads it from standard input, so that a secret is on no command line
-        #[arg(allow_hyphen_values = true, required_unless_present = "file")]
-        value: Option<String>,
-        /// Read the value from this file
-        #[arg(long, value_name = "FILE", conflicts_with = "value")]
-        file: Option<PathBuf>,
+        #[command(flatten)]
+        value: Given,
     },
     /// Remove a setting
     Unset {
@@ -60,16 +55,15 @@ impl Config {
                     _ => text::shown_json(&format!("{setting}\n")),
                 })
             }
-            Self::Set { id, key, value: given, file } => {
-                let file = file.as_deref();
+            Self::Set { id, key, value } => {
                 let setting = if console.json {
-                    let json = value(given, file)?;
+                    let json = value.bytes()?;
                     // As it was typed, so that the host sees numbers that a parser would round.
                     serde_json::from_slice::<IgnoredAny>(&json)
                         .context("the value is not JSON (without --json it is taken as text)")?;
                     json
                 } else {
-                    Value::String(text_value(given, file)?).to_string().into_bytes()
+                    Value::String(value.text()?).to_string().into_bytes()
                 };
                 let answer = api.call("PUT", &format!("{}/{}", path(&id), segment(&key)), &setting)?;
                 console.print(&answer, |answer| hint(&id, answer))

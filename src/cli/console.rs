@@ -7,12 +7,13 @@ use crate::standing::for_people;
 use crate::text;
 use crate::utc;
 use anyhow::{Context, Result, bail};
+use clap::Args;
 use clap::builder::styling::{AnsiColor, Style};
 use serde_json::{Value, json};
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, BufRead, IsTerminal, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Most bytes that are read of a licence, or of a word typed at a prompt: more than any licence has, so that the host can say so.
 const MAX_WORD: u64 = 64 * 1024;
@@ -197,36 +198,52 @@ pub(super) fn token(given: String) -> Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// A value as given on the command line, from a file, or from standard input where it is `-`: exactly its bytes.
-pub(super) fn value(given: Option<String>, file: Option<&Path>) -> Result<Vec<u8>> {
-    let read = |input: &mut dyn Read, name: &str| {
-        let mut bytes = Vec::new();
-        input.take(MAX_INPUT).read_to_end(&mut bytes).with_context(|| format!("cannot read {name}"))?;
-        Ok(bytes)
-    };
-    match (given, file) {
-        (_, Some(path)) => {
-            let name = path.display().to_string();
-            read(&mut File::open(path).with_context(|| format!("cannot read {name}"))?, &name)
-        }
-        (Some(given), None) if given != STANDARD_INPUT => Ok(given.into_bytes()),
-        _ => read(&mut io::stdin().lock(), "standard input"),
-    }
+/// A value on the command line, in a file, or on standard input.
+#[derive(Debug, Args)]
+pub(super) struct Given {
+    /// The value; - reads it from standard input, so that a secret is on no command line
+    #[arg(allow_hyphen_values = true, required_unless_present = "file")]
+    pub(super) value: Option<String>,
+    /// Read the value from this file
+    #[arg(long, value_name = "FILE", conflicts_with = "value")]
+    pub(super) file: Option<PathBuf>,
 }
 
-/// A text as given on the command line, from a file, or from standard input where it is `-`: exactly as it came.
-///
-/// # Errors
-/// It cannot be read, or is not UTF-8.
-pub(super) fn text_value(given: Option<String>, file: Option<&Path>) -> Result<String> {
-    let is_read = given.as_deref().is_none_or(|given| given == STANDARD_INPUT);
-    let text =
-        String::from_utf8(value(given, file)?).ok().context("the value is not UTF-8 text: encode it, for example in base64")?;
-    // Editors and `echo` end a line, and few secrets do.
-    if is_read && text.ends_with('\n') {
-        writeln!(io::stderr(), "plugrack: the value ends with a line break, which is kept: printf %s TEXT writes none")?;
+impl Given {
+    /// Exactly its bytes.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub(super) fn bytes(self) -> Result<Vec<u8>> {
+        let read = |input: &mut dyn Read, name: &str| {
+            let mut bytes = Vec::new();
+            input.take(MAX_INPUT).read_to_end(&mut bytes).with_context(|| format!("cannot read {name}"))?;
+            Ok(bytes)
+        };
+        match (self.value, self.file) {
+            (_, Some(path)) => {
+                let name = path.display().to_string();
+                read(&mut File::open(path).with_context(|| format!("cannot read {name}"))?, &name)
+            }
+            (Some(value), None) if value != STANDARD_INPUT => Ok(value.into_bytes()),
+            _ => read(&mut io::stdin().lock(), "standard input"),
+        }
     }
-    Ok(text)
+
+    /// The same as text. A line break at its end that was read is kept, and pointed out.
+    ///
+    /// # Errors
+    /// It cannot be read, or is not UTF-8.
+    pub(super) fn text(self) -> Result<String> {
+        let is_read = self.value.as_deref().is_none_or(|value| value == STANDARD_INPUT);
+        let text =
+            String::from_utf8(self.bytes()?).ok().context("the value is not UTF-8 text: encode it, for example in base64")?;
+        // Editors and `echo` end a line, and few secrets do.
+        if is_read && text.ends_with('\n') {
+            writeln!(io::stderr(), "plugrack: the value ends with a line break, which is kept: printf %s TEXT writes none")?;
+        }
+        Ok(text)
+    }
 }
 
 /// A JSON string's text, fit to be shown; empty for a value that is no string.

@@ -1,7 +1,7 @@
 //! `plugrack env`: the environment variables that the operator sets for plugins.
 
 use super::config::hint;
-use super::console::{Console, items, print_bytes, text_value, word};
+use super::console::{Console, Given, items, print_bytes, word};
 use crate::client::segment;
 use crate::text;
 use anyhow::Result;
@@ -61,7 +61,7 @@ impl Env {
                 print_bytes(value.as_bytes())
             }
             Self::Set { id, name, value, file } => {
-                let value = text_value(value, file.as_deref())?;
+                let value = Given { value, file }.text()?;
                 let answer = api.call("PUT", &format!("{}/{}", path(&id), segment(&name)), value.as_bytes())?;
                 console.print(&answer, |answer| hint(&id, answer))
             }

@@ -1,7 +1,7 @@
 //! `plugrack instance`: the identity of the installation.
 
 use super::console::{Console, NOT_FOUND, failure, print};
-use crate::data_dir::DataDir;
+use crate::data_dir::{DataDir, Lock};
 use crate::standing;
 use crate::store::Store;
 use crate::store::identity::read_instance_id;
@@ -32,14 +32,23 @@ fn existing(console: &Console) -> Result<(DataDir, PathBuf)> {
     Ok((data, database))
 }
 
-/// `plugrack instance rotate`: makes a new instance id, where no host runs on the directory.
-pub(super) fn rotate(console: &Console, yes: bool) -> Result<()> {
+/// The store, for a change that is made where no host runs, and the lock that keeps one from starting.
+///
+/// # Errors
+/// A host runs, there is no database, or it cannot be opened.
+pub(super) fn locked_store(console: &Console) -> Result<(Lock, Store)> {
     let (data, database) = existing(console)?;
-    let _lock = data.lock()?;
-    let cannot = || format!("cannot change {}", database.display());
+    let lock = data.lock()?;
     // No key is written meanwhile, so that it does not matter how many there may be.
     let limits = Limits { keys: u64::MAX, bytes: u64::MAX };
-    let store = Store::open(&database, limits).with_context(cannot)?;
+    let store = Store::open(&database, limits).with_context(|| format!("cannot open {}", database.display()))?;
+    Ok((lock, store))
+}
+
+/// `plugrack instance rotate`: makes a new instance id, where no host runs on the directory.
+pub(super) fn rotate(console: &Console, yes: bool) -> Result<()> {
+    let (_lock, store) = locked_store(console)?;
+    let cannot = || format!("cannot change the database in {}", console.data.display());
     let old = store.instance_id().with_context(cannot)?;
     let mut licenses = store.licenses().with_context(cannot)?;
     licenses.retain(|_, token| standing::names(token, &old.to_string()));

@@ -1,6 +1,6 @@
 //! `plugrack kv`: the keys of plugins.
 
-use super::console::{Console, NOT_FOUND, failure, items, print_bytes, value, word};
+use super::console::{Console, Given, NOT_FOUND, failure, items, print_bytes, word};
 use crate::client::{ApiClient, segment};
 use crate::exchange::MAX_KV_TIME;
 use crate::text;
@@ -10,7 +10,6 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use clap::Subcommand;
 use serde_json::{Value, json};
 use std::io::{self, IsTerminal};
-use std::path::PathBuf;
 use std::time::Duration;
 
 /// Keys that are asked for in one page of a list: the most that the API gives.
@@ -38,12 +37,8 @@ pub(super) enum Kv {
         /// The plugin's id
         id: String,
         key: String,
-        /// The value; - reads it from standard input
-        #[arg(allow_hyphen_values = true, required_unless_present = "file")]
-        value: Option<String>,
-        /// Read the value from this file
-        #[arg(long, value_name = "FILE", conflicts_with = "value")]
-        file: Option<PathBuf>,
+        #[command(flatten)]
+        value: Given,
     },
     /// Delete a key
     Delete {
@@ -73,8 +68,8 @@ impl Kv {
         };
         match self {
             Self::Get { direct, id, key } => print_value(console, &call("GET", &id, &key, direct, b"")?),
-            Self::Set { direct, id, key, value: given, file } => {
-                let answer = call("PUT", &id, &key, direct, &value(given, file.as_deref())?)?;
+            Self::Set { direct, id, key, value } => {
+                let answer = call("PUT", &id, &key, direct, &value.bytes()?)?;
                 console.print(&answer, |_| String::new())
             }
             Self::Delete { direct, id, key } => {

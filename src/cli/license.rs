@@ -60,7 +60,7 @@ impl License {
     }
 }
 
-/// Prints what came of a licence that was set. A plugin that does not run with it is a failure.
+/// Prints the outcome of `license set`. It is a failure if the plugin does not run with the licence.
 fn report_set(console: &Console, id: &str, answer: &Value) -> Result<()> {
     let state = word(&answer["state"]);
     let is_refused = !answer["license"]["code"].is_null() && !is_pending(answer);

@@ -1,4 +1,4 @@
-//! The commands about plugins: what there is, how it is, and what it is to do.
+//! The commands that list, show and control plugins.
 
 use super::console::{
     self, Console, age, coloured, failure, fields, items, reason, state, terminal_width, time_and_age, wait, word,
@@ -213,7 +213,7 @@ fn long_list(answer: &Value, now: i64) -> String {
         .collect()
 }
 
-/// All about a plugin, for people: first how it is and what to do, and each reason once.
+/// Everything about a plugin, for people. The state and the advice come first, and each reason appears once.
 fn details(plugin: &Value, now: i64) -> String {
     let text = |value: &Value| word(value).into_owned();
     let count = |value: &Value| value.as_i64().map(|number| number.to_string()).unwrap_or_default();
@@ -299,7 +299,7 @@ fn details(plugin: &Value, now: i64) -> String {
         let detail = text(&event["detail"]);
         let detail = match detail.as_str() {
             "" => String::new(),
-            // What an operator did is short, and of each event anew.
+            // This text is short, and each event with it is a separate action.
             "by the operator" => ": by the operator".to_owned(),
             _ if !said.insert(detail.clone()) => ": as above".to_owned(),
             _ => format!(": {}", for_people(&detail)),

@@ -1,4 +1,4 @@
-//! Text on a terminal: how wide it is, how it is cut, columns that fit. Pure.
+//! Tables for a terminal: measures text, cuts it and fits columns to a width. Pure.
 
 /// Between two columns. Two spaces, since one may stand in a cell.
 const SEPARATOR: &str = "  ";

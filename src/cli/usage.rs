@@ -1,4 +1,4 @@
-//! A command line that was not understood: what is said of it.
+//! The message for a command line that the parser refuses.
 
 use super::console::error_line;
 use clap::builder::StyledStr;

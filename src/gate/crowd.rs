@@ -9,7 +9,7 @@ use std::rc::Rc;
 type Counts = Rc<RefCell<HashMap<IpAddr, u32>>>;
 
 /// What each origin has. The gate's thread alone uses it.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Crowd(Counts);
 
 /// A connection or request that counts for its origin until this is dropped.

@@ -1,5 +1,6 @@
 //! Where clients come in: the sockets that listen, and what is held of who comes through each.
 
+use crate::data_dir::MAX_SOCKET_PATH;
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
@@ -21,9 +22,6 @@ use std::sync::Arc;
 /// Connections that may wait to be accepted: more than the gate takes at once, since the kernel lets those beyond it try again only
 /// after a second. The kernel's own limit (`net.core.somaxconn`) is 4096 as a rule.
 const BACKLOG: i32 = 1024;
-
-/// Longest path of a Unix socket in bytes: `sun_path` of `sockaddr_un` is 108 with the closing zero, see unix(7).
-const MAX_SOCKET_PATH: usize = 107;
 
 /// Who comes through a door.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

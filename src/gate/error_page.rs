@@ -2,6 +2,7 @@
 
 use super::head::Refusal;
 use super::refusal::Asker;
+use crate::text::html;
 
 /// Headers of the page. It holds its style and nothing else, and no script.
 pub(super) const HEADERS: [(&str, &str); 3] = [
@@ -88,7 +89,7 @@ pub(super) fn render(refusal: Refusal, retry_after: Option<u64>, asker: Asker<'_
         None => (String::new(), advice.to_owned()),
     };
     let happened = if happened.is_empty() { sentence(refusal.message) } else { happened.to_owned() };
-    let id = asker.id.map(|id| format!("; request {}", escape(id))).unwrap_or_default();
+    let id = asker.id.map(|id| format!("; request {}", html(id))).unwrap_or_default();
     let status = refusal.status;
     format!(
         "<!doctype html>
@@ -117,12 +118,7 @@ fn sentence(message: &str) -> String {
     let mut letters = message.chars();
     let first = letters.next().map(|letter| letter.to_ascii_uppercase());
     let text: String = first.into_iter().chain(letters).chain(['.']).collect();
-    escape(&text)
-}
-
-/// Text as HTML.
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    html(&text)
 }
 
 #[cfg(test)]

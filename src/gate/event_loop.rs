@@ -95,6 +95,22 @@ pub(super) enum Again {
     Backend(BackendKey),
 }
 
+/// What decides how long an idle connection is kept at this moment.
+struct IdleTerms {
+    longest: Duration,
+    all: Filling,
+    crowd: Crowd,
+    per_address: u32,
+}
+
+impl IdleTerms {
+    fn time(&self, client: &Client) -> Duration {
+        let address = client.address.filter(|_| client.guest == Some(Guest::Anybody));
+        let here = |address| Filling { taken: self.crowd.of(address).into(), most: self.per_address.into() };
+        idle_time(self.longest, self.all, address.map(here))
+    }
+}
+
 /// The gate at work.
 pub(super) struct EventLoop {
     pub(super) epoll: OwnedFd,
@@ -477,13 +493,17 @@ impl EventLoop {
 
     /// Until when an idle connection is kept from now on.
     pub(super) fn idle_until(&self, client: &Client) -> Instant {
-        let longest = if self.is_draining { self.limits.idle_timeout.min(FAREWELL) } else { self.limits.idle_timeout };
-        let all = Filling { taken: self.anybody as u64, most: self.limits.max_connections.into() };
-        let address = client.address.filter(|_| client.guest == Some(Guest::Anybody)).map(|address| Filling {
-            taken: self.crowd.of(address).into(),
-            most: self.limits.max_connections_per_address.into(),
-        });
-        self.now + idle_time(longest, all, address)
+        self.now + self.idle_terms().time(client)
+    }
+
+    fn idle_terms(&self) -> IdleTerms {
+        let longest = self.limits.idle_timeout;
+        IdleTerms {
+            longest: if self.is_draining { longest.min(FAREWELL) } else { longest },
+            all: Filling { taken: self.anybody as u64, most: self.limits.max_connections.into() },
+            crowd: self.crowd.clone(),
+            per_address: self.limits.max_connections_per_address,
+        }
     }
 
     /// Ends a client's connection now.
@@ -521,14 +541,13 @@ impl EventLoop {
         let mut late = Vec::new();
         let mut unseen = Vec::new();
         let look_every = (self.limits.write_timeout / LOOKS).max(SWEEP);
-        let idle = self.clients.iter().filter(|(_, client)| client.phase == Phase::Idle);
-        let idle: Vec<_> = idle.map(|(key, client)| (key, self.idle_until(client))).collect();
-        for (key, until) in idle {
-            // Places may have become fewer since it became idle.
-            let client = &mut self.clients[key];
-            client.deadline = client.deadline.map(|deadline| deadline.min(until));
-        }
+        let idle_terms = self.idle_terms();
         for (key, client) in &mut self.clients {
+            if client.phase == Phase::Idle {
+                // Places may have become fewer since it became idle.
+                let until = self.now + idle_terms.time(client);
+                client.deadline = client.deadline.map(|deadline| deadline.min(until));
+            }
             let waits_to_send = !client.is_flushed();
             let terms = ReadTerms {
                 patience: self.limits.write_timeout,

@@ -2,7 +2,7 @@
 
 use crate::plugin::{Plugin, State};
 use crate::rack::{Entry, Rack};
-use crate::text::shown;
+use crate::text::{html, shown};
 use std::fmt::Write;
 use std::sync::Arc;
 
@@ -118,16 +118,5 @@ fn put(out: &mut String, what: std::fmt::Arguments<'_>) {
 
 /// Text of others as HTML.
 fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in shown(text).chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            c => out.push(c),
-        }
-    }
-    out
+    html(&shown(text))
 }

@@ -16,8 +16,8 @@ pub(crate) fn whole(number: f64) -> Option<i128> {
 
 /// An integer: in plain digits it stays exact; with a fraction or an exponent it has to be whole.
 pub(crate) fn integer<'de, T: TryFrom<i128>, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
-    // By its name a float, since what serde has buffered (for a `flatten`) gives a float to nobody who asks for an integer. Plain digits
-    // are visited as integers all the same.
+    // Asks for a float: for a `flatten`, serde buffers values and refuses a buffered float where an integer is asked for. Plain digits
+    // still reach the visitor as integers.
     deserializer.deserialize_f64(Integer(PhantomData))
 }
 

@@ -207,7 +207,7 @@ fn bytes_beyond_ascii_in_a_target_reach_the_plugin_percent_encoded() {
     }
     assert_eq!(ask_raw(&server, "/p/tö".as_bytes()).text(), "GET /t%C3%B6 of p");
     assert_eq!(ask_raw(&server, "http://test/p/tö".as_bytes()).text(), "GET /t%C3%B6 of p");
-    // Such a path is nobody's, and no part of a route.
+    // No route contains such a byte.
     assert_json(&ask_raw(&server, "/pö".as_bytes()), 404, "not_found");
     for byte in (0..=0x1f_u8).chain([0x7f, b' ', b'#']) {
         let reply = ask_raw(&server, &[b"/p/a", &[byte][..], b"b"].concat());
@@ -256,7 +256,7 @@ fn plain_http_to_a_port_that_speaks_tls_is_told_so() {
         client.send(&[*byte]);
     }
     assert_json(&client.reply(false), 400, "https_required");
-    // Whatever else is said gets no answer.
+    // Any other protocol gets no answer.
     for said in [&b"SSH-2.0-OpenSSH\r\n"[..], b"\r\n", b"\x80\x2e\x01\x03\x01", &[b'A'; 100], b"\0"] {
         let mut client = Client::connect(server.address());
         client.try_send(said);

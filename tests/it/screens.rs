@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use std::fs;
 use std::process::{Output, Stdio};
 
-/// Runs its arguments on a terminal with so many columns, prints what came there, and ends with the command's exit code.
+/// Runs its arguments on a terminal with so many columns, prints what they wrote, and ends with the command's exit code.
 const TERMINAL: &str = "
 import fcntl, os, pty, struct, sys, termios
 pid, fd = pty.fork()
@@ -320,7 +320,7 @@ fn errors_are_json_where_json_is_wanted() {
         arguments.push("--json");
         let mut output = server.site().cli(&arguments);
         if code == "malformed" {
-            // What came of each check is printed all the same.
+            // The result of each check is still printed.
             assert_eq!(json_of(text(&output.stdout))["checks"][0]["result"], "refused");
             output.stdout.clear();
         }
@@ -403,7 +403,7 @@ fn the_log_of_a_file_that_was_refused_leads_to_what_it_printed() {
     let output = server.site().cli(&["logs", "broken"]);
     assert!(output.status.success() && text(&output.stdout).contains("SyntaxError: no"), "{output:?}");
     assert_eq!(text(&output.stderr), "plugrack: broken is backing_off; see: plugrack show broken\n");
-    // Where there is no log, as when it was removed, what is known of the file is said all the same.
+    // Without a log, for example after it was removed, the command still prints what is known of the file.
     fs::remove_file(server.site().data().join("logs/broken.log")).unwrap();
     let gone = server.site().cli(&["logs", "broken"]);
     assert!(text(&gone.stdout).contains("SyntaxError: no"), "{gone:?}");
