@@ -92,7 +92,7 @@ fuzz-license: ## broken licences for ten minutes, or FUZZ_SECONDS=…
 fuzz-gate: fuzz-tools ## the gate's parsers under a fuzzer, an hour for each or FUZZ_SECONDS=…, two at a time
 	@cp Cargo.lock tests/fuzz/Cargo.lock
 	@RUSTC_BOOTSTRAP=1 nice -n 10 $(CARGO) fuzz build --fuzz-dir tests/fuzz
-	@printf '%s\n' head chunked response | xargs -P 2 -I TARGET sh -c ' \
+	@printf '%s\n' head chunked | xargs -P 2 -I TARGET sh -c ' \
 		kept=tests/fuzz/target/corpus/TARGET log=tests/fuzz/target/TARGET.log; mkdir -p $$kept; \
 		if RUSTC_BOOTSTRAP=1 nice -n 10 $(CARGO) fuzz run --fuzz-dir tests/fuzz TARGET $$kept tests/fuzz/corpus/TARGET -- \
 			-dict=tests/fuzz/http.dict -max_total_time=$(or $(FUZZ_SECONDS),3600) >$$log 2>&1; \

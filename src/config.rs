@@ -1,6 +1,7 @@
 //! What the operator asked for, checked and complete.
 
-use crate::gate::{Limits, Networks};
+use crate::gate::Limits;
+use crate::http::proxies::Networks;
 use crate::process::check_variable;
 use crate::quantity::{parse_request_time, parse_size, parse_start_time, parse_time};
 use std::fmt;

@@ -345,11 +345,6 @@ impl DataDir {
         self.run.join(API_SOCKET)
     }
 
-    /// The host's socket for its own gate.
-    pub(crate) fn http_socket(&self) -> PathBuf {
-        self.run().join("http.sock")
-    }
-
     /// The address the host listens on, as a file.
     pub(crate) fn listen(&self) -> PathBuf {
         self.run().join("listen")

@@ -1,12 +1,12 @@
 //! What every part of the rack shares: the identity, the data directory, the store, and which process belongs to which plugin.
 
 use crate::data_dir::DataDir;
-use crate::gate::AnswerTime;
 use crate::guard::Guard;
 use crate::handover::hand_over;
 use crate::license::Time;
 use crate::memory::Memory;
 use crate::output::PluginLog;
+use crate::plugin::AnswerTime;
 use crate::process::Bounds;
 use crate::repeat::{Burst, Repeat, more};
 use crate::room::Room;

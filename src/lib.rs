@@ -33,8 +33,6 @@ mod data_dir;
 #[cfg(feature = "host")]
 mod discovery;
 #[cfg(feature = "host")]
-mod exchange;
-#[cfg(feature = "host")]
 mod failure_line;
 #[cfg(feature = "host")]
 mod gate;
@@ -50,7 +48,7 @@ mod hot_paths;
 #[cfg(feature = "host")]
 mod http;
 #[cfg(feature = "host")]
-mod http_date;
+mod job;
 #[cfg(feature = "host")]
 mod json_number;
 #[cfg(feature = "host")]
@@ -63,8 +61,6 @@ mod log_file;
 mod memory;
 #[cfg(feature = "host")]
 mod output;
-#[cfg(feature = "host")]
-mod pages;
 #[cfg(feature = "host")]
 mod pause;
 #[cfg(feature = "host")]
@@ -90,6 +86,8 @@ mod room;
 #[cfg(feature = "host")]
 mod route;
 #[cfg(feature = "host")]
+mod scaling;
+#[cfg(feature = "host")]
 mod server;
 #[cfg(feature = "host")]
 mod standing;
@@ -103,6 +101,8 @@ mod supervisor;
 mod text;
 #[cfg(feature = "host")]
 mod time_mark;
+#[cfg(feature = "host")]
+mod unix_socket;
 #[cfg(feature = "host")]
 mod utc;
 #[cfg(feature = "host")]

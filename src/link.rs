@@ -1,7 +1,8 @@
 //! The host's connection to a plugin: frames over a Unix stream, with deadlines, sending and receiving at once where it must.
 
+use crate::http::Request;
 use crate::process::timespec;
-use crate::protocol::frame::{EncodeError, Frame, FrameReader, ReadError, Unfinished, encode, encode_before};
+use crate::protocol::frame::{EncodeError, Frame, FrameReader, ReadError, Unfinished, encode, encode_head};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -88,10 +89,13 @@ impl Link {
         encode(self.frames.stream().frames(), head, body)
     }
 
-    /// The same with a body that is sent from where it is.
-    pub(crate) fn queue_owned(&mut self, head: &impl Serialize, body: Vec<u8>) -> Result<(), EncodeError> {
+    /// Queues a request with a body that is sent from where it is.
+    pub(crate) fn queue_request(&mut self, request: &Request, id: u64, more: bool, body: Vec<u8>) -> Result<(), EncodeError> {
         let duplex = self.frames.stream();
-        encode_before(duplex.frames(), head, body.len())?;
+        encode_head(duplex.frames(), body.len(), |out| {
+            request.encode(id, more, out);
+            Ok(())
+        })?;
         duplex.body = body;
         Ok(())
     }

@@ -1,43 +1,28 @@
 //! One plugin as the rest of the host sees it: who it is, how it is, and the door its requests go through.
 
 use crate::discovery::{self, Fingerprint, Found};
-use crate::exchange::{Failed, Job};
-use crate::gate::slots::Slots;
+use crate::http::request_end::Traffic;
+use crate::http::slots::Slots;
+use crate::http::{HttpError, errors};
+use crate::job::Job;
 use crate::license::Code;
 use crate::output::PluginLog;
 use crate::protocol::metadata::Metadata;
 use crate::queue::Queue;
+use crate::repeat::{Repeat, more};
 use crate::restart::Exit;
+use crate::scaling::{Decision, Scaling};
 use crate::store::limits::LimitsInForce;
 use crate::store::now_ms;
 use crossbeam_channel::Sender;
 use serde::Serialize;
-use std::num::NonZero;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
-use std::thread::available_parallelism;
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a request waits for a plugin that is starting or restarting.
 pub(crate) const HOLD: Duration = Duration::from_secs(2);
-
-/// Time for a request, on average, below which a plugin is quick: its requests are sent several at a time over few connections,
-/// since more of either would only wait for each other.
-pub(crate) const QUICK: Duration = Duration::from_millis(1);
-
-/// Connections that a quick plugin needs where its requests are uneven, see [`Plugin::note_uneven`]: one goes on while another waits.
-const QUICK_CONNECTIONS: usize = 2;
-
-/// Processors from which on it gets so many in any case. Fewer are busy with one, and a second would only make smaller batches of what
-/// comes.
-const MANY_PROCESSORS: usize = 4;
-
-/// Processors that the host may use.
-static PROCESSORS: LazyLock<usize> = LazyLock::new(|| available_parallelism().map_or(1, NonZero::get));
-
-/// How long a plugin's requests count as uneven after the last that were.
-const UNEVEN_TIME: Duration = Duration::from_secs(1);
 
 /// `retry-after` in seconds for a plugin that is starting.
 pub(crate) const STARTING_RETRY_AFTER: u64 = 2;
@@ -47,6 +32,28 @@ const MAX_RETRY_AFTER: u64 = 3600;
 
 /// `retry-after` in seconds for a plugin that will not be back by itself soon.
 const DOWN_RETRY_AFTER: u64 = 60;
+
+/// Time beyond the longest time limit of the plugins after which the gate takes a request for lost.
+const ANSWER_MARGIN: Duration = Duration::from_secs(30);
+
+/// How long the gate waits for an answer, shared with what gives plugins their time limits.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct AnswerTime {
+    /// The longest time limit of the host and its plugins, in milliseconds. It only grows.
+    longest: Arc<AtomicU64>,
+}
+
+impl AnswerTime {
+    /// Makes the gate wait for longer than `time`, which a plugin has from now on.
+    pub(crate) fn outlast(&self, time: Duration) {
+        self.longest.fetch_max(time.as_millis().try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// How long the gate waits.
+    pub(crate) fn get(&self) -> Duration {
+        Duration::from_millis(self.longest.load(Ordering::Relaxed)) + ANSWER_MARGIN
+    }
+}
 
 /// The state of a plugin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -211,25 +218,18 @@ pub(crate) struct Plugin {
     pub(crate) log: PluginLog,
     /// Its supervisor.
     pub(crate) control: Sender<Command>,
+    /// Requests of its clients that have ended.
+    pub(crate) traffic: Traffic,
     /// Requests answered by it.
     pub(crate) answered: AtomicU64,
     /// Requests that it failed: each has a line in its log.
     pub(crate) failed: AtomicU64,
-    /// Connections that wait for a request.
-    pub(crate) idle: AtomicUsize,
-    /// Connections open, or about to be.
-    pub(crate) connections: AtomicUsize,
-    /// Connections that are taken by a request for long: a stream, or an answer that is slow to begin.
-    pub(crate) stalled: AtomicUsize,
-    /// Average time for a request of late, in microseconds.
-    pub(crate) pace: AtomicU64,
-    /// Since when the plugin is known, and until how many milliseconds after that its requests count as uneven.
-    known: Instant,
-    uneven_until: AtomicU64,
-    /// Whether another connection has been asked for.
-    pub(crate) growing: AtomicBool,
-    /// Whether one is about to end because it is not needed.
-    pub(crate) leaving: AtomicBool,
+    /// What decides about the number of connections.
+    pub(crate) scaling: Scaling,
+    /// Connections that are taken by an answer that streams.
+    streams: AtomicUsize,
+    /// Throttles the warning that streams take every connection.
+    streams_full: Mutex<Repeat>,
     door: AtomicU8,
     status: Mutex<Status>,
     /// The licence on trial that it has refused last, and why.
@@ -269,16 +269,12 @@ impl Plugin {
             slots: Slots::default(),
             log,
             control,
+            traffic: Traffic::default(),
             answered: AtomicU64::new(0),
             failed: AtomicU64::new(0),
-            idle: AtomicUsize::new(0),
-            connections: AtomicUsize::new(0),
-            stalled: AtomicUsize::new(0),
-            pace: AtomicU64::new(0),
-            known: Instant::now(),
-            uneven_until: AtomicU64::new(0),
-            growing: AtomicBool::new(false),
-            leaving: AtomicBool::new(false),
+            scaling: Scaling::new(),
+            streams: AtomicUsize::new(0),
+            streams_full: Mutex::default(),
             door: AtomicU8::new(door as u8),
             status: Mutex::new(status),
             refused_license: Mutex::default(),
@@ -290,20 +286,30 @@ impl Plugin {
         &self.metadata.id
     }
 
-    /// Takes a request: it is answered by the plugin, or at once or later by the host. Never waits.
-    pub(crate) fn submit(&self, job: Job) {
-        match self.door.load(Ordering::Acquire) {
-            door if door == Door::Open as u8 => {
-                self.queue.push(job);
-                self.look_at_door();
-                self.ask_to_grow();
-            }
-            door if door == Door::Holding as u8 => {
-                self.queue.push(job);
-                self.look_at_door();
-            }
-            _ => job.fail(Failed::Unavailable { retry_after: self.retry_after() }),
+    /// Whether a request that comes now has a chance: looked at before its body is read.
+    ///
+    /// # Errors
+    /// What to answer it with.
+    pub(crate) fn admit(&self) -> Result<(), HttpError> {
+        if self.door.load(Ordering::Acquire) == Door::Shut as u8 {
+            return Err(errors::UNAVAILABLE.retry_after(self.retry_after()));
         }
+        Ok(())
+    }
+
+    /// Takes a request: the plugin answers it, or the host for it. Never waits.
+    ///
+    /// # Errors
+    /// The plugin cannot take it: the request, and what to answer it with.
+    pub(crate) fn submit(&self, job: Job) -> Result<(), (Job, HttpError)> {
+        if let Err(error) = self.admit() {
+            return Err((job, error));
+        }
+        self.queue.push(job).map_err(|job| (job, errors::CROWDED))?;
+        self.look_at_door();
+        // Without a process there is nothing to grow, and the supervisor says so.
+        self.ask_to_grow();
+        Ok(())
     }
 
     /// Takes a request back that a worker had taken: the next worker of the queue serves it, of the next process if there is none.
@@ -316,7 +322,7 @@ impl Plugin {
     /// queue, so one of the two sees the request.
     fn look_at_door(&self) {
         if self.door.load(Ordering::SeqCst) == Door::Shut as u8 {
-            self.queue.fail_all(Failed::Unavailable { retry_after: self.retry_after() });
+            self.queue.fail_all(errors::UNAVAILABLE.retry_after(self.retry_after()));
         }
     }
 
@@ -332,62 +338,64 @@ impl Plugin {
 
     /// Fails the requests that have waited too long for a process: since they came, or since the last one fell, where that is later.
     pub(crate) fn expire_held(&self, down_since: Option<Instant>) {
-        let held = |arrived: Instant| down_since.map_or(arrived, |since| arrived.max(since)).elapsed() >= HOLD;
-        self.queue.expire(held, |job| job.fail(Failed::Unavailable { retry_after: STARTING_RETRY_AFTER }));
+        let held = |job: &Job| down_since.map_or(job.arrived(), |since| job.arrived().max(since)).elapsed() >= HOLD;
+        self.queue.expire(held, |job| job.fail(errors::UNAVAILABLE.retry_after(STARTING_RETRY_AFTER)));
     }
 
     /// Fails the requests that wait, and those that come.
     pub(crate) fn fail_waiting(&self) {
         self.door.store(Door::Shut as u8, Ordering::SeqCst);
-        self.queue.fail_all(Failed::Unavailable { retry_after: self.retry_after() });
+        self.queue.fail_all(errors::UNAVAILABLE.retry_after(self.retry_after()));
     }
 
-    /// Notes a request that keeps others on its connection waiting: since it went alone, or its answer is large, or took long.
-    pub(crate) fn note_uneven(&self) {
-        let until = self.known.elapsed() + UNEVEN_TIME;
-        self.uneven_until.store(until.as_millis().try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
-    }
-
-    /// How many connections the plugin needs while it is quick.
-    fn quick_connections(&self) -> usize {
-        let is_uneven = || self.known.elapsed() < Duration::from_millis(self.uneven_until.load(Ordering::Relaxed));
-        if *PROCESSORS >= MANY_PROCESSORS || is_uneven() { QUICK_CONNECTIONS } else { 1 }
-    }
-
-    /// Connections that are not taken by one answer for long.
-    fn moving(&self) -> usize {
-        self.connections.load(Ordering::Relaxed).saturating_sub(self.stalled.load(Ordering::Relaxed))
-    }
-
-    fn pace(&self) -> Duration {
-        Duration::from_micros(self.pace.load(Ordering::Relaxed))
-    }
-
-    /// Whether a connection is to end that the plugin does not need any more, since it is quick. One at a time does.
-    pub(crate) fn lets_go(&self) -> bool {
-        let is_spare = || self.pace() < QUICK / 2 && self.moving() > self.quick_connections();
-        if !is_spare() || self.leaving.swap(true, Ordering::Relaxed) {
+    /// Whether a connection is to be closed that the plugin does not need any more. One at a time is.
+    pub(crate) fn is_to_shrink(&self) -> bool {
+        let decide = || self.scaling.decide(self.queue.len(), self.metadata.concurrency as usize) == Decision::Shrink;
+        if !decide() || self.scaling.shrinking.swap(true, Ordering::Relaxed) {
             return false;
         }
-        // Another may have left since.
-        let leaves = is_spare();
-        self.leaving.store(leaves, Ordering::Relaxed);
-        leaves
+        // Another may have been closed since.
+        let shrinks = decide();
+        self.scaling.shrinking.store(shrinks, Ordering::Relaxed);
+        shrinks
     }
 
-    /// Asks for one more connection when more requests wait than those there are can take at once.
+    /// Asks for one more connection when the requests that wait could use it.
     pub(crate) fn ask_to_grow(&self) {
-        let busy = self.queue.len() > self.idle.load(Ordering::Relaxed);
-        let connections = self.connections.load(Ordering::Relaxed);
-        let useful = || self.pace() >= QUICK || self.moving() < self.quick_connections();
-        let room = connections < self.metadata.concurrency as usize;
-        if busy
-            && room
-            && useful()
-            && !self.growing.swap(true, Ordering::Relaxed)
+        let growing = &self.scaling.growing;
+        if self.scaling.decide(self.queue.len(), self.metadata.concurrency as usize) == Decision::Grow
+            && !growing.swap(true, Ordering::Relaxed)
             && self.control.try_send(Command::Grow).is_err()
         {
-            self.growing.store(false, Ordering::Relaxed);
+            growing.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts an answer that streams, until it is dropped.
+    pub(crate) fn count_stream(self: &Arc<Self>) -> CountedStream {
+        self.streams.fetch_add(1, Ordering::Relaxed);
+        CountedStream(Arc::clone(self))
+    }
+
+    /// Whether every connection that the plugin may have is taken by an answer that streams.
+    pub(crate) fn is_full_of_streams(&self) -> bool {
+        self.streams.load(Ordering::Relaxed) >= self.metadata.concurrency as usize
+    }
+
+    /// Why requests cannot be answered soon, where streams are the reason.
+    pub(crate) fn congestion(&self) -> Option<String> {
+        let most = self.metadata.concurrency;
+        self.is_full_of_streams().then(|| {
+            let streams = self.streams.load(Ordering::Relaxed);
+            format!("{most} of {most} connections busy, {streams} by streams: raise concurrency")
+        })
+    }
+
+    /// Warns in the host's log, at most once a minute, that streams take every connection.
+    pub(crate) fn warn_of_streams(&self, why: &str) {
+        let came = self.streams_full.lock().unwrap_or_else(PoisonError::into_inner).came(Instant::now());
+        if let Some(unsaid) = came {
+            log::warn!("{}: {why}{}", self.id(), more(unsaid));
         }
     }
 
@@ -495,41 +503,11 @@ impl Plugin {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crossbeam_channel::bounded;
+/// An answer that streams.
+pub(crate) struct CountedStream(Arc<Plugin>);
 
-    /// A plugin with so many connections, which takes so long for a request on average.
-    fn plugin(connections: usize, pace: Duration) -> Plugin {
-        let json =
-            br#"{"protocol": 1, "id": "p", "name": "P", "version": "1.0.0", "icon": "P", "route": "/p", "concurrency": 8}"#;
-        let log = PluginLog::new(PathBuf::from("/nonexistent/p.log"));
-        let found = Found { file: "p".into(), program: PathBuf::new(), fingerprint: None };
-        let plugin = Plugin::new(Metadata::parse(json).unwrap(), &found, PathBuf::new(), log, bounded(1).0, true);
-        plugin.connections.store(connections, Ordering::Relaxed);
-        plugin.pace.store(pace.as_micros().try_into().unwrap(), Ordering::Relaxed);
-        plugin
-    }
-
-    #[test]
-    fn a_quick_plugin_lets_go_of_connections_that_it_does_not_need() {
-        let alike = if *PROCESSORS < MANY_PROCESSORS { 1 } else { 2 };
-        let lets_go = |connections: usize, pace: Duration, stalled: usize, uneven: bool| {
-            let plugin = plugin(connections, pace);
-            plugin.stalled.store(stalled, Ordering::Relaxed);
-            if uneven {
-                plugin.note_uneven();
-            }
-            plugin.lets_go()
-        };
-        assert!(lets_go(alike + 1, QUICK / 4, 0, false) && !lets_go(alike, QUICK / 4, 0, false));
-        // Where requests are uneven it needs two, beside those that are stalled.
-        assert!(lets_go(3, QUICK / 4, 0, true) && !lets_go(2, QUICK / 4, 0, true) && !lets_go(5, QUICK / 4, 3, true));
-        // One that is not quick needs all of them.
-        assert!(!lets_go(8, QUICK / 2, 0, false));
-        // One connection at a time ends.
-        let plugin = plugin(8, QUICK / 4);
-        assert!(plugin.lets_go() && !plugin.lets_go());
+impl Drop for CountedStream {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -1,19 +1,21 @@
-//! The requests that wait for one plugin: a channel of so many places that outlives the plugin's processes.
+//! The requests that wait for one plugin: a bounded channel that outlives the plugin's processes.
 //!
-//! The channel is crossbeam's unbounded one, and the places are counted here: its bounded one holds memory for all of them from the
-//! beginning, 24 KiB for every plugin that is idle. Threads that come at the very same moment may each find the last place free, so
-//! there may be as many requests more as there are threads that put some in: the dispatcher and now and then another.
+//! Requests that were taken out and come back, because a connection was lost or their time is not over yet, stand before the channel in
+//! the order in which they came. So the oldest request is always taken first, and none loses its turn.
 
-use crate::exchange::{Failed, Job};
+use crate::http::HttpError;
+use crate::job::Job;
 use crate::repeat::{Repeat, more};
-use crossbeam_channel::{Receiver, Sender, unbounded};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
-/// Places in the queue for each connection the plugin may have.
+/// Requests that may wait for each connection that the plugin may have.
 const PLACES_PER_CONNECTION: usize = 64;
 
-/// Most places, so that no plugin holds more than its share of the host's memory and of its clients.
+/// Most requests that wait for a plugin, so that none holds more than its share of the host's memory and connections.
 const MAX_PLACES: usize = 1024;
 
 /// The queue of one plugin.
@@ -23,10 +25,15 @@ pub(crate) struct Queue {
     places: usize,
     sender: Sender<Job>,
     receiver: Receiver<Job>,
-    expiring: Mutex<()>,
+    /// Requests that stand before those in the channel.
+    front: Mutex<VecDeque<Job>>,
+    /// How many these are, to be read without the lock.
+    in_front: AtomicUsize,
+    /// Wakes a worker that waits at the channel for a request that stands before it.
+    wake: (Sender<()>, Receiver<()>),
     /// The queue of the plugin that has taken this one's place.
     successor: OnceLock<Arc<Queue>>,
-    /// That there was no place.
+    /// Throttles the warning that the queue is full.
     full: Mutex<Repeat>,
 }
 
@@ -34,31 +41,36 @@ impl Queue {
     /// A queue for a plugin of so many connections.
     pub(crate) fn new(id: &str, concurrency: usize) -> Self {
         let places = (concurrency * PLACES_PER_CONNECTION).min(MAX_PLACES);
-        let (sender, receiver) = unbounded();
-        Self {
-            id: id.to_owned(),
-            places,
-            sender,
-            receiver,
-            expiring: Mutex::new(()),
-            successor: OnceLock::new(),
-            full: Mutex::default(),
-        }
+        let (sender, receiver) = bounded(places);
+        let (front, in_front, successor, full) = Default::default();
+        Self { id: id.to_owned(), places, sender, receiver, front, in_front, wake: bounded(1), successor, full }
     }
 
-    /// Puts a request in; one for which there is no place is answered so.
-    pub(crate) fn push(&self, job: Job) {
+    /// Puts a request behind the others.
+    ///
+    /// # Errors
+    /// There is no place for it: the request, for the caller to answer.
+    pub(crate) fn push(&self, job: Job) -> Result<(), Job> {
         if let Some(successor) = self.successor.get() {
             return successor.push(job);
         }
         if self.len() >= self.places {
-            job.fail(Failed::Overloaded);
-            return self.say_full();
+            // Requests that nobody waits for any more hold places until they are found.
+            self.drop_cancelled();
         }
-        self.put_back(job);
+        let refused = if self.len() >= self.places {
+            job
+        } else {
+            match self.sender.try_send(job) {
+                Ok(()) => return Ok(()),
+                Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) => job,
+            }
+        };
+        self.say_full();
+        Err(refused)
     }
 
-    /// Says that it is full, where that is due.
+    /// Warns that the queue is full, at most once a minute.
     fn say_full(&self) {
         let came = self.full.lock().unwrap_or_else(PoisonError::into_inner).came(Instant::now());
         if let Some(unsaid) = came {
@@ -66,14 +78,56 @@ impl Queue {
         }
     }
 
-    /// Where workers take requests from.
-    pub(crate) fn jobs(&self) -> &Receiver<Job> {
+    /// Where workers wait for requests. Each request received here goes through [`Queue::received`].
+    pub(crate) fn channel(&self) -> &Receiver<Job> {
         &self.receiver
+    }
+
+    /// Tells workers of requests that stand before the channel.
+    pub(crate) fn wake(&self) -> &Receiver<()> {
+        &self.wake.1
+    }
+
+    /// The next request, for a worker that has received one from the channel: an older one may stand before it.
+    pub(crate) fn received(&self, job: Job) -> Job {
+        if self.in_front.load(Ordering::SeqCst) == 0 {
+            return job;
+        }
+        let mut front = self.lock();
+        // Another worker may have taken what stood there.
+        let Some(first) = front.pop_front() else { return job };
+        front.push_back(job);
+        self.note_front(&front);
+        first
+    }
+
+    /// Takes the next request, if one waits.
+    pub(crate) fn try_take(&self) -> Option<Job> {
+        if self.in_front.load(Ordering::SeqCst) > 0 {
+            let mut front = self.lock();
+            let job = front.pop_front();
+            self.note_front(&front);
+            if job.is_some() {
+                return job;
+            }
+        }
+        self.receiver.try_recv().ok()
+    }
+
+    /// Puts a request back that was taken out: it keeps its place before those that came later.
+    pub(crate) fn put_back(&self, job: Job) {
+        if let Some(successor) = self.successor.get() {
+            return successor.put_back(job);
+        }
+        let mut front = self.lock();
+        let at = front.partition_point(|other| other.arrived() <= job.arrived());
+        front.insert(at, job);
+        self.note_front(&front);
     }
 
     /// Hands what waits, and all that comes from now on, to the queue of the plugin that takes this one's place.
     pub(crate) fn succeed(&self, successor: Arc<Self>) {
-        drop(self.successor.set(successor));
+        self.successor.set(successor).ok();
         self.hand_over();
     }
 
@@ -82,53 +136,78 @@ impl Queue {
         self.successor.get().is_some()
     }
 
-    /// Hands what waits to the successor, if there is one: what a thread put in that had not yet seen it.
+    /// Hands what waits to the successor, if there is one: also what a thread has put in that had not yet seen it.
     pub(crate) fn hand_over(&self) {
         if let Some(successor) = self.successor.get() {
-            self.receiver.try_iter().for_each(|job| successor.put_back(job));
+            while let Some(job) = self.try_take() {
+                successor.put_back(job);
+            }
         }
     }
 
     /// How many requests wait.
     pub(crate) fn len(&self) -> usize {
-        self.receiver.len()
+        self.receiver.len() + self.in_front.load(Ordering::Relaxed)
     }
 
-    /// Puts a request in that had been taken out: it has its place already.
-    pub(crate) fn put_back(&self, job: Job) {
-        if let Some(successor) = self.successor.get() {
-            return successor.put_back(job);
-        }
-        // Both ends are held here, so it is taken.
-        if let Err(refused) = self.sender.send(job) {
-            refused.into_inner().fail(Failed::Overloaded);
+    /// Takes out the oldest requests as long as their time of arrival is `expired`, and gives each to `fail`. Those that nobody waits for
+    /// any more are dropped on the way.
+    pub(crate) fn expire(&self, expired: impl Fn(&Job) -> bool, mut fail: impl FnMut(Job)) {
+        loop {
+            let mut front = self.lock();
+            if front.is_empty()
+                && let Ok(job) = self.receiver.try_recv()
+            {
+                front.push_back(job);
+            }
+            let is_over = front.front().is_some_and(|job| job.is_cancelled() || expired(job));
+            let job = if is_over { front.pop_front() } else { None };
+            self.note_front(&front);
+            drop(front);
+            match job {
+                Some(job) if job.is_cancelled() => drop(job),
+                Some(job) => fail(job),
+                None => return,
+            }
         }
     }
 
-    /// Takes out the requests whose time of arrival is `expired`, and gives each to `fail`; the others keep their order.
-    pub(crate) fn expire(&self, expired: impl Fn(Instant) -> bool, mut fail: impl FnMut(Job)) {
-        // One thread at a time is enough, and two would mix the order.
-        let Ok(_alone) = self.expiring.try_lock() else { return };
-        let waiting: Vec<Job> = self.receiver.try_iter().take(self.receiver.len()).collect();
-        for job in waiting {
-            if expired(job.arrived()) { fail(job) } else { self.put_back(job) }
+    /// Fails all requests that wait.
+    pub(crate) fn fail_all(&self, error: HttpError) {
+        while let Some(job) = self.try_take() {
+            job.fail(error);
         }
     }
 
-    /// Fails all requests that wait, those included that a thread in [`Queue::expire`] is looking at.
-    pub(crate) fn fail_all(&self, failed: Failed) {
-        let _alone = self.expiring.lock().unwrap_or_else(PoisonError::into_inner);
-        let waiting: Vec<Job> = self.receiver.try_iter().take(self.receiver.len()).collect();
-        waiting.into_iter().for_each(|job| job.fail(failed));
+    /// Drops the requests that nobody waits for any more; the others keep their order.
+    fn drop_cancelled(&self) {
+        let mut front = self.lock();
+        front.extend(self.receiver.try_iter().take(self.places));
+        front.retain(|job| !job.is_cancelled());
+        self.note_front(&front);
+    }
+
+    /// Notes how many requests stand before the channel, and has a worker look if there are any.
+    fn note_front(&self, front: &VecDeque<Job>) {
+        self.in_front.store(front.len(), Ordering::SeqCst);
+        if !front.is_empty() {
+            // Full: a worker will look anyway.
+            self.wake.0.try_send(()).ok();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Job>> {
+        self.front.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exchange::{KvFailure, KvJob, KvReply};
+    use crate::http::errors;
+    use crate::job::{KvFailure, KvJob, KvReply};
     use crate::protocol::message::KvOp;
-    use crossbeam_channel::bounded;
+    use std::time::Duration;
 
     /// A request for a key, and where its answer goes.
     fn job(key: &str) -> (Job, Receiver<KvReply>) {
@@ -137,72 +216,89 @@ mod tests {
         (Job::Kv(Box::new(KvJob { op, value: Vec::new(), reply, arrived: Instant::now() })), replies)
     }
 
-    fn failed(replies: &Receiver<KvReply>) -> Option<Failed> {
+    fn key(job: &Job) -> &str {
+        match job {
+            Job::Kv(job) => match &job.op {
+                KvOp::Get { key } => key,
+                _ => panic!("not a request of these tests"),
+            },
+            Job::Http(_) => panic!("not a request of these tests"),
+        }
+    }
+
+    fn error(replies: &Receiver<KvReply>) -> Option<HttpError> {
         match replies.try_recv() {
-            Ok(Err(KvFailure::Failed(failed))) => Some(failed),
+            Ok(Err(KvFailure::Failed(error))) => Some(error),
             _ => None,
         }
     }
 
-    #[test]
-    fn what_may_stay_keeps_its_place_and_its_order_however_many_come_meanwhile() {
+    /// A queue that is full with requests of the keys `0` and up, and where their answers go.
+    fn full() -> (Queue, Vec<Receiver<KvReply>>) {
         let queue = Queue::new("p", 1);
-        let first: Vec<_> = (0..PLACES_PER_CONNECTION).map(|number| job(&number.to_string())).collect();
-        let replies: Vec<_> = first.into_iter().map(|(job, replies)| (queue.push(job), replies).1).collect();
-        let (late, late_replies) = job("late");
-        let late = Mutex::new(Some(late));
-        let expired = |_| {
-            // Comes while the queue is looked through, when there seems to be a place.
-            late.lock().unwrap().take().into_iter().for_each(|job| queue.push(job));
-            false
-        };
-        queue.expire(expired, |job| job.fail(Failed::Timeout));
-        assert!(replies.iter().all(|replies| failed(replies).is_none()), "none is refused for the sake of a later one");
-        let mut keys: Vec<_> = queue.jobs().try_iter().map(|job| job.name()).collect();
-        keys.retain(|name| !name.contains("late"));
-        assert_eq!(keys, (0..PLACES_PER_CONNECTION).map(|number| job(&number.to_string()).0.name()).collect::<Vec<_>>());
-        assert_eq!(failed(&late_replies), None);
+        let replies = (0..PLACES_PER_CONNECTION).map(|number| {
+            let (job, replies) = job(&number.to_string());
+            assert!(queue.push(job).is_ok());
+            replies
+        });
+        let replies = replies.collect();
+        (queue, replies)
+    }
+
+    fn taken(queue: &Queue) -> Vec<String> {
+        std::iter::from_fn(|| queue.try_take()).map(|job| key(&job).to_owned()).collect()
     }
 
     #[test]
-    fn all_are_failed_those_included_that_another_thread_is_looking_at() {
-        let queue = Queue::new("p", 1);
-        let (first, first_replies) = job("a");
-        queue.push(first);
-        let (looking, looks) = bounded::<()>(0);
-        let (failing, fails) = bounded::<()>(0);
-        std::thread::scope(|scope| {
-            let expire = || {
-                let expired = |_| {
-                    looking.send(()).unwrap();
-                    // The other thread is to begin now; it cannot end before this one has put back what it looks at.
-                    fails.recv().unwrap();
-                    false
-                };
-                queue.expire(expired, |job| job.fail(Failed::Timeout));
-            };
-            std::thread::Builder::new().spawn_scoped(scope, expire).unwrap();
-            looks.recv().unwrap();
-            failing.send(()).unwrap();
-            queue.fail_all(Failed::Overloaded);
+    fn expiry_takes_the_oldest_and_refuses_none_for_the_sake_of_a_later_one() {
+        let (queue, replies) = full();
+        let expired = |job: &Job| {
+            matches!(key(job), "0" | "1" | "5")
+        };
+        // One that comes meanwhile takes a place that is free, and none of another's.
+        queue.expire(expired, |job| {
+            assert!(queue.push(self::job("late").0).is_ok());
+            job.fail(errors::TIMEOUT);
         });
-        assert_eq!(failed(&first_replies), Some(Failed::Overloaded));
+        assert_eq!(replies.iter().map(error).filter(|error| *error == Some(errors::TIMEOUT)).count(), 2, "5 is behind others");
+        let kept: Vec<_> = (2..PLACES_PER_CONNECTION).map(|number| number.to_string()).collect();
+        assert_eq!(taken(&queue)[..kept.len()], kept);
+    }
+
+    #[test]
+    fn one_that_comes_back_is_taken_before_later_ones_and_keeps_its_place_though_the_queue_is_full() {
+        let (queue, _replies) = full();
+        let (first, second) = (queue.try_take().unwrap(), queue.try_take().unwrap());
+        assert!(queue.push(job("a").0).is_ok() && queue.push(job("b").0).is_ok());
+        queue.put_back(second);
+        queue.put_back(first);
+        assert_eq!(queue.len(), PLACES_PER_CONNECTION + 2);
+        // A worker at the channel is woken, and gets the oldest whichever it receives.
+        assert_eq!(queue.wake().recv_timeout(Duration::ZERO), Ok(()));
+        let received = queue.channel().try_recv().unwrap();
+        assert_eq!(key(&received), "2");
+        assert_eq!(key(&queue.received(received)), "0");
+        assert!(queue.push(job("c").0).is_err());
+        assert_eq!(taken(&queue)[..3], ["1", "2", "3"]);
+    }
+
+    #[test]
+    fn all_that_wait_are_failed_wherever_they_stand() {
+        let (queue, replies) = full();
+        queue.expire(|_| false, drop);
+        queue.put_back(queue.try_take().unwrap());
+        queue.fail_all(errors::CROWDED);
+        assert!(replies.iter().all(|replies| error(replies) == Some(errors::CROWDED)));
         assert_eq!(queue.len(), 0);
     }
 
     #[test]
-    fn one_for_which_there_is_no_place_is_refused_and_one_that_had_its_place_is_not() {
-        let queue = Queue::new("p", 1);
-        let mut replies: Vec<_> = (0..=PLACES_PER_CONNECTION)
-            .map(|number| {
-                let (job, replies) = job(&number.to_string());
-                queue.push(job);
-                replies
-            })
-            .collect();
-        assert_eq!(replies.pop().and_then(|replies| failed(&replies)), Some(Failed::Overloaded));
-        let (back, back_replies) = job("back");
-        queue.put_back(back);
-        assert_eq!((failed(&back_replies), queue.len()), (None, PLACES_PER_CONNECTION + 1));
+    fn a_successor_gets_what_waits_and_what_comes() {
+        let (queue, _replies) = full();
+        let successor = Arc::new(Queue::new("p", 1));
+        queue.succeed(Arc::clone(&successor));
+        queue.put_back(job("back").0);
+        assert_eq!((queue.len(), successor.len()), (0, PLACES_PER_CONNECTION + 1));
+        assert!(queue.push(job("more").0).is_err());
     }
 }

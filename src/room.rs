@@ -21,10 +21,10 @@ const HOST_FILES: u64 = 48;
 /// Files of a plugin: its log, what it prints, and two connections.
 const PLUGIN_FILES: u64 = 4;
 
-/// Files of a client's connection with a request under way: its own, and a connection to the HTTP library, which keeps it twice.
-const CLIENT_FILES: u64 = 4;
+/// Files of a client's connection: its own, and a temporary file for a body that does not fit in memory.
+const CLIENT_FILES: u64 = 2;
 
-/// Threads and processes the host needs for itself and some clients: 16 at rest, a thread a client, and those that ask for metadata.
+/// Threads and processes the host needs for itself: 20 at rest, and those that ask plugins for their metadata.
 const HOST_TASKS: u64 = 64;
 
 /// Threads and processes of a plugin: its supervisor, three that wait (for output, its end, requests), and a few of its own.
@@ -39,9 +39,6 @@ const PLUGIN_MEMORY: u64 = 2 << 20;
 
 /// Share of the tasks, in quarters, that running plugins may take; the rest is for the supervisors of those that wait for room.
 const RUNNING_QUARTERS: u64 = 3;
-
-/// Clients that have a thread each where tasks are limited: what the host does not need of [`HOST_TASKS`].
-const TASK_CLIENTS: u64 = 32;
 
 /// Room for fewer plugins than this is said at the start: a small rack has tens of them.
 const FEW_PLUGINS: u64 = 100;
@@ -67,9 +64,8 @@ pub(crate) struct Room {
     plugins: u64,
     /// Plugins for which there may be a supervisor, running or not.
     known: u64,
-    /// Connections of clients that fit, and requests of theirs at once.
+    /// Connections of clients that fit.
     clients: u64,
-    requests: u64,
     limit: Limit,
     /// Open files that this process was started with, and the most it may have; none is no limit.
     files: [Option<u64>; 2],
@@ -119,9 +115,8 @@ impl Room {
         let (plugins, limit) = limits.into_iter().min_by_key(|(plugins, _)| *plugins).unwrap_or((u64::MAX, None));
         let limit = limit.unwrap_or(Limit::None);
         let clients = files.map_or(u64::MAX, |files| files.saturating_sub(HOST_FILES) / 2 / CLIENT_FILES);
-        let requests = clients.min(tasks.map_or(u64::MAX, |_| TASK_CLIENTS));
         let known = free.map_or(u64::MAX, |free| plugins.saturating_add(free / 4));
-        Ok(Self { plugins, known, clients, requests, limit, files: [started_with, files], taken: Arc::default() })
+        Ok(Self { plugins, known, clients, limit, files: [started_with, files], taken: Arc::default() })
     }
 
     /// A sentence about a room that is small.
@@ -132,7 +127,7 @@ impl Room {
                 "{}, which is room for {} plugins and some {} clients: {}",
                 self.limit,
                 self.plugins,
-                self.requests,
+                self.clients,
                 self.limit.more()
             )
         })
@@ -151,11 +146,6 @@ impl Room {
     /// How many connections of clients there is room for, of so many.
     pub(crate) fn connections(&self, wanted: u32) -> u32 {
         wanted.min(u32::try_from(self.clients).unwrap_or(u32::MAX).max(1))
-    }
-
-    /// How many requests of clients there is room for at once, of so many.
-    pub(crate) fn requests(&self, wanted: u32) -> u32 {
-        wanted.min(u32::try_from(self.requests).unwrap_or(u32::MAX).max(1))
     }
 
     /// Whether there may be one more plugin beside so many, running or not.
@@ -244,15 +234,6 @@ fn group_limit() -> Option<u64> {
         own.iter().find_map(|file| fs::read_to_string(file).ok())?.trim().parse().ok()
     });
     limits.min()
-}
-
-/// Whether there are so many more files to be had.
-///
-/// # Errors
-/// There are not.
-pub(crate) fn spare_files(count: usize) -> io::Result<()> {
-    let files: io::Result<Vec<OwnedFd>> = (0..count).map(|_| spare_file()).collect();
-    files.map(drop)
 }
 
 /// A file that takes a place and nothing else, not even a name: an empty root has none to open.

@@ -1,17 +1,17 @@
 //! `plugrack serve`: what is started in which order, what signals do, and how it all ends.
 
-use crate::api::Api;
+use crate::api::{Api, operator_socket};
 use crate::callback;
 use crate::config::{Listen, Names, Serve};
 use crate::data_dir::{DataDir, private_file};
 use crate::discovery;
-use crate::gate::door::Guest;
-use crate::gate::mailbox::mailbox;
-use crate::gate::{AnswerTime, Backing, Door, Gate, Limits, Networks, tls};
+use crate::gate::{Gate, Limits, Listener, Router, Settings, api_pool, tls};
 use crate::guard::Guard;
 use crate::host::{HOST_SOCKET_VARIABLE, Host, LicenseTime, Sessions};
-use crate::http::Front;
+use crate::http::proxies::Networks;
+use crate::http::response_channel::response_channel;
 use crate::memory::Memory;
+use crate::plugin::AnswerTime;
 use crate::process;
 use crate::rack::{Look, Rack, STOP_ALL_TIME};
 use crate::remains::{self, Marks};
@@ -128,12 +128,8 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     discovery::scan(&plugins).with_context(|| format!("cannot read the plugins directory {}", plugins.display()))?;
 
     let listen = &settings.listen;
-    let door = open_door(settings)?;
-    let listening = door.address().map_or_else(|| listen.to_string(), |address| address.to_string());
-    let api_door = Door::unix(&data.api_socket(), Guest::Operator, 0o600)?;
-    let (mailbox, inbox) = mailbox().context("cannot make the gate's mailbox")?;
-    let (front, failed) = Front::new(data.http_socket(), settings.limits.max_body, mailbox);
-    let front = Arc::new(front);
+    let listener = open_listener(settings)?;
+    let listening = listener.address().map_or_else(|| listen.to_string(), |address| address.to_string());
     let (order, orders) = bounded(1);
     let default_limits = LimitsInForce {
         open_files: room.plugin_files(),
@@ -177,18 +173,18 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     let max_connections = rack.host().room.connections(settings.limits.max_connections);
     let limits = Limits { max_connections, ..settings.limits.clone() };
     let per_plugin = limits.max_connections_per_plugin.of(max_connections);
-    let serving = front.serve(&rack, &api, per_plugin).context("cannot start the threads that answer requests")?;
-    let backing = Backing {
-        socket: serving.socket().to_owned(),
-        key: front.key().to_owned(),
-        most: rack.host().room.requests(max_connections) as usize,
-        answer_time: rack.host().answer_time.clone(),
+    let operator_ended = operator_socket::serve(&api, data.api_socket()).context("cannot serve the operator's socket")?;
+    let api_queue = api_pool::start(&api, &rack).context("cannot start the threads of the API")?;
+    let router = Router::new(Arc::clone(&rack), Arc::clone(&api), api_queue, per_plugin);
+    let gate_settings = Settings {
+        limits,
+        proxies: Networks::all(&settings.trust_proxy),
         spool: data.spool(),
+        answer_time: rack.host().answer_time.clone(),
     };
-    let proxies = Networks::all(&settings.trust_proxy);
-    let (gate, losses) = Gate::start(vec![door, api_door], backing, limits, proxies, inbox).context("cannot start the gate")?;
-    let gate = Arc::new(gate);
-    serving.keep(Arc::clone(&gate), losses).context("cannot start the thread that looks after the gate")?;
+    let channel = response_channel().context("cannot make the response channel")?;
+    let (gate, gate_ended) =
+        Gate::start(vec![listener], gate_settings, router, channel).context("cannot start the gate")?;
     write_listen(&data, &listening).context("cannot write the run directory")?;
     data.reserve().keep();
     let (data_watch, lost) =
@@ -222,7 +218,8 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
                 // One that waits already will see all there is by then.
                 order.try_send(()).unwrap_or_default();
             },
-            recv(failed) -> _ => break Err(anyhow!("no connections can be accepted any more")),
+            recv(gate_ended) -> _ => break Err(anyhow!("the gate has ended, and with it all connections of clients")),
+            recv(operator_ended) -> _ => break Err(anyhow!("the operator's socket has failed")),
             recv(lost) -> sentence => match sentence {
                 Ok(sentence) => break Err(anyhow!(sentence)),
                 Err(_) => break Err(anyhow!("the thread that watches the data directory has ended")),
@@ -235,7 +232,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     let lock = data_watch.end();
     let deadline = Instant::now() + STOP_ALL_TIME;
     gate.drain(Instant::now() + DRAIN_TIME);
-    front.close();
+    gate.close();
     rack.stop_all(deadline);
     gate.end(deadline.max(Instant::now()) + FLUSH_TIME);
     rack.host().sessions.finish();
@@ -315,13 +312,13 @@ fn begin_look(rack: &Arc<Rack>, look: Look) {
 }
 
 /// The way in for clients.
-fn open_door(settings: &Serve) -> Result<Door> {
+fn open_listener(settings: &Serve) -> Result<Listener> {
     match &settings.listen {
         Listen::Unix(_) if settings.tls_cert.is_some() => {
             bail!("TLS is the reverse proxy's where the host listens on a Unix socket: leave --tls-cert out")
         }
-        Listen::Unix(path) => Door::unix(path, Guest::Proxy, PROXY_MODE),
-        Listen::Tcp(address) => Door::tcp(*address, certificate(settings)?),
+        Listen::Unix(path) => Listener::unix(path, PROXY_MODE),
+        Listen::Tcp(address) => Listener::tcp(*address, certificate(settings)?),
     }
 }
 

@@ -4,7 +4,7 @@
 //! which records each change as an event. The thread lives as long as the rack has the plugin: its children die with it.
 
 use crate::data_dir::check_socket_path;
-use crate::exchange::Failed;
+use crate::http::errors;
 use crate::failure_line::failure_line;
 use crate::host::{HOST_SOCKET_VARIABLE, Host, Owner};
 use crate::license::{Code, Time, unverified};
@@ -286,7 +286,7 @@ impl Supervisor {
             }
             Command::Grow => match &self.phase {
                 Phase::Ready { running }
-                    if self.plugin.connections.load(Ordering::Relaxed) < self.plugin.metadata.concurrency as usize =>
+                    if self.plugin.scaling.connections.load(Ordering::Relaxed) < self.plugin.metadata.concurrency as usize =>
                 {
                     if let Err(error) = self.spawn_worker(&running.life, None)
                         && let Some(unsaid) = self.growth.came(Instant::now())
@@ -295,7 +295,7 @@ impl Supervisor {
                         log::warn!("{}: {said}{}", self.plugin.id(), more(unsaid));
                     }
                 }
-                _ => self.plugin.growing.store(false, Ordering::Relaxed),
+                _ => self.plugin.scaling.growing.store(false, Ordering::Relaxed),
             },
             Command::Proceed => {
                 if self.waits_for_turn && matches!(self.phase, Phase::Down { .. }) {
@@ -608,7 +608,7 @@ impl Supervisor {
     /// Starts a worker with a connection, or one that opens its own.
     fn spawn_worker(&self, life: &Arc<Life>, link: Option<Link>) -> std::io::Result<()> {
         let (plugin, life) = (Arc::clone(&self.plugin), Arc::clone(life));
-        plugin.connections.fetch_add(1, Ordering::Relaxed);
+        plugin.scaling.connections.fetch_add(1, Ordering::Relaxed);
         let thread = std::thread::Builder::new().name(format!("worker-{}", plugin.id())).stack_size(WORKER_STACK);
         let spawned = thread.spawn(move || {
             let place = Place { plugin: &plugin, life: &life };
@@ -616,7 +616,7 @@ impl Supervisor {
                 Some(link) => Some(Worker::new(Arc::clone(&plugin), Arc::clone(&life), link)),
                 None => Worker::connect(Arc::clone(&plugin), Arc::clone(&life)),
             };
-            plugin.growing.store(false, Ordering::Relaxed);
+            plugin.scaling.growing.store(false, Ordering::Relaxed);
             plugin.ask_to_grow();
             if let Some(worker) = worker {
                 worker.run();
@@ -624,8 +624,8 @@ impl Supervisor {
             drop(place);
         });
         if spawned.is_err() {
-            self.plugin.connections.fetch_sub(1, Ordering::Relaxed);
-            self.plugin.growing.store(false, Ordering::Relaxed);
+            self.plugin.scaling.connections.fetch_sub(1, Ordering::Relaxed);
+            self.plugin.scaling.growing.store(false, Ordering::Relaxed);
         }
         spawned.map(drop)
     }
@@ -872,7 +872,7 @@ impl Supervisor {
         };
         log::log!(level, "{id}{which}: {kind}{separator}{reason}");
         if door == Door::Shut {
-            self.plugin.queue.fail_all(Failed::Unavailable { retry_after: STARTING_RETRY_AFTER });
+            self.plugin.queue.fail_all(errors::UNAVAILABLE.retry_after(STARTING_RETRY_AFTER));
         }
         if !matches!(state, State::Starting | State::Stopping) {
             self.waiting.clear();
@@ -900,8 +900,8 @@ struct Place<'a> {
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.plugin.connections.fetch_sub(1, Ordering::Relaxed);
-        self.plugin.leaving.store(false, Ordering::Relaxed);
+        self.plugin.scaling.connections.fetch_sub(1, Ordering::Relaxed);
+        self.plugin.scaling.shrinking.store(false, Ordering::Relaxed);
         if std::thread::panicking() {
             self.plugin.unresponsive(self.life.number, "a worker panicked".into());
         }

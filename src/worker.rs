@@ -11,14 +11,17 @@
 //!
 //! **The plugin's log** has one line for each request that the plugin failed: the request, what the plugin sent, and what the protocol expects.
 
-use crate::exchange::{BodyLength, Failed, Job, KvFailure, KvJob, Loss, MAX_KV_TIME, WebJob};
-use crate::gate::mailbox::PIECE;
+use crate::http::request::{BodyLength, Loss, RequestBody};
+use crate::http::response_channel::PIECE;
+use crate::http::{HttpError, Request, WaitingRequest, errors};
+use crate::job::{Job, KvFailure, KvJob, MAX_KV_TIME};
 use crate::link::{Link, Lost, RELEASE_AFTER, Sent};
-use crate::plugin::{Plugin, QUICK};
+use crate::plugin::Plugin;
 use crate::protocol::frame::ReadError;
-use crate::protocol::message::{Data, Http, Kv, MAX_INLINE_BODY, Message, Ping, Response, Shutdown};
+use crate::protocol::message::{Data, Kv, MAX_INLINE_BODY, Message, Ping, Response, Shutdown};
 use crate::restart::{Exit, Work};
-use crossbeam_channel::{Receiver, RecvTimeoutError, select};
+use crate::scaling::QUICK;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Select};
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
@@ -57,6 +60,10 @@ const STREAM_IDLE: Duration = Duration::from_secs(60);
 
 /// How often the plugin's other requests are looked after while a slow client is waited for.
 const CLIENT_TICK: Duration = Duration::from_millis(100);
+
+/// Time that a request waits while every connection is taken by an answer that streams: streams end when their clients like, so that
+/// more patience would seldom help.
+const STREAMS_TIME: Duration = Duration::from_secs(1);
 
 /// Time to open another connection after one was lost.
 const RECONNECT_TIME: Duration = Duration::from_secs(5);
@@ -234,10 +241,10 @@ impl Worker {
                 Next::Stop => return self.shut_down(),
             };
             if self.stalled.take() {
-                self.plugin.stalled.fetch_sub(1, Ordering::Relaxed);
+                self.plugin.scaling.stalled.fetch_sub(1, Ordering::Relaxed);
             }
             self.unproven = None;
-            if outcome.is_ok() && !self.first && self.held.is_none() && self.plugin.lets_go() {
+            if outcome.is_ok() && !self.first && self.held.is_none() && self.plugin.is_to_shrink() {
                 return;
             }
             if outcome.is_err() {
@@ -256,7 +263,6 @@ impl Worker {
     }
 
     fn next(&mut self) -> Next {
-        let jobs = self.plugin.queue.jobs();
         if let Some(job) = self.held.take() {
             return Next::Job(job);
         }
@@ -264,15 +270,15 @@ impl Worker {
         if self.life.stopping.load(Ordering::Relaxed) {
             return Next::Stop;
         }
-        if let Ok(job) = jobs.try_recv() {
+        if let Some(job) = self.plugin.queue.try_take() {
             return Next::Job(job);
         }
-        self.plugin.idle.fetch_add(1, Ordering::Relaxed);
+        self.plugin.scaling.idle.fetch_add(1, Ordering::Relaxed);
         let next = self.next_within(RELEASE_AFTER).or_else(|| {
             self.release();
             self.next_within(PING_AFTER - RELEASE_AFTER)
         });
-        self.plugin.idle.fetch_sub(1, Ordering::Relaxed);
+        self.plugin.scaling.idle.fetch_sub(1, Ordering::Relaxed);
         next.unwrap_or(Next::Ping)
     }
 
@@ -284,10 +290,26 @@ impl Worker {
 
     /// Waits for something to do.
     fn next_within(&self, time: Duration) -> Option<Next> {
-        select! {
-            recv(self.plugin.queue.jobs()) -> job => Some(job.map_or(Next::Stop, Next::Job)),
-            recv(self.life.stop) -> _ => Some(Next::Stop),
-            default(time) => None,
+        let (queue, deadline) = (&self.plugin.queue, Instant::now() + time);
+        let mut select = Select::new();
+        select.recv(queue.channel());
+        let woken = select.recv(queue.wake());
+        let stop = select.recv(&self.life.stop);
+        loop {
+            let ready = select.select_deadline(deadline).ok()?;
+            match ready.index() {
+                index if index == stop => {
+                    ready.recv(&self.life.stop).ok();
+                    return Some(Next::Stop);
+                }
+                index if index == woken => {
+                    ready.recv(queue.wake()).ok();
+                    if let Some(job) = queue.try_take() {
+                        return Some(Next::Job(job));
+                    }
+                }
+                _ => return Some(ready.recv(queue.channel()).map_or(Next::Stop, |job| Next::Job(queue.received(job)))),
+            }
         }
     }
 
@@ -295,7 +317,7 @@ impl Worker {
     fn serve(&mut self, job: Job) -> Outcome {
         self.idle_pings = 0;
         let now = Instant::now();
-        if now.duration_since(job.arrived()) >= job.patience(self.life.request_timeout) {
+        if now.duration_since(job.arrived()) >= job.time_limit(self.life.request_timeout) {
             expire(&self.plugin, &self.life, job);
             return Ok(());
         }
@@ -303,23 +325,43 @@ impl Worker {
             self.held = Some(job);
             return Err(Broken);
         }
-        let repeatable = matches!(&job, Job::Web(job) if job.is_safe());
-        let rested = self.link.holds_bytes() || now.duration_since(self.used) >= LOOK_AFTER;
-        if (!repeatable || rested) && !self.is_clean("on an idle connection") {
-            // It was not sent, so it may go to another connection, or to the next process.
-            if !repeatable {
-                self.has_ended(UNSENT_SETTLE_TIME);
-            }
-            self.held = Some(job);
-            return Err(Broken);
-        }
         match job {
-            Job::Web(mut job) => match job.loss.take_if(|loss| loss.process != self.life.number) {
-                Some(loss) => self.fail(job, Failed::BadGateway, &format!("{}, and then the process ended", loss.why), Ok(())),
-                None => self.serve_web(job),
-            },
-            Job::Kv(job) => self.operate(*job),
+            Job::Http(waiting) => {
+                // Nobody may wait for it any more.
+                let Some(mut request) = waiting.take(now) else { return Ok(()) };
+                if !self.can_send(request.is_safe(), now) {
+                    self.held = WaitingRequest::new(request).map(Job::Http);
+                    return Err(Broken);
+                }
+                match request.loss.take_if(|loss| loss.process != self.life.number) {
+                    Some(loss) => {
+                        let why = format!("{}, and then the process ended", loss.why);
+                        self.fail(request, errors::BAD_GATEWAY, &why, Ok(()))
+                    }
+                    None => self.serve_requests(request),
+                }
+            }
+            Job::Kv(job) => {
+                if !self.can_send(false, now) {
+                    self.held = Some(Job::Kv(job));
+                    return Err(Broken);
+                }
+                self.operate(*job)
+            }
         }
+    }
+
+    /// Whether the connection is fit for a request that is `repeatable` or not. One that is not sent because of this may go to another
+    /// connection, or to the next process.
+    fn can_send(&mut self, repeatable: bool, now: Instant) -> bool {
+        let rested = self.link.holds_bytes() || now.duration_since(self.used) >= LOOK_AFTER;
+        if (repeatable && !rested) || self.is_clean("on an idle connection") {
+            return true;
+        }
+        if !repeatable {
+            self.has_ended(UNSENT_SETTLE_TIME);
+        }
+        false
     }
 
     /// Whether nothing came on the connection that was not asked for, and it has not ended. Of a new one this is not asked, so that a
@@ -356,38 +398,51 @@ impl Worker {
     /// process has ended, and the wait with it.
     fn stall(plugin: &Plugin, life: &Life, stalled: &Cell<bool>) -> bool {
         if !stalled.replace(true) {
-            plugin.stalled.fetch_add(1, Ordering::Relaxed);
+            plugin.scaling.stalled.fetch_add(1, Ordering::Relaxed);
         }
         plugin.ask_to_grow();
-        plugin.queue.expire(|arrived| arrived.elapsed() >= life.request_timeout, |job| expire(plugin, life, job));
+        let streams_only = plugin.is_full_of_streams();
+        let limit = |job: &Job| {
+            let limit = job.time_limit(life.request_timeout);
+            if streams_only { limit.min(STREAMS_TIME) } else { limit }
+        };
+        plugin.queue.expire(|job| job.arrived().elapsed() >= limit(job), |job| expire(plugin, life, job));
         life.ended.load(Ordering::Relaxed)
     }
 
     /// Sends a request, with others that wait where that is sound, and gives the answers to their clients.
-    fn serve_web(&mut self, mut first: WebJob) -> Outcome {
+    fn serve_requests(&mut self, mut first: Request) -> Outcome {
         let begun = Instant::now();
         let timeout = self.life.request_timeout;
         let mut outstanding = VecDeque::with_capacity(1);
         let mut given = None;
         Life::mark(&self.life.asked);
         if !first.is_safe() {
-            self.plugin.note_uneven();
+            self.plugin.scaling.note_uneven();
         }
-        if first.body == BodyLength::Known(0) {
+        if first.length == BodyLength::Known(0) {
             let depth = if first.is_safe() && !first.alone { self.depth() } else { 1 };
             self.send(first, Vec::new(), &mut outstanding);
             while outstanding.len() < depth && self.link.queued() < MAX_BATCH {
-                match self.plugin.queue.jobs().try_recv() {
-                    Ok(Job::Web(job)) if job.is_safe() && !job.alone => self.send(job, Vec::new(), &mut outstanding),
-                    Ok(job) => {
+                match self.plugin.queue.try_take() {
+                    Some(Job::Http(waiting)) => {
+                        let Some(request) = waiting.take(begun) else { continue };
+                        if request.is_safe() && !request.alone {
+                            self.send(request, Vec::new(), &mut outstanding);
+                        } else {
+                            self.held = WaitingRequest::new(request).map(Job::Http);
+                            break;
+                        }
+                    }
+                    Some(job) => {
                         self.held = Some(job);
                         break;
                     }
-                    Err(_) => break,
+                    None => break,
                 }
             }
         } else {
-            match first.client.whole_body(MAX_INLINE_BODY) {
+            match first.take_whole_body(MAX_INLINE_BODY) {
                 Some(body) => self.send(first, body, &mut outstanding),
                 None => outstanding.extend(self.upload(first)?),
             }
@@ -395,9 +450,9 @@ impl Worker {
             given = Some(Instant::now() + timeout);
         }
         let sent = outstanding.len();
-        while let Some((id, job)) = outstanding.pop_front() {
-            let deadline = given.unwrap_or(job.arrived + timeout);
-            if self.answer(id, job, deadline, &mut outstanding).is_err() {
+        while let Some((id, request)) = outstanding.pop_front() {
+            let deadline = given.unwrap_or(request.arrived + timeout);
+            if self.answer(id, request, deadline, &mut outstanding).is_err() {
                 self.give_back(outstanding);
                 return Err(Broken);
             }
@@ -411,7 +466,7 @@ impl Worker {
     fn depth(&self) -> usize {
         match self.pace {
             Some(pace) if pace < QUICK => {
-                let connections = self.plugin.connections.load(Ordering::Relaxed).max(1);
+                let connections = self.plugin.scaling.connections.load(Ordering::Relaxed).max(1);
                 (1 + self.plugin.queue.len() / connections).min(MAX_DEPTH)
             }
             _ => 1,
@@ -421,65 +476,75 @@ impl Worker {
     fn measure(&mut self, elapsed: Duration, requests: usize) {
         let count = u32::try_from(requests).unwrap_or(u32::MAX);
         if elapsed >= LONG {
-            self.plugin.note_uneven();
+            self.plugin.scaling.note_uneven();
         }
         if let Some(each) = elapsed.checked_div(count) {
             let weight = count.min(MEMORY / 2);
             let pace = self.pace.map_or(each, |pace| (pace * (MEMORY - weight) + each * weight) / MEMORY);
             self.pace = Some(pace);
-            self.plugin.pace.store(u64::try_from(pace.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+            self.plugin.scaling.set_pace(pace);
         }
         self.plugin.answered.fetch_add(requests as u64, Ordering::Relaxed);
     }
 
     /// Queues a request with all of its body.
-    fn send(&mut self, mut job: WebJob, body: Vec<u8>, outstanding: &mut VecDeque<(u64, WebJob)>) {
+    fn send(&mut self, request: Request, body: Vec<u8>, outstanding: &mut VecDeque<(u64, Request)>) {
         let id = self.link.next_id();
-        // Of a client that has gone the plugin need not hear.
-        let Some(message) = job.client.message() else { return };
-        match self.link.queue_owned(&Http { id, ..message }, body) {
-            Ok(()) => outstanding.push_back((id, job)),
+        match self.link.queue_request(&request, id, false, body) {
+            Ok(()) => outstanding.push_back((id, request)),
             // Only a head beyond what a frame holds gets here.
-            Err(_) => job.fail(Failed::HeadTooLarge),
+            Err(_) => request.fail(errors::HEAD_TOO_LARGE),
         }
     }
 
-    /// Sends a request with its body, as far as the plugin wants it. Gives nothing when the client was answered already.
-    fn upload(&mut self, mut job: WebJob) -> Result<Option<(u64, WebJob)>, Broken> {
+    /// Sends a request with its body, as far as the plugin wants it. Gives nothing when the client was answered already, or has gone.
+    fn upload(&mut self, mut request: Request) -> Result<Option<(u64, Request)>, Broken> {
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.resize(MAX_INLINE_BODY, 0);
+        let is_streamed = matches!(request.body, RequestBody::Stream(_));
         let mut length = 0;
         let mut ended = false;
-        while length < buffer.len() && !ended {
-            match job.client.read_body(&mut buffer[length..]) {
+        // A body that has come whole fills the first frame; of one that is still coming, the plugin gets the first bytes at once.
+        while length < buffer.len() && !ended && !(is_streamed && length > 0) {
+            match request.read_body(&mut buffer[length..], CLIENT_TICK) {
                 Ok(n) => {
                     length += n;
-                    ended = n == 0 || job.body == BodyLength::Known(length as u64);
+                    ended = n == 0 || request.length == BodyLength::Known(length as u64);
                 }
-                Err(error) => {
-                    job.fail(body_failure(&error));
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    Self::stall(&self.plugin, &self.life, &self.stalled);
+                    if request.responder.is_cancelled() {
+                        return Ok(None);
+                    }
+                    if self.life.ended.load(Ordering::Relaxed) {
+                        self.give_back_one(request);
+                        return Err(Broken);
+                    }
+                }
+                Err(_) => {
+                    request.fail(errors::BAD_BODY);
                     return Ok(None);
                 }
             }
         }
         let id = self.link.next_id();
-        let Some(message) = job.client.message() else { return Ok(None) };
-        if self.link.queue(&Http { id, more: !ended, ..message }, &buffer[..length]).is_err() {
-            job.fail(Failed::HeadTooLarge);
+        if self.link.queue_request(&request, id, !ended, buffer[..length].to_vec()).is_err() {
+            request.fail(errors::HEAD_TOO_LARGE);
             return Ok(None);
         }
         let mut total = length as u64;
         if !ended {
-            // A client may take its time to send the rest, and the plugin to take it.
+            // The client may take its time to send the rest, and the plugin to take it.
             Self::stall(&self.plugin, &self.life, &self.stalled);
         }
         while !ended {
-            let flushed = self.link.flush(Instant::now() + STREAM_IDLE, || self.life.ended.load(Ordering::Relaxed));
-            let sent = match flushed {
+            let interrupted = || self.life.ended.load(Ordering::Relaxed) || request.responder.is_cancelled();
+            let sent = match self.link.flush(Instant::now() + STREAM_IDLE, interrupted) {
                 Ok(sent) => sent,
+                Err(_) if request.responder.is_cancelled() => return Err(Broken),
                 Err(lost) => {
                     let why = self.loss(&lost, STREAM_IDLE, "it had taken the body");
-                    return self.fail(job, Failed::BadGateway, &why, Err(Broken));
+                    return self.fail(request, errors::BAD_GATEWAY, &why, Err(Broken));
                 }
             };
             if sent == Sent::Answered || self.link.has_answer() {
@@ -487,21 +552,24 @@ impl Worker {
                 self.queue_data(&Data { id, more: false, aborted: true }, &[])?;
                 break;
             }
-            match job.client.read_body(&mut buffer) {
+            match request.read_body(&mut buffer, CLIENT_TICK) {
                 Ok(n) => {
                     total += n as u64;
-                    ended = n == 0 || job.body == BodyLength::Known(total);
+                    ended = n == 0 || request.length == BodyLength::Known(total);
                     self.queue_data(&Data { id, more: !ended, aborted: false }, &buffer[..n])?;
                 }
-                Err(error) => {
-                    // Closing the connection is how the plugin learns that the rest will not come.
-                    job.fail(body_failure(&error));
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    Self::stall(&self.plugin, &self.life, &self.stalled);
+                }
+                Err(_) => {
+                    // The plugin learns from the end of its connection that the rest will not come.
+                    request.fail(errors::BAD_BODY);
                     return Err(Broken);
                 }
             }
         }
         self.buffer = buffer;
-        Ok(Some((id, job)))
+        Ok(Some((id, request)))
     }
 
     fn queue_data(&mut self, data: &Data, body: &[u8]) -> Outcome {
@@ -510,11 +578,13 @@ impl Worker {
 
     /// Waits for the answer to a request and hands it to its client. An error means that the connection is of no more use. Those
     /// `behind` it are outstanding too; where they would have to wait for long, they are given back.
-    fn answer(&mut self, id: u64, mut job: WebJob, deadline: Instant, behind: &mut VecDeque<(u64, WebJob)>) -> Outcome {
+    fn answer(&mut self, id: u64, mut request: Request, deadline: Instant, behind: &mut VecDeque<(u64, Request)>) -> Outcome {
         let mut alone = true;
-        let (stream, streamed, name) = loop {
-            match self.wait_begin(deadline, !behind.is_empty()) {
+        let (stream, streamed) = loop {
+            match self.wait_begin(&request, deadline, !behind.is_empty()) {
                 Ok(()) => {}
+                // The plugin learns from the end of its connection that nobody waits for its answer.
+                Err(_) if behind.is_empty() && request.responder.is_cancelled() => return Err(Broken),
                 Err(Lost::Interrupted) if !behind.is_empty() && !self.life.ended.load(Ordering::Relaxed) => {
                     // What they ask for may be had on another connection long before. This one is closed afterwards, since their
                     // answers may come on it as well.
@@ -525,15 +595,14 @@ impl Worker {
                 }
                 Err(Lost::Deadline) => {
                     let why = self.loss(&Lost::Deadline, self.life.request_timeout, "its answer began");
-                    return self.fail(job, Failed::Timeout, &why, Err(Broken));
+                    return self.fail(request, errors::TIMEOUT, &why, Err(Broken));
                 }
-                Err(lost) => return self.lost(job, &lost),
+                Err(lost) => return self.lost(request, &lost),
             }
-            // By its length alone, so that a request whose answer is followed by something is known while it has a name.
             let followed = behind.is_empty() && self.link.is_followed();
             let (frame, rest) = match self.link.begin() {
                 Ok(begun) => begun,
-                Err(error) => return self.lost(job, &error.into()),
+                Err(error) => return self.lost(request, &error.into()),
             };
             let unexpected = match frame.message() {
                 // The late answer to a ping.
@@ -541,38 +610,36 @@ impl Worker {
                 Ok(Message::Response(response)) if response.id == id => {
                     Life::mark(&self.life.served);
                     let (size, more) = (frame.body.len() + rest, response.more);
-                    let declared = match response.check(size, job.is_head()) {
-                        Ok(declared) => declared.filter(|_| !job.is_head()),
-                        Err(bad) => return self.bad_response(job, &bad.to_string(), !more && rest == 0),
+                    let declared = match response.check(size, request.is_head()) {
+                        Ok(declared) => declared.filter(|_| !request.is_head()),
+                        Err(bad) => return self.bad_response(request, &bad.to_string(), !more && rest == 0),
                     };
-                    if let Some(loss) = job.loss.take() {
-                        let name = job.client.name();
+                    if let Some(loss) = request.loss.take() {
+                        let name = request.name();
                         self.plugin.log.note(&format!("{name}: {}; it was sent once more, and answered", loss.why));
                     }
-                    // Once the answer has begun there is no name to be had.
-                    let name = if more || rest > 0 || followed { job.client.name() } else { String::new() };
-                    let begun = job.client.answer(&response, frame.body, rest);
+                    let begun = request.responder.answer(&response, frame.body, rest);
                     let stream = more.then(|| Stream { id, declared, events: is_events(&response) });
-                    let delivered = self.pass_rest(&mut job, &name, rest, !more, begun)?;
+                    let delivered = self.pass_rest(&mut request, rest, !more, begun)?;
                     let Some(stream) = stream else {
                         // A client that has gone has no use for its answer, and the connection none the worse for it.
-                        drop(delivered);
-                        let clean = !followed || self.is_clean(&format!("behind the answer to {name}"));
+                        delivered.ok();
+                        let clean = !followed || self.is_clean(&format!("behind the answer to {}", request.name()));
                         return if alone && clean { Ok(()) } else { Err(Broken) };
                     };
                     delivered.map_err(|_| Broken)?;
-                    break (stream, size as u64, name);
+                    break (stream, size as u64);
                 }
                 Ok(Message::Error(error)) if error.id == id && rest == 0 => {
                     Life::mark(&self.life.served);
                     let reason = format!("the plugin answered with the error {}: {}", error.code, error.message);
-                    return self.fail(job, Failed::BadGateway, &reason, Ok(()));
+                    return self.fail(request, errors::BAD_GATEWAY, &reason, Ok(()));
                 }
                 // An earlier request is answered a second time. The frame is whole, so the answer that is due is found behind it.
                 Ok(other) if other.id() < id && rest == 0 && Instant::now() < deadline => {
                     let what = format!("{} came", other.named());
                     if std::mem::take(&mut alone) {
-                        let name = job.client.name();
+                        let name = request.name();
                         let why = "an earlier request was answered twice";
                         self.plugin.log.note(&format!("protocol error: before the answer to {name} (id {id}) {what}: {why}"));
                     }
@@ -586,41 +653,41 @@ impl Worker {
             };
             let (claimed, why) = unexpected;
             if claimed == Some(id) {
-                return self.fail(job, Failed::BadGateway, &why, Err(Broken));
+                return self.fail(request, errors::BAD_GATEWAY, &why, Err(Broken));
             }
             // It may be left of an earlier request, and none of this one's doing.
-            return self.lose(job, why);
+            return self.lose(request, why);
         };
-        let relayed = self.relay(&mut job, &name, &stream, streamed);
+        let relayed = self.relay(&mut request, &stream, streamed);
         // Requests behind a stream have waited for it long enough; a new connection begins with a clean slate.
         if alone && behind.is_empty() { relayed } else { Err(Broken) }
     }
 
     /// The connection was lost before the answer to a request began.
-    fn lost(&mut self, job: WebJob, lost: &Lost) -> Outcome {
-        if job.is_safe() && self.unproven.is_none() && self.link.is_unsent() {
+    fn lost(&mut self, request: Request, lost: &Lost) -> Outcome {
+        if request.is_safe() && self.unproven.is_none() && self.link.is_unsent() {
             // The plugin had closed the connection before: nobody has read it.
-            self.plugin.give_back(Job::Web(job));
+            self.give_back_one(request);
             return Err(Broken);
         }
         let why = self.loss(lost, self.life.request_timeout, "it answered");
         if self.life.ended.load(Ordering::Relaxed) {
-            return self.fail(job, Failed::BadGateway, &why, Err(Broken));
+            return self.fail(request, errors::BAD_GATEWAY, &why, Err(Broken));
         }
-        self.lose(job, why)
+        self.lose(request, why)
     }
 
     /// Sends a safe request once more, to the process that has it, since its connection is of no more use; fails any other.
-    fn lose(&self, mut job: WebJob, why: String) -> Outcome {
-        if !job.is_safe() {
-            return self.fail(job, Failed::BadGateway, &why, Err(Broken));
+    fn lose(&self, mut request: Request, why: String) -> Outcome {
+        if !request.is_safe() {
+            return self.fail(request, errors::BAD_GATEWAY, &why, Err(Broken));
         }
-        if job.loss.is_some() {
-            return self.fail(job, Failed::BadGateway, &format!("{why}; it was sent twice"), Err(Broken));
+        if request.loss.is_some() {
+            return self.fail(request, errors::BAD_GATEWAY, &format!("{why}; it was sent twice"), Err(Broken));
         }
-        job.alone = true;
-        job.loss = Some(Box::new(Loss { process: self.life.number, why }));
-        self.plugin.give_back(Job::Web(job));
+        request.alone = true;
+        request.loss = Some(Box::new(Loss { process: self.life.number, why }));
+        self.give_back_one(request);
         Err(Broken)
     }
 
@@ -647,86 +714,91 @@ impl Worker {
     }
 
     /// Waits until the client takes more of its answer, and looks after the plugin's other requests meanwhile.
-    fn wait_for_client(job: &WebJob, plugin: &Plugin, life: &Life, stalled: &Cell<bool>) {
-        while !job.client.has_room_within(CLIENT_TICK) && !Self::stall(plugin, life, stalled) {}
+    fn wait_for_client(request: &Request, plugin: &Plugin, life: &Life, stalled: &Cell<bool>) {
+        while !request.responder.has_room_within(CLIENT_TICK) && !Self::stall(plugin, life, stalled) {}
     }
 
     /// Passes on what is left of a large frame, which ends the answer where it is the `last`. Says how it was `delivered`: also when the
     /// client has gone all of it is taken, and the connection can go on.
     fn pass_rest(
         &mut self,
-        job: &mut WebJob,
-        name: &str,
+        request: &mut Request,
         rest: usize,
         last: bool,
         delivered: io::Result<()>,
     ) -> Result<io::Result<()>, Broken> {
         let (life, plugin, stalled) = (&self.life, &self.plugin, &self.stalled);
         if rest > 0 {
-            plugin.note_uneven();
+            plugin.scaling.note_uneven();
         }
         let (mut left, mut delivered) = (rest, delivered);
         while left > 0 {
-            let mut buffer = job.client.buffer();
-            let interrupted = || Self::stall(plugin, life, stalled);
+            let mut buffer = request.responder.buffer();
+            let interrupted = || Self::stall(plugin, life, stalled) || request.responder.is_cancelled();
             let n = match self.link.read_rest(&mut buffer, Instant::now() + STREAM_IDLE, interrupted) {
                 Ok(n) => n,
-                Err(lost) => return self.cut_lost(job, name, &lost).map(Ok),
+                Err(_) if request.responder.is_cancelled() => return Err(Broken),
+                Err(lost) => return self.cut_lost(request, &lost).map(Ok),
             };
             left -= n;
-            Self::wait_for_client(job, plugin, life, stalled);
-            delivered = delivered.and_then(|()| job.client.filled(buffer, n, last && left == 0));
+            Self::wait_for_client(request, plugin, life, stalled);
+            delivered = delivered.and_then(|()| request.responder.filled(buffer, n, last && left == 0));
         }
         Ok(delivered)
     }
 
     /// Passes on an answer that goes on in `data` frames.
-    fn relay(&mut self, job: &mut WebJob, name: &str, stream: &Stream, mut streamed: u64) -> Outcome {
+    fn relay(&mut self, request: &mut Request, stream: &Stream, mut streamed: u64) -> Outcome {
         self.pace = None;
+        let _counted = self.plugin.count_stream();
         let Stream { id, declared, events } = *stream;
         let (life, plugin, stalled) = (&self.life, &self.plugin, &self.stalled);
         Self::stall(plugin, life, stalled);
         let ending = || events && life.stopping.load(Ordering::Relaxed);
         loop {
-            let interrupted = || Self::stall(plugin, life, stalled) || ending();
+            let interrupted = || Self::stall(plugin, life, stalled) || ending() || request.responder.is_cancelled();
             let waited = self.link.wait(Instant::now() + STREAM_IDLE, interrupted);
+            if request.responder.is_cancelled() {
+                // The plugin learns from the end of its connection that nobody listens any more.
+                return Err(Broken);
+            }
             if ending() {
                 // The end of an event stream is not an error.
-                drop(job.client.piece(&[], true));
+                request.responder.piece(&[], true).ok();
                 return Err(Broken);
             }
             match waited {
                 Ok(()) => {}
-                Err(lost) => return self.cut_lost(job, name, &lost),
+                Err(lost) => return self.cut_lost(request, &lost),
             }
             let frame = match self.link.take() {
                 Ok(frame) => frame,
-                Err(error) => return self.cut_lost(job, name, &error.into()),
+                Err(error) => return self.cut_lost(request, &error.into()),
             };
             let data = match frame.message() {
                 Ok(Message::Data(data)) if data.id == id => data,
                 Ok(Message::Error(error)) if error.id == id => {
                     // The plugin has ended this answer itself, so the next frame belongs to the next request.
-                    self.cut_off(job, name, &format!("the plugin sent the error {}: {}", error.code, error.message));
+                    self.cut_off(request, &format!("the plugin sent the error {}: {}", error.code, error.message));
                     return Ok(());
                 }
                 Ok(other) => {
                     let what = format!("protocol error: {} came where data with id {id} was due", other.named());
-                    return self.cut(job, name, &what);
+                    return self.cut(request, &what);
                 }
-                Err(malformed) => return self.cut(job, name, &format!("protocol error: {malformed}")),
+                Err(malformed) => return self.cut(request, &format!("protocol error: {malformed}")),
             };
             streamed += frame.body.len() as u64;
             let short = !data.more && declared.is_some_and(|declared| streamed != declared);
             if short || declared.is_some_and(|declared| streamed > declared) {
                 let declared = declared.unwrap_or_default();
-                return self.cut(job, name, &format!("its content-length is {declared}, its body has {streamed} bytes"));
+                return self.cut(request, &format!("its content-length is {declared}, its body has {streamed} bytes"));
             }
             let mut rest = frame.body;
             loop {
                 let (piece, behind) = rest.split_at(rest.len().min(PIECE));
-                Self::wait_for_client(job, plugin, life, stalled);
-                if job.client.piece(piece, !data.more && behind.is_empty()).is_err() {
+                Self::wait_for_client(request, plugin, life, stalled);
+                if request.responder.piece(piece, !data.more && behind.is_empty()).is_err() {
                     return if data.more { Err(Broken) } else { Ok(()) };
                 }
                 rest = behind;
@@ -740,34 +812,34 @@ impl Worker {
         }
     }
 
-    /// Cuts short an answer that has begun, so that its client does not take it for whole.
-    fn cut_off(&self, job: &mut WebJob, name: &str, why: &str) {
-        job.client.cut();
-        self.plugin.note_failed(&format!("{name}: the answer was cut short: {why}"));
+    /// Cuts short an answer that has begun, so that its client does not take it for complete.
+    fn cut_off(&self, request: &mut Request, why: &str) {
+        request.responder.cut();
+        self.plugin.note_failed(&format!("{}: the answer was cut short: {why}", request.name()));
     }
 
     /// The same where the connection is of no more use.
-    fn cut(&self, job: &mut WebJob, name: &str, why: &str) -> Outcome {
-        self.cut_off(job, name, why);
+    fn cut(&self, request: &mut Request, why: &str) -> Outcome {
+        self.cut_off(request, why);
         Err(Broken)
     }
 
     /// The same where the connection was lost. The client hears of it first, since the end of the process may take a moment to be seen.
-    fn cut_lost(&self, job: &mut WebJob, name: &str, lost: &Lost) -> Outcome {
-        job.client.cut();
-        self.cut(job, name, &self.loss(lost, STREAM_IDLE, "its end"))
+    fn cut_lost(&self, request: &mut Request, lost: &Lost) -> Outcome {
+        request.responder.cut();
+        self.cut(request, &self.loss(lost, STREAM_IDLE, "its end"))
     }
 
     /// The plugin's answer breaks a rule: the client gets none of it.
-    fn bad_response(&self, job: WebJob, why: &str, whole: bool) -> Outcome {
+    fn bad_response(&self, request: Request, why: &str, whole: bool) -> Outcome {
         let outcome = if whole { Ok(()) } else { Err(Broken) };
-        self.fail(job, Failed::BadGateway, &format!("the answer was refused: {why}"), outcome)
+        self.fail(request, errors::BAD_GATEWAY, &format!("the answer was refused: {why}"), outcome)
     }
 
     /// Answers a request that the plugin has failed. The line in its log comes first, so that a client that has the answer finds it.
-    fn fail<T>(&self, job: WebJob, failed: Failed, why: &str, outcome: Result<T, Broken>) -> Result<T, Broken> {
-        self.plugin.note_failed(&format!("{}: {why}", job.client.name()));
-        job.fail(failed);
+    fn fail<T>(&self, request: Request, error: HttpError, why: &str, outcome: Result<T, Broken>) -> Result<T, Broken> {
+        self.plugin.note_failed(&format!("{}: {why}", request.name()));
+        request.fail(error);
         outcome
     }
 
@@ -777,10 +849,12 @@ impl Worker {
         self.link.wait(deadline, || Self::stall(plugin, life, stalled))
     }
 
-    /// The same for a frame's beginning. Where the request is `followed` by others, the wait is interrupted as soon as it is long.
-    fn wait_begin(&mut self, deadline: Instant, followed: bool) -> Result<(), Lost> {
+    /// The same for the beginning of the answer to a request. The wait is interrupted when its client goes and, where the request is
+    /// `followed` by others, as soon as it is long.
+    fn wait_begin(&mut self, request: &Request, deadline: Instant, followed: bool) -> Result<(), Lost> {
         let (life, plugin, stalled) = (&self.life, &self.plugin, &self.stalled);
-        self.link.wait_begin(deadline, || Self::stall(plugin, life, stalled) || followed)
+        let interrupted = || Self::stall(plugin, life, stalled) || followed || request.responder.is_cancelled();
+        self.link.wait_begin(deadline, interrupted)
     }
 
     /// Whether the process has ended; one that may be ending has so much time to be seen as ended.
@@ -790,10 +864,16 @@ impl Worker {
 
     /// Puts requests that get no answer on this connection back into the queue. Where the process may have ended, [`Worker::loss`] has
     /// let that settle. They go alone from now on.
-    fn give_back(&self, waited: VecDeque<(u64, WebJob)>) {
-        for (_, mut job) in waited {
-            job.alone = true;
-            self.plugin.give_back(Job::Web(job));
+    fn give_back(&self, waited: VecDeque<(u64, Request)>) {
+        for (_, mut request) in waited {
+            request.alone = true;
+            self.give_back_one(request);
+        }
+    }
+
+    fn give_back_one(&self, request: Request) {
+        if let Some(waiting) = WaitingRequest::new(request) {
+            self.plugin.give_back(Job::Http(waiting));
         }
     }
 
@@ -802,7 +882,7 @@ impl Worker {
         let id = self.link.next_id();
         let kv = Kv { id, op: job.op.clone() };
         if self.link.queue(&kv, &std::mem::take(&mut job.value)).is_err() {
-            job.reply(Err(KvFailure::Failed(Failed::TooLarge)));
+            job.reply(Err(KvFailure::Failed(errors::TOO_LARGE)));
             return Ok(());
         }
         Life::mark(&self.life.asked);
@@ -810,9 +890,9 @@ impl Worker {
         let deadline = job.arrived + timeout;
         loop {
             if let Err(lost) = self.wait(deadline) {
-                let failed = if matches!(lost, Lost::Deadline) { Failed::Timeout } else { Failed::BadGateway };
+                let error = if matches!(lost, Lost::Deadline) { errors::TIMEOUT } else { errors::BAD_GATEWAY };
                 let why = self.loss(&lost, timeout, "it answered");
-                return self.fail_kv(job, failed, &why);
+                return self.fail_kv(job, error, &why);
             }
             let answer = self.link.take().map(|frame| (frame.message(), frame.body));
             let what = match answer {
@@ -835,16 +915,16 @@ impl Worker {
                 Ok((Err(malformed), _)) => malformed.to_string(),
                 Err(error) => error.to_string(),
             };
-            return self.fail_kv(job, Failed::BadGateway, &format!("protocol error: {what}"));
+            return self.fail_kv(job, errors::BAD_GATEWAY, &format!("protocol error: {what}"));
         }
     }
 
     /// Answers an operation that the plugin has failed.
-    fn fail_kv(&self, job: KvJob, failed: Failed, why: &str) -> Outcome {
+    fn fail_kv(&self, job: KvJob, error: HttpError, why: &str) -> Outcome {
         self.plugin.note_failed(&format!("{}: {why}", job.name()));
-        let failure = match failed {
-            Failed::BadGateway => KvFailure::Invalid(format!("{}: {why}", job.short_name())),
-            failed => KvFailure::Failed(failed),
+        let failure = match error {
+            errors::BAD_GATEWAY => KvFailure::Invalid(format!("{}: {why}", job.short_name())),
+            error => KvFailure::Failed(error),
         };
         job.reply(Err(failure));
         Err(Broken)
@@ -914,15 +994,32 @@ impl Worker {
 
 /// Answers a request that has waited too long for a connection of the plugin's.
 fn expire(plugin: &Plugin, life: &Life, job: Job) {
-    let [open, most] = [plugin.connections.load(Ordering::Relaxed), plugin.metadata.concurrency as usize];
-    let waited = job.patience(life.request_timeout).as_secs_f32();
-    let lost = match &job {
-        Job::Web(WebJob { loss: Some(loss), .. }) => format!("{}; ", loss.why),
-        _ => String::new(),
+    let waited = job.arrived().elapsed();
+    let limit = job.time_limit(life.request_timeout);
+    let (error, why) = match plugin.congestion().filter(|_| waited < limit) {
+        Some(why) => {
+            plugin.warn_of_streams(&why);
+            (errors::STREAMS_FULL, why)
+        }
+        None => {
+            let [open, most] = [plugin.scaling.connections.load(Ordering::Relaxed), plugin.metadata.concurrency as usize];
+            let limit = limit.as_secs_f32();
+            (errors::TIMEOUT, format!("it waited {limit} s for its turn on {open} connections of at most {most}"))
+        }
     };
-    plugin
-        .note_failed(&format!("{}: {lost}it waited {waited} s for its turn on {open} connections of at most {most}", job.name()));
-    job.fail(Failed::Timeout);
+    match job {
+        Job::Http(waiting) => {
+            if let Some(request) = waiting.take(Instant::now()) {
+                let lost = request.loss.as_ref().map(|loss| format!("{}; ", loss.why)).unwrap_or_default();
+                plugin.note_failed(&format!("{}: {lost}{why}", request.name()));
+                request.fail(error);
+            }
+        }
+        Job::Kv(job) => {
+            plugin.note_failed(&format!("{}: {why}", job.name()));
+            job.reply(Err(KvFailure::Failed(error)));
+        }
+    }
 }
 
 /// Opens a connection; gives none when the process has ended, is to stop, or does not take it in time.
@@ -950,11 +1047,4 @@ fn is_events(response: &Response<'_>) -> bool {
     let kind = response.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("content-type"));
     let is_events = |value: &str| value.get(..EVENTS.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(EVENTS));
     kind.is_some_and(|(_, value)| is_events(value))
-}
-
-fn body_failure(error: &io::Error) -> Failed {
-    match error.kind() {
-        io::ErrorKind::FileTooLarge => Failed::TooLarge,
-        _ => Failed::BadBody,
-    }
 }

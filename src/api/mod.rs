@@ -1,10 +1,13 @@
 //! The operator's API, under `/api`: JSON, for the holder of the token. See `docs/operations.md`.
 
+pub(crate) mod operator_socket;
 mod settings;
 pub(crate) mod view;
 
-use crate::exchange::{Client, Failed, Job, KvFailure, KvJob, MAX_KV_TIME};
-use crate::gate::refusal;
+use crate::http::errors;
+use crate::http::framing::{put_header, status_line};
+use crate::http::date;
+use crate::job::{Job, KvFailure, KvJob, MAX_KV_TIME};
 use crate::json_number;
 use crate::license::{Code, Place, Time, check_unsigned, unverified};
 use crate::log_file;
@@ -24,6 +27,7 @@ use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::HashMap;
+use std::io::Read;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use subtle::ConstantTimeEq;
@@ -74,11 +78,24 @@ impl Reply {
             Err(error) => Refused::internal(error).into(),
         }
     }
+
+    /// The headers beside `date` and those that frame the answer.
+    fn headers(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        [("content-type", "application/json"), ("cache-control", "no-store")].into_iter().chain(self.header)
+    }
+
+    /// The status line and headers, without those that frame the answer, and the body.
+    pub(crate) fn render(self) -> (Vec<u8>, String) {
+        let mut head = status_line(self.status);
+        self.headers().for_each(|(name, value)| put_header(&mut head, name, value));
+        date::put_line(&mut head);
+        (head, self.body)
+    }
 }
 
 impl From<Refused> for Reply {
     fn from(refused: Refused) -> Self {
-        Self { status: refused.status, body: refusal::json(&refused.code, &refused.message), header: refused.header }
+        Self { status: refused.status, body: errors::json(&refused.code, &refused.message), header: refused.header }
     }
 }
 
@@ -135,28 +152,42 @@ impl Api {
         Self { rack, token, base }
     }
 
-    /// Answers a request to `url`, as it was sent, from a client that shows `authorization`.
-    pub(crate) fn handle(&self, method: &str, url: &str, authorization: Option<&str>, client: &mut dyn Client) -> Reply {
-        self.try_handle(method, url, authorization, client).unwrap_or_else(Reply::from)
+    /// What is wrong with a request by its head alone, so that its body need not be sent: the token, the path or the method.
+    pub(crate) fn check(&self, method: &str, url: &str, authorization: Option<&str>) -> Option<Reply> {
+        let path = url.split_once('?').map_or(url, |(path, _)| path);
+        let checked = self.authorize(authorization).and_then(|()| path_of(path)).and_then(|path| {
+            let path: Vec<&str> = path.iter().map(String::as_str).collect();
+            methods_of(&path).filter(|methods| methods.contains(&method)).map(drop).ok_or_else(|| unknown(method, &path))
+        });
+        checked.err().map(Reply::from)
     }
 
-    fn try_handle(&self, method: &str, url: &str, authorization: Option<&str>, client: &mut dyn Client) -> Handled {
+    /// Answers a request to `url`, as it was sent, from a client that shows `authorization`.
+    pub(crate) fn handle(&self, method: &str, url: &str, authorization: Option<&str>, body: &mut dyn Read) -> Reply {
+        self.try_handle(method, url, authorization, body).unwrap_or_else(Reply::from)
+    }
+
+    fn authorize(&self, authorization: Option<&str>) -> Result<(), Refused> {
         let token =
             authorization.and_then(|value| value.split_once(' ')).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-        let allowed = token.is_some_and(|(_, token)| token.trim().as_bytes().ct_eq(self.token.as_bytes()).into());
-        if !allowed {
-            let message = "the API needs the header Authorization: Bearer TOKEN, with the token in the file admin-token of the data directory";
-            return Err(Refused::new(401, "unauthorized", message).with("www-authenticate", "Bearer"));
+        if token.is_some_and(|(_, token)| token.trim().as_bytes().ct_eq(self.token.as_bytes()).into()) {
+            return Ok(());
         }
+        let message =
+            "the API needs the header Authorization: Bearer TOKEN, with the token in the file admin-token of the data directory";
+        Err(Refused::new(401, "unauthorized", message).with("www-authenticate", "Bearer"))
+    }
+
+    fn try_handle(&self, method: &str, url: &str, authorization: Option<&str>, body: &mut dyn Read) -> Handled {
+        self.authorize(authorization)?;
         let (path, query) = url.split_once('?').unwrap_or((url, ""));
-        // A key may hold encoded slashes, so the path is cut before it is decoded.
-        let path = path.strip_prefix("/api").unwrap_or(path).split('/').skip(1).map(decode).collect::<Result<Vec<_>, _>>()?;
+        let path = path_of(path)?;
         let pair = |pair: &str| {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             Ok((decode(&name.replace('+', " "))?, decode(&value.replace('+', " "))?))
         };
         let query = query.split('&').filter(|part| !part.is_empty()).map(pair).collect::<Result<_, Refused>>()?;
-        let body = read_body(client)?;
+        let body = read_body(body)?;
         // Soon after the start not all that is there is known.
         self.rack.is_known(HOLD);
         self.route(&Call { method, path, query, body })
@@ -197,24 +228,8 @@ impl Api {
                 let delete = DeleteOp { key: key_of(key)?, if_rev: None };
                 self.kv(id, KvOp::Delete(delete), Vec::new(), call.flag("direct")?)
             }
-            (_, path) => Err(self.unknown(call.method, path)),
+            (_, path) => Err(unknown(call.method, path)),
         }
-    }
-
-    /// Whether it is the path or the method that is wrong.
-    fn unknown(&self, method: &str, path: &[&str]) -> Refused {
-        let methods = match path {
-            ["instance"] | ["plugins"] | ["plugins", _] | ["plugins", _, "logs" | "config" | "kv" | "env" | "limits"] => "GET",
-            ["gone"] => "GET",
-            ["gone", _] => "DELETE",
-            ["license-clock"] => "GET, DELETE",
-            ["rescan"] | ["plugins", _, "start" | "stop" | "restart" | "enable" | "disable" | "adopt"] => "POST",
-            ["plugins", _, "config", _] => "PUT, DELETE",
-            ["plugins", _, "license"] | ["plugins", _, "kv" | "env" | "limits", _] => "GET, PUT, DELETE",
-            _ => return Refused::new(404, "not_found", format!("there is no /api/{}", path.join("/"))),
-        };
-        let message = format!("/api/{} takes {methods}, not {method}", path.join("/"));
-        Refused::new(405, "method_not_allowed", message).with("allow", methods)
     }
 
     fn instance(&self) -> Reply {
@@ -501,7 +516,9 @@ impl Api {
         let id = plugin.id();
         let limits = plugin.status().limits.unwrap_or(self.rack.host().default_limits);
         let (reply, answered) = bounded(1);
-        plugin.submit(Job::Kv(Box::new(KvJob { op, value, reply, arrived: Instant::now() })));
+        if let Err((job, error)) = plugin.submit(Job::Kv(Box::new(KvJob { op, value, reply, arrived: Instant::now() }))) {
+            job.fail(error);
+        }
         // The worker answers in time; this wait only outlasts it.
         let failed = match answered.recv_timeout(limits.request_timeout.min(MAX_KV_TIME) + KV_MARGIN) {
             Ok(Ok(done)) => return Ok(done),
@@ -513,15 +530,15 @@ impl Api {
                 let message = format!("the plugin {id} gave no valid answer: {why}; you can {itself}");
                 return Err(Refused::new(502, "bad_gateway", message));
             }
-            Ok(Err(KvFailure::Failed(failed))) => failed,
-            Err(_) => Failed::Timeout,
+            Ok(Err(KvFailure::Failed(error))) => error,
+            Err(_) => errors::TIMEOUT,
         };
-        let (status, code, message) = match failed {
-            Failed::Timeout => {
+        let (status, code, message) = match failed.code {
+            "timeout" => {
                 (504, "timeout", format!("the plugin {id} did not answer in time: {itself}, or restart the plugin"))
             }
-            Failed::Unavailable { .. } => (503, "unavailable", format!("the plugin {id} does not run: start it, or {itself}")),
-            Failed::Overloaded => (503, "overloaded", format!("the plugin {id} has too much waiting: try again, or {itself}")),
+            "unavailable" => (503, "unavailable", format!("the plugin {id} does not run: start it, or {itself}")),
+            "overloaded" => (503, "overloaded", format!("the plugin {id} has too much waiting: try again, or {itself}")),
             _ => {
                 let log = format!("plugrack logs {id} has the reason");
                 (502, "bad_gateway", format!("the plugin {id} gave no valid answer: {log}, and you can {itself}"))
@@ -588,20 +605,52 @@ impl Call<'_> {
     }
 }
 
-fn read_body(client: &mut dyn Client) -> Result<Vec<u8>, Refused> {
-    let mut body = Vec::new();
-    let mut buffer = [0; 8192];
-    loop {
-        match client.read_body(&mut buffer) {
-            Ok(0) => return Ok(body),
-            Ok(n) => body.extend_from_slice(&buffer[..n]),
-            Err(error) => return Err(Refused::new(400, "bad_request", format!("the body did not come whole: {error}"))),
-        }
-        // The store takes no more than this, and settings less.
-        if body.len() > MAX_VALUE {
-            return Err(Refused::new(413, "too_large", format!("the API takes bodies of at most {MAX_VALUE} bytes")));
-        }
+fn read_body(body: &mut dyn Read) -> Result<Vec<u8>, Refused> {
+    let mut bytes = Vec::new();
+    // The store takes no more than this, and settings less.
+    let read = body.take(MAX_VALUE as u64 + 1).read_to_end(&mut bytes);
+    read.map_err(|error| Refused::new(400, "bad_request", format!("the body did not come whole: {error}")))?;
+    if bytes.len() > MAX_VALUE {
+        return Err(Refused::new(413, "too_large", format!("the API takes bodies of at most {MAX_VALUE} bytes")));
     }
+    Ok(bytes)
+}
+
+/// The segments of a path below `/api`, decoded. A key may hold encoded slashes, so the path is cut before.
+fn path_of(path: &str) -> Result<Vec<String>, Refused> {
+    path.strip_prefix("/api").unwrap_or(path).split('/').skip(1).map(decode).collect()
+}
+
+/// The methods of a path below `/api`; none where there is nothing.
+fn methods_of(path: &[&str]) -> Option<&'static [&'static str]> {
+    Some(match path {
+        ["instance"] | ["plugins"] | ["plugins", _] | ["plugins", _, "logs" | "config" | "kv" | "env" | "limits"] => &["GET"],
+        ["gone"] => &["GET"],
+        ["gone", _] => &["DELETE"],
+        ["license-clock"] => &["GET", "DELETE"],
+        ["rescan"] | ["plugins", _, "start" | "stop" | "restart" | "enable" | "disable" | "adopt"] => &["POST"],
+        ["plugins", _, "config", _] => &["PUT", "DELETE"],
+        ["plugins", _, "license"] | ["plugins", _, "kv" | "env" | "limits", _] => &["GET", "PUT", "DELETE"],
+        _ => return None,
+    })
+}
+
+/// Whether it is the path or the method that is wrong.
+fn unknown(method: &str, path: &[&str]) -> Refused {
+    let shown = path.join("/");
+    let Some(methods) = methods_of(path) else {
+        return Refused::new(404, "not_found", format!("there is no /api/{shown}"));
+    };
+    let message = format!("/api/{shown} takes {}, not {method}", methods.join(", "));
+    let allow = match methods {
+        ["GET"] => "GET",
+        ["POST"] => "POST",
+        ["DELETE"] => "DELETE",
+        ["GET", "DELETE"] => "GET, DELETE",
+        ["PUT", "DELETE"] => "PUT, DELETE",
+        _ => "GET, PUT, DELETE",
+    };
+    Refused::new(405, "method_not_allowed", message).with("allow", allow)
 }
 
 fn decode(part: &str) -> Result<String, Refused> {

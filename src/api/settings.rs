@@ -136,7 +136,7 @@ impl Api {
 
     fn unknown_of(&self, call: &Call<'_>) -> Refused {
         let path: Vec<&str> = call.path.iter().map(String::as_str).collect();
-        self.unknown(call.method, &path)
+        super::unknown(call.method, &path)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Plugins as the operator is shown them.
 
+use crate::http::request_end::TrafficCounts;
 use crate::discovery::Outlook;
 use crate::license::{Claims, unverified};
 use crate::memory;
@@ -116,6 +117,11 @@ struct Process {
     waiting: usize,
     /// Connections open to it.
     connections: usize,
+    /// Why requests cannot be answered soon, where all connections are taken by streams.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    congestion: Option<String>,
+    /// Requests of clients that have ended since the host started, by how they did.
+    requests: TrafficCounts,
     program: String,
     log: String,
 }
@@ -265,7 +271,9 @@ fn process(rack: &Rack, plugin: &Plugin, status: &Status, memory: &BTreeMap<i32,
         answered: plugin.answered.load(Ordering::Relaxed),
         failed: plugin.failed.load(Ordering::Relaxed),
         waiting: plugin.queue.len(),
-        connections: plugin.connections.load(Ordering::Relaxed),
+        connections: plugin.scaling.connections.load(Ordering::Relaxed),
+        congestion: plugin.congestion(),
+        requests: plugin.traffic.counts(),
         program: plugin.program.display().to_string(),
         log: rack.host().data.log(plugin.id()).display().to_string(),
     }

@@ -2,7 +2,7 @@
 
 use super::console::{Console, Given, NOT_FOUND, failure, items, print_bytes, word};
 use crate::client::{ApiClient, segment};
-use crate::exchange::MAX_KV_TIME;
+use crate::job::MAX_KV_TIME;
 use crate::text;
 use anyhow::Result;
 use base64::Engine;

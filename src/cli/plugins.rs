@@ -277,6 +277,8 @@ fn details(plugin: &Value, now: i64) -> String {
                 ("failed", count(&process["failed"])),
                 ("waiting", count(&process["waiting"])),
                 ("connections", count(&process["connections"])),
+                ("congestion", text(&process["congestion"])),
+                ("requests", requests(&process["requests"])),
             ],
         ),
     );
@@ -367,4 +369,21 @@ pub(super) fn forget(console: &Console, ids: &[String], yes: bool) -> Result<()>
         |_, _| Ok(()),
         |_, _| String::new(),
     )
+}
+
+/// The counters of a plugin's requests in one line; empty where there were none.
+fn requests(counts: &Value) -> String {
+    let kinds = [
+        ("success", "2xx"),
+        ("redirect", "3xx"),
+        ("client_error", "4xx"),
+        ("server_error", "5xx"),
+        ("cut", "cut short"),
+        ("cancelled", "cancelled"),
+    ];
+    let shown = kinds.into_iter().filter_map(|(field, name)| match counts[field].as_u64() {
+        Some(count @ 1..) => Some(format!("{count} {name}")),
+        _ => None,
+    });
+    shown.collect::<Vec<_>>().join(", ")
 }

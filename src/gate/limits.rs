@@ -93,10 +93,6 @@ pub(crate) struct Limits {
     #[arg(long, value_name = "SIZE", env = "PLUGRACK_BODY_DISK", default_value = "1GiB", value_parser = parse_size)]
     pub(crate) body_disk: u64,
 
-    /// Time a request that is passed on as it comes waits for a free place inside the host
-    #[arg(long, value_name = "TIME", env = "PLUGRACK_PLACE_TIMEOUT", default_value = "1s", value_parser = parse_time)]
-    pub(crate) place_timeout: Duration,
-
     /// Time a client may take nothing of its answer
     #[arg(long, value_name = "TIME", env = "PLUGRACK_WRITE_TIMEOUT", default_value = "5s", value_parser = parse_time)]
     pub(crate) write_timeout: Duration,

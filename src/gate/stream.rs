@@ -1,6 +1,6 @@
 //! A client's connection as a stream of bytes that never waits: a socket, with TLS over it or without.
 
-use super::head::{MAX_METHOD, is_token};
+use crate::http::parse::request_head::{MAX_METHOD, is_token};
 use rustix::buffer::spare_capacity;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, send, sendmsg, shutdown, sockopt};
@@ -169,6 +169,11 @@ impl Stream {
             processed.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
             flushed?;
         }
+    }
+
+    /// Whether the client's end of sending is what comes next. With TLS this cannot be told from its last records, and counts as so.
+    pub(crate) fn is_at_end(&self) -> bool {
+        self.tls.is_some() || recv(&self.socket.file, &mut [0; 1], RecvFlags::PEEK).is_ok_and(|(_, length)| length == 0)
     }
 
     /// Reads what has come, without TLS, to the room there is behind what a buffer holds; nothing at the end.

@@ -115,14 +115,26 @@ pub fn encode(out: &mut Vec<u8>, head: &impl Serialize, body: &[u8]) -> Result<(
 /// # Errors
 /// As [`encode`].
 pub fn encode_before(out: &mut Vec<u8>, head: &impl Serialize, body: usize) -> Result<(), EncodeError> {
+    encode_head(out, body, |out| Ok(serde_json::to_writer(out, head)?))
+}
+
+/// The same with a head that the caller writes as JSON.
+///
+/// # Errors
+/// As [`encode`], and those of the caller.
+pub fn encode_head(
+    out: &mut Vec<u8>,
+    body: usize,
+    write: impl FnOnce(&mut Vec<u8>) -> Result<(), EncodeError>,
+) -> Result<(), EncodeError> {
     if body > MAX_BODY {
         return Err(EncodeError::Body(body));
     }
     let start = out.len();
     out.extend_from_slice(&[0; LENGTHS]);
-    if let Err(error) = serde_json::to_writer(&mut *out, head) {
+    if let Err(error) = write(out) {
         out.truncate(start);
-        return Err(error.into());
+        return Err(error);
     }
     let length = out.len() - start - LENGTHS;
     match (u32::try_from(length), u32::try_from(body)) {

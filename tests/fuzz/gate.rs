@@ -1,29 +1,27 @@
-//! The gate's parsers, and what must be true of them, without the host around them.
+//! The parsers of the gate, and what must be true of them, without the host around them.
 
 // The files below name it as they do where they belong.
 use plugrack::protocol;
 
-#[path = "../../src/gate"]
-mod gate {
-    pub(crate) mod chunked;
-    pub(crate) mod fuzzing;
-    pub(crate) mod head;
-    #[allow(dead_code, reason = "the setting is read by the host alone")]
+#[path = "../../src/http"]
+mod http {
+    #[allow(dead_code, reason = "the host alone adds a time to wait")]
+    pub(crate) mod http_error;
+    #[allow(dead_code, reason = "the host alone reads the setting")]
     pub(crate) mod proxies;
-    pub(crate) mod response;
+    pub(crate) mod parse {
+        pub(crate) mod chunked;
+        pub(crate) mod fuzzing;
+        pub(crate) mod request_head;
+    }
 }
 
 /// Any bytes as a request's head.
 pub fn head(input: &[u8]) {
-    gate::fuzzing::head(input);
+    http::parse::fuzzing::head(input);
 }
 
 /// Any bytes as a chunked body.
 pub fn chunked(input: &[u8]) {
-    gate::fuzzing::chunked(input);
-}
-
-/// Any bytes as an answer's head.
-pub fn response(input: &[u8]) {
-    gate::fuzzing::response(input);
+    http::parse::fuzzing::chunked(input);
 }

@@ -5,12 +5,8 @@ use crate::support::{Server, Site, binary, command, pause, wait_for};
 use serde_json::Value;
 use std::fs;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-
-/// A user of the tests' own, for limits that root does not have.
-const SOMEBODY: &str = "61723";
 
 /// Lets one plugin hold all connections.
 const EVERY_CONNECTION: [&str; 2] = ["--max-connections-per-plugin", "100%"];
@@ -691,50 +687,6 @@ fn a_plugin_may_be_let_hold_all_connections() {
     clients.iter_mut().for_each(|client| assert_eq!(client.reply(false).text(), "waited"));
 }
 
-/// Where threads are limited, only so many requests are in the host at once.
-#[test]
-fn a_request_waits_for_a_place_inside_for_place_timeout() {
-    if fs::metadata("/proc/self").unwrap().uid() != 0 {
-        // Only root can become another user, and root has no such limit.
-        return;
-    }
-    let site = Site::new()
-        .args(&["--body-buffer", "0", "--place-timeout", "5s", "--request-timeout", LONG])
-        .args(&EVERY_CONNECTION)
-        .fake("p");
-    let own = site.data().join("plugrack");
-    fs::copy(binary(), &own).unwrap();
-    assert!(command("chown").args(["-R", SOMEBODY]).arg(site.data()).status().unwrap().success());
-    let mut serve = command("setpriv");
-    serve.args(["--reuid", SOMEBODY, "--regid", SOMEBODY, "--clear-groups", "prlimit", "--nproc=2000:2000"]).arg(own);
-    serve.args(site.serve().get_args());
-    let server = site.start_as(serve);
-    server.wait_state("p", "ready");
-    // Room for 32 clients where threads are limited; the plugin has four at work, and the others wait for it. What has a body
-    // that does not come in one piece takes a place.
-    let connect = |number: usize| {
-        let mut client = Client::connect_from(Ipv4Addr::new(127, 0, 3, 1), server.address());
-        client.send(&post(&format!("/wait?file=go&{number}"), 80_000, None));
-        client
-    };
-    let mut inside: Vec<Client> = (0..32).map(connect).collect();
-    // The operator has places of their own.
-    let shown = || serde_json::from_str::<Value>(&server.cli(&["show", "p", "--json"])).unwrap();
-    wait_for("all of them to be inside", || (shown()["process"]["waiting"] == 28).then_some(()));
-    assert_eq!(server.get("/healthz").status, 200, "what has none needs no place");
-    for number in 0..3 {
-        let begin = Instant::now();
-        assert_refused(&mut connect(number), 503, "overloaded");
-        assert!(begin.elapsed() + TICK > Duration::from_secs(5), "{:?}", begin.elapsed());
-    }
-    assert_eq!(server.log().matches("found no free place inside the host in time").count(), 1, "{}", server.log());
-    // One that comes free in time is taken.
-    let mut last = connect(0);
-    go(&server);
-    assert_eq!(last.reply(false).text(), "waited");
-    inside.iter_mut().for_each(|client| assert_eq!(client.reply(false).text(), "waited"));
-}
-
 /// Reads a large answer, with a pause in it: how much came.
 fn read_late(server: &Server, stop: Duration) -> usize {
     let mut client = Client::connect_narrow(Ipv4Addr::LOCALHOST, server.address());
@@ -783,7 +735,6 @@ fn settings_that_make_no_sense_are_refused() {
         ("--head-timeout", &["0s", "6m", "5"]),
         ("--idle-timeout", &["0s", "6m"]),
         ("--body-timeout", &["0s", "6m"]),
-        ("--place-timeout", &["0s", "6m"]),
         ("--write-timeout", &["0s", "6m"]),
         ("--min-rate", &["fast"]),
         ("--body-buffer", &["-1"]),

@@ -291,20 +291,23 @@ fn what_comes_behind_a_request_that_closes_is_not_answered() {
     assert!(!log.contains("more"), "{log}");
 }
 
-/// Who sends its last request may say so at once; it still gets its answer, all of it.
+/// A client that has said that a request is its last may end its sending; it still gets its answer, all of it.
 #[test]
 fn a_client_that_has_closed_its_side_gets_its_answers() {
     let server = server_of_p();
     for (request, check) in [
         (
-            b"GET /p/x HTTP/1.1\r\nhost: test\r\n\r\n".to_vec(),
+            b"GET /p/x HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n".to_vec(),
             &(|reply: Reply| reply.text() == "GET /x of p") as &dyn Fn(Reply) -> bool,
         ),
         (b"GET /p/x HTTP/1.0\r\n\r\n".to_vec(), &|reply| reply.text() == "GET /x of p"),
-        (b"GET /p/sleep?s=0.5 HTTP/1.1\r\nhost: test\r\n\r\n".to_vec(), &|reply| reply.text() == "slept"),
-        (b"GET /p/download?bytes=3000000 HTTP/1.1\r\nhost: test\r\n\r\n".to_vec(), &|reply| reply.body.len() == 3_000_000),
-        (post("/p/echo", "", &bytes(300_000)), &|reply| reply.body == bytes(300_000)),
-        (post_chunked("/p/echo", "", &[&bytes(3000)], b"0\r\n\r\n"), &|reply| reply.body == bytes(3000)),
+        (b"GET /p/sleep?s=0.5 HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n".to_vec(), &|reply| reply.text() == "slept"),
+        (
+            b"GET /p/download?bytes=3000000 HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n".to_vec(),
+            &|reply| reply.body.len() == 3_000_000,
+        ),
+        (post("/p/echo", "connection: close\r\n", &bytes(300_000)), &|reply| reply.body == bytes(300_000)),
+        (post_chunked("/p/echo", "connection: close\r\n", &[&bytes(3000)], b"0\r\n\r\n"), &|reply| reply.body == bytes(3000)),
         (b"GET /nothing HTTP/1.1\r\nhost: test\r\n\r\n".to_vec(), &|reply| reply.status == 404),
     ] {
         let mut client = server.client();
@@ -316,8 +319,8 @@ fn a_client_that_has_closed_its_side_gets_its_answers() {
     }
     // The same for several requests at once.
     let mut client = server.client();
-    for number in 0..5 {
-        client.send(format!("GET /p/{number} HTTP/1.1\r\nhost: test\r\n\r\n").as_bytes());
+    for (number, last) in [(0, ""), (1, ""), (2, ""), (3, ""), (4, "connection: close\r\n")] {
+        client.send(format!("GET /p/{number} HTTP/1.1\r\nhost: test\r\n{last}\r\n").as_bytes());
     }
     client.end_sending();
     for number in 0..5 {

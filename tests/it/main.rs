@@ -18,6 +18,7 @@ mod durability;
 mod failed_requests;
 mod frames;
 mod gate_limits;
+mod gone_clients;
 mod host_limits;
 mod http11;
 mod identity;

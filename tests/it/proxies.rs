@@ -27,7 +27,7 @@ fn site() -> (Site, PathBuf) {
     let site = Site::new().fake("p").example("hello");
     let socket = site.data().join("http.sock");
     // On a machine with much else to do a crowd takes its time.
-    (site.args(&["--listen", &format!("unix:{}", socket.display()), "--place-timeout", "20s"]), socket)
+    (site.args(&["--listen", &format!("unix:{}", socket.display())]), socket)
 }
 
 /// Starts it, and waits for the plugins.

@@ -214,15 +214,37 @@ fn a_request_without_an_answer_in_time_is_504_and_the_plugin_lives() {
 /// Those that wait behind a request that takes long have their own time.
 #[test]
 fn a_request_that_waits_too_long_for_its_turn_is_504() {
-    let server = Site::new().args(&["--request-timeout", "3s"]).fake_of_one_connection("p").start();
+    let server = Site::new().args(&["--request-timeout", "3s", "--body-buffer", "0"]).fake_of_one_connection("p").start();
+    server.wait_state("p", "ready");
+    let mut slow = server.client();
+    slow.send(b"POST /p/upload HTTP/1.1\r\nhost: test\r\ncontent-length: 70000\r\n\r\nbegin");
+    wait_for("the plugin to be at work", || (server.plugin("p")["process"]["waiting"] == 0).then_some(()));
+    assert_error(&server.get("/p/x"), 504, "timeout");
+    server.wait_logged("p", &["plugrack: GET /p/x (request ", "): it waited 3 s for its turn on 1 connections of at most 1"]);
+    slow.send(&[7; 69_995]);
+    assert!(slow.reply(false).text().starts_with("70000 "), "the upload itself is not disturbed");
+    assert_eq!(server.get("/p/x").text(), "GET /x of p");
+}
+
+#[test]
+fn where_streams_take_every_connection_a_request_is_503_soon_and_the_reason_is_told() {
+    let server = Site::new().fake_of_one_connection("p").start();
     server.wait_state("p", "ready");
     let mut events = ask(&server, "/p/events");
     let head = events.reply_head();
     assert_eq!(events.body_piece(&head).unwrap(), b"data: first\n\n");
-    assert_error(&server.get("/p/x"), 504, "timeout");
+    let refused = server.get("/p/x");
+    assert_error(&refused, 503, "overloaded");
+    assert_eq!(refused.json()["error"]["message"], "all of the plugin's connections are taken by streams");
+    let reason = "1 of 1 connections busy, 1 by streams: raise concurrency";
+    server.wait_logged("p", &["plugrack: GET /p/x (request ", reason]);
+    assert!(server.log().contains(reason), "{}", server.log());
+    assert_eq!(server.plugin("p")["process"]["congestion"], reason);
+    assert!(server.cli(&["show", "p"]).contains(reason));
     fs::write(server.site().data().join("plugin-data/p/next"), "end\n").unwrap();
     assert_eq!(events.body_piece(&head), None, "the stream itself is not disturbed");
     assert_eq!(server.get("/p/x").text(), "GET /x of p");
+    assert_eq!(server.plugin("p")["process"]["congestion"], Value::Null);
 }
 
 #[test]

@@ -1,0 +1,130 @@
+//! The operator's own socket: tiny_http serves the API there, for the commands of this program.
+//!
+//! The socket has the mode 0600, so that only the host's user and root reach it. It has threads of its own, apart from those for API
+//! requests of the network, so that the operator is answered when clients have taken everything.
+
+use super::Api;
+use crate::pause::pause;
+use crate::{room, unix_socket};
+use anyhow::Result;
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use std::io;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tiny_http::{Header, Request, Response, Server};
+
+/// The mode of the socket.
+const MODE: u32 = 0o600;
+
+/// Threads that answer: a command that waits for its plugin takes one.
+const THREADS: usize = 4;
+
+/// Requests that wait for a thread.
+const QUEUE: usize = 64;
+
+/// How often the socket is tried while no request comes: tiny_http ends without a word where it cannot start a thread.
+const CHECK_EVERY: Duration = Duration::from_secs(5);
+
+/// Threads that tiny_http starts with. It panics without them.
+const LIBRARY_THREADS: usize = 6;
+
+/// Pause before tiny_http is started again.
+const RESTART_PAUSE: Duration = Duration::from_millis(200);
+
+/// Time in which tiny_http has to be there again. Without the operator's socket the host ends, for its supervisor to start it afresh.
+const RESTART_TIME: Duration = Duration::from_secs(60);
+
+/// Serves the API at a path, on threads of its own. The channel that is returned closes when the socket has failed for good.
+///
+/// # Errors
+/// Why the host cannot listen there, or what thread cannot be had.
+pub(crate) fn serve(api: &Arc<Api>, path: PathBuf) -> Result<Receiver<()>> {
+    let server = start(&path)?;
+    let (queue, requests) = bounded::<Request>(QUEUE);
+    for number in 1..=THREADS {
+        let (api, requests) = (Arc::clone(api), requests.clone());
+        let answer = move || requests.iter().for_each(|request| answer(&api, request));
+        std::thread::Builder::new().name(format!("operator-{number}")).spawn(answer)?;
+    }
+    let (alive, failed) = bounded(0);
+    let receive = move || {
+        receive(server, &path, &queue);
+        drop::<Sender<()>>(alive);
+    };
+    std::thread::Builder::new().name("operator".into()).spawn(receive)?;
+    Ok(failed)
+}
+
+fn start(path: &Path) -> Result<Server> {
+    room::spare_threads(LIBRARY_THREADS)?;
+    let listener = UnixListener::from(unix_socket::listen(path, MODE)?);
+    listener.set_nonblocking(false)?;
+    Server::from_listener(listener, None).map_err(|error| anyhow::Error::from(io::Error::other(error.to_string())))
+}
+
+/// Hands requests to the threads, and starts tiny_http again where it has ended, until that fails for too long.
+fn receive(mut server: Server, path: &Path, queue: &Sender<Request>) {
+    loop {
+        let is_dead = match server.recv_timeout(CHECK_EVERY) {
+            Ok(Some(request)) => {
+                if let Err(TrySendError::Full(request) | TrySendError::Disconnected(request)) = queue.try_send(request) {
+                    let busy = super::Refused::new(503, "overloaded", "the API answers too many commands: try again");
+                    respond(request, busy.into());
+                }
+                false
+            }
+            // A socket that was removed is found by whoever watches the data directory.
+            Ok(None) => UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused),
+            Err(_) => true,
+        };
+        if is_dead {
+            log::warn!("the operator's socket takes no connections any more, and is opened again");
+            match start_again(path) {
+                Some(fresh) => server = fresh,
+                None => return,
+            }
+        }
+    }
+}
+
+fn start_again(path: &Path) -> Option<Server> {
+    let deadline = Instant::now() + RESTART_TIME;
+    loop {
+        // tiny_http panics without threads, of which others may have taken the last just now.
+        let error = match catch_unwind(AssertUnwindSafe(|| start(path))) {
+            Ok(Ok(server)) => return Some(server),
+            Ok(Err(error)) => format!("{error:#}"),
+            Err(_) => "tiny_http has panicked".to_owned(),
+        };
+        if Instant::now() >= deadline {
+            log::error!("the operator's socket cannot be opened: {error}");
+            return None;
+        }
+        pause(RESTART_PAUSE);
+    }
+}
+
+fn answer(api: &Api, mut request: Request) {
+    let (method, url) = (request.method().as_str().to_owned(), request.url().to_owned());
+    let authorization = request.headers().iter().find(|header| header.field.equiv("authorization"));
+    let authorization = authorization.map(|header| header.value.as_str().to_owned());
+    let handled = catch_unwind(AssertUnwindSafe(|| {
+        api.handle(&method, &url, authorization.as_deref(), request.as_reader())
+    }));
+    let reply = handled.unwrap_or_else(|_| {
+        super::Refused::internal(format!("the host has failed at {method} {url}, which is a fault of its own")).into()
+    });
+    respond(request, reply);
+}
+
+fn respond(request: Request, reply: super::Reply) {
+    let headers: Vec<Header> =
+        reply.headers().filter_map(|(name, value)| Header::from_bytes(name, value).ok()).collect();
+    let (status, body) = (reply.status, reply.body);
+    let response = headers.into_iter().fold(Response::from_string(body).with_status_code(status), Response::with_header);
+    // A command that has gone needs no answer.
+    request.respond(response).ok();
+}

@@ -1,0 +1,72 @@
+//! The threads that answer requests from the network for the API and for the start page.
+
+use super::pages;
+use crate::api::Api;
+use crate::http::framing::{put_header, status_line};
+use crate::http::request::audience;
+use crate::http::{Request, WaitingRequest, date};
+use crate::rack::Rack;
+use crossbeam_channel::{Receiver, Sender, bounded};
+use std::io::{self, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Threads that answer: a request that waits for its plugin takes one.
+const THREADS: usize = 4;
+
+/// Requests that wait for a thread.
+const QUEUE: usize = 64;
+
+/// Time for a body that is passed on while it comes to make progress; the gate ends slow ones sooner.
+const BODY_TIME: Duration = Duration::from_mins(1);
+
+/// Starts the threads, and gives the queue that they take requests from.
+///
+/// # Errors
+/// A thread cannot be had.
+pub(crate) fn start(api: &Arc<Api>, rack: &Arc<Rack>) -> io::Result<Sender<WaitingRequest>> {
+    let (sender, queue) = bounded(QUEUE);
+    for number in 1..=THREADS {
+        let (api, rack, queue) = (Arc::clone(api), Arc::clone(rack), queue.clone());
+        std::thread::Builder::new().name(format!("api-{number}")).spawn(move || work(&api, &rack, &queue))?;
+    }
+    Ok(sender)
+}
+
+fn work(api: &Api, rack: &Rack, queue: &Receiver<WaitingRequest>) {
+    for waiting in queue {
+        let Some(request) = waiting.take(Instant::now()) else { continue };
+        // A request that is dropped by a panic is answered that the host has failed.
+        if catch_unwind(AssertUnwindSafe(|| answer(api, rack, request))).is_err() {
+            log::error!("a request made the API panic");
+        }
+    }
+}
+
+fn answer(api: &Api, rack: &Rack, mut request: Request) {
+    let (status, head, body) = if request.target().starts_with("/api") {
+        let (method, url) = (request.method_name().to_owned(), request.target().to_owned());
+        let authorization = request.header("authorization").map(str::to_owned);
+        let reply = api.handle(&method, &url, authorization.as_deref(), &mut Body(&mut request));
+        let status = reply.status;
+        let (head, body) = reply.render();
+        (status, head, body)
+    } else {
+        let (kind, page) = pages::index(rack, audience(&request.head, None).html);
+        let mut head = status_line(200);
+        [("content-type", kind)].iter().chain(&pages::HEADERS).for_each(|(name, value)| put_header(&mut head, name, value));
+        date::put_line(&mut head);
+        (200, head, page)
+    };
+    request.responder.answer_whole(status, head, body.as_bytes());
+}
+
+/// The body of a request.
+struct Body<'a>(&'a mut Request);
+
+impl Read for Body<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read_body(buffer, BODY_TIME)
+    }
+}

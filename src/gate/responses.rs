@@ -1,0 +1,119 @@
+//! The way out: answers come by the response channel, and are sent to their clients as fast as these take them.
+
+use super::connection::{ConnectionKey, Exchange};
+use super::event_loop::{EventLoop, TURN};
+use crate::http::response_channel::{Address, Begun, Next, ResponsePart, Then};
+use slotmap::KeyData;
+
+/// Parts taken at a time, before the connections get their turn.
+const PARTS: usize = 256;
+
+impl EventLoop {
+    /// Takes what has come by the response channel.
+    pub(super) fn take_responses(&mut self) {
+        for _ in 0..PARTS {
+            let Some((address, part)) = self.responses.take() else { return };
+            self.take_part(address, part);
+        }
+    }
+
+    /// Takes a part of an answer, if its request is still under way.
+    fn take_part(&mut self, address: Address, part: ResponsePart) {
+        let key = KeyData::from_ffi(address.connection).into();
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let Some(exchange) = connection.exchange.as_mut().filter(|exchange| exchange.number == address.request) else { return };
+        match part {
+            ResponsePart::Begun { begun, bytes, rest } => {
+                let is_whole = rest.is_none();
+                (exchange.pieces, exchange.has_pieces) = (rest, true);
+                self.begin_answer(key, begun);
+                self.send(key, &bytes);
+                if is_whole {
+                    self.keep_buffer(bytes);
+                    self.answered(key);
+                } else {
+                    self.responses.give_back(bytes);
+                    self.relay(key);
+                }
+            }
+            ResponsePart::More => {
+                if let Some(pieces) = &exchange.pieces {
+                    pieces.hear();
+                    exchange.has_pieces = true;
+                    self.relay(key);
+                }
+            }
+            ResponsePart::Direct { begun, unsent, then } => {
+                if exchange.answer.is_none() {
+                    self.begin_answer(key, begun);
+                }
+                self.send(key, &unsent);
+                match then {
+                    Then::Direct => {}
+                    Then::Pieces(pieces) => {
+                        if let Some(exchange) = self.exchange(key) {
+                            (exchange.pieces, exchange.has_pieces) = (Some(pieces), true);
+                            self.relay(key);
+                        }
+                    }
+                    Then::Ended => self.answered(key),
+                    Then::Broken => self.cut(key),
+                }
+            }
+            ResponsePart::BodyRoom => {
+                self.send_body(key);
+                // There is room to read more of it.
+                self.drive(key);
+            }
+        }
+    }
+
+    fn exchange(&mut self, key: ConnectionKey) -> Option<&mut Exchange> {
+        self.connections.get_mut(key)?.exchange.as_mut()
+    }
+
+    fn begin_answer(&mut self, key: ConnectionKey, begun: Begun) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        connection.deadline = None;
+        if let Some(exchange) = &mut connection.exchange {
+            exchange.answer = Some(begun);
+            exchange.last |= begun.framed.last;
+        }
+    }
+
+    fn send(&mut self, key: ConnectionKey, bytes: &[u8]) {
+        if let Some(connection) = self.connections.get_mut(key)
+            && !bytes.is_empty()
+            && connection.send(bytes).is_err()
+        {
+            self.close(key);
+        }
+    }
+
+    /// Passes on the pieces of an answer, as far as the client takes them.
+    pub(super) fn relay(&mut self, key: ConnectionKey) {
+        for _ in 0..TURN {
+            let Some(connection) = self.connections.get(key) else { return };
+            let Some(exchange) = &connection.exchange else { return };
+            // As long as something waits for the client, what follows waits where it is.
+            if !exchange.has_pieces || connection.unsent() > 0 {
+                return;
+            }
+            match exchange.pieces.as_ref().map_or(Next::Nothing, |pieces| pieces.next()) {
+                Next::Piece(piece) => {
+                    self.send(key, &piece);
+                    self.responses.give_back(piece);
+                }
+                Next::Nothing => {
+                    if let Some(exchange) = self.exchange(key) {
+                        exchange.has_pieces = false;
+                    }
+                    return;
+                }
+                Next::End => return self.answered(key),
+                Next::Broken => return self.cut(key),
+            }
+        }
+        self.again.push(key);
+    }
+}

@@ -1,0 +1,133 @@
+//! Decides who answers a request.
+
+use super::connection::{Destination, Prepared};
+use super::pages;
+use crate::api::Api;
+use crate::http::errors::{self, METHODS};
+use crate::http::framing::{put_header, status_line};
+use crate::http::request::{audience, header_in, split_head, split_target};
+use crate::http::slots::{NoSlot, Slot};
+use crate::http::{HttpError, WaitingRequest, date};
+use crate::rack::Rack;
+use crate::repeat::more;
+use crate::route::Target;
+use crossbeam_channel::Sender;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// The routes, and what else requests may be for.
+pub(crate) struct Router {
+    rack: Arc<Rack>,
+    api: Arc<Api>,
+    api_queue: Sender<WaitingRequest>,
+    /// Connections that one plugin may hold.
+    per_plugin: u32,
+    /// Set when the host takes no new requests.
+    closing: AtomicBool,
+}
+
+/// What becomes of a request.
+pub(super) enum Routed {
+    /// It goes there; its connection holds this slot of the plugin.
+    To(Destination, Option<Slot>),
+    /// Its plugin holds as many connections as it may. The connection ends, so that it is free for other plugins' clients.
+    Full(HttpError),
+}
+
+impl Router {
+    /// A router to the plugins of a rack and to the API. One plugin may hold `per_plugin` connections.
+    pub(crate) fn new(rack: Arc<Rack>, api: Arc<Api>, api_queue: Sender<WaitingRequest>, per_plugin: u32) -> Self {
+        Self { rack, api, api_queue, per_plugin, closing: AtomicBool::new(false) }
+    }
+
+    /// Has all requests refused from now on, since the host stops.
+    pub(super) fn close(&self) {
+        self.closing.store(true, Ordering::Release);
+    }
+
+    /// Whether the first scan of the plugins directory has ended.
+    pub(super) fn is_known(&self) -> bool {
+        self.rack.is_known(Duration::ZERO)
+    }
+
+    /// Hands a request to the API's threads.
+    ///
+    /// # Errors
+    /// Their queue is full: the request.
+    pub(super) fn submit_to_api(&self, request: WaitingRequest) -> Result<(), WaitingRequest> {
+        self.api_queue.try_send(request).map_err(|full| full.into_inner())
+    }
+
+    /// Decides who answers the request with this canonical head, which is `complete` where it has no body. `id` gives its id.
+    pub(super) fn route(&self, head: &[u8], complete: bool, id: impl Fn() -> String) -> Routed {
+        let (method, target, _) = split_head(head);
+        let (path, _) = split_target(target);
+        let is_reading = matches!(method, "GET" | "HEAD");
+        let error = |error: HttpError| {
+            let id = id();
+            let (head, body) = errors::render(error, Some(audience(head, Some(&id))));
+            here(error.status, head, body)
+        };
+        if self.closing.load(Ordering::Acquire) {
+            return error(errors::STOPPING);
+        }
+        // Asked before the routes are, which are all there are if it is so.
+        let known = self.is_known();
+        let routes = self.rack.routes();
+        match routes.resolve(path) {
+            Target::Plugin { plugin, mount, .. } => {
+                if let Err(refused) = plugin.admit() {
+                    return error(refused);
+                }
+                match plugin.slots.take(self.per_plugin as usize) {
+                    Ok(slot) => Routed::To(Destination::Plugin(Arc::clone(plugin), mount.len()), Some(slot)),
+                    Err(NoSlot(unsaid)) => {
+                        if let Some(unsaid) = unsaid {
+                            log::warn!(
+                                "{} holds {} connections, and another request for it was refused (serve --max-connections-per-plugin){}",
+                                plugin.id(),
+                                self.per_plugin,
+                                more(unsaid)
+                            );
+                        }
+                        Routed::Full(errors::PLUGIN_FULL)
+                    }
+                }
+            }
+            Target::Api(_) => {
+                let authorization = header_in(head, "authorization").and_then(|value| std::str::from_utf8(value).ok());
+                match self.api.check(method, target, authorization) {
+                    None => Routed::To(Destination::Api, None),
+                    Some(reply) => {
+                        let status = reply.status;
+                        let (head, body) = reply.render();
+                        here(status, head, body)
+                    }
+                }
+            }
+            Target::Server => here_with(204, &[("content-type", "text/plain"), ("allow", METHODS)], ""),
+            Target::Nothing if !known => Routed::To(Destination::Unknown, None),
+            Target::Index | Target::Health if !complete => error(errors::NOT_FOUND),
+            Target::Index | Target::Health if !is_reading => error(errors::METHOD_NOT_ALLOWED),
+            Target::Health => here_with(200, &[("content-type", "text/plain; charset=utf-8")], "ok\n"),
+            Target::Index => Routed::To(Destination::Api, None),
+            Target::Nothing if path == pages::ICON_PATH && complete && is_reading => {
+                here_with(200, &pages::ICON_HEADERS, pages::ICON)
+            }
+            Target::Nothing if path == pages::ICON_PATH && complete => error(errors::METHOD_NOT_ALLOWED),
+            Target::Nothing => error(errors::NOT_FOUND),
+        }
+    }
+}
+
+fn here(status: u16, head: Vec<u8>, body: impl Into<Vec<u8>>) -> Routed {
+    Routed::To(Destination::Here(Prepared { status, head, body: body.into() }), None)
+}
+
+fn here_with(status: u16, headers: &[(&str, &str)], body: &str) -> Routed {
+    let mut head = status_line(status);
+    headers.iter().for_each(|(name, value)| put_header(&mut head, name, value));
+    date::put_line(&mut head);
+    here(status, head, body)
+}

@@ -1,0 +1,120 @@
+//! Lets a worker write an answer straight to the client's socket, so that the event loop need not be woken for it.
+//!
+//! The event loop lends the socket with a request and writes nothing to it until it has it back: when the answer has been sent, when the
+//! client did not take all of a write, or when the event loop revokes it because the answer is not wanted any more.
+
+use super::framing::Terms;
+use rustix::fd::OwnedFd;
+use rustix::io::retry_on_intr;
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
+use std::io::IoSlice;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// How far an answer has come on this way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// Nothing of it has been sent.
+    Untouched,
+    /// Something of it has been sent.
+    Begun,
+    /// Nothing more of it goes this way: what is left to do is in the response channel, or will be in a moment.
+    Over,
+}
+
+/// The event loop has its socket back, so nothing can be sent this way.
+#[derive(Debug)]
+pub(crate) struct Revoked;
+
+/// The socket of a client, lent for one answer, and how that answer is to be framed.
+pub(crate) struct DirectWriter {
+    head: bool,
+    old: bool,
+    alone: bool,
+    lent: Mutex<Lent>,
+    awaited: AtomicBool,
+}
+
+struct Lent {
+    /// None where the socket was not lent, as with TLS, or is back.
+    socket: Option<Arc<OwnedFd>>,
+    last: bool,
+    progress: Progress,
+    /// Bytes sent.
+    sent: u64,
+}
+
+impl DirectWriter {
+    /// A writer for the answer to a request with these terms, over `socket` where it is lent. `alone` says that no other request was in
+    /// flight when this one was passed on.
+    pub(crate) fn new(socket: Option<Arc<OwnedFd>>, terms: Terms, alone: bool) -> Self {
+        let lent = Mutex::new(Lent { socket, last: terms.last, progress: Progress::Untouched, sent: 0 });
+        Self { head: terms.head, old: terms.old, alone, lent, awaited: AtomicBool::new(false) }
+    }
+
+    /// Whether no other request was in flight when this one was passed on.
+    pub(super) fn is_alone(&self) -> bool {
+        self.alone
+    }
+
+    /// How an answer that begins now is to be framed.
+    pub(super) fn terms(&self) -> Terms {
+        Terms { head: self.head, old: self.old, last: self.lock().last }
+    }
+
+    /// Sets whether the connection ends after an answer that begins from now on.
+    pub(crate) fn set_last(&self, last: bool) {
+        self.lock().last = last;
+    }
+
+    /// Sends bytes of an answer, as many as the client takes at once. Nothing more goes this way when those are not all of them, or are
+    /// the `last`. An error of the connection counts as bytes not taken, since the event loop finds it by itself.
+    ///
+    /// # Errors
+    /// The socket is not lent.
+    pub(super) fn send(&self, parts: &[&[u8]; 3], last: bool) -> Result<usize, Revoked> {
+        let total: usize = parts.iter().map(|part| part.len()).sum();
+        // The lock is held over a call that does not block.
+        let mut lent = self.lock();
+        let socket = lent.socket.as_ref().ok_or(Revoked)?;
+        let parts = parts.map(IoSlice::new);
+        let send = || sendmsg(socket, &parts, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL);
+        let sent = retry_on_intr(send).unwrap_or(0);
+        lent.progress = Progress::Begun;
+        lent.sent += sent as u64;
+        if sent < total || last {
+            lent.progress = Progress::Over;
+            lent.socket = None;
+        }
+        Ok(sent)
+    }
+
+    /// Bytes sent this way.
+    pub(crate) fn sent(&self) -> u64 {
+        self.lock().sent
+    }
+
+    /// Notes that the event loop has something to do at the end of the answer, so that it is woken then.
+    pub(crate) fn await_end(&self) {
+        self.awaited.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
+    /// Whether the event loop is to be woken at the end. To be called after the end was put into the response channel: either this sees
+    /// the mark, or the event loop, which looks into the channel after it has set the mark, sees the end.
+    pub(super) fn is_awaited(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.awaited.load(Ordering::Relaxed)
+    }
+
+    /// Takes the socket back, whatever has been sent.
+    pub(crate) fn revoke(&self) -> Progress {
+        let mut lent = self.lock();
+        lent.socket = None;
+        lent.progress
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Lent> {
+        self.lent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,193 @@
+//! How an answer goes on the wire: its head, and the framing of its body (RFC 9112). Pure.
+
+use super::date;
+use crate::protocol::message::{HOP_BY_HOP, Response};
+use std::io::Write;
+
+/// Status of an answer that has no body and no length (RFC 9110, section 8.6).
+const NO_CONTENT: u16 = 204;
+
+/// Bytes reserved for the head of an answer; few are longer.
+const HEAD_SIZE: usize = 512;
+
+/// Headers that only the host itself may send.
+const RESERVED: &str = "x-plugrack";
+
+/// What the request says about the framing of its answer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Terms {
+    /// The method was `HEAD`.
+    pub(crate) head: bool,
+    /// The client speaks HTTP/1.0.
+    pub(crate) old: bool,
+    /// The connection ends after the answer.
+    pub(crate) last: bool,
+}
+
+/// How an answer is framed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Framed {
+    /// The body goes in chunks.
+    pub(crate) chunked: bool,
+    /// No body is sent: the method was `HEAD`, or the status has none.
+    pub(crate) bodiless: bool,
+    /// The connection ends after the answer.
+    pub(crate) last: bool,
+}
+
+/// The status line, in a buffer for the head of an answer.
+pub(crate) fn status_line(status: u16) -> Vec<u8> {
+    let mut head = Vec::with_capacity(HEAD_SIZE);
+    let reason = ::http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("Unknown");
+    put(&mut head, format_args!("HTTP/1.1 {status} {reason}\r\n"));
+    head
+}
+
+/// The head of a plugin's answer without the lines that frame it, and the length of the body that it declares. Hop-by-hop headers and
+/// those that `connection` names are left out; a `date` is added where there is none.
+pub(crate) fn answer_head(response: &Response<'_>) -> (Vec<u8>, Option<u64>) {
+    let mut head = status_line(response.status);
+    let (mut length, mut has_date) = (None, false);
+    let options = response.headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("connection"));
+    let options: Vec<&str> = options.flat_map(|(_, value)| value.split(',')).map(str::trim).collect();
+    for (name, value) in &response.headers {
+        let is = |other: &str| name.eq_ignore_ascii_case(other);
+        if is("content-length") {
+            length = value.parse().ok();
+        } else if !HOP_BY_HOP.into_iter().any(is) && !is_reserved(name) && !options.iter().any(|option| is(option)) {
+            has_date |= is("date");
+            put_header(&mut head, name, value);
+        }
+    }
+    if !has_date {
+        date::put_line(&mut head);
+    }
+    (head, length)
+}
+
+fn is_reserved(name: &str) -> bool {
+    name.get(..RESERVED.len()).is_some_and(|beginning| beginning.eq_ignore_ascii_case(RESERVED))
+}
+
+/// Appends a header line, its name in lower case. Each character of a value is one byte (see `Response::check`).
+pub(crate) fn put_header(head: &mut Vec<u8>, name: &str, value: &str) {
+    let start = head.len();
+    head.extend_from_slice(name.as_bytes());
+    head[start..].make_ascii_lowercase();
+    head.extend_from_slice(b": ");
+    let value = value.trim_matches([' ', '\t']);
+    if value.is_ascii() {
+        head.extend_from_slice(value.as_bytes());
+    } else {
+        head.extend(value.chars().map(|c| u8::try_from(u32::from(c)).unwrap_or(b'?')));
+    }
+    head.extend_from_slice(b"\r\n");
+}
+
+/// Whether an answer of this status to a request of this kind has a body (RFC 9112, section 6.3).
+fn has_body(status: u16, terms: Terms) -> bool {
+    !terms.head && !matches!(status, 100..=199 | NO_CONTENT | 304)
+}
+
+/// Ends the head of an answer with the lines that frame its body of `length` bytes, where that is known, and an empty line.
+pub(crate) fn frame(head: &mut Vec<u8>, status: u16, length: Option<u64>, terms: Terms) -> Framed {
+    let has_body = has_body(status, terms);
+    let mut framed = Framed { chunked: false, bodiless: !has_body, last: terms.last };
+    if status == NO_CONTENT {
+        // Not even a length of 0.
+    } else if let Some(length) = length {
+        put(head, format_args!("content-length: {length}\r\n"));
+    } else if has_body && !terms.old {
+        framed.chunked = true;
+        head.extend_from_slice(b"transfer-encoding: chunked\r\n");
+    } else if has_body {
+        // HTTP/1.0 has no chunks: the end of the connection is the end of the body.
+        framed.last = true;
+    }
+    if framed.last {
+        head.extend_from_slice(b"connection: close\r\n");
+    } else if terms.old {
+        head.extend_from_slice(b"connection: keep-alive\r\n");
+    }
+    head.extend_from_slice(b"\r\n");
+    framed
+}
+
+/// Appends the line before a chunk of so many bytes.
+pub(crate) fn put_chunk_size(out: &mut Vec<u8>, bytes: usize) {
+    put(out, format_args!("{bytes:x}\r\n"));
+}
+
+/// What stands behind a piece of the body that is a chunk, or the last piece.
+pub(crate) fn after_piece(framed: Framed, is_empty: bool, last: bool) -> &'static [u8] {
+    match (framed.chunked, is_empty, last) {
+        (true, false, false) => b"\r\n",
+        (true, false, true) => b"\r\n0\r\n\r\n",
+        (true, true, true) => b"0\r\n\r\n",
+        _ => b"",
+    }
+}
+
+fn put(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
+    // Writing to memory does not fail.
+    out.write_fmt(text).ok();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TERMS: Terms = Terms { head: false, old: false, last: false };
+
+    fn framed(status: u16, length: Option<u64>, terms: Terms) -> (String, Framed) {
+        let mut head = Vec::new();
+        let framed = frame(&mut head, status, length, terms);
+        (String::from_utf8(head).unwrap(), framed)
+    }
+
+    #[test]
+    fn a_body_ends_by_one_length_by_chunks_or_by_the_connection() {
+        for (status, length, terms, lines, chunked, last) in [
+            (200, Some(5), TERMS, "content-length: 5\r\n\r\n", false, false),
+            (200, None, TERMS, "transfer-encoding: chunked\r\n\r\n", true, false),
+            (200, None, Terms { old: true, ..TERMS }, "connection: close\r\n\r\n", false, true),
+            (200, Some(0), Terms { old: true, ..TERMS }, "content-length: 0\r\nconnection: keep-alive\r\n\r\n", false, false),
+            (200, Some(7), Terms { head: true, ..TERMS }, "content-length: 7\r\n\r\n", false, false),
+            (200, None, Terms { head: true, ..TERMS }, "\r\n", false, false),
+            (204, Some(0), TERMS, "\r\n", false, false),
+            (304, Some(9), TERMS, "content-length: 9\r\n\r\n", false, false),
+            (404, None, Terms { last: true, ..TERMS }, "transfer-encoding: chunked\r\nconnection: close\r\n\r\n", true, true),
+        ] {
+            let (text, framed) = framed(status, length, terms);
+            assert_eq!((text.as_str(), framed.chunked, framed.last), (lines, chunked, last), "{status} {length:?} {terms:?}");
+        }
+        let bodiless = |status, terms| framed(status, Some(1), terms).1.bodiless;
+        assert!(bodiless(204, TERMS) && bodiless(304, TERMS) && bodiless(200, Terms { head: true, ..TERMS }));
+        assert!(!bodiless(200, TERMS) && !bodiless(404, TERMS));
+    }
+
+    #[test]
+    fn the_head_has_what_is_for_the_client_alone() {
+        let headers = [
+            ("Content-Type", " text/plain\t"),
+            ("Connection", "x-hop, close"),
+            ("X-Hop", "1"),
+            ("Keep-Alive", "timeout=5"),
+            ("Transfer-Encoding", "chunked"),
+            ("X-Plugrack-Anything", "1"),
+            ("Content-Length", "5"),
+            ("Set-Cookie", "a"),
+            ("set-cookie", "\u{e9}"),
+        ];
+        let headers = headers.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+        let response = Response { id: 1, status: 200, headers, more: false };
+        let (head, length) = answer_head(&response);
+        assert_eq!(length, Some(5));
+        let text: String = head.iter().map(|&byte| char::from(byte)).collect();
+        let (text, date) = text.rsplit_once("date: ").unwrap();
+        assert_eq!(text, "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\nset-cookie: a\r\nset-cookie: \u{e9}\r\n");
+        assert!(date.ends_with(" GMT\r\n"));
+        let dated = Response { headers: vec![("Date".into(), "now".into())], ..response };
+        assert_eq!(answer_head(&dated).0, b"HTTP/1.1 200 OK\r\ndate: now\r\n");
+    }
+}

@@ -1,0 +1,6 @@
+//! The parsers of what clients send. Pure.
+
+pub(crate) mod chunked;
+#[cfg(test)]
+pub(crate) mod fuzzing;
+pub(crate) mod request_head;

@@ -1,0 +1,417 @@
+//! A client's request on its way to a plugin or to the API.
+
+use super::HttpError;
+use super::body::Body;
+use super::body_stream::BodyReceiver;
+use super::errors::{Audience, prefers_html};
+use super::responder::Responder;
+use memchr::{memchr, memmem};
+use std::fmt::Write;
+use std::io::{self, Read};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Bytes reserved for a message beside what comes from the request's head.
+const MESSAGE_SIZE: usize = 512;
+
+/// Characters of a path or a key by which a request is named in messages, so that the reason behind it fits the line.
+const MAX_NAMED: usize = 200;
+
+/// Where a request comes from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Origin {
+    /// The client's address, where it is known.
+    pub(crate) address: Option<IpAddr>,
+    /// The client came by HTTPS.
+    pub(crate) https: bool,
+    /// A trusted proxy has passed the request on, so that its request id counts.
+    pub(crate) proxied: bool,
+}
+
+/// What the method says about the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Method {
+    /// It changes nothing (RFC 9110, section 9.2.1).
+    Get,
+    /// It changes nothing, and its answer has no body.
+    Head,
+    /// Nothing is known.
+    Other,
+}
+
+/// How long a body is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BodyLength {
+    /// So many bytes; 0 where there is none.
+    Known(u64),
+    /// It comes in chunks.
+    Unknown,
+}
+
+/// A request's body.
+pub(crate) enum RequestBody {
+    /// It has come whole; none where the request has no body.
+    Whole(Option<Body>),
+    /// It is passed on while it comes.
+    Stream(BodyReceiver),
+}
+
+/// How a request was lost with a plugin's connection whose process lived on, so that it may be sent once more.
+pub(crate) struct Loss {
+    /// The process that it may be sent to again. If that one has ended, the request may be the reason.
+    pub(crate) process: u64,
+    /// What happened, for the plugin's log.
+    pub(crate) why: String,
+}
+
+/// A request's id: the one that a trusted proxy has given it, or the host's own.
+#[derive(Clone)]
+pub(crate) struct RequestId {
+    /// What all ids of this run of the host begin with.
+    pub(crate) prefix: Arc<str>,
+    /// The request's number in this run.
+    pub(crate) number: u64,
+}
+
+/// A request. However it ends, its client is answered, see [`Responder`].
+pub(crate) struct Request {
+    /// The canonical head, as [`super::parse::request_head::read`] has written it.
+    pub(crate) head: Vec<u8>,
+    /// Bytes of the path that are the plugin's route.
+    pub(crate) mount: usize,
+    pub(crate) method: Method,
+    pub(crate) origin: Origin,
+    pub(crate) id: RequestId,
+    /// The length of the body.
+    pub(crate) length: BodyLength,
+    /// Whether the head has said that there is a body, be it empty: a plugin then sees its `content-length`.
+    pub(crate) declares_body: bool,
+    pub(crate) body: RequestBody,
+    pub(crate) responder: Responder,
+    /// When the request was passed on: its deadlines count from here.
+    pub(crate) arrived: Instant,
+    /// It was re-queued once, and is not pipelined any more: a second loss then shows which request it was.
+    pub(crate) alone: bool,
+    /// How it was lost with its connection, if it was.
+    pub(crate) loss: Option<Box<Loss>>,
+}
+
+/// The method and the target in a canonical head, and the header lines behind them.
+pub(crate) fn split_head(head: &[u8]) -> (&str, &str, &[u8]) {
+    let end = memchr(b'\n', head).map_or(head.len(), |end| end + 1);
+    let (line, headers) = head.split_at(end);
+    // The request line of a canonical head is ASCII.
+    let line = std::str::from_utf8(line).unwrap_or_default();
+    let mut words = line.split(' ');
+    (words.next().unwrap_or_default(), words.next().unwrap_or_default(), headers)
+}
+
+/// The path of a target, and its query without the `?`.
+pub(crate) fn split_target(target: &str) -> (&str, Option<&str>) {
+    target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)))
+}
+
+/// The value of the first header of a name, in lower case, among the lines of a canonical head.
+pub(crate) fn header_in<'a>(head: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    header_lines(split_head(head).2).find(|(each, _)| *each == name.as_bytes()).map(|(_, value)| value)
+}
+
+/// Name and value of each header line.
+fn header_lines(lines: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    lines.split(|&byte| byte == b'\n').filter_map(|line| {
+        let line = line.strip_suffix(b"\r")?;
+        let (name, value) = line.split_at(memchr(b':', line)?);
+        Some((name, value.strip_prefix(b": ").unwrap_or_default()))
+    })
+}
+
+/// Appends a number in decimal.
+fn put_number(out: &mut Vec<u8>, number: u64) {
+    io::Write::write_fmt(out, format_args!("{number}")).ok();
+}
+
+/// Appends a field of a JSON object behind another, with a text.
+fn put_field(out: &mut Vec<u8>, name: &str, value: &str) {
+    out.extend_from_slice(b",\"");
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b"\":");
+    put_text(out, value.as_bytes());
+}
+
+/// Appends a pair of name and value, with a comma behind it.
+fn put_header(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    out.push(b'[');
+    put_text(out, name);
+    out.push(b',');
+    put_text(out, value);
+    out.extend_from_slice(b"],");
+}
+
+/// Appends a JSON string with each byte as the character of its number (Latin-1), which is how the protocol has values that are not ASCII.
+fn put_text(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.push(b'"');
+    let mut rest = bytes;
+    while let Some(at) = rest.iter().position(|&byte| matches!(byte, ..0x20 | b'"' | b'\\' | 0x80..)) {
+        out.extend_from_slice(&rest[..at]);
+        let byte = rest[at];
+        match byte {
+            b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
+            0x80.. => out.extend_from_slice(char::from(byte).encode_utf8(&mut [0; 2]).as_bytes()),
+            _ => {
+                io::Write::write_fmt(out, format_args!("\\u{byte:04x}")).ok();
+            }
+        }
+        rest = &rest[at + 1..];
+    }
+    out.extend_from_slice(rest);
+    out.push(b'"');
+}
+
+/// A path or a key in a message, shortened.
+pub(crate) fn named(text: &str) -> String {
+    let mut named: String = text.chars().take(MAX_NAMED).collect();
+    if named.len() < text.len() {
+        named.push('…');
+    }
+    named
+}
+
+/// How an error is to be rendered for the client whose request has this head.
+pub(crate) fn audience<'a>(head: &[u8], id: Option<&'a str>) -> Audience<'a> {
+    let (method, _, headers) = split_head(head);
+    let accept = header_lines(headers).filter(|(name, _)| *name == b"accept");
+    let accept = accept.map(|(_, value)| std::str::from_utf8(value).unwrap_or_default());
+    Audience { html: prefers_html(accept), is_safe: matches!(method, "GET" | "HEAD"), id }
+}
+
+impl Method {
+    /// What is known of the method with this name.
+    pub(crate) fn named(name: &str) -> Self {
+        match name {
+            "GET" => Self::Get,
+            "HEAD" => Self::Head,
+            _ => Self::Other,
+        }
+    }
+}
+
+impl RequestId {
+    /// The id of the request with this head.
+    pub(crate) fn of(&self, head: &[u8], origin: Origin) -> String {
+        const LINE: &[u8] = b"\nx-request-id: ";
+        let given = origin.proxied.then(|| {
+            let value = &head[memmem::find(head, LINE)? + LINE.len()..];
+            String::from_utf8(value[..memchr(b'\r', value)?].to_vec()).ok()
+        });
+        given.flatten().unwrap_or_else(|| format!("{}-{:x}", self.prefix, self.number))
+    }
+}
+
+impl Request {
+    /// The request's id.
+    pub(crate) fn id(&self) -> String {
+        self.id.of(&self.head, self.origin)
+    }
+
+    /// The request line's method.
+    pub(crate) fn method_name(&self) -> &str {
+        split_head(&self.head).0
+    }
+
+    /// The target: path and query.
+    pub(crate) fn target(&self) -> &str {
+        split_head(&self.head).1
+    }
+
+    /// The first header of a name in lower case, where it is UTF-8.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        std::str::from_utf8(header_in(&self.head, name)?).ok()
+    }
+
+    /// Whether the request has no body and changes nothing, so that it may be pipelined and sent again (RFC 9110, section 9.2).
+    pub(crate) fn is_safe(&self) -> bool {
+        self.method != Method::Other && self.length == BodyLength::Known(0)
+    }
+
+    /// Whether the answer's body is not sent.
+    pub(crate) fn is_head(&self) -> bool {
+        self.method == Method::Head
+    }
+
+    /// Method, path and id, for messages. The query is left out, since it may hold secrets.
+    pub(crate) fn name(&self) -> String {
+        let (method, target, _) = split_head(&self.head);
+        format!("{method} {} (request {})", named(split_target(target).0), self.id())
+    }
+
+    /// Appends the message for the plugin as JSON, an `http` message of the protocol. It is written straight from the head, since each
+    /// request goes through here.
+    pub(crate) fn encode(&self, id: u64, more: bool, out: &mut Vec<u8>) {
+        let (method, target, lines) = split_head(&self.head);
+        let (path, query) = split_target(target);
+        let (mount, path) = path.split_at_checked(self.mount).unwrap_or(("", path));
+        let path = if path.is_empty() { "/" } else { path };
+        let mut remote = String::new();
+        if let Some(address) = self.origin.address {
+            // Writing to memory does not fail.
+            write!(remote, "{address}").ok();
+        }
+        out.reserve(self.head.len() + MESSAGE_SIZE);
+        out.extend_from_slice(br#"{"type":"http","id":"#);
+        put_number(out, id);
+        put_field(out, "method", method);
+        put_field(out, "path", path);
+        if let Some(query) = query {
+            put_field(out, "query", query);
+        }
+        put_field(out, "mount", mount);
+        out.extend_from_slice(br#","headers":["#);
+        for (name, value) in header_lines(lines).filter(|(name, _)| *name != b"x-request-id") {
+            put_header(out, name, value);
+        }
+        if let (BodyLength::Known(length), true) = (self.length, self.declares_body) {
+            out.extend_from_slice(br#"["content-length",""#);
+            put_number(out, length);
+            out.extend_from_slice(br#""],"#);
+        }
+        put_header(out, b"x-forwarded-for", remote.as_bytes());
+        put_header(out, b"x-forwarded-proto", if self.origin.https { b"https" } else { b"http" });
+        put_header(out, b"x-forwarded-prefix", mount.as_bytes());
+        put_header(out, b"x-request-id", self.id().as_bytes());
+        // The comma behind the last.
+        out.pop();
+        out.push(b']');
+        put_field(out, "remote", &remote);
+        out.extend_from_slice(if more { br#","more":true}"# } else { br#","more":false}"# });
+    }
+
+    /// The whole body, of `most` bytes at most, where it is in one piece of memory and nothing of it was read.
+    pub(crate) fn take_whole_body(&mut self, most: usize) -> Option<Vec<u8>> {
+        let RequestBody::Whole(Some(body)) = &mut self.body else { return None };
+        if body.len() > most as u64 { None } else { body.take_whole() }
+    }
+
+    /// Reads more of the body; 0 at its end.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing came for `time`, `UnexpectedEof` when the rest will not come, and those of a temporary file.
+    pub(crate) fn read_body(&mut self, buffer: &mut [u8], time: Duration) -> io::Result<usize> {
+        match &mut self.body {
+            RequestBody::Whole(None) => Ok(0),
+            RequestBody::Whole(Some(body)) => body.read(buffer),
+            RequestBody::Stream(body) => body.read(buffer, time),
+        }
+    }
+
+    /// Answers with an error, rendered for the client.
+    pub(crate) fn fail(mut self, error: HttpError) {
+        if !self.responder.is_cancelled() {
+            let id = self.id();
+            self.responder.fail(error, Some(audience(&self.head, Some(&id))));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::direct_writer::DirectWriter;
+    use super::super::framing::Terms;
+    use super::super::in_flight::InFlight;
+    use super::super::parse::fuzzing::LIMITS;
+    use super::super::parse::request_head;
+    use super::super::response_channel::{Address, response_channel};
+    use super::*;
+    use crate::protocol::message::{Http, Message, Text};
+    use proptest::prelude::*;
+
+    fn request(head: Vec<u8>, mount: usize, length: BodyLength, origin: Origin) -> Request {
+        let terms = Terms { head: false, old: false, last: false };
+        let now = Instant::now();
+        let in_flight = InFlight::new(DirectWriter::new(None, terms, false), now);
+        let (channel, _responses) = response_channel().unwrap();
+        Request {
+            head,
+            mount,
+            method: Method::Other,
+            origin,
+            id: RequestId { prefix: "0123456789ab".into(), number: 31 },
+            length,
+            declares_body: length != BodyLength::Known(0),
+            body: RequestBody::Whole(None),
+            responder: Responder::new(in_flight, Arc::new(channel), Address { connection: 1, request: 1 }),
+            arrived: now,
+            alone: false,
+            loss: None,
+        }
+    }
+
+    fn encoded(request: &Request, more: bool) -> Vec<u8> {
+        let mut out = Vec::new();
+        request.encode(7, more, &mut out);
+        out
+    }
+
+    const DIRECT: Origin = Origin { address: None, https: false, proxied: false };
+
+    #[test]
+    fn a_request_is_the_message_that_the_protocol_has() {
+        let head = b"POST /notes/a%20b?c=\"d\" HTTP/1.1\r\nhost: h\r\na: \xe9\t\"\\\r\nb: \r\nx-request-id: given\r\n".to_vec();
+        let origin = Origin { address: Some([192, 0, 2, 1].into()), https: true, proxied: false };
+        let bytes = encoded(&request(head.clone(), 6, BodyLength::Known(5), origin), true);
+        let headers = |id| {
+            [
+                ("host", "h"),
+                ("a", "\u{e9}\t\"\\"),
+                ("b", ""),
+                ("content-length", "5"),
+                ("x-forwarded-for", "192.0.2.1"),
+                ("x-forwarded-proto", "https"),
+                ("x-forwarded-prefix", "/notes"),
+                ("x-request-id", id),
+            ]
+        };
+        let expected = |id| Http {
+            id: 7,
+            method: "POST".into(),
+            path: "/a%20b".into(),
+            query: Some("c=\"d\"".into()),
+            mount: "/notes".into(),
+            headers: headers(id).into_iter().map(|(name, value)| (name.into(), value.into())).collect(),
+            remote: "192.0.2.1".into(),
+            more: true,
+        };
+        assert_eq!(Message::parse(&bytes).unwrap(), Message::Http(Box::new(expected("0123456789ab-1f"))));
+        // As the protocol's own way has it, but for the space that a character takes.
+        let generic: serde_json::Value = serde_json::from_slice(&serde_json::to_vec(&expected("0123456789ab-1f")).unwrap()).unwrap();
+        assert_eq!(serde_json::from_slice::<serde_json::Value>(&bytes).unwrap(), generic);
+        let proxied = encoded(&request(head, 6, BodyLength::Known(5), Origin { proxied: true, ..origin }), true);
+        assert_eq!(Message::parse(&proxied).unwrap(), Message::Http(Box::new(expected("given"))));
+    }
+
+    #[test]
+    fn the_path_of_a_plugin_is_never_empty_and_errors_are_rendered_as_asked() {
+        let request = request(b"GET /notes HTTP/1.1\r\nhost: h\r\naccept: text/html\r\n".to_vec(), 6, BodyLength::Known(0), DIRECT);
+        let bytes = encoded(&request, false);
+        let Message::Http(http) = Message::parse(&bytes).unwrap() else { panic!() };
+        assert_eq!((&*http.path, &*http.mount, &*http.remote, http.query), ("/", "/notes", "", None::<Text<'_>>));
+        assert!(audience(&request.head, None).html && audience(&request.head, None).is_safe);
+        assert_eq!(request.name(), "GET /notes (request 0123456789ab-1f)");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_parser_accepts_is_a_message(input in prop::collection::vec(any::<u8>(), 0..60), name in "[a-z]{1,8}") {
+            let value: Vec<u8> = input.into_iter().filter(|byte| !byte.is_ascii_control()).collect();
+            let text = [b"GET /a/b HTTP/1.1\r\nHost: h\r\n", name.as_bytes(), b": ", &value, b"\r\n\r\n"].concat();
+            let mut head = Vec::new();
+            if let Ok(Some(_)) = request_head::read(&text, LIMITS, None, &mut 0, &mut head) {
+                let bytes = encoded(&request(head.clone(), 2, BodyLength::Known(0), DIRECT), false);
+                let Message::Http(http) = Message::parse(&bytes).unwrap() else { panic!() };
+                let expected: String = value.trim_ascii().iter().map(|&byte| char::from(byte)).collect();
+                let passed = header_in(&head, &name).is_some();
+                prop_assert_eq!(http.headers.iter().any(|(each, value)| **each == *name && **value == *expected), passed);
+            }
+        }
+    }
+}
