@@ -22,7 +22,7 @@ use crate::protocol::message::{Data, Kv, MAX_INLINE_BODY, Message, Ping, Respons
 use crate::restart::{Exit, Work};
 use crate::scaling::QUICK;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Select};
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
@@ -64,6 +64,9 @@ const CLIENT_TICK: Duration = Duration::from_millis(100);
 /// Time that a request waits while every connection is taken by an answer that streams: streams end when their clients like, so that
 /// more patience would seldom help.
 const STREAMS_TIME: Duration = Duration::from_secs(1);
+
+/// Time after which an answer that is no event stream counts as a stream all the same, so that requests do not wait for its end.
+const LONG_STREAM: Duration = Duration::from_secs(15);
 
 /// Time to open another connection after one was lost.
 const RECONNECT_TIME: Duration = Duration::from_secs(5);
@@ -750,13 +753,24 @@ impl Worker {
     /// Passes on an answer that goes on in `data` frames.
     fn relay(&mut self, request: &mut Request, stream: &Stream, mut streamed: u64) -> Outcome {
         self.pace = None;
-        let _counted = self.plugin.count_stream();
         let Stream { id, declared, events } = *stream;
+        let begun = Instant::now();
+        // An event stream has no end. What else streams has one, as a rule, so requests wait for it at first.
+        let counted = OnceCell::new();
+        let count = || {
+            if events || begun.elapsed() >= LONG_STREAM {
+                counted.get_or_init(|| self.plugin.count_stream());
+            }
+        };
         let (life, plugin, stalled) = (&self.life, &self.plugin, &self.stalled);
+        count();
         Self::stall(plugin, life, stalled);
         let ending = || events && life.stopping.load(Ordering::Relaxed);
         loop {
-            let interrupted = || Self::stall(plugin, life, stalled) || ending() || request.responder.is_cancelled();
+            let interrupted = || {
+                count();
+                Self::stall(plugin, life, stalled) || ending() || request.responder.is_cancelled()
+            };
             let waited = self.link.wait(Instant::now() + STREAM_IDLE, interrupted);
             if request.responder.is_cancelled() {
                 // The plugin learns from the end of its connection that nobody listens any more.

@@ -42,7 +42,7 @@ const RESTART_TIME: Duration = Duration::from_secs(60);
 /// # Errors
 /// Why the host cannot listen there, or what thread cannot be had.
 pub(crate) fn serve(api: &Arc<Api>, path: PathBuf) -> Result<Receiver<()>> {
-    let server = start(&path)?;
+    let mut server = Some(start(&path)?);
     let (queue, requests) = bounded::<Request>(QUEUE);
     for number in 1..=THREADS {
         let (api, requests) = (Arc::clone(api), requests.clone());
@@ -51,7 +51,13 @@ pub(crate) fn serve(api: &Arc<Api>, path: PathBuf) -> Result<Receiver<()>> {
     }
     let (alive, failed) = bounded(0);
     let receive = move || {
-        receive(server, &path, &queue);
+        // tiny_http removes its socket's file when it is dropped, so the next is started after that.
+        while let Some(running) = server.take() {
+            receive(&running, &path, &queue);
+            log::warn!("the operator's socket takes no connections any more, and is opened again");
+            drop(running);
+            server = start_again(&path);
+        }
         drop::<Sender<()>>(alive);
     };
     std::thread::Builder::new().name("operator".into()).spawn(receive)?;
@@ -65,10 +71,11 @@ fn start(path: &Path) -> Result<Server> {
     Server::from_listener(listener, None).map_err(|error| anyhow::Error::from(io::Error::other(error.to_string())))
 }
 
-/// Hands requests to the threads, and starts tiny_http again where it has ended, until that fails for too long.
-fn receive(mut server: Server, path: &Path, queue: &Sender<Request>) {
-    loop {
-        let is_dead = match server.recv_timeout(CHECK_EVERY) {
+/// Hands requests to the threads until tiny_http takes no more connections.
+fn receive(server: &Server, path: &Path, queue: &Sender<Request>) {
+    let mut is_dead = false;
+    while !is_dead {
+        is_dead = match server.recv_timeout(CHECK_EVERY) {
             Ok(Some(request)) => {
                 if let Err(TrySendError::Full(request) | TrySendError::Disconnected(request)) = queue.try_send(request) {
                     let busy = super::Refused::new(503, "overloaded", "the API answers too many commands: try again");
@@ -80,13 +87,6 @@ fn receive(mut server: Server, path: &Path, queue: &Sender<Request>) {
             Ok(None) => UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused),
             Err(_) => true,
         };
-        if is_dead {
-            log::warn!("the operator's socket takes no connections any more, and is opened again");
-            match start_again(path) {
-                Some(fresh) => server = fresh,
-                None => return,
-            }
-        }
     }
 }
 

@@ -227,6 +227,8 @@ impl EventLoop {
             }
             self.responses.waker().wake_up();
             self.now = Instant::now();
+            // Before the events: a client that closes once it has its answer is not to be taken for one that went before.
+            self.take_responses();
             for event in &events {
                 let (flags, data) = (event.flags, event.data.u64());
                 match (data & KIND_MASK) >> KIND_SHIFT {
@@ -241,12 +243,11 @@ impl EventLoop {
                 }
             }
             self.obey();
-            self.take_responses();
+            self.accept();
             for key in std::mem::take(&mut self.again) {
                 self.relay(key);
                 self.drive(key);
             }
-            self.accept();
             self.route_held();
             if !events.is_empty() {
                 self.next_sweep = self.next_sweep.min(self.now + SWEEP);
@@ -417,8 +418,9 @@ impl EventLoop {
         if tls.is_none() {
             self.connections[key].deadline = Some(self.idle_until(&self.connections[key]));
         }
-        // Most clients have sent their request by now.
-        self.drive(key);
+        // Most clients have sent their request by now. It is read once all that wait were accepted: a client that is answered here might
+        // connect again, and be accepted before the end of its last connection is seen.
+        self.again.push(key);
     }
 
     fn admit(

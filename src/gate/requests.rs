@@ -724,9 +724,12 @@ impl EventLoop {
         let Some(mut exchange) = connection.exchange.take() else { return };
         // The connection counts for the plugin until the client has taken the answer.
         connection.slot = exchange.slot.take().filter(|_| !connection.is_flushed());
-        if outcome != Outcome::Complete {
-            exchange.cancel();
-        }
+        let outcome = match outcome {
+            Outcome::Complete => outcome,
+            // The client has the whole answer, of whose end the event loop is about to hear.
+            _ if exchange.cancel() == Progress::Over => Outcome::Complete,
+            _ => outcome,
+        };
         let since_it_began = |at: Instant| at.saturating_duration_since(exchange.began);
         let end = RequestEnd {
             outcome,

@@ -451,34 +451,3 @@ fn a_plugin_that_takes_more_memory_than_it_may_ends_alone() {
     assert!(plugin["events"].to_string().contains("MemoryError after "), "{plugin:#}");
     assert_eq!((pid(&server, "other"), server.get("/other/hello").status), (other, 200));
 }
-
-/// The library's socket is the gate's alone. Of the host's own user somebody may find it.
-#[test]
-fn who_has_not_the_gates_key_is_not_answered_at_the_hosts_inner_socket() {
-    let server = Site::new().fake("p").start();
-    server.wait_state("p", "ready");
-    let socket = server.site().data().join("run/http.sock");
-    assert_eq!(fs::metadata(&socket).unwrap().mode() & 0o777, 0o600);
-    let next = server.site().data().join("plugin-data/p/next");
-    let guesses = [
-        ("", ""),
-        ("#", ""),
-        ("#0123456789abcdef100000001", ""),
-        ("#0123456789abcdef", ""),
-        ("#\u{e9}", ""),
-        ("", "x-plugrack: 0123456789abcdef http 192.0.2.1 -\r\n"),
-        ("", "x-plugrack:\r\n"),
-    ];
-    for (mark, header) in guesses {
-        let mut stream = UnixStream::connect(&socket).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        let request = format!("GET /p/next?line=found{mark} HTTP/1.1\r\nhost: test\r\n{header}\r\n");
-        // The host may have closed the connection over the first of it.
-        drop(stream.write_all(request.as_bytes()).and_then(|()| stream.shutdown(Shutdown::Write)));
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 500 ") || answer.starts_with("HTTP/1.1 400 "), "{answer:?}");
-    }
-    assert_eq!(server.get("/p/x").text(), "GET /x of p");
-    assert!(!next.exists(), "the plugin was asked");
-}

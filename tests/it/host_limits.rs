@@ -98,7 +98,7 @@ fn with_few_open_files_as_many_plugins_run_as_fit_and_the_next_when_one_ends() {
         let refused = server.get(waiting["route"].as_str().unwrap());
         assert!(refused.status == 503 && refused.header("retry-after").is_some(), "{refused:?}");
     }
-    assert!(server.log().contains("limited to 256, which is room for 26 plugins and some 26 clients: raise it with ulimit -n"));
+    assert!(server.log().contains("limited to 256, which is room for 26 plugins and some 52 clients: raise it with ulimit -n"));
     let running = in_state(&server, "ready")[0]["id"].as_str().unwrap().to_owned();
     server.cli(&["stop", &running]);
     wait_count(&server, "backing_off", 3);

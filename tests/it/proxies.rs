@@ -92,13 +92,13 @@ fn what_is_in_the_way_of_the_socket_is_left_alone_and_named() {
     assert_eq!(fs::read_to_string(at("file")).unwrap(), "precious");
 
     let listener = UnixListener::bind(at("used")).unwrap();
-    assert!(refused(&at("used")).contains("somebody listens"));
+    assert!(refused(&at("used")).contains("another program listens on"));
     drop(listener);
     // Where nobody listens any more it is replaced, whoever has left it.
     let server = Site::new().args(&["--listen", &format!("unix:{}", at("used").display())]).start();
     assert_eq!(server.get("/healthz").text(), "ok\n");
     // As it is while a host serves there, which goes on.
-    assert!(refused(&at("used")).contains("somebody listens"));
+    assert!(refused(&at("used")).contains("another program listens on"));
     assert_eq!(server.get("/healthz").text(), "ok\n");
 
     assert!(refused(&at("missing/socket")).contains("make the directory"));
