@@ -27,7 +27,7 @@ fn is_root() -> bool {
 fn install_nosy(plugins: &Path, id: &str) {
     let dir = plugins.join(id);
     fs::create_dir_all(&dir).unwrap();
-    fs::copy(root().join("src/sdk/plugrack.py"), dir.join("plugrack.py")).unwrap();
+    fs::copy(root().join("sdk/python/plugrack.py"), dir.join("plugrack.py")).unwrap();
     let text = fs::read_to_string(root().join("tests/fixtures/nosy_plugin.py")).unwrap();
     let text = format!("#!{}\n{text}", python());
     write_file(&dir.join("plugin"), text.as_bytes(), 0o755);

@@ -12,10 +12,10 @@ import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
-import { FrameDecoder, LicenseError, Plugin, encodeFrame, isSigned, splitToken, verifyLicense } from '../../src/sdk/plugrack.mjs';
+import { FrameDecoder, LicenseError, Plugin, encodeFrame, isSigned, splitToken, verifyLicense } from '../../sdk/node/plugrack.mjs';
 
 const ROOT = fileURLToPath(new URL('../..', import.meta.url));
-const SDK = join(ROOT, 'src/sdk/plugrack.mjs');
+const SDK = join(ROOT, 'sdk/node/plugrack.mjs');
 const GOLDEN = JSON.parse(readFileSync(join(ROOT, 'tests/protocol/frames.json'), 'utf8'));
 const MIB = 1048576;
 const INSTANCE = '5f0c3f0e-3d3b-4c0a-9a43-3d5d1f1f7a10';

@@ -31,7 +31,7 @@ from urllib.parse import urlencode
 
 sys.dont_write_bytecode = True  # the SDK is imported from the source tree, which stays clean
 ROOT = Path(__file__).resolve().parents[2]
-SDK = ROOT / "src" / "sdk" / "plugrack.py"
+SDK = ROOT / "sdk" / "python" / "plugrack.py"
 EXAMPLES = ROOT / "plugins-examples"
 FRAMES = json.loads((ROOT / "tests" / "protocol" / "frames.json").read_text("utf-8"))
 MIB = 1_048_576

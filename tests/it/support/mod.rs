@@ -248,8 +248,8 @@ impl Site {
             return self;
         }
         copy_dir(&root().join("plugins-examples").join(name), &to);
-        for sdk in ["plugrack.py", "plugrack.mjs"] {
-            fs::copy(root().join("src/sdk").join(sdk), to.join(sdk)).unwrap();
+        for (folder, sdk) in [("python", "plugrack.py"), ("node", "plugrack.mjs")] {
+            fs::copy(root().join("sdk").join(folder).join(sdk), to.join(sdk)).unwrap();
         }
         self
     }

@@ -90,7 +90,7 @@ impl Plugin {
     /// A [`Refusal`] ends the plugin, and the operator is shown its reason.
     ///
     /// ```no_run
-    /// # use plugrack::sdk::{Plugin, Refusal};
+    /// # use plugrack_sdk::{Plugin, Refusal};
     /// # let plugin = Plugin::new("a", "A", "1", "a", "/a");
     /// plugin.on_init(|context| match context.config().get("title") {
     ///     Some(_) => Ok(()),
@@ -111,7 +111,7 @@ impl Plugin {
     /// Each key is its name and its text, as `plugrack license keygen` prints them. Keep those whose licences are still good.
     ///
     /// ```should_panic
-    /// # use plugrack::sdk::Plugin;
+    /// # use plugrack_sdk::Plugin;
     /// # let plugin = Plugin::new("a", "A", "1", "a", "/a");
     /// plugin.licensed(&[("acme-2026a", "k4.public.…")], "2026-11-02");
     /// ```
@@ -133,7 +133,7 @@ impl Plugin {
     /// operation is performed as it is. A [`KvError::Refused`] reaches the operator with its code and message.
     ///
     /// ```no_run
-    /// # use plugrack::sdk::{KvError, Operation, Plugin};
+    /// # use plugrack_sdk::{KvError, Operation, Plugin};
     /// # let plugin = Plugin::new("a", "A", "1", "a", "/a");
     /// plugin.on_kv(|context, operation| match operation {
     ///     Operation::Set { key: "color", value } if value != b"red" => Err(KvError::refused("bad_color", "only red will do")),
