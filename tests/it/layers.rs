@@ -120,6 +120,7 @@ const SDK_LAYERS: [&[&str]; 3] = [
     &["protocol/frame"],
     &[
         "answer",
+        "cancel",
         "connection",
         "context",
         "dispatch",
@@ -134,6 +135,7 @@ const SDK_LAYERS: [&[&str]; 3] = [
         "response",
         "server",
         "tests",
+        "tests/cancel",
         "lib",
     ],
 ];

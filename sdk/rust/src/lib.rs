@@ -31,6 +31,7 @@
 //! this crate.
 
 mod answer;
+mod cancel;
 mod connection;
 mod context;
 mod dispatch;
@@ -51,6 +52,7 @@ mod server;
 #[cfg(test)]
 mod tests;
 
+pub use cancel::Cancellation;
 pub use context::{Context, Refusal};
 pub use kv::{Entry, Kv, KvError, Listed, Page, SetOptions, Write};
 #[cfg(feature = "license")]

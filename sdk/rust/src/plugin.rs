@@ -59,6 +59,9 @@ impl Plugin {
 
     /// How many requests are handled at once, each on a thread of its own: 1–256. Unless set it is 16, or as many as the operator's
     /// `--plugin-memory` has room for. An open stream counts as one; with 1 it keeps every other request waiting.
+    ///
+    /// A request that the host has given up makes room for another, also while its handler still runs. So with 1 two handlers may run
+    /// at once until the first notices its [`Cancellation`](super::Cancellation). At most twice this number run.
     #[must_use]
     pub fn concurrency(mut self, connections: u32) -> Self {
         self.metadata.concurrency = connections;
@@ -179,7 +182,13 @@ impl Plugin {
         let http = Box::new(move |request: &mut Request<'_>| handler(request).into_response());
         let concurrency = self.metadata.concurrency;
         let (init, kv) = self.start();
-        Server::new(concurrency, Handlers { init, kv, http }).run(listener)
+        match Server::new(concurrency, Handlers { init, kv, http }) {
+            Ok(server) => server.run(listener),
+            Err(error) => {
+                log(format_args!("cannot watch connections: {error}"));
+                ExitCode::FAILURE
+            }
+        }
     }
 
     /// What is done at the start, and for the operator's requests.
