@@ -35,9 +35,11 @@ fn waiting() -> (Running, Receiver<&'static str>) {
                 let (cancellation, dropped) = (request.cancellation(), Dropped(say));
                 let mut first = true;
                 Response::events(std::iter::from_fn(move || {
-                    let is_first = std::mem::replace(&mut first, false);
-                    let go_on = is_first || !cancellation.cancelled_within(FOR_EVER);
-                    dropped.0.send(if go_on { "begun" } else { "cancelled" }).unwrap();
+                    if !std::mem::replace(&mut first, false) {
+                        dropped.0.send("begun").unwrap();
+                        let cancelled = cancellation.cancelled_within(FOR_EVER);
+                        dropped.0.send(if cancelled { "cancelled" } else { "not cancelled" }).unwrap();
+                    }
                     // One that does not heed the cancellation is dropped all the same.
                     Some(b"data: x\n\n".to_vec())
                 }))
