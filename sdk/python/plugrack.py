@@ -1299,12 +1299,12 @@ class Plugin:
             timeout: Optional[float] = None
             while True:
                 events = dict(self._poll.poll(timeout))
-                came = events.pop(self._listener, None)
+                came = events.pop(self._listener, None) is not None
                 # Before a new connection can have the file descriptor of one of these.
                 self._notice_ends(events)
-                if came is not None:
+                timeout = self._look_for_room(waited=not events and not came)
+                if came and not self._crowded:
                     self._accept_one(listener)
-                timeout = self._look_for_room(waited=not events and came is None)
         except BaseException:
             # A plugin that accepts no connection must not seem to run: the host starts another.
             _log.exception("no more connections can be accepted")
