@@ -22,6 +22,10 @@
 //! A handler may return anything that is [`IntoResponse`]: text, bytes, a status with either, or a `Result` of these.
 //! What it needs from the host it has from its [`Context`]: the operator's settings, its directory, its key-value store.
 //!
+//! A handler that waits, and a response that streams, should wait with [`Request::cancelled_within`] or [`Cancellation`]: both return
+//! as soon as nobody waits for the answer any more. A request that the host has given up makes room for another, also while its
+//! handler still runs; at most twice the [concurrency](Plugin::concurrency) handlers run.
+//!
 //! A proprietary plugin is [`licensed`](Plugin::licensed), which needs the feature `license`; [`Context::granted`] has what its
 //! licence grants.
 //!

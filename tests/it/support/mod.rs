@@ -124,6 +124,12 @@ pub(crate) fn meeting() -> PathBuf {
     BUILT.get_or_init(|| built(&["--example", "meeting"], "examples/meeting")).clone()
 }
 
+/// The plugin in `tests/fixtures/cancelled.rs`, built.
+pub(crate) fn cancelled() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| built(&["--example", "cancelled"], "examples/cancelled")).clone()
+}
+
 fn built(what: &[&str], file: &str) -> PathBuf {
     let target = binary().parent().and_then(Path::parent).unwrap();
     let build = cargo().args(["build", "--quiet"]).args(what).arg("--target-dir").arg(target).status();
