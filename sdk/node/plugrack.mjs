@@ -40,8 +40,8 @@ const BODY_LIMIT = 1048576; // what reading a whole body takes unless told other
 const LIST_PAGE = 1000;
 const CONCURRENCY = 16; // requests at once unless told otherwise, so that a few streams leave room for others
 const SHORTAGE_PAUSE = 100; // until the next try where files or memory have run out
-const ABANDONED_PATIENCE = 500; // for which handlers of ended connections may keep all room before the log says so
-const ABANDONED_TIME = 1000; // the exit waits for them: a third of what the host gives the plugin to stop
+const ABANDONED_PATIENCE = 500; // new connections wait this long for abandoned handlers before the log says so
+const ABANDONED_TIME = 1000; // the exit waits this long for abandoned handlers: a third of the time the host gives a plugin to stop
 const SAY_EVERY = 60_000; // between two lines in the log about the same shortage
 const SHORTAGES = new Set(['EMFILE', 'ENFILE', 'ENOMEM', 'ENOBUFS', 'ECONNABORTED', 'EPROTO', 'EAGAIN']);
 const EXIT_FAILED = 1;
@@ -411,7 +411,10 @@ class HttpRequest {
     this.headers = new HeaderList(head.headers ?? []);
     /** The client's address; empty when it is not known. */
     this.remote = head.remote ?? '';
-    /** An AbortSignal: nobody waits for the answer, since the client has gone or its time has passed, or the plugin is to stop. */
+    /**
+     * An AbortSignal: the client has gone, the time for the answer has passed, or the plugin is to stop. While more than 1 MiB of
+     * the body waits unread, the end of the connection is not noticed.
+     */
     this.signal = signal;
     this.#body = body;
   }
@@ -538,8 +541,8 @@ function release(stream) {
 
 // The connections from the host ----------------------------------------------------------------------------------------
 
-/** How many connections are served at once. One that has ended counts until its handler has ended too. */
-class Room {
+/** Counts the connections that are served. One that the host has closed counts until its handler has ended too. */
+class Capacity {
   #concurrency;
   #live = 0;
   #abandoned = 0;
@@ -550,24 +553,24 @@ class Room {
     this.#concurrency = concurrency;
   }
 
-  /** The connections that have ended while their handlers still run. */
+  /** The connections that the host has closed while their handlers still run. */
   get abandoned() {
     return this.#abandoned;
   }
 
-  get #crowded() {
+  get #isUsedUp() {
     return this.#live + this.#abandoned >= 2 * this.#concurrency && this.#live < this.#concurrency;
   }
 
-  /** Whether a connection has to wait, since it would be one more than twice the concurrency. Says so in the log if that lasts. */
+  /** Whether a new connection has to wait for an abandoned handler. Says so in the log if that lasts. */
   mustWait() {
-    if (this.#crowded) this.#timer ??= setTimeout(() => this.#say(), ABANDONED_PATIENCE);
-    return this.#crowded;
+    if (this.#isUsedUp) this.#timer ??= setTimeout(() => this.#say(), ABANDONED_PATIENCE);
+    return this.#isUsedUp;
   }
 
   #say() {
     this.#timer = null;
-    if (!this.#crowded) return;
+    if (!this.#isUsedUp) return;
     const message =
       `${this.#abandoned} handlers still run for requests that the host has given up, and at most ` +
       `${2 * this.#concurrency} handlers run at once; handlers that wait should heed request.signal`;
@@ -603,7 +606,7 @@ class Connection {
   #queue = [];
   #queued = 0;
   #closed = false;
-  #served = false; // counted by the session's room
+  #served = false; // counted by the session's capacity
   #abandoned = false; // counted there as one whose handler still runs
   #stopping = false;
   #controller = null; // of the request under way
@@ -612,7 +615,7 @@ class Connection {
 
   /**
    * @param {import('node:net').Socket} socket
-   * @param {{handlers: object, license: (context: object) => License | null, connections: Set<Connection>, room: Room,
+   * @param {{handlers: object, license: (context: object) => License | null, connections: Set<Connection>, capacity: Capacity,
    *   initialized: boolean, ready: boolean, stopping: boolean}} session what the connections of a process share
    */
   constructor(socket, session) {
@@ -628,32 +631,32 @@ class Connection {
       session.connections.delete(this);
       this.#exitIfStopped();
     });
-    this.#serveInRoom().catch((error) => {
+    this.#serveWithinCapacity().catch((error) => {
       if (!this.#closed || error?.name !== 'AbortError') console.error(error);
       this.#close();
     });
   }
 
-  async #serveInRoom() {
-    const { room, connections } = this.#session;
-    while (!this.#closed && room.mustWait()) await this.#change();
+  async #serveWithinCapacity() {
+    const { capacity, connections } = this.#session;
+    while (!this.#closed && capacity.mustWait()) await this.#change();
     if (this.#closed) return;
     this.#served = true;
-    room.enter();
+    capacity.enter();
     try {
       await this.#serve();
     } finally {
       this.#served = false;
-      room.leave(this.#abandoned);
+      capacity.leave(this.#abandoned);
       for (const connection of connections) connection.#arrived?.();
       this.#exitIfStopped();
     }
   }
 
   #exitIfStopped() {
-    const { stopping, connections, room } = this.#session;
+    const { stopping, connections, capacity } = this.#session;
     if (!stopping || connections.size > 0) return;
-    if (room.abandoned === 0) process.exit(0);
+    if (capacity.abandoned === 0) process.exit(0);
     setTimeout(process.exit, ABANDONED_TIME, 0);
   }
 
@@ -703,7 +706,7 @@ class Connection {
     this.#closed = true;
     if (this.#served) {
       this.#abandoned = true;
-      this.#session.room.abandon();
+      this.#session.capacity.abandon();
     }
     this.#queue.length = 0;
     this.#socket.destroy();
@@ -1543,8 +1546,8 @@ export class Plugin {
       console.error(`${this.#metadata.id}: PLUGRACK_SOCKET is not set: plugrack starts this plugin. Try --metadata.`);
       process.exit(EXIT_USAGE);
     }
-    const room = new Room(this.#metadata.concurrency);
-    const state = { connections: new Set(), room, initialized: false, ready: false, stopping: false };
+    const capacity = new Capacity(this.#metadata.concurrency);
+    const state = { connections: new Set(), capacity, initialized: false, ready: false, stopping: false };
     const session = { handlers: this.#handlers, license: this.#license, ...state };
     listen(path, (socket) => new Connection(socket, session));
   }

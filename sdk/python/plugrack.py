@@ -80,8 +80,8 @@ _STACK = 8_388_608  # bytes of a thread's stack where the system does not say: o
 _MEMORY_KEPT = 50_331_648  # bytes of a bounded memory that the stacks leave for everything else
 _SHORTAGE_PAUSE = 0.1  # seconds until the next try where files, memory or threads have run out
 _THREAD_TIME = 1.0  # seconds a connection waits for a thread; then it is closed, and the host takes another
-_ABANDONED_PATIENCE = 0.5  # seconds that handlers of ended connections may keep all room before the log says so
-_ABANDONED_TIME = 1.0  # seconds the exit waits for them: a third of what the host gives the plugin to stop
+_ABANDONED_PATIENCE = 0.5  # seconds that new connections wait for abandoned handlers before the log says so
+_ABANDONED_TIME = 1.0  # seconds the exit waits for abandoned handlers: a third of the time the host gives a plugin to stop
 _SAY_EVERY = 60.0  # seconds between two lines in the log about the same shortage
 # What accept() fails with while the machine or the process is short of something, or for a peer that has gone.
 _SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED, errno.EPROTO,
@@ -306,8 +306,8 @@ class _Wire:
         self.watched = False  # whether the flusher has been told of it
         self._buffer = bytearray()
         self._seen = 0  # how far shutdown_waits() has looked ahead
-        self.cancelled = threading.Event()  # of the requests that come on it
-        self.ended = False  # whether the other side was seen to close it while a thread serves it
+        self.cancelled = threading.Event()  # for the requests on this connection
+        self.ended = False  # whether `_notice_ends` has counted it as abandoned
 
     def send(self, head: Mapping[str, Any], body: bytes = b"") -> None:
         """Puts a frame behind those to be sent. They go out together: before anything more is waited for, or in a moment."""
@@ -1225,14 +1225,14 @@ class Plugin:
         self._changed = threading.Condition(threading.Lock())
         # These are changed under the lock of `_changed`.
         self._connections: Dict[int, _Wire] = {}  # those that threads serve, by file descriptor
-        self._abandoned = 0  # how many of these have ended while their threads still run, which a handler keeps busy
-        self._crowded = False  # whether no connection is accepted until one of these threads ends
+        self._abandoned = 0  # how many of these the host has closed, while a handler keeps their threads busy
+        self._at_limit = False  # whether no connection is accepted until a thread of an ended one is done
         self._poll: Optional[select.epoll] = None  # the listener and the connections
         self._listener = -1  # its file descriptor
         self._exit_code = 0
         self._ended = threading.Event()
         self._shortage = _Throttle()
-        self._crowd = _Throttle()
+        self._overload = _Throttle()
 
     def http(self, handler: _Handler) -> _Handler:
         """Decorator: `handler(request)` answers the HTTP requests.
@@ -1291,7 +1291,7 @@ class Plugin:
         sys.exit(self._exit_code)
 
     def _accept(self, listener: socket.socket) -> None:
-        """Accept connections, and see those end whose threads are busy in a handler, all on one thread."""
+        """Accept connections, and notice when the host closes one whose thread is busy in a handler."""
         try:
             self._poll = select.epoll()
             self._listener = listener.fileno()
@@ -1300,10 +1300,10 @@ class Plugin:
             while True:
                 events = dict(self._poll.poll(timeout))
                 came = events.pop(self._listener, None) is not None
-                # Before a new connection can have the file descriptor of one of these.
+                # Before accepting: a new connection may get the file descriptor of one that has ended.
                 self._notice_ends(events)
-                timeout = self._look_for_room(waited=not events and not came)
-                if came and not self._crowded:
+                timeout = self._check_capacity(waited=not events and not came)
+                if came and not self._at_limit:
                     self._accept_one(listener)
         except BaseException:
             # A plugin that accepts no connection must not seem to run: the host starts another.
@@ -1347,12 +1347,12 @@ class Plugin:
         return True
 
     def _watch(self, number: int) -> None:
-        """Have the end of a connection seen by `_accept`, once. No event is asked for: epoll always tells of that one."""
+        """Have `_accept` notice when the host closes a connection. With no event requested epoll still reports EPOLLHUP."""
         try:
             if self._poll:
                 self._poll.register(number, select.EPOLLONESHOT)
         except OSError:
-            pass  # no memory for it, or it is from a try before: the end then shows when the handler reads or writes
+            pass  # registered by an earlier try, or out of memory: then the handler notices when it reads or writes
 
     def _notice_ends(self, numbers: Iterable[int]) -> None:
         with self._changed:
@@ -1371,30 +1371,30 @@ class Plugin:
             wire.close()
             if wire.ended:
                 self._abandoned -= 1
-            if self._crowded and self._poll:
-                self._crowded = False
+            if self._at_limit and self._poll:
+                self._at_limit = False
                 self._poll.modify(self._listener, select.EPOLLIN)
             self._changed.notify_all()
         self._end_if_stopped()
 
-    def _look_for_room(self, waited: bool) -> Optional[float]:
-        """Accept nothing while handlers of ended connections are so many that twice `concurrency` connections are served.
+    def _check_capacity(self, waited: bool) -> Optional[float]:
+        """Stop accepting while abandoned handlers bring the connections to twice `concurrency`; start again below that.
 
-        Returns the time to wait until the log is to say so: None where there is room, or it is said already.
+        Returns the time until the log is to say so, None if there is nothing to say or it has been said.
         """
         concurrency = int(self.metadata["concurrency"])
         limit = 2 * concurrency
         with self._changed:
             abandoned = self._abandoned
-            is_new = not self._crowded
-            self._crowded = len(self._connections) >= limit and len(self._connections) - abandoned < concurrency
-            if not self._crowded:
+            is_new = not self._at_limit
+            self._at_limit = len(self._connections) >= limit and len(self._connections) - abandoned < concurrency
+            if not self._at_limit:
                 return None
             if is_new and self._poll:
                 self._poll.modify(self._listener, 0)
         if not waited:
             return _ABANDONED_PATIENCE
-        self._crowd.error(
+        self._overload.error(
             "no connection is accepted until a handler ends: %s handlers still run for requests that the host has given up, "
             f"and at most {limit} handlers run at once; handlers that wait should use request.cancelled.wait", abandoned)
         return None

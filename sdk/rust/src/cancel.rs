@@ -1,14 +1,14 @@
-//! Cancellation: a handler learns that nobody waits for its answer any more, even while it reads and writes nothing.
+//! Cancellation: a handler learns that nobody waits for its answer any more, even while it neither reads nor writes.
 //!
-//! The host cancels a request by closing its connection. The server watches all connections for that with one thread, and records
-//! the end of each here; a handler looks at the record, or waits for it.
+//! The host cancels a request by closing its connection. One thread of the server watches all connections and sets a flag for each
+//! that has ended. A handler checks the flag, or waits for it.
 
 use super::context::Context;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-/// Wakes all handlers that wait for a cancellation. A plugin has one; the few handlers that it wakes look at their own records.
+/// Wakes all handlers that wait for a cancellation; each then checks its own flag. One for the whole plugin, since few handlers wait.
 #[derive(Debug, Default)]
 pub(super) struct Signal {
     lock: Mutex<()>,
@@ -16,9 +16,9 @@ pub(super) struct Signal {
 }
 
 impl Signal {
-    /// To be called after a record has changed.
+    /// Must be called after a flag has changed.
     pub(super) fn notify(&self) {
-        // A handler that has looked at its record before the change holds the lock until it waits.
+        // A handler holds the lock from its check of the flag until it waits, so it cannot miss the notification.
         drop(self.lock.lock());
         self.changed.notify_all();
     }
@@ -31,8 +31,7 @@ impl Signal {
     }
 }
 
-/// Tells whether a request is cancelled: the host has given it up, since its client has gone or its time has passed, or the plugin
-/// is to stop ([`Context::is_stopping`]).
+/// Whether a request is cancelled: its client has gone, its time has passed, or the plugin is to stop ([`Context::is_stopping`]).
 ///
 /// [`Request::cancellation`](super::Request::cancellation) gives one, for a response that streams after its handler has returned.
 /// A clone is cheap and may go to any thread. Once cancelled, a request stays cancelled.

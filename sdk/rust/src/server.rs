@@ -33,18 +33,17 @@ const THREAD_TIME: Duration = Duration::from_secs(1);
 /// Time between two lines in the log about a shortage.
 const SAY_EVERY: Duration = Duration::from_secs(60);
 
-/// How long handlers of connections that have ended may keep all room for others before the log says so. A handler that is about to
-/// end does so within that time.
+/// How long new connections wait for abandoned handlers before the log says so. A handler that heeds its cancellation ends sooner.
 const ABANDONED_PATIENCE: Duration = Duration::from_millis(500);
 
-/// How long the exit waits for handlers of connections that have ended: a third of what the host gives the plugin to stop.
+/// How long the exit waits for abandoned handlers: a third of the time that the host gives a plugin to stop.
 const ABANDONED_TIME: Duration = Duration::from_secs(1);
 
-/// Stack of the thread that watches connections, in bytes: it calls nothing of the plugin, and a stack counts against the memory
-/// limit of the plugin.
+/// Stack of the thread that watches connections, in bytes. It runs no code of the plugin, and stacks count against the plugin's
+/// memory limit.
 const WATCHER_STACK: usize = 64 * 1024;
 
-/// Ends of connections taken in at once. Any number does; others wait for the next call.
+/// Ends of connections that one call of `epoll_wait` reports. More are reported by the next call.
 const ENDS_AT_ONCE: usize = 64;
 
 /// What accepting fails with while the machine or the process is short of something, or for a peer that has gone.
@@ -80,10 +79,10 @@ pub(super) struct Server {
 
 #[derive(Default)]
 struct State {
-    /// Whether each connection that a thread serves has ended, by the connection's number. Numbers are never used again, unlike
-    /// file descriptors.
+    /// The connections that threads serve, by number, and whether the host has closed each. Numbers are never reused, unlike file
+    /// descriptors.
     connections: HashMap<u64, Arc<AtomicBool>>,
-    /// How many of them have ended while their threads still run, which a handler keeps busy.
+    /// How many of them the host has closed. Their threads still run, busy in a handler.
     abandoned: usize,
     next_number: u64,
     /// How to exit, where that does not wait for the connections to end.
@@ -143,12 +142,12 @@ impl Server {
         state.failed.unwrap_or(ExitCode::SUCCESS)
     }
 
-    /// Accepts connections for ever, whenever [`Server::wait_for_room`] finds room. A want of files, memory or threads is waited out.
+    /// Accepts connections for ever, each once [`Server::wait_for_capacity`] allows it. A want of files, memory or threads is waited out.
     fn accept(self: &Arc<Self>, listener: &UnixListener) -> io::Error {
         let mut shortage = Throttle::default();
-        let mut crowd = Throttle::default();
+        let mut overload = Throttle::default();
         loop {
-            self.wait_for_room(&mut crowd);
+            self.wait_for_capacity(&mut overload);
             match listener.accept() {
                 Ok((stream, _)) => self.serve_on_thread(stream, &mut shortage),
                 Err(error) if is_shortage(&error) => {
@@ -161,28 +160,28 @@ impl Server {
         }
     }
 
-    /// Waits until fewer connections are open than the plugin's concurrency. One that has ended does not count, even while its
-    /// handler still runs, unless there are so many of these that twice the concurrency would be exceeded.
-    fn wait_for_room(&self, crowd: &mut Throttle) {
-        let crowded = |state: &mut State| state.live() < self.concurrency && state.connections.len() >= 2 * self.concurrency;
+    /// Waits until fewer connections are open than the plugin's concurrency allows. A connection that the host has closed does not
+    /// count, even while its handler still runs. All handlers together are at most twice the concurrency.
+    fn wait_for_capacity(&self, overload: &mut Throttle) {
+        let at_limit = |state: &mut State| state.live() < self.concurrency && state.connections.len() >= 2 * self.concurrency;
         loop {
             let full = |state: &mut State| state.live() >= self.concurrency;
             let state = self.changed.wait_while(self.lock(), full).unwrap_or_else(PoisonError::into_inner);
             let (mut state, _) =
-                self.changed.wait_timeout_while(state, ABANDONED_PATIENCE, crowded).unwrap_or_else(PoisonError::into_inner);
-            if !crowded(&mut state) {
+                self.changed.wait_timeout_while(state, ABANDONED_PATIENCE, at_limit).unwrap_or_else(PoisonError::into_inner);
+            if !at_limit(&mut state) {
                 return;
             }
             let (abandoned, limit) = (state.abandoned, 2 * self.concurrency);
-            crowd.log(format_args!(
+            overload.log(format_args!(
                 "no connection is accepted until a handler ends: {abandoned} handlers still run for requests that the host has given \
                  up, and at most {limit} handlers run at once; handlers that wait should use Request::cancelled_within"
             ));
-            drop(self.changed.wait_while(state, crowded));
+            drop(self.changed.wait_while(state, at_limit));
         }
     }
 
-    /// Records the ends of connections for ever, those whose handlers neither read nor write included.
+    /// Records, for ever, which connections the host has closed. Handlers that neither read nor write depend on it.
     fn watch(&self) -> io::Error {
         let mut events: Vec<Event> = Vec::with_capacity(ENDS_AT_ONCE);
         loop {
@@ -322,8 +321,8 @@ impl Slot {
     fn serve(self, stream: UnixStream) {
         // The stream is closed before the record is removed: locals go first.
         let stream = Arc::new(stream);
-        // No event is asked for: epoll always tells of a connection whose other side is closed, once with ONESHOT. Where it cannot,
-        // for want of memory, the end shows when the handler reads or writes.
+        // Even with no event requested, epoll reports EPOLLHUP once the host has closed its end. If the registration fails for want
+        // of memory, the handler notices the end when it reads or writes.
         let events = EventFlags::ONESHOT;
         let watched = epoll::add(&self.server.epoll, &*stream, EventData::new_u64(self.number), events).is_ok();
         let mut connection = Connection::new(Arc::clone(&stream), Arc::clone(&self.server.flusher), Arc::clone(&self.ended));
@@ -333,7 +332,7 @@ impl Slot {
             drop(connection.flush());
         }
         if watched {
-            // The flusher may keep the stream open for a moment.
+            // The flusher may still hold the stream, and epoll watches it until the last owner has closed it.
             epoll::delete(&self.server.epoll, &*stream).ok();
         }
     }
