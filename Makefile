@@ -57,8 +57,8 @@ examples: ## build everything, put the examples in $(DATA)/plugins
 	@for example in notes clock counter licensed-python; do \
 		mkdir -p $(DATA)/plugins/$$example && cp -R plugins-examples/$$example/. $(DATA)/plugins/$$example/ || exit 1; \
 	done
-	@for example in notes licensed-python; do cp src/sdk/plugrack.py $(DATA)/plugins/$$example/ || exit 1; done
-	@cp src/sdk/plugrack.mjs $(DATA)/plugins/clock/
+	@for example in notes licensed-python; do cp sdk/python/plugrack.py $(DATA)/plugins/$$example/ || exit 1; done
+	@cp sdk/node/plugrack.mjs $(DATA)/plugins/clock/
 
 release: ## one statically linked executable, $(DIST)/plugrack, and the example hello likewise
 	@mkdir -p $(DIST)
@@ -108,13 +108,15 @@ soak: ## honest load and attacks together for half an hour, or SOAK_SECONDS=…:
 lint: ## formatting and lints, warnings are errors
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
-	$(CARGO) clippy --locked --lib --no-default-features -- -D warnings
+	$(CARGO) clippy --locked --package plugrack-sdk --all-targets -- -D warnings
+	$(CARGO) clippy --locked --package plugrack-sdk --all-targets --features license -- -D warnings
 
 docs: ## the API documentation, warnings are errors
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps
 
-lib: ## the library alone, as a plugin author gets it
-	$(CARGO) check --locked --lib --no-default-features
+lib: ## the Rust SDK alone, as a plugin author gets it, without and with licences
+	$(CARGO) check --locked --package plugrack-sdk
+	$(CARGO) check --locked --package plugrack-sdk --features license
 
 ci: lint test docs lib ## all that a change must pass
 

@@ -58,7 +58,7 @@ def python_plugin(plugins):
     directory = os.path.join(plugins, "bench-python")
     os.mkdir(directory)
     shutil.copy(os.path.join(ROOT, "tests/bench/plugin-python/plugin"), directory)
-    shutil.copy(os.path.join(ROOT, "src/sdk/plugrack.py"), directory)
+    shutil.copy(os.path.join(ROOT, "sdk/python/plugrack.py"), directory)
 
 
 class Host:

@@ -1,7 +1,7 @@
 //! The parsers of the gate, and what must be true of them, without the host around them.
 
 // The files below name it as they do where they belong.
-use plugrack::protocol;
+use plugrack_sdk::protocol;
 
 #[path = "../../src/http"]
 mod http {

@@ -27,7 +27,7 @@ pub(crate) fn blocks_in(page: &str, language: &str) -> Vec<String> {
 /// A directory that looks like the repository after `make run`, with a running host's data directory as its `var`.
 fn checkout(server: &Server) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    for part in ["src", "plugins-examples"] {
+    for part in ["sdk", "plugins-examples"] {
         symlink(root().join(part), dir.path().join(part)).unwrap();
     }
     symlink(server.site().data(), dir.path().join("var")).unwrap();

@@ -5,14 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-/// The source files from the bottom up. A file uses those of the layers below its own, and its neighbours, though not in a circle.
+/// The host's source files from the bottom up. A file uses those of the layers below its own, and its neighbours, though not in a circle.
 const LAYERS: [&[&str]; 6] = [
     &[
-        "protocol/mod",
-        "protocol/fields",
-        "protocol/values",
-        "protocol/message",
-        "protocol/metadata",
         "failure_line",
         "gate/chunked",
         "gate/fuzzing",
@@ -21,7 +16,6 @@ const LAYERS: [&[&str]; 6] = [
         "gate/proxies",
         "gate/response",
         "json_number",
-        "license",
         "quantity",
         "repeat",
         "restart",
@@ -33,7 +27,6 @@ const LAYERS: [&[&str]; 6] = [
         "utc",
     ],
     &[
-        "protocol/frame",
         "data_dir",
         "log_file",
         "handover",
@@ -121,8 +114,34 @@ const LAYERS: [&[&str]; 6] = [
     ],
 ];
 
-/// What the SDK may use beside itself, so that plugin authors get nothing of the host.
-const SDK_USES: [&str; 2] = ["protocol", "license"];
+/// The same of the Rust SDK's crate: the protocol and the licences, which the host uses too, know nothing of the SDK.
+const SDK_LAYERS: [&[&str]; 3] = [
+    &["protocol/mod", "protocol/fields", "protocol/values", "protocol/message", "protocol/metadata", "license"],
+    &["protocol/frame"],
+    &[
+        "answer",
+        "cancel",
+        "connection",
+        "context",
+        "dispatch",
+        "group",
+        "kv",
+        "licensed",
+        "operation",
+        "outbox",
+        "plugin",
+        "pool",
+        "request",
+        "response",
+        "server",
+        "tests",
+        "tests/cancel",
+        "lib",
+    ],
+];
+
+/// The crates by the folders of their sources.
+const CRATES: [(&str, &[&[&str]]); 2] = [("src", &LAYERS), ("sdk/rust/src", &SDK_LAYERS)];
 
 /// Async runtimes and what they are made of: every wait here is a thread's.
 const ASYNC: [&str; 11] = [
@@ -140,7 +159,7 @@ const ASYNC: [&str; 11] = [
 ];
 
 /// All that may lie at the top of the repository.
-const TOP: [&str; 17] = [
+const TOP: [&str; 18] = [
     "Cargo.toml",
     "Cargo.lock",
     "Makefile",
@@ -150,6 +169,7 @@ const TOP: [&str; 17] = [
     "LICENSE-APACHE",
     "schema.sql",
     "src",
+    "sdk",
     "tests",
     "plugins-examples",
     "docs",
@@ -160,9 +180,9 @@ const TOP: [&str; 17] = [
     ".ci",
 ];
 
-/// Source files by their path below `src`, without the suffix, and their code without comments.
-fn sources() -> BTreeMap<String, String> {
-    let src = root().join("src");
+/// Source files by their path below a folder, without the suffix, and their code without comments.
+fn sources(folder: &str) -> BTreeMap<String, String> {
+    let src = root().join(folder);
     let mut sources = BTreeMap::new();
     let mut folders = vec![src.clone()];
     while let Some(folder) = folders.pop() {
@@ -247,8 +267,8 @@ fn resolve(base: &str, path: &str, files: &BTreeSet<&str>) -> Option<String> {
     found
 }
 
-fn layer(file: &str) -> Option<usize> {
-    LAYERS.iter().position(|files| files.contains(&file))
+fn layer(layers: &[&[&str]], file: &str) -> Option<usize> {
+    layers.iter().position(|files| files.contains(&file))
 }
 
 #[test]
@@ -271,27 +291,26 @@ fn paths_are_read_as_the_compiler_reads_them() {
 
 #[test]
 fn every_source_file_has_a_layer_and_every_layer_its_files() {
-    let sources = sources();
-    let known: BTreeSet<_> = LAYERS.concat().into_iter().collect();
-    let files: BTreeSet<_> = sources.keys().map(String::as_str).filter(|file| folder(file) != "sdk").collect();
-    assert_eq!(known.len(), LAYERS.concat().len(), "a file is in two layers");
-    assert_eq!(files, known, "the files in src, and those in the table");
+    for (folder, layers) in CRATES {
+        let sources = sources(folder);
+        let known: BTreeSet<_> = layers.concat().into_iter().collect();
+        let files: BTreeSet<_> = sources.keys().map(String::as_str).collect();
+        assert_eq!(known.len(), layers.concat().len(), "a file of {folder} is in two layers");
+        assert_eq!(files, known, "the files in {folder}, and those in the table");
+    }
 }
 
 #[test]
 fn a_source_file_uses_only_what_lies_below_it() {
-    let sources = sources();
-    let files: BTreeSet<_> = sources.keys().map(String::as_str).collect();
     let mut faults = Vec::new();
-    for (file, code) in &sources {
-        for used in uses(file, code, &files) {
-            let allowed = match (layer(file), layer(&used)) {
-                _ if folder(file) == "sdk" => folder(&used) == "sdk" || SDK_USES.contains(&folder(&used)),
-                (Some(user), Some(below)) => below <= user,
-                _ => false,
-            };
-            if !allowed {
-                faults.push(format!("{file} uses {used}"));
+    for (folder, layers) in CRATES {
+        let sources = sources(folder);
+        let files: BTreeSet<_> = sources.keys().map(String::as_str).collect();
+        for (file, code) in &sources {
+            for used in uses(file, code, &files) {
+                if layer(layers, &used).is_none_or(|below| Some(below) > layer(layers, file)) {
+                    faults.push(format!("{folder}: {file} uses {used}"));
+                }
             }
         }
     }
@@ -301,7 +320,7 @@ fn a_source_file_uses_only_what_lies_below_it() {
 /// A folder counts as one here: its files belong together.
 #[test]
 fn no_source_files_use_each_other_in_a_circle() {
-    let sources = sources();
+    let sources = sources("src");
     let files: BTreeSet<_> = sources.keys().map(String::as_str).collect();
     let mut edges: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
     for (file, code) in &sources {
@@ -333,22 +352,21 @@ fn there_is_no_async_runtime() {
 }
 
 #[test]
-fn the_library_for_plugin_authors_holds_nothing_of_the_host() {
-    let tree = |features: &[&str]| {
+fn the_sdk_for_plugin_authors_needs_nothing_of_the_host() {
+    let tree = |package: &str| {
         let tree = cargo()
-            .args(["tree", "--locked", "--offline", "-p", "plugrack", "-e", "normal", "--prefix", "none"])
-            .args(features)
+            .args(["tree", "--locked", "--offline", "-p", package, "-e", "normal", "--prefix", "none", "--all-features"])
             .output()
             .unwrap();
         assert!(tree.status.success(), "{}", String::from_utf8_lossy(&tree.stderr));
         let tree = String::from_utf8(tree.stdout).unwrap();
         tree.lines().filter_map(|line| line.split(' ').next().map(str::to_owned)).collect::<BTreeSet<_>>()
     };
-    let (whole, library) = (tree(&[]), tree(&["--no-default-features"]));
-    for host in ["tiny_http", "rusqlite", "clap", "nix", "ureq", "crossbeam-channel"] {
-        assert!(whole.contains(host) && !library.contains(host), "{host}: {library:?}");
+    let (host, sdk) = (tree("plugrack"), tree("plugrack-sdk"));
+    for name in ["plugrack", "tiny_http", "rusqlite", "clap", "nix", "ureq", "crossbeam-channel"] {
+        assert!(host.contains(name) && !sdk.contains(name), "{name}: {sdk:?}");
     }
-    assert!(library.contains("serde_json"));
+    assert!(host.contains("plugrack-sdk") && sdk.contains("serde_json"));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use crate::support::root;
 use pasetors::keys::{AsymmetricKeyPair, Generate};
 use pasetors::version4::{PublicToken, V4};
-use plugrack::license::{Code, Keyring, Known, Place, Refusal, Time, inspect, unverified, verify};
+use plugrack_sdk::license::{Code, Keyring, Known, Place, Refusal, Time, inspect, unverified, verify};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;

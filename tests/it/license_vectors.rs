@@ -6,7 +6,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use pasetors::keys::AsymmetricPublicKey;
 use pasetors::token::{Public, UntrustedToken};
 use pasetors::version4::{PublicToken, V4};
-use plugrack::license::{Code, Keyring, MAX_TOKEN, Place, SigningKey, Standing, Time, verify};
+use plugrack_sdk::license::{Code, Keyring, MAX_TOKEN, Place, SigningKey, Standing, Time, verify};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;

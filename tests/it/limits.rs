@@ -18,9 +18,10 @@ enum As {
     Seconds,
 }
 
-/// A file, by its path from `src`.
+/// A file of the Rust SDK's crate, by its path from `sdk/rust/src`, or of the host, by its path from `src`.
 fn source(file: &str) -> String {
-    fs::read_to_string(root().join("src").join(file)).unwrap()
+    let folder = if file.starts_with("protocol/") { "sdk/rust/src" } else { "src" };
+    fs::read_to_string(root().join(folder).join(file)).unwrap()
 }
 
 /// The text of the protocol's page, all white space alike.
@@ -345,8 +346,8 @@ fn the_lists_on_the_protocol_s_page_are_those_of_the_source() {
 fn the_sdks_of_other_languages_have_the_protocol_s_limits() {
     let message = source("protocol/message.rs");
     for (file, lines) in [
-        ("sdk/plugrack.py", ["_MAX_HEAD = @", "_MAX_BODY = @"]),
-        ("sdk/plugrack.mjs", ["const MAX_HEAD = @;", "const MAX_BODY = @;"]),
+        ("../sdk/python/plugrack.py", ["_MAX_HEAD = @", "_MAX_BODY = @"]),
+        ("../sdk/node/plugrack.mjs", ["const MAX_HEAD = @;", "const MAX_BODY = @;"]),
         ("../plugins-examples/counter/plugin", ["head_size <= @ ", "body_size > @:"]),
     ] {
         let code = source(file).replace('_', "");

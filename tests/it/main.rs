@@ -6,6 +6,7 @@ mod support;
 
 mod answers;
 mod attack;
+mod cancel;
 mod clients;
 mod confinement;
 mod data_dir;

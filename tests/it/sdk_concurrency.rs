@@ -26,8 +26,9 @@ fn start_with(language: &str, site: Site) -> Server {
             let program = fs::read(root().join(format!("tests/fixtures/meeting.{extension}"))).unwrap();
             write_file(&dir.join("plugin"), &program, 0o755);
             // Node wants to be told that it is a module.
+            let folder = root().join(if extension == "py" { "sdk/python" } else { "sdk/node" });
             let name = format!("plugrack.{extension}");
-            fs::copy(root().join("src/sdk").join(&name), dir.join(&name)).unwrap();
+            fs::copy(folder.join(&name), dir.join(&name)).unwrap();
         }
     }
     if language == "mjs" {

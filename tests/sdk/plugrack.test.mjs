@@ -12,10 +12,10 @@ import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
-import { FrameDecoder, LicenseError, Plugin, encodeFrame, isSigned, splitToken, verifyLicense } from '../../src/sdk/plugrack.mjs';
+import { FrameDecoder, LicenseError, Plugin, encodeFrame, isSigned, splitToken, verifyLicense } from '../../sdk/node/plugrack.mjs';
 
 const ROOT = fileURLToPath(new URL('../..', import.meta.url));
-const SDK = join(ROOT, 'src/sdk/plugrack.mjs');
+const SDK = join(ROOT, 'sdk/node/plugrack.mjs');
 const GOLDEN = JSON.parse(readFileSync(join(ROOT, 'tests/protocol/frames.json'), 'utf8'));
 const MIB = 1048576;
 const INSTANCE = '5f0c3f0e-3d3b-4c0a-9a43-3d5d1f1f7a10';
@@ -796,6 +796,87 @@ describe('http', () => {
     while (plugin.log.split('protocol error: ').length - before < tried) await once(plugin.child.stderr, 'data');
     for (const { hex } of GOLDEN.cut) (await plugin.connect()).socket.end(Buffer.from(hex, 'hex'));
     assert.equal(await other.text('/text'), 'grüße\n');
+  });
+});
+
+// Cancellation ---------------------------------------------------------------------------------------------------------
+
+/** A plugin of some concurrency with a stream that no signal ends, but the request `/release`. */
+const BLOCKING = (concurrency) => `
+import { Plugin, Reply } from './plugrack.mjs';
+
+const plugin = new Plugin({ id: 'p', name: 'P', version: '1', icon: 'p', route: '/p', concurrency: ${concurrency} });
+let release;
+const released = new Promise((resolve) => (release = resolve));
+
+async function* blocked(signal) {
+  try {
+    yield 'begun';
+    signal.addEventListener('abort', () => console.error('aborted'));
+    await released;
+    yield 'more';
+    console.error('went on');
+  } finally {
+    console.error('returned');
+  }
+}
+
+plugin.onHttp(({ path, signal }) => (path === '/blocked' ? new Reply(blocked(signal)) : 'hello'));
+process.on('SIGUSR2', () => release());
+plugin.run();
+`;
+
+describe('a request that the host gives up', () => {
+  const blocking = (t, concurrency) =>
+    start(t, { install: (dir) => writeFileSync(join(dir, 'plugin.mjs'), BLOCKING(concurrency)) });
+
+  /** How often the plugin has logged something. */
+  const count = (plugin, text) => plugin.log.split(text).length - 1;
+
+  /** Reads the beginning of a stream that then blocks, and closes the connection. */
+  async function abandon(plugin, wire) {
+    const before = count(plugin, 'aborted');
+    wire.send(http(1, '/blocked'));
+    while ((await wire.receive()).body.length === 0);
+    wire.close();
+    while (count(plugin, 'aborted') === before) await once(plugin.child.stderr, 'data');
+  }
+
+  check('aborts its signal, and its generator is returned where it next yields', async (t) => {
+    const plugin = blocking(t, 2);
+    await abandon(plugin, await plugin.ready());
+    plugin.child.kill('SIGUSR2');
+    await plugin.logged('returned\n');
+    assert.equal(plugin.log, 'aborted\nreturned\n');
+  });
+
+  check('makes room for others, until there are twice as many handlers as the concurrency', async (t) => {
+    for (const concurrency of [1, 2]) {
+      const plugin = blocking(t, concurrency);
+      await abandon(plugin, await plugin.ready());
+      for (let i = 1; i < 2 * concurrency; i++) {
+        const wire = await plugin.connect();
+        assert.equal(await wire.text('/'), 'hello');
+        await abandon(plugin, wire);
+      }
+      const gone = await plugin.connect();
+      const wire = await plugin.connect();
+      gone.close();
+      wire.send(http(1, '/'));
+      await plugin.logged('no connection is served until a handler ends: ');
+      assert.match(plugin.log, new RegExp(`: ${2 * concurrency} handlers still run for requests that the host has given up, `));
+      assert.equal(wire.socket.readableLength, 0);
+      plugin.child.kill('SIGUSR2');
+      assert.equal((await wire.answer()).body.toString(), 'hello');
+      assert.equal(count(plugin, 'no connection is served'), 1);
+    }
+  });
+
+  check('does not keep the plugin from its exit', async (t) => {
+    const plugin = blocking(t, 1);
+    await abandon(plugin, await plugin.ready());
+    assert.equal(await (await plugin.connect()).call({ type: 'shutdown', id: 2 }), null);
+    assert.equal(await plugin.exit, 0);
   });
 });
 

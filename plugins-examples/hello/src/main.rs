@@ -1,6 +1,6 @@
 //! The smallest plugin in Rust: it says hello, to the world or by name.
 
-use plugrack::sdk::{Plugin, Response};
+use plugrack_sdk::{Plugin, Response};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {

@@ -3,7 +3,7 @@
 //! The private half of its key lies beside it, in `demo.key`, so that anybody can issue a licence to try it with. That key is for
 //! trying only: a vendor's own private key never leaves the vendor.
 
-use plugrack::sdk::{License, Plugin, Request, Response};
+use plugrack_sdk::{License, Plugin, Request, Response};
 use std::process::ExitCode;
 
 /// The vendor's public keys, by their names.

@@ -189,7 +189,7 @@ fn check_canonical(head: &Head, out: &[u8], named: &[String]) {
     assert_eq!(head.head, words[0] == "HEAD");
     assert!(lines[1].starts_with(b"host: "), "there is no host");
     for (number, line) in lines[1..].iter().enumerate() {
-        let (name, value) = field(line);
+        let (name, _) = field(line);
         assert!(line.starts_with(name.as_bytes()), "a name is not in lower case");
         assert_eq!(name == "host", number == 0, "there is not one host");
         let left_out = HOP_BY_HOP.contains(&&*name)

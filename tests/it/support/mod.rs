@@ -124,6 +124,12 @@ pub(crate) fn meeting() -> PathBuf {
     BUILT.get_or_init(|| built(&["--example", "meeting"], "examples/meeting")).clone()
 }
 
+/// The plugin in `tests/fixtures/cancelled.rs`, built.
+pub(crate) fn cancelled() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| built(&["--example", "cancelled"], "examples/cancelled")).clone()
+}
+
 fn built(what: &[&str], file: &str) -> PathBuf {
     let target = binary().parent().and_then(Path::parent).unwrap();
     let build = cargo().args(["build", "--quiet"]).args(what).arg("--target-dir").arg(target).status();
@@ -248,8 +254,8 @@ impl Site {
             return self;
         }
         copy_dir(&root().join("plugins-examples").join(name), &to);
-        for sdk in ["plugrack.py", "plugrack.mjs"] {
-            fs::copy(root().join("src/sdk").join(sdk), to.join(sdk)).unwrap();
+        for (folder, sdk) in [("python", "plugrack.py"), ("node", "plugrack.mjs")] {
+            fs::copy(root().join("sdk").join(folder).join(sdk), to.join(sdk)).unwrap();
         }
         self
     }

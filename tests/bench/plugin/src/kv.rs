@@ -1,7 +1,7 @@
 //! The key-value store, used and timed by the plugin itself, so that what is measured is what a handler waits for.
 //! Each task answers with its figures as JSON.
 
-use plugrack::sdk::{Error, Kv, KvError, Write};
+use plugrack_sdk::{Error, Kv, KvError, Write};
 use std::thread;
 use std::time::{Duration, Instant};
 

@@ -5,7 +5,7 @@
 
 mod kv;
 
-use plugrack::sdk::{Error, Plugin, Request, Response};
+use plugrack_sdk::{Error, Plugin, Request, Response};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;

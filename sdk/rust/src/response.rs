@@ -59,7 +59,8 @@ impl Response {
     /// What the reader gives, such as a file, sent as it is read; status 200. A failing first read is answered with status 500. After a
     /// later one the client's response is cut short, and the connection serves the next request.
     ///
-    /// A read that takes long should end on [`Context::is_stopping`](super::Context::is_stopping).
+    /// A read that waits should do so with [`Cancellation::cancelled_within`](super::Cancellation::cancelled_within), and end when
+    /// that returns true.
     #[must_use]
     pub fn stream(content_type: &str, reader: impl Read + Send + 'static) -> Self {
         Self::of(content_type, Body::Stream(Box::new(reader)))
@@ -67,9 +68,20 @@ impl Response {
 
     /// Server-sent events, status 200. Each piece is sent as it is produced and should be one event, or several: `data: hello\n\n`.
     ///
-    /// The host cuts a stream that sends nothing for 60 s; a comment, `:\n\n`, keeps it alive. Between pieces the stream is ended
-    /// when the client has gone or the plugin is to stop. For that an iterator that waits may give an empty piece every second:
-    /// nothing is sent for it.
+    /// The host cuts a stream that sends nothing for 60 s; a comment, `:\n\n`, keeps it alive. The iterator is dropped between two
+    /// pieces once the client has gone or the plugin is to stop. An iterator that waits for its next event should do so with
+    /// [`Cancellation::cancelled_within`](super::Cancellation::cancelled_within):
+    ///
+    /// ```no_run
+    /// # use plugrack_sdk::{Plugin, Response};
+    /// # use std::time::Duration;
+    /// # let plugin = Plugin::new("a", "A", "1", "a", "/a");
+    /// plugin.serve(|request| {
+    ///     let cancellation = request.cancellation();
+    ///     let tick = move || (!cancellation.cancelled_within(Duration::from_secs(10))).then(|| b"data: tick\n\n".to_vec());
+    ///     Response::events(std::iter::from_fn(tick))
+    /// });
+    /// ```
     #[must_use]
     pub fn events<I>(pieces: I) -> Self
     where

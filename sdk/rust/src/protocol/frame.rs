@@ -378,7 +378,7 @@ mod tests {
     }
 
     fn vectors() -> Value {
-        serde_json::from_str(include_str!("../../tests/protocol/frames.json")).unwrap()
+        serde_json::from_str(include_str!("../../../../tests/protocol/frames.json")).unwrap()
     }
 
     #[test]

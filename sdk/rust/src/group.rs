@@ -166,7 +166,7 @@ mod tests {
 
     impl Groups {
         /// Returns once so many calls wait for groups to be led.
-        pub(in crate::sdk) fn wait_for(&self, calls: usize) {
+        pub(crate) fn wait_for(&self, calls: usize) {
             let deadline = Instant::now() + Duration::from_secs(20);
             while self.lock().gathering.iter().map(|group| group.calls.len()).sum::<usize>() < calls {
                 assert!(Instant::now() < deadline, "{calls} calls do not come");

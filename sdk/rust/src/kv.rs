@@ -211,7 +211,7 @@ impl Kv {
     /// Writes a value under conditions, and gives its revision.
     ///
     /// ```no_run
-    /// # use plugrack::sdk::{Kv, KvError, SetOptions};
+    /// # use plugrack_sdk::{Kv, KvError, SetOptions};
     /// # fn example(kv: &Kv) -> Result<(), KvError> {
     /// // Read, change, and write only if nobody has written meanwhile.
     /// if let Some(entry) = kv.get_entry("title")? {
@@ -250,7 +250,7 @@ impl Kv {
     /// A page of keys in byte order, 100 unless the limit says otherwise. It may hold fewer though there are more.
     ///
     /// ```no_run
-    /// # use plugrack::sdk::{Kv, KvError, ListOp};
+    /// # use plugrack_sdk::{Kv, KvError, ListOp};
     /// # fn example(kv: &Kv) -> Result<(), KvError> {
     /// let mut after = None;
     /// loop {

@@ -1,5 +1,6 @@
 //! What the host tells a plugin, and what a plugin may tell the host in return: that it cannot start.
 
+use super::cancel::Signal;
 use super::kv::Kv;
 #[cfg(feature = "license")]
 use crate::license::{self, License};
@@ -21,10 +22,12 @@ struct Inner {
     #[cfg(feature = "license")]
     granted: std::sync::OnceLock<License>,
     stopping: AtomicBool,
+    /// Wakes the handlers that wait for a cancellation.
+    signal: Arc<Signal>,
 }
 
 impl Context {
-    pub(super) fn new(init: Init) -> Self {
+    pub(super) fn new(init: Init, signal: Arc<Signal>) -> Self {
         let kv = Kv::new((&init.host_socket).into());
         Self(Arc::new(Inner {
             init,
@@ -32,6 +35,7 @@ impl Context {
             #[cfg(feature = "license")]
             granted: std::sync::OnceLock::new(),
             stopping: AtomicBool::new(false),
+            signal,
         }))
     }
 
@@ -110,6 +114,11 @@ impl Context {
 
     pub(super) fn stop(&self) {
         self.0.stopping.store(true, Ordering::Release);
+        self.0.signal.notify();
+    }
+
+    pub(super) fn signal(&self) -> &Signal {
+        &self.0.signal
     }
 }
 

@@ -19,14 +19,18 @@ A stream is a generator; each piece reaches the client as it is yielded:
     @plugin.http
     def clock(request):
         def events():
-            while not plugin.stopping.wait(1):
+            while not request.cancelled.wait(1):
                 yield f"data: {time.ctime()}\\n\\n"
         return plugrack.Response(events(), content_type="text/event-stream")
 
+`request.cancelled` is set once nobody waits for the answer any more. Wait on it in place of a sleep: a silent stream then
+ends as soon as its client has gone.
+
 Threads: every connection of the host is served by a thread of its own, one request after the other. There are up to 16
 connections, so handlers run side by side, and what they share needs a lock. `plugrack.Plugin(…, concurrency=1)` runs one
-handler at a time: an open stream then keeps every other request waiting, and a request the host has given up may still
-be running when the next one begins.
+handler at a time: an open stream then keeps every other request waiting. A request that the host has given up makes room
+for another, also while its handler still runs, so with 1 two handlers may run at once until the first notices it. At most
+twice `concurrency` handlers run.
 
 A proprietary plugin is given the public keys of its vendor, and its own release date. Its licence is then checked before
 the `init` handler runs, which finds in `context.granted` what the licence grants; where it does not hold, the plugin
@@ -49,6 +53,7 @@ import math
 import os
 import re
 import resource
+import select
 import socket
 import struct
 import sys
@@ -75,6 +80,8 @@ _STACK = 8_388_608  # bytes of a thread's stack where the system does not say: o
 _MEMORY_KEPT = 50_331_648  # bytes of a bounded memory that the stacks leave for everything else
 _SHORTAGE_PAUSE = 0.1  # seconds until the next try where files, memory or threads have run out
 _THREAD_TIME = 1.0  # seconds a connection waits for a thread; then it is closed, and the host takes another
+_ABANDONED_PATIENCE = 0.5  # seconds that new connections wait for abandoned handlers before the log says so
+_ABANDONED_TIME = 1.0  # seconds the exit waits for abandoned handlers: a third of the time the host gives a plugin to stop
 _SAY_EVERY = 60.0  # seconds between two lines in the log about the same shortage
 # What accept() fails with while the machine or the process is short of something, or for a peer that has gone.
 _SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED, errno.EPROTO,
@@ -299,6 +306,8 @@ class _Wire:
         self.watched = False  # whether the flusher has been told of it
         self._buffer = bytearray()
         self._seen = 0  # how far shutdown_waits() has looked ahead
+        self.cancelled = threading.Event()  # for the requests on this connection
+        self.ended = False  # whether `_notice_ends` has counted it as abandoned
 
     def send(self, head: Mapping[str, Any], body: bytes = b"") -> None:
         """Puts a frame behind those to be sent. They go out together: before anything more is waited for, or in a moment."""
@@ -361,12 +370,19 @@ class _Wire:
         except Disconnected:
             return False
 
-    def close(self) -> None:
+    def flush_last(self) -> None:
+        """Sends what there is to send, if anybody takes it."""
         try:
             self.flush()
         except Disconnected:
             pass
+
+    def close(self) -> None:
+        self.flush_last()
         self._sock.close()
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
 
     def _receive(self, flags: int = 0) -> bool:
         try:
@@ -487,6 +503,9 @@ class Request:
     mount: str  #: the plugin's route; links are made with it
     headers: Headers
     remote: str  #: the client's address, "" when it is not known
+    #: Set once nobody waits for the answer: the client has gone, its time has passed, or the plugin is to stop. `wait` on it
+    #: in place of a sleep. Do not set it.
+    cancelled: threading.Event
 
     def __init__(self, wire: _Wire, head: Mapping[str, Any], body: bytes) -> None:
         self.method = head["method"]
@@ -495,6 +514,7 @@ class Request:
         self.headers = Headers(map(tuple, head.get("headers", ())))
         self.query = head.get("query")
         self.remote = head.get("remote", "")
+        self.cancelled = wire.cancelled
         self._id = head["id"]
         self._wire = wire
         self._unread = body
@@ -1202,11 +1222,17 @@ class Plugin:
         self._handle_init: Callable[[Context], Any] = lambda context: None
         self._handle_kv: Callable[[str, str, bytes], Any] = self._kv_in_store
         self._ready = False
-        self._lock = threading.Lock()
-        self._connections = 0
+        self._changed = threading.Condition(threading.Lock())
+        # These are changed under the lock of `_changed`.
+        self._connections: Dict[int, _Wire] = {}  # those that threads serve, by file descriptor
+        self._abandoned = 0  # how many of these the host has closed, while a handler keeps their threads busy
+        self._at_limit = False  # whether no connection is accepted until a thread of an ended one is done
+        self._poll: Optional[select.epoll] = None  # the listener and the connections
+        self._listener = -1  # its file descriptor
         self._exit_code = 0
         self._ended = threading.Event()
         self._shortage = _Throttle()
+        self._overload = _Throttle()
 
     def http(self, handler: _Handler) -> _Handler:
         """Decorator: `handler(request)` answers the HTTP requests.
@@ -1259,12 +1285,26 @@ class Plugin:
         # A daemon, and the listener is not closed under it: nothing can wake it when the last connection has ended.
         threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
         self._ended.wait()
+        if self._exit_code == 0:
+            with self._changed:
+                self._changed.wait_for(lambda: self._abandoned == 0, _ABANDONED_TIME)
         sys.exit(self._exit_code)
 
     def _accept(self, listener: socket.socket) -> None:
+        """Accept connections, and notice when the host closes one whose thread is busy in a handler."""
         try:
+            self._poll = select.epoll()
+            self._listener = listener.fileno()
+            self._poll.register(self._listener, select.EPOLLIN)
+            timeout: Optional[float] = None
             while True:
-                self._accept_one(listener)
+                events = dict(self._poll.poll(timeout))
+                came = events.pop(self._listener, None) is not None
+                # Before accepting: a new connection may get the file descriptor of one that has ended.
+                self._notice_ends(events)
+                timeout = self._check_capacity(waited=not events and not came)
+                if came and not self._at_limit:
+                    self._accept_one(listener)
         except BaseException:
             # A plugin that accepts no connection must not seem to run: the host starts another.
             _log.exception("no more connections can be accepted")
@@ -1289,33 +1329,95 @@ class Plugin:
 
     def _serve_on_thread(self, sock: socket.socket) -> bool:
         """Serve a connection on a thread of its own; returns whether there is one."""
-        with self._lock:
-            self._connections += 1
+        number = sock.fileno()
         try:
-            threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
+            wire = _Wire(sock)
+            with self._changed:
+                self._connections[number] = wire
+                if self.stopping.is_set():
+                    wire.cancelled.set()
+            self._watch(number)
+            threading.Thread(target=self._serve, args=(wire,), daemon=True).start()
         except (RuntimeError, MemoryError) as error:
             self._shortage.error("cannot start a thread for a connection, and tries again (a smaller concurrency needs "
                                  "fewer): %s", error or "out of memory")
-            self._connection_ended()
+            with self._changed:
+                self._connections.pop(number, None)
             return False
         return True
 
-    def _connection_ended(self) -> None:
-        with self._lock:
-            self._connections -= 1
-            last = self._connections == 0
-        if last and self.stopping.is_set():
+    def _watch(self, number: int) -> None:
+        """Have `_accept` notice when the host closes a connection. With no event requested epoll still reports EPOLLHUP."""
+        try:
+            if self._poll:
+                self._poll.register(number, select.EPOLLONESHOT)
+        except OSError:
+            pass  # registered by an earlier try, or out of memory: then the handler notices when it reads or writes
+
+    def _notice_ends(self, numbers: Iterable[int]) -> None:
+        with self._changed:
+            for number in numbers:
+                wire = self._connections.get(number)
+                if wire and not wire.ended:
+                    wire.ended = True
+                    self._abandoned += 1
+                    wire.cancelled.set()
+        self._end_if_stopped()
+
+    def _connection_ended(self, wire: _Wire) -> None:
+        wire.flush_last()
+        with self._changed:
+            del self._connections[wire.fileno()]
+            wire.close()
+            if wire.ended:
+                self._abandoned -= 1
+            if self._at_limit and self._poll:
+                self._at_limit = False
+                self._poll.modify(self._listener, select.EPOLLIN)
+            self._changed.notify_all()
+        self._end_if_stopped()
+
+    def _check_capacity(self, waited: bool) -> Optional[float]:
+        """Stop accepting while abandoned handlers bring the connections to twice `concurrency`; start again below that.
+
+        Returns the time until the log is to say so, None if there is nothing to say or it has been said.
+        """
+        concurrency = int(self.metadata["concurrency"])
+        limit = 2 * concurrency
+        with self._changed:
+            abandoned = self._abandoned
+            is_new = not self._at_limit
+            self._at_limit = len(self._connections) >= limit and len(self._connections) - abandoned < concurrency
+            if not self._at_limit:
+                return None
+            if is_new and self._poll:
+                self._poll.modify(self._listener, 0)
+        if not waited:
+            return _ABANDONED_PATIENCE
+        self._overload.error(
+            "no connection is accepted until a handler ends: %s handlers still run for requests that the host has given up, "
+            f"and at most {limit} handlers run at once; handlers that wait should use request.cancelled.wait", abandoned)
+        return None
+
+    def _stop(self) -> None:
+        self.stopping.set()
+        with self._changed:
+            for wire in self._connections.values():
+                wire.cancelled.set()
+
+    def _end_if_stopped(self) -> None:
+        with self._changed:
+            live = len(self._connections) - self._abandoned
+        if live == 0 and self.stopping.is_set():
             self._end(0)
 
     def _end(self, exit_code: int) -> None:
         self._exit_code = exit_code
         self._ended.set()
 
-    def _serve(self, sock: socket.socket) -> None:
+    def _serve(self, wire: _Wire) -> None:
         """One connection, from its first message to its end."""
-        wire: Optional[_Wire] = None
         try:
-            wire = _Wire(sock)
             while self._serve_message(wire, *wire.read()):
                 pass
         except Disconnected:
@@ -1325,8 +1427,7 @@ class Plugin:
         except Exception:
             _log.exception("the connection is closed, and the answer under way is cut")
         finally:
-            (wire or sock).close()
-            self._connection_ended()
+            self._connection_ended(wire)
 
     def _serve_message(self, wire: _Wire, head: Dict[str, Any], body: bytes) -> bool:
         """Handle one message; returns whether the connection goes on."""
@@ -1342,7 +1443,7 @@ class Plugin:
         elif kind == "init":
             return self._serve_init(wire, head)
         elif kind == "shutdown":
-            self.stopping.set()
+            self._stop()
             return False
         else:
             raise _ProtocolError(f"a message of type {kind!r}")
@@ -1409,7 +1510,7 @@ class Plugin:
                     if more:
                         wire.flush()
                         if wire.shutdown_waits():
-                            self.stopping.set()
+                            self._stop()
         except (Disconnected, _ProtocolError):
             raise
         except Exception as error:

@@ -6,4 +6,4 @@ pub(crate) mod fields;
 pub mod frame;
 pub mod message;
 pub mod metadata;
-pub(crate) mod values;
+pub mod values;

@@ -14,8 +14,11 @@ pub(crate) fn whole(number: f64) -> Option<i128> {
     (number.fract() == 0.0 && number.abs() < BEYOND).then(|| whole(number))
 }
 
-/// An integer: in plain digits it stays exact; with a fraction or an exponent it has to be whole.
-pub(crate) fn integer<'de, T: TryFrom<i128>, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+/// Reads an integer for `#[serde(deserialize_with)]`. Plain digits stay exact; a number with a fraction or an exponent has to be whole.
+///
+/// # Errors
+/// When the value is not a number, is not whole, or does not fit `T`.
+pub fn integer<'de, T: TryFrom<i128>, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
     // Asks for a float: for a `flatten`, serde buffers values and refuses a buffered float where an integer is asked for. Plain digits
     // still reach the visitor as integers.
     deserializer.deserialize_f64(Integer(PhantomData))

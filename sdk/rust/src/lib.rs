@@ -1,9 +1,9 @@
-//! The Rust SDK: what a plugin written in Rust needs, on the standard library's threads and blocking sockets.
+//! The Rust SDK of plugrack, a self-hosted plugin host: all that a plugin in Rust needs, on threads and blocking sockets.
 //!
 //! A plugin describes itself, and serves:
 //!
 //! ```no_run
-//! use plugrack::sdk::{Error, Plugin, Request, Response};
+//! use plugrack_sdk::{Error, Plugin, Request, Response};
 //! use std::process::ExitCode;
 //!
 //! fn main() -> ExitCode {
@@ -22,38 +22,49 @@
 //! A handler may return anything that is [`IntoResponse`]: text, bytes, a status with either, or a `Result` of these.
 //! What it needs from the host it has from its [`Context`]: the operator's settings, its directory, its key-value store.
 //!
+//! A handler that waits, and a response that streams, should wait with [`Request::cancelled_within`] or [`Cancellation`]: both return
+//! as soon as nobody waits for the answer any more. A request that the host has given up makes room for another, also while its
+//! handler still runs; at most twice the [concurrency](Plugin::concurrency) handlers run.
+//!
 //! A proprietary plugin is [`licensed`](Plugin::licensed), which needs the feature `license`; [`Context::granted`] has what its
 //! licence grants.
 //!
-//! Standard output and standard error both go to the plugin's log. With the crate's default features off this module is all
-//! that is compiled besides [`crate::protocol`].
+//! Standard output and standard error both go to the plugin's log.
+//!
+//! The [`protocol`] and, with the feature `license`, the licences of proprietary plugins are here too, for the host has both from
+//! this crate.
 
 mod answer;
+mod cancel;
 mod connection;
 mod context;
 mod dispatch;
 mod group;
 mod kv;
 #[cfg(feature = "license")]
+pub mod license;
+#[cfg(feature = "license")]
 mod licensed;
 mod operation;
 mod outbox;
 mod plugin;
 mod pool;
+pub mod protocol;
 mod request;
 mod response;
 mod server;
 #[cfg(test)]
 mod tests;
 
-#[cfg(feature = "license")]
-pub use crate::license::{License, Standing};
-pub use crate::protocol::message::{HostInfo, ListOp, WriteOutcome};
-pub use crate::protocol::metadata::Metadata;
+pub use cancel::Cancellation;
 pub use context::{Context, Refusal};
 pub use kv::{Entry, Kv, KvError, Listed, Page, SetOptions, Write};
+#[cfg(feature = "license")]
+pub use license::{License, Standing};
 pub use operation::{Operation, Outcome};
 pub use plugin::Plugin;
+pub use protocol::message::{HostInfo, ListOp, WriteOutcome};
+pub use protocol::metadata::Metadata;
 pub use request::{BodyError, Request};
 pub use response::{IntoResponse, Response};
 

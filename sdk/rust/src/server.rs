@@ -1,5 +1,6 @@
-//! The running plugin: accepts connections, a thread each, and knows when it is over.
+//! The running plugin: accepts connections, a thread each, watches for their ends, and knows when to exit.
 
+use super::cancel::Signal;
 use super::connection::{Connection, End};
 use super::context::{Context, Refusal};
 use super::kv::KvError;
@@ -9,8 +10,12 @@ use super::request::Request;
 use super::response::Response;
 use super::{Error, dispatch, log};
 use crate::protocol::message::{Failure, Init, Ready};
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::io::Errno;
+use std::collections::HashMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -27,6 +32,19 @@ const THREAD_TIME: Duration = Duration::from_secs(1);
 
 /// Time between two lines in the log about a shortage.
 const SAY_EVERY: Duration = Duration::from_secs(60);
+
+/// How long new connections wait for abandoned handlers before the log says so. A handler that heeds its cancellation ends sooner.
+const ABANDONED_PATIENCE: Duration = Duration::from_millis(500);
+
+/// How long the exit waits for abandoned handlers: a third of the time that the host gives a plugin to stop.
+const ABANDONED_TIME: Duration = Duration::from_secs(1);
+
+/// Stack of the thread that watches connections, in bytes. It runs no code of the plugin, and stacks count against the plugin's
+/// memory limit.
+const WATCHER_STACK: usize = 64 * 1024;
+
+/// Ends of connections that one call of `epoll_wait` reports. More are reported by the next call.
+const ENDS_AT_ONCE: usize = 64;
 
 /// What accepting fails with while the machine or the process is short of something, or for a peer that has gone.
 const SHORTAGES: [Errno; 8] =
@@ -50,6 +68,9 @@ pub(super) struct Server {
     /// Whether `init` has come, which it does once.
     initialized: AtomicBool,
     flusher: Arc<Flusher>,
+    /// Every open connection, by its number.
+    epoll: OwnedFd,
+    signal: Arc<Signal>,
     /// There once the plugin is ready.
     context: OnceLock<Context>,
     state: Mutex<State>,
@@ -58,23 +79,36 @@ pub(super) struct Server {
 
 #[derive(Default)]
 struct State {
-    /// Connections being served.
-    open: usize,
+    /// The connections that threads serve, by number, and whether the host has closed each. Numbers are never reused, unlike file
+    /// descriptors.
+    connections: HashMap<u64, Arc<AtomicBool>>,
+    /// How many of them the host has closed. Their threads still run, busy in a handler.
+    abandoned: usize,
+    next_number: u64,
     /// How to exit, where that does not wait for the connections to end.
     failed: Option<ExitCode>,
 }
 
+impl State {
+    /// Connections that the host has not closed.
+    fn live(&self) -> usize {
+        self.connections.len() - self.abandoned
+    }
+}
+
 impl Server {
-    pub(super) fn new(concurrency: u32, handlers: Handlers) -> Self {
-        Self {
+    pub(super) fn new(concurrency: u32, handlers: Handlers) -> io::Result<Self> {
+        Ok(Self {
             handlers,
             concurrency: usize::try_from(concurrency).unwrap_or(usize::MAX),
             initialized: AtomicBool::new(false),
             flusher: Arc::default(),
+            epoll: epoll::create(CreateFlags::CLOEXEC)?,
+            signal: Arc::default(),
             context: OnceLock::new(),
             state: Mutex::default(),
             changed: Condvar::new(),
-        }
+        })
     }
 
     /// Serves until the plugin has to exit. The accepting thread is then left behind, for the process to end with.
@@ -88,25 +122,32 @@ impl Server {
             log(format_args!("cannot accept connections: {error}"));
             acceptor.fail(ExitCode::FAILURE);
         });
-        if let Err(error) = flushing.and(accepting) {
+        let watcher = Arc::clone(&server);
+        let watching = thread::Builder::new().name("watch".to_owned()).stack_size(WATCHER_STACK).spawn(move || {
+            let error = watcher.watch();
+            log(format_args!("cannot watch connections: {error}"));
+            watcher.fail(ExitCode::FAILURE);
+        });
+        if let Err(error) = flushing.and(accepting).and(watching) {
             log(format_args!("cannot start a thread: {error}"));
             return ExitCode::FAILURE;
         }
-        let stopped = |state: &State| state.open == 0 && server.context().is_some_and(Context::is_stopping);
+        let stopped = |state: &State| state.live() == 0 && server.context().is_some_and(Context::is_stopping);
         let state = server
             .changed
             .wait_while(server.lock(), |state| state.failed.is_none() && !stopped(state))
             .unwrap_or_else(PoisonError::into_inner);
+        let ending = |state: &mut State| state.failed.is_none() && state.abandoned > 0;
+        let (state, _) = server.changed.wait_timeout_while(state, ABANDONED_TIME, ending).unwrap_or_else(PoisonError::into_inner);
         state.failed.unwrap_or(ExitCode::SUCCESS)
     }
 
-    /// Accepts connections for ever, never more at once than the plugin's concurrency: where the host has given up on one that is
-    /// still busy, the next has to wait for it. A want of files, memory or threads is waited out.
+    /// Accepts connections for ever, each once [`Server::wait_for_capacity`] allows it. A want of files, memory or threads is waited out.
     fn accept(self: &Arc<Self>, listener: &UnixListener) -> io::Error {
         let mut shortage = Throttle::default();
+        let mut overload = Throttle::default();
         loop {
-            let full = |state: &mut State| state.open >= self.concurrency;
-            drop(self.changed.wait_while(self.lock(), full));
+            self.wait_for_capacity(&mut overload);
             match listener.accept() {
                 Ok((stream, _)) => self.serve_on_thread(stream, &mut shortage),
                 Err(error) if is_shortage(&error) => {
@@ -116,6 +157,49 @@ impl Server {
                 }
                 Err(error) => return error,
             }
+        }
+    }
+
+    /// Waits until fewer connections are open than the plugin's concurrency allows. A connection that the host has closed does not
+    /// count, even while its handler still runs. All handlers together are at most twice the concurrency.
+    fn wait_for_capacity(&self, overload: &mut Throttle) {
+        let at_limit = |state: &mut State| state.live() < self.concurrency && state.connections.len() >= 2 * self.concurrency;
+        loop {
+            let full = |state: &mut State| state.live() >= self.concurrency;
+            let state = self.changed.wait_while(self.lock(), full).unwrap_or_else(PoisonError::into_inner);
+            let (mut state, _) =
+                self.changed.wait_timeout_while(state, ABANDONED_PATIENCE, at_limit).unwrap_or_else(PoisonError::into_inner);
+            if !at_limit(&mut state) {
+                return;
+            }
+            let (abandoned, limit) = (state.abandoned, 2 * self.concurrency);
+            overload.log(format_args!(
+                "no connection is accepted until a handler ends: {abandoned} handlers still run for requests that the host has given \
+                 up, and at most {limit} handlers run at once; handlers that wait should use Request::cancelled_within"
+            ));
+            drop(self.changed.wait_while(state, at_limit));
+        }
+    }
+
+    /// Records, for ever, which connections the host has closed. Handlers that neither read nor write depend on it.
+    fn watch(&self) -> io::Error {
+        let mut events: Vec<Event> = Vec::with_capacity(ENDS_AT_ONCE);
+        loop {
+            events.clear();
+            match epoll::wait(&self.epoll, spare_capacity(&mut events), None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return error.into(),
+            }
+            let mut state = self.lock();
+            for event in &events {
+                let number = event.data.u64();
+                if state.connections.get(&number).is_some_and(|ended| !ended.swap(true, Ordering::AcqRel)) {
+                    state.abandoned += 1;
+                }
+            }
+            drop(state);
+            self.signal.notify();
+            self.changed.notify_all();
         }
     }
 
@@ -164,7 +248,7 @@ impl Server {
             return Err(End::Fault("init came twice".to_owned()));
         }
         let id = init.id;
-        let context = Context::new(init);
+        let context = Context::new(init, Arc::clone(&self.signal));
         let (code, message, exit) = match catch_unwind(AssertUnwindSafe(|| (self.handlers.init)(&context))) {
             Ok(Ok(())) => {
                 self.context.get_or_init(|| context);
@@ -216,29 +300,52 @@ impl Throttle {
     }
 }
 
-/// A connection's place among those being served. It is given back when this is dropped, so also when a stream panics.
-struct Slot(Arc<Server>);
+/// A connection's record among those being served. It is removed when this is dropped, so also when a stream panics.
+struct Slot {
+    server: Arc<Server>,
+    number: u64,
+    ended: Arc<AtomicBool>,
+}
 
 impl Slot {
     fn take(server: &Arc<Server>) -> Self {
-        server.lock().open += 1;
-        Self(Arc::clone(server))
+        let ended = Arc::<AtomicBool>::default();
+        let mut state = server.lock();
+        let number = state.next_number;
+        state.next_number += 1;
+        state.connections.insert(number, Arc::clone(&ended));
+        drop(state);
+        Self { server: Arc::clone(server), number, ended }
     }
 
     fn serve(self, stream: UnixStream) {
-        // The stream is closed before the place is given back: locals go first.
-        let mut connection = Connection::new(stream, Arc::clone(&self.0.flusher));
-        if let Err(End::Fault(reason)) = dispatch::serve(&self.0, &mut connection) {
+        // The stream is closed before the record is removed: locals go first.
+        let stream = Arc::new(stream);
+        // Even with no event requested, epoll reports EPOLLHUP once the host has closed its end. If the registration fails for want
+        // of memory, the handler notices the end when it reads or writes.
+        let events = EventFlags::ONESHOT;
+        let watched = epoll::add(&self.server.epoll, &*stream, EventData::new_u64(self.number), events).is_ok();
+        let mut connection = Connection::new(Arc::clone(&stream), Arc::clone(&self.server.flusher), Arc::clone(&self.ended));
+        if let Err(End::Fault(reason)) = dispatch::serve(&self.server, &mut connection) {
             log(format_args!("a connection is closed: {reason}"));
             // What was answered before the fault may still be wanted.
             drop(connection.flush());
+        }
+        if watched {
+            // The flusher may still hold the stream, and epoll watches it until the last owner has closed it.
+            epoll::delete(&self.server.epoll, &*stream).ok();
         }
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.0.lock().open -= 1;
-        self.0.changed.notify_all();
+        let mut state = self.server.lock();
+        state.connections.remove(&self.number);
+        if self.ended.load(Ordering::Acquire) {
+            state.abandoned -= 1;
+        }
+        drop(state);
+        self.server.changed.notify_all();
     }
 }

@@ -1,5 +1,7 @@
 //! The SDK against a host that speaks raw frames.
 
+mod cancel;
+
 use super::{BodyError, Error, Kv, KvError, ListOp, Operation, Outcome, Plugin, Refusal, Request, Response, SetOptions, Write};
 use crate::protocol::frame::{FrameReader, ReadError, encode};
 use crate::protocol::message::{MAX_BODY, WriteOutcome};
@@ -230,7 +232,7 @@ fn a_plugin_that_cannot_start_says_why() {
 
 /// The vectors of frames for which this receiver closes its connection, at one of these places, and those of any receiver.
 fn invalid_frames(receiver: &str, places: &[&str]) -> Vec<(String, Option<String>, Vec<u8>)> {
-    let vectors: Value = serde_json::from_str(include_str!("../../tests/protocol/frames.json")).unwrap();
+    let vectors: Value = serde_json::from_str(include_str!("../../../tests/protocol/frames.json")).unwrap();
     let due = |case: &&Value| case["to"] == "any" || case["to"] == receiver && places.iter().any(|place| case["place"] == *place);
     let cases = vectors["invalid"].as_array().unwrap().iter().filter(due);
     let bytes = |hex: &str| (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect();

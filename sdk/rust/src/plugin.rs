@@ -59,6 +59,9 @@ impl Plugin {
 
     /// How many requests are handled at once, each on a thread of its own: 1–256. Unless set it is 16, or as many as the operator's
     /// `--plugin-memory` has room for. An open stream counts as one; with 1 it keeps every other request waiting.
+    ///
+    /// A request that the host has given up makes room for another, also while its handler still runs. So with 1 two handlers may run
+    /// at once until the first notices its [`Cancellation`](super::Cancellation). At most twice this number run.
     #[must_use]
     pub fn concurrency(mut self, connections: u32) -> Self {
         self.metadata.concurrency = connections;
@@ -90,7 +93,7 @@ impl Plugin {
     /// A [`Refusal`] ends the plugin, and the operator is shown its reason.
     ///
     /// ```no_run
-    /// # use plugrack::sdk::{Plugin, Refusal};
+    /// # use plugrack_sdk::{Plugin, Refusal};
     /// # let plugin = Plugin::new("a", "A", "1", "a", "/a");
     /// plugin.on_init(|context| match context.config().get("title") {
     ///     Some(_) => Ok(()),
@@ -111,7 +114,7 @@ impl Plugin {
     /// Each key is its name and its text, as `plugrack license keygen` prints them. Keep those whose licences are still good.
     ///
     /// ```should_panic
-    /// # use plugrack::sdk::Plugin;
+    /// # use plugrack_sdk::Plugin;
     /// # let plugin = Plugin::new("a", "A", "1", "a", "/a");
     /// plugin.licensed(&[("acme-2026a", "k4.public.…")], "2026-11-02");
     /// ```
@@ -133,7 +136,7 @@ impl Plugin {
     /// operation is performed as it is. A [`KvError::Refused`] reaches the operator with its code and message.
     ///
     /// ```no_run
-    /// # use plugrack::sdk::{KvError, Operation, Plugin};
+    /// # use plugrack_sdk::{KvError, Operation, Plugin};
     /// # let plugin = Plugin::new("a", "A", "1", "a", "/a");
     /// plugin.on_kv(|context, operation| match operation {
     ///     Operation::Set { key: "color", value } if value != b"red" => Err(KvError::refused("bad_color", "only red will do")),
@@ -179,7 +182,13 @@ impl Plugin {
         let http = Box::new(move |request: &mut Request<'_>| handler(request).into_response());
         let concurrency = self.metadata.concurrency;
         let (init, kv) = self.start();
-        Server::new(concurrency, Handlers { init, kv, http }).run(listener)
+        match Server::new(concurrency, Handlers { init, kv, http }) {
+            Ok(server) => server.run(listener),
+            Err(error) => {
+                log(format_args!("cannot watch connections: {error}"));
+                ExitCode::FAILURE
+            }
+        }
     }
 
     /// What is done at the start, and for the operator's requests.

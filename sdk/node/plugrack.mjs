@@ -9,6 +9,14 @@
  *     plugin.onHttp(async (request) => `Hello, ${request.params.get('name') ?? 'world'}!\n`);
  *     plugin.run();
  *
+ * `request.signal` is an AbortSignal that aborts once nobody waits for the answer any more. Pass it to what waits, so that a
+ * silent stream ends as soon as its client has gone:
+ *
+ *     for await (const _ of setInterval(1000, null, { signal: request.signal })) yield 'data: tick\n\n';
+ *
+ * A request that the host has given up makes room for another, also while its handler still runs: with `concurrency` 1 two
+ * handlers may run at once until the first heeds its signal. At most twice `concurrency` handlers run.
+ *
  * A proprietary plugin is given the public keys of its vendor, and its own release date. Its licence is then checked before
  * `onInit` runs, which finds in `context.granted` what the licence grants; where it does not hold, the plugin says what to do
  * and ends:
@@ -32,6 +40,8 @@ const BODY_LIMIT = 1048576; // what reading a whole body takes unless told other
 const LIST_PAGE = 1000;
 const CONCURRENCY = 16; // requests at once unless told otherwise, so that a few streams leave room for others
 const SHORTAGE_PAUSE = 100; // until the next try where files or memory have run out
+const ABANDONED_PATIENCE = 500; // new connections wait this long for abandoned handlers before the log says so
+const ABANDONED_TIME = 1000; // the exit waits this long for abandoned handlers: a third of the time the host gives a plugin to stop
 const SAY_EVERY = 60_000; // between two lines in the log about the same shortage
 const SHORTAGES = new Set(['EMFILE', 'ENFILE', 'ENOMEM', 'ENOBUFS', 'ECONNABORTED', 'EPROTO', 'EAGAIN']);
 const EXIT_FAILED = 1;
@@ -401,7 +411,10 @@ class HttpRequest {
     this.headers = new HeaderList(head.headers ?? []);
     /** The client's address; empty when it is not known. */
     this.remote = head.remote ?? '';
-    /** An AbortSignal: the client has gone, or the plugin is stopping. A stream without an end ends on it. */
+    /**
+     * An AbortSignal: the client has gone, the time for the answer has passed, or the plugin is to stop. While more than 1 MiB of
+     * the body waits unread, the end of the connection is not noticed.
+     */
     this.signal = signal;
     this.#body = body;
   }
@@ -528,6 +541,58 @@ function release(stream) {
 
 // The connections from the host ----------------------------------------------------------------------------------------
 
+/** Counts the connections that are served. One that the host has closed counts until its handler has ended too. */
+class Capacity {
+  #concurrency;
+  #live = 0;
+  #abandoned = 0;
+  #timer = null;
+  #complain = throttled('no connection is served until a handler ends');
+
+  constructor(concurrency) {
+    this.#concurrency = concurrency;
+  }
+
+  /** The connections that the host has closed while their handlers still run. */
+  get abandoned() {
+    return this.#abandoned;
+  }
+
+  get #isUsedUp() {
+    return this.#live + this.#abandoned >= 2 * this.#concurrency && this.#live < this.#concurrency;
+  }
+
+  /** Whether a new connection has to wait for an abandoned handler. Says so in the log if that lasts. */
+  mustWait() {
+    if (this.#isUsedUp) this.#timer ??= setTimeout(() => this.#say(), ABANDONED_PATIENCE);
+    return this.#isUsedUp;
+  }
+
+  #say() {
+    this.#timer = null;
+    if (!this.#isUsedUp) return;
+    const message =
+      `${this.#abandoned} handlers still run for requests that the host has given up, and at most ` +
+      `${2 * this.#concurrency} handlers run at once; handlers that wait should heed request.signal`;
+    this.#complain({ message });
+  }
+
+  enter() {
+    this.#live++;
+  }
+
+  /** A connection has ended before its handler. */
+  abandon() {
+    this.#live--;
+    this.#abandoned++;
+  }
+
+  leave(abandoned) {
+    if (abandoned) this.#abandoned--;
+    else this.#live--;
+  }
+}
+
 /**
  * One connection from the host, served one request at a time.
  *
@@ -541,6 +606,8 @@ class Connection {
   #queue = [];
   #queued = 0;
   #closed = false;
+  #served = false; // counted by the session's capacity
+  #abandoned = false; // counted there as one whose handler still runs
   #stopping = false;
   #controller = null; // of the request under way
   #arrived = null; // wakes who waits for a frame
@@ -548,7 +615,7 @@ class Connection {
 
   /**
    * @param {import('node:net').Socket} socket
-   * @param {{handlers: object, license: (context: object) => License | null, connections: Set<Connection>,
+   * @param {{handlers: object, license: (context: object) => License | null, connections: Set<Connection>, capacity: Capacity,
    *   initialized: boolean, ready: boolean, stopping: boolean}} session what the connections of a process share
    */
   constructor(socket, session) {
@@ -562,12 +629,40 @@ class Connection {
     socket.on('close', () => {
       this.#close();
       session.connections.delete(this);
-      if (session.stopping && session.connections.size === 0) process.exit(0);
+      this.#exitIfStopped();
     });
-    this.#serve().catch((error) => {
+    this.#serveWithinCapacity().catch((error) => {
       if (!this.#closed || error?.name !== 'AbortError') console.error(error);
       this.#close();
     });
+  }
+
+  async #serveWithinCapacity() {
+    const { capacity, connections } = this.#session;
+    while (!this.#closed && capacity.mustWait()) await this.#change();
+    if (this.#closed) return;
+    this.#served = true;
+    capacity.enter();
+    try {
+      await this.#serve();
+    } finally {
+      this.#served = false;
+      capacity.leave(this.#abandoned);
+      for (const connection of connections) connection.#arrived?.();
+      this.#exitIfStopped();
+    }
+  }
+
+  #exitIfStopped() {
+    const { stopping, connections, capacity } = this.#session;
+    if (!stopping || connections.size > 0) return;
+    if (capacity.abandoned === 0) process.exit(0);
+    setTimeout(process.exit, ABANDONED_TIME, 0);
+  }
+
+  /** Resolves when a frame has come, the connection has ended, or another one has. */
+  #change() {
+    return new Promise((resolve) => (this.#arrived = resolve));
   }
 
   #receive(chunk) {
@@ -591,7 +686,7 @@ class Connection {
   /** Resolves to the next frame, or to undefined at the end of the connection. */
   async #next() {
     while (this.#queue.length === 0 && !this.#closed) {
-      await new Promise((resolve) => (this.#arrived = resolve));
+      await this.#change();
     }
     const frame = this.#queue.shift();
     this.#queued -= frame?.size ?? 0;
@@ -609,6 +704,10 @@ class Connection {
   #close() {
     if (this.#closed) return;
     this.#closed = true;
+    if (this.#served) {
+      this.#abandoned = true;
+      this.#session.capacity.abandon();
+    }
     this.#queue.length = 0;
     this.#socket.destroy();
     this.#controller?.abort();
@@ -1366,7 +1465,7 @@ export class Plugin {
    * @param {string} metadata.icon an emoji, or a `data:image/…` URI
    * @param {string} metadata.route such as `/notes`
    * @param {number} [metadata.concurrency] how many requests to serve at once, 1 to 256, and 16 unless given; an open stream
-   *   counts as one. With 1 a handler is not called before the one under way has answered
+   *   counts as one. With 1 a handler is not called before the one under way has answered, or its request was given up
    * @param {string} [metadata.description]
    * @param {string} [metadata.author]
    * @param {string} [metadata.homepage]
@@ -1447,7 +1546,8 @@ export class Plugin {
       console.error(`${this.#metadata.id}: PLUGRACK_SOCKET is not set: plugrack starts this plugin. Try --metadata.`);
       process.exit(EXIT_USAGE);
     }
-    const state = { connections: new Set(), initialized: false, ready: false, stopping: false };
+    const capacity = new Capacity(this.#metadata.concurrency);
+    const state = { connections: new Set(), capacity, initialized: false, ready: false, stopping: false };
     const session = { handlers: this.#handlers, license: this.#license, ...state };
     listen(path, (socket) => new Connection(socket, session));
   }

@@ -10,6 +10,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// Replies are written once they have come to so many bytes, even while more requests are at hand.
 const BATCH: usize = 64 * 1024;
@@ -80,14 +81,15 @@ pub(super) struct Connection {
     /// Replies not yet written.
     out: Arc<Outbox>,
     flusher: Arc<Flusher>,
+    /// Whether the host has closed the connection, as the server's watcher sees it.
+    ended: Arc<AtomicBool>,
 }
 
 impl Connection {
-    pub(super) fn new(stream: UnixStream, flusher: Arc<Flusher>) -> Self {
-        let stream = Arc::new(stream);
+    pub(super) fn new(stream: Arc<UnixStream>, flusher: Arc<Flusher>, ended: Arc<AtomicBool>) -> Self {
         let out = Arc::new(Outbox::new(Arc::clone(&stream)));
         let reader = FrameReader::new(Shared(stream));
-        Self { reader, ahead: VecDeque::new(), is_ending: false, body: Vec::new(), out, flusher }
+        Self { reader, ahead: VecDeque::new(), is_ending: false, body: Vec::new(), out, flusher, ended }
     }
 
     /// The next message, whose head is put in place of what is in `head`; its body is then [`Connection::body`]. Replies are written
@@ -121,6 +123,10 @@ impl Connection {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    pub(super) fn ended(&self) -> &Arc<AtomicBool> {
+        &self.ended
     }
 
     /// The body of the message received last.

@@ -1,11 +1,14 @@
 //! A web request.
 
+use super::cancel::Cancellation;
 use super::connection::{Connection, End};
 use super::context::Context;
 use super::kv::Kv;
 use super::log;
 use crate::protocol::message::{Data, Failure, Http, Message, Response};
 use std::io::{self, Read};
+use std::sync::Arc;
+use std::time::Duration;
 
 /// A web request for the plugin's route. Its body is what it [`Read`]s, or [`Request::read_body`] as a whole.
 ///
@@ -105,6 +108,24 @@ impl<'a> Request<'a> {
     #[must_use]
     pub fn stopping(&self) -> bool {
         self.context.is_stopping()
+    }
+
+    /// Whether nobody waits for the answer any more, or the plugin is to stop: long work should end then. See [`Cancellation`].
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.cancellation().is_cancelled()
+    }
+
+    /// Waits until the request is cancelled, at most for `time`, and returns whether it is. Use it in place of a sleep.
+    #[must_use]
+    pub fn cancelled_within(&self, time: Duration) -> bool {
+        self.cancellation().cancelled_within(time)
+    }
+
+    /// The same for a response that streams, whose reader or iterator outlives the handler.
+    #[must_use]
+    pub fn cancellation(&self) -> Cancellation {
+        Cancellation::new(Arc::clone(self.connection.ended()), self.context.clone())
     }
 
     /// The body, or what is left of it, of at most `limit` bytes.
