@@ -8,7 +8,7 @@ use crate::http::parse::fuzzing::LIMITS;
 use crate::http::parse::request_head;
 use crate::protocol::frame::{FrameReader, encode};
 use crate::protocol::message::{Http, KvOp, Message};
-use crate::route::{Routes, Target};
+use crate::plugins::routes::{Routes, Target};
 use crate::store::Store;
 use crate::store::kv::Limits;
 use std::hint::black_box;

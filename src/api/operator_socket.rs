@@ -4,8 +4,9 @@
 //! requests of the network, so that the operator is answered when clients have taken everything.
 
 use super::Api;
-use crate::pause::pause;
-use crate::{room, unix_socket};
+use crate::util::pause::pause;
+use crate::system::rlimits;
+use crate::system::unix_socket;
 use anyhow::Result;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use std::io;
@@ -65,7 +66,7 @@ pub(crate) fn serve(api: &Arc<Api>, path: PathBuf) -> Result<Receiver<()>> {
 }
 
 fn start(path: &Path) -> Result<Server> {
-    room::spare_threads(LIBRARY_THREADS)?;
+    rlimits::spare_threads(LIBRARY_THREADS)?;
     let listener = UnixListener::from(unix_socket::listen(path, MODE)?);
     listener.set_nonblocking(false)?;
     Server::from_listener(listener, None).map_err(|error| anyhow::Error::from(io::Error::other(error.to_string())))

@@ -1,17 +1,17 @@
 //! Plugins as the operator is shown them.
 
 use crate::http::request_end::TrafficCounts;
-use crate::discovery::Outlook;
+use crate::plugins::discovery::Outlook;
 use crate::license::{Claims, unverified};
-use crate::memory;
-use crate::plugin::{End, Plugin, State, Status};
+use crate::process::oom;
+use crate::plugins::plugin::{End, Plugin, State, Status};
 use crate::protocol::metadata::Metadata;
-use crate::rack::{Entry, Rack, Rejected};
-use crate::standing::{LicenseStatus, shown, standing};
+use crate::plugins::registry::{Entry, Rack, Rejected};
+use crate::licensing::status::{LicenseStatus, shown, standing};
 use crate::store::events::Event;
 use crate::store::licenses::Given;
 use crate::store::{StoreError, now_ms};
-use crate::utc;
+use crate::util::utc;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -130,7 +130,7 @@ struct Process {
 pub(crate) fn list(rack: &Rack) -> Vec<Summary> {
     // Where they cannot be read the plugins are shown all the same.
     let tokens = rack.host().store.licenses().unwrap_or_default();
-    let memory = memory::by_session();
+    let memory = oom::by_session();
     let summary = |(file, entry)| match entry {
         Entry::Accepted { plugin, .. } => {
             let token = tokens.get(plugin.id()).map(String::as_str);
@@ -153,7 +153,7 @@ pub(crate) fn one(rack: &Rack, id: &str, base: Option<&str>) -> Result<Option<De
             let token = rack.host().store.license(plugin.id())?;
             let (advice, last_end) = (plugin.advice(&status), status.last_end.as_deref().map(last_end));
             Details {
-                summary: accepted(rack, file, plugin, status, token.as_deref(), &memory::by_session()),
+                summary: accepted(rack, file, plugin, status, token.as_deref(), &oom::by_session()),
                 metadata: Some(plugin.metadata.clone()),
                 url: base.map(|base| format!("{base}{}", plugin.metadata.route)),
                 advice,

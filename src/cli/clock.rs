@@ -2,9 +2,9 @@
 
 use super::console::{Console, fields, word};
 use super::instance;
-use crate::client::ClientError;
+use crate::cli::api_client::ClientError;
 use crate::store::now_ms;
-use crate::time_mark::{CLOCK_NOT_SET, Clocks, TimeMark};
+use crate::licensing::clock::{CLOCK_NOT_SET, Clocks, TimeMark};
 use anyhow::{Context, Result};
 use clap::Subcommand;
 use serde_json::Value;

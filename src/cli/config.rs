@@ -1,8 +1,8 @@
 //! `plugrack config`: the settings that plugins are started with.
 
 use super::console::{Console, Given, NOT_FOUND, failure};
-use crate::client::segment;
-use crate::text;
+use crate::cli::api_client::segment;
+use crate::util::escape;
 use anyhow::{Context, Result};
 use clap::Subcommand;
 use serde::de::IgnoredAny;
@@ -50,9 +50,9 @@ impl Config {
                     }
                 };
                 console.print(setting, |setting| match setting {
-                    Value::String(string) if raw => format!("{}\n", text::shown(string)),
-                    Value::Object(_) if key.is_none() => text::shown_json(&format!("{setting:#}\n")),
-                    _ => text::shown_json(&format!("{setting}\n")),
+                    Value::String(string) if raw => format!("{}\n", escape::shown(string)),
+                    Value::Object(_) if key.is_none() => escape::shown_json(&format!("{setting:#}\n")),
+                    _ => escape::shown_json(&format!("{setting}\n")),
                 })
             }
             Self::Set { id, key, value } => {

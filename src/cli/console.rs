@@ -1,11 +1,11 @@
 //! What every command shares: where the host is, and how an answer or an error is printed.
 
-use crate::client::{ApiClient, ClientError};
-use crate::data_dir::DataDir;
+use crate::cli::api_client::{ApiClient, ClientError};
+use crate::system::data_dir::DataDir;
 use crate::license::Refusal;
-use crate::standing::for_people;
-use crate::text;
-use crate::utc;
+use crate::licensing::status::for_people;
+use crate::util::escape;
+use crate::util::utc;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use clap::builder::styling::{AnsiColor, Style};
@@ -70,7 +70,7 @@ impl Console {
 
     /// Prints an answer of the API: the JSON itself, or the text that `plain` makes of it.
     pub(super) fn print(&self, answer: &Value, plain: impl FnOnce(&Value) -> String) -> Result<()> {
-        print(&if self.json { text::shown_json(&format!("{answer:#}\n")) } else { plain(answer) })
+        print(&if self.json { escape::shown_json(&format!("{answer:#}\n")) } else { plain(answer) })
     }
 
     /// Has the operator type a word before something that cannot be undone.
@@ -108,8 +108,8 @@ impl Console {
         }
         let line = match id {
             _ if self.json => error_line(id, code, &message),
-            Some(id) if !message.contains(id) => format!("plugrack: {id}: {}", text::shown(&message)),
-            _ => format!("plugrack: {}", text::shown(&message)),
+            Some(id) if !message.contains(id) => format!("plugrack: {id}: {}", escape::shown(&message)),
+            _ => format!("plugrack: {}", escape::shown(&message)),
         };
         // Where standard error is gone there is nobody to tell.
         drop(writeln!(io::stderr(), "{line}"));
@@ -166,7 +166,7 @@ pub(super) fn error_line(id: Option<&str>, code: &str, message: &str) -> String 
     if let Some(id) = id {
         error["id"] = id.into();
     }
-    text::shown_json(&json!({ "error": error }).to_string())
+    escape::shown_json(&json!({ "error": error }).to_string())
 }
 
 /// Columns of the terminal that output goes to; none where it goes elsewhere.
@@ -248,7 +248,7 @@ impl Given {
 
 /// A JSON string's text, fit to be shown; empty for a value that is no string.
 pub(super) fn word(value: &Value) -> Cow<'_, str> {
-    text::shown(value.as_str().unwrap_or_default())
+    escape::shown(value.as_str().unwrap_or_default())
 }
 
 /// The items of a JSON array; none for a value that is no array.

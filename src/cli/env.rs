@@ -2,8 +2,8 @@
 
 use super::config::hint;
 use super::console::{Console, Given, items, print_bytes, word};
-use crate::client::segment;
-use crate::text;
+use crate::cli::api_client::segment;
+use crate::util::escape;
 use anyhow::Result;
 use clap::Subcommand;
 use serde_json::Value;
@@ -56,7 +56,7 @@ impl Env {
                 }
                 let value = answer["value"].as_str().unwrap_or_default();
                 if io::stdout().is_terminal() {
-                    return print_bytes(format!("{}\n", text::shown(value)).as_bytes());
+                    return print_bytes(format!("{}\n", escape::shown(value)).as_bytes());
                 }
                 print_bytes(value.as_bytes())
             }

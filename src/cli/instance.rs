@@ -1,8 +1,8 @@
 //! `plugrack instance`: the identity of the installation.
 
 use super::console::{Console, NOT_FOUND, failure, print};
-use crate::data_dir::{DataDir, Lock};
-use crate::standing;
+use crate::system::data_dir::{DataDir, Lock};
+use crate::licensing::status;
 use crate::store::Store;
 use crate::store::identity::read_instance_id;
 use crate::store::kv::Limits;
@@ -51,7 +51,7 @@ pub(super) fn rotate(console: &Console, yes: bool) -> Result<()> {
     let cannot = || format!("cannot change the database in {}", console.data.display());
     let old = store.instance_id().with_context(cannot)?;
     let mut licenses = store.licenses().with_context(cannot)?;
-    licenses.retain(|_, token| standing::names(token, &old.to_string()));
+    licenses.retain(|_, token| status::names(token, &old.to_string()));
     let lost: Vec<_> = licenses.into_keys().collect();
     if !console.json {
         for plugin in &lost {

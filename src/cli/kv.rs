@@ -1,9 +1,9 @@
 //! `plugrack kv`: the keys of plugins.
 
 use super::console::{Console, Given, NOT_FOUND, failure, items, print_bytes, word};
-use crate::client::{ApiClient, segment};
-use crate::job::MAX_KV_TIME;
-use crate::text;
+use crate::cli::api_client::{ApiClient, segment};
+use crate::plugins::job::MAX_KV_TIME;
+use crate::util::escape;
 use anyhow::Result;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -96,7 +96,7 @@ fn print_value(console: &Console, answer: &Value) -> Result<()> {
     if io::stdout().is_terminal() {
         let lines = value.split(|byte| *byte == b'\n').map(|line| {
             let mut shown = String::new();
-            text::escape(&mut shown, line);
+            escape::escape(&mut shown, line);
             shown
         });
         value = lines.collect::<Vec<_>>().join("\n").into_bytes();

@@ -2,7 +2,7 @@
 
 use super::clock::{self, Clock};
 use super::console::{self, Console, failure, fields, items, reason, token, word};
-use crate::client::segment;
+use crate::cli::api_client::segment;
 use anyhow::Result;
 use clap::Subcommand;
 use serde_json::Value;

@@ -2,7 +2,7 @@
 
 use super::config::hint;
 use super::console::{Console, word};
-use crate::client::segment;
+use crate::cli::api_client::segment;
 use crate::store::limits::Limit;
 use anyhow::Result;
 use clap::Subcommand;

@@ -1,11 +1,11 @@
 //! `plugrack logs`: what a plugin has printed.
 
 use super::console::{Console, NOT_FOUND, failure, items, print, reason, word};
-use crate::client::segment;
-use crate::log_file;
-use crate::pause::pause;
-use crate::text;
-use crate::utc;
+use crate::cli::api_client::segment;
+use crate::process::log_file;
+use crate::util::pause::pause;
+use crate::util::escape;
+use crate::util::utc;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use std::io::{self, Write};
@@ -54,7 +54,7 @@ fn print_line(console: &Console, line: &str) -> Result<()> {
         Some((time, rest)) => json!({"time": time, "line": rest}),
         None => json!({ "line": line }),
     };
-    print(&format!("{}\n", text::shown_json(&json.to_string())))
+    print(&format!("{}\n", escape::shown_json(&json.to_string())))
 }
 
 /// What the host says of a file that it has refused, if it runs and has.

@@ -1,5 +1,6 @@
 //! The command line: what can be typed, and where each command is carried out.
 
+pub(crate) mod api_client;
 mod clock;
 mod config;
 mod console;
@@ -14,11 +15,11 @@ mod table;
 mod usage;
 mod vendor;
 
-use crate::config::{DEFAULT_DATA, Serve};
-use crate::guard;
+use crate::server::options::{DEFAULT_DATA, Serve};
+use crate::process::watchdog;
 use crate::process;
 use crate::server;
-use crate::text;
+use crate::util::escape;
 use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
 use console::Console;
@@ -173,9 +174,9 @@ pub(crate) fn main() -> ExitCode {
     match arguments.next() {
         Some(role) if role == process::SHIM => return process::shim_main(arguments),
         Some(role) if role == process::SWEEPER => return process::sweeper_main(arguments),
-        Some(role) if role == guard::GUARD => {
+        Some(role) if role == watchdog::GUARD => {
             log_to_stderr();
-            return guard::guard_main(arguments);
+            return watchdog::guard_main(arguments);
         }
         _ => {}
     }
@@ -234,7 +235,7 @@ fn log_to_stderr() {
     log.format(|out, record| {
         let (time, level, what) = (out.timestamp(), record.level(), record.args().to_string());
         let style = out.default_level_style(level);
-        writeln!(out, "[{time} {style}{level:<5}{style:#} {}] {}", record.target(), text::shown(&what))
+        writeln!(out, "[{time} {style}{level:<5}{style:#} {}] {}", record.target(), escape::shown(&what))
     });
     log.init();
 }

@@ -4,10 +4,10 @@ use super::console::{
     self, Console, age, coloured, failure, fields, items, reason, state, terminal_width, time_and_age, wait, word,
 };
 use super::table;
-use crate::client::segment;
-use crate::standing::for_people;
+use crate::cli::api_client::segment;
+use crate::licensing::status::for_people;
 use crate::store::now_ms;
-use crate::utc;
+use crate::util::utc;
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
 use std::collections::HashSet;

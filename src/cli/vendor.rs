@@ -3,7 +3,7 @@
 use super::console::{Console, token};
 use crate::license::{self, Claims, Date, Inspection, Keyring, Known, MAX_GRACE_DAYS, MAX_LIMIT, SigningKey, Time, Verdict};
 use crate::protocol::metadata::is_plugin_id;
-use crate::text;
+use crate::util::escape;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
@@ -289,14 +289,14 @@ fn report(inspection: &Inspection) -> String {
             ("limits", list(claims.lim.iter().map(|(name, number)| format!("{name} {number}")).collect(), "none")),
         ]);
     }
-    let claims = lines.iter().map(|(name, value)| format!("{name:<12}{}\n", text::shown(value)));
+    let claims = lines.iter().map(|(name, value)| format!("{name:<12}{}\n", escape::shown(value)));
     let checks = inspection.checks.iter().map(|(name, verdict)| {
         let verdict = match verdict {
             Verdict::Passed(how) => format!("ok: {how}"),
             Verdict::Refused(refusal) => format!("refused: {}: {}", refusal.code, refusal.what),
             Verdict::Unchecked(missing) => format!("not checked: {missing}"),
         };
-        format!("  {name:<12}{}\n", text::shown(&verdict))
+        format!("  {name:<12}{}\n", escape::shown(&verdict))
     });
     claims.chain(std::iter::once("checks\n".to_owned())).chain(checks).collect()
 }

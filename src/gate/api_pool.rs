@@ -5,7 +5,7 @@ use crate::api::Api;
 use crate::http::framing::{put_header, status_line};
 use crate::http::request::audience;
 use crate::http::{Request, WaitingRequest, date};
-use crate::rack::Rack;
+use crate::plugins::registry::Rack;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -14,7 +14,7 @@ use crate::http::parse::request_head::{Framing, Head};
 use crate::http::request::Origin;
 use crate::http::response_channel::{Begun, Pieces};
 use crate::http::slots::Slot;
-use crate::plugin::Plugin;
+use crate::plugins::plugin::Plugin;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -15,8 +15,8 @@ use crate::http::errors;
 use crate::http::proxies::Networks;
 use crate::http::request_end::Outcome;
 use crate::http::response_channel::{MAX_WHOLE, ResponseChannel, Responses};
-use crate::plugin::{AnswerTime, STARTING_RETRY_AFTER};
-use crate::room;
+use crate::plugins::plugin::{AnswerTime, STARTING_RETRY_AFTER};
+use crate::system::rlimits;
 use crossbeam_channel::{Receiver, Sender};
 use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
@@ -203,7 +203,7 @@ impl EventLoop {
             sock_diag: SockDiag::open(),
             scratch: vec![0; SCRATCH],
             buffers: Vec::new(),
-            reserve: room::spare_file().ok(),
+            reserve: rlimits::spare_file().ok(),
             now,
             swept: now,
             next_sweep: now,
@@ -368,13 +368,13 @@ impl EventLoop {
         }
         match self.listeners[index].accept() {
             Ok(Some((socket, _))) => {
-                self.log_topics.hit(LogTopic::Resources, self.now, || room::explain("a connection was not taken", error).0);
+                self.log_topics.hit(LogTopic::Resources, self.now, || rlimits::explain("a connection was not taken", error).0);
                 tell(&socket, &errors::last_answer(errors::FULL, false, None));
             }
             Ok(None) => self.pending[index] = false,
             Err(_) => {}
         }
-        self.reserve = room::spare_file().ok();
+        self.reserve = rlimits::spare_file().ok();
         self.reserve.is_some()
     }
 
@@ -436,7 +436,7 @@ impl EventLoop {
         match epoll::add(&self.epoll, &self.connections[key].stream, event_data(CONNECTION, key.data()), INCOMING | EventFlags::OUT) {
             Ok(()) => Some(key),
             Err(error) => {
-                self.log_topics.hit(LogTopic::Resources, self.now, || room::explain("a connection was not taken", &error.into()).0);
+                self.log_topics.hit(LogTopic::Resources, self.now, || rlimits::explain("a connection was not taken", &error.into()).0);
                 self.connections.remove(key);
                 None
             }
@@ -501,7 +501,7 @@ impl EventLoop {
         }
         self.log_topics.log_ends(self.now);
         if self.reserve.is_none() {
-            self.reserve = room::spare_file().ok();
+            self.reserve = rlimits::spare_file().ok();
         }
         if self.close_listeners_at.is_none() && self.draining.is_some() {
             let unanswered = self.connections.values().any(|connection| match connection.phase {

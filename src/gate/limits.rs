@@ -1,6 +1,6 @@
 //! What the gate takes from clients, and for how long: the settings of `plugrack serve` about it.
 
-use crate::quantity::{parse_size, parse_time};
+use crate::util::units::{parse_size, parse_time};
 use std::time::Duration;
 
 /// Largest `--max-body`: beyond this a length is a mistake.

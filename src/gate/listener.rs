@@ -1,6 +1,6 @@
 //! The sockets on which clients connect.
 
-use crate::unix_socket::{self, BACKLOG};
+use crate::system::unix_socket::{self, BACKLOG};
 use anyhow::{Result, anyhow};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;

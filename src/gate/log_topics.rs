@@ -1,6 +1,6 @@
 //! The gate's warnings by topic, each at most once a minute with a count.
 
-use crate::repeat::{Repeat, more};
+use crate::util::log_throttle::{Repeat, more};
 use std::time::{Duration, Instant};
 
 /// Time without an event after which its end is logged.

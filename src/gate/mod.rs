@@ -26,7 +26,7 @@ pub(crate) use router::Router;
 
 use crate::http::proxies::Networks;
 use crate::http::response_channel::{ResponseChannel, Responses, Waker};
-use crate::plugin::AnswerTime;
+use crate::plugins::plugin::AnswerTime;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use event_loop::EventLoop;
 use rustls::ServerConfig;

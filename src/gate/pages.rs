@@ -1,8 +1,8 @@
 //! The pages the host serves itself: the list of plugins at `/`, and the icon that browsers ask for.
 
-use crate::plugin::{Plugin, State};
-use crate::rack::{Entry, Rack};
-use crate::text::{html, shown};
+use crate::plugins::plugin::{Plugin, State};
+use crate::plugins::registry::{Entry, Rack};
+use crate::util::escape::{html, shown};
 use std::fmt::Write;
 use std::sync::Arc;
 

@@ -18,8 +18,8 @@ use crate::http::request_end::{Outcome, RequestEnd};
 use crate::http::responder::Responder;
 use crate::http::response_channel::{Address, Begun};
 use crate::http::{HttpError, InFlight, Request, WaitingRequest};
-use crate::job::Job;
-use crate::plugin::HOLD;
+use crate::plugins::job::Job;
+use crate::plugins::plugin::HOLD;
 use rustix::event::epoll::EventFlags;
 use slotmap::Key;
 use std::io::Read;
@@ -439,7 +439,7 @@ impl EventLoop {
                 }
                 Err(error) => {
                     self.log_topics.hit(LogTopic::Bodies, self.now, || {
-                        crate::room::explain("a body that was kept in a temporary file could not be read", &error).0
+                        crate::system::rlimits::explain("a body that was kept in a temporary file could not be read", &error).0
                     });
                     return self.refuse(key, errors::NO_ROOM);
                 }
@@ -583,7 +583,7 @@ impl EventLoop {
             let (refused, what) = match full {
                 Full::Disk => (errors::NO_SPACE, "there is no space left on the disk for them".to_owned()),
                 Full::Stock => (errors::NO_ROOM, "--body-memory and --body-disk are used up".to_owned()),
-                Full::Failed(error) => (errors::NO_ROOM, crate::room::explain("a temporary file failed", &error).0),
+                Full::Failed(error) => (errors::NO_ROOM, crate::system::rlimits::explain("a temporary file failed", &error).0),
             };
             self.log_topics.hit(LogTopic::Bodies, self.now, || format!("bodies of requests are refused: {what}"));
             refused

@@ -2,7 +2,7 @@
 
 use super::errors::Audience;
 use super::http_error::HttpError;
-use crate::text::html;
+use crate::util::escape::html;
 
 /// Headers of the page. It holds its style and nothing else, and no script.
 pub(super) const HEADERS: [(&str, &str); 3] = [

@@ -1,6 +1,6 @@
 //! Bounds the connections that one plugin holds: those with a request that is under way at it or waits for it, or an answer that is still read.
 
-use crate::repeat::Repeat;
+use crate::util::log_throttle::Repeat;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;

@@ -1,7 +1,7 @@
 //! What happened to each plugin.
 
 use super::{Store, StoreError, now_ms};
-use crate::utc;
+use crate::util::utc;
 use rusqlite::params;
 use serde::Serialize;
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! Why the store could not do something: for the operator in one sentence, for a plugin as a code.
 
 use super::{MAX_LOG, READER_TIME, READERS, WRITE_QUEUE, schema};
-use crate::repeat::Repeat;
+use crate::util::log_throttle::Repeat;
 use rusqlite::ffi::{self, ErrorCode};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};

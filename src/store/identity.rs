@@ -4,7 +4,7 @@
 //! a database without an identity, means that something was lost and not that this is a first run.
 
 use super::{StoreError, schema, wal};
-use crate::data_dir::private_file;
+use crate::system::data_dir::private_file;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use std::fs::{File, Permissions};
 use std::io::{self, ErrorKind, Read, Write};

@@ -2,7 +2,7 @@
 
 use super::licenses::previous_key;
 use super::{Store, StoreError, now_ms};
-use crate::utc;
+use crate::util::utc;
 use rusqlite::{OptionalExtension, params};
 use serde::Serialize;
 use std::ops::RangeInclusive;

@@ -9,7 +9,7 @@
 //! On a file system that copies on write, blocks that are allocated do not help to overwrite others: there only the reserve does.
 
 use super::{StoreError, wal};
-use crate::data_dir::Reserve;
+use crate::system::data_dir::Reserve;
 use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, open, statvfs};
 use rustix::io::{Errno, retry_on_intr};
 use std::fs::File;

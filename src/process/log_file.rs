@@ -3,9 +3,9 @@
 //! The directory is the operator's too: a file that is removed, renamed or cut while it is written is begun anew, and a link or
 //! what is no regular file is never written to nor read.
 
-use crate::data_dir::{make_private_dir, private_file};
-use crate::repeat::Repeat;
-use crate::text;
+use crate::system::data_dir::{make_private_dir, private_file};
+use crate::util::log_throttle::Repeat;
+use crate::util::escape;
 use jiff::Timestamp;
 use rustix::fs::OFlags;
 use std::collections::VecDeque;
@@ -163,7 +163,7 @@ fn open_regular(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
 
 fn put(out: &mut String, time: Timestamp, line: &[u8]) {
     out.push_str(&format!("{time:.3} "));
-    text::escape(out, line);
+    escape::escape(out, line);
     out.push('\n');
 }
 
@@ -228,7 +228,7 @@ pub(crate) fn tail(path: &Path, lines: usize) -> io::Result<(Vec<String>, Follow
 /// A line of a log file as it is shown: as it was written, unless another wrote it.
 fn shown(line: &[u8]) -> String {
     let mut out = String::new();
-    text::escape(&mut out, line);
+    escape::escape(&mut out, line);
     out
 }
 

@@ -4,10 +4,10 @@
 //! pipe, which closes when the host ends; then it kills what is left of them, and ends too. Where plugins have uids of their own it
 //! kills whatever runs under one.
 
-use crate::pause::pause;
+use crate::util::pause::pause;
 use crate::process::{Process, RUN_VARIABLE, run_id, small_thread};
-use crate::remains::{self, Marks};
-use crate::repeat::{Repeat, more};
+use crate::process::orphans::{self, Marks};
+use crate::util::log_throttle::{Repeat, more};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rustix::io::ioctl_fionbio;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -51,7 +51,7 @@ pub(crate) struct Guard {
 
 #[derive(Default)]
 struct State {
-    /// Each with the time its leader was started, see [`remains::started`].
+    /// Each with the time its leader was started, see [`orphans::started`].
     sessions: BTreeMap<i32, Option<u64>>,
     /// Open while there is a guard.
     pipe: Option<PipeWriter>,
@@ -65,10 +65,10 @@ impl Guard {
         let host_socket = host_socket.as_os_str().to_owned();
         let marks = Marks { variable: Some((GUARD_VARIABLE, host_socket.clone())), ..Marks::default() };
         let deadline = Instant::now() + FINISH_TIME;
-        while remains::any(&marks) && Instant::now() < deadline {
+        while orphans::any(&marks) && Instant::now() < deadline {
             pause(EARLIER_LOOK);
         }
-        remains::end(&marks, END_TIME);
+        orphans::end(&marks, END_TIME);
 
         let state = Arc::<Mutex<State>>::default();
         let (alive, ended) = bounded(0);
@@ -82,7 +82,7 @@ impl Guard {
 
     /// Notes the session of a plugin whose process was just started, and not reaped yet.
     pub(crate) fn add(&self, session: i32) {
-        let started = remains::started(session);
+        let started = orphans::started(session);
         let mut state = lock(&self.state);
         state.sessions.insert(session, started);
         state.tell(&Told::Begun(session, started));
@@ -237,7 +237,7 @@ pub(crate) fn guard_main(mut arguments: impl Iterator<Item = OsString>) -> ExitC
 
 /// Kills what the plugins of a run have left.
 fn end_all(run: OsString, sessions: BTreeMap<i32, Option<u64>>, uids: Option<RangeInclusive<u32>>) {
-    let killed = remains::end(&Marks { sessions, variable: Some((RUN_VARIABLE, run)), uids }, END_TIME).killed;
+    let killed = orphans::end(&Marks { sessions, variable: Some((RUN_VARIABLE, run)), uids }, END_TIME).killed;
     if killed > 0 {
         log::info!("ended {killed} processes that plugins had started and that outlived them");
     }

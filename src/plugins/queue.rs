@@ -4,8 +4,8 @@
 //! the order in which they came. So the oldest request is always taken first, and none loses its turn.
 
 use crate::http::HttpError;
-use crate::job::Job;
-use crate::repeat::{Repeat, more};
+use crate::plugins::job::Job;
+use crate::util::log_throttle::{Repeat, more};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -205,7 +205,7 @@ impl Queue {
 mod tests {
     use super::*;
     use crate::http::errors;
-    use crate::job::{KvFailure, KvJob, KvReply};
+    use crate::plugins::job::{KvFailure, KvJob, KvReply};
     use crate::protocol::message::KvOp;
     use std::time::Duration;
 

@@ -3,13 +3,21 @@
 //! The host starts itself again as a small shim, which sets up its own process by safe calls and then becomes the plugin. So
 //! nothing of ours runs between fork and exec, where little is allowed, and no unsafe code is needed.
 
-use crate::failure_line::failure_line;
-use crate::output::PluginLog;
-use crate::pause::pause;
-use crate::preflight;
-use crate::remains::{self, Marks};
-use crate::restart::Exit;
-use crate::text;
+pub(crate) mod chown_tree;
+pub(crate) mod failure_line;
+pub(crate) mod log_file;
+pub(crate) mod oom;
+pub(crate) mod orphans;
+pub(crate) mod output;
+pub(crate) mod watchdog;
+
+use crate::process::failure_line::failure_line;
+use crate::process::output::PluginLog;
+use crate::util::pause::pause;
+use crate::plugins::preflight;
+use orphans::Marks;
+use crate::plugins::restart_policy::Exit;
+use crate::util::escape;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::unistd::execve;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -139,7 +147,7 @@ pub(crate) fn reap_orphans() -> io::Result<()> {
         for _ in signals.forever() {
             // While the list is held no child is started, so that what is not in it is nobody's.
             let own = own();
-            for pid in remains::zombies_of_this_process().into_iter().filter(|pid| !own.contains(&pid.as_raw_nonzero().get())) {
+            for pid in orphans::zombies_of_this_process().into_iter().filter(|pid| !own.contains(&pid.as_raw_nonzero().get())) {
                 rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG).unwrap_or_default();
             }
         }
@@ -363,7 +371,7 @@ impl Process {
             sweep(uid);
         }
         // Before it is reaped: until then its id can be no other session's.
-        let complete = self.marks(reach).is_none_or(|marks| remains::end(&marks, REMAINS_TIME).complete);
+        let complete = self.marks(reach).is_none_or(|marks| orphans::end(&marks, REMAINS_TIME).complete);
         let status = {
             // While the list is held no child is started that could have the same id.
             let mut own = own();
@@ -486,7 +494,7 @@ pub(crate) struct FailedRun {
 pub(crate) fn lines(printed: &[u8]) -> Vec<String> {
     let shown = |line: &[u8]| {
         let mut shown = String::new();
-        text::escape(&mut shown, line);
+        escape::escape(&mut shown, line);
         shown
     };
     printed.strip_suffix(b"\n").unwrap_or(printed).split(|byte| *byte == b'\n').map(shown).collect()

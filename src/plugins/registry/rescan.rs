@@ -1,11 +1,11 @@
 //! A look through the plugins directory: what is new or changed is asked who it is, taken in, refused, or tried as an update.
 
 use super::{Entry, Rack, Rejected, STOP_ALL_TIME, Supervised, await_end};
-use crate::discovery::{self, Found, Refusal};
-use crate::output::PluginLog;
-use crate::plugin::{Command, Door, Plugin, Quit, State};
+use crate::plugins::discovery::{self, Found, Refusal};
+use crate::process::output::PluginLog;
+use crate::plugins::plugin::{Command, Door, Plugin, Quit, State};
 use crate::protocol::metadata::Metadata;
-use crate::supervisor::Trial;
+use crate::plugins::supervisor::Trial;
 use crossbeam_channel::bounded;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};

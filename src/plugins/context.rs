@@ -1,20 +1,20 @@
 //! What every part of the rack shares: the identity, the data directory, the store, and which process belongs to which plugin.
 
-use crate::data_dir::DataDir;
-use crate::guard::Guard;
-use crate::handover::hand_over;
+use crate::system::data_dir::DataDir;
+use crate::process::watchdog::Guard;
+use crate::process::chown_tree::hand_over;
 use crate::license::Time;
-use crate::memory::Memory;
-use crate::output::PluginLog;
-use crate::plugin::AnswerTime;
+use crate::process::oom::Memory;
+use crate::process::output::PluginLog;
+use crate::plugins::plugin::AnswerTime;
 use crate::process::Bounds;
-use crate::repeat::{Burst, Repeat, more};
-use crate::room::Room;
-use crate::standing;
-use crate::starts::Starts;
+use crate::util::log_throttle::{Burst, Repeat, more};
+use crate::system::rlimits::Room;
+use crate::licensing::status;
+use crate::plugins::start_turns::Starts;
 use crate::store::limits::LimitsInForce;
 use crate::store::{Store, StoreError, now_ms};
-use crate::time_mark::{Clocks, TimeMark};
+use crate::licensing::clock::{Clocks, TimeMark};
 use crossbeam_channel::Sender;
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -138,7 +138,7 @@ impl Host {
         let day = self.time.day();
         // Where it cannot be read the store has said so.
         let token = self.store.license(plugin).unwrap_or_default();
-        if let Some(warning) = token.and_then(|token| standing::warning(&token, self.time.now())) {
+        if let Some(warning) = token.and_then(|token| status::warning(&token, self.time.now())) {
             self.store.warn_of_license(plugin, day, warning);
         }
     }

@@ -1,26 +1,28 @@
 //! `plugrack serve`: what is started in which order, what signals do, and how it all ends.
 
+pub(crate) mod options;
+
 use crate::api::{Api, operator_socket};
-use crate::callback;
-use crate::config::{Listen, Names, Serve};
-use crate::data_dir::{DataDir, private_file};
-use crate::discovery;
+use crate::plugins::host_socket;
+use crate::server::options::{Listen, Names, Serve};
+use crate::system::data_dir::{DataDir, private_file};
+use crate::plugins::discovery;
 use crate::gate::{Gate, Limits, Listener, Router, Settings, api_pool, tls};
-use crate::guard::Guard;
-use crate::host::{HOST_SOCKET_VARIABLE, Host, LicenseTime, Sessions};
+use crate::process::watchdog::Guard;
+use crate::plugins::context::{HOST_SOCKET_VARIABLE, Host, LicenseTime, Sessions};
 use crate::http::proxies::Networks;
 use crate::http::response_channel::response_channel;
-use crate::memory::Memory;
-use crate::plugin::AnswerTime;
+use crate::process::oom::Memory;
+use crate::plugins::plugin::AnswerTime;
 use crate::process;
-use crate::rack::{Look, Rack, STOP_ALL_TIME};
-use crate::remains::{self, Marks};
-use crate::room::{self, Room};
-use crate::starts::Starts;
+use crate::plugins::registry::{Look, Rack, STOP_ALL_TIME};
+use crate::process::orphans::{self, Marks};
+use crate::system::rlimits::{self, Room};
+use crate::plugins::start_turns::Starts;
 use crate::store::Store;
 use crate::store::kv;
 use crate::store::limits::LimitsInForce;
-use crate::watch::Watch;
+use crate::system::data_watch::Watch;
 use anyhow::{Context, Result, anyhow, bail};
 use crossbeam_channel::{Receiver, RecvTimeoutError, at, bounded, never, select, unbounded};
 use rustix::process::geteuid;
@@ -61,7 +63,7 @@ const REMAINS_TIME: Duration = Duration::from_secs(2);
 /// What failed, and, where that was for want of files, threads or memory, what to raise.
 pub(crate) fn serve(data: &Path, settings: &Serve) -> Result<()> {
     run(data, settings).map_err(|error| {
-        match error.root_cause().downcast_ref().map(|cause| room::explain(&error.to_string(), cause)) {
+        match error.root_cause().downcast_ref().map(|cause| rlimits::explain(&error.to_string(), cause)) {
             Some((sentence, true)) => anyhow!(sentence),
             _ => error,
         }
@@ -108,10 +110,10 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
         uids: settings.plugin_uids.clone(),
         ..Marks::default()
     };
-    let mut left = remains::end(&marks, REMAINS_TIME).killed;
+    let mut left = orphans::end(&marks, REMAINS_TIME).killed;
     for socket in former {
         let marks = Marks { variable: Some((HOST_SOCKET_VARIABLE, socket.into())), ..Marks::default() };
-        left += remains::end(&marks, REMAINS_TIME).killed;
+        left += orphans::end(&marks, REMAINS_TIME).killed;
     }
     if left > 0 {
         log::warn!("ended {left} processes that an earlier run of the host had left behind");
@@ -157,7 +159,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
         time,
     };
     let host = Arc::new(host);
-    callback::listen(Arc::clone(&host)).context("cannot listen on the host socket")?;
+    host_socket::listen(Arc::clone(&host)).context("cannot listen on the host socket")?;
     log::info!("plugrack {} is instance {instance_id}", env!("CARGO_PKG_VERSION"));
     let rack = Arc::new(Rack::new(host, plugins.clone()));
     let scheme = match (listen, &settings.tls_cert) {
@@ -278,7 +280,7 @@ fn check_uids(uids: &RangeInclusive<u32>) -> Result<()> {
             bail!("--plugin-uids {first}-{last} holds the uid {uid} of the account {name}: choose a range without accounts");
         }
     }
-    if let Some((uid, host)) = remains::used_by_another(uids) {
+    if let Some((uid, host)) = orphans::used_by_another(uids) {
         bail!(
             "uid {uid} of --plugin-uids {first}-{last} is in use by the plugin of another plugrack (process {host}): choose another range"
         );

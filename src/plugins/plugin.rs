@@ -1,17 +1,17 @@
 //! One plugin as the rest of the host sees it: who it is, how it is, and the door its requests go through.
 
-use crate::discovery::{self, Fingerprint, Found};
+use crate::plugins::discovery::{self, Fingerprint, Found};
 use crate::http::request_end::Traffic;
 use crate::http::slots::Slots;
 use crate::http::{HttpError, errors};
-use crate::job::Job;
+use crate::plugins::job::Job;
 use crate::license::Code;
-use crate::output::PluginLog;
+use crate::process::output::PluginLog;
 use crate::protocol::metadata::Metadata;
-use crate::queue::Queue;
-use crate::repeat::{Repeat, more};
-use crate::restart::Exit;
-use crate::scaling::{Decision, Scaling};
+use crate::plugins::queue::Queue;
+use crate::util::log_throttle::{Repeat, more};
+use crate::plugins::restart_policy::Exit;
+use crate::plugins::scaling::{Decision, Scaling};
 use crate::store::limits::LimitsInForce;
 use crate::store::now_ms;
 use crossbeam_channel::Sender;

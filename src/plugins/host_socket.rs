@@ -3,14 +3,14 @@
 //! Who calls is never asked: the kernel says which process is at the other end, and under which uid. Its session says whose it is, and
 //! its uid must be that plugin's.
 
-use crate::host::{Host, Owner, Sessions};
-use crate::link::RELEASE_AFTER;
-use crate::pause::pause;
+use crate::plugins::context::{Host, Owner, Sessions};
+use crate::plugins::connection::RELEASE_AFTER;
+use crate::util::pause::pause;
 use crate::process::{SMALL_STACK, timespec};
 use crate::protocol::frame::{EncodeError, FrameReader, ReadError, encode};
 use crate::protocol::message::{Failure, KvOp, MAX_ID, Malformed, Message};
 use crate::protocol::values::integer;
-use crate::repeat::{Repeat, more};
+use crate::util::log_throttle::{Repeat, more};
 use crate::store::kv::Call;
 use nix::errno::Errno;
 use nix::sys::socket::getsockopt;

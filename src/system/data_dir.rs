@@ -1,6 +1,6 @@
 //! The data directory: where everything is that the host keeps, who may read it, and the lock that lets only one host in.
 
-use crate::pause::pause;
+use crate::util::pause::pause;
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, fchmod, open, statvfs};
 use rustix::io::Errno;

@@ -4,7 +4,7 @@
 //! The wall clock is believed once, for the first mark. From then on only time that has passed while the host ran is added,
 //! so a clock that is wrong for a while, in either direction, changes nothing.
 
-use crate::utc;
+use crate::util::utc;
 use serde::Serialize;
 use std::time::{Duration, Instant};
 

@@ -1,6 +1,6 @@
 //! Unix sockets to listen on.
 
-use crate::data_dir::MAX_SOCKET_PATH;
+use crate::system::data_dir::MAX_SOCKET_PATH;
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;

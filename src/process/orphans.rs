@@ -4,7 +4,7 @@
 //! A process of a plugin without a uid of its own escapes this where it has made a session of its own and has no such variable in its
 //! environment any more. So does one that keeps forking faster than it is found; of a plugin with a uid, only where the host is killed.
 
-use crate::pause::pause;
+use crate::util::pause::pause;
 use procfs::process::{Process, Stat, all_processes};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};

@@ -1,9 +1,9 @@
 //! Finds what is in the plugins directory, and asks each file with `--metadata` who it is.
 
-use crate::preflight;
+use crate::plugins::preflight;
 use crate::process::{self, Bounds, small_thread};
 use crate::protocol::metadata::{MAX_METADATA, Metadata};
-use crate::room;
+use crate::system::rlimits;
 use std::collections::VecDeque;
 use std::fs;
 use std::io;
@@ -249,7 +249,7 @@ pub(crate) fn ask(found: &Found, bounds: &Bounds, time: Duration) -> Result<Meta
     }
     preflight::check(&found.program).map_err(Refusal::lasting)?;
     let output = process::output(&found.program, "--metadata", bounds, time, MAX_METADATA)
-        .map_err(|error| Refusal::passing(room::explain("cannot start it", &error).0))?;
+        .map_err(|error| Refusal::passing(rlimits::explain("cannot start it", &error).0))?;
     let printed = match output {
         Ok(printed) => printed,
         Err(failed) => {

@@ -4,22 +4,22 @@
 //! it comes; it is over when all of them are in. A plugin whose file has changed goes on until its update is ready: the update is
 //! started beside it, and only then takes its route and its requests.
 
-mod look;
+mod rescan;
 mod owners;
 
-pub(crate) use look::Look;
+pub(crate) use rescan::Look;
 
-use look::Looks;
+use rescan::Looks;
 
-use crate::discovery::{self, Fingerprint, Found, Interviews, Outlook, Refusal};
-use crate::host::Host;
-use crate::output::PluginLog;
-use crate::plugin::{Command, Plugin, Quit, State};
+use crate::plugins::discovery::{self, Fingerprint, Found, Interviews, Outlook, Refusal};
+use crate::plugins::context::Host;
+use crate::process::output::PluginLog;
+use crate::plugins::plugin::{Command, Plugin, Quit, State};
 use crate::protocol::metadata::Metadata;
-use crate::room;
-use crate::route::Routes;
+use crate::system::rlimits;
+use crate::plugins::routes::Routes;
 use crate::store::{StoreError, now_ms};
-use crate::supervisor::{COMMANDS, HOLD_TICK, Supervisor, Trial};
+use crate::plugins::supervisor::{COMMANDS, HOLD_TICK, Supervisor, Trial};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -245,7 +245,7 @@ impl Rack {
             drop::<Sender<()>>(alive);
         };
         let thread = std::thread::Builder::new().name(format!("plugin-{id}")).stack_size(SUPERVISOR_STACK);
-        thread.spawn(run).map_err(|error| Refusal::passing(room::explain("cannot start its supervisor", &error).0))?;
+        thread.spawn(run).map_err(|error| Refusal::passing(rlimits::explain("cannot start its supervisor", &error).0))?;
         Ok((plugin, ended))
     }
 

@@ -3,8 +3,8 @@
 //! Each line begins with the time. A plugin that prints without measure costs itself lines and nobody anything else: what is too
 //! much is read, so that the plugin is not held up, counted, and not written. Its last lines are kept in memory whatever is written.
 
-use crate::log_file::LogFile;
-use crate::text;
+use crate::process::log_file::LogFile;
+use crate::util::escape;
 use jiff::Timestamp;
 use memchr::{memchr, memchr_iter, memrchr, memrchr_iter};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -142,7 +142,7 @@ impl PluginLog {
         let shown = |(time, line): &(Timestamp, Vec<u8>)| {
             let mut out = format!("{time:.3} ");
             let most = out.len() + MAX_RECENT;
-            text::escape(&mut out, line);
+            escape::escape(&mut out, line);
             out.truncate(out.floor_char_boundary(most));
             out
         };
@@ -370,8 +370,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log_file::tail;
-    use crate::pause::pause;
+    use crate::process::log_file::tail;
+    use crate::util::pause::pause;
     use std::io::Write;
     use std::path::Path;
 

@@ -3,7 +3,7 @@
 use crate::gate::Limits;
 use crate::http::proxies::Networks;
 use crate::process::check_variable;
-use crate::quantity::{parse_request_time, parse_size, parse_start_time, parse_time};
+use crate::util::units::{parse_request_time, parse_size, parse_start_time, parse_time};
 use std::fmt;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;

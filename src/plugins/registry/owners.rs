@@ -1,8 +1,8 @@
 //! Whose an id is, and what plugins that are gone have left.
 
 use super::{Entry, Rack, Rejected, STOP_ALL_TIME, await_end};
-use crate::discovery::{Found, Refusal};
-use crate::plugin::Quit;
+use crate::plugins::discovery::{Found, Refusal};
+use crate::plugins::plugin::Quit;
 use crate::protocol::metadata::Metadata;
 use crate::store::StoreError;
 use crate::store::programs::Holding;

@@ -1,8 +1,8 @@
 //! Looks whether what the running host has on the disk is still there: the database's files, the lock, the run directory. Whoever
 //! removes or replaces one of them is told in the log within seconds.
 
-use crate::data_dir::{DataDir, Held, Lock};
-use crate::repeat::{Repeat, more};
+use crate::system::data_dir::{DataDir, Held, Lock};
+use crate::util::log_throttle::{Repeat, more};
 use crate::store::Store;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use std::fs;

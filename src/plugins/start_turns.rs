@@ -1,7 +1,7 @@
 //! Turns to start a process. Interpreters and their imports take the processor for seconds, so on a small machine plugins that all
 //! start together would all be late. As many start at once as there are processors; one that takes long lets the next begin.
 
-use crate::plugin::Command;
+use crate::plugins::plugin::Command;
 use crossbeam_channel::Sender;
 use std::collections::VecDeque;
 use std::num::NonZero;

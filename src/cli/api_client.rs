@@ -1,7 +1,7 @@
 //! The operator's side of the API: how the commands talk to the running host.
 
 use crate::api::BY_PLUGIN;
-use crate::data_dir::DataDir;
+use crate::system::data_dir::DataDir;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use std::io::{self, Read, Write};

@@ -5,7 +5,7 @@
 
 use crate::license::{Claims, Code, MAX_TOKEN, Standing, Time, unverified};
 use crate::protocol::message::Failure;
-use crate::restart::Exit;
+use crate::plugins::restart_policy::Exit;
 use serde::Serialize;
 
 /// What the sentence of a plugin that has refused its licence begins with.

@@ -3,26 +3,26 @@
 //! Everything that can happen to a plugin arrives here as a [`Command`], and the state is changed in one place, [`Supervisor::enter`],
 //! which records each change as an event. The thread lives as long as the rack has the plugin: its children die with it.
 
-use crate::data_dir::check_socket_path;
+use crate::system::data_dir::check_socket_path;
 use crate::http::errors;
-use crate::failure_line::failure_line;
-use crate::host::{HOST_SOCKET_VARIABLE, Host, Owner};
+use crate::process::failure_line::failure_line;
+use crate::plugins::context::{HOST_SOCKET_VARIABLE, Host, Owner};
 use crate::license::{Code, Time, unverified};
-use crate::license_wait::LicenseWait;
-use crate::link::{FIRST_ID, Link, Lost};
-use crate::plugin::{Command, Door, End, HOLD, Plugin, Quit, STARTING_RETRY_AFTER, State};
-use crate::preflight;
+use crate::licensing::wait::LicenseWait;
+use crate::plugins::connection::{FIRST_ID, Link, Lost};
+use crate::plugins::plugin::{Command, Door, End, HOLD, Plugin, Quit, STARTING_RETRY_AFTER, State};
+use crate::plugins::preflight;
 use crate::process::{Process, Reach, SOCKET_VARIABLE};
 use crate::protocol::message::{Failure, HostInfo, Init, Message, PROTOCOL_VERSION, WRONG_PROTOCOL};
-use crate::repeat::{Repeat, more};
-use crate::restart::{Decision, Exit, History, Run};
-use crate::room::{self, ROOM_RETRY, Seat};
-use crate::standing;
-use crate::starts::{TURN_CHECK, Turn};
+use crate::util::log_throttle::{Repeat, more};
+use crate::plugins::restart_policy::{Decision, Exit, History, Run};
+use crate::system::rlimits::{self, ROOM_RETRY, Seat};
+use crate::licensing::status;
+use crate::plugins::start_turns::{TURN_CHECK, Turn};
 use crate::store::licenses::Given;
 use crate::store::limits::LimitsInForce;
 use crate::store::{StoreError, now_ms};
-use crate::worker::{Life, Worker};
+use crate::plugins::worker::{Life, Worker};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use signal_hook::consts::SIGKILL;
 use std::ffi::OsStr;
@@ -291,7 +291,7 @@ impl Supervisor {
                     if let Err(error) = self.spawn_worker(&running.life, None)
                         && let Some(unsaid) = self.growth.came(Instant::now())
                     {
-                        let said = room::explain("it has to do with the connections it has", &error).0;
+                        let said = rlimits::explain("it has to do with the connections it has", &error).0;
                         log::warn!("{}: {said}{}", self.plugin.id(), more(unsaid));
                     }
                 }
@@ -400,7 +400,7 @@ impl Supervisor {
         let (data, id) = (&self.host.data, self.plugin.id());
         check_socket_path(&self.plugin.socket).map_err(unfit)?;
         let seat = self.host.room.enter().map_err(|why| (Exit::NoRoom, why))?;
-        let passing = |what: &str, error: std::io::Error| match room::explain(what, &error) {
+        let passing = |what: &str, error: std::io::Error| match rlimits::explain(what, &error) {
             (why, true) => (Exit::NoRoom, why),
             (why, false) => (Exit::NotStarted, why),
         };
@@ -596,7 +596,7 @@ impl Supervisor {
                         self.host.warn_of_license(self.plugin.id());
                     }
                     Err(error) => {
-                        let (why, _) = room::explain("cannot start its worker", &error);
+                        let (why, _) = rlimits::explain("cannot start its worker", &error);
                         self.stop(&why.clone(), Then::WaitForRoom(why));
                     }
                 }
@@ -805,13 +805,13 @@ impl Supervisor {
         let Given { token: Some(token), previous: Some(previous) } = std::mem::take(&mut self.given) else { return false };
         let id = self.plugin.id();
         // Where it cannot be written the store has said so, and the licence stays on trial.
-        let restored = standing::rejects_trial(exit, previous.ran, begins_later)
+        let restored = status::rejects_trial(exit, previous.ran, begins_later)
             && self.host.store.reject_license(id, &token).unwrap_or_default();
         if restored {
             self.plugin.note_refused_license(Some((token, why.to_owned())));
             self.plugin.set_last_end(End { at: now_ms(), exit, reason: why.to_owned(), lines: self.plugin.log.recent() });
             self.host.store.note_event(id, "license_restored", why);
-            let verdict = standing::verdict(why);
+            let verdict = status::verdict(why);
             log::warn!("{id}: it {verdict} its new licence, and is started with what it had before: {why}");
         }
         restored
@@ -910,12 +910,12 @@ impl Drop for Place<'_> {
 
 /// What a plugin that answers `init` with an error has said of itself, beside the reason.
 fn refusal(told: &Failure) -> Option<Exit> {
-    match standing::refusal(told) {
+    match status::refusal(told) {
         Some((code, _)) => Some(Exit::Unlicensed(code)),
         None => (told.code == WRONG_PROTOCOL).then_some(Exit::Incompatible),
     }
 }
 
 fn told_text(told: &Failure) -> String {
-    standing::refusal(told).map_or_else(|| format!("{} ({})", told.message, told.code), |(_, sentence)| sentence)
+    status::refusal(told).map_or_else(|| format!("{} ({})", told.message, told.code), |(_, sentence)| sentence)
 }

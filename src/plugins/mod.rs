@@ -1,0 +1,17 @@
+//! Plugins: they are found, asked who they are, started and supervised, and their requests are queued and answered.
+
+pub(crate) mod connection;
+pub(crate) mod context;
+pub(crate) mod discovery;
+pub(crate) mod host_socket;
+pub(crate) mod job;
+pub(crate) mod plugin;
+pub(crate) mod preflight;
+pub(crate) mod queue;
+pub(crate) mod registry;
+pub(crate) mod restart_policy;
+pub(crate) mod routes;
+pub(crate) mod scaling;
+pub(crate) mod start_turns;
+pub(crate) mod supervisor;
+pub(crate) mod worker;
