@@ -1,16 +1,13 @@
 //! The limits of clients, each below, at and above its edge, by raw sockets.
 
 use crate::support::http::{Client, Reply, chunk};
-use crate::support::{Server, Site, binary, command, pause, wait_for};
+use crate::support::{Server, Site, binary, command, pause, uids, wait_for};
 use serde_json::Value;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-
-/// A user of the tests' own, for limits that root does not have.
-const SOMEBODY: &str = "61723";
 
 /// Lets one plugin hold all connections.
 const EVERY_CONNECTION: [&str; 2] = ["--max-connections-per-plugin", "100%"];
@@ -702,11 +699,13 @@ fn a_request_waits_for_a_place_inside_for_place_timeout() {
         .args(&["--body-buffer", "0", "--place-timeout", "5s", "--request-timeout", LONG])
         .args(&EVERY_CONNECTION)
         .fake("p");
+    // A user of this test alone, since the limit counts all processes of a user.
+    let user = uids().start().to_string();
     let own = site.data().join("plugrack");
     fs::copy(binary(), &own).unwrap();
-    assert!(command("chown").args(["-R", SOMEBODY]).arg(site.data()).status().unwrap().success());
+    assert!(command("chown").args(["-R", &user]).arg(site.data()).status().unwrap().success());
     let mut serve = command("setpriv");
-    serve.args(["--reuid", SOMEBODY, "--regid", SOMEBODY, "--clear-groups", "prlimit", "--nproc=2000:2000"]).arg(own);
+    serve.args(["--reuid", &user, "--regid", &user, "--clear-groups", "prlimit", "--nproc=2000:2000"]).arg(own);
     serve.args(site.serve().get_args());
     let server = site.start_as(serve);
     server.wait_state("p", "ready");
