@@ -1,5 +1,6 @@
 //! Finds what is in the plugins directory, and asks each file with `--metadata` who it is.
 
+use crate::lock::{LockExt, unpoisoned};
 use crate::preflight;
 use crate::process::{self, Bounds, small_thread};
 use crate::protocol::metadata::{MAX_METADATA, Metadata};
@@ -10,7 +11,7 @@ use std::io;
 use std::num::NonZero;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
@@ -197,7 +198,7 @@ impl Interviews {
 
     /// Has a question asked, and what is to follow done, on another thread. Without threads this one does it.
     pub(crate) fn ask(&self, question: Question) {
-        let mut questions = lock(&self.state.0);
+        let mut questions = self.state.0.locked();
         questions.waiting.push_back(question);
         if questions.threads < self.at_once + OVERDUE {
             let (state, at_once) = (Arc::clone(&self.state), self.at_once);
@@ -215,17 +216,13 @@ impl Interviews {
 /// Stack in bytes of a thread that asks, and takes in what was answered.
 const STACK: usize = 512 * 1024;
 
-fn lock(questions: &Mutex<Questions>) -> MutexGuard<'_, Questions> {
-    questions.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Asks until nothing waits.
 fn work((questions, done): &(Mutex<Questions>, Condvar), at_once: usize) {
-    let mut state = lock(questions);
+    let mut state = questions.locked();
     while !state.waiting.is_empty() {
         let busy = |state: &Questions| state.under_way.iter().filter(|(_, began)| began.elapsed() < BUSY_TIME).count();
         if busy(&state) >= at_once {
-            state = done.wait_timeout(state, BUSY_TIME / 10).unwrap_or_else(PoisonError::into_inner).0;
+            state = unpoisoned(done.wait_timeout(state, BUSY_TIME / 10)).0;
             continue;
         }
         let Some(question) = state.waiting.pop_front() else { break };
@@ -235,7 +232,7 @@ fn work((questions, done): &(Mutex<Questions>, Condvar), at_once: usize) {
         drop(state);
         // A panic is logged by its hook; the others are asked all the same.
         drop(std::panic::catch_unwind(std::panic::AssertUnwindSafe(question)));
-        state = lock(questions);
+        state = questions.locked();
         state.under_way.retain(|(under_way, _)| *under_way != number);
         done.notify_all();
     }

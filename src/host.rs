@@ -5,6 +5,7 @@ use crate::gate::AnswerTime;
 use crate::guard::Guard;
 use crate::handover::hand_over;
 use crate::license::Time;
+use crate::lock::LockExt;
 use crate::memory::Memory;
 use crate::output::PluginLog;
 use crate::process::Bounds;
@@ -22,7 +23,7 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 use uuid::Uuid;
 
@@ -194,7 +195,7 @@ impl LicenseTime {
     }
 
     fn change(&self, store: &Store, change: impl FnOnce(&mut TimeMark) -> Option<i64>) {
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _changing = self.changing.locked();
         let changed = change(&mut self.lock());
         // A mark that cannot be written is written with the next step; the store has logged it.
         if let Some(mark) = changed {
@@ -207,7 +208,7 @@ impl LicenseTime {
     /// # Errors
     /// It cannot be written, and nothing is changed.
     pub(crate) fn reset(&self, store: &Store) -> Result<bool, StoreError> {
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _changing = self.changing.locked();
         let mut mark = *self.lock();
         let Some(reset) = mark.reset(Instant::now(), now_ms()) else { return Ok(false) };
         store.set_time_mark(reset)?;
@@ -227,7 +228,7 @@ impl LicenseTime {
     }
 
     fn lock(&self) -> MutexGuard<'_, TimeMark> {
-        self.mark.lock().unwrap_or_else(PoisonError::into_inner)
+        self.mark.locked()
     }
 }
 
@@ -256,7 +257,7 @@ impl Owner {
 
     /// Adds a line about the host socket to the plugin's log, unless it has had many of late.
     pub(crate) fn note(&self, what: &str) {
-        let unsaid = self.noted.lock().unwrap_or_else(PoisonError::into_inner).came(Instant::now());
+        let unsaid = self.noted.locked().came(Instant::now());
         if let Some(unsaid) = unsaid {
             self.log.note(&format!("{what}{}", more(unsaid)));
         }
@@ -264,7 +265,7 @@ impl Owner {
 
     /// Warns, once a minute at most, in the host's log and in the plugin's that it has used up a limit.
     pub(crate) fn warn(&self, what: &str) {
-        let unsaid = self.crowded.lock().unwrap_or_else(PoisonError::into_inner).came(Instant::now());
+        let unsaid = self.crowded.locked().came(Instant::now());
         if let Some(unsaid) = unsaid {
             log::warn!("{}: {what}{}", self.plugin, more(unsaid));
             self.log.note(&format!("{what}{}", more(unsaid)));
@@ -321,6 +322,6 @@ impl Sessions {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<i32, Arc<Owner>>> {
-        self.owners.lock().unwrap_or_else(PoisonError::into_inner)
+        self.owners.locked()
     }
 }

@@ -15,6 +15,7 @@
 
 #[cfg(feature = "license")]
 pub mod license;
+mod lock;
 pub mod protocol;
 pub mod sdk;
 
@@ -101,6 +102,8 @@ mod store;
 mod supervisor;
 #[cfg(feature = "host")]
 mod text;
+#[cfg(feature = "host")]
+mod threads;
 #[cfg(feature = "host")]
 mod time_mark;
 #[cfg(feature = "host")]

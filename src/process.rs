@@ -4,12 +4,14 @@
 //! nothing of ours runs between fork and exec, where little is allowed, and no unsafe code is needed.
 
 use crate::failure_line::failure_line;
+use crate::lock::{LockExt, unpoisoned};
 use crate::output::PluginLog;
 use crate::pause::pause;
 use crate::preflight;
 use crate::remains::{self, Marks};
 use crate::restart::Exit;
 use crate::text;
+use crate::threads;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::unistd::execve;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -29,7 +31,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::str::FromStr;
-use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
@@ -115,7 +117,7 @@ const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 static OWN: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
 
 fn own() -> MutexGuard<'static, BTreeSet<i32>> {
-    OWN.lock().unwrap_or_else(PoisonError::into_inner)
+    OWN.locked()
 }
 
 /// Which run of the host this is: its value of [`RUN_VARIABLE`].
@@ -135,7 +137,7 @@ pub(crate) fn reap_orphans() -> io::Result<()> {
         return Ok(());
     }
     let mut signals = Signals::new([SIGCHLD])?;
-    small_thread("reaper").spawn(move || {
+    threads::restarting(small_thread("reaper"), move || {
         for _ in signals.forever() {
             // While the list is held no child is started, so that what is not in it is nobody's.
             let own = own();
@@ -143,8 +145,7 @@ pub(crate) fn reap_orphans() -> io::Result<()> {
                 rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG).unwrap_or_default();
             }
         }
-    })?;
-    Ok(())
+    })
 }
 
 /// How a child is bound beyond what all children are.
@@ -271,8 +272,11 @@ impl Process {
         (process.captured, process.executed) = (Some(captured), Some(executed));
         small_thread(format!("log-{name}")).spawn(move || {
             // It prints nothing before it is executed, but for what the shim says of that.
-            executing.send(exec_error(report)).unwrap_or_default();
-            log.capture(reader);
+            executing.send(exec_error(report)).ok();
+            if !threads::persist(|| log.capture(&reader)) {
+                // The plugin goes on without a log. It would stop if nobody read what it prints.
+                io::copy(&mut &reader, &mut io::sink()).ok();
+            }
             drop::<Sender<()>>(capturing);
         })?;
         Ok(process)
@@ -501,9 +505,9 @@ struct Turn(u32);
 impl Turn {
     fn wait(uid: u32) -> io::Result<Self> {
         let (taken, freed) = &TURNS;
-        let taken = taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = taken.locked();
         let waited = freed.wait_timeout_while(taken, TURN_TIME, |taken| taken.contains(&uid));
-        let (mut taken, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        let (mut taken, waited) = unpoisoned(waited);
         if waited.timed_out() {
             return Err(io::Error::new(
                 io::ErrorKind::TimedOut,
@@ -518,7 +522,7 @@ impl Turn {
 impl Drop for Turn {
     fn drop(&mut self) {
         let (taken, freed) = &TURNS;
-        taken.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+        taken.locked().remove(&self.0);
         freed.notify_all();
     }
 }

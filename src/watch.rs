@@ -4,6 +4,7 @@
 use crate::data_dir::{DataDir, Held, Lock};
 use crate::repeat::{Repeat, more};
 use crate::store::Store;
+use crate::threads;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use std::fs;
 use std::io;
@@ -33,7 +34,8 @@ impl Watch {
         let run: Vec<_> = run.into_iter().filter_map(|path| Some((node(&path)?, path))).collect();
         let data = data.clone();
         let thread = std::thread::Builder::new().name("watch".into());
-        let thread = thread.spawn(move || watch(&data, &store, lock, &run, &stopped, &sender))?;
+        // It holds the lock of the data directory, which a panic gives up.
+        let thread = threads::vital(thread, move || watch(&data, &store, lock, &run, &stopped, &sender))?;
         Ok((Self { stop, thread }, lost))
     }
 

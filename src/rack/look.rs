@@ -2,6 +2,7 @@
 
 use super::{Entry, Rack, Rejected, STOP_ALL_TIME, Supervised, await_end};
 use crate::discovery::{self, Found, Refusal};
+use crate::lock::unpoisoned;
 use crate::output::PluginLog;
 use crate::plugin::{Command, Door, Plugin, Quit, State};
 use crate::protocol::metadata::Metadata;
@@ -11,7 +12,7 @@ use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// Time a `rescan` waits for its look: less than the command waits for its answer.
@@ -130,7 +131,7 @@ impl Rack {
     pub(super) fn wait_for_look(&self, number: u64, deadline: Instant) -> Option<Arc<Finished>> {
         let left = deadline.saturating_duration_since(Instant::now());
         let waited = self.over.wait_timeout_while(self.lock(), left, |state| state.finished < number);
-        let state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        let state = unpoisoned(waited).0;
         (state.finished >= number).then(|| Arc::clone(&state.last))
     }
 

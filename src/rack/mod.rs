@@ -13,6 +13,7 @@ use look::Looks;
 
 use crate::discovery::{self, Fingerprint, Found, Interviews, Outlook, Refusal};
 use crate::host::Host;
+use crate::lock::{LockExt, unpoisoned};
 use crate::output::PluginLog;
 use crate::plugin::{Command, Plugin, Quit, State};
 use crate::protocol::metadata::Metadata;
@@ -24,7 +25,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock};
 use std::time::{Duration, Instant};
 
 /// Time for plugins to stop: the 5 s of one, and some for the machine. Docker gives a container 10 s, runit's `sv` 7 s.
@@ -181,7 +182,7 @@ impl Rack {
 
     /// Which plugin answers for which route.
     pub(crate) fn routes(&self) -> Arc<Routes<Arc<Plugin>>> {
-        Arc::clone(&self.routes.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&*unpoisoned(self.routes.read()))
     }
 
     /// Everything in the plugins directory, by name there.
@@ -257,7 +258,7 @@ impl Rack {
         let were = were.filter(|plugin| !taken.contains(plugin.metadata.route.as_str()));
         let lead = |plugin: &Arc<Plugin>| (plugin.metadata.route.clone(), Arc::clone(plugin));
         let routes = Arc::new(Routes::new(plugins().chain(were).map(lead).collect()));
-        *self.routes.write().unwrap_or_else(PoisonError::into_inner) = routes;
+        *unpoisoned(self.routes.write()) = routes;
     }
 
     /// Gives a plugin a command, and waits until it is settled.
@@ -271,7 +272,7 @@ impl Rack {
 
     /// Notes whether a plugin may run, and starts or stops it.
     pub(crate) fn set_enabled(&self, plugin: &Plugin, enabled: bool) -> Result<(), StoreError> {
-        let noting = self.enabling.lock().unwrap_or_else(PoisonError::into_inner);
+        let noting = self.enabling.locked();
         self.host.store.set_enabled(plugin.id(), enabled)?;
         self.host.store.note_event(plugin.id(), if enabled { "enabled" } else { "disabled" }, "by the operator");
         // A supervisor that is gone belongs to a plugin that is.
@@ -298,7 +299,7 @@ impl Rack {
     }
 
     fn lock(&self) -> MutexGuard<'_, Looks> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.locked()
     }
 }
 

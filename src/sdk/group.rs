@@ -5,10 +5,11 @@
 //! such a group leads it, which is to send it, to read the replies, and to hand them on.
 
 use super::kv::KvError;
+use crate::lock::{LockExt, unpoisoned};
 use crate::protocol::frame::{EncodeError, encode};
 use crate::protocol::message::{Kv, KvOp, KvResult};
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 /// Most requests of a group: as many as the host has under way of one connection.
 const MAX_REQUESTS: usize = 64;
@@ -131,14 +132,14 @@ impl Groups {
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.locked()
     }
 }
 
 impl Call {
     fn wait(&self) -> Turn {
         let turn = self.came.wait_while(self.lock(), |turn| matches!(turn, Turn::Wait));
-        std::mem::replace(&mut *turn.unwrap_or_else(PoisonError::into_inner), Turn::Wait)
+        std::mem::replace(&mut *unpoisoned(turn), Turn::Wait)
     }
 
     /// Ends the wait for the reply.
@@ -152,7 +153,7 @@ impl Call {
     }
 
     fn lock(&self) -> MutexGuard<'_, Turn> {
-        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+        self.turn.locked()
     }
 }
 

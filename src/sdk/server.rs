@@ -8,6 +8,7 @@ use super::outbox::Flusher;
 use super::request::Request;
 use super::response::Response;
 use super::{Error, dispatch, log};
+use crate::lock::{LockExt, unpoisoned};
 use crate::protocol::message::{Failure, Init, Ready};
 use rustix::io::Errno;
 use std::io;
@@ -15,7 +16,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -93,10 +94,8 @@ impl Server {
             return ExitCode::FAILURE;
         }
         let stopped = |state: &State| state.open == 0 && server.context().is_some_and(Context::is_stopping);
-        let state = server
-            .changed
-            .wait_while(server.lock(), |state| state.failed.is_none() && !stopped(state))
-            .unwrap_or_else(PoisonError::into_inner);
+        let waited = server.changed.wait_while(server.lock(), |state| state.failed.is_none() && !stopped(state));
+        let state = unpoisoned(waited);
         state.failed.unwrap_or(ExitCode::SUCCESS)
     }
 
@@ -186,7 +185,7 @@ impl Server {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.locked()
     }
 }
 

@@ -30,6 +30,7 @@ const LAYERS: [&[&str]; 6] = [
         "text",
         "time_mark",
         "license_wait",
+        "lock",
         "utc",
     ],
     &[
@@ -41,6 +42,7 @@ const LAYERS: [&[&str]; 6] = [
         "output",
         "preflight",
         "pause",
+        "threads",
         "process",
         "remains",
         "guard",
@@ -122,7 +124,7 @@ const LAYERS: [&[&str]; 6] = [
 ];
 
 /// What the SDK may use beside itself, so that plugin authors get nothing of the host.
-const SDK_USES: [&str; 2] = ["protocol", "license"];
+const SDK_USES: [&str; 3] = ["protocol", "license", "lock"];
 
 /// Async runtimes and what they are made of: every wait here is a thread's.
 const ASYNC: [&str; 11] = [
