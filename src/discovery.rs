@@ -5,7 +5,9 @@ use crate::preflight;
 use crate::process::{self, Bounds, small_thread};
 use crate::protocol::metadata::{MAX_METADATA, Metadata};
 use crate::room;
-use std::collections::VecDeque;
+use crate::text;
+use std::collections::{BTreeSet, VecDeque};
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::num::NonZero;
@@ -49,6 +51,18 @@ pub(crate) struct Found {
 }
 
 impl Found {
+    /// Checks that its name is the name in the directory, and not an escaped form of it.
+    ///
+    /// # Errors
+    /// The name is not UTF-8: API, command line and database could not tell such names apart.
+    pub(crate) fn check_name(&self) -> Result<(), Refusal> {
+        let path = if self.program.ends_with(&self.file) { Some(self.program.as_path()) } else { self.program.parent() };
+        if path.is_some_and(|path| path.ends_with(&self.file)) {
+            return Ok(());
+        }
+        Err(Refusal::lasting("its name in the plugins directory is not UTF-8: rename it (mv), then run plugrack rescan"))
+    }
+
     /// Text that stands for what the answer to `--metadata` depends on: the program and, in a directory, the files beside it.
     pub(crate) fn answers_as(&self) -> Option<String> {
         let fingerprint = self.fingerprint?;
@@ -127,29 +141,59 @@ pub(crate) fn retry_after(failures: u32, random: f64) -> Duration {
 /// # Errors
 /// It cannot be read, or has more names than [`MAX_NAMES`]: to take some of them would be to stop the plugins among the others.
 pub(crate) fn scan(dir: &Path) -> io::Result<Vec<Found>> {
-    let mut found = Vec::new();
+    let mut names = Vec::new();
     for entry in fs::read_dir(dir)? {
-        let file = entry?.file_name().to_string_lossy().into_owned();
-        if file.starts_with('.') {
+        let name = entry?.file_name();
+        if name.as_encoded_bytes().starts_with(b".") {
             continue;
         }
-        if found.len() == MAX_NAMES {
+        if names.len() == MAX_NAMES {
             let many =
                 format!("it has more than {MAX_NAMES} names: move what is no plugin elsewhere, or choose another with --plugins");
             return Err(io::Error::other(many));
         }
-        found.push(look_at(dir, &file));
+        names.push(name);
+    }
+    names.sort();
+    let (mut found, mut others) = (Vec::new(), Vec::new());
+    for name in names {
+        match name.to_str() {
+            Some(file) => found.push(look_at(dir, file)),
+            None => others.push(name),
+        }
+    }
+    let mut taken: BTreeSet<String> =
+        if others.is_empty() { BTreeSet::new() } else { found.iter().map(|found| found.file.clone()).collect() };
+    for name in others {
+        let file = escaped(&name, &taken);
+        taken.insert(file.clone());
+        let program = program(dir.join(name));
+        found.push(Found { file, fingerprint: fingerprint(&program), program });
     }
     found.sort_by(|a, b| a.file.cmp(&b.file));
     Ok(found)
 }
 
+/// A name that is not UTF-8 as text that no other name in the directory has.
+fn escaped(name: &OsStr, taken: &BTreeSet<String>) -> String {
+    let mut file = String::new();
+    text::escape(&mut file, name.as_encoded_bytes());
+    while taken.contains(&file) {
+        file.push('?');
+    }
+    file
+}
+
 /// What is under a name in the plugins directory.
 pub(crate) fn look_at(dir: &Path, file: &str) -> Found {
-    let path = dir.join(file);
-    let program = if path.is_dir() { path.join(PROGRAM) } else { path };
+    let program = program(dir.join(file));
     let fingerprint = fingerprint(&program);
     Found { file: file.to_owned(), program, fingerprint }
+}
+
+/// What is executed of a plugin at a path.
+fn program(path: PathBuf) -> PathBuf {
+    if path.is_dir() { path.join(PROGRAM) } else { path }
 }
 
 /// Which file is there now; nothing when it cannot be looked at.

@@ -179,6 +179,7 @@ impl Rack {
 
     /// Asks a file who it is, and notes the answer.
     fn ask(&self, found: &Found) -> Result<Metadata, Refusal> {
+        found.check_name()?;
         let bounds = self.host.program_bounds(&found.file).map_err(Refusal::passing)?;
         let answered_as = self.answers_as(found);
         let metadata = discovery::ask(found, &bounds, self.host.metadata_timeout)?;
@@ -210,7 +211,10 @@ impl Rack {
         if matches!(&entry, Entry::Accepted { plugin, .. } if plugin.is_unchanged()) {
             return Ok(false);
         }
-        let found = discovery::look_at(&self.dir, &file);
+        let found = match &entry {
+            Entry::Refused { found, .. } if found.check_name().is_err() => found.clone(),
+            _ => discovery::look_at(&self.dir, &file),
+        };
         let answer = self.remembered(&found).map_or_else(|| self.ask(&found), Ok);
         self.apply(found, answer, false);
         let mut state = self.lock();

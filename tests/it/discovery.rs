@@ -4,6 +4,7 @@ use crate::support::{Server, Site, command, install_fake, is_alive, metadata, sc
 use serde_json::{Value, json};
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::time::Instant;
 
@@ -459,6 +460,43 @@ fn what_was_corrected_is_accepted_and_a_plugin_whose_file_was_broken_goes_on() {
     assert_eq!(server.get("/breaks/x").status, 404, "until its file is gone");
     server.wait_state("third", "ready");
     assert_eq!(server.get("/first/x").text(), "GET /x of third");
+}
+
+#[test]
+fn names_that_are_not_utf_8_are_refused_one_by_one() {
+    let site = Site::new();
+    let name = |bytes: &[u8]| OsStr::from_bytes(bytes).to_owned();
+    let program = |id: &str| script(&metadata(id), "exit 1");
+    for (file, id) in [(name(b"p\xff"), "first"), (name(b"p\xfe"), "second")] {
+        write_file(&site.plugins().join(file), program(id).as_bytes(), 0o755);
+    }
+    // It has the name by which one of the others would be shown.
+    write_file(&site.plugins().join("p\\xff"), b"", 0o644);
+    install_fake(&site.plugins(), "third", &json!({"metadata": metadata("third")}));
+    fs::rename(site.plugins().join("third"), site.plugins().join(name(b"\xff"))).unwrap();
+    let reason = "its name in the plugins directory is not UTF-8: rename it (mv), then run plugrack rescan";
+    let plugins = site.plugins();
+    let server = site.fake("good").start();
+    server.wait_state("good", "ready");
+    for file in ["p\\xfe", "p\\xff?", "\\xff"] {
+        let entry = listed(&server, file);
+        assert_eq!((&entry["state"], &entry["reason"]), (&json!("refused"), &json!(reason)));
+        assert!(server.log().contains(&format!("{file}: refused: {reason}")), "{}", server.log());
+        assert!(server.cli(&["show", file]).contains(reason));
+    }
+    let other = listed(&server, "p\\xff");
+    assert!(other["reason"].as_str().unwrap().contains("not executable"), "{other}");
+    let count = || server.api("GET", "/plugins", b"").1["plugins"].as_array().unwrap().len();
+    assert_eq!(count(), 5);
+    let (status, answer) = server.api("POST", "/plugins/p%5Cxfe/start", b"");
+    assert!((status, &answer["error"]["code"]) == (409, &json!("refused")) && answer.to_string().contains(reason), "{answer}");
+    // A second look changes nothing, and a rename is all that is missing.
+    let changes = server.api("POST", "/rescan", b"").1;
+    assert_eq!((&changes["added"], &changes["removed"]), (&json!([]), &json!([])));
+    assert_eq!(count(), 5);
+    fs::rename(plugins.join(name(b"\xff")), plugins.join("third")).unwrap();
+    server.api("POST", "/rescan", b"");
+    server.wait_state("third", "ready");
 }
 
 #[test]
