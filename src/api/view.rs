@@ -138,7 +138,7 @@ pub(crate) fn list(rack: &Rack) -> Vec<Summary> {
 /// One plugin, by its id or, when it was refused, by the name of its file. `base` is the URL of the host.
 pub(crate) fn one(rack: &Rack, id: &str, base: Option<&str>) -> Result<Option<Details>, StoreError> {
     let Some((file, entry)) = rack.find(id) else { return Ok(None) };
-    let events = || rack.host().store.events(id, SHOWN_EVENTS);
+    let events = || rack.events(&file, &entry, SHOWN_EVENTS);
     let details = match &entry {
         Entry::Accepted { plugin, .. } => {
             // One look at the status, so that all that is shown is of one moment, and the events after it, so that its own is there.

@@ -19,6 +19,7 @@ use crate::plugin::{Command, Plugin, Quit, State};
 use crate::protocol::metadata::Metadata;
 use crate::room;
 use crate::route::Routes;
+use crate::store::events::Event;
 use crate::store::{StoreError, now_ms};
 use crate::supervisor::{COMMANDS, HOLD_TICK, Supervisor, Trial};
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -129,7 +130,7 @@ impl Rack {
     pub(crate) fn keep_time(&self) {
         self.host.time.keep(&self.host.store);
         if self.host.time.is_new_day() {
-            for entry in self.entries().into_values() {
+            for entry in self.share().values() {
                 if let Entry::Accepted { plugin, .. } = entry
                     && plugin.status().state == State::Ready
                 {
@@ -149,7 +150,7 @@ impl Rack {
         let now = Instant::now();
         let is_time = |rejected: &Rejected| rejected.retry_at.is_some_and(|at| now >= at);
         // What is looked at is on a disk: the list is not held meanwhile.
-        self.entries().values().any(|entry| match entry {
+        self.share().values().any(|entry| match entry {
             Entry::Accepted { plugin, rejected: Some(rejected), .. } => {
                 is_time(rejected) || rejected.fingerprint != discovery::fingerprint(&plugin.program)
             }
@@ -187,19 +188,36 @@ impl Rack {
 
     /// Everything in the plugins directory, by name there.
     pub(crate) fn entries(&self) -> BTreeMap<String, Entry> {
-        self.lock().entries.clone()
+        (*self.share()).clone()
+    }
+
+    /// The same as it is now, without a copy.
+    fn share(&self) -> Arc<BTreeMap<String, Entry>> {
+        Arc::clone(&self.lock().entries)
     }
 
     /// What a name means: the plugin with that id, else what was refused under that file name, else what was refused with that id.
     /// Given with its name in the plugins directory.
     pub(crate) fn find(&self, name: &str) -> Option<(String, Entry)> {
-        let state = self.lock();
+        let entries = self.share();
         let means = |(file, entry): &(&String, &Entry), rank| match entry {
             Entry::Accepted { plugin, .. } => rank == 0 && plugin.id() == name,
             Entry::Refused { id, .. } => (rank == 1 && *file == name) || (rank == 2 && id.as_deref() == Some(name)),
         };
-        let found = (0..3).find_map(|rank| state.entries.iter().find(|entry| means(entry, rank)));
+        let found = (0..3).find_map(|rank| entries.iter().find(|entry| means(entry, rank)));
         found.map(|(file, entry)| (file.clone(), entry.clone()))
+    }
+
+    /// The events of an entry, newest first; none where it has no history of its own.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub(crate) fn events(&self, file: &str, entry: &Entry, most: u32) -> Result<Vec<Event>, StoreError> {
+        let history = match entry {
+            Entry::Accepted { plugin, .. } => Some(plugin.id().to_owned()),
+            Entry::Refused { was, .. } => history(&self.share(), file, was.as_deref()),
+        };
+        history.map_or(Ok(Vec::new()), |history| self.host.store.events(&history, most))
     }
 
     /// Puts a plugin in the rack, and has it started once those with its id that are to end have ended.
@@ -264,9 +282,10 @@ impl Rack {
     /// Gives a plugin a command, and waits until it is settled.
     pub(crate) fn command(&self, plugin: &Plugin, command: impl FnOnce(Sender<()>) -> Command) {
         let (done, settled) = bounded(0);
-        if plugin.control.send(command(done)).is_ok() {
+        let deadline = Instant::now() + SETTLE_TIME;
+        if plugin.control.send_deadline(command(done), deadline).is_ok() {
             // It ends by the channel's end, or is told as it is by then.
-            settled.recv_timeout(SETTLE_TIME).unwrap_or_default();
+            settled.recv_deadline(deadline).ok();
         }
     }
 
@@ -276,7 +295,7 @@ impl Rack {
         self.host.store.set_enabled(plugin.id(), enabled)?;
         self.host.store.note_event(plugin.id(), if enabled { "enabled" } else { "disabled" }, "by the operator");
         // A supervisor that is gone belongs to a plugin that is.
-        drop(plugin.control.send(Command::Enabled(enabled)));
+        drop(plugin.control.send_timeout(Command::Enabled(enabled), SETTLE_TIME));
         drop(noting);
         self.command(plugin, if enabled { Command::Start } else { Command::Stop });
         Ok(())
@@ -287,12 +306,16 @@ impl Rack {
         let mut state = self.lock();
         self.closing.store(true, Ordering::Release);
         let trials = std::mem::take(&mut state.trials).into_values();
-        let trials: Vec<_> = trials.inspect(|(plugin, _)| drop(plugin.control.send(Command::Quit(Quit::HostStops)))).collect();
-        let plugins = state.entries.values().filter_map(|entry| entry.quit(Quit::HostStops));
+        let plugins = state.entries.values().filter_map(Entry::supervised);
         // Those that an update has replaced may still have requests to answer.
-        let before = state.last.leaving.iter().inspect(|(plugin, _)| drop(plugin.control.send(Command::Quit(Quit::HostStops))));
-        let leaving: Vec<_> = plugins.chain(before.cloned()).chain(trials).collect();
+        let leaving: Vec<_> = plugins.chain(state.last.leaving.iter().cloned()).chain(trials).collect();
         drop(state);
+        let quit = || Command::Quit(Quit::HostStops);
+        // One whose supervisor is busy must not hold up the others.
+        let busy = leaving.iter().filter(|(plugin, _)| plugin.control.try_send(quit()).is_err_and(|error| error.is_full()));
+        let busy: Vec<_> = busy.collect();
+        // A supervisor that is gone has nothing to end.
+        busy.into_iter().for_each(|(plugin, _)| drop(plugin.control.send_deadline(quit(), deadline)));
         for (plugin, ended) in leaving {
             await_end(&plugin, &ended, deadline);
         }
@@ -329,13 +352,21 @@ impl Entry {
         }
     }
 
-    /// Tells a plugin and its supervisor to end; gives it and what closes at its end.
-    fn quit(&self, quit: Quit) -> Option<Supervised> {
+    /// The plugin, and what closes when its supervisor has ended.
+    fn supervised(&self) -> Option<Supervised> {
         let Self::Accepted { plugin, ended, .. } = self else { return None };
-        // A supervisor that is gone has nothing to end.
-        drop(plugin.control.send(Command::Quit(quit)));
         Some((Arc::clone(plugin), ended.clone()))
     }
+}
+
+/// Under which name the events of a refused file are kept: the id of the plugin that it `was`, or else its own name. None while that is
+/// the id of another plugin.
+fn history(entries: &BTreeMap<String, Entry>, file: &str, was: Option<&Plugin>) -> Option<String> {
+    let name = was.map_or(file, Plugin::id);
+    let is_other = |(other, entry): (&String, &Entry)| {
+        other != file && matches!(entry, Entry::Accepted { plugin, .. } if plugin.id() == name)
+    };
+    (!entries.iter().any(is_other)).then(|| name.to_owned())
 }
 
 /// Waits for the end of a plugin that was told to quit.

@@ -513,6 +513,11 @@ fn a_name_means_the_plugin_that_has_it_before_a_refused_file() {
     assert_eq!(server.api("POST", "/plugins/p/restart", b"").1["state"], "ready");
     let copy = server.plugin("a-copy");
     assert_eq!((&copy["state"], &copy["reason"]), (&json!("refused"), &json!("the id p is taken by z-original")));
+    // Each has its own history.
+    let event = &copy["events"][0];
+    assert_eq!((&event["kind"], &event["detail"]), (&json!("refused"), &copy["reason"]), "{copy:#}");
+    let events = server.plugin("p")["events"].take();
+    assert!(events.as_array().unwrap().iter().all(|event| event["kind"] != "refused"), "{events:#}");
 }
 
 #[test]
