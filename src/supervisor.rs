@@ -27,7 +27,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use signal_hook::consts::SIGKILL;
 use std::ffi::OsStr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -60,6 +60,10 @@ pub(crate) const HOLD_TICK: Duration = Duration::from_millis(100);
 
 /// Stack of a worker in bytes: its buffers are on the heap.
 const WORKER_STACK: usize = 512 * 1024;
+
+/// The number of the next process. Of all plugins, so that the supervisor that takes over after a panic takes no news of a process
+/// before it for news of its own.
+static LIVES: AtomicU64 = AtomicU64::new(1);
 
 /// Where a supervisor is.
 enum Phase {
@@ -119,7 +123,6 @@ pub(crate) struct Supervisor {
     history: History,
     /// That another connection could not be had.
     growth: Repeat,
-    lives: u64,
     /// Why the plugin is to leave the rack.
     quitting: Option<Quit>,
     /// Since when there is no process that answers.
@@ -138,6 +141,8 @@ pub(crate) struct Supervisor {
     updated: bool,
     /// Told the outcome of the first start of an update, which is the last where it fails.
     trial: Option<Trial>,
+    /// Set if another supervisor must not take over after a panic, since the plugin leaves the rack.
+    leaves: Arc<AtomicBool>,
 }
 
 /// What is to be done when an update is ready, or will not be, and why.
@@ -145,7 +150,14 @@ pub(crate) type Trial = Box<dyn FnOnce(Result<(), String>) + Send>;
 
 impl Supervisor {
     /// The supervisor of a plugin that does not run. An update that is on `trial` is started once, beside the plugin that it is to replace.
-    pub(crate) fn new(plugin: Arc<Plugin>, host: Arc<Host>, commands: Receiver<Command>, trial: Option<Trial>) -> Self {
+    /// After a panic of [`Supervisor::run`], `leaves` says whether the plugin leaves the rack, so that nothing takes over.
+    pub(crate) fn new(
+        plugin: Arc<Plugin>,
+        host: Arc<Host>,
+        commands: Receiver<Command>,
+        trial: Option<Trial>,
+        leaves: Arc<AtomicBool>,
+    ) -> Self {
         let phase = Phase::Down { retry_at: None };
         let (history, waiting) = (History::default(), Vec::new());
         Self {
@@ -155,7 +167,6 @@ impl Supervisor {
             phase,
             history,
             growth: Repeat::default(),
-            lives: 0,
             quitting: None,
             down_since: None,
             waits_for_turn: false,
@@ -165,6 +176,7 @@ impl Supervisor {
             waiting,
             updated: false,
             trial,
+            leaves,
         }
     }
 
@@ -416,7 +428,7 @@ impl Supervisor {
         self.remove_run().map_err(|error| passing("cannot remove its old socket", error))?;
         let directories = data.make_plugin_dirs(id).map_err(|error| passing("cannot make its directories", error))?;
         self.host.hand_over(id, uid, &directories).map_err(no_user)?;
-        self.lives += 1;
+        let number = LIVES.fetch_add(1, Ordering::Relaxed);
         self.given = Given::default();
         self.plugin.log.begin(uid);
         let (stop, stopped) = bounded(0);
@@ -435,7 +447,7 @@ impl Supervisor {
         let process =
             self.host.sessions.enter(owner, start, Process::pid).map_err(|error| passing("cannot start its process", error))?;
         let life = Life {
-            number: self.lives,
+            number,
             socket,
             uid,
             stop: stopped,
@@ -459,7 +471,7 @@ impl Supervisor {
             turn: Some(turn),
             _seat: seat,
         };
-        let (control, number) = (self.plugin.control.clone(), self.lives);
+        let control = self.plugin.control.clone();
         let tell = move |exit: Option<Exit>| {
             // The workers first: they answer the requests that the process took along, and the supervisor may be busy.
             if let Some(exit) = exit {
@@ -889,6 +901,27 @@ impl Supervisor {
         self.phase = Phase::Down { retry_at: None };
         self.quitting = Some(Quit::Gone);
         trial(Err(reason.to_owned()));
+    }
+}
+
+impl Drop for Supervisor {
+    /// After a panic: ends the process, and tells the registry of an update on trial that it has failed.
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        if self.quitting.is_some() || self.trial.is_some() {
+            self.leaves.store(true, Ordering::Relaxed);
+        }
+        match std::mem::replace(&mut self.phase, Phase::Down { retry_at: None }) {
+            Phase::Down { .. } => {}
+            Phase::Starting { running, .. } | Phase::Ready { running } | Phase::Stopping { running, .. } => {
+                self.finish(running);
+            }
+        }
+        if let Some(trial) = self.trial.take() {
+            trial(Err("the host itself failed to look after it, which is a fault of plugrack's: its log has the reason".into()));
+        }
     }
 }
 

@@ -22,6 +22,7 @@ use crate::route::Routes;
 use crate::store::events::Event;
 use crate::store::{StoreError, now_ms};
 use crate::supervisor::{COMMANDS, HOLD_TICK, Supervisor, Trial};
+use crate::threads;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -239,11 +240,11 @@ impl Rack {
         before: Vec<Supervised>,
     ) -> Result<Supervised, Refusal> {
         let id = metadata.id.clone();
-        let (number, trial) = update.unzip();
+        let (number, mut trial) = update.unzip();
         let (control, commands) = bounded(COMMANDS);
         let socket = self.host.data.plugin_socket(&id, number);
         let plugin = Arc::new(Plugin::new(metadata, found, socket, log, control, enabled));
-        let supervisor = Supervisor::new(Arc::clone(&plugin), Arc::clone(&self.host), commands, trial);
+        let (host, leaves) = (Arc::clone(&self.host), Arc::new(AtomicBool::new(false)));
         let (alive, ended) = bounded(0);
         let waiting = Arc::clone(&plugin);
         let run = move || {
@@ -255,8 +256,14 @@ impl Rack {
                 }
                 old.queue.succeed(Arc::clone(&waiting.queue));
             }
-            // Its process ends with it; a plugin that nobody looks after must not seem to run.
-            if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| supervisor.run())).is_err() {
+            // A panic ends its process too, and the next supervisor starts another.
+            let supervise = || {
+                if !leaves.load(Ordering::Relaxed) {
+                    let (plugin, host, commands) = (Arc::clone(&waiting), Arc::clone(&host), commands.clone());
+                    Supervisor::new(plugin, host, commands, trial.take(), Arc::clone(&leaves)).run();
+                }
+            };
+            if !threads::persist(supervise) {
                 waiting
                     .abandon("the host itself failed to look after it, which is a fault of plugrack's: its log has the reason");
             }

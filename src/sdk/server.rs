@@ -81,13 +81,13 @@ impl Server {
     /// Serves until the plugin has to exit. The accepting thread is then left behind, for the process to end with.
     pub(super) fn run(self, listener: UnixListener) -> ExitCode {
         let server = Arc::new(self);
-        let flusher = Arc::clone(&server.flusher);
-        let flushing = thread::Builder::new().name("flush".to_owned()).spawn(move || flusher.run());
-        let acceptor = Arc::clone(&server);
+        let flusher = Vital(Arc::clone(&server));
+        let flushing = thread::Builder::new().name("flush".to_owned()).spawn(move || flusher.0.flusher.run());
+        let acceptor = Vital(Arc::clone(&server));
         let accepting = thread::Builder::new().name("accept".to_owned()).spawn(move || {
-            let error = acceptor.accept(&listener);
+            let error = acceptor.0.accept(&listener);
             log(format_args!("cannot accept connections: {error}"));
-            acceptor.fail(ExitCode::FAILURE);
+            acceptor.0.fail(ExitCode::FAILURE);
         });
         if let Err(error) = flushing.and(accepting) {
             log(format_args!("cannot start a thread: {error}"));
@@ -189,6 +189,17 @@ impl Server {
     }
 }
 
+/// Held by a thread that the plugin needs. A panic of it ends the plugin, which would only seem to run without it.
+struct Vital(Arc<Server>);
+
+impl Drop for Vital {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.fail(ExitCode::FAILURE);
+        }
+    }
+}
+
 fn is_shortage(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|code| SHORTAGES.iter().any(|shortage| shortage.raw_os_error() == code))
 }
@@ -239,5 +250,26 @@ impl Drop for Slot {
     fn drop(&mut self) {
         self.0.lock().open -= 1;
         self.0.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_of_a_thread_that_the_plugin_needs_ends_the_plugin() {
+        let handlers = Handlers {
+            init: Box::new(|_| Ok(())),
+            kv: Box::new(|_, _| Err(KvError::refused("denied", "no keys"))),
+            http: Box::new(|_| Ok(Response::text(""))),
+        };
+        let server = Arc::new(Server::new(1, handlers));
+        for panics in [false, true] {
+            let held = Vital(Arc::clone(&server));
+            let body = move || assert!(!panics, "while {} connections are open", held.0.lock().open);
+            assert_eq!(thread::Builder::new().spawn(body).unwrap().join().is_err(), panics);
+            assert_eq!(server.lock().failed.is_some(), panics);
+        }
     }
 }
