@@ -115,7 +115,7 @@ impl Guard {
         if !guarded {
             end_all(run_id().into(), sessions, self.uids.clone());
         }
-        self.ended.recv_timeout(FINISH_TIME).unwrap_or_default();
+        self.ended.recv_timeout(FINISH_TIME).ok();
     }
 }
 

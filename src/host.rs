@@ -97,7 +97,7 @@ impl Host {
     /// Has the plugins directory looked through soon: a file in it has changed.
     pub(crate) fn look_again(&self) {
         // One that waits already will see all there is by then.
-        self.looks.try_send(()).unwrap_or_default();
+        self.looks.try_send(()).ok();
     }
 
     /// How a plugin is bound; the uid of its own that it gets with this is its own for good.
@@ -138,7 +138,7 @@ impl Host {
     pub(crate) fn warn_of_license(&self, plugin: &str) {
         let day = self.time.day();
         // Where it cannot be read the store has said so.
-        let token = self.store.license(plugin).unwrap_or_default();
+        let token = self.store.license(plugin).ok().flatten();
         if let Some(warning) = token.and_then(|token| standing::warning(&token, self.time.now())) {
             self.store.warn_of_license(plugin, day, warning);
         }

@@ -17,7 +17,7 @@ use nix::unistd::execve;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Access;
 use rustix::io::Errno;
-use rustix::process::{Gid, Pid, Resource, Rlimit, Signal, Uid, WaitId, WaitIdOptions};
+use rustix::process::{Gid, Pid, PidfdFlags, Resource, Rlimit, Signal, Uid, WaitId, WaitIdOptions, pidfd_open};
 use rustix::stdio::{dup2_stdin, stdin};
 use signal_hook::consts::{SIGCHLD, SIGPIPE};
 use signal_hook::iterator::Signals;
@@ -68,6 +68,9 @@ const LAST_OUTPUT_TIME: Duration = Duration::from_millis(200);
 
 /// How often a wait for output looks whether the child has ended while another process keeps its output open.
 const EXIT_CHECK: Duration = Duration::from_millis(50);
+
+/// How often a process is looked at where the kernel has no handle of its end.
+const EXIT_LOOK: Duration = Duration::from_millis(1);
 
 /// The variable that every child, and so all it starts, has from this run of the host: by it they are found again.
 pub(crate) const RUN_VARIABLE: &str = "PLUGRACK_RUN";
@@ -142,7 +145,7 @@ pub(crate) fn reap_orphans() -> io::Result<()> {
             // While the list is held no child is started, so that what is not in it is nobody's.
             let own = own();
             for pid in remains::zombies_of_this_process().into_iter().filter(|pid| !own.contains(&pid.as_raw_nonzero().get())) {
-                rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG).unwrap_or_default();
+                rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG).ok();
             }
         }
     })
@@ -337,8 +340,8 @@ impl Process {
     fn signal(&self, signal: Signal) {
         if self.exit.is_none() {
             // Until the shim has made its session there is no group. One that has ended needs no signal.
-            rustix::process::kill_process(self.pid, signal).unwrap_or_default();
-            rustix::process::kill_process_group(self.pid, signal).unwrap_or_default();
+            rustix::process::kill_process(self.pid, signal).ok();
+            rustix::process::kill_process_group(self.pid, signal).ok();
         }
     }
 
@@ -348,6 +351,23 @@ impl Process {
         let waited = || rustix::process::waitid(WaitId::Pid(self.pid), options);
         // What cannot be waited for has been.
         self.exit.is_some() || waited().map_or_else(|error| error != Errno::INTR, |status| status.is_some())
+    }
+
+    /// Waits until it has ended, at most until a deadline. Says whether it has.
+    fn ended_by(&self, deadline: Instant) -> bool {
+        // Linux has such handles since 5.3. Before that it is looked at again and again.
+        let handle = pidfd_open(self.pid, PidfdFlags::empty()).ok();
+        while !self.has_ended() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            match &handle {
+                Some(handle) => drop(poll(&mut [PollFd::new(handle, PollFlags::IN)], Some(&timespec(left)))),
+                None => pause(EXIT_LOOK.min(left)),
+            }
+        }
+        true
     }
 
     /// Kills what is left of the process and its group, waits for its end and its last output, and says what the end was.
@@ -377,7 +397,7 @@ impl Process {
         };
         if let Some(captured) = &self.captured {
             // Another process may have taken the output along, and keep it open.
-            captured.recv_timeout(LAST_OUTPUT_TIME).unwrap_or_default();
+            captured.recv_timeout(LAST_OUTPUT_TIME).ok();
         }
         let exit = match self.executed.take().and_then(|executed| executed.recv_timeout(REPORT_TIME).ok().flatten()) {
             Some(ExecError::Unfit(_)) => Exit::Unfit,
@@ -564,13 +584,7 @@ impl Process {
                 return Err(format!("{argument} printed more than {limit} bytes"));
             }
         }
-        while !self.has_ended() {
-            if Instant::now() >= deadline {
-                return Err(too_late());
-            }
-            pause(Duration::from_millis(1));
-        }
-        Ok(printed)
+        if self.ended_by(deadline) { Ok(printed) } else { Err(too_late()) }
     }
 }
 
@@ -752,9 +766,7 @@ fn sweep(uid: u32) {
         Process::spawn(&mut command)
     };
     while let Ok(mut sweeper) = sweeper() {
-        while !sweeper.has_ended() && Instant::now() < deadline {
-            pause(Duration::from_millis(1));
-        }
+        sweeper.ended_by(deadline);
         // What it is to kill may have killed it first, or stopped it.
         if !matches!(sweeper.end(Reach::Group).0, Exit::Signal(_)) || Instant::now() >= deadline {
             return;
@@ -848,12 +860,24 @@ mod tests {
         let state = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") Z ");
         let pid = process.pid();
         wait(process.pid);
+        assert!(process.ended_by(Instant::now()));
         // However often it is looked at, its id stays its own, so that its group can be killed.
         assert!(process.has_ended() && process.has_ended() && state(pid) && own().contains(&pid));
         assert_eq!((process.exit, process.end(Reach::Group)), (None, (Exit::Code(3), true)));
         assert!(!own().contains(&pid) && process.has_ended());
         // Both a second end and the drop go by what is kept: by its id another could be meant.
         assert_eq!((process.exit, process.end(Reach::Marked)), (Some(Exit::Code(3)), (Exit::Code(3), true)));
+    }
+
+    #[test]
+    fn the_end_of_a_process_is_waited_for_until_a_deadline() {
+        #[expect(clippy::disallowed_methods, reason = "a process of the test's own")]
+        let mut process = Process::spawn(Command::new("cat").stdin(Stdio::piped())).unwrap();
+        let deadline = Instant::now() + Duration::from_millis(50);
+        assert!(!process.ended_by(deadline) && Instant::now() >= deadline);
+        drop(process.child.stdin.take());
+        assert!(process.ended_by(Instant::now() + Duration::from_secs(60)));
+        assert_eq!(process.end(Reach::Group), (Exit::Code(0), true));
     }
 
     #[test]

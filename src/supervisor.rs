@@ -818,7 +818,7 @@ impl Supervisor {
         let id = self.plugin.id();
         // Where it cannot be written the store has said so, and the licence stays on trial.
         let restored = standing::rejects_trial(exit, previous.ran, begins_later)
-            && self.host.store.reject_license(id, &token).unwrap_or_default();
+            && self.host.store.reject_license(id, &token).unwrap_or(false);
         if restored {
             self.plugin.note_refused_license(Some((token, why.to_owned())));
             self.plugin.set_last_end(End { at: now_ms(), exit, reason: why.to_owned(), lines: self.plugin.log.recent() });

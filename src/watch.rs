@@ -88,7 +88,7 @@ fn watch(
                     let sentence = format!(
                         "{path} was removed or replaced while the host ran, and another plugrack has locked it since: this one ends"
                     );
-                    lost.try_send(sentence).unwrap_or_default();
+                    lost.try_send(sentence).ok();
                     return None;
                 }
                 Err(error) => {
@@ -101,7 +101,7 @@ fn watch(
         match keep_announced(data) {
             Ok(None) => {}
             Ok(Some(other)) => {
-                lost.try_send(format!("{other}: this one ends")).unwrap_or_default();
+                lost.try_send(format!("{other}: this one ends")).ok();
                 return None;
             }
             Err(error) => {

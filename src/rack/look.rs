@@ -209,7 +209,7 @@ impl Rack {
         for (plugin, ended) in leaving {
             if plugin.queue.is_succeeded() {
                 // It may take its time for the requests that it has begun.
-                ended.recv_deadline(deadline).unwrap_or_default();
+                ended.recv_deadline(deadline).ok();
             } else {
                 await_end(plugin, ended, deadline);
             }

@@ -106,7 +106,7 @@ impl Connection {
             // Who sleeps in a read is also woken when the host takes the reply, and has to fall asleep again; who polls is not. The
             // read tells of what is wrong.
             let mut fds = [PollFd::new(self.reader.stream(), PollFlags::IN)];
-            poll(&mut fds, None).unwrap_or_default();
+            poll(&mut fds, None).ok();
         }
         loop {
             match self.reader.read() {

@@ -461,10 +461,10 @@ impl Writer {
             let log = u64::from(self.log_pages.load(Ordering::Relaxed)) * self.page_size;
             if let Some(reset) = self.schedule.decide(Instant::now(), log) {
                 // What went wrong has been logged, and it is tried again.
-                self.try_checkpoint(reset).unwrap_or_default();
+                self.try_checkpoint(reset).ok();
             }
         }
-        self.try_checkpoint(Reset::Empty).unwrap_or_default();
+        self.try_checkpoint(Reset::Empty).ok();
     }
 
     /// Commits a change, together with those that wait behind it, and tells their callers. Gives the order that came behind them, if it
