@@ -1,11 +1,13 @@
 //! What is found in the plugins directory, what is refused and why, and what a further look changes.
 
 use crate::support::{Server, Site, command, install_fake, is_alive, metadata, script, wait_for, write_file};
+use rustix::fs::OFlags;
 use serde_json::{Value, json};
 use std::ffi::OsStr;
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::time::Instant;
 
 /// Metadata with one field changed, or removed by null.
@@ -535,6 +537,35 @@ fn two_plugins_can_swap_their_routes() {
         server.wait_state(id, "ready");
     }
     assert_eq!((server.get("/x/p").text(), server.get("/y/p").text()), ("GET /p of b", "GET /p of a"));
+}
+
+/// A log that nobody reads must not hold up who asks for the list of plugins, the front page among them.
+#[test]
+fn a_log_that_takes_nothing_does_not_keep_the_list_of_plugins() {
+    let site = Site::new().fake("p");
+    let path = site.data().join("fifo");
+    assert!(command("mkfifo").arg(&path).status().unwrap().success());
+    let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).unwrap();
+    let mut fifo = fs::File::options().read(true).write(true).custom_flags(nonblocking).open(&path).unwrap();
+    let serve = site.serve();
+    let mut logged = command("sh");
+    logged.args(["-c", "log=$1; shift; exec \"$@\" 2>\"$log\"", "sh"]).arg(&path).arg(serve.get_program()).args(serve.get_args());
+    let server = site.listen_as(logged);
+    server.wait_state("p", "ready");
+    while fifo.write(b".").is_ok() {}
+    write_file(&server.site().plugins().join("p/plugin"), b"#!/bin/sh\nexit 1\n", 0o755);
+    server.signal("HUP");
+    wait_for("the update to be refused", || server.plugin("p")["update_refused"].as_str().map(drop));
+    assert_eq!(server.get("/").status, 200);
+    assert_eq!(server.get("/p/x").status, 200);
+    let mut log = Vec::new();
+    wait_for("the log to go on", || {
+        let mut buffer = [0; 4096];
+        while let Ok(size @ 1..) = fifo.read(&mut buffer) {
+            log.extend_from_slice(&buffer[..size]);
+        }
+        String::from_utf8_lossy(&log).contains("update refused, the process before goes on").then_some(())
+    });
 }
 
 #[test]
