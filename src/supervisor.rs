@@ -31,7 +31,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-/// Commands that may wait for a supervisor. It never waits longer than a tick for anything, so they do not pile up.
+/// Commands that may wait for a supervisor. It takes them between its steps, some of which wait for the database or for the end of a
+/// process, for seconds at most.
 pub(crate) const COMMANDS: usize = 64;
 
 /// Time a plugin has to end by itself after `shutdown`.
