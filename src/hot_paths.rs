@@ -6,9 +6,9 @@
 
 use crate::http::parse::fuzzing::LIMITS;
 use crate::http::parse::request_head;
+use crate::plugins::routes::{Routes, Target};
 use crate::protocol::frame::{FrameReader, encode};
 use crate::protocol::message::{Http, KvOp, Message};
-use crate::plugins::routes::{Routes, Target};
 use crate::store::Store;
 use crate::store::kv::Limits;
 use std::hint::black_box;

@@ -14,7 +14,7 @@
 //! * [`server`]: how `plugrack serve` starts and ends
 //! * [`cli`]: the commands
 
-use plugrack_sdk::{license, protocol};
+use plugrack_sdk::{license, lock, protocol};
 
 mod api;
 mod cli;

@@ -454,11 +454,16 @@ class _Flusher:
             self._came.set()
 
     def _run(self) -> None:
-        while True:
-            self._came.wait()
-            time.sleep(self._HOLD)
-            self._came.clear()
-            self._send_held()
+        try:
+            while True:
+                self._came.wait()
+                time.sleep(self._HOLD)
+                self._came.clear()
+                self._send_held()
+        except BaseException:
+            # A plugin whose answers are held for ever must not seem to run: the host starts another.
+            _log.exception("answers cannot be sent any more")
+            os._exit(1)
 
     def _send_held(self) -> None:
         while True:

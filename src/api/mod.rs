@@ -4,21 +4,21 @@ pub(crate) mod operator_socket;
 mod settings;
 pub(crate) mod view;
 
+use crate::http::date;
 use crate::http::errors;
 use crate::http::framing::{put_header, status_line};
-use crate::http::date;
-use crate::plugins::job::{Job, KvFailure, KvJob, MAX_KV_TIME};
-use crate::util::json_number;
 use crate::license::{Code, Place, Time, check_unsigned, unverified};
-use crate::process::log_file;
+use crate::licensing::clock::CLOCK_NOT_SET;
+use crate::licensing::status::{check_form, check_text, for_people, verdict};
+use crate::plugins::job::{Job, KvFailure, KvJob, MAX_KV_TIME};
 use crate::plugins::plugin::{Command, HOLD, Plugin, State};
+use crate::plugins::registry::{Entry, Rack};
+use crate::process::log_file;
 use crate::protocol::message::{DeleteOp, KvOp, KvResult, ListOp, MAX_KEY, MAX_VALUE, SetOp};
 use crate::protocol::metadata::is_plugin_id;
-use crate::plugins::registry::{Entry, Rack};
-use crate::licensing::status::{check_form, check_text, for_people, verdict};
 use crate::store::kv::KvError;
 use crate::store::{StoreError, now_ms};
-use crate::licensing::clock::CLOCK_NOT_SET;
+use crate::util::json_number;
 use crate::util::utc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -534,9 +534,7 @@ impl Api {
             Err(_) => errors::TIMEOUT,
         };
         let (status, code, message) = match failed.code {
-            "timeout" => {
-                (504, "timeout", format!("the plugin {id} did not answer in time: {itself}, or restart the plugin"))
-            }
+            "timeout" => (504, "timeout", format!("the plugin {id} did not answer in time: {itself}, or restart the plugin")),
             "unavailable" => (503, "unavailable", format!("the plugin {id} does not run: start it, or {itself}")),
             "overloaded" => (503, "overloaded", format!("the plugin {id} has too much waiting: try again, or {itself}")),
             _ => {

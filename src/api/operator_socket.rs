@@ -4,9 +4,9 @@
 //! requests of the network, so that the operator is answered when clients have taken everything.
 
 use super::Api;
-use crate::util::pause::pause;
 use crate::system::rlimits;
 use crate::system::unix_socket;
+use crate::util::pause::pause;
 use anyhow::Result;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use std::io;
@@ -112,9 +112,7 @@ fn answer(api: &Api, mut request: Request) {
     let (method, url) = (request.method().as_str().to_owned(), request.url().to_owned());
     let authorization = request.headers().iter().find(|header| header.field.equiv("authorization"));
     let authorization = authorization.map(|header| header.value.as_str().to_owned());
-    let handled = catch_unwind(AssertUnwindSafe(|| {
-        api.handle(&method, &url, authorization.as_deref(), request.as_reader())
-    }));
+    let handled = catch_unwind(AssertUnwindSafe(|| api.handle(&method, &url, authorization.as_deref(), request.as_reader())));
     let reply = handled.unwrap_or_else(|_| {
         super::Refused::internal(format!("the host has failed at {method} {url}, which is a fault of its own")).into()
     });
@@ -122,8 +120,7 @@ fn answer(api: &Api, mut request: Request) {
 }
 
 fn respond(request: Request, reply: super::Reply) {
-    let headers: Vec<Header> =
-        reply.headers().filter_map(|(name, value)| Header::from_bytes(name, value).ok()).collect();
+    let headers: Vec<Header> = reply.headers().filter_map(|(name, value)| Header::from_bytes(name, value).ok()).collect();
     let (status, body) = (reply.status, reply.body);
     let response = headers.into_iter().fold(Response::from_string(body).with_status_code(status), Response::with_header);
     // A command that has gone needs no answer.

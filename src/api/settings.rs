@@ -2,8 +2,8 @@
 
 use super::{Api, Call, Handled, Known, Refused, Reply};
 use crate::process::check_variable;
-use crate::util::units::{parse_request_time, parse_start_time, time_text};
 use crate::store::limits::{Limit, LimitsInForce};
+use crate::util::units::{parse_request_time, parse_start_time, time_text};
 use serde_json::{Map, Value, json};
 use std::time::Duration;
 

@@ -1,13 +1,13 @@
 //! Plugins as the operator is shown them.
 
 use crate::http::request_end::TrafficCounts;
-use crate::plugins::discovery::Outlook;
 use crate::license::{Claims, unverified};
-use crate::process::oom;
-use crate::plugins::plugin::{End, Plugin, State, Status};
-use crate::protocol::metadata::Metadata;
-use crate::plugins::registry::{Entry, Rack, Rejected};
 use crate::licensing::status::{LicenseStatus, shown, standing};
+use crate::plugins::discovery::Outlook;
+use crate::plugins::plugin::{End, Plugin, State, Status};
+use crate::plugins::registry::{Entry, Rack, Rejected};
+use crate::process::oom;
+use crate::protocol::metadata::Metadata;
 use crate::store::events::Event;
 use crate::store::licenses::Given;
 use crate::store::{StoreError, now_ms};
@@ -144,7 +144,7 @@ pub(crate) fn list(rack: &Rack) -> Vec<Summary> {
 /// One plugin, by its id or, when it was refused, by the name of its file. `base` is the URL of the host.
 pub(crate) fn one(rack: &Rack, id: &str, base: Option<&str>) -> Result<Option<Details>, StoreError> {
     let Some((file, entry)) = rack.find(id) else { return Ok(None) };
-    let events = || rack.host().store.events(id, SHOWN_EVENTS);
+    let events = || rack.events(&file, &entry, SHOWN_EVENTS);
     let details = match &entry {
         Entry::Accepted { plugin, .. } => {
             // One look at the status, so that all that is shown is of one moment, and the events after it, so that its own is there.

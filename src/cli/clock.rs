@@ -3,8 +3,8 @@
 use super::console::{Console, fields, word};
 use super::instance;
 use crate::cli::api_client::ClientError;
-use crate::store::now_ms;
 use crate::licensing::clock::{CLOCK_NOT_SET, Clocks, TimeMark};
+use crate::store::now_ms;
 use anyhow::{Context, Result};
 use clap::Subcommand;
 use serde_json::Value;

@@ -1,9 +1,9 @@
 //! What every command shares: where the host is, and how an answer or an error is printed.
 
 use crate::cli::api_client::{ApiClient, ClientError};
-use crate::system::data_dir::DataDir;
 use crate::license::Refusal;
 use crate::licensing::status::for_people;
+use crate::system::data_dir::DataDir;
 use crate::util::escape;
 use crate::util::utc;
 use anyhow::{Context, Result, bail};

@@ -1,11 +1,11 @@
 //! `plugrack instance`: the identity of the installation.
 
 use super::console::{Console, NOT_FOUND, failure, print};
-use crate::system::data_dir::{DataDir, Lock};
 use crate::licensing::status;
 use crate::store::Store;
 use crate::store::identity::read_instance_id;
 use crate::store::kv::Limits;
+use crate::system::data_dir::{DataDir, Lock};
 use anyhow::{Context, Result};
 use serde_json::json;
 use std::path::PathBuf;

@@ -3,8 +3,8 @@
 use super::console::{Console, NOT_FOUND, failure, items, print, reason, word};
 use crate::cli::api_client::segment;
 use crate::process::log_file;
-use crate::util::pause::pause;
 use crate::util::escape;
+use crate::util::pause::pause;
 use crate::util::utc;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};

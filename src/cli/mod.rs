@@ -15,10 +15,10 @@ mod table;
 mod usage;
 mod vendor;
 
-use crate::server::options::{DEFAULT_DATA, Serve};
-use crate::process::watchdog;
 use crate::process;
+use crate::process::watchdog;
 use crate::server;
+use crate::server::options::{DEFAULT_DATA, Serve};
 use crate::util::escape;
 use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};

@@ -433,10 +433,16 @@ impl EventLoop {
     ) -> Option<ConnectionKey> {
         let stream = Stream::new(socket, tls).ok()?;
         let key = self.connections.insert(Connection::new(stream, address, peer, deadline));
-        match epoll::add(&self.epoll, &self.connections[key].stream, event_data(CONNECTION, key.data()), INCOMING | EventFlags::OUT) {
+        match epoll::add(
+            &self.epoll,
+            &self.connections[key].stream,
+            event_data(CONNECTION, key.data()),
+            INCOMING | EventFlags::OUT,
+        ) {
             Ok(()) => Some(key),
             Err(error) => {
-                self.log_topics.hit(LogTopic::Resources, self.now, || rlimits::explain("a connection was not taken", &error.into()).0);
+                self.log_topics
+                    .hit(LogTopic::Resources, self.now, || rlimits::explain("a connection was not taken", &error.into()).0);
                 self.connections.remove(key);
                 None
             }

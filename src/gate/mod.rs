@@ -83,9 +83,8 @@ impl Gate {
         let run = move || {
             let alive: Sender<()> = alive;
             let channel = Arc::new(channel);
-            let outcome = catch_unwind(AssertUnwindSafe(|| {
-                EventLoop::new(listeners, settings, own, ordered, channel, responses)?.run()
-            }));
+            let outcome =
+                catch_unwind(AssertUnwindSafe(|| EventLoop::new(listeners, settings, own, ordered, channel, responses)?.run()));
             match outcome {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => log::error!("the gate has ended: {error}"),

@@ -33,7 +33,7 @@ fn format(second: u64) -> [u8; LENGTH] {
         }
         let mut date = [b' '; LENGTH];
         // The form has exactly this length.
-        write!(&mut date[..], "{}", httpdate::HttpDate::from(UNIX_EPOCH + Duration::from_secs(second))).unwrap_or_default();
+        write!(&mut date[..], "{}", httpdate::HttpDate::from(UNIX_EPOCH + Duration::from_secs(second))).ok();
         last.set((second, date));
         date
     })

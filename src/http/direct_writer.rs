@@ -4,12 +4,13 @@
 //! client did not take all of a write, or when the event loop revokes it because the answer is not wanted any more.
 
 use super::framing::Terms;
+use crate::lock::LockExt;
 use rustix::fd::OwnedFd;
 use rustix::io::retry_on_intr;
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 use std::io::IoSlice;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// How far an answer has come on this way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,6 +116,6 @@ impl DirectWriter {
     }
 
     fn lock(&self) -> MutexGuard<'_, Lent> {
-        self.lent.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lent.locked()
     }
 }

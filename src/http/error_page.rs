@@ -134,7 +134,8 @@ mod tests {
     #[test]
     fn a_page_is_small_and_whole_and_says_what_can_be_done() {
         for status in 400..=599 {
-            let page = render(error(status).retry_after(3600), Audience { id: Some("0123456789ab-ffffffffffffffff"), ..AUDIENCE });
+            let page =
+                render(error(status).retry_after(3600), Audience { id: Some("0123456789ab-ffffffffffffffff"), ..AUDIENCE });
             assert!(page.len() < 4096 && page.ends_with("</html>\n"), "{page}");
             for part in ["<html lang=\"en\">", "<title>", "<a href=\"/\">", "color-scheme:light dark"] {
                 assert_eq!(page.matches(part).count(), 1, "{part}: {page}");

@@ -18,11 +18,8 @@ const fn overloaded(message: &'static str) -> HttpError {
 pub(crate) const BAD_HEAD: HttpError = HttpError::new(400, "bad_request", "the request's head did not come whole");
 
 /// The body of the request ended early, or broke its framing.
-pub(crate) const BAD_BODY: HttpError = HttpError::new(
-    400,
-    "bad_request",
-    "the request's body did not come whole, or its length or its chunks are not well formed",
-);
+pub(crate) const BAD_BODY: HttpError =
+    HttpError::new(400, "bad_request", "the request's body did not come whole, or its length or its chunks are not well formed");
 
 /// A client speaks plain HTTP to a port that speaks TLS.
 pub(crate) const PLAIN_HTTP: HttpError =
@@ -44,11 +41,8 @@ pub(crate) const SLOW_BODY: HttpError = HttpError::new(408, "timeout", "the requ
 pub(crate) const TOO_LARGE: HttpError = HttpError::new(413, "too_large", "the request's body is over the limit of this site");
 
 /// The head does not fit in a message to a plugin.
-pub(crate) const HEAD_TOO_LARGE: HttpError = HttpError::new(
-    431,
-    "head_too_large",
-    "the request's target and headers are over the limit of 64 KiB that a plugin is sent",
-);
+pub(crate) const HEAD_TOO_LARGE: HttpError =
+    HttpError::new(431, "head_too_large", "the request's target and headers are over the limit of 64 KiB that a plugin is sent");
 
 /// The plugin broke the protocol, answered with an error, or its connection was lost.
 pub(crate) const BAD_GATEWAY: HttpError =
@@ -76,8 +70,7 @@ pub(crate) const NO_ROOM: HttpError = overloaded("there is no room for the reque
 pub(crate) const UNAVAILABLE: HttpError = HttpError::new(503, "unavailable", "the plugin is not available now");
 
 /// The host is stopping.
-pub(crate) const STOPPING: HttpError =
-    HttpError::new(503, "unavailable", "the host is stopping").retry_after(FULL_RETRY_AFTER);
+pub(crate) const STOPPING: HttpError = HttpError::new(503, "unavailable", "the host is stopping").retry_after(FULL_RETRY_AFTER);
 
 /// The plugin did not begin an answer within its `request_timeout`.
 pub(crate) const TIMEOUT: HttpError = HttpError::new(504, "timeout", "the plugin did not answer in time");

@@ -7,8 +7,9 @@ use super::HttpError;
 use super::direct_writer::{DirectWriter, Progress};
 use super::errors;
 use super::request::Request;
+use crate::lock::LockExt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Instant;
 
 /// What the event loop and the thread that answers share of one request.
@@ -52,7 +53,7 @@ impl InFlight {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Request>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.locked()
     }
 }
 

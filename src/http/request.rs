@@ -383,7 +383,8 @@ mod tests {
         };
         assert_eq!(Message::parse(&bytes).unwrap(), Message::Http(Box::new(expected("0123456789ab-1f"))));
         // As the protocol's own way has it, but for the space that a character takes.
-        let generic: serde_json::Value = serde_json::from_slice(&serde_json::to_vec(&expected("0123456789ab-1f")).unwrap()).unwrap();
+        let generic: serde_json::Value =
+            serde_json::from_slice(&serde_json::to_vec(&expected("0123456789ab-1f")).unwrap()).unwrap();
         assert_eq!(serde_json::from_slice::<serde_json::Value>(&bytes).unwrap(), generic);
         let proxied = encoded(&request(head, 6, BodyLength::Known(5), Origin { proxied: true, ..origin }), true);
         assert_eq!(Message::parse(&proxied).unwrap(), Message::Http(Box::new(expected("given"))));
@@ -391,7 +392,8 @@ mod tests {
 
     #[test]
     fn the_path_of_a_plugin_is_never_empty_and_errors_are_rendered_as_asked() {
-        let request = request(b"GET /notes HTTP/1.1\r\nhost: h\r\naccept: text/html\r\n".to_vec(), 6, BodyLength::Known(0), DIRECT);
+        let request =
+            request(b"GET /notes HTTP/1.1\r\nhost: h\r\naccept: text/html\r\n".to_vec(), 6, BodyLength::Known(0), DIRECT);
         let bytes = encoded(&request, false);
         let Message::Http(http) = Message::parse(&bytes).unwrap() else { panic!() };
         assert_eq!((&*http.path, &*http.mount, &*http.remote, http.query), ("/", "/notes", "", None::<Text<'_>>));

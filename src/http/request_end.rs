@@ -106,7 +106,8 @@ impl Traffic {
 
     /// The counters now.
     pub(crate) fn counts(&self) -> TrafficCounts {
-        let [success, redirect, client_error, server_error] = [0, 1, 2, 3].map(|digit| self.answers[digit].load(Ordering::Relaxed));
+        let [success, redirect, client_error, server_error] =
+            [0, 1, 2, 3].map(|digit| self.answers[digit].load(Ordering::Relaxed));
         TrafficCounts {
             success,
             redirect,

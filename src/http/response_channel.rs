@@ -4,12 +4,13 @@
 //! over, as when its client has gone, matches nothing and is dropped.
 
 use super::framing::Framed;
+use crate::lock::LockExt;
 use crossbeam_channel::{Receiver, Select, Sender, TryRecvError, bounded, unbounded};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering, fence};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// Largest answer in bytes, head and body, that is handed over whole: twice the body of one frame to a plugin. A larger one comes in
@@ -86,7 +87,7 @@ struct Spares(Mutex<Vec<Vec<u8>>>);
 
 impl Spares {
     fn lock(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.locked()
     }
 
     /// A buffer with what it holds from its last use, or a new one.

@@ -1,8 +1,9 @@
 //! Bounds the connections that one plugin holds: those with a request that is under way at it or waits for it, or an answer that is still read.
 
+use crate::lock::LockExt;
 use crate::util::log_throttle::Repeat;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 /// The slots of one plugin, one for each connection that it holds.
@@ -29,7 +30,7 @@ impl Slots {
         let one_more = |taken: usize| (taken < most).then_some(taken + 1);
         match self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more) {
             Ok(_) => Ok(Slot(Arc::clone(&self.taken))),
-            Err(_) => Err(NoSlot(self.refused.lock().unwrap_or_else(PoisonError::into_inner).came(Instant::now()))),
+            Err(_) => Err(NoSlot(self.refused.locked().came(Instant::now()))),
         }
     }
 }

@@ -4,8 +4,8 @@
 //! licence is valid only of a plugin that runs with it.
 
 use crate::license::{Claims, Code, MAX_TOKEN, Standing, Time, unverified};
+use crate::process::exit::Exit;
 use crate::protocol::message::Failure;
-use crate::plugins::restart_policy::Exit;
 use serde::Serialize;
 
 /// What the sentence of a plugin that has refused its licence begins with.

@@ -1,8 +1,8 @@
 //! The host's connection to a plugin: frames over a Unix stream, with deadlines, sending and receiving at once where it must.
 
 use crate::http::Request;
-use crate::process::timespec;
 use crate::protocol::frame::{EncodeError, Frame, FrameReader, ReadError, Unfinished, encode, encode_head};
+use crate::util::threads::timespec;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;

@@ -1,20 +1,21 @@
 //! What every part of the rack shares: the identity, the data directory, the store, and which process belongs to which plugin.
 
-use crate::system::data_dir::DataDir;
-use crate::process::watchdog::Guard;
-use crate::process::chown_tree::hand_over;
 use crate::license::Time;
+use crate::licensing::clock::{Clocks, TimeMark};
+use crate::licensing::status;
+use crate::lock::LockExt;
+use crate::plugins::plugin::AnswerTime;
+use crate::plugins::start_turns::Starts;
+use crate::process::Bounds;
+use crate::process::chown_tree::hand_over;
 use crate::process::oom::Memory;
 use crate::process::output::PluginLog;
-use crate::plugins::plugin::AnswerTime;
-use crate::process::Bounds;
-use crate::util::log_throttle::{Burst, Repeat, more};
-use crate::system::rlimits::Room;
-use crate::licensing::status;
-use crate::plugins::start_turns::Starts;
+use crate::process::watchdog::Guard;
 use crate::store::limits::LimitsInForce;
 use crate::store::{Store, StoreError, now_ms};
-use crate::licensing::clock::{Clocks, TimeMark};
+use crate::system::data_dir::DataDir;
+use crate::system::rlimits::Room;
+use crate::util::log_throttle::{Burst, Repeat, more};
 use crossbeam_channel::Sender;
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -22,7 +23,7 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 use uuid::Uuid;
 
@@ -96,7 +97,7 @@ impl Host {
     /// Has the plugins directory looked through soon: a file in it has changed.
     pub(crate) fn look_again(&self) {
         // One that waits already will see all there is by then.
-        self.looks.try_send(()).unwrap_or_default();
+        self.looks.try_send(()).ok();
     }
 
     /// How a plugin is bound; the uid of its own that it gets with this is its own for good.
@@ -137,7 +138,7 @@ impl Host {
     pub(crate) fn warn_of_license(&self, plugin: &str) {
         let day = self.time.day();
         // Where it cannot be read the store has said so.
-        let token = self.store.license(plugin).unwrap_or_default();
+        let token = self.store.license(plugin).ok().flatten();
         if let Some(warning) = token.and_then(|token| status::warning(&token, self.time.now())) {
             self.store.warn_of_license(plugin, day, warning);
         }
@@ -194,7 +195,7 @@ impl LicenseTime {
     }
 
     fn change(&self, store: &Store, change: impl FnOnce(&mut TimeMark) -> Option<i64>) {
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _changing = self.changing.locked();
         let changed = change(&mut self.lock());
         // A mark that cannot be written is written with the next step; the store has logged it.
         if let Some(mark) = changed {
@@ -207,7 +208,7 @@ impl LicenseTime {
     /// # Errors
     /// It cannot be written, and nothing is changed.
     pub(crate) fn reset(&self, store: &Store) -> Result<bool, StoreError> {
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _changing = self.changing.locked();
         let mut mark = *self.lock();
         let Some(reset) = mark.reset(Instant::now(), now_ms()) else { return Ok(false) };
         store.set_time_mark(reset)?;
@@ -227,7 +228,7 @@ impl LicenseTime {
     }
 
     fn lock(&self) -> MutexGuard<'_, TimeMark> {
-        self.mark.lock().unwrap_or_else(PoisonError::into_inner)
+        self.mark.locked()
     }
 }
 
@@ -256,7 +257,7 @@ impl Owner {
 
     /// Adds a line about the host socket to the plugin's log, unless it has had many of late.
     pub(crate) fn note(&self, what: &str) {
-        let unsaid = self.noted.lock().unwrap_or_else(PoisonError::into_inner).came(Instant::now());
+        let unsaid = self.noted.locked().came(Instant::now());
         if let Some(unsaid) = unsaid {
             self.log.note(&format!("{what}{}", more(unsaid)));
         }
@@ -264,7 +265,7 @@ impl Owner {
 
     /// Warns, once a minute at most, in the host's log and in the plugin's that it has used up a limit.
     pub(crate) fn warn(&self, what: &str) {
-        let unsaid = self.crowded.lock().unwrap_or_else(PoisonError::into_inner).came(Instant::now());
+        let unsaid = self.crowded.locked().came(Instant::now());
         if let Some(unsaid) = unsaid {
             log::warn!("{}: {what}{}", self.plugin, more(unsaid));
             self.log.note(&format!("{what}{}", more(unsaid)));
@@ -321,6 +322,6 @@ impl Sessions {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<i32, Arc<Owner>>> {
-        self.owners.lock().unwrap_or_else(PoisonError::into_inner)
+        self.owners.locked()
     }
 }

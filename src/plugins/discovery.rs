@@ -1,16 +1,20 @@
 //! Finds what is in the plugins directory, and asks each file with `--metadata` who it is.
 
-use crate::plugins::preflight;
-use crate::process::{self, Bounds, small_thread};
+use crate::lock::{LockExt, unpoisoned};
+use crate::process::preflight;
+use crate::process::{self, Bounds};
 use crate::protocol::metadata::{MAX_METADATA, Metadata};
 use crate::system::rlimits;
-use std::collections::VecDeque;
+use crate::util::escape;
+use crate::util::threads::small_thread;
+use std::collections::{BTreeSet, VecDeque};
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::num::NonZero;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
@@ -48,6 +52,18 @@ pub(crate) struct Found {
 }
 
 impl Found {
+    /// Checks that its name is the name in the directory, and not an escaped form of it.
+    ///
+    /// # Errors
+    /// The name is not UTF-8: API, command line and database could not tell such names apart.
+    pub(crate) fn check_name(&self) -> Result<(), Refusal> {
+        let path = if self.program.ends_with(&self.file) { Some(self.program.as_path()) } else { self.program.parent() };
+        if path.is_some_and(|path| path.ends_with(&self.file)) {
+            return Ok(());
+        }
+        Err(Refusal::lasting("its name in the plugins directory is not UTF-8: rename it (mv), then run plugrack rescan"))
+    }
+
     /// Text that stands for what the answer to `--metadata` depends on: the program and, in a directory, the files beside it.
     pub(crate) fn answers_as(&self) -> Option<String> {
         let fingerprint = self.fingerprint?;
@@ -126,29 +142,59 @@ pub(crate) fn retry_after(failures: u32, random: f64) -> Duration {
 /// # Errors
 /// It cannot be read, or has more names than [`MAX_NAMES`]: to take some of them would be to stop the plugins among the others.
 pub(crate) fn scan(dir: &Path) -> io::Result<Vec<Found>> {
-    let mut found = Vec::new();
+    let mut names = Vec::new();
     for entry in fs::read_dir(dir)? {
-        let file = entry?.file_name().to_string_lossy().into_owned();
-        if file.starts_with('.') {
+        let name = entry?.file_name();
+        if name.as_encoded_bytes().starts_with(b".") {
             continue;
         }
-        if found.len() == MAX_NAMES {
+        if names.len() == MAX_NAMES {
             let many =
                 format!("it has more than {MAX_NAMES} names: move what is no plugin elsewhere, or choose another with --plugins");
             return Err(io::Error::other(many));
         }
-        found.push(look_at(dir, &file));
+        names.push(name);
+    }
+    names.sort();
+    let (mut found, mut others) = (Vec::new(), Vec::new());
+    for name in names {
+        match name.to_str() {
+            Some(file) => found.push(look_at(dir, file)),
+            None => others.push(name),
+        }
+    }
+    let mut taken: BTreeSet<String> =
+        if others.is_empty() { BTreeSet::new() } else { found.iter().map(|found| found.file.clone()).collect() };
+    for name in others {
+        let file = escaped(&name, &taken);
+        taken.insert(file.clone());
+        let program = program(dir.join(name));
+        found.push(Found { file, fingerprint: fingerprint(&program), program });
     }
     found.sort_by(|a, b| a.file.cmp(&b.file));
     Ok(found)
 }
 
+/// A name that is not UTF-8 as text that no other name in the directory has.
+fn escaped(name: &OsStr, taken: &BTreeSet<String>) -> String {
+    let mut file = String::new();
+    escape::escape(&mut file, name.as_encoded_bytes());
+    while taken.contains(&file) {
+        file.push('?');
+    }
+    file
+}
+
 /// What is under a name in the plugins directory.
 pub(crate) fn look_at(dir: &Path, file: &str) -> Found {
-    let path = dir.join(file);
-    let program = if path.is_dir() { path.join(PROGRAM) } else { path };
+    let program = program(dir.join(file));
     let fingerprint = fingerprint(&program);
     Found { file: file.to_owned(), program, fingerprint }
+}
+
+/// What is executed of a plugin at a path.
+fn program(path: PathBuf) -> PathBuf {
+    if path.is_dir() { path.join(PROGRAM) } else { path }
 }
 
 /// Which file is there now; nothing when it cannot be looked at.
@@ -197,7 +243,7 @@ impl Interviews {
 
     /// Has a question asked, and what is to follow done, on another thread. Without threads this one does it.
     pub(crate) fn ask(&self, question: Question) {
-        let mut questions = lock(&self.state.0);
+        let mut questions = self.state.0.locked();
         questions.waiting.push_back(question);
         if questions.threads < self.at_once + OVERDUE {
             let (state, at_once) = (Arc::clone(&self.state), self.at_once);
@@ -215,17 +261,13 @@ impl Interviews {
 /// Stack in bytes of a thread that asks, and takes in what was answered.
 const STACK: usize = 512 * 1024;
 
-fn lock(questions: &Mutex<Questions>) -> MutexGuard<'_, Questions> {
-    questions.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Asks until nothing waits.
 fn work((questions, done): &(Mutex<Questions>, Condvar), at_once: usize) {
-    let mut state = lock(questions);
+    let mut state = questions.locked();
     while !state.waiting.is_empty() {
         let busy = |state: &Questions| state.under_way.iter().filter(|(_, began)| began.elapsed() < BUSY_TIME).count();
         if busy(&state) >= at_once {
-            state = done.wait_timeout(state, BUSY_TIME / 10).unwrap_or_else(PoisonError::into_inner).0;
+            state = unpoisoned(done.wait_timeout(state, BUSY_TIME / 10)).0;
             continue;
         }
         let Some(question) = state.waiting.pop_front() else { break };
@@ -235,7 +277,7 @@ fn work((questions, done): &(Mutex<Questions>, Condvar), at_once: usize) {
         drop(state);
         // A panic is logged by its hook; the others are asked all the same.
         drop(std::panic::catch_unwind(std::panic::AssertUnwindSafe(question)));
-        state = lock(questions);
+        state = questions.locked();
         state.under_way.retain(|(under_way, _)| *under_way != number);
         done.notify_all();
     }
@@ -310,7 +352,9 @@ mod tests {
         let (tell, told) = crossbeam_channel::unbounded();
         for _ in 0..interviews.at_once + 2 {
             let ended = ended.clone();
-            interviews.ask(Box::new(move || ended.recv().unwrap_or_default()));
+            interviews.ask(Box::new(move || {
+                ended.recv().ok();
+            }));
         }
         for number in 0..3 {
             let tell = tell.clone();

@@ -3,15 +3,17 @@
 //! Who calls is never asked: the kernel says which process is at the other end, and under which uid. Its session says whose it is, and
 //! its uid must be that plugin's.
 
-use crate::plugins::context::{Host, Owner, Sessions};
+use crate::lock::LockExt;
 use crate::plugins::connection::RELEASE_AFTER;
-use crate::util::pause::pause;
-use crate::process::{SMALL_STACK, timespec};
+use crate::plugins::context::{Host, Owner, Sessions};
 use crate::protocol::frame::{EncodeError, FrameReader, ReadError, encode};
 use crate::protocol::message::{Failure, KvOp, MAX_ID, Malformed, Message};
 use crate::protocol::values::integer;
-use crate::util::log_throttle::{Repeat, more};
 use crate::store::kv::Call;
+use crate::util::log_throttle::{Repeat, more};
+use crate::util::pause::pause;
+use crate::util::threads;
+use crate::util::threads::{SMALL_STACK, timespec};
 use nix::errno::Errno;
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::{PeerCredentials, PeerPidfd};
@@ -24,7 +26,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Most connections of one plugin: each is a thread of the host's.
@@ -60,18 +62,17 @@ pub(crate) fn listen(host: Arc<Host>) -> io::Result<()> {
     // Whoever may connect, who calls is found out. Where plugins have no users of their own nobody else gets this far.
     let mode = if host.plugin_uids.is_some() { 0o666 } else { 0o600 };
     fs::set_permissions(&path, Permissions::from_mode(mode))?;
-    std::thread::Builder::new().name("callback".into()).spawn(move || accept_all(&listener, &host))?;
-    Ok(())
+    let counts = Counts::default();
+    threads::restarting(std::thread::Builder::new().name("callback".into()), move || accept_all(&listener, &host, &counts))
 }
 
-fn accept_all(listener: &UnixListener, host: &Arc<Host>) {
-    let counts = Counts::default();
+fn accept_all(listener: &UnixListener, host: &Arc<Host>, counts: &Counts) {
     let mut refused = Refused::default();
     loop {
         match listener.accept() {
             // What is refused is closed at once, and costs those who wait behind it no more than that.
             Ok((stream, _)) => {
-                if let Err(refusal) = admit(stream, host, &counts) {
+                if let Err(refusal) = admit(stream, host, counts) {
                     refused.warn(refusal.kind(), || format!("{refusal}: its connection to the host socket is closed"));
                 }
             }
@@ -197,7 +198,7 @@ struct Place {
 
 impl Place {
     fn take(counts: &Counts, plugin: &Arc<str>) -> Option<Self> {
-        let mut held = counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = counts.locked();
         let count = held.entry(Arc::clone(plugin)).or_default();
         if *count >= MAX_CONNECTIONS {
             return None;
@@ -209,7 +210,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut held = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.counts.locked();
         if let Some(count) = held.get_mut(&self.plugin) {
             *count -= 1;
             if *count == 0 {

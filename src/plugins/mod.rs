@@ -6,7 +6,6 @@ pub(crate) mod discovery;
 pub(crate) mod host_socket;
 pub(crate) mod job;
 pub(crate) mod plugin;
-pub(crate) mod preflight;
 pub(crate) mod queue;
 pub(crate) mod registry;
 pub(crate) mod restart_policy;

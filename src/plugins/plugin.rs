@@ -1,24 +1,25 @@
 //! One plugin as the rest of the host sees it: who it is, how it is, and the door its requests go through.
 
-use crate::plugins::discovery::{self, Fingerprint, Found};
 use crate::http::request_end::Traffic;
 use crate::http::slots::Slots;
 use crate::http::{HttpError, errors};
-use crate::plugins::job::Job;
 use crate::license::Code;
+use crate::lock::LockExt;
+use crate::plugins::discovery::{self, Fingerprint, Found};
+use crate::plugins::job::Job;
+use crate::plugins::queue::Queue;
+use crate::plugins::scaling::{Decision, Scaling};
+use crate::process::exit::Exit;
 use crate::process::output::PluginLog;
 use crate::protocol::metadata::Metadata;
-use crate::plugins::queue::Queue;
-use crate::util::log_throttle::{Repeat, more};
-use crate::plugins::restart_policy::Exit;
-use crate::plugins::scaling::{Decision, Scaling};
 use crate::store::limits::LimitsInForce;
 use crate::store::now_ms;
+use crate::util::log_throttle::{Repeat, more};
 use crossbeam_channel::Sender;
 use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// How long a request waits for a plugin that is starting or restarting.
@@ -393,7 +394,7 @@ impl Plugin {
 
     /// Warns in the host's log, at most once a minute, that streams take every connection.
     pub(crate) fn warn_of_streams(&self, why: &str) {
-        let came = self.streams_full.lock().unwrap_or_else(PoisonError::into_inner).came(Instant::now());
+        let came = self.streams_full.locked().came(Instant::now());
         if let Some(unsaid) = came {
             log::warn!("{}: {why}{}", self.id(), more(unsaid));
         }
@@ -418,12 +419,12 @@ impl Plugin {
 
     /// Notes that it has refused a licence on trial, and why; `None` forgets it.
     pub(crate) fn note_refused_license(&self, refused: Option<(String, String)>) {
-        *self.refused_license.lock().unwrap_or_else(PoisonError::into_inner) = refused;
+        *self.refused_license.locked() = refused;
     }
 
     /// Why it has refused a licence on trial, if that is the one it has refused last.
     pub(crate) fn why_refused(&self, token: &str) -> Option<String> {
-        let refused = self.refused_license.lock().unwrap_or_else(PoisonError::into_inner);
+        let refused = self.refused_license.locked();
         refused.as_ref().filter(|(refused, _)| refused == token).map(|(_, why)| why.clone())
     }
 
@@ -499,7 +500,7 @@ impl Plugin {
 
     fn lock_status(&self) -> MutexGuard<'_, Status> {
         // A status is plain values: one that was being changed is still one.
-        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+        self.status.locked()
     }
 }
 

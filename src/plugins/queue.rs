@@ -4,12 +4,13 @@
 //! the order in which they came. So the oldest request is always taken first, and none loses its turn.
 
 use crate::http::HttpError;
+use crate::lock::LockExt;
 use crate::plugins::job::Job;
 use crate::util::log_throttle::{Repeat, more};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Instant;
 
 /// Requests that may wait for each connection that the plugin may have.
@@ -72,7 +73,7 @@ impl Queue {
 
     /// Warns that the queue is full, at most once a minute.
     fn say_full(&self) {
-        let came = self.full.lock().unwrap_or_else(PoisonError::into_inner).came(Instant::now());
+        let came = self.full.locked().came(Instant::now());
         if let Some(unsaid) = came {
             log::warn!("the queue of {} is full with {} requests, and others are refused{}", self.id, self.len(), more(unsaid));
         }
@@ -197,7 +198,7 @@ impl Queue {
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Job>> {
-        self.front.lock().unwrap_or_else(PoisonError::into_inner)
+        self.front.locked()
     }
 }
 
@@ -252,9 +253,7 @@ mod tests {
     #[test]
     fn expiry_takes_the_oldest_and_refuses_none_for_the_sake_of_a_later_one() {
         let (queue, replies) = full();
-        let expired = |job: &Job| {
-            matches!(key(job), "0" | "1" | "5")
-        };
+        let expired = |job: &Job| matches!(key(job), "0" | "1" | "5");
         // One that comes meanwhile takes a place that is free, and none of another's.
         queue.expire(expired, |job| {
             assert!(queue.push(self::job("late").0).is_ok());

@@ -1,11 +1,12 @@
 //! Turns to start a process. Interpreters and their imports take the processor for seconds, so on a small machine plugins that all
 //! start together would all be late. As many start at once as there are processors; one that takes long lets the next begin.
 
+use crate::lock::LockExt;
 use crate::plugins::plugin::Command;
 use crossbeam_channel::Sender;
 use std::collections::VecDeque;
 use std::num::NonZero;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
@@ -44,7 +45,7 @@ impl Starts {
 
     /// Takes a turn. Where none is free, the supervisor with this channel is told by [`Command::Proceed`] to ask again.
     pub(crate) fn take(&self, supervisor: &Sender<Command>, now: Instant) -> Option<Turn> {
-        let mut turns = lock(&self.turns);
+        let mut turns = self.turns.locked();
         let busy = turns.under_way.iter().filter(|(_, began)| now.saturating_duration_since(*began) < BUSY_TIME).count();
         if busy >= self.at_once {
             if !turns.waiting.iter().any(|waiting| waiting.same_channel(supervisor)) {
@@ -61,7 +62,7 @@ impl Starts {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        let mut turns = lock(&self.turns);
+        let mut turns = self.turns.locked();
         turns.under_way.retain(|(number, _)| *number != self.number);
         // One that is gone, or has much to do, leaves it to the next.
         while let Some(next) = turns.waiting.pop_front() {
@@ -70,10 +71,6 @@ impl Drop for Turn {
             }
         }
     }
-}
-
-fn lock(turns: &Mutex<Turns>) -> MutexGuard<'_, Turns> {
-    turns.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -101,6 +98,6 @@ mod tests {
         assert!(take(4, now).is_none());
         let fast = take(4, now + BUSY_TIME).unwrap();
         drop((slow, slower, fast));
-        assert!(lock(&starts.turns).under_way.is_empty());
+        assert!(starts.turns.locked().under_way.is_empty());
     }
 }

@@ -3,35 +3,37 @@
 //! Everything that can happen to a plugin arrives here as a [`Command`], and the state is changed in one place, [`Supervisor::enter`],
 //! which records each change as an event. The thread lives as long as the rack has the plugin: its children die with it.
 
-use crate::system::data_dir::check_socket_path;
 use crate::http::errors;
-use crate::process::failure_line::failure_line;
-use crate::plugins::context::{HOST_SOCKET_VARIABLE, Host, Owner};
 use crate::license::{Code, Time, unverified};
+use crate::licensing::status;
 use crate::licensing::wait::LicenseWait;
 use crate::plugins::connection::{FIRST_ID, Link, Lost};
+use crate::plugins::context::{HOST_SOCKET_VARIABLE, Host, Owner};
 use crate::plugins::plugin::{Command, Door, End, HOLD, Plugin, Quit, STARTING_RETRY_AFTER, State};
-use crate::plugins::preflight;
+use crate::plugins::restart_policy::{Decision, History, Run};
+use crate::plugins::start_turns::{TURN_CHECK, Turn};
+use crate::plugins::worker::{Life, Worker};
+use crate::process::exit::Exit;
+use crate::process::failure_line::failure_line;
+use crate::process::preflight;
 use crate::process::{Process, Reach, SOCKET_VARIABLE};
 use crate::protocol::message::{Failure, HostInfo, Init, Message, PROTOCOL_VERSION, WRONG_PROTOCOL};
-use crate::util::log_throttle::{Repeat, more};
-use crate::plugins::restart_policy::{Decision, Exit, History, Run};
-use crate::system::rlimits::{self, ROOM_RETRY, Seat};
-use crate::licensing::status;
-use crate::plugins::start_turns::{TURN_CHECK, Turn};
 use crate::store::licenses::Given;
 use crate::store::limits::LimitsInForce;
 use crate::store::{StoreError, now_ms};
-use crate::plugins::worker::{Life, Worker};
+use crate::system::data_dir::check_socket_path;
+use crate::system::rlimits::{self, ROOM_RETRY, Seat};
+use crate::util::log_throttle::{Repeat, more};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use signal_hook::consts::SIGKILL;
 use std::ffi::OsStr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-/// Commands that may wait for a supervisor. It never waits longer than a tick for anything, so they do not pile up.
+/// Commands that may wait for a supervisor. It takes them between its steps, some of which wait for the database or for the end of a
+/// process, for seconds at most.
 pub(crate) const COMMANDS: usize = 64;
 
 /// Time a plugin has to end by itself after `shutdown`.
@@ -60,6 +62,10 @@ pub(crate) const HOLD_TICK: Duration = Duration::from_millis(100);
 
 /// Stack of a worker in bytes: its buffers are on the heap.
 const WORKER_STACK: usize = 512 * 1024;
+
+/// The number of the next process. Of all plugins, so that the supervisor that takes over after a panic takes no news of a process
+/// before it for news of its own.
+static LIVES: AtomicU64 = AtomicU64::new(1);
 
 /// Where a supervisor is.
 enum Phase {
@@ -119,7 +125,6 @@ pub(crate) struct Supervisor {
     history: History,
     /// That another connection could not be had.
     growth: Repeat,
-    lives: u64,
     /// Why the plugin is to leave the rack.
     quitting: Option<Quit>,
     /// Since when there is no process that answers.
@@ -138,6 +143,8 @@ pub(crate) struct Supervisor {
     updated: bool,
     /// Told the outcome of the first start of an update, which is the last where it fails.
     trial: Option<Trial>,
+    /// Set if another supervisor must not take over after a panic, since the plugin leaves the rack.
+    leaves: Arc<AtomicBool>,
 }
 
 /// What is to be done when an update is ready, or will not be, and why.
@@ -145,7 +152,14 @@ pub(crate) type Trial = Box<dyn FnOnce(Result<(), String>) + Send>;
 
 impl Supervisor {
     /// The supervisor of a plugin that does not run. An update that is on `trial` is started once, beside the plugin that it is to replace.
-    pub(crate) fn new(plugin: Arc<Plugin>, host: Arc<Host>, commands: Receiver<Command>, trial: Option<Trial>) -> Self {
+    /// After a panic of [`Supervisor::run`], `leaves` says whether the plugin leaves the rack, so that nothing takes over.
+    pub(crate) fn new(
+        plugin: Arc<Plugin>,
+        host: Arc<Host>,
+        commands: Receiver<Command>,
+        trial: Option<Trial>,
+        leaves: Arc<AtomicBool>,
+    ) -> Self {
         let phase = Phase::Down { retry_at: None };
         let (history, waiting) = (History::default(), Vec::new());
         Self {
@@ -155,7 +169,6 @@ impl Supervisor {
             phase,
             history,
             growth: Repeat::default(),
-            lives: 0,
             quitting: None,
             down_since: None,
             waits_for_turn: false,
@@ -165,6 +178,7 @@ impl Supervisor {
             waiting,
             updated: false,
             trial,
+            leaves,
         }
     }
 
@@ -416,7 +430,7 @@ impl Supervisor {
         self.remove_run().map_err(|error| passing("cannot remove its old socket", error))?;
         let directories = data.make_plugin_dirs(id).map_err(|error| passing("cannot make its directories", error))?;
         self.host.hand_over(id, uid, &directories).map_err(no_user)?;
-        self.lives += 1;
+        let number = LIVES.fetch_add(1, Ordering::Relaxed);
         self.given = Given::default();
         self.plugin.log.begin(uid);
         let (stop, stopped) = bounded(0);
@@ -435,7 +449,7 @@ impl Supervisor {
         let process =
             self.host.sessions.enter(owner, start, Process::pid).map_err(|error| passing("cannot start its process", error))?;
         let life = Life {
-            number: self.lives,
+            number,
             socket,
             uid,
             stop: stopped,
@@ -459,7 +473,7 @@ impl Supervisor {
             turn: Some(turn),
             _seat: seat,
         };
-        let (control, number) = (self.plugin.control.clone(), self.lives);
+        let control = self.plugin.control.clone();
         let tell = move |exit: Option<Exit>| {
             // The workers first: they answer the requests that the process took along, and the supervisor may be busy.
             if let Some(exit) = exit {
@@ -806,7 +820,7 @@ impl Supervisor {
         let id = self.plugin.id();
         // Where it cannot be written the store has said so, and the licence stays on trial.
         let restored = status::rejects_trial(exit, previous.ran, begins_later)
-            && self.host.store.reject_license(id, &token).unwrap_or_default();
+            && self.host.store.reject_license(id, &token).unwrap_or(false);
         if restored {
             self.plugin.note_refused_license(Some((token, why.to_owned())));
             self.plugin.set_last_end(End { at: now_ms(), exit, reason: why.to_owned(), lines: self.plugin.log.recent() });
@@ -889,6 +903,27 @@ impl Supervisor {
         self.phase = Phase::Down { retry_at: None };
         self.quitting = Some(Quit::Gone);
         trial(Err(reason.to_owned()));
+    }
+}
+
+impl Drop for Supervisor {
+    /// After a panic: ends the process, and tells the registry of an update on trial that it has failed.
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        if self.quitting.is_some() || self.trial.is_some() {
+            self.leaves.store(true, Ordering::Relaxed);
+        }
+        match std::mem::replace(&mut self.phase, Phase::Down { retry_at: None }) {
+            Phase::Down { .. } => {}
+            Phase::Starting { running, .. } | Phase::Ready { running } | Phase::Stopping { running, .. } => {
+                self.finish(running);
+            }
+        }
+        if let Some(trial) = self.trial.take() {
+            trial(Err("the host itself failed to look after it, which is a fault of plugrack's: its log has the reason".into()));
+        }
     }
 }
 

@@ -14,13 +14,14 @@
 use crate::http::request::{BodyLength, Loss, RequestBody};
 use crate::http::response_channel::PIECE;
 use crate::http::{HttpError, Request, WaitingRequest, errors};
-use crate::plugins::job::{Job, KvFailure, KvJob, MAX_KV_TIME};
 use crate::plugins::connection::{Link, Lost, RELEASE_AFTER, Sent};
+use crate::plugins::job::{Job, KvFailure, KvJob, MAX_KV_TIME};
 use crate::plugins::plugin::Plugin;
+use crate::plugins::restart_policy::Work;
+use crate::plugins::scaling::QUICK;
+use crate::process::exit::Exit;
 use crate::protocol::frame::ReadError;
 use crate::protocol::message::{Data, Kv, MAX_INLINE_BODY, Message, Ping, Response, Shutdown};
-use crate::plugins::restart_policy::{Exit, Work};
-use crate::plugins::scaling::QUICK;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Select};
 use std::cell::{Cell, OnceCell};
 use std::collections::VecDeque;

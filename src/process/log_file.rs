@@ -4,8 +4,8 @@
 //! what is no regular file is never written to nor read.
 
 use crate::system::data_dir::{make_private_dir, private_file};
-use crate::util::log_throttle::Repeat;
 use crate::util::escape;
+use crate::util::log_throttle::Repeat;
 use jiff::Timestamp;
 use rustix::fs::OFlags;
 use std::collections::VecDeque;
@@ -116,7 +116,7 @@ impl LogFile {
         let Some(file) = &mut self.file else { return Ok(()) };
         file.write_all(text).inspect_err(|_| {
             // Half a line is none. Where even that cannot be mended the next line stands behind the half.
-            file.set_len(size).unwrap_or_default();
+            file.set_len(size).ok();
         })
     }
 
@@ -455,7 +455,7 @@ mod tests {
         ];
         for (what, fault) in faults {
             fs::write(&other, "another's\n").unwrap();
-            fs::remove_file(&path).unwrap_or_default();
+            fs::remove_file(&path).ok();
             fault();
             add(&mut log, "lost");
             add(&mut log, "lost too");

@@ -4,26 +4,30 @@
 //! nothing of ours runs between fork and exec, where little is allowed, and no unsafe code is needed.
 
 pub(crate) mod chown_tree;
+pub(crate) mod exit;
 pub(crate) mod failure_line;
 pub(crate) mod log_file;
 pub(crate) mod oom;
 pub(crate) mod orphans;
 pub(crate) mod output;
+pub(crate) mod preflight;
 pub(crate) mod watchdog;
 
+use crate::lock::{LockExt, unpoisoned};
+use crate::process::exit::Exit;
 use crate::process::failure_line::failure_line;
 use crate::process::output::PluginLog;
-use crate::util::pause::pause;
-use crate::plugins::preflight;
-use orphans::Marks;
-use crate::plugins::restart_policy::Exit;
 use crate::util::escape;
+use crate::util::pause::pause;
+use crate::util::threads;
+use crate::util::threads::{small_thread, timespec};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::unistd::execve;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use orphans::Marks;
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Access;
 use rustix::io::Errno;
-use rustix::process::{Gid, Pid, Resource, Rlimit, Signal, Uid, WaitId, WaitIdOptions};
+use rustix::process::{Gid, Pid, PidfdFlags, Resource, Rlimit, Signal, Uid, WaitId, WaitIdOptions, pidfd_open};
 use rustix::stdio::{dup2_stdin, stdin};
 use signal_hook::consts::{SIGCHLD, SIGPIPE};
 use signal_hook::iterator::Signals;
@@ -37,8 +41,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::str::FromStr;
-use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread;
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
@@ -63,9 +66,6 @@ static EXECUTED_BY: OnceLock<PathBuf> = OnceLock::new();
 /// Processes and threads at once of a plugin with a uid of its own: two for each of 256 connections, the most a plugin has.
 const MAX_PROCESSES: u64 = 512;
 
-/// Stack of the threads that only wait or copy, in bytes.
-pub(crate) const SMALL_STACK: usize = 128 * 1024;
-
 /// What is kept of a child's standard error when its standard output is what matters, in bytes.
 const MAX_ERROR_OUTPUT: usize = 16 * 1024;
 
@@ -74,6 +74,9 @@ const LAST_OUTPUT_TIME: Duration = Duration::from_millis(200);
 
 /// How often a wait for output looks whether the child has ended while another process keeps its output open.
 const EXIT_CHECK: Duration = Duration::from_millis(50);
+
+/// How often a process is looked at where the kernel has no handle of its end.
+const EXIT_LOOK: Duration = Duration::from_millis(1);
 
 /// The variable that every child, and so all it starts, has from this run of the host: by it they are found again.
 pub(crate) const RUN_VARIABLE: &str = "PLUGRACK_RUN";
@@ -123,7 +126,7 @@ const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 static OWN: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
 
 fn own() -> MutexGuard<'static, BTreeSet<i32>> {
-    OWN.lock().unwrap_or_else(PoisonError::into_inner)
+    OWN.locked()
 }
 
 /// Which run of the host this is: its value of [`RUN_VARIABLE`].
@@ -132,27 +135,21 @@ pub(crate) fn run_id() -> &'static str {
     &RUN
 }
 
-/// A thread that only waits or copies.
-pub(crate) fn small_thread(name: impl Into<String>) -> thread::Builder {
-    thread::Builder::new().name(name.into()).stack_size(SMALL_STACK)
-}
-
 /// As the first process of a container, reaps the processes that are left to it, on a thread of its own. Elsewhere the system does.
 pub(crate) fn reap_orphans() -> io::Result<()> {
     if std::process::id() != 1 {
         return Ok(());
     }
     let mut signals = Signals::new([SIGCHLD])?;
-    small_thread("reaper").spawn(move || {
+    threads::restarting(small_thread("reaper"), move || {
         for _ in signals.forever() {
             // While the list is held no child is started, so that what is not in it is nobody's.
             let own = own();
             for pid in orphans::zombies_of_this_process().into_iter().filter(|pid| !own.contains(&pid.as_raw_nonzero().get())) {
-                rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG).unwrap_or_default();
+                rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG).ok();
             }
         }
-    })?;
-    Ok(())
+    })
 }
 
 /// How a child is bound beyond what all children are.
@@ -279,8 +276,11 @@ impl Process {
         (process.captured, process.executed) = (Some(captured), Some(executed));
         small_thread(format!("log-{name}")).spawn(move || {
             // It prints nothing before it is executed, but for what the shim says of that.
-            executing.send(exec_error(report)).unwrap_or_default();
-            log.capture(reader);
+            executing.send(exec_error(report)).ok();
+            if !threads::persist(|| log.capture(&reader)) {
+                // The plugin goes on without a log. It would stop if nobody read what it prints.
+                io::copy(&mut &reader, &mut io::sink()).ok();
+            }
             drop::<Sender<()>>(capturing);
         })?;
         Ok(process)
@@ -341,8 +341,8 @@ impl Process {
     fn signal(&self, signal: Signal) {
         if self.exit.is_none() {
             // Until the shim has made its session there is no group. One that has ended needs no signal.
-            rustix::process::kill_process(self.pid, signal).unwrap_or_default();
-            rustix::process::kill_process_group(self.pid, signal).unwrap_or_default();
+            rustix::process::kill_process(self.pid, signal).ok();
+            rustix::process::kill_process_group(self.pid, signal).ok();
         }
     }
 
@@ -352,6 +352,23 @@ impl Process {
         let waited = || rustix::process::waitid(WaitId::Pid(self.pid), options);
         // What cannot be waited for has been.
         self.exit.is_some() || waited().map_or_else(|error| error != Errno::INTR, |status| status.is_some())
+    }
+
+    /// Waits until it has ended, at most until a deadline. Says whether it has.
+    fn ended_by(&self, deadline: Instant) -> bool {
+        // Linux has such handles since 5.3. Before that it is looked at again and again.
+        let handle = pidfd_open(self.pid, PidfdFlags::empty()).ok();
+        while !self.has_ended() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            match &handle {
+                Some(handle) => drop(poll(&mut [PollFd::new(handle, PollFlags::IN)], Some(&timespec(left)))),
+                None => pause(EXIT_LOOK.min(left)),
+            }
+        }
+        true
     }
 
     /// Kills what is left of the process and its group, waits for its end and its last output, and says what the end was.
@@ -381,7 +398,7 @@ impl Process {
         };
         if let Some(captured) = &self.captured {
             // Another process may have taken the output along, and keep it open.
-            captured.recv_timeout(LAST_OUTPUT_TIME).unwrap_or_default();
+            captured.recv_timeout(LAST_OUTPUT_TIME).ok();
         }
         let exit = match self.executed.take().and_then(|executed| executed.recv_timeout(REPORT_TIME).ok().flatten()) {
             Some(ExecError::Unfit(_)) => Exit::Unfit,
@@ -509,9 +526,9 @@ struct Turn(u32);
 impl Turn {
     fn wait(uid: u32) -> io::Result<Self> {
         let (taken, freed) = &TURNS;
-        let taken = taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = taken.locked();
         let waited = freed.wait_timeout_while(taken, TURN_TIME, |taken| taken.contains(&uid));
-        let (mut taken, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        let (mut taken, waited) = unpoisoned(waited);
         if waited.timed_out() {
             return Err(io::Error::new(
                 io::ErrorKind::TimedOut,
@@ -526,7 +543,7 @@ impl Turn {
 impl Drop for Turn {
     fn drop(&mut self) {
         let (taken, freed) = &TURNS;
-        taken.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+        taken.locked().remove(&self.0);
         freed.notify_all();
     }
 }
@@ -568,13 +585,7 @@ impl Process {
                 return Err(format!("{argument} printed more than {limit} bytes"));
             }
         }
-        while !self.has_ended() {
-            if Instant::now() >= deadline {
-                return Err(too_late());
-            }
-            pause(Duration::from_millis(1));
-        }
-        Ok(printed)
+        if self.ended_by(deadline) { Ok(printed) } else { Err(too_late()) }
     }
 }
 
@@ -589,11 +600,6 @@ fn read_some(source: &mut impl Read, into: &mut Vec<u8>) -> bool {
         }
         Err(error) => error.kind() == io::ErrorKind::Interrupted,
     }
-}
-
-/// A duration as poll takes it.
-pub(crate) fn timespec(duration: Duration) -> Timespec {
-    Timespec::try_from(duration).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 })
 }
 
 /// The command that starts this program again.
@@ -756,9 +762,7 @@ fn sweep(uid: u32) {
         Process::spawn(&mut command)
     };
     while let Ok(mut sweeper) = sweeper() {
-        while !sweeper.has_ended() && Instant::now() < deadline {
-            pause(Duration::from_millis(1));
-        }
+        sweeper.ended_by(deadline);
         // What it is to kill may have killed it first, or stopped it.
         if !matches!(sweeper.end(Reach::Group).0, Exit::Signal(_)) || Instant::now() >= deadline {
             return;
@@ -852,12 +856,24 @@ mod tests {
         let state = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") Z ");
         let pid = process.pid();
         wait(process.pid);
+        assert!(process.ended_by(Instant::now()));
         // However often it is looked at, its id stays its own, so that its group can be killed.
         assert!(process.has_ended() && process.has_ended() && state(pid) && own().contains(&pid));
         assert_eq!((process.exit, process.end(Reach::Group)), (None, (Exit::Code(3), true)));
         assert!(!own().contains(&pid) && process.has_ended());
         // Both a second end and the drop go by what is kept: by its id another could be meant.
         assert_eq!((process.exit, process.end(Reach::Marked)), (Some(Exit::Code(3)), (Exit::Code(3), true)));
+    }
+
+    #[test]
+    fn the_end_of_a_process_is_waited_for_until_a_deadline() {
+        #[expect(clippy::disallowed_methods, reason = "a process of the test's own")]
+        let mut process = Process::spawn(Command::new("cat").stdin(Stdio::piped())).unwrap();
+        let deadline = Instant::now() + Duration::from_millis(50);
+        assert!(!process.ended_by(deadline) && Instant::now() >= deadline);
+        drop(process.child.stdin.take());
+        assert!(process.ended_by(Instant::now() + Duration::from_secs(60)));
+        assert_eq!(process.end(Reach::Group), (Exit::Code(0), true));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Each line begins with the time. A plugin that prints without measure costs itself lines and nobody anything else: what is too
 //! much is read, so that the plugin is not held up, counted, and not written. Its last lines are kept in memory whatever is written.
 
+use crate::lock::LockExt;
 use crate::process::log_file::LogFile;
 use crate::util::escape;
 use jiff::Timestamp;
@@ -12,7 +13,7 @@ use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::io::{self, PipeReader, Read};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, TryLockError};
 use std::time::{Duration, Instant};
 
 /// Longest line in bytes; a longer one is cut into several.
@@ -127,18 +128,18 @@ impl PluginLog {
     /// log, what was written before included; without one, nobody.
     pub(crate) fn begin(&self, reader: Option<u32>) {
         {
-            let mut printed = lock(&self.shared.printed);
+            let mut printed = self.shared.printed.locked();
             printed.life += 1;
             printed.recent.clear();
         }
-        lock(&self.shared.writer.notes).reader = Some(reader);
+        self.shared.writer.notes.locked().reader = Some(reader);
         self.note("starting");
     }
 
     /// The last lines the current process has printed, written or left out, oldest first: each as in the file, cut to
     /// [`MAX_RECENT`] bytes of text.
     pub(crate) fn recent(&self) -> Vec<String> {
-        let printed = lock(&self.shared.printed);
+        let printed = self.shared.printed.locked();
         let shown = |(time, line): &(Timestamp, Vec<u8>)| {
             let mut out = format!("{time:.3} ");
             let most = out.len() + MAX_RECENT;
@@ -154,7 +155,7 @@ impl PluginLog {
     pub(crate) fn note(&self, text: &str) {
         let mut note = format!("plugrack: {text}");
         note.truncate(note.floor_char_boundary(MAX_NOTE));
-        let mut notes = lock(&self.shared.writer.notes);
+        let mut notes = self.shared.writer.notes.locked();
         if notes.waiting.len() < MAX_NOTES {
             notes.waiting.push_back((Timestamp::now(), note));
         } else {
@@ -166,7 +167,7 @@ impl PluginLog {
 
     /// Writes the notes that wait, unless another thread has the file: it looks for notes after it let go of it, so none stays.
     fn write_notes(&self) {
-        while !lock(&self.shared.writer.notes).waiting.is_empty() {
+        while !self.shared.writer.notes.locked().waiting.is_empty() {
             let mut file = match self.shared.writer.file.try_lock() {
                 Ok(file) => file,
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -177,7 +178,7 @@ impl PluginLog {
     }
 
     fn write_notes_to(&self, file: &mut LogFile) {
-        let Notes { waiting, reader, lost } = std::mem::take(&mut *lock(&self.shared.writer.notes));
+        let Notes { waiting, reader, lost } = std::mem::take(&mut *self.shared.writer.notes.locked());
         if let Some(group) = reader {
             file.set_reader(group);
         }
@@ -194,7 +195,7 @@ impl PluginLog {
 
     /// Adds a line behind the notes that wait, however long the disk takes.
     fn write(&self, time: Timestamp, line: &[u8]) {
-        let mut file = lock(&self.shared.writer.file);
+        let mut file = self.shared.writer.file.locked();
         self.write_notes_to(&mut file);
         file.add(time, line);
         drop(file);
@@ -202,8 +203,8 @@ impl PluginLog {
     }
 
     /// Writes down all that comes from `source`, until its end.
-    pub(crate) fn capture(&self, source: PipeReader) {
-        let life = lock(&self.shared.printed).life;
+    pub(crate) fn capture(&self, source: &PipeReader) {
+        let life = self.shared.printed.locked().life;
         Capture { log: self, life, line: Vec::new(), since: None, continued: false }.run(source);
     }
 }
@@ -221,10 +222,10 @@ struct Capture<'a> {
 }
 
 impl Capture<'_> {
-    fn run(mut self, mut source: PipeReader) {
+    fn run(mut self, mut source: &PipeReader) {
         let mut buffer = Vec::new();
         loop {
-            let read = is_readable(&source, self.next_wake()).then(|| {
+            let read = is_readable(source, self.next_wake()).then(|| {
                 buffer.resize(READ_SIZE, 0);
                 source.read(&mut buffer)
             });
@@ -232,7 +233,7 @@ impl Capture<'_> {
             self.turn_window(now, false);
             match read {
                 // Something has taken the output along that no end of its plugin's has reached.
-                None if lock(&self.log.shared.printed).life != self.life => break,
+                None if self.log.shared.printed.locked().life != self.life => break,
                 None => {}
                 Some(Ok(0)) => break,
                 Some(Ok(size)) => {
@@ -257,7 +258,7 @@ impl Capture<'_> {
 
     /// When there is something to do without anything more to read.
     fn next_wake(&self) -> Instant {
-        let printed = lock(&self.log.shared.printed);
+        let printed = self.log.shared.printed.locked();
         let tell = (printed.left_out > 0).then_some(printed.window_end);
         let look = Instant::now() + SUCCESSOR_LOOK;
         [tell, self.since.map(|since| since + PARTIAL_TIME)].into_iter().flatten().fold(look, Instant::min)
@@ -266,7 +267,7 @@ impl Capture<'_> {
     /// Begins a new second when the current one is over, and tells what was left out by then; at the `end` in any case.
     fn turn_window(&self, now: Instant, end: bool) {
         let left_out = {
-            let mut printed = lock(&self.log.shared.printed);
+            let mut printed = self.log.shared.printed.locked();
             if now >= printed.window_end {
                 (printed.window_end, printed.lines, printed.bytes) = (now + RATE_WINDOW, 0, 0);
             } else if !end {
@@ -311,7 +312,7 @@ impl Capture<'_> {
 
     /// Counts whole lines, given without the end of the last, if there is no room for any of them this second.
     fn leave_out(&mut self, lines: &[u8]) -> bool {
-        let mut printed = lock(&self.log.shared.printed);
+        let mut printed = self.log.shared.printed.locked();
         if printed.has_room() {
             return false;
         }
@@ -329,7 +330,7 @@ impl Capture<'_> {
         // Of a line that was written before its end only the end may be left.
         if !(whole && self.continued && self.line.is_empty()) {
             let time = Timestamp::now();
-            let mut printed = lock(&self.log.shared.printed);
+            let mut printed = self.log.shared.printed.locked();
             if printed.life == self.life {
                 printed.remember(time, &self.line);
             }
@@ -362,11 +363,6 @@ fn is_readable(source: &PipeReader, until: Instant) -> bool {
     !matches!(poll(&mut fds, left.as_ref()), Ok(0) | Err(Errno::INTR))
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic between two changes leaves at worst a count that is off.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -385,7 +381,7 @@ mod tests {
     fn print(log: &PluginLog, bytes: &[u8]) {
         let (reader, mut writer) = io::pipe().unwrap();
         std::thread::scope(|scope| {
-            std::thread::Builder::new().spawn_scoped(scope, || log.capture(reader)).unwrap();
+            std::thread::Builder::new().spawn_scoped(scope, || log.capture(&reader)).unwrap();
             writer.write_all(bytes).unwrap();
             drop(writer);
         });
@@ -440,7 +436,7 @@ mod tests {
         let log = PluginLog::new(path.clone());
         let (reader, mut writer) = io::pipe().unwrap();
         std::thread::scope(|scope| {
-            std::thread::Builder::new().spawn_scoped(scope, || log.capture(reader)).unwrap();
+            std::thread::Builder::new().spawn_scoped(scope, || log.capture(&reader)).unwrap();
             let mut wait_for = |bytes: &[u8], what: &dyn Fn(&[String]) -> bool| {
                 writer.write_all(bytes).unwrap();
                 let deadline = Instant::now() + Duration::from_secs(30);
@@ -479,7 +475,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p.log");
         let log = PluginLog::new(path.clone());
-        let held = lock(&log.shared.writer.file);
+        let held = log.shared.writer.file.locked();
         (0..MAX_NOTES + 7).for_each(|number| log.note(&format!("note {number}")));
         assert_eq!(texts(&path), [""; 0]);
         drop(held);

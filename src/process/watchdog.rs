@@ -4,10 +4,13 @@
 //! pipe, which closes when the host ends; then it kills what is left of them, and ends too. Where plugins have uids of their own it
 //! kills whatever runs under one.
 
-use crate::util::pause::pause;
-use crate::process::{Process, RUN_VARIABLE, run_id, small_thread};
+use crate::lock::LockExt;
 use crate::process::orphans::{self, Marks};
+use crate::process::{Process, RUN_VARIABLE, run_id};
 use crate::util::log_throttle::{Repeat, more};
+use crate::util::pause::pause;
+use crate::util::threads;
+use crate::util::threads::small_thread;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rustix::io::ioctl_fionbio;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -19,7 +22,7 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 /// The first argument that makes the program the guard. Not a subcommand: no operator types it.
@@ -42,11 +45,18 @@ const REPLACE_PAUSE: Duration = Duration::from_secs(1);
 
 /// The host's end of the guard.
 pub(crate) struct Guard {
-    state: Arc<Mutex<State>>,
+    shared: Arc<Shared>,
     /// Closes when the last guard has ended.
     ended: Receiver<()>,
     /// Uids of the plugins.
     uids: Option<RangeInclusive<u32>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// Notified when the host finishes.
+    finishing: Condvar,
 }
 
 #[derive(Default)]
@@ -70,54 +80,52 @@ impl Guard {
         }
         orphans::end(&marks, END_TIME);
 
-        let state = Arc::<Mutex<State>>::default();
+        let shared = Arc::<Shared>::default();
         let (alive, ended) = bounded(0);
-        let (kept, known) = (Arc::clone(&state), uids.clone());
-        small_thread("guard").spawn(move || {
+        let (kept, known) = (Arc::clone(&shared), uids.clone());
+        let keep = move || {
+            let _alive: &Sender<()> = &alive;
             keep(&kept, &host_socket, known.as_ref());
-            drop::<Sender<()>>(alive);
-        })?;
-        Ok(Self { state, ended, uids })
+        };
+        threads::restarting(small_thread("guard"), keep)?;
+        Ok(Self { shared, ended, uids })
     }
 
     /// Notes the session of a plugin whose process was just started, and not reaped yet.
     pub(crate) fn add(&self, session: i32) {
         let started = orphans::started(session);
-        let mut state = lock(&self.state);
+        let mut state = self.shared.state.locked();
         state.sessions.insert(session, started);
         state.tell(&Told::Begun(session, started));
     }
 
     /// Forgets a session of which nothing is left.
     pub(crate) fn remove(&self, session: i32) {
-        let mut state = lock(&self.state);
+        let mut state = self.shared.state.locked();
         state.sessions.remove(&session);
         state.tell(&Told::Over(session));
     }
 
     /// Has the guard end what is left, and waits for that. Without a guard the host does it itself.
     pub(crate) fn finish(&self) {
-        let mut state = lock(&self.state);
+        let mut state = self.shared.state.locked();
         state.finishing = true;
+        self.shared.finishing.notify_all();
         let (guarded, sessions) = (state.pipe.take().is_some(), std::mem::take(&mut state.sessions));
         drop(state);
         if !guarded {
             end_all(run_id().into(), sessions, self.uids.clone());
         }
-        self.ended.recv_timeout(FINISH_TIME).unwrap_or_default();
+        self.ended.recv_timeout(FINISH_TIME).ok();
     }
 }
 
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Keeps a guard at work until the host finishes.
-fn keep(state: &Mutex<State>, host_socket: &OsStr, uids: Option<&RangeInclusive<u32>>) {
+fn keep(Shared { state, finishing }: &Shared, host_socket: &OsStr, uids: Option<&RangeInclusive<u32>>) {
     let (mut missing, mut ended) = (Repeat::default(), Repeat::default());
     loop {
         // A lock that is not bound would be held as long as the guard lives.
-        let mut locked = lock(state);
+        let mut locked = state.locked();
         if locked.finishing {
             return;
         }
@@ -129,7 +137,7 @@ fn keep(state: &Mutex<State>, host_socket: &OsStr, uids: Option<&RangeInclusive<
                     log::info!("the guard process runs again");
                 }
                 let exit = process.wait();
-                let mut state = lock(state);
+                let mut state = state.locked();
                 state.pipe = None;
                 if !state.finishing
                     && let Some(unsaid) = ended.came(Instant::now())
@@ -147,9 +155,7 @@ fn keep(state: &Mutex<State>, host_socket: &OsStr, uids: Option<&RangeInclusive<
                 }
             }
         }
-        if !lock(state).finishing {
-            pause(REPLACE_PAUSE);
-        }
+        drop(finishing.wait_timeout_while(state.locked(), REPLACE_PAUSE, |state| !state.finishing));
     }
 }
 

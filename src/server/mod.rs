@@ -1,28 +1,30 @@
 //! `plugrack serve`: what is started in which order, what signals do, and how it all ends.
 
+mod data_watch;
 pub(crate) mod options;
 
 use crate::api::{Api, operator_socket};
-use crate::plugins::host_socket;
-use crate::server::options::{Listen, Names, Serve};
-use crate::system::data_dir::{DataDir, private_file};
-use crate::plugins::discovery;
 use crate::gate::{Gate, Limits, Listener, Router, Settings, api_pool, tls};
-use crate::process::watchdog::Guard;
-use crate::plugins::context::{HOST_SOCKET_VARIABLE, Host, LicenseTime, Sessions};
 use crate::http::proxies::Networks;
 use crate::http::response_channel::response_channel;
-use crate::process::oom::Memory;
+use crate::plugins::context::{HOST_SOCKET_VARIABLE, Host, LicenseTime, Sessions};
+use crate::plugins::discovery;
+use crate::plugins::host_socket;
 use crate::plugins::plugin::AnswerTime;
-use crate::process;
 use crate::plugins::registry::{Look, Rack, STOP_ALL_TIME};
-use crate::process::orphans::{self, Marks};
-use crate::system::rlimits::{self, Room};
 use crate::plugins::start_turns::Starts;
+use crate::process;
+use crate::process::oom::Memory;
+use crate::process::orphans::{self, Marks};
+use crate::process::watchdog::Guard;
+use crate::server::data_watch::Watch;
+use crate::server::options::{Listen, Names, Serve};
 use crate::store::Store;
 use crate::store::kv;
 use crate::store::limits::LimitsInForce;
-use crate::system::data_watch::Watch;
+use crate::system::data_dir::{DataDir, private_file};
+use crate::system::rlimits::{self, Room};
+use crate::util::threads;
 use anyhow::{Context, Result, anyhow, bail};
 use crossbeam_channel::{Receiver, RecvTimeoutError, at, bounded, never, select, unbounded};
 use rustix::process::geteuid;
@@ -185,8 +187,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
         answer_time: rack.host().answer_time.clone(),
     };
     let channel = response_channel().context("cannot make the response channel")?;
-    let (gate, gate_ended) =
-        Gate::start(vec![listener], gate_settings, router, channel).context("cannot start the gate")?;
+    let (gate, gate_ended) = Gate::start(vec![listener], gate_settings, router, channel).context("cannot start the gate")?;
     write_listen(&data, &listening).context("cannot write the run directory")?;
     data.reserve().keep();
     let (data_watch, lost) =
@@ -206,7 +207,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
 
     let (sender, received) = unbounded();
     let watch = move || signals.forever().all(|signal| sender.send(signal).is_ok());
-    process::small_thread("signals").spawn(watch)?;
+    threads::vital(threads::small_thread("signals"), watch)?;
     let (mut hung_up, mut hang_up_at) = (never(), Instant::now());
     let outcome = loop {
         select! {

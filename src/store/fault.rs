@@ -1,10 +1,11 @@
 //! Why the store could not do something: for the operator in one sentence, for a plugin as a code.
 
 use super::{MAX_LOG, READER_TIME, READERS, WRITE_QUEUE, schema};
+use crate::lock::LockExt;
 use crate::util::log_throttle::Repeat;
 use rusqlite::ffi::{self, ErrorCode};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use uuid::Uuid;
 
@@ -184,7 +185,7 @@ pub(super) struct Troubles {
 impl Troubles {
     /// Notes a trouble with the database at `path`.
     pub(super) fn came(&self, path: &Path, error: &StoreError) {
-        let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kinds = self.kinds.locked();
         let same = |(known, _): &(StoreError, _)| std::mem::discriminant(known) == std::mem::discriminant(error);
         let at = kinds.iter().position(same).unwrap_or_else(|| {
             kinds.push((error.clone(), Repeat::default()));
@@ -199,7 +200,7 @@ impl Troubles {
 
     /// Notes that a write was synced.
     pub(super) fn written(&self, path: &Path) {
-        let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kinds = self.kinds.locked();
         for (_, repeat) in kinds.iter_mut().filter(|(error, _)| error.ends_with_a_write()) {
             if let Some(unsaid) = repeat.over() {
                 log::info!("{}: it is written again ({unsaid} more failures since the last was said)", path.display());

@@ -27,6 +27,7 @@ mod wal;
 
 pub(crate) use fault::{MaybeFault, StoreError};
 
+use crate::lock::{LockExt, unpoisoned};
 use fault::Troubles;
 use kv::{Accounts, Limits};
 
@@ -34,12 +35,13 @@ use presence::Presence;
 use space::Space;
 use wal::{Reset, Schedule};
 
+use crate::util::threads;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use rusqlite::{Connection, OpenFlags};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -253,7 +255,8 @@ impl Store {
             writer.schedule.wrote(Instant::now());
         }
         let thread = std::thread::Builder::new().name("store-writer".into());
-        let writer = thread.spawn(move || writer.run()).map_err(|error| StoreError::File(Arc::new(error)))?;
+        // Nobody could tell which changes were made if it panicked.
+        let writer = threads::vital(thread, move || writer.run()).map_err(|error| StoreError::File(Arc::new(error)))?;
         let (orders, writer) = (Some(orders), Some(writer));
         let inner = Inner {
             path: path.to_owned(),
@@ -367,15 +370,14 @@ impl Store {
 
 impl Inner {
     fn lock_readers(&self) -> MutexGuard<'_, Readers> {
-        // A panic while the list was held leaves a list all the same.
-        self.readers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.readers.locked()
     }
 
     /// The next reader that is free, or the right to open one.
     fn reader(&self) -> Result<Reader<'_>, StoreError> {
         let none = |readers: &mut Readers| readers.idle.is_empty() && readers.open >= READERS;
         let waited = self.reader_freed.wait_timeout_while(self.lock_readers(), READER_TIME, none);
-        let (mut readers, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        let (mut readers, waited) = unpoisoned(waited);
         if waited.timed_out() {
             return Err(StoreError::BusyReading);
         }
@@ -405,8 +407,9 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.orders = None;
-        if self.writer.take().is_some_and(|writer| writer.join().is_err()) {
-            log::error!("the store's writer panicked");
+        if let Some(writer) = self.writer.take() {
+            // A panic of it has ended the process.
+            writer.join().ok();
         }
     }
 }
@@ -458,10 +461,10 @@ impl Writer {
             let log = u64::from(self.log_pages.load(Ordering::Relaxed)) * self.page_size;
             if let Some(reset) = self.schedule.decide(Instant::now(), log) {
                 // What went wrong has been logged, and it is tried again.
-                self.try_checkpoint(reset).unwrap_or_default();
+                self.try_checkpoint(reset).ok();
             }
         }
-        self.try_checkpoint(Reset::Empty).unwrap_or_default();
+        self.try_checkpoint(Reset::Empty).ok();
     }
 
     /// Commits a change, together with those that wait behind it, and tells their callers. Gives the order that came behind them, if it
@@ -736,8 +739,22 @@ pub(crate) fn now_ms() -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::util::threads::testing;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::thread;
+
+    #[test]
+    fn a_panic_of_the_writer_ends_the_process() {
+        if testing::is_alone() {
+            let dir = tempfile::tempdir().unwrap();
+            let store = Store::open(&dir.path().join("plugrack.db"), Limits { keys: 1, bytes: 1 }).unwrap();
+            let made: Result<(), StoreError> = store.write(|_| panic!("in a change"));
+            // The process ends although this thread would go on.
+            crossbeam_channel::never::<()>().recv_timeout(Duration::from_secs(60)).ok();
+            return drop(made);
+        }
+        testing::assert_ended(&testing::alone("store::tests::a_panic_of_the_writer_ends_the_process"), "store-writer");
+    }
 
     #[test]
     fn many_read_by_a_few_connections_and_one_that_fails_makes_room_for_another() {

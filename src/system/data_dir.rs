@@ -132,7 +132,7 @@ impl LockFile {
             }
         }
         // The id is for people; what counts is the lock.
-        write_pid(&mut file).unwrap_or_default();
+        write_pid(&mut file).ok();
         self.file = file;
         Ok(Held::Again)
     }
@@ -493,7 +493,7 @@ impl Reserve {
 
     /// Gives it back. Where that fails, what needs the space says so.
     pub(crate) fn release(&self) {
-        self.open(false).and_then(|file| file.set_len(0)).unwrap_or_default();
+        self.open(false).and_then(|file| file.set_len(0)).ok();
     }
 
     /// Sets it aside again, or as much of it as there is space for.
@@ -507,12 +507,12 @@ impl Reserve {
                 Errno::NOSPC | Errno::DQUOT => break,
                 // The file system cannot, so it is written.
                 _ => {
-                    file.write_all_at(&vec![0; usize::try_from(self.bytes).unwrap_or(0)], 0).unwrap_or_default();
+                    file.write_all_at(&vec![0; usize::try_from(self.bytes).unwrap_or(0)], 0).ok();
                     break;
                 }
             }
         }
-        file.write_all_at(RESERVE_HEAD, 0).unwrap_or_default();
+        file.write_all_at(RESERVE_HEAD, 0).ok();
     }
 
     /// Opens the file, where it is what a host has made.

@@ -1,6 +1,5 @@
-//! What the host has from the system: its data directory, its limits, its sockets.
+//! What the host has from the system: its data directory, its limits and its sockets.
 
 pub(crate) mod data_dir;
-pub(crate) mod data_watch;
 pub(crate) mod rlimits;
 pub(crate) mod unix_socket;

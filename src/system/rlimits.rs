@@ -2,7 +2,7 @@
 //!
 //! A host whose plugins have taken the last file or thread could answer nobody, so only as many plugins run as leave some to its clients.
 
-use crate::process::small_thread;
+use crate::util::threads::small_thread;
 use crossbeam_channel::{Receiver, bounded};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;

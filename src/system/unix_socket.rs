@@ -38,7 +38,9 @@ pub(crate) fn listen(path: &Path, mode: u32) -> Result<OwnedFd> {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 fs::remove_file(path).with_context(|| format!("cannot replace {shown}"))?;
             }
-            Err(error) => bail!("{shown} is there already, and whether another program listens on it cannot be told ({error}): remove it, or choose another path"),
+            Err(error) => bail!(
+                "{shown} is there already, and whether another program listens on it cannot be told ({error}): remove it, or choose another path"
+            ),
         },
         Err(_) => {}
     }

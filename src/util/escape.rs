@@ -21,13 +21,17 @@ fn is_hidden(c: char) -> bool {
 /// Appends bytes as a line's text: what is hidden as `\xNN` or `\u{N}`, what is not UTF-8 as `\xNN`. Tabs stay.
 pub(crate) fn escape(out: &mut String, bytes: &[u8]) {
     // Writing to a string does not fail.
-    let hex = |out: &mut String, number: u32| write!(out, "\\x{number:02x}").unwrap_or_default();
+    let hex = |out: &mut String, number: u32| {
+        write!(out, "\\x{number:02x}").ok();
+    };
     for chunk in bytes.utf8_chunks() {
         for c in chunk.valid().chars() {
             match c {
                 '\t' => out.push(c),
                 c if c.is_ascii_control() => hex(out, c.into()),
-                c if is_hidden(c) => write!(out, "\\u{{{:x}}}", u32::from(c)).unwrap_or_default(),
+                c if is_hidden(c) => {
+                    write!(out, "\\u{{{:x}}}", u32::from(c)).ok();
+                }
                 c => out.push(c),
             }
         }
@@ -67,7 +71,9 @@ pub(crate) fn shown_json(json: &str) -> String {
     for c in json.chars() {
         // Line ends stand between the values alone.
         if c != '\n' && is_hidden(c) {
-            c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| write!(out, "\\u{unit:04x}").unwrap_or_default());
+            c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| {
+                write!(out, "\\u{unit:04x}").ok();
+            });
         } else {
             out.push(c);
         }

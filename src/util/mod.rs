@@ -4,5 +4,6 @@ pub(crate) mod escape;
 pub(crate) mod json_number;
 pub(crate) mod log_throttle;
 pub(crate) mod pause;
+pub(crate) mod threads;
 pub(crate) mod units;
 pub(crate) mod utc;

@@ -1,10 +1,12 @@
-//! A pause of this thread: the one wait that nothing ends early, so a short one.
+//! A pause of this thread between two looks at something that tells nobody when it changes.
 
-use crossbeam_channel::never;
 use std::time::Duration;
 
-/// Waits for a time, as a rule until something is worth another try.
+/// Waits for the whole of a short time. Whoever waits for another thread of this process uses a channel or a condition variable instead.
 pub(crate) fn pause(time: Duration) {
-    // Nothing comes from this channel but the end of the time.
-    never::<()>().recv_timeout(time).unwrap_or_default();
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "files, processes and the system's limits change without an event to wait for"
+    )]
+    std::thread::sleep(time);
 }

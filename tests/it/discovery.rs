@@ -1,10 +1,13 @@
 //! What is found in the plugins directory, what is refused and why, and what a further look changes.
 
 use crate::support::{Server, Site, command, install_fake, is_alive, metadata, script, wait_for, write_file};
+use rustix::fs::OFlags;
 use serde_json::{Value, json};
 use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::io::{Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::time::Instant;
 
 /// Metadata with one field changed, or removed by null.
@@ -462,6 +465,43 @@ fn what_was_corrected_is_accepted_and_a_plugin_whose_file_was_broken_goes_on() {
 }
 
 #[test]
+fn names_that_are_not_utf_8_are_refused_one_by_one() {
+    let site = Site::new();
+    let name = |bytes: &[u8]| OsStr::from_bytes(bytes).to_owned();
+    let program = |id: &str| script(&metadata(id), "exit 1");
+    for (file, id) in [(name(b"p\xff"), "first"), (name(b"p\xfe"), "second")] {
+        write_file(&site.plugins().join(file), program(id).as_bytes(), 0o755);
+    }
+    // It has the name by which one of the others would be shown.
+    write_file(&site.plugins().join("p\\xff"), b"", 0o644);
+    install_fake(&site.plugins(), "third", &json!({"metadata": metadata("third")}));
+    fs::rename(site.plugins().join("third"), site.plugins().join(name(b"\xff"))).unwrap();
+    let reason = "its name in the plugins directory is not UTF-8: rename it (mv), then run plugrack rescan";
+    let plugins = site.plugins();
+    let server = site.fake("good").start();
+    server.wait_state("good", "ready");
+    for file in ["p\\xfe", "p\\xff?", "\\xff"] {
+        let entry = listed(&server, file);
+        assert_eq!((&entry["state"], &entry["reason"]), (&json!("refused"), &json!(reason)));
+        assert!(server.log().contains(&format!("{file}: refused: {reason}")), "{}", server.log());
+        assert!(server.cli(&["show", file]).contains(reason));
+    }
+    let other = listed(&server, "p\\xff");
+    assert!(other["reason"].as_str().unwrap().contains("not executable"), "{other}");
+    let count = || server.api("GET", "/plugins", b"").1["plugins"].as_array().unwrap().len();
+    assert_eq!(count(), 5);
+    let (status, answer) = server.api("POST", "/plugins/p%5Cxfe/start", b"");
+    assert!((status, &answer["error"]["code"]) == (409, &json!("refused")) && answer.to_string().contains(reason), "{answer}");
+    // A second look changes nothing, and a rename is all that is missing.
+    let changes = server.api("POST", "/rescan", b"").1;
+    assert_eq!((&changes["added"], &changes["removed"]), (&json!([]), &json!([])));
+    assert_eq!(count(), 5);
+    fs::rename(plugins.join(name(b"\xff")), plugins.join("third")).unwrap();
+    server.api("POST", "/rescan", b"");
+    server.wait_state("third", "ready");
+}
+
+#[test]
 fn a_name_means_the_plugin_that_has_it_before_a_refused_file() {
     let server = Site::new().fake_with("z-original", &json!({"metadata": metadata("p")})).start();
     server.wait_state("p", "ready");
@@ -475,6 +515,11 @@ fn a_name_means_the_plugin_that_has_it_before_a_refused_file() {
     assert_eq!(server.api("POST", "/plugins/p/restart", b"").1["state"], "ready");
     let copy = server.plugin("a-copy");
     assert_eq!((&copy["state"], &copy["reason"]), (&json!("refused"), &json!("the id p is taken by z-original")));
+    // Each has its own history.
+    let event = &copy["events"][0];
+    assert_eq!((&event["kind"], &event["detail"]), (&json!("refused"), &copy["reason"]), "{copy:#}");
+    let events = server.plugin("p")["events"].take();
+    assert!(events.as_array().unwrap().iter().all(|event| event["kind"] != "refused"), "{events:#}");
 }
 
 #[test]
@@ -492,6 +537,35 @@ fn two_plugins_can_swap_their_routes() {
         server.wait_state(id, "ready");
     }
     assert_eq!((server.get("/x/p").text(), server.get("/y/p").text()), ("GET /p of b", "GET /p of a"));
+}
+
+/// A log that nobody reads must not hold up who asks for the list of plugins, the front page among them.
+#[test]
+fn a_log_that_takes_nothing_does_not_keep_the_list_of_plugins() {
+    let site = Site::new().fake("p");
+    let path = site.data().join("fifo");
+    assert!(command("mkfifo").arg(&path).status().unwrap().success());
+    let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).unwrap();
+    let mut fifo = fs::File::options().read(true).write(true).custom_flags(nonblocking).open(&path).unwrap();
+    let serve = site.serve();
+    let mut logged = command("sh");
+    logged.args(["-c", "log=$1; shift; exec \"$@\" 2>\"$log\"", "sh"]).arg(&path).arg(serve.get_program()).args(serve.get_args());
+    let server = site.listen_as(logged);
+    server.wait_state("p", "ready");
+    while fifo.write(b".").is_ok() {}
+    write_file(&server.site().plugins().join("p/plugin"), b"#!/bin/sh\nexit 1\n", 0o755);
+    server.signal("HUP");
+    wait_for("the update to be refused", || server.plugin("p")["update_refused"].as_str().map(drop));
+    assert_eq!(server.get("/").status, 200);
+    assert_eq!(server.get("/p/x").status, 200);
+    let mut log = Vec::new();
+    wait_for("the log to go on", || {
+        let mut buffer = [0; 4096];
+        while let Ok(size @ 1..) = fifo.read(&mut buffer) {
+            log.extend_from_slice(&buffer[..size]);
+        }
+        String::from_utf8_lossy(&log).contains("update refused, the process before goes on").then_some(())
+    });
 }
 
 #[test]

@@ -184,9 +184,7 @@ fn a_client_that_expects_100_continue_is_asked_for_its_body_only_where_that_is_w
     let authorization = format!("authorization: Bearer {}\r\n", token.trim());
     let begin = |path: &str, headers: &str| {
         let mut client = server.client();
-        let request = format!(
-            "POST {path} HTTP/1.1\r\nhost: test\r\n{headers}expect: 100-continue\r\ncontent-length: 5\r\n\r\n"
-        );
+        let request = format!("POST {path} HTTP/1.1\r\nhost: test\r\n{headers}expect: 100-continue\r\ncontent-length: 5\r\n\r\n");
         client.send(request.as_bytes());
         client
     };

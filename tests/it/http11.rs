@@ -302,10 +302,9 @@ fn a_client_that_has_closed_its_side_gets_its_answers() {
         ),
         (b"GET /p/x HTTP/1.0\r\n\r\n".to_vec(), &|reply| reply.text() == "GET /x of p"),
         (b"GET /p/sleep?s=0.5 HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n".to_vec(), &|reply| reply.text() == "slept"),
-        (
-            b"GET /p/download?bytes=3000000 HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n".to_vec(),
-            &|reply| reply.body.len() == 3_000_000,
-        ),
+        (b"GET /p/download?bytes=3000000 HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n".to_vec(), &|reply| {
+            reply.body.len() == 3_000_000
+        }),
         (post("/p/echo", "connection: close\r\n", &bytes(300_000)), &|reply| reply.body == bytes(300_000)),
         (post_chunked("/p/echo", "connection: close\r\n", &[&bytes(3000)], b"0\r\n\r\n"), &|reply| reply.body == bytes(3000)),
         (b"GET /nothing HTTP/1.1\r\nhost: test\r\n\r\n".to_vec(), &|reply| reply.status == 404),

@@ -24,6 +24,7 @@ const LAYERS: [&[&str]; 6] = [
         "text",
         "time_mark",
         "license_wait",
+        "lock",
         "utc",
     ],
     &[
@@ -34,6 +35,7 @@ const LAYERS: [&[&str]; 6] = [
         "output",
         "preflight",
         "pause",
+        "threads",
         "process",
         "remains",
         "guard",

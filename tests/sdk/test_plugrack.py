@@ -944,6 +944,19 @@ class ShortageTest(unittest.TestCase):
             flusher.watch(wire)
             self.assertTrue(ours.recv(1000).endswith(b'"id":%d}' % number))
 
+    def test_a_flusher_that_fails_ends_the_plugin(self):
+        exits = []
+        self.replace(plugrack.os, "_exit", exits.append)
+        flusher = plugrack._Flusher()
+        wire = unittest.mock.Mock(watched=False)
+        wire.flush.side_effect = MemoryError
+        with self.assertLogs("plugrack") as logs:
+            flusher._came.set()
+            flusher._held.append(wire)
+            flusher._run()
+        self.assertEqual(exits, [1])
+        self.assertIn("answers cannot be sent any more", logs.output[0])
+
     def test_default_concurrency(self):
         self.assertEqual(self.plugin.metadata["concurrency"], 16)
         one = plugrack.Plugin(id="p", name="P", version="1", icon="p", route="/p", concurrency=1)

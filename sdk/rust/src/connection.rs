@@ -3,7 +3,7 @@
 use super::outbox::{Flusher, Outbox};
 use crate::protocol::frame::{EncodeError, FrameReader, ReadError, encode_before};
 use crate::protocol::message::{Failure, Malformed, Message};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 use std::collections::VecDeque;
 use std::io::{self, Read};
@@ -55,17 +55,25 @@ impl From<EncodeError> for End {
 }
 
 /// A stream that is read here and written by the [`Outbox`]: one open file a connection, not two.
-struct Shared(Arc<UnixStream>);
+struct Shared {
+    stream: Arc<UnixStream>,
+    /// Whether a read waits for bytes. The stream itself always blocks, for another thread may be writing to it.
+    waits: bool,
+}
 
 impl Read for Shared {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        (&*self.0).read(buffer)
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        if !self.waits && poll(&mut [PollFd::new(&*self.stream, PollFlags::IN)], Some(&now))? == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        (&*self.stream).read(buffer)
     }
 }
 
 impl AsFd for Shared {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.stream.as_fd()
     }
 }
 
@@ -88,7 +96,7 @@ pub(super) struct Connection {
 impl Connection {
     pub(super) fn new(stream: Arc<UnixStream>, flusher: Arc<Flusher>, ended: Arc<AtomicBool>) -> Self {
         let out = Arc::new(Outbox::new(Arc::clone(&stream)));
-        let reader = FrameReader::new(Shared(stream));
+        let reader = FrameReader::new(Shared { stream, waits: true });
         Self { reader, ahead: VecDeque::new(), is_ending: false, body: Vec::new(), out, flusher, ended }
     }
 
@@ -108,7 +116,7 @@ impl Connection {
             // Who sleeps in a read is also woken when the host takes the reply, and has to fall asleep again; who polls is not. The
             // read tells of what is wrong.
             let mut fds = [PollFd::new(self.reader.stream(), PollFlags::IN)];
-            poll(&mut fds, None).unwrap_or_default();
+            poll(&mut fds, None).ok();
         }
         loop {
             match self.reader.read() {
@@ -141,9 +149,9 @@ impl Connection {
 
     /// Takes in what has arrived, without waiting, and tells whether the host wants the connection to end.
     pub(super) fn look(&mut self) -> Result<bool, End> {
-        self.reader.stream().0.set_nonblocking(true)?;
+        self.reader.stream().waits = false;
         let looked = self.take_ahead();
-        self.reader.stream().0.set_nonblocking(false)?;
+        self.reader.stream().waits = true;
         looked?;
         Ok(self.is_ending)
     }
@@ -191,5 +199,25 @@ impl Connection {
         }
         drop(frames);
         Ok(self.out.flush_with(body)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn a_read_that_does_not_wait_leaves_writes_of_another_thread_alone() {
+        let (stream, _host) = UnixStream::pair().unwrap();
+        let mut shared = Shared { stream: Arc::new(stream), waits: false };
+        assert_eq!(shared.read(&mut [0; 8]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        // Nobody reads, so a write that must not block fails in the end, and one that may goes on until its time is over.
+        let mut writer = &*shared.stream;
+        writer.set_write_timeout(Some(Duration::from_millis(50))).unwrap();
+        let begin = Instant::now();
+        while writer.write(&[0; 65536]).is_ok() {}
+        assert!(begin.elapsed() >= Duration::from_millis(50));
     }
 }

@@ -5,10 +5,13 @@
 //! such a group leads it, which is to send it, to read the replies, and to hand them on.
 
 use super::kv::KvError;
+use crate::lock::{LockExt, unpoisoned};
 use crate::protocol::frame::{EncodeError, encode};
 use crate::protocol::message::{Kv, KvOp, KvResult};
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread;
 
 /// Most requests of a group: as many as the host has under way of one connection.
 const MAX_REQUESTS: usize = 64;
@@ -85,8 +88,8 @@ impl Groups {
             match call.wait() {
                 Turn::Take(reply) => return reply,
                 Turn::Lead => {
-                    carry(&self.depart(&call));
-                    self.pass_on();
+                    let led = Led { groups: self, group: self.depart(&call) };
+                    carry(&led.group);
                 }
                 Turn::Wait => {}
             }
@@ -131,14 +134,34 @@ impl Groups {
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.locked()
+    }
+}
+
+/// A group on its way to the host. The next group is led when this is dropped. After a panic of its leader the other calls fail, which
+/// would wait for ever otherwise.
+struct Led<'a> {
+    groups: &'a Groups,
+    group: Group,
+}
+
+impl Drop for Led<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            for call in &self.group.calls {
+                if matches!(*call.lock(), Turn::Wait) {
+                    call.reply(Err(io::Error::other("the thread that was to send it panicked").into()));
+                }
+            }
+        }
+        self.groups.pass_on();
     }
 }
 
 impl Call {
     fn wait(&self) -> Turn {
         let turn = self.came.wait_while(self.lock(), |turn| matches!(turn, Turn::Wait));
-        std::mem::replace(&mut *turn.unwrap_or_else(PoisonError::into_inner), Turn::Wait)
+        std::mem::replace(&mut *unpoisoned(turn), Turn::Wait)
     }
 
     /// Ends the wait for the reply.
@@ -152,7 +175,7 @@ impl Call {
     }
 
     fn lock(&self) -> MutexGuard<'_, Turn> {
-        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+        self.turn.locked()
     }
 }
 
@@ -160,25 +183,33 @@ impl Call {
 mod tests {
     use super::*;
     use crate::protocol::message::MAX_BODY;
-    use std::sync::Barrier;
-    use std::thread;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::{Duration, Instant};
 
     impl Groups {
         /// Returns once so many calls wait for groups to be led.
         pub(crate) fn wait_for(&self, calls: usize) {
-            let deadline = Instant::now() + Duration::from_secs(20);
-            while self.lock().gathering.iter().map(|group| group.calls.len()).sum::<usize>() < calls {
-                assert!(Instant::now() < deadline, "{calls} calls do not come");
-                thread::yield_now();
-            }
+            wait_until(&format!("{calls} calls wait"), || self.waiting() >= calls);
+        }
+
+        fn waiting(&self) -> usize {
+            self.lock().gathering.iter().map(|group| group.calls.len()).sum()
+        }
+    }
+
+    #[track_caller]
+    fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !is_so() {
+            assert!(Instant::now() < deadline, "not in time: {what}");
+            thread::yield_now();
         }
     }
 
     /// The sizes of the groups that calls with bodies of these lengths make, when as many as may are under way until all others wait.
     fn sizes(most: usize, bodies: &[usize]) -> Vec<usize> {
         let (groups, sizes) = (Groups::new(most), Mutex::new(Vec::new()));
-        let all_there = Barrier::new(most);
+        let all_wait = AtomicBool::new(false);
         let carry = |group: &Group| {
             let first = {
                 let mut sizes = sizes.lock().unwrap();
@@ -186,8 +217,9 @@ mod tests {
                 sizes.len() <= most
             };
             if first {
-                groups.wait_for(bodies.len() - most);
-                all_there.wait();
+                let others = bodies.len() - most;
+                wait_until("the others wait", || all_wait.load(Ordering::SeqCst) || groups.waiting() >= others);
+                all_wait.store(true, Ordering::SeqCst);
             }
             for call in &group.calls {
                 call.reply(Ok((KvResult { id: call.id, ..KvResult::default() }, Vec::new())));
@@ -203,6 +235,9 @@ mod tests {
                     answered.lock().unwrap().push(result.id);
                 };
                 thread::Builder::new().spawn_scoped(scope, call).unwrap();
+                // Nobody joins a group that is under way.
+                let led = most.min(usize::try_from(id).unwrap());
+                wait_until("the first are under way", || sizes.lock().unwrap().len() >= led);
             }
         });
         let mut answered = answered.into_inner().unwrap();
@@ -225,6 +260,32 @@ mod tests {
     fn a_group_is_bounded_in_bytes() {
         assert_eq!(sizes(1, &[MAX_BYTES; 4]), [1; 4]);
         assert_eq!(sizes(1, &[MAX_BYTES / 2; 5]), [1, 2, 2]);
+    }
+
+    #[test]
+    fn the_panic_of_a_leader_fails_its_group_and_no_other() {
+        let groups = Groups::new(1);
+        let carry = |group: &Group| {
+            if group.calls[0].id == 1 {
+                groups.wait_for(2);
+                panic!("the leader");
+            }
+            assert!(group.calls[0].id == 4, "the second leader");
+            group.calls.iter().for_each(|call| call.reply(Ok(Reply::default())));
+        };
+        let call = |id: u64, carry: &(dyn Fn(&Group) + Sync)| groups.call(id, KvOp::Txn, b"", carry);
+        thread::scope(|scope| {
+            let spawn = |id: u64| thread::Builder::new().spawn_scoped(scope, move || call(id, &carry)).unwrap();
+            let leader = spawn(1);
+            wait_until("the leader is under way", || groups.lock().under_way == 1 && groups.waiting() == 0);
+            let followers = [spawn(2), spawn(3)];
+            assert!(leader.join().is_err());
+            // The second group is led by one of the others, whose panic fails the other one.
+            let outcomes = followers.map(|follower| follower.join());
+            assert_eq!(outcomes.iter().filter(|outcome| outcome.is_err()).count(), 1);
+            assert!(outcomes.into_iter().flatten().all(|reply| reply.is_err_and(|error| error.to_string().contains("panicked"))));
+            assert!(spawn(4).join().unwrap().is_ok());
+        });
     }
 
     #[test]

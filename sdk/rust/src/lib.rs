@@ -45,6 +45,8 @@ mod kv;
 pub mod license;
 #[cfg(feature = "license")]
 mod licensed;
+#[doc(hidden)]
+pub mod lock;
 mod operation;
 mod outbox;
 mod plugin;

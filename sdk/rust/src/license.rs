@@ -675,7 +675,7 @@ impl fmt::Debug for SigningKey {
 fn paserk(key: &impl FormatAsPaserk) -> String {
     let mut text = String::new();
     // Writing to a string does not fail.
-    key.fmt(&mut text).unwrap_or_default();
+    key.fmt(&mut text).ok();
     text
 }
 

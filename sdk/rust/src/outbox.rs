@@ -3,10 +3,11 @@
 //! A plugin that is quick gets several requests at a time, and answers them in one write. One of them may be slow all the same, and
 //! the replies to those before it must not wait for it: so another thread sends what has been held for too long.
 
+use crate::lock::{LockExt, unpoisoned};
 use std::io::{self, IoSlice, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 /// How long a reply is held while the next request is handled. Those that are quick are done by then.
@@ -27,7 +28,7 @@ impl Outbox {
 
     /// The frames that are not sent yet, to put others behind them.
     pub(super) fn frames(&self) -> MutexGuard<'_, Vec<u8>> {
-        self.frames.lock().unwrap_or_else(PoisonError::into_inner)
+        self.frames.locked()
     }
 
     /// Sends them.
@@ -65,7 +66,7 @@ impl Flusher {
     /// Looks after replies that are held from now on.
     pub(super) fn watch(&self, outbox: &Arc<Outbox>) {
         if !outbox.watched.swap(true, Ordering::AcqRel) {
-            self.held.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(outbox));
+            self.held.locked().push(Arc::clone(outbox));
             self.came.notify_one();
         }
     }
@@ -73,9 +74,9 @@ impl Flusher {
     /// Sends what is held, for ever.
     pub(super) fn run(&self) {
         loop {
-            let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-            let held = self.came.wait_while(held, |held| held.is_empty()).unwrap_or_else(PoisonError::into_inner);
-            let (mut held, _) = self.came.wait_timeout_while(held, HOLD, |_| true).unwrap_or_else(PoisonError::into_inner);
+            let held = self.held.locked();
+            let held = unpoisoned(self.came.wait_while(held, |held| held.is_empty()));
+            let (mut held, _) = unpoisoned(self.came.wait_timeout_while(held, HOLD, |_| true));
             let outboxes = std::mem::take(&mut *held);
             drop(held);
             for outbox in outboxes {

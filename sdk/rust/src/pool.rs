@@ -2,13 +2,14 @@
 
 use super::group::{Call, Group, Groups, Reply};
 use super::kv::KvError;
+use crate::lock::LockExt;
 use crate::protocol::frame::{FrameReader, ReadError};
 use crate::protocol::message::{KvOp, Message};
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 /// Groups of writes under way at once. The host has a sync for each; all that come meanwhile share the next.
 const WRITE_GROUPS: usize = 1;
@@ -81,7 +82,7 @@ impl Pool {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Link>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+        self.idle.locked()
     }
 }
 

@@ -9,6 +9,7 @@ use super::outbox::Flusher;
 use super::request::Request;
 use super::response::Response;
 use super::{Error, dispatch, log};
+use crate::lock::{LockExt, unpoisoned};
 use crate::protocol::message::{Failure, Init, Ready};
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
@@ -20,7 +21,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -114,13 +115,13 @@ impl Server {
     /// Serves until the plugin has to exit. The accepting thread is then left behind, for the process to end with.
     pub(super) fn run(self, listener: UnixListener) -> ExitCode {
         let server = Arc::new(self);
-        let flusher = Arc::clone(&server.flusher);
-        let flushing = thread::Builder::new().name("flush".to_owned()).spawn(move || flusher.run());
-        let acceptor = Arc::clone(&server);
+        let flusher = Vital(Arc::clone(&server));
+        let flushing = thread::Builder::new().name("flush".to_owned()).spawn(move || flusher.0.flusher.run());
+        let acceptor = Vital(Arc::clone(&server));
         let accepting = thread::Builder::new().name("accept".to_owned()).spawn(move || {
-            let error = acceptor.accept(&listener);
+            let error = acceptor.0.accept(&listener);
             log(format_args!("cannot accept connections: {error}"));
-            acceptor.fail(ExitCode::FAILURE);
+            acceptor.0.fail(ExitCode::FAILURE);
         });
         let watcher = Arc::clone(&server);
         let watching = thread::Builder::new().name("watch".to_owned()).stack_size(WATCHER_STACK).spawn(move || {
@@ -133,12 +134,9 @@ impl Server {
             return ExitCode::FAILURE;
         }
         let stopped = |state: &State| state.live() == 0 && server.context().is_some_and(Context::is_stopping);
-        let state = server
-            .changed
-            .wait_while(server.lock(), |state| state.failed.is_none() && !stopped(state))
-            .unwrap_or_else(PoisonError::into_inner);
+        let waited = server.changed.wait_while(server.lock(), |state| state.failed.is_none() && !stopped(state));
         let ending = |state: &mut State| state.failed.is_none() && state.abandoned > 0;
-        let (state, _) = server.changed.wait_timeout_while(state, ABANDONED_TIME, ending).unwrap_or_else(PoisonError::into_inner);
+        let (state, _) = unpoisoned(server.changed.wait_timeout_while(unpoisoned(waited), ABANDONED_TIME, ending));
         state.failed.unwrap_or(ExitCode::SUCCESS)
     }
 
@@ -166,9 +164,8 @@ impl Server {
         let at_limit = |state: &mut State| state.live() < self.concurrency && state.connections.len() >= 2 * self.concurrency;
         loop {
             let full = |state: &mut State| state.live() >= self.concurrency;
-            let state = self.changed.wait_while(self.lock(), full).unwrap_or_else(PoisonError::into_inner);
-            let (mut state, _) =
-                self.changed.wait_timeout_while(state, ABANDONED_PATIENCE, at_limit).unwrap_or_else(PoisonError::into_inner);
+            let state = unpoisoned(self.changed.wait_while(self.lock(), full));
+            let (mut state, _) = unpoisoned(self.changed.wait_timeout_while(state, ABANDONED_PATIENCE, at_limit));
             if !at_limit(&mut state) {
                 return;
             }
@@ -270,7 +267,18 @@ impl Server {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.locked()
+    }
+}
+
+/// Held by a thread that the plugin needs. A panic of it ends the plugin, which would only seem to run without it.
+struct Vital(Arc<Server>);
+
+impl Drop for Vital {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.fail(ExitCode::FAILURE);
+        }
     }
 }
 
@@ -347,5 +355,26 @@ impl Drop for Slot {
         }
         drop(state);
         self.server.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_of_a_thread_that_the_plugin_needs_ends_the_plugin() {
+        let handlers = Handlers {
+            init: Box::new(|_| Ok(())),
+            kv: Box::new(|_, _| Err(KvError::refused("denied", "no keys"))),
+            http: Box::new(|_| Ok(Response::text(""))),
+        };
+        let server = Arc::new(Server::new(1, handlers));
+        for panics in [false, true] {
+            let held = Vital(Arc::clone(&server));
+            let body = move || assert!(!panics, "while {} connections are open", held.0.lock().open);
+            assert_eq!(thread::Builder::new().spawn(body).unwrap().join().is_err(), panics);
+            assert_eq!(server.lock().failed.is_some(), panics);
+        }
     }
 }

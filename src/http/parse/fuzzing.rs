@@ -7,9 +7,9 @@
 //!
 //! The fuzzer's package builds this file and the parsers without the rest of the host, so they use nothing else of it.
 
-use super::chunked::{Broken, Decoder};
 use super::super::http_error::HttpError;
 use super::super::proxies::Networks;
+use super::chunked::{Broken, Decoder};
 use super::request_head::{self, Framing, Head, Limits};
 use crate::protocol::message::HOP_BY_HOP;
 
@@ -98,8 +98,9 @@ pub(crate) fn head(input: &[u8]) {
 }
 
 fn head_within(input: &[u8], limits: Limits, byte_by_byte: bool) {
-    let read =
-        |input: &[u8], limits: Limits, searched: &mut usize| appended(|out| request_head::read(input, limits, None, searched, out));
+    let read = |input: &[u8], limits: Limits, searched: &mut usize| {
+        appended(|out| request_head::read(input, limits, None, searched, out))
+    };
     match in_pieces(input, byte_by_byte, |input, searched| read(input, limits, searched)) {
         Ok(None) => assert!(input.len() < limits.bytes, "more is waited for than may come"),
         Err(HttpError { status, code, message, .. }) => {

@@ -83,8 +83,7 @@ const BAD_TARGET: HttpError = bad("the target of the request is neither a path n
 const BAD_TARGET_BYTE: HttpError = bad("the target of the request holds a control character or #, which must be percent-encoded");
 const BAD_HOST: HttpError = bad("the host holds characters that do not belong there");
 const BARE_LF: HttpError = bad("a line of the head ends without a carriage return");
-const VERSION: HttpError =
-    HttpError::new(505, "version_not_supported", "the version is neither HTTP/1.0 nor HTTP/1.1");
+const VERSION: HttpError = HttpError::new(505, "version_not_supported", "the version is neither HTTP/1.0 nor HTTP/1.1");
 const TOO_LARGE: HttpError = HttpError::new(431, "head_too_large", "the head of the request is too large");
 const TOO_MANY: HttpError = HttpError::new(431, "head_too_large", "the request has too many headers");
 

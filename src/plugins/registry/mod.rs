@@ -4,27 +4,30 @@
 //! it comes; it is over when all of them are in. A plugin whose file has changed goes on until its update is ready: the update is
 //! started beside it, and only then takes its route and its requests.
 
-mod rescan;
 mod owners;
+mod rescan;
 
 pub(crate) use rescan::Look;
 
 use rescan::Looks;
 
-use crate::plugins::discovery::{self, Fingerprint, Found, Interviews, Outlook, Refusal};
+use crate::lock::{LockExt, unpoisoned};
 use crate::plugins::context::Host;
-use crate::process::output::PluginLog;
+use crate::plugins::discovery::{self, Fingerprint, Found, Interviews, Outlook, Refusal};
 use crate::plugins::plugin::{Command, Plugin, Quit, State};
-use crate::protocol::metadata::Metadata;
-use crate::system::rlimits;
 use crate::plugins::routes::Routes;
-use crate::store::{StoreError, now_ms};
 use crate::plugins::supervisor::{COMMANDS, HOLD_TICK, Supervisor, Trial};
+use crate::process::output::PluginLog;
+use crate::protocol::metadata::Metadata;
+use crate::store::events::Event;
+use crate::store::{StoreError, now_ms};
+use crate::system::rlimits;
+use crate::util::threads;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock};
 use std::time::{Duration, Instant};
 
 /// Time for plugins to stop: the 5 s of one, and some for the machine. Docker gives a container 10 s, runit's `sv` 7 s.
@@ -128,7 +131,7 @@ impl Rack {
     pub(crate) fn keep_time(&self) {
         self.host.time.keep(&self.host.store);
         if self.host.time.is_new_day() {
-            for entry in self.entries().into_values() {
+            for entry in self.share().values() {
                 if let Entry::Accepted { plugin, .. } = entry
                     && plugin.status().state == State::Ready
                 {
@@ -148,7 +151,7 @@ impl Rack {
         let now = Instant::now();
         let is_time = |rejected: &Rejected| rejected.retry_at.is_some_and(|at| now >= at);
         // What is looked at is on a disk: the list is not held meanwhile.
-        self.entries().values().any(|entry| match entry {
+        self.share().values().any(|entry| match entry {
             Entry::Accepted { plugin, rejected: Some(rejected), .. } => {
                 is_time(rejected) || rejected.fingerprint != discovery::fingerprint(&plugin.program)
             }
@@ -181,24 +184,41 @@ impl Rack {
 
     /// Which plugin answers for which route.
     pub(crate) fn routes(&self) -> Arc<Routes<Arc<Plugin>>> {
-        Arc::clone(&self.routes.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&*unpoisoned(self.routes.read()))
     }
 
     /// Everything in the plugins directory, by name there.
     pub(crate) fn entries(&self) -> BTreeMap<String, Entry> {
-        self.lock().entries.clone()
+        (*self.share()).clone()
+    }
+
+    /// The same as it is now, without a copy.
+    fn share(&self) -> Arc<BTreeMap<String, Entry>> {
+        Arc::clone(&self.lock().entries)
     }
 
     /// What a name means: the plugin with that id, else what was refused under that file name, else what was refused with that id.
     /// Given with its name in the plugins directory.
     pub(crate) fn find(&self, name: &str) -> Option<(String, Entry)> {
-        let state = self.lock();
+        let entries = self.share();
         let means = |(file, entry): &(&String, &Entry), rank| match entry {
             Entry::Accepted { plugin, .. } => rank == 0 && plugin.id() == name,
             Entry::Refused { id, .. } => (rank == 1 && *file == name) || (rank == 2 && id.as_deref() == Some(name)),
         };
-        let found = (0..3).find_map(|rank| state.entries.iter().find(|entry| means(entry, rank)));
+        let found = (0..3).find_map(|rank| entries.iter().find(|entry| means(entry, rank)));
         found.map(|(file, entry)| (file.clone(), entry.clone()))
+    }
+
+    /// The events of an entry, newest first; none where it has no history of its own.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub(crate) fn events(&self, file: &str, entry: &Entry, most: u32) -> Result<Vec<Event>, StoreError> {
+        let history = match entry {
+            Entry::Accepted { plugin, .. } => Some(plugin.id().to_owned()),
+            Entry::Refused { was, .. } => history(&self.share(), file, was.as_deref()),
+        };
+        history.map_or(Ok(Vec::new()), |history| self.host.store.events(&history, most))
     }
 
     /// Puts a plugin in the rack, and has it started once those with its id that are to end have ended.
@@ -220,11 +240,11 @@ impl Rack {
         before: Vec<Supervised>,
     ) -> Result<Supervised, Refusal> {
         let id = metadata.id.clone();
-        let (number, trial) = update.unzip();
+        let (number, mut trial) = update.unzip();
         let (control, commands) = bounded(COMMANDS);
         let socket = self.host.data.plugin_socket(&id, number);
         let plugin = Arc::new(Plugin::new(metadata, found, socket, log, control, enabled));
-        let supervisor = Supervisor::new(Arc::clone(&plugin), Arc::clone(&self.host), commands, trial);
+        let (host, leaves) = (Arc::clone(&self.host), Arc::new(AtomicBool::new(false)));
         let (alive, ended) = bounded(0);
         let waiting = Arc::clone(&plugin);
         let run = move || {
@@ -236,8 +256,14 @@ impl Rack {
                 }
                 old.queue.succeed(Arc::clone(&waiting.queue));
             }
-            // Its process ends with it; a plugin that nobody looks after must not seem to run.
-            if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| supervisor.run())).is_err() {
+            // A panic ends its process too, and the next supervisor starts another.
+            let supervise = || {
+                if !leaves.load(Ordering::Relaxed) {
+                    let (plugin, host, commands) = (Arc::clone(&waiting), Arc::clone(&host), commands.clone());
+                    Supervisor::new(plugin, host, commands, trial.take(), Arc::clone(&leaves)).run();
+                }
+            };
+            if !threads::persist(supervise) {
                 waiting
                     .abandon("the host itself failed to look after it, which is a fault of plugrack's: its log has the reason");
             }
@@ -257,25 +283,26 @@ impl Rack {
         let were = were.filter(|plugin| !taken.contains(plugin.metadata.route.as_str()));
         let lead = |plugin: &Arc<Plugin>| (plugin.metadata.route.clone(), Arc::clone(plugin));
         let routes = Arc::new(Routes::new(plugins().chain(were).map(lead).collect()));
-        *self.routes.write().unwrap_or_else(PoisonError::into_inner) = routes;
+        *unpoisoned(self.routes.write()) = routes;
     }
 
     /// Gives a plugin a command, and waits until it is settled.
     pub(crate) fn command(&self, plugin: &Plugin, command: impl FnOnce(Sender<()>) -> Command) {
         let (done, settled) = bounded(0);
-        if plugin.control.send(command(done)).is_ok() {
+        let deadline = Instant::now() + SETTLE_TIME;
+        if plugin.control.send_deadline(command(done), deadline).is_ok() {
             // It ends by the channel's end, or is told as it is by then.
-            settled.recv_timeout(SETTLE_TIME).unwrap_or_default();
+            settled.recv_deadline(deadline).ok();
         }
     }
 
     /// Notes whether a plugin may run, and starts or stops it.
     pub(crate) fn set_enabled(&self, plugin: &Plugin, enabled: bool) -> Result<(), StoreError> {
-        let noting = self.enabling.lock().unwrap_or_else(PoisonError::into_inner);
+        let noting = self.enabling.locked();
         self.host.store.set_enabled(plugin.id(), enabled)?;
         self.host.store.note_event(plugin.id(), if enabled { "enabled" } else { "disabled" }, "by the operator");
         // A supervisor that is gone belongs to a plugin that is.
-        drop(plugin.control.send(Command::Enabled(enabled)));
+        drop(plugin.control.send_timeout(Command::Enabled(enabled), SETTLE_TIME));
         drop(noting);
         self.command(plugin, if enabled { Command::Start } else { Command::Stop });
         Ok(())
@@ -286,19 +313,23 @@ impl Rack {
         let mut state = self.lock();
         self.closing.store(true, Ordering::Release);
         let trials = std::mem::take(&mut state.trials).into_values();
-        let trials: Vec<_> = trials.inspect(|(plugin, _)| drop(plugin.control.send(Command::Quit(Quit::HostStops)))).collect();
-        let plugins = state.entries.values().filter_map(|entry| entry.quit(Quit::HostStops));
+        let plugins = state.entries.values().filter_map(Entry::supervised);
         // Those that an update has replaced may still have requests to answer.
-        let before = state.last.leaving.iter().inspect(|(plugin, _)| drop(plugin.control.send(Command::Quit(Quit::HostStops))));
-        let leaving: Vec<_> = plugins.chain(before.cloned()).chain(trials).collect();
+        let leaving: Vec<_> = plugins.chain(state.last.leaving.iter().cloned()).chain(trials).collect();
         drop(state);
+        let quit = || Command::Quit(Quit::HostStops);
+        // One whose supervisor is busy must not hold up the others.
+        let busy = leaving.iter().filter(|(plugin, _)| plugin.control.try_send(quit()).is_err_and(|error| error.is_full()));
+        let busy: Vec<_> = busy.collect();
+        // A supervisor that is gone has nothing to end.
+        busy.into_iter().for_each(|(plugin, _)| drop(plugin.control.send_deadline(quit(), deadline)));
         for (plugin, ended) in leaving {
             await_end(&plugin, &ended, deadline);
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Looks> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.locked()
     }
 }
 
@@ -328,13 +359,21 @@ impl Entry {
         }
     }
 
-    /// Tells a plugin and its supervisor to end; gives it and what closes at its end.
-    fn quit(&self, quit: Quit) -> Option<Supervised> {
+    /// The plugin, and what closes when its supervisor has ended.
+    fn supervised(&self) -> Option<Supervised> {
         let Self::Accepted { plugin, ended, .. } = self else { return None };
-        // A supervisor that is gone has nothing to end.
-        drop(plugin.control.send(Command::Quit(quit)));
         Some((Arc::clone(plugin), ended.clone()))
     }
+}
+
+/// Under which name the events of a refused file are kept: the id of the plugin that it `was`, or else its own name. None while that is
+/// the id of another plugin.
+fn history(entries: &BTreeMap<String, Entry>, file: &str, was: Option<&Plugin>) -> Option<String> {
+    let name = was.map_or(file, Plugin::id);
+    let is_other = |(other, entry): (&String, &Entry)| {
+        other != file && matches!(entry, Entry::Accepted { plugin, .. } if plugin.id() == name)
+    };
+    (!entries.iter().any(is_other)).then(|| name.to_owned())
 }
 
 /// Waits for the end of a plugin that was told to quit.

@@ -1,5 +1,6 @@
 //! Whose an id is, and what plugins that are gone have left.
 
+use super::rescan::Later;
 use super::{Entry, Rack, Rejected, STOP_ALL_TIME, await_end};
 use crate::plugins::discovery::{Found, Refusal};
 use crate::plugins::plugin::Quit;
@@ -148,19 +149,22 @@ impl Rack {
         }
         self.host.store.set_owner(id, file).map_err(|error| format!("cannot note whose id it is: {error}"))?;
         self.host.store.note_event(id, "adopted", &format!("the operator gave the id to the file {file}"));
+        let mut later = Later::default();
         let mut state = self.lock();
         let had = |entry: &Entry| matches!(entry, Entry::Accepted { plugin, .. } if plugin.id() == id);
         let before = state.entries.iter().find(|(other, entry)| *other != file && had(entry)).map(|(other, _)| other.clone());
         let mut leaving = None;
-        if let Some((other, entry)) = before.and_then(|before| state.entries.remove_entry(&before)) {
-            leaving = entry.quit(Quit::Gone);
+        if let Some((other, entry)) = before.and_then(|before| Arc::make_mut(&mut state.entries).remove_entry(&before)) {
+            leaving = later.quit(&entry, Quit::Gone);
             let found = entry.found(&other);
             let reason = format!("the operator gave its id {id} to the file {file} (plugrack adopt)");
             let rejected = Rejected::new(&found, Refusal::lasting(reason), None);
-            state.entries.insert(other, Entry::Refused { found, was: None, id: Some(id.to_owned()), rejected });
+            Arc::make_mut(&mut state.entries)
+                .insert(other, Entry::Refused { found, was: None, id: Some(id.to_owned()), rejected });
             self.publish(&state.entries);
         }
         drop(state);
+        drop(later);
         let deadline = Instant::now() + STOP_ALL_TIME;
         leaving.iter().for_each(|(plugin, ended)| await_end(plugin, ended, deadline));
         self.rescan().map(drop).map_err(|error| format!("the plugins directory cannot be read: {error}"))

@@ -1,17 +1,20 @@
 //! A look through the plugins directory: what is new or changed is asked who it is, taken in, refused, or tried as an update.
 
-use super::{Entry, Rack, Rejected, STOP_ALL_TIME, Supervised, await_end};
+use super::{Entry, Rack, Rejected, STOP_ALL_TIME, Supervised, await_end, history};
+use crate::lock::unpoisoned;
+use crate::plugins::context::Host;
 use crate::plugins::discovery::{self, Found, Refusal};
-use crate::process::output::PluginLog;
 use crate::plugins::plugin::{Command, Door, Plugin, Quit, State};
-use crate::protocol::metadata::Metadata;
 use crate::plugins::supervisor::Trial;
+use crate::process::output::PluginLog;
+use crate::protocol::metadata::Metadata;
 use crossbeam_channel::bounded;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// Time a `rescan` waits for its look: less than the command waits for its answer.
@@ -70,8 +73,8 @@ pub(super) struct Finished {
 /// What is in the plugins directory, and the look through it.
 #[derive(Default)]
 pub(super) struct Looks {
-    /// By name in the plugins directory.
-    pub(super) entries: BTreeMap<String, Entry>,
+    /// By name in the plugins directory. Who reads the list takes a share of it, and does not hold the lock.
+    pub(super) entries: Arc<BTreeMap<String, Entry>>,
     /// The names there, by the last scan.
     pub(super) names: BTreeSet<String>,
     /// Files that are being asked, or whose update is on trial.
@@ -101,6 +104,94 @@ pub(super) struct Looks {
     pub(super) last: Arc<Finished>,
 }
 
+/// Something that the look under way waits for: a file, or the thread that begins the look. It waits no more when this is dropped, also
+/// by a panic. Must not be dropped while the list is locked.
+struct Outstanding {
+    rack: Arc<Rack>,
+    file: Option<String>,
+    is_over: bool,
+}
+
+impl Outstanding {
+    fn of(rack: &Arc<Rack>, file: Option<&str>) -> Self {
+        Self { rack: Arc::clone(rack), file: file.map(str::to_owned), is_over: true }
+    }
+
+    /// Takes in the answer of one file.
+    fn settle(mut self, found: Found, answer: Result<Metadata, Refusal>) {
+        // The look goes on to wait for the outcome of an update on trial.
+        self.is_over = !self.rack.apply(found, answer, true);
+    }
+
+    /// Lets the look wait on.
+    fn leave(mut self) {
+        self.is_over = false;
+    }
+}
+
+impl Drop for Outstanding {
+    fn drop(&mut self) {
+        if !self.is_over {
+            return;
+        }
+        let mut state = self.rack.lock();
+        if let Some(file) = &self.file {
+            state.asked.remove(file);
+        }
+        state.outstanding -= 1;
+        self.rack.finish_look(state);
+    }
+}
+
+/// What a change of the list leads to and may wait for: a disk, a supervisor, a client. It is done when this is dropped, so a function
+/// makes it before it locks the list.
+#[derive(Default)]
+pub(super) struct Later(Vec<Box<dyn FnOnce()>>);
+
+impl Later {
+    fn then(&mut self, task: impl FnOnce() + 'static) {
+        self.0.push(Box::new(task));
+    }
+
+    /// Gives a plugin's supervisor a command.
+    fn command(&mut self, plugin: &Arc<Plugin>, command: Command) {
+        let control = plugin.control.clone();
+        // A supervisor that is gone has nothing to do.
+        self.then(move || drop(control.send(command)));
+    }
+
+    /// Tells the supervisor of an entry's plugin to end. Gives the plugin, and what closes at its end.
+    pub(super) fn quit(&mut self, entry: &Entry, quit: Quit) -> Option<Supervised> {
+        let supervised = entry.supervised()?;
+        self.command(&supervised.0, Command::Quit(quit));
+        Some(supervised)
+    }
+
+    /// Logs that a file is refused, and records it and what it printed in its `history`, see [`history`].
+    fn say_refused(&mut self, host: &Arc<Host>, file: &str, history: Option<String>, rejected: &Rejected) {
+        let (host, file, rejected) = (Arc::clone(host), file.to_owned(), rejected.clone());
+        self.then(move || {
+            let Rejected { reason, retry_at, printed, .. } = &rejected;
+            let again = if retry_at.is_some() { " (it is asked again by itself)" } else { "" };
+            log::warn!("{file}: refused: {reason}{again}");
+            let Some(history) = history else { return };
+            host.store.note_event(&history, "refused", reason);
+            if !printed.is_empty() {
+                let log = PluginLog::new(host.data.log(&history));
+                log.note(&format!("{file} --metadata: {reason}"));
+                let printed = printed.iter().rev().take(MAX_PRINTED).rev();
+                printed.for_each(|line| log.note(&format!("{file} --metadata printed: {line}")));
+            }
+        });
+    }
+}
+
+impl Drop for Later {
+    fn drop(&mut self) {
+        self.0.drain(..).for_each(|task| task());
+    }
+}
+
 impl Rack {
     /// Looks through the plugins directory: starts what is new, stops what is gone, and replaces what is another file now. Waits until all
     /// of that is done, but for the starts of what is new.
@@ -118,7 +209,7 @@ impl Rack {
         for (plugin, ended) in leaving {
             if plugin.queue.is_succeeded() {
                 // It may take its time for the requests that it has begun.
-                ended.recv_deadline(deadline).unwrap_or_default();
+                ended.recv_deadline(deadline).ok();
             } else {
                 await_end(plugin, ended, deadline);
             }
@@ -130,7 +221,7 @@ impl Rack {
     pub(super) fn wait_for_look(&self, number: u64, deadline: Instant) -> Option<Arc<Finished>> {
         let left = deadline.saturating_duration_since(Instant::now());
         let waited = self.over.wait_timeout_while(self.lock(), left, |state| state.finished < number);
-        let state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        let state = unpoisoned(waited).0;
         (state.finished >= number).then(|| Arc::clone(&state.last))
     }
 
@@ -141,24 +232,28 @@ impl Rack {
     pub(crate) fn begin_look(self: &Arc<Self>, look: Look) -> io::Result<u64> {
         let found = discovery::scan(&self.dir)?;
         let (number, found) = self.lock().begin(found, look);
-        for found in found {
-            self.take_in(found);
+        // The look is over when each of these was dropped.
+        let begun = Outstanding::of(self, None);
+        let found: Vec<_> = found.into_iter().map(|found| (Outstanding::of(self, Some(&found.file)), found)).collect();
+        for (outstanding, found) in found {
+            self.take_in(found, outstanding);
         }
-        let mut state = self.lock();
-        state.outstanding -= 1;
-        self.finish_look(state);
+        drop(begun);
         Ok(number)
     }
 
     /// Takes in one file: by what it has said before, where it is the same file, or by asking it on another thread.
-    fn take_in(self: &Arc<Self>, found: Found) {
+    fn take_in(self: &Arc<Self>, found: Found, outstanding: Outstanding) {
         if let Some(metadata) = self.remembered(&found) {
-            return self.settle(found, Ok(metadata));
+            return outstanding.settle(found, Ok(metadata));
         }
         let rack = Arc::clone(self);
         self.interviews.ask(Box::new(move || {
-            let answer = rack.ask(&found);
-            rack.settle(found, answer);
+            let answer = catch_unwind(AssertUnwindSafe(|| rack.ask(&found))).unwrap_or_else(|_| {
+                // Without an answer its plugin would be taken for one that is gone.
+                Err(Refusal::passing("the host itself failed to ask it, which is a fault of plugrack's: its log has the reason"))
+            });
+            outstanding.settle(found, answer);
         }));
     }
 
@@ -178,6 +273,7 @@ impl Rack {
 
     /// Asks a file who it is, and notes the answer.
     fn ask(&self, found: &Found) -> Result<Metadata, Refusal> {
+        found.check_name()?;
         let bounds = self.host.program_bounds(&found.file).map_err(Refusal::passing)?;
         let answered_as = self.answers_as(found);
         let metadata = discovery::ask(found, &bounds, self.host.metadata_timeout)?;
@@ -185,18 +281,6 @@ impl Rack {
             self.host.store.note_program(&found.file, answered_as, json);
         }
         Ok(metadata)
-    }
-
-    /// Takes in the answer of one file of the look under way.
-    fn settle(self: &Arc<Self>, found: Found, answer: Result<Metadata, Refusal>) {
-        let file = found.file.clone();
-        let is_on_trial = self.apply(found, answer, true);
-        let mut state = self.lock();
-        if !is_on_trial {
-            state.asked.remove(&file);
-            state.outstanding -= 1;
-        }
-        self.finish_look(state);
     }
 
     /// Puts the file that lies at a plugin's place now into use at once, when it is another one than the plugin runs, or was refused: the
@@ -209,7 +293,10 @@ impl Rack {
         if matches!(&entry, Entry::Accepted { plugin, .. } if plugin.is_unchanged()) {
             return Ok(false);
         }
-        let found = discovery::look_at(&self.dir, &file);
+        let found = match &entry {
+            Entry::Refused { found, .. } if found.check_name().is_err() => found.clone(),
+            _ => discovery::look_at(&self.dir, &file),
+        };
         let answer = self.remembered(&found).map_or_else(|| self.ask(&found), Ok);
         self.apply(found, answer, false);
         let mut state = self.lock();
@@ -234,11 +321,13 @@ impl Rack {
         });
         // A route that led somewhere before the host was started still does.
         let before = answer.is_err().then(|| self.placeholder(&found)).flatten();
+        let mut later = Later::default();
         let mut state = self.lock();
         if self.closing.load(Ordering::Acquire) || !state.names.contains(&found.file) {
             return false;
         }
         let Looks { entries, before: were_plugins, stale, fresh, leaving, changes, refusals, trials, .. } = &mut *state;
+        let entries = Arc::make_mut(entries);
         let mut in_way = Vec::new();
         if let Ok((metadata, _)) = &answer {
             let others = entries.iter().filter(|(file, _)| **file != found.file);
@@ -268,18 +357,20 @@ impl Rack {
             match answer {
                 Err((_, refusal)) => {
                     stale.remove(&found.file);
-                    self.refuse_update(&mut state, &found, refusal);
+                    self.refuse_update(&mut state, &found, refusal, &mut later);
                     return false;
                 }
                 Ok((metadata, (true, _))) if may_try && in_way.is_empty() && plugin.status().state == State::Ready => {
                     stale.remove(&found.file);
+                    let (id, from, to) = (plugin.id().to_owned(), plugin.metadata.version.clone(), metadata.version.clone());
+                    later.then(move || log::info!("{id}: version {to} is started beside version {from}"));
                     return match self.try_update(&found, metadata, plugin) {
                         Ok(trial) => {
                             trials.insert(found.file, trial);
                             true
                         }
                         Err(refusal) => {
-                            self.refuse_update(&mut state, &found, refusal);
+                            self.refuse_update(&mut state, &found, refusal, &mut later);
                             false
                         }
                     };
@@ -305,15 +396,13 @@ impl Rack {
                 .collect(),
             Err(_) => Vec::new(),
         };
-        // What is logged and recorded once the list is free again, since that may wait for a disk.
-        let mut said = Vec::new();
         in_way.push(found.file.clone());
         let mut quit = Vec::new();
         for file in &in_way {
             stale.remove(file);
             let Some(entry) = entries.remove(file) else { continue };
             let same = matches!(&entry, Entry::Accepted { plugin, .. } if Some(plugin.id()) == id.as_deref());
-            quit.extend(entry.quit(if same { Quit::Replaced } else { Quit::Gone }));
+            quit.extend(later.quit(&entry, if same { Quit::Replaced } else { Quit::Gone }));
         }
         let accepted = answer.and_then(|(metadata, (enabled, is_new))| {
             let id = metadata.id.clone();
@@ -334,13 +423,15 @@ impl Rack {
             if !known {
                 *refusals += 1;
                 if *refusals <= SAID_REFUSALS {
-                    let name = id.as_deref().or(was.as_ref().map(|was| was.id())).unwrap_or(&found.file);
-                    said.push((found.file.clone(), name.to_owned(), rejected.clone()));
+                    let history = history(entries, &found.file, was.as_deref());
+                    later.say_refused(&self.host, &found.file, history, &rejected);
                 }
             }
             // Nobody takes over what waits for those that were to be replaced.
-            let waiting = quit.iter().filter(|(plugin, _)| Some(plugin.id()) == id.as_deref());
-            waiting.for_each(|(plugin, _)| plugin.fail_waiting());
+            for (plugin, _) in quit.iter().filter(|(plugin, _)| Some(plugin.id()) == id.as_deref()) {
+                let plugin = Arc::clone(plugin);
+                later.then(move || plugin.fail_waiting());
+            }
             if let Some(was) = &was {
                 was.set_status(Door::Shut, |status| status.retry_at = rejected.retry_at);
             }
@@ -352,7 +443,7 @@ impl Rack {
             fresh.remove(&file);
             changes.added.retain(|added| *added != file);
             let rejected = Rejected::new(&loser, Refusal::lasting(reason), None);
-            said.push((file.clone(), file.clone(), rejected.clone()));
+            later.say_refused(&self.host, &file, history(entries, &file, None), &rejected);
             entries.insert(file, Entry::Refused { found: loser, was: None, id: None, rejected });
         }
         if entry.is_plugin() {
@@ -364,22 +455,7 @@ impl Rack {
         if changes_routes {
             self.publish(&state.entries);
         }
-        drop(state);
-        said.iter().for_each(|(file, name, rejected)| self.say_refused(file, name, rejected));
         false
-    }
-
-    /// Logs and records that a file is refused, and what it printed.
-    fn say_refused(&self, file: &str, name: &str, rejected: &Rejected) {
-        let Rejected { reason, retry_at, printed, .. } = rejected;
-        let again = retry_at.map(|_| " (it is asked again by itself)").unwrap_or_default();
-        log::warn!("{file}: refused: {reason}{again}");
-        self.host.store.note_event(name, "refused", reason);
-        if !printed.is_empty() {
-            let log = PluginLog::new(self.host.data.log(name));
-            log.note(&format!("{file} --metadata: {reason}"));
-            printed.iter().rev().take(MAX_PRINTED).rev().for_each(|line| log.note(&format!("{file} --metadata printed: {line}")));
-        }
     }
 
     /// The plugin that a file was before the host was started, which answers nothing but keeps its route.
@@ -398,16 +474,21 @@ impl Rack {
     }
 
     /// Notes that a plugin goes on in the process that it has, since the file that lies there now is refused.
-    fn refuse_update(&self, state: &mut Looks, found: &Found, refusal: Refusal) {
-        let Some(Entry::Accepted { plugin, rejected, .. }) = state.entries.get_mut(&found.file) else { return };
+    fn refuse_update(&self, state: &mut Looks, found: &Found, refusal: Refusal, later: &mut Later) {
+        let entry = Arc::make_mut(&mut state.entries).get_mut(&found.file);
+        let Some(Entry::Accepted { plugin, rejected, .. }) = entry else { return };
         let (id, before) = (plugin.id(), rejected.take());
         let refused = Rejected::new(found, refusal, before.as_ref());
         if before.is_none_or(|before| before.reason != refused.reason) {
-            log::warn!("{id}: update refused, the process before goes on: {}", refused.reason);
-            self.host.store.note_event(id, "update_refused", &refused.reason);
-            plugin.log.note(&format!("update refused: {}", refused.reason));
-            let printed = refused.printed.iter().rev().take(MAX_PRINTED).rev();
-            printed.for_each(|line| plugin.log.note(&format!("--metadata printed: {line}")));
+            let (host, plugin, refused) = (Arc::clone(&self.host), Arc::clone(plugin), refused.clone());
+            later.then(move || {
+                let Rejected { reason, printed, .. } = &refused;
+                log::warn!("{}: update refused, the process before goes on: {reason}", plugin.id());
+                host.store.note_event(plugin.id(), "update_refused", reason);
+                plugin.log.note(&format!("update refused: {reason}"));
+                let printed = printed.iter().rev().take(MAX_PRINTED).rev();
+                printed.for_each(|line| plugin.log.note(&format!("--metadata printed: {line}")));
+            });
         }
         plugin.set_update_refused(Some(refused.reason.clone()));
         let update = UpdateRefused { id: id.to_owned(), file: found.file.clone(), reason: refused.reason.clone() };
@@ -419,7 +500,6 @@ impl Rack {
     fn try_update(self: &Arc<Self>, found: &Found, metadata: Metadata, old: &Arc<Plugin>) -> Result<Supervised, Refusal> {
         let number = self.updates.fetch_add(1, Ordering::Relaxed) + 1;
         let log = if metadata.id == old.id() { old.log.beside() } else { PluginLog::new(self.host.data.log(&metadata.id)) };
-        log::info!("{}: version {} is started beside version {}", old.id(), metadata.version, old.metadata.version);
         let (rack, file) = (Arc::clone(self), found.file.clone());
         let trial: Trial = Box::new(move |outcome| rack.conclude(&file, outcome));
         self.supervise(found, metadata, log, Some((number, trial)), true, Vec::new())
@@ -427,9 +507,14 @@ impl Rack {
 
     /// The first start of an update has come to its end: it takes the place of the plugin, or that goes on.
     fn conclude(self: &Arc<Self>, file: &str, outcome: Result<(), String>) {
+        let outstanding = Outstanding::of(self, Some(file));
+        let mut later = Later::default();
         let mut state = self.lock();
-        // The host stops, and has told it so.
-        let Some((plugin, ended)) = state.trials.remove(file) else { return };
+        let Some((plugin, ended)) = state.trials.remove(file) else {
+            // The host stops, and has told it so.
+            drop(state);
+            return outstanding.leave();
+        };
         let old = match state.entries.get(file) {
             Some(Entry::Accepted { plugin, ended, .. }) => Some((Arc::clone(plugin), ended.clone())),
             _ => None,
@@ -441,34 +526,30 @@ impl Rack {
                 self.host.store.note_event(plugin.id(), "updated", &format!("from version {from} to {to}"));
                 self.host.store.note_owner(plugin.id(), file);
                 let entry = Entry::Accepted { plugin: Arc::clone(&plugin), ended, rejected: None };
-                state.entries.insert(file.to_owned(), entry);
+                Arc::make_mut(&mut state.entries).insert(file.to_owned(), entry);
                 self.publish(&state.entries);
                 let stopped = old.status().state == State::Stopped;
                 if same {
                     old.queue.succeed(Arc::clone(&plugin.queue));
                 }
-                // A supervisor that is gone has nothing to end.
-                drop(old.control.send(Command::Quit(if same { Quit::Updated } else { Quit::Gone })));
+                later.command(&old, Command::Quit(if same { Quit::Updated } else { Quit::Gone }));
                 if stopped {
                     // The operator has stopped it meanwhile.
-                    drop(plugin.control.send(Command::Stop(bounded(0).0)));
+                    later.command(&plugin, Command::Stop(bounded(0).0));
                 }
                 state.changes.changed.push(file.to_owned());
                 state.leaving.push((old, old_ended));
             }
-            (Ok(()), None) => drop(plugin.control.send(Command::Quit(Quit::Gone))),
+            (Ok(()), None) => later.command(&plugin, Command::Quit(Quit::Gone)),
             (Err(reason), _) => {
                 // What it printed is in the plugin's log.
                 let refused = format!(
                     "it was started and did not become ready: {reason} (plugrack restart {} starts it all the same)",
                     plugin.id()
                 );
-                self.refuse_update(&mut state, &plugin.found(file), Refusal::lasting(refused));
+                self.refuse_update(&mut state, &plugin.found(file), Refusal::lasting(refused), &mut later);
             }
         }
-        state.asked.remove(file);
-        state.outstanding -= 1;
-        self.finish_look(state);
     }
 
     /// Ends the look under way when it waits for nothing any more.
@@ -476,8 +557,11 @@ impl Rack {
         if state.outstanding > 0 || state.finished == state.begun {
             return;
         }
+        let mut later = Later::default();
         let Looks { entries, names, stale, .. } = &mut *state;
-        let gone: Vec<_> = std::mem::take(stale).iter().filter_map(|file| entries.remove(file)?.quit(Quit::Gone)).collect();
+        let entries = Arc::make_mut(entries);
+        let gone: Vec<_> =
+            std::mem::take(stale).iter().filter_map(|file| later.quit(&entries.remove(file)?, Quit::Gone)).collect();
         entries.retain(|file, _| names.contains(file));
         self.publish(entries);
         state.leaving.extend(gone);
@@ -490,10 +574,12 @@ impl Rack {
         let [added, changed, removed] = [&changes.added, &changes.changed, &changes.removed].map(Vec::len);
         let refusals = std::mem::take(&mut looks.refusals);
         if refusals > SAID_REFUSALS {
-            log::warn!("{} more are refused: plugrack list has the reasons", refusals - SAID_REFUSALS);
+            later.then(move || log::warn!("{} more are refused: plugrack list has the reasons", refusals - SAID_REFUSALS));
         }
         if std::mem::take(&mut looks.ordered) || added + changed + removed > 0 {
-            log::info!("looked through the plugins directory: {added} added, {changed} changed, {removed} removed");
+            later.then(move || {
+                log::info!("looked through the plugins directory: {added} added, {changed} changed, {removed} removed");
+            });
         }
         looks.fresh.clear();
         looks.last = Arc::new(Finished { changes, leaving: std::mem::take(&mut looks.leaving) });
@@ -503,6 +589,7 @@ impl Rack {
         let is_first = looks.finished == 1;
         // Without threads the question is asked on this one, and takes the list itself.
         drop(state);
+        drop(later);
         if added + changed + removed > 0 || is_first {
             let rack = Arc::clone(self);
             self.interviews.ask(Box::new(move || rack.tidy()));
@@ -543,7 +630,7 @@ impl Looks {
                 || rejected.fingerprint != found.fingerprint
                 || rejected.retry_at.is_some_and(|at| Instant::now() >= at)
         };
-        match self.entries.get_mut(&found.file) {
+        match Arc::make_mut(&mut self.entries).get_mut(&found.file) {
             None => true,
             Some(Entry::Accepted { plugin, rejected, .. })
                 if found.fingerprint.is_some() && plugin.fingerprint == found.fingerprint =>

@@ -1,9 +1,10 @@
 //! Looks whether what the running host has on the disk is still there: the database's files, the lock, the run directory. Whoever
 //! removes or replaces one of them is told in the log within seconds.
 
+use crate::store::Store;
 use crate::system::data_dir::{DataDir, Held, Lock};
 use crate::util::log_throttle::{Repeat, more};
-use crate::store::Store;
+use crate::util::threads;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use std::fs;
 use std::io;
@@ -33,7 +34,8 @@ impl Watch {
         let run: Vec<_> = run.into_iter().filter_map(|path| Some((node(&path)?, path))).collect();
         let data = data.clone();
         let thread = std::thread::Builder::new().name("watch".into());
-        let thread = thread.spawn(move || watch(&data, &store, lock, &run, &stopped, &sender))?;
+        // It holds the lock of the data directory, which a panic gives up.
+        let thread = threads::vital(thread, move || watch(&data, &store, lock, &run, &stopped, &sender))?;
         Ok((Self { stop, thread }, lost))
     }
 
@@ -86,7 +88,7 @@ fn watch(
                     let sentence = format!(
                         "{path} was removed or replaced while the host ran, and another plugrack has locked it since: this one ends"
                     );
-                    lost.try_send(sentence).unwrap_or_default();
+                    lost.try_send(sentence).ok();
                     return None;
                 }
                 Err(error) => {
@@ -99,7 +101,7 @@ fn watch(
         match keep_announced(data) {
             Ok(None) => {}
             Ok(Some(other)) => {
-                lost.try_send(format!("{other}: this one ends")).unwrap_or_default();
+                lost.try_send(format!("{other}: this one ends")).ok();
                 return None;
             }
             Err(error) => {

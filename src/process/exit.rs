@@ -1,0 +1,113 @@
+//! How a plugin's process, or its start, came to an end. Pure.
+
+use crate::license::Code;
+
+/// How a plugin's process, or its start, came to an end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// Exit code.
+    Code(i32),
+    /// Killed by this signal.
+    Signal(i32),
+    /// Killed by SIGKILL while the kernel killed for want of memory.
+    OutOfMemory,
+    /// Its file cannot be executed here.
+    Unfit,
+    /// The file in its program's place is another one than the one that said who it is.
+    Changed,
+    /// It cannot have its user, or its directories as that user.
+    NoUser,
+    /// It does not speak this version of the protocol.
+    Incompatible,
+    /// It has refused its licence, by this code.
+    Unlicensed(Code),
+    /// There are not enough files, threads or memory for it: no end of its own, so none that counts.
+    NoRoom,
+    /// It could not be started for want of something that may come back.
+    NotStarted,
+    /// It was ended by the host because it did not do its part.
+    Fault,
+}
+
+impl Exit {
+    /// Whether starting again would change nothing. The codes are those of sysexits.h (64 usage, 77 permission, 78 configuration)
+    /// and of a shell (126 not executable, 127 not found).
+    pub(crate) fn is_permanent(self) -> bool {
+        match self {
+            Self::Code(64 | 77 | 78 | 126 | 127) | Self::Unfit | Self::NoUser | Self::Incompatible => true,
+            Self::Unlicensed(code) => !code.is_temporary(),
+            _ => false,
+        }
+    }
+
+    /// Whether the plugin says that this passes by itself (75 of sysexits.h): however often it does, it is no crash loop.
+    pub(crate) fn is_temporary(self) -> bool {
+        match self {
+            Self::Code(code) => code == 75,
+            Self::Unlicensed(code) => code.is_temporary(),
+            _ => false,
+        }
+    }
+
+    /// What the operator of the plugin `id` can do about it, in a sentence.
+    pub(crate) fn advice(self, id: &str) -> String {
+        match self {
+            Self::Code(64) => "install a build of the plugin that fits this plugrack".into(),
+            Self::Code(75) => "nothing, unless it stays so: it waits for something that it needs".into(),
+            Self::Code(77) => format!("give it the permission that it misses, then: plugrack start {id}"),
+            Self::Code(78) => {
+                format!(
+                    "set what is missing, which starts it again: plugrack config set {id} KEY VALUE, or plugrack env set {id} NAME VALUE"
+                )
+            }
+            Self::Code(126 | 127) | Self::Unfit => "put a file there that can be executed: it is then tried again".into(),
+            Self::Changed => "wait: the new file is asked who it is, and started".into(),
+            Self::NoUser => format!("do what the reason says, then: plugrack start {id}"),
+            Self::Incompatible => "install a build of the plugin that speaks the protocol of this plugrack".into(),
+            Self::Unlicensed(Code::ClockNotSet) => "set the clock of this machine: it is then tried again by itself".into(),
+            Self::Unlicensed(_) => {
+                format!(
+                    "ask its vendor for a licence for this instance (plugrack instance), then: plugrack license set {id} TOKEN"
+                )
+            }
+            Self::OutOfMemory => "give the machine or the container more memory, or the plugin less to do".into(),
+            Self::NoRoom => "raise that limit, or stop another plugin: it is tried again by itself".into(),
+            Self::NotStarted => "free or raise what there is too little of: it is tried again by itself".into(),
+            Self::Code(_) | Self::Signal(_) | Self::Fault => {
+                format!("fix the error in its last lines (plugrack logs {id}), then: plugrack start {id}")
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let meaning = |code| match code {
+            64 => " (usage)",
+            75 => " (temporary failure)",
+            77 => " (permission denied)",
+            78 => " (licence or configuration refused)",
+            126 => " (not executable)",
+            127 => " (not found)",
+            _ => "",
+        };
+        match *self {
+            Self::Code(code) => write!(f, "exit code {code}{}", meaning(code)),
+            Self::Signal(signal) => match signal_hook::low_level::signal_name(signal) {
+                Some(name) => write!(f, "killed by signal {signal} ({name})"),
+                None => write!(f, "killed by signal {signal}"),
+            },
+            Self::OutOfMemory => {
+                f.write_str("killed for memory: signal 9 (SIGKILL) while the kernel was killing for want of memory")
+            }
+            Self::Unfit => f.write_str("cannot be executed"),
+            Self::Changed => f.write_str("its file was replaced: the new one is asked who it is before it is started"),
+            Self::NoUser => f.write_str("cannot have its user"),
+            Self::Incompatible => f.write_str("speaks another protocol"),
+            Self::Unlicensed(code) => write!(f, "licence refused ({code})"),
+            Self::NotStarted => f.write_str("did not start"),
+            Self::NoRoom => f.write_str("no room"),
+            Self::Fault => f.write_str("ended by the host"),
+        }
+    }
+}
