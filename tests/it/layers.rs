@@ -5,145 +5,42 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-/// The host's source files from the bottom up. A file uses those of the layers below its own, and its neighbours, though not in a circle.
-const LAYERS: [&[&str]; 6] = [
-    &[
-        "failure_line",
-        "gate/chunked",
-        "gate/fuzzing",
-        "gate/head",
-        "gate/pace",
-        "gate/proxies",
-        "gate/response",
-        "json_number",
-        "quantity",
-        "repeat",
-        "restart",
-        "route",
-        "standing",
-        "text",
-        "time_mark",
-        "license_wait",
-        "lock",
-        "utc",
-    ],
-    &[
-        "data_dir",
-        "log_file",
-        "handover",
-        "http_date",
-        "output",
-        "preflight",
-        "pause",
-        "threads",
-        "process",
-        "remains",
-        "guard",
-        "memory",
-        "room",
-        "link",
-        "store/mod",
-        "store/config",
-        "store/env",
-        "store/events",
-        "store/fault",
-        "store/identity",
-        "store/kv",
-        "store/licenses",
-        "store/limits",
-        "store/presence",
-        "store/programs",
-        "store/schema",
-        "store/settings",
-        "store/space",
-        "store/uids",
-        "store/wal",
-        "watch",
-        "exchange",
-        "config",
-        "gate/mod",
-        "gate/backend",
-        "gate/backends",
-        "gate/body",
-        "gate/client",
-        "gate/clients",
-        "gate/crowd",
-        "gate/door",
-        "gate/error_page",
-        "gate/event_loop",
-        "gate/limits",
-        "gate/mailbox",
-        "gate/outlet",
-        "gate/refusal",
-        "gate/reply",
-        "gate/slots",
-        "gate/sock_diag",
-        "gate/stream",
-        "gate/tls",
-        "gate/trouble",
-    ],
-    &[
-        "host",
-        "starts",
-        "queue",
-        "worker",
-        "supervisor",
-        "plugin",
-        "callback",
-        "discovery",
-        "rack/mod",
-        "rack/look",
-        "rack/owners",
-        "hot_paths",
-    ],
-    &["api/mod", "api/settings", "api/view", "pages/mod", "http", "client"],
-    &["server", "cli/console", "cli/table"],
-    &[
-        "cli/clock",
-        "cli/config",
-        "cli/env",
-        "cli/instance",
-        "cli/kv",
-        "cli/license",
-        "cli/limits",
-        "cli/logs",
-        "cli/plugins",
-        "cli/usage",
-        "cli/vendor",
-        "cli/mod",
-        "lib",
-        "main",
-    ],
-];
+/// The rooms of the host, which are the folders of its source files, from the bottom up. A file uses its own room and those below it.
+const ROOMS: [&str; 11] =
+    ["util", "system", "process", "licensing", "http", "store", "plugins", "api", "gate", "server", "cli"];
+
+/// The files that stand in no room: the crate's roots, and what is counted of several rooms.
+const LOOSE: [&str; 3] = ["lib", "main", "hot_paths"];
 
 /// The same of the Rust SDK's crate: the protocol and the licences, which the host uses too, know nothing of the SDK.
-const SDK_LAYERS: [&[&str]; 3] = [
-    &["protocol/mod", "protocol/fields", "protocol/values", "protocol/message", "protocol/metadata", "license"],
-    &["protocol/frame"],
-    &[
-        "answer",
-        "cancel",
-        "connection",
-        "context",
-        "dispatch",
-        "group",
-        "kv",
-        "licensed",
-        "operation",
-        "outbox",
-        "plugin",
-        "pool",
-        "request",
-        "response",
-        "server",
-        "tests",
-        "tests/cancel",
-        "lib",
-    ],
+const SDK_ROOMS: [&str; 3] = ["lock", "protocol", "license"];
+
+/// Most lines of a source file.
+const MOST_LINES: usize = 600;
+
+/// Files with more, and why they are not divided.
+const LONG: [(&str, &str); 12] = [
+    ("src/api/mod.rs", "the routes and the handlers of plugins and keys, which share their lookups"),
+    ("src/gate/event_loop.rs", "one thread's loop: events, listeners, deadlines"),
+    ("src/gate/requests.rs", "one state machine: a request from its first byte to its end"),
+    ("src/http/parse/request_head.rs", "one parser, of which more than half are its tests"),
+    ("src/plugins/registry/rescan.rs", "one scan of the plugins directory, from its files to what becomes of the plugins"),
+    ("src/plugins/supervisor.rs", "one state machine: the life of a plugin's processes"),
+    ("src/plugins/worker.rs", "one state machine: a connection and the requests on it"),
+    ("src/process/mod.rs", "the start of a process, in parent and child, and its end"),
+    ("src/store/kv.rs", "the operations on keys, which share their accounts, and their tests"),
+    ("src/store/mod.rs", "the writer with its groups, the readers, and their tests"),
+    ("src/system/data_dir.rs", "all paths of an installation, and who may have them"),
+    ("sdk/rust/src/tests.rs", "the tests of the SDK by a host that they play"),
 ];
 
-/// The crates by the folders of their sources.
-const CRATES: [(&str, &[&[&str]]); 2] = [("src", &LAYERS), ("sdk/rust/src", &SDK_LAYERS)];
+/// Long files of the protocol's crate, whose texts are part of the documentation.
+const LONG_PROTOCOL: [&str; 2] = ["sdk/rust/src/protocol/message.rs", "sdk/rust/src/license.rs"];
+
+/// The room of a file, by the order of the rooms: the loose files stand above all.
+fn room(rooms: &[&str], file: &str) -> usize {
+    rooms.iter().position(|room| folder(file) == *room).unwrap_or(rooms.len())
+}
 
 /// Async runtimes and what they are made of: every wait here is a thread's.
 const ASYNC: [&str; 11] = [
@@ -269,10 +166,6 @@ fn resolve(base: &str, path: &str, files: &BTreeSet<&str>) -> Option<String> {
     found
 }
 
-fn layer(layers: &[&[&str]], file: &str) -> Option<usize> {
-    layers.iter().position(|files| files.contains(&file))
-}
-
 #[test]
 fn paths_are_read_as_the_compiler_reads_them() {
     let files = BTreeSet::from(["lib", "a", "b/mod", "b/c", "d"]);
@@ -292,31 +185,40 @@ fn paths_are_read_as_the_compiler_reads_them() {
 }
 
 #[test]
-fn every_source_file_has_a_layer_and_every_layer_its_files() {
-    for (folder, layers) in CRATES {
-        let sources = sources(folder);
-        let known: BTreeSet<_> = layers.concat().into_iter().collect();
-        let files: BTreeSet<_> = sources.keys().map(String::as_str).collect();
-        assert_eq!(known.len(), layers.concat().len(), "a file of {folder} is in two layers");
-        assert_eq!(files, known, "the files in {folder}, and those in the table");
-    }
+fn every_source_file_stands_in_a_room() {
+    let sources = sources("src");
+    let found: BTreeSet<_> = sources.keys().map(|file| folder(file)).collect();
+    let known: BTreeSet<_> = ROOMS.into_iter().chain(LOOSE).collect();
+    assert_eq!(found, known, "the folders of src, and its files that stand in none");
 }
 
 #[test]
-fn a_source_file_uses_only_what_lies_below_it() {
+fn a_source_file_uses_its_own_room_and_those_below_it() {
     let mut faults = Vec::new();
-    for (folder, layers) in CRATES {
+    for (folder, rooms) in [("src", &ROOMS[..]), ("sdk/rust/src", &SDK_ROOMS)] {
         let sources = sources(folder);
         let files: BTreeSet<_> = sources.keys().map(String::as_str).collect();
         for (file, code) in &sources {
-            for used in uses(file, code, &files) {
-                if layer(layers, &used).is_none_or(|below| Some(below) > layer(layers, file)) {
-                    faults.push(format!("{folder}: {file} uses {used}"));
-                }
-            }
+            let above = |used: &String| room(rooms, used) > room(rooms, file);
+            faults.extend(uses(file, code, &files).into_iter().filter(above).map(|used| format!("{folder}: {file} uses {used}")));
         }
     }
     assert!(faults.is_empty(), "{faults:#?}");
+}
+
+#[test]
+fn a_source_file_is_long_only_for_a_reason() {
+    let mut long = BTreeSet::new();
+    for folder in ["src", "sdk/rust/src"] {
+        for file in sources(folder).into_keys() {
+            let path = format!("{folder}/{file}.rs");
+            if fs::read_to_string(root().join(&path)).unwrap().lines().count() > MOST_LINES {
+                long.insert(path);
+            }
+        }
+    }
+    let known = LONG.into_iter().map(|(file, _)| file).chain(LONG_PROTOCOL).map(str::to_owned).collect();
+    assert_eq!(long, known, "the files with more than {MOST_LINES} lines, and those for which there is a reason");
 }
 
 /// A folder counts as one here: its files belong together.

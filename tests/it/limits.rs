@@ -57,7 +57,7 @@ fn number(source: &str, expression: &str) -> u64 {
 
 /// The default of what the operator may set through a variable: a number, its unit left out.
 fn default(variable: &str) -> u64 {
-    let config = source("config.rs") + &source("gate/limits.rs");
+    let config = source("server/options.rs") + &source("gate/limits.rs");
     let line =
         config.lines().find(|line| line.contains(&format!("\"{variable}\""))).unwrap_or_else(|| panic!("there is no {variable}"));
     let (_, value) = line.split_once("default_value").unwrap();
@@ -128,10 +128,10 @@ fn the_table_of_limits_is_that_of_the_source() {
         ("output of `--metadata` | @ KiB | fixed", &[(KiB, Constant("protocol/metadata.rs", "MAX_METADATA"))]),
         ("time for `--metadata` | @ s | `--metadata-timeout`", &[(Number, Setting("PLUGRACK_METADATA_TIMEOUT"))]),
         ("time from start to `ready` | @ s | `--start-timeout`", &[(Number, Setting("PLUGRACK_START_TIMEOUT"))]),
-        ("time to exit after `error` in reply to `init` | @ s | fixed", &[(Seconds, Constant("supervisor.rs", "LEAVE_TIME"))]),
+        ("time to exit after `error` in reply to `init` | @ s | fixed", &[(Seconds, Constant("plugins/supervisor.rs", "LEAVE_TIME"))]),
         (
             "time to exit after the first connection ended before `ready` | @ s | fixed",
-            &[(Seconds, Constant("supervisor.rs", "START_SETTLE_TIME"))],
+            &[(Seconds, Constant("plugins/supervisor.rs", "START_SETTLE_TIME"))],
         ),
         (
             "time from a request to the beginning of its answer | @ s | `--request-timeout`",
@@ -139,9 +139,9 @@ fn the_table_of_limits_is_that_of_the_source() {
         ),
         (
             "time for the answer to `kv` | that of a request, at most @ s | fixed",
-            &[(Seconds, Constant("exchange.rs", "MAX_KV_TIME"))],
+            &[(Seconds, Constant("plugins/job.rs", "MAX_KV_TIME"))],
         ),
-        ("silence in a streaming body, up or down | @ s | fixed", &[(Seconds, Constant("worker.rs", "STREAM_IDLE"))]),
+        ("silence in a streaming body, up or down | @ s | fixed", &[(Seconds, Constant("plugins/worker.rs", "STREAM_IDLE"))]),
         ("body of a request in its `http` frame | @ KiB | fixed", &[(KiB, Constant(MESSAGE, "MAX_INLINE_BODY"))]),
         (
             "body of a request that is collected before the plugin is asked | @ MiB | `--body-buffer`",
@@ -156,18 +156,18 @@ fn the_table_of_limits_is_that_of_the_source() {
             "connections of the host to the plugin | 1 | `concurrency`, 1–@",
             &[(Number, Constant("protocol/metadata.rs", "MAX_CONCURRENCY"))],
         ),
-        ("requests sent ahead on a connection | @ | fixed", &[(Number, Constant("worker.rs", "MAX_DEPTH"))]),
+        ("requests sent ahead on a connection | @ | fixed", &[(Number, Constant("plugins/worker.rs", "MAX_DEPTH"))]),
         (
             "requests that wait for a plugin | @ for each connection, at most @ | fixed",
-            &[(Number, Constant("queue.rs", "PLACES_PER_CONNECTION")), (Number, Constant("queue.rs", "MAX_PLACES"))],
+            &[(Number, Constant("plugins/queue.rs", "PLACES_PER_CONNECTION")), (Number, Constant("plugins/queue.rs", "MAX_PLACES"))],
         ),
-        ("idle time before a `ping` | @ s | fixed", &[(Seconds, Constant("worker.rs", "PING_AFTER"))]),
-        ("time for a `pong` | @ s | fixed", &[(Seconds, Constant("worker.rs", "PING_TIME"))]),
-        ("pings without an answer before a restart | @ | fixed", &[(Number, Constant("worker.rs", "MAX_MISSES"))]),
-        ("time from `shutdown` to SIGTERM | @ s | fixed", &[(Seconds, Constant("supervisor.rs", "SHUTDOWN_TIME"))]),
-        ("time from SIGTERM to SIGKILL | @ s | fixed", &[(Seconds, Constant("supervisor.rs", "TERMINATE_TIME"))]),
-        ("connections of a plugin to the host socket | @ | fixed", &[(Number, Constant("callback.rs", "MAX_CONNECTIONS"))]),
-        ("time to read replies on the host socket | @ s | fixed", &[(Seconds, Constant("callback.rs", "WRITE_TIME"))]),
+        ("idle time before a `ping` | @ s | fixed", &[(Seconds, Constant("plugins/worker.rs", "PING_AFTER"))]),
+        ("time for a `pong` | @ s | fixed", &[(Seconds, Constant("plugins/worker.rs", "PING_TIME"))]),
+        ("pings without an answer before a restart | @ | fixed", &[(Number, Constant("plugins/worker.rs", "MAX_MISSES"))]),
+        ("time from `shutdown` to SIGTERM | @ s | fixed", &[(Seconds, Constant("plugins/supervisor.rs", "SHUTDOWN_TIME"))]),
+        ("time from SIGTERM to SIGKILL | @ s | fixed", &[(Seconds, Constant("plugins/supervisor.rs", "TERMINATE_TIME"))]),
+        ("connections of a plugin to the host socket | @ | fixed", &[(Number, Constant("plugins/host_socket.rs", "MAX_CONNECTIONS"))]),
+        ("time to read replies on the host socket | @ s | fixed", &[(Seconds, Constant("plugins/host_socket.rs", "WRITE_TIME"))]),
         ("key | 1–@ bytes | fixed", &[(Number, Constant(MESSAGE, "MAX_KEY"))]),
         ("value | 0–@ bytes | fixed", &[(Number, Constant(MESSAGE, "MAX_VALUE"))]),
         ("writes in a `txn` | @ | fixed", &[(Number, Constant(MESSAGE, "MAX_TXN_OPS"))]),
@@ -177,14 +177,14 @@ fn the_table_of_limits_is_that_of_the_source() {
         ("settings in `init` | @ KiB together | fixed", &[(KiB, Constant("api/mod.rs", "MAX_CONFIG"))]),
         ("code of an `error` | @ bytes | fixed", &[(Number, Constant(MESSAGE, "MAX_ERROR_CODE"))]),
         ("message of an `error` | @ bytes | fixed", &[(Number, Constant(MESSAGE, "MAX_ERROR_MESSAGE"))]),
-        ("line in the log | @ KiB | fixed", &[(KiB, Constant("output.rs", "MAX_LINE"))]),
+        ("line in the log | @ KiB | fixed", &[(KiB, Constant("process/output.rs", "MAX_LINE"))]),
         (
             "output in a second | @ lines or @ KiB | fixed",
-            &[(Number, Constant("output.rs", "MAX_RATE")), (KiB, Constant("output.rs", "MAX_BYTE_RATE"))],
+            &[(Number, Constant("process/output.rs", "MAX_RATE")), (KiB, Constant("process/output.rs", "MAX_BYTE_RATE"))],
         ),
         (
             "log file | @ MiB, and @ older ones | fixed",
-            &[(MiB, Constant("log_file.rs", "MAX_FILE")), (Number, Constant("log_file.rs", "ROTATED"))],
+            &[(MiB, Constant("process/log_file.rs", "MAX_FILE")), (Number, Constant("process/log_file.rs", "ROTATED"))],
         ),
     ];
     let expected = rows.map(|(row, numbers)| {
@@ -210,18 +210,18 @@ fn the_numbers_in_the_protocol_s_prose_are_those_of_the_source() {
         ("| `concurrency` | integer | no | 1 | 1–@:", "protocol/metadata.rs", "MAX_CONCURRENCY", As::Number),
         ("| `speaks` | array of strings | no | `[]` | At most @ distinct", "protocol/metadata.rs", "MAX_SPEAKS", As::Number),
         ("| `homepage` | string | no | | At most @ characters", "protocol/metadata.rs", "MAX_TEXT", As::Number),
-        ("A line is at most @ KiB", "output.rs", "MAX_LINE", As::KiB),
-        ("Beyond @ lines or", "output.rs", "MAX_RATE", As::Number),
-        ("lines or @ KiB in one second", "output.rs", "MAX_BYTE_RATE", As::KiB),
+        ("A line is at most @ KiB", "process/output.rs", "MAX_LINE", As::KiB),
+        ("Beyond @ lines or", "process/output.rs", "MAX_RATE", As::Number),
+        ("lines or @ KiB in one second", "process/output.rs", "MAX_BYTE_RATE", As::KiB),
         ("a body of more than @ KiB comes in several frames", "protocol/message.rs", "MAX_INLINE_BODY", As::KiB),
-        ("must send something at least every @ s", "worker.rs", "STREAM_IDLE", As::Seconds),
-        ("The plugin has @ s from the first `shutdown`", "supervisor.rs", "SHUTDOWN_TIME", As::Seconds),
-        ("to its process group, and @ s later SIGKILL", "supervisor.rs", "TERMINATE_TIME", As::Seconds),
-        ("The process then has @ s to end by itself", "supervisor.rs", "START_SETTLE_TIME", As::Seconds),
-        ("exits non-zero within @ s of the `error`", "supervisor.rs", "LEAVE_TIME", As::Seconds),
-        ("and waits at most @ s for that", "worker.rs", "ACCEPT_TIME", As::Seconds),
-        ("at most @ such connections", "callback.rs", "MAX_CONNECTIONS", As::Number),
-        ("replies are not read for @ s", "callback.rs", "WRITE_TIME", As::Seconds),
+        ("must send something at least every @ s", "plugins/worker.rs", "STREAM_IDLE", As::Seconds),
+        ("The plugin has @ s from the first `shutdown`", "plugins/supervisor.rs", "SHUTDOWN_TIME", As::Seconds),
+        ("to its process group, and @ s later SIGKILL", "plugins/supervisor.rs", "TERMINATE_TIME", As::Seconds),
+        ("The process then has @ s to end by itself", "plugins/supervisor.rs", "START_SETTLE_TIME", As::Seconds),
+        ("exits non-zero within @ s of the `error`", "plugins/supervisor.rs", "LEAVE_TIME", As::Seconds),
+        ("and waits at most @ s for that", "plugins/worker.rs", "ACCEPT_TIME", As::Seconds),
+        ("at most @ such connections", "plugins/host_socket.rs", "MAX_CONNECTIONS", As::Number),
+        ("replies are not read for @ s", "plugins/host_socket.rs", "WRITE_TIME", As::Seconds),
         ("| `limit` | integer | no | @ |", "protocol/message.rs", "DEFAULT_LIST_LIMIT", As::Number),
         ("| `limit` | integer | no | 100 | 1–@ |", "protocol/message.rs", "MAX_LIST_LIMIT", As::Number),
         ("The body is a JSON array of 1–@ writes", "protocol/message.rs", "MAX_TXN_OPS", As::Number),
@@ -229,13 +229,13 @@ fn the_numbers_in_the_protocol_s_prose_are_those_of_the_source() {
         ("**Values** are 0 … @ bytes", "protocol/message.rs", "MAX_VALUE", As::Groups),
         ("1 … @ (ten years)", "protocol/message.rs", "MAX_TTL_MS", As::Groups),
         ("the database locked this comes after @ s,", "store/schema.rs", "BUSY_TIMEOUT", As::Seconds),
-        ("that has been idle for @ s", "worker.rs", "PING_AFTER", As::Seconds),
-        ("gives the plugin @ s to answer", "worker.rs", "PING_TIME", As::Seconds),
-        ("After @ pings the host closes an idle connection", "worker.rs", "IDLE_PINGS", As::Number),
-        ("retried with backoff, @ s doubling", "restart.rs", "FIRST_BACKOFF", As::Seconds),
-        ("s doubling to @ s", "restart.rs", "MAX_START_BACKOFF", As::Seconds),
-        ("the pause doubles, up to @ s", "restart.rs", "MAX_SERVED_BACKOFF", As::Seconds),
-        ("or has been ready for @ s", "restart.rs", "STEADY", As::Seconds),
+        ("that has been idle for @ s", "plugins/worker.rs", "PING_AFTER", As::Seconds),
+        ("gives the plugin @ s to answer", "plugins/worker.rs", "PING_TIME", As::Seconds),
+        ("After @ pings the host closes an idle connection", "plugins/worker.rs", "IDLE_PINGS", As::Number),
+        ("retried with backoff, @ s doubling", "plugins/restart_policy.rs", "FIRST_BACKOFF", As::Seconds),
+        ("s doubling to @ s", "plugins/restart_policy.rs", "MAX_START_BACKOFF", As::Seconds),
+        ("the pause doubles, up to @ s", "plugins/restart_policy.rs", "MAX_SERVED_BACKOFF", As::Seconds),
+        ("or has been ready for @ s", "plugins/restart_policy.rs", "STEADY", As::Seconds),
     ] {
         let sentence = sentence.replacen('@', &form.write(From::Constant(file, name).number()), 1);
         if !page.contains(&sentence) {
@@ -314,13 +314,13 @@ fn the_tables_of_messages_are_those_of_the_source() {
 
 #[test]
 fn the_errors_that_clients_get_are_those_of_the_source() {
-    let source = source("gate/refusal.rs") + &source("gate/head.rs");
+    let source = source("http/errors.rs") + &source("http/parse/request_head.rs");
     let source = source.split_whitespace().collect::<Vec<_>>().join(" ");
     let pair = |rest: &str| {
-        let (status, rest) = rest.split_once(", code: \"")?;
+        let (status, rest) = rest.trim_start().split_once(", \"")?;
         Some([status.parse::<u16>().ok()?.to_string(), rest.split_once('"')?.0.to_owned()])
     };
-    let meant: BTreeSet<_> = source.split("status: ").skip(1).filter_map(pair).collect();
+    let meant: BTreeSet<_> = source.split("HttpError::new(").skip(1).filter_map(pair).collect();
     assert!(meant.len() > 10);
     assert_eq!(columns("## Errors that clients get"), meant);
 }
