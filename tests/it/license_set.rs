@@ -227,9 +227,9 @@ fn a_licence_set_while_its_plugin_is_stopped_is_on_trial_until_it_starts() {
     for (down, up) in [("stop", "start"), ("disable", "enable")] {
         server.cli(&[down, "p"]);
         let said = server.cli(&["license", "set", "p", &new]);
-        assert!(said.starts_with("p: not checked, since it is stopped"), "{said}");
+        assert!(said.starts_with("p: not checked, because the plugin is stopped"), "{said}");
         let shown = server.cli(&["license", "show", "p"]);
-        assert!(shown.contains(&format!("previous     {}…, kept until p has accepted this one\n", &good[..18])), "{shown}");
+        assert!(shown.contains(&format!("previous     {}…, kept until p accepts the new one\n", &good[..18])), "{shown}");
         assert_eq!(stored(server.site().data()).0, [("p".to_owned(), new.clone())]);
         server.cli(&[up, "p"]);
         server.wait_state("p", "ready");

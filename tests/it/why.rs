@@ -30,7 +30,7 @@ fn how_a_process_ended_and_what_it_had_printed_is_kept_and_shown() {
     let (_, kept) = shown.split_once("\nlast end\n").unwrap();
     let kept: Vec<&str> = kept.lines().collect();
     assert!(kept[0].starts_with(&format!("  {at} (")) && kept[0].ends_with(" ago): exit code 3: line 60"), "{shown}");
-    assert!(kept[1] == "  what it had printed" && kept[2].ends_with(" line 11") && kept[51].ends_with(" line 60"), "{shown}");
+    assert!(kept[1] == "  last output" && kept[2].ends_with(" line 11") && kept[51].ends_with(" line 60"), "{shown}");
     assert_eq!(shown.matches("exit code 3").count(), 1, "{shown}");
 }
 
