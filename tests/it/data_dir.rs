@@ -226,7 +226,7 @@ fn what_was_acknowledged_before_the_log_was_removed_is_kept() {
         (0..20).for_each(|number| set(&server, &format!("k{number}")));
         fs::remove_file(file(server.site(), "-wal")).unwrap();
         assert_eq!(server.api("PUT", "/plugins/p/kv/lost", b"value").0, 500);
-        wait_for("it to be noticed", || (logged(&server, "has all that was acknowledged: restart the host") > 0).then_some(()));
+        wait_for("it to be noticed", || (logged(&server, "has all acknowledged changes: restart the host") > 0).then_some(()));
         let site = if killed {
             server.kill()
         } else {
