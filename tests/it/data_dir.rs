@@ -265,7 +265,7 @@ fn a_host_whose_lock_another_one_holds_ends_and_leaves_the_directory_to_it() {
     let (status, site) = server.ended();
     assert_eq!(status.code(), Some(1));
     let log = fs::read_to_string(site.data().join("host.log")).unwrap();
-    assert!(log.lines().last().unwrap().contains("another plugrack has locked it since"), "{log}");
+    assert!(log.lines().last().unwrap().contains("another plugrack has locked it: this host ends"), "{log}");
     assert!(site.data().join("run/listen").exists(), "it was the other's to remove");
 }
 
@@ -363,7 +363,7 @@ fn of_the_run_directory_what_hosts_have_made_is_removed_and_nothing_else() {
     fs::write(run.join("notes.txt"), "kept").unwrap();
     fs::create_dir_all(run.join("own/dir")).unwrap();
     let server = site.start();
-    assert_eq!(logged(&server, "was not made by plugrack, and stays"), 2, "{}", server.log());
+    assert_eq!(logged(&server, "was not made by plugrack, so it stays"), 2, "{}", server.log());
     let site = server.stop().1;
     assert!(run.join("own/dir").exists() && fs::read_to_string(run.join("notes.txt")).unwrap() == "kept");
     assert!(!run.join("host.sock").exists() && !run.join("p.d").exists());

@@ -220,7 +220,7 @@ fn what_is_no_licence_is_refused_in_a_sentence_and_changes_nothing() {
     let pid = server.wait_state("p", "ready")["process"]["pid"].clone();
     let long = format!("v4.public.{}.e30", "A".repeat(8192));
     for (body, why) in
-        [("hello", "this is no licence"), ("", "this is no licence"), (&*long, "at most 8192 bytes, this has 8206")]
+        [("hello", "this is not a licence"), ("", "this is not a licence"), (&*long, "at most 8192 bytes, and this has 8206")]
     {
         let (status, answer) = server.api("PUT", "/plugins/p/license", body.as_bytes());
         assert_eq!((status, &answer["error"]["code"]), (400, &json!("bad_license")));
@@ -288,7 +288,7 @@ fn the_list_says_how_each_plugin_stands() {
         assert!(line.contains("  ready  ") && line.contains(&format!("  {state}  ")), "{list}");
         let why = match id {
             "near" => "the licence expires in 7 days",
-            "late" => "the licence expired, and the vendor lets it run for 11 days more",
+            "late" => "the licence expired, and its grace period ends in 11 days",
             _ => "-",
         };
         assert!(line.ends_with(&format!("  {why}")), "{list}");
@@ -304,7 +304,7 @@ fn the_list_says_how_each_plugin_stands() {
 fn the_end_of_a_licence_is_warned_of_once_a_day() {
     let warned = |site: &Site| {
         let log = fs::read_to_string(site.data().join("host.log")).unwrap();
-        ["near: its licence expires in 7 days, at", "late: its licence has expired at", "far: its licence"]
+        ["near: its licence expires in 7 days, at", "late: its licence expired at", "far: its licence"]
             .map(|warning| log.matches(warning).count())
     };
     let mut server = Site::new().fake("near").fake("late").fake("far").start();

@@ -63,7 +63,7 @@ fn a_private_key_is_its_owners_alone_and_is_not_written_over_unless_forced() {
     files.sort();
     assert_eq!(files, ["acme.key", "other"], "and nothing is left beside them");
     for kid in ["acm\u{e9}", "a/b", &"k".repeat(65)] {
-        assert!(fails(dir.path(), &format!("keygen --kid {kid}")).contains("is no name of a key"), "{kid}");
+        assert!(fails(dir.path(), &format!("keygen --kid {kid}")).contains("is not a valid key name"), "{kid}");
     }
     assert!(fails(dir.path(), "keygen --kid acme --out nowhere/key").contains("cannot write the key to nowhere/key"));
 }
@@ -154,7 +154,7 @@ fn every_check_has_a_verdict_also_after_one_that_failed() {
         assert_eq!(found, codes, "{report}");
         let errors = String::from_utf8(output.stderr).unwrap();
         match codes.first() {
-            None => assert!(output.status.success() && report.contains("its grace ends in 1 day\n"), "{report}{errors}"),
+            None => assert!(output.status.success() && report.contains("its grace period ends in 1 day\n"), "{report}{errors}"),
             Some(code) => {
                 assert!(errors.starts_with(&format!("plugrack: licence: {code}: ")) && errors.lines().count() == 1, "{errors}")
             }
