@@ -181,8 +181,8 @@ mod tests {
             (b"#!/bin/sh\r\n", 0o755, "its first line ends in CR LF"),
             (b"#!\n", 0o755, "its first line, #!, names no interpreter"),
             (&elf, 0o755, "it is built for s390x, this machine is"),
-            (b"\x7fELF", 0o755, "it is an ELF file cut short"),
-            (&truncated, 0o755, "it is an ELF file cut short"),
+            (b"\x7fELF", 0o755, "it is a truncated ELF file"),
+            (&truncated, 0o755, "it is a truncated ELF file"),
             (&foreign, 0o755, "its loader /nolib/ld-"),
         ];
         for (content, mode, reason) in cases {

@@ -239,7 +239,7 @@ mod tests {
         assert_eq!(warning(-30 * DAY - 1), "");
         assert!(warning(-2 * DAY).contains("expires in 2 days, at 2027-03-01T00:00:00Z"), "{}", warning(-2 * DAY));
         for (seconds, left) in [(0, "14 days"), (1, "14 days"), (13 * DAY, "1 day"), (20 * DAY, "0 days")] {
-            assert!(warning(seconds).contains(&format!("for {left} more")), "{}", warning(seconds));
+            assert!(warning(seconds).contains(&format!("ends in {left}:")), "{}", warning(seconds));
         }
         assert!(names(&token(r#""inst":["a","b"]"#), "b"));
         assert!(!names(&token(r#""inst":["*"]"#), "b") && !names("v4.public.AAAA.BBBB", "b"));
