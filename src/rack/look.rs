@@ -1,4 +1,5 @@
-//! A look through the plugins directory: what is new or changed is asked who it is, taken in, refused, or tried as an update.
+//! A rescan ("look") of the plugins directory: reads the metadata of new and changed files, then accepts them, refuses them, or tries
+//! them as updates.
 
 use super::{Entry, Rack, Rejected, STOP_ALL_TIME, Supervised, await_end};
 use crate::discovery::{self, Found, Refusal};
@@ -14,110 +15,110 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Time a `rescan` waits for its look: less than the command waits for its answer.
+/// Time that a `rescan` request waits for its look: less than the command waits for its answer.
 const LOOK_TIME: Duration = Duration::from_secs(50);
 
-/// Most new refusals that one look logs and records one by one: more are one line, so that a directory of other things floods neither
-/// the log nor the store's queue of 1024 changes.
+/// Most new refusals that one look logs and records individually. The rest is one line, so that a directory of unrelated files floods
+/// neither the log nor the store's queue of 1024 changes.
 const SAID_REFUSALS: usize = 1000;
 
-/// Most lines of what a file printed that its log gets.
+/// Most lines of a file's `--metadata` output that its log gets.
 const MAX_PRINTED: usize = 50;
 
-/// What a look through the plugins directory has changed, by name in the directory.
+/// The changes made by a look, by name in the plugins directory.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct Changes {
     /// New plugins.
     pub(crate) added: Vec<String>,
-    /// Plugins whose file is another one now.
+    /// Plugins whose file was replaced.
     pub(crate) changed: Vec<String>,
-    /// Plugins whose file is gone, or refused now.
+    /// Plugins whose file is gone or was refused.
     pub(crate) removed: Vec<String>,
-    /// What is refused, whether new or not.
+    /// Refused files, new or not.
     pub(crate) refused: Vec<String>,
-    /// Plugins that go on in the process they had, since their new file was refused.
+    /// Plugins that keep their old process, because their new file was refused.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) updates_refused: Vec<UpdateRefused>,
 }
 
-/// A plugin that goes on in the process it had.
+/// A plugin that keeps its old process.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct UpdateRefused {
-    /// Its id.
+    /// The plugin's id.
     id: String,
-    /// The name of its file.
+    /// The name of the file.
     file: String,
     /// Why the new file was refused.
     reason: String,
 }
 
-/// Why a look is made.
+/// Why a look takes place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Look {
-    /// Somebody wants it: what was refused is asked again.
+    /// The operator asked for it: refused files are retried.
     Ordered,
-    /// Something has changed or is to be tried again: the rest is left alone.
+    /// A file changed or is due for a retry: all others are left alone.
     Due,
 }
 
-/// What a look that is over has changed, and the plugins that it told to quit.
+/// The result of a finished look: the changes, and the plugins that it told to quit.
 #[derive(Default)]
 pub(super) struct Finished {
     changes: Changes,
     pub(super) leaving: Vec<Supervised>,
 }
 
-/// What is in the plugins directory, and the look through it.
+/// The entries of the plugins directory, and the state of the look under way.
 #[derive(Default)]
 pub(super) struct Looks {
-    /// By name in the plugins directory.
+    /// The entries, by name in the plugins directory.
     pub(super) entries: BTreeMap<String, Entry>,
-    /// The names there, by the last scan.
+    /// The names found by the last scan.
     pub(super) names: BTreeSet<String>,
-    /// Files that are being asked, or whose update is on trial.
+    /// Files whose `--metadata` call is under way, or whose update is on trial.
     pub(super) asked: BTreeSet<String>,
-    /// Updates that are on trial, by name.
+    /// Updates on trial, by name.
     pub(super) trials: BTreeMap<String, Supervised>,
-    /// The number of the last look that was begun, and of the last that is over.
+    /// Number of the last look that began, and of the last that finished.
     pub(super) begun: u64,
     pub(super) finished: u64,
-    /// What the look under way still waits for.
+    /// Number of answers that the look under way still waits for.
     outstanding: usize,
-    /// Whether it is to be logged though nothing has changed.
+    /// Whether to log the look even if nothing has changed.
     ordered: bool,
-    /// What were plugins before it.
+    /// The plugins before the look.
     before: BTreeSet<String>,
-    /// Plugins that are gone from the directory or another file now: each lives on until its file is looked at, one that comes before
-    /// takes its id or route, or the look ends.
+    /// Plugins whose file is gone or was replaced. Each keeps running until its file is processed, an earlier file takes its id or route,
+    /// or the look ends.
     stale: BTreeSet<String>,
-    /// Plugins accepted in this look under an id without an owner. A new file that sorts before one of them takes its id or route.
+    /// Plugins accepted in this look under an id without an owner. A new file that sorts before one of them takes over its id or route.
     fresh: BTreeSet<String>,
-    /// Plugins that were told to quit, and what closes at their end.
+    /// Plugins that were told to quit, with the channels that close at their end.
     leaving: Vec<Supervised>,
     changes: Changes,
-    /// Refusals that were not there before.
+    /// Number of new refusals.
     refusals: usize,
-    /// The last look that is over.
+    /// Result of the last finished look.
     pub(super) last: Arc<Finished>,
 }
 
 impl Rack {
-    /// Looks through the plugins directory: starts what is new, stops what is gone, and replaces what is another file now. Waits until all
-    /// of that is done, but for the starts of what is new.
+    /// Rescans the plugins directory: starts new plugins, stops removed ones and updates replaced ones. Waits for all of that, except for
+    /// the starts of new plugins.
     ///
     /// # Errors
-    /// The directory cannot be read, or the look is not over in time.
+    /// The directory cannot be read, or the look does not finish in time.
     pub(crate) fn rescan(self: &Arc<Self>) -> io::Result<Changes> {
         let deadline = Instant::now() + LOOK_TIME;
         let number = self.begin_look(Look::Ordered)?;
         let Some(last) = self.wait_for_look(number, deadline) else {
-            return Err(io::Error::other("some files have not said yet who they are: plugrack list shows how far it is"));
+            return Err(io::Error::other("some files have not printed their metadata yet; plugrack list shows the progress"));
         };
         let Finished { changes, leaving } = &*last;
         let deadline = Instant::now() + STOP_ALL_TIME;
         for (plugin, ended) in leaving {
             if plugin.queue.is_succeeded() {
-                // It may take its time for the requests that it has begun.
+                // A replaced process may take its time to finish its requests.
                 ended.recv_deadline(deadline).unwrap_or_default();
             } else {
                 await_end(plugin, ended, deadline);
@@ -126,7 +127,7 @@ impl Rack {
         Ok(changes.clone())
     }
 
-    /// Waits until a look is over; gives what the last one has changed, or nothing at the deadline.
+    /// Waits until a look has finished, and returns the last result; none at the deadline.
     pub(super) fn wait_for_look(&self, number: u64, deadline: Instant) -> Option<Arc<Finished>> {
         let left = deadline.saturating_duration_since(Instant::now());
         let waited = self.over.wait_timeout_while(self.lock(), left, |state| state.finished < number);
@@ -134,10 +135,10 @@ impl Rack {
         (state.finished >= number).then(|| Arc::clone(&state.last))
     }
 
-    /// Begins a look through the plugins directory, or lets one that is under way see what has come since. Gives its number.
+    /// Begins a look, or has the one under way include later changes. Returns its number.
     ///
     /// # Errors
-    /// The directory cannot be read. Nothing changes then.
+    /// The directory cannot be read; then nothing changes.
     pub(crate) fn begin_look(self: &Arc<Self>, look: Look) -> io::Result<u64> {
         let found = discovery::scan(&self.dir)?;
         let (number, found) = self.lock().begin(found, look);
@@ -150,7 +151,7 @@ impl Rack {
         Ok(number)
     }
 
-    /// Takes in one file: by what it has said before, where it is the same file, or by asking it on another thread.
+    /// Processes one file: with its cached metadata if the file is unchanged, otherwise by a `--metadata` call on another thread.
     fn take_in(self: &Arc<Self>, found: Found) {
         if let Some(metadata) = self.remembered(&found) {
             return self.settle(found, Ok(metadata));
@@ -162,21 +163,21 @@ impl Rack {
         }));
     }
 
-    /// What a file has said before, where it is the same file.
+    /// The cached metadata of a file, if the file is unchanged.
     fn remembered(&self, found: &Found) -> Option<Metadata> {
-        // Where it cannot be read the file is asked again.
+        // If the cache cannot be read, the host calls the file again.
         let program = self.host.store.program(&found.file).ok()?;
         let is_same = program.fingerprint.is_some() && program.fingerprint == self.answers_as(found);
         Metadata::parse(program.metadata.filter(|_| is_same)?.as_bytes()).ok()
     }
 
-    /// Text that stands for all that the answer of a file depends on: the SDKs ask for fewer connections where memory is tight.
+    /// Text that identifies everything an answer depends on, including the memory limit, because SDKs reduce `concurrency` under it.
     fn answers_as(&self, found: &Found) -> Option<String> {
         let memory = self.host.plugin_memory.map(|bytes| format!(" {bytes}")).unwrap_or_default();
         Some(found.answers_as()? + &memory)
     }
 
-    /// Asks a file who it is, and notes the answer.
+    /// Runs a file's `--metadata` call, and stores the answer.
     fn ask(&self, found: &Found) -> Result<Metadata, Refusal> {
         let bounds = self.host.program_bounds(&found.file).map_err(Refusal::passing)?;
         let answered_as = self.answers_as(found);
@@ -187,7 +188,7 @@ impl Rack {
         Ok(metadata)
     }
 
-    /// Takes in the answer of one file of the look under way.
+    /// Processes the answer of one file of the look under way.
     fn settle(self: &Arc<Self>, found: Found, answer: Result<Metadata, Refusal>) {
         let file = found.file.clone();
         let is_on_trial = self.apply(found, answer, true);
@@ -199,11 +200,11 @@ impl Rack {
         self.finish_look(state);
     }
 
-    /// Puts the file that lies at a plugin's place now into use at once, when it is another one than the plugin runs, or was refused: the
-    /// plugin is stopped first. For an operator who starts or restarts it by its id or the name of its file. Says whether it did.
+    /// Puts a plugin's current file into use at once if it was replaced or refused; stops the plugin first. For an operator who starts or
+    /// restarts the plugin by its id or file name. True if it did.
     ///
     /// # Errors
-    /// Why the file is refused. A plugin that runs is left as it is.
+    /// Why the file is refused. A running plugin is left as it is.
     pub(crate) fn replace(self: &Arc<Self>, name: &str) -> Result<bool, String> {
         let Some((file, entry)) = self.find(name) else { return Ok(false) };
         if matches!(&entry, Entry::Accepted { plugin, .. } if plugin.is_unchanged()) {
@@ -214,7 +215,7 @@ impl Rack {
         self.apply(found, answer, false);
         let mut state = self.lock();
         if state.finished == state.begun {
-            // What was changed here is no news to the next look.
+            // The next look must not report this change again.
             (state.changes, state.leaving) = (Changes::default(), Vec::new());
         }
         match state.entries.get(&file) {
@@ -225,14 +226,14 @@ impl Rack {
         }
     }
 
-    /// Takes in one thing of the plugins directory, by what it said to who it is. Says whether it is an update on trial from now on, which
-    /// it may be where the plugin is not to be replaced at once.
+    /// Processes one entry of the plugins directory with its metadata or refusal. True if it is now an update on trial, which requires that
+    /// the plugin is not to be replaced at once.
     fn apply(self: &Arc<Self>, found: Found, answer: Result<Metadata, Refusal>, may_try: bool) -> bool {
         let mut answer = answer.map_err(|refusal| (None, refusal)).and_then(|metadata| match self.admit(&found, &metadata) {
             Ok(admitted) => Ok((metadata, admitted)),
             Err(refusal) => Err((Some(metadata.id), refusal)),
         });
-        // A route that led somewhere before the host was started still does.
+        // A route that existed before the host started still answers, with 503.
         let before = answer.is_err().then(|| self.placeholder(&found)).flatten();
         let mut state = self.lock();
         if self.closing.load(Ordering::Acquire) || !state.names.contains(&found.file) {
@@ -305,7 +306,7 @@ impl Rack {
                 .collect(),
             Err(_) => Vec::new(),
         };
-        // What is logged and recorded once the list is free again, since that may wait for a disk.
+        // Logged and recorded after the lock is released, because that may wait for the disk.
         let mut said = Vec::new();
         in_way.push(found.file.clone());
         let mut quit = Vec::new();
@@ -338,7 +339,7 @@ impl Rack {
                     said.push((found.file.clone(), name.to_owned(), rejected.clone()));
                 }
             }
-            // Nobody takes over what waits for those that were to be replaced.
+            // No other plugin takes over the requests of the plugins that were to be replaced.
             let waiting = quit.iter().filter(|(plugin, _)| Some(plugin.id()) == id.as_deref());
             waiting.for_each(|(plugin, _)| plugin.fail_waiting());
             if let Some(was) = &was {
@@ -369,10 +370,10 @@ impl Rack {
         false
     }
 
-    /// Logs and records that a file is refused, and what it printed.
+    /// Logs and records a refusal, with the file's output.
     fn say_refused(&self, file: &str, name: &str, rejected: &Rejected) {
         let Rejected { reason, retry_at, printed, .. } = rejected;
-        let again = retry_at.map(|_| " (it is asked again by itself)").unwrap_or_default();
+        let again = retry_at.map(|_| " (the host tries again by itself)").unwrap_or_default();
         log::warn!("{file}: refused: {reason}{again}");
         self.host.store.note_event(name, "refused", reason);
         if !printed.is_empty() {
@@ -382,7 +383,7 @@ impl Rack {
         }
     }
 
-    /// The plugin that a file was before the host was started, which answers nothing but keeps its route.
+    /// The plugin that a file was before the host started. It keeps its route and answers 503.
     fn placeholder(&self, found: &Found) -> Option<Arc<Plugin>> {
         if self.lock().entries.contains_key(&found.file) {
             return None;
@@ -397,13 +398,13 @@ impl Rack {
         Some(Arc::new(Plugin::new(metadata, found, socket, log, control, false)))
     }
 
-    /// Notes that a plugin goes on in the process that it has, since the file that lies there now is refused.
+    /// Records that a plugin keeps its old process, because its new file was refused.
     fn refuse_update(&self, state: &mut Looks, found: &Found, refusal: Refusal) {
         let Some(Entry::Accepted { plugin, rejected, .. }) = state.entries.get_mut(&found.file) else { return };
         let (id, before) = (plugin.id(), rejected.take());
         let refused = Rejected::new(found, refusal, before.as_ref());
         if before.is_none_or(|before| before.reason != refused.reason) {
-            log::warn!("{id}: update refused, the process before goes on: {}", refused.reason);
+            log::warn!("{id}: update refused, the old process keeps running: {}", refused.reason);
             self.host.store.note_event(id, "update_refused", &refused.reason);
             plugin.log.note(&format!("update refused: {}", refused.reason));
             let printed = refused.printed.iter().rev().take(MAX_PRINTED).rev();
@@ -415,20 +416,20 @@ impl Rack {
         *rejected = Some(refused);
     }
 
-    /// Starts an update beside the plugin that it is to replace.
+    /// Starts an update beside the plugin that it replaces.
     fn try_update(self: &Arc<Self>, found: &Found, metadata: Metadata, old: &Arc<Plugin>) -> Result<Supervised, Refusal> {
         let number = self.updates.fetch_add(1, Ordering::Relaxed) + 1;
         let log = if metadata.id == old.id() { old.log.beside() } else { PluginLog::new(self.host.data.log(&metadata.id)) };
-        log::info!("{}: version {} is started beside version {}", old.id(), metadata.version, old.metadata.version);
+        log::info!("{}: starting version {} beside version {}", old.id(), metadata.version, old.metadata.version);
         let (rack, file) = (Arc::clone(self), found.file.clone());
         let trial: Trial = Box::new(move |outcome| rack.conclude(&file, outcome));
         self.supervise(found, metadata, log, Some((number, trial)), true, Vec::new())
     }
 
-    /// The first start of an update has come to its end: it takes the place of the plugin, or that goes on.
+    /// Handles the outcome of an update's first start: the update takes over, or the old process stays.
     fn conclude(self: &Arc<Self>, file: &str, outcome: Result<(), String>) {
         let mut state = self.lock();
-        // The host stops, and has told it so.
+        // The host is stopping, and has told the update so.
         let Some((plugin, ended)) = state.trials.remove(file) else { return };
         let old = match state.entries.get(file) {
             Some(Entry::Accepted { plugin, ended, .. }) => Some((Arc::clone(plugin), ended.clone())),
@@ -447,10 +448,10 @@ impl Rack {
                 if same {
                     old.queue.succeed(Arc::clone(&plugin.queue));
                 }
-                // A supervisor that is gone has nothing to end.
+                // The supervisor may already be gone.
                 drop(old.control.send(Command::Quit(if same { Quit::Updated } else { Quit::Gone })));
                 if stopped {
-                    // The operator has stopped it meanwhile.
+                    // The operator has stopped the plugin meanwhile.
                     drop(plugin.control.send(Command::Stop(bounded(0).0)));
                 }
                 state.changes.changed.push(file.to_owned());
@@ -458,11 +459,8 @@ impl Rack {
             }
             (Ok(()), None) => drop(plugin.control.send(Command::Quit(Quit::Gone))),
             (Err(reason), _) => {
-                // What it printed is in the plugin's log.
-                let refused = format!(
-                    "it was started and did not become ready: {reason} (plugrack restart {} starts it all the same)",
-                    plugin.id()
-                );
+                // Its output is in the plugin's log.
+                let refused = format!("it did not become ready: {reason} (plugrack restart {} starts it anyway)", plugin.id());
                 self.refuse_update(&mut state, &plugin.found(file), Refusal::lasting(refused));
             }
         }
@@ -471,7 +469,7 @@ impl Rack {
         self.finish_look(state);
     }
 
-    /// Ends the look under way when it waits for nothing any more.
+    /// Finishes the look under way once it waits for nothing.
     fn finish_look(self: &Arc<Self>, mut state: MutexGuard<'_, Looks>) {
         if state.outstanding > 0 || state.finished == state.begun {
             return;
@@ -490,7 +488,7 @@ impl Rack {
         let [added, changed, removed] = [&changes.added, &changes.changed, &changes.removed].map(Vec::len);
         let refusals = std::mem::take(&mut looks.refusals);
         if refusals > SAID_REFUSALS {
-            log::warn!("{} more are refused: plugrack list has the reasons", refusals - SAID_REFUSALS);
+            log::warn!("{} more files are refused; plugrack list has the reasons", refusals - SAID_REFUSALS);
         }
         if std::mem::take(&mut looks.ordered) || added + changed + removed > 0 {
             log::info!("looked through the plugins directory: {added} added, {changed} changed, {removed} removed");
@@ -501,7 +499,7 @@ impl Rack {
         self.known.store(true, Ordering::Release);
         self.over.notify_all();
         let is_first = looks.finished == 1;
-        // Without threads the question is asked on this one, and takes the list itself.
+        // If no thread can be created, the call runs on this one, which then takes the lock itself.
         drop(state);
         if added + changed + removed > 0 || is_first {
             let rack = Arc::clone(self);
@@ -511,8 +509,8 @@ impl Rack {
 }
 
 impl Looks {
-    /// Begins a look, or joins the one under way, with what a scan has found: gives its number, and what is to be asked or taken in, by
-    /// name. Whoever begins it is one of those it waits for.
+    /// Begins a look, or joins the one under way, with the result of a scan. Returns its number, and the entries to process, by name. The
+    /// look also waits for the caller.
     fn begin(&mut self, found: Vec<Found>, look: Look) -> (u64, Vec<Found>) {
         if self.finished == self.begun {
             self.begun += 1;
@@ -525,7 +523,7 @@ impl Looks {
         let plugins = self.entries.iter().filter(|(_, entry)| entry.is_plugin()).map(|(file, _)| file);
         let stale = plugins.filter(|file| others.contains(file) || !self.names.contains(*file));
         let stale: Vec<String> = stale.filter(|file| !self.asked.contains(*file)).cloned().collect();
-        // Those that are being asked are looked at by the same look.
+        // Calls already under way belong to the same look.
         self.stale.retain(|file| self.asked.contains(file));
         self.stale.extend(stale);
         self.asked.extend(found.iter().map(|found| found.file.clone()));
@@ -533,7 +531,7 @@ impl Looks {
         (self.begun, found)
     }
 
-    /// Whether what is found at a name is to be asked or taken in.
+    /// Whether an entry needs processing.
     fn is_open(&mut self, found: &Found, look: Look) -> bool {
         if self.asked.contains(&found.file) {
             return false;
@@ -548,13 +546,13 @@ impl Looks {
             Some(Entry::Accepted { plugin, rejected, .. })
                 if found.fingerprint.is_some() && plugin.fingerprint == found.fingerprint =>
             {
-                // The file that it runs is back.
+                // The file that the plugin runs is back.
                 *rejected = None;
                 plugin.set_update_refused(None);
                 false
             }
             Some(Entry::Accepted { rejected, .. }) => rejected.as_ref().is_none_or(is_again),
-            // It may have been refused for a conflict, and the other plugin may be gone.
+            // It may have been refused because of a conflict with a plugin that is gone now.
             Some(Entry::Refused { id, rejected, .. }) => id.is_some() || is_again(rejected),
         }
     }

@@ -131,7 +131,7 @@ fn what_cannot_be_executed_is_refused() {
         ("empty", "empty"),
         ("text", "neither a program"),
         ("foreign", "built for s390x, this machine is"),
-        ("truncated", "cut short"),
+        ("truncated", "truncated ELF"),
         ("no-interpreter", "interpreter /no/such/interpreter is not installed"),
         ("no-env", "interpreter nosuch is not installed"),
         ("from-windows", "CR LF"),

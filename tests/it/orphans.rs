@@ -446,7 +446,7 @@ fn a_process_from_outside_of_the_container_is_not_answered() {
     let mut stranger = UnixStream::connect(server.site().data().join("run/host.sock")).unwrap();
     drop(stranger.write_all(b"\0\0\0\x02\0\0\0\0{}"));
     assert_eq!(stranger.read_to_end(&mut Vec::new()).unwrap_or_default(), 0);
-    wait_for("the host to say so", || server.log().contains("process 0 is in no plugin's session").then_some(()));
+    wait_for("the host to say so", || server.log().contains("process 0 is not in a plugin's session").then_some(()));
     server.wait_state("p", "ready");
     let stored = server.request("POST", "/p/kv", &[], br#"{"op":"get","key":"a"}"#);
     assert_eq!(stored.json()["head"]["found"], false, "its own plugins are");

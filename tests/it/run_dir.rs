@@ -234,7 +234,7 @@ fn a_run_directory_or_its_name_that_was_removed_is_told_and_the_name_is_written_
     fs::rename(&run, &away).unwrap();
     wait_for("it to be noticed", || logged("run was removed or replaced while the host runs, so commands"));
     let said = server.cli_fails(&["list"]);
-    assert!(said.contains("restart it") && said.contains(&server.pid().to_string()), "{said}");
+    assert!(said.contains("restart the host") && said.contains(&server.pid().to_string()), "{said}");
     fs::rename(&away, &run).unwrap();
     wait_for("it to be complete again", || logged("run is complete again"));
     is_found(&server);

@@ -255,7 +255,7 @@ fn an_id_with_data_belongs_to_the_file_that_first_had_it() {
     let (state, why) = reason(&server, "0evil");
     assert_eq!(state, "refused");
     assert!(
-        why.starts_with("the id victim belongs to the file victim: ") && why.ends_with("plugrack adopt victim 0evil"),
+        why.starts_with("the id victim belongs to the file victim; ") && why.ends_with("plugrack adopt victim 0evil"),
         "{why}"
     );
 
