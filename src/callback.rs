@@ -165,8 +165,8 @@ fn identify(stream: &UnixStream, sessions: &Sessions) -> Result<(i32, Arc<Owner>
 
 /// Verifies that the identified process is the one that connected, and not a later one with the same id.
 ///
-/// The kernel provides a pidfd of the peer (`SO_PEERPIDFD`, Linux 6.5). Earlier kernels only record the uid at the time of the connect: without
-/// uids for plugins, a process that reused the id between the connect and this check is mistaken for the one that connected.
+/// The kernel provides a pidfd of the peer (`SO_PEERPIDFD`, Linux 6.5). Earlier kernels only record the uid at the time of the connect:
+/// without uids for plugins, a process that reused the id between the connect and this check is mistaken for the one that connected.
 fn confirm(stream: &UnixStream, pid: i32) -> Result<(), Refusal> {
     match getsockopt(stream, PeerPidfd) {
         // It still has its id, so it had it when its session was looked up.

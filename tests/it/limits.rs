@@ -216,7 +216,7 @@ fn the_numbers_in_the_protocol_s_prose_are_those_of_the_source() {
         ("must send something at least every @ s", "worker.rs", "STREAM_IDLE", As::Seconds),
         ("The plugin has @ s from the first `shutdown`", "supervisor.rs", "SHUTDOWN_TIME", As::Seconds),
         ("to its process group, and @ s later SIGKILL", "supervisor.rs", "TERMINATE_TIME", As::Seconds),
-        ("The process then has @ s to end by itself", "supervisor.rs", "START_SETTLE_TIME", As::Seconds),
+        ("The process then has @ s to exit", "supervisor.rs", "START_SETTLE_TIME", As::Seconds),
         ("exits non-zero within @ s of the `error`", "supervisor.rs", "LEAVE_TIME", As::Seconds),
         ("and waits at most @ s for that", "worker.rs", "ACCEPT_TIME", As::Seconds),
         ("at most @ such connections", "callback.rs", "MAX_CONNECTIONS", As::Number),
