@@ -276,7 +276,7 @@ fn a_run_directory_that_was_removed_is_told_and_a_restart_makes_it_again() {
     fs::rename(&run, server.site().data().join("away")).unwrap();
     wait_for("it to be noticed", || (logged(&server, "run was removed or replaced while the host runs") > 0).then_some(()));
     let said = server.cli_fails(&["list"]);
-    assert!(said.contains("restart it") && said.contains(&server.pid().to_string()), "{said}");
+    assert!(said.contains("restart the host") && said.contains(&server.pid().to_string()), "{said}");
     fs::rename(server.site().data().join("away"), &run).unwrap();
     wait_for("it to be complete again", || (logged(&server, "run is complete again") > 0).then_some(()));
     server.cli(&["list"]);
