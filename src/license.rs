@@ -750,7 +750,7 @@ impl Parts {
 
     fn signature(&self, key: &AsymmetricPublicKey<V4>) -> Result<(), Refusal> {
         match PublicToken::verify(key, &self.token, None, Some(ASSERTION)) {
-            // Only the signature matters here; parsing the payload reports whether it is text.
+            // Only the signature matters here; a payload that is not text is reported when it is parsed.
             Ok(_) | Err(pasetors::errors::Error::PayloadInvalidUtf8) => Ok(()),
             Err(_) => {
                 let what = format!(

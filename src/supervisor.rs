@@ -311,7 +311,7 @@ impl Supervisor {
         }
     }
 
-    /// Does what is due.
+    /// Handles the deadlines that have passed.
     fn step(&mut self) {
         let now = Instant::now();
         match &mut self.phase {

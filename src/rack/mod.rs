@@ -71,7 +71,7 @@ pub(crate) enum Entry {
     },
     /// A refused file.
     Refused {
-        /// Fingerprint of the file.
+        /// The file as the scan found it.
         found: Found,
         /// The plugin that the file was before. Its route answers 503.
         was: Option<Arc<Plugin>>,
@@ -302,7 +302,7 @@ impl Rack {
 }
 
 impl Entry {
-    /// The fingerprint of this entry.
+    /// This entry in the form of a scan result.
     fn found(&self, file: &str) -> Found {
         match self {
             Self::Accepted { plugin, .. } => plugin.found(file),

@@ -91,7 +91,7 @@ impl Rack {
         Ok(held.into_iter().filter(|holding| !present.contains(&holding.id)).map(left).collect())
     }
 
-    /// The ids of all that is in the plugins directory, and the names of what has none.
+    /// The ids of all entries of the plugins directory, and the names of entries without one.
     fn present(&self) -> BTreeSet<String> {
         let state = self.lock();
         let names = state.entries.iter().flat_map(|(file, entry)| match entry {

@@ -112,7 +112,7 @@ impl Store {
         })
     }
 
-    /// Whom an id belongs to.
+    /// The owner of an id.
     pub(crate) fn owner(&self, plugin: &str) -> Result<Owner, StoreError> {
         self.read(|connection| {
             let mut statement = connection.prepare_cached("SELECT file, kv_keys > 0 FROM plugins WHERE id = ?1")?;
@@ -142,7 +142,7 @@ impl Store {
         drop(self.begin(own(plugin, file)));
     }
 
-    /// Gives an id to a file.
+    /// Makes a file the owner of an id.
     pub(crate) fn set_owner(&self, plugin: &str, file: &str) -> Result<(), StoreError> {
         self.write(own(plugin, file))
     }
