@@ -311,7 +311,7 @@ impl Supervisor {
         }
     }
 
-    /// Handles the deadlines that have passed.
+    /// Advances the current phase, and handles deadlines that have passed.
     fn step(&mut self) {
         let now = Instant::now();
         match &mut self.phase {

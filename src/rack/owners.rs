@@ -77,7 +77,7 @@ impl Rack {
         fs::read_dir(self.host.data.plugin_data(id)).is_ok_and(|mut entries| entries.next().is_some())
     }
 
-    /// What plugins that are gone have left, by id.
+    /// The data of removed plugins, by id.
     ///
     /// # Errors
     /// The database cannot be read.
