@@ -1,4 +1,4 @@
-//! What the operator sets for one plugin beside its configuration: environment variables and limits.
+//! The operator's environment variables and limits of one plugin.
 
 use super::{Api, Call, Handled, Known, Refused, Reply};
 use crate::process::check_variable;
@@ -7,14 +7,14 @@ use crate::util::units::{parse_request_time, parse_start_time, time_text};
 use serde_json::{Map, Value, json};
 use std::time::Duration;
 
-/// Largest value of an environment variable in bytes. Linux takes four times as much, name included.
+/// Largest value of an environment variable in bytes. Linux allows four times as much, including the name.
 const MAX_ENV_VALUE: usize = 32 * 1024;
 
-/// Largest environment variables of a plugin together in bytes, as a process gets them. Linux takes a quarter of the stack's limit, 2 MiB as
-/// a rule, for these, all other variables and the arguments.
+/// Largest total size of a plugin's environment variables in bytes, in the form that a process gets. Linux allows a quarter of the stack
+/// limit, usually 2 MiB, for all variables and arguments.
 const MAX_ENV: usize = 128 * 1024;
 
-/// Fewest open files of a plugin: with less an interpreter cannot load its modules.
+/// Smallest limit of open files: with fewer an interpreter cannot load its modules.
 const MIN_OPEN_FILES: u64 = 16;
 
 impl Api {
@@ -47,7 +47,8 @@ impl Api {
             return Err(Refused::new(400, "bad_request", why));
         };
         if text.len() > MAX_ENV_VALUE || !self.rack.host().store.set_env(&known.id, name, text, MAX_ENV)? {
-            let why = format!("a variable is at most {MAX_ENV_VALUE} bytes, and all of a plugin's together {MAX_ENV}");
+            let why =
+                format!("a variable may have {MAX_ENV_VALUE} bytes, and all variables of a plugin {MAX_ENV} bytes in total");
             return Err(Refused::new(413, "too_large", why));
         }
         Ok(())
@@ -65,7 +66,7 @@ impl Api {
             None => None,
             Some(name) => {
                 let names = Limit::ALL.map(Limit::name).join(", ");
-                let unknown = || Refused::new(404, "not_found", format!("there is no limit {name:?}: there are {names}"));
+                let unknown = || Refused::new(404, "not_found", format!("there is no limit {name:?}; the limits are {names}"));
                 Some(Limit::named(name).ok_or_else(unknown)?)
             }
         };
@@ -83,14 +84,14 @@ impl Api {
             }
             ("DELETE", Some(limit)) if store.unset_limit(&known.id, limit)? => self.limits_set(&known),
             ("DELETE", Some(limit)) => {
-                let why = format!("the plugin {id} has no {} of its own: the host's default applies", limit.name());
+                let why = format!("the plugin {id} has no {} of its own; the host's default applies", limit.name());
                 Err(Refused::new(404, "not_found", why))
             }
             _ => Err(self.unknown_of(call)),
         }
     }
 
-    /// The value of a limit as the store has it.
+    /// Parses the value of a limit into the store's form.
     fn read_limit(&self, limit: Limit, text: &[u8]) -> Result<u64, Refused> {
         let bad = |why: String| Refused::new(400, "bad_value", format!("{}: {why}", limit.name()));
         let text = std::str::from_utf8(text).map_err(|_| bad("the value is not text".into()))?.trim();
@@ -98,10 +99,10 @@ impl Api {
         match limit {
             Limit::OpenFiles => {
                 let files = text.parse().ok().filter(|files| *files >= MIN_OPEN_FILES);
-                let files = files.ok_or_else(|| bad(format!("the value is a whole number from {MIN_OPEN_FILES} on")))?;
+                let files = files.ok_or_else(|| bad(format!("the value must be a whole number, at least {MIN_OPEN_FILES}")))?;
                 match self.rack.host().room.most_files() {
                     Some(most) if files > most => Err(bad(format!(
-                        "the host itself may have at most {most} open files: raise its hard limit with ulimit -Hn, or LimitNOFILE= of a systemd unit"
+                        "the host itself may have at most {most} open files: raise its hard limit with ulimit -Hn, or with LimitNOFILE= in a systemd unit"
                     ))),
                     _ => Ok(files),
                 }
@@ -118,8 +119,8 @@ impl Api {
         Ok(Reply::ok(&json!({"limits": self.limits_of(known)?, "restart_needed": restart_needed})))
     }
 
-    /// The limits of a plugin by name: the value that applies from its next start on, whether that is the host's default, and the value of
-    /// the process that runs where that is another.
+    /// The limits of a plugin by name: the value from the next start on, whether that is the host's default, and the value of the running
+    /// process if that differs.
     fn limits_of(&self, known: &Known) -> Result<Map<String, Value>, Refused> {
         let host = self.rack.host();
         let (set, limits, running) = (host.store.limits(&known.id)?, host.limits(&known.id)?, running(known));
@@ -140,7 +141,7 @@ impl Api {
     }
 }
 
-/// The limits of the process that runs.
+/// The limits of the running process.
 fn running(known: &Known) -> Option<LimitsInForce> {
     let status = known.plugin.as_ref()?.status();
     status.limits.filter(|_| status.pid.is_some())

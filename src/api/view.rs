@@ -1,4 +1,4 @@
-//! Plugins as the operator is shown them.
+//! Plugins in the form of the API.
 
 use crate::http::request_end::TrafficCounts;
 use crate::license::{Claims, unverified};
@@ -17,15 +17,15 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-/// Events shown with a plugin.
+/// Number of events shown with a plugin.
 const SHOWN_EVENTS: u32 = 20;
 
 /// A plugin in the list.
 #[derive(Debug, Serialize)]
 pub(crate) struct Summary {
-    /// Its id; that it gave itself, where it was refused later than that.
+    /// The id; for a refused file the one in its metadata, if that was read.
     id: Option<String>,
-    /// Its name in the plugins directory.
+    /// The name in the plugins directory.
     file: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<String>,
@@ -34,52 +34,52 @@ pub(crate) struct Summary {
     #[serde(skip_serializing_if = "Option::is_none")]
     route: Option<String>,
     state: State,
-    /// Since when it is in that state.
+    /// Time of the last change of the state.
     #[serde(serialize_with = "utc::serialize")]
     since: i64,
-    /// Why it is in that state; empty when there is nothing to explain.
+    /// The reason of the state; empty if there is nothing to explain.
     reason: String,
-    /// When it is started, or its file asked, again.
+    /// Time of the next start, or of the next `--metadata` call.
     #[serde(serialize_with = "utc::serialize_some")]
     retry_at: Option<i64>,
     enabled: bool,
-    /// Why the file that lies there now does not run, where the process of the one before goes on.
+    /// Why the new file was refused, while the old process keeps running.
     #[serde(skip_serializing_if = "Option::is_none")]
     update_refused: Option<String>,
-    /// The status of its licence; none of a file that was refused.
+    /// The status of its licence; none for a refused file.
     license: Option<LicenseStatus>,
     #[serde(skip_serializing_if = "Option::is_none")]
     process: Option<Process>,
 }
 
-/// A plugin's licence, of which the token is never shown whole.
+/// A plugin's licence. The token is never shown in full.
 #[derive(Debug, Serialize)]
 pub(crate) struct License {
     id: String,
     license: LicenseStatus,
     state: State,
-    /// Why it is in that state.
+    /// The reason of the state.
     reason: String,
-    /// The beginning of the token.
+    /// The start of the token.
     token: Option<String>,
-    /// What the token says of itself, which only the plugin can verify.
+    /// The claims of the token, which only the plugin can verify.
     claims: Option<Claims>,
-    /// The beginning of the token before it, which is kept until the plugin has accepted this one.
+    /// The start of the previous token, which is kept until the plugin accepts this one.
     #[serde(skip_serializing_if = "Option::is_none")]
     previous: Option<String>,
 }
 
-/// An end of a plugin's process that nobody asked for.
+/// An unexpected end of a plugin's process.
 #[derive(Debug, Serialize)]
 struct LastEnd {
-    /// When.
+    /// Time of the end.
     #[serde(serialize_with = "utc::serialize")]
     at: i64,
-    /// How: exit code or signal, in words.
+    /// Exit code or signal, in words.
     exit: String,
-    /// How and why.
+    /// How it ended and why.
     reason: String,
-    /// The last lines it had printed, oldest first.
+    /// Its last lines of output, oldest first.
     lines: Vec<String>,
 }
 
@@ -90,14 +90,14 @@ pub(crate) struct Details {
     summary: Summary,
     #[serde(skip_serializing_if = "Option::is_none")]
     metadata: Option<Metadata>,
-    /// Where it is on the web; none where the host listens on a Unix socket.
+    /// Its URL; none if the host listens on a Unix socket.
     #[serde(skip_serializing_if = "Option::is_none")]
     url: Option<String>,
-    /// What the operator can do for it to run; empty when there is nothing to do.
+    /// What the operator can do to make it run; empty if there is nothing to do.
     advice: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_end: Option<LastEnd>,
-    /// Newest first.
+    /// The latest events, newest first.
     events: Vec<Event>,
 }
 
@@ -107,15 +107,15 @@ struct Process {
     pid: Option<i32>,
     /// Resident memory in bytes of all processes in its session.
     memory: Option<u64>,
-    /// Starts by itself.
+    /// Automatic restarts.
     restarts: u64,
-    /// Requests answered.
+    /// Number of requests answered.
     answered: u64,
-    /// Requests that it failed.
+    /// Number of requests that it failed.
     failed: u64,
-    /// Requests waiting.
+    /// Number of waiting requests.
     waiting: usize,
-    /// Connections open to it.
+    /// Number of open connections to it.
     connections: usize,
     /// Why requests cannot be answered soon, where all connections are taken by streams.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -126,9 +126,9 @@ struct Process {
     log: String,
 }
 
-/// All there is in the plugins directory, by name there.
+/// All entries of the plugins directory, by name.
 pub(crate) fn list(rack: &Rack) -> Vec<Summary> {
-    // Where they cannot be read the plugins are shown all the same.
+    // If they cannot be read, the plugins are shown without them.
     let tokens = rack.host().store.licenses().unwrap_or_default();
     let memory = oom::by_session();
     let summary = |(file, entry)| match entry {
@@ -141,13 +141,13 @@ pub(crate) fn list(rack: &Rack) -> Vec<Summary> {
     rack.entries().into_iter().map(summary).collect()
 }
 
-/// One plugin, by its id or, when it was refused, by the name of its file. `base` is the URL of the host.
+/// One plugin, by its id, or by its file name if it was refused. `base` is the URL of the host.
 pub(crate) fn one(rack: &Rack, id: &str, base: Option<&str>) -> Result<Option<Details>, StoreError> {
     let Some((file, entry)) = rack.find(id) else { return Ok(None) };
     let events = || rack.events(&file, &entry, SHOWN_EVENTS);
     let details = match &entry {
         Entry::Accepted { plugin, .. } => {
-            // One look at the status, so that all that is shown is of one moment, and the events after it, so that its own is there.
+            // Reads the status once, so that everything shown is of one moment, and the events after it, so that they include its own.
             let status = plugin.status();
             let events = events()?;
             let token = rack.host().store.license(plugin.id())?;
@@ -164,7 +164,7 @@ pub(crate) fn one(rack: &Rack, id: &str, base: Option<&str>) -> Result<Option<De
         Entry::Refused { id, rejected, .. } => {
             let events = events()?;
             let advice = match rejected.retry_at {
-                Some(_) => "wait: the file is asked again by itself; plugrack rescan asks it now".into(),
+                Some(_) => "nothing: the host tries again by itself; to try now: plugrack rescan".into(),
                 None => "fix or remove its file, then: plugrack rescan".into(),
             };
             let end = LastEnd {
@@ -186,7 +186,7 @@ pub(crate) fn one(rack: &Rack, id: &str, base: Option<&str>) -> Result<Option<De
     Ok(Some(details))
 }
 
-/// How a plugin stands with its licence.
+/// The status of a plugin's licence.
 pub(crate) fn license(rack: &Rack, plugin: &Plugin) -> Result<License, StoreError> {
     let Given { token, previous } = rack.host().store.given_license(plugin.id())?;
     let status = plugin.status();
@@ -213,7 +213,7 @@ fn refused(file: String, id: &Option<String>, rejected: &Rejected) -> Summary {
         name: None,
         version: None,
         route: None,
-        // What has said who it is waits for nothing of its own.
+        // A plugin with metadata does not wait for a `--metadata` call.
         state: if rejected.outlook == Outlook::Failing && id.is_none() { State::BackingOff } else { State::Refused },
         since: rejected.at,
         reason: rejected.reason.clone(),
@@ -225,7 +225,7 @@ fn refused(file: String, id: &Option<String>, rejected: &Rejected) -> Summary {
     }
 }
 
-/// A moment to come, by the clock.
+/// Converts a future instant to wall clock time.
 fn clock_time(at: Instant) -> i64 {
     let wait = at.saturating_duration_since(Instant::now()).as_millis();
     now_ms().saturating_add(i64::try_from(wait).unwrap_or(i64::MAX))
@@ -265,7 +265,7 @@ fn last_end(end: &End) -> LastEnd {
 fn process(rack: &Rack, plugin: &Plugin, status: &Status, memory: &BTreeMap<i32, u64>) -> Process {
     Process {
         pid: status.pid,
-        // Each process of a plugin is started as the leader of a session.
+        // Each plugin process leads its own session.
         memory: status.pid.and_then(|pid| memory.get(&pid).copied()),
         restarts: status.restarts,
         answered: plugin.answered.load(Ordering::Relaxed),

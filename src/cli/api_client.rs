@@ -1,4 +1,4 @@
-//! The operator's side of the API: how the commands talk to the running host.
+//! The API client: how the commands talk to the running host.
 
 use crate::api::BY_PLUGIN;
 use crate::system::data_dir::DataDir;
@@ -13,59 +13,57 @@ use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport};
 use ureq::{Agent, Error};
 
-/// Time for one call: longer than any command waits for its plugin.
+/// Timeout of one call: longer than any command waits for its plugin.
 const CALL_TIME: Duration = Duration::from_secs(60);
 
-/// Largest answer in bytes: 10 000 lines of a log are the most there is.
+/// Largest answer in bytes: 10 000 log lines.
 const MAX_ANSWER: u64 = 256 * 1024 * 1024;
 
-/// What stays as it is in a path segment (RFC 3986, unreserved).
+/// Characters that a path segment does not encode (RFC 3986, unreserved).
 const SEGMENT: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// Where the API is as a URL; the host is not looked up, since the socket leads there.
+/// Base URL of the API. The address is not used, because the connection goes through the socket.
 const BASE: &str = "http://127.0.0.1/api";
 
-/// Why a call of the API gives nothing.
+/// Why an API call failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClientError {
-    /// There is no host.
-    #[error("no host runs on this data directory: start it with plugrack serve")]
+    /// No host runs on the data directory.
+    #[error("no host runs on this data directory; to start one: plugrack serve")]
     NoHost,
-    /// There is one, whose socket was removed.
-    #[error(
-        "the host that runs on this data directory (process {pid}) does not listen at {socket}, which was removed: restart it"
-    )]
+    /// A host runs, and its socket was removed.
+    #[error("the host on this data directory (process {pid}) has lost its socket {socket}, which was removed: restart the host")]
     NoSocket {
-        /// The host's process.
+        /// The host's process id.
         pid: String,
-        /// Where its socket was.
+        /// The path of the socket.
         socket: String,
     },
     /// The host's socket or token cannot be used.
     #[error("{0}")]
     Unreachable(String),
-    /// The host has not answered, or not in the form of the API.
+    /// The host did not answer, or not with valid JSON.
     #[error("the host at {socket} does not answer: {why}")]
     NoAnswer {
-        /// Its socket.
+        /// The path of the socket.
         socket: String,
         /// What happened instead.
         why: String,
     },
-    /// The host has answered with an error.
+    /// The host answered with an error.
     #[error("{message}")]
     Refused {
-        /// The error's code: of the API, or of the plugin.
+        /// The API's code.
         code: String,
-        /// The error's sentence.
+        /// The API's message.
         message: String,
     },
-    /// The plugin has answered with an error.
+    /// The plugin answered with an error.
     #[error("{message} ({code})")]
     ByPlugin {
         /// The plugin's code.
         code: String,
-        /// The plugin's sentence.
+        /// The plugin's message.
         message: String,
     },
 }
@@ -81,7 +79,7 @@ impl ClientError {
         }
     }
 
-    /// The error's sentence without its code.
+    /// The error's message without its code.
     pub(crate) fn message(&self) -> String {
         match self {
             Self::Refused { message, .. } | Self::ByPlugin { message, .. } => message.clone(),
@@ -90,7 +88,7 @@ impl ClientError {
     }
 }
 
-/// A way to the running host's API.
+/// A client of the running host's API.
 pub(crate) struct ApiClient {
     agent: Agent,
     socket: PathBuf,
@@ -120,7 +118,7 @@ impl ApiClient {
         Ok(Self { agent, socket, token })
     }
 
-    /// Calls the API: the JSON that it answers.
+    /// Calls the API and returns its JSON answer.
     ///
     /// # Errors
     /// The host does not answer, or answers with an error.
@@ -128,10 +126,10 @@ impl ApiClient {
         self.call_within(CALL_TIME, method, path, body)
     }
 
-    /// As [`ApiClient::call`], for a call whose answer may take as long as `time`.
+    /// Like [`ApiClient::call`], with a timeout of `time`.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`ApiClient::call`].
     pub(crate) fn call_within(&self, time: Duration, method: &str, path: &str, body: &[u8]) -> Result<Value, ClientError> {
         let no_answer = |why: String| ClientError::NoAnswer { socket: self.socket.display().to_string(), why };
         let request = Request::builder()
@@ -145,7 +143,7 @@ impl ApiClient {
         let by_plugin = response.headers().get(BY_PLUGIN.0).is_some_and(|by| by.as_bytes() == BY_PLUGIN.1.as_bytes());
         let text = response.body_mut().with_config().limit(MAX_ANSWER).read_to_string();
         let text = text.map_err(|error| no_answer(error.to_string()))?;
-        let answer: Value = serde_json::from_str(&text).map_err(|_| no_answer("it sends something else than JSON".to_owned()))?;
+        let answer: Value = serde_json::from_str(&text).map_err(|_| no_answer("its answer is not JSON".to_owned()))?;
         let error = &answer["error"];
         let Some(message) = error["message"].as_str().map(str::to_owned) else { return Ok(answer) };
         let code = error["code"].as_str().unwrap_or_default().to_owned();
@@ -153,12 +151,12 @@ impl ApiClient {
     }
 }
 
-/// A path segment, encoded.
+/// Percent-encodes a path segment.
 pub(crate) fn segment(text: &str) -> String {
     utf8_percent_encode(text, &SEGMENT).to_string()
 }
 
-/// Connects to a Unix socket, wherever the URL leads.
+/// Connects to a Unix socket, regardless of the URL.
 #[derive(Debug)]
 struct Socket {
     path: PathBuf,
@@ -197,7 +195,7 @@ impl Transport for SocketTransport {
     }
 
     fn is_open(&mut self) -> bool {
-        // A command makes one call after the other on a connection, and a call that finds it closed is made on another.
+        // A command makes its calls one after another on a connection, and opens another if that is closed.
         false
     }
 }

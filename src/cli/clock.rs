@@ -1,4 +1,4 @@
-//! `plugrack license clock`: the time by which licences are judged, and how to put it right.
+//! `plugrack license clock`: shows or resets the time by which licences are judged.
 
 use super::console::{Console, fields, word};
 use super::instance;
@@ -10,15 +10,15 @@ use clap::Subcommand;
 use serde_json::Value;
 use std::time::Instant;
 
-/// Where the API has the clock.
+/// The clock's path in the API.
 const PATH: &str = "/license-clock";
 
-/// The word that a reset wants typed.
+/// The word that confirms a reset.
 const RESET: &str = "reset";
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Clock {
-    /// Set the high-water mark of time to the system clock, where the clock was ahead once
+    /// Set the high-water mark of time to the system clock, after the clock was ahead
     Reset {
         /// Do not ask
         #[arg(long)]
@@ -26,7 +26,7 @@ pub(super) enum Clock {
     },
 }
 
-/// Shows the clock of licences, or resets it: through the host that runs, or in the database where none does.
+/// Shows or resets the licence clock: through the running host, or in the database if none runs.
 pub(super) fn run(console: &Console, action: Option<&Clock>) -> Result<()> {
     if let Some(Clock::Reset { yes: false }) = action {
         console.confirm(RESET, "set the high-water mark of time to the system clock")?;
@@ -39,7 +39,7 @@ pub(super) fn run(console: &Console, action: Option<&Clock>) -> Result<()> {
     console.print(&answer, report)
 }
 
-/// The same where no host runs.
+/// The same without a running host.
 fn in_database(console: &Console, reset: bool) -> Result<Value> {
     let (_lock, store) = instance::locked_store(console)?;
     let mut mark = store.time_mark()?;
@@ -57,7 +57,7 @@ fn report(clock: &Value) -> String {
         false => format!("{}, the system clock", word(&clock["now"])),
     };
     let mark = if clock["mark"].is_string() { word(&clock["mark"]).into_owned() } else { "none yet".to_owned() };
-    let advice = if ahead { "if the clock is right, and was ahead once: plugrack license clock reset" } else { "" };
+    let advice = if ahead { "if the system clock is right and was ahead before: plugrack license clock reset" } else { "" };
     fields(
         "",
         &[

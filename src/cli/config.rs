@@ -1,4 +1,4 @@
-//! `plugrack config`: the settings that plugins are started with.
+//! `plugrack config`: the settings that a plugin gets when it starts.
 
 use super::console::{Console, Given, NOT_FOUND, failure};
 use crate::cli::api_client::segment;
@@ -10,16 +10,16 @@ use serde_json::Value;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Config {
-    /// Print one setting, or all of them, as JSON
+    /// Print one setting or all of them, as JSON
     Get {
         /// The plugin's id
         id: String,
         key: Option<String>,
-        /// Print a setting that is a string as its text, without quotes
+        /// Print a string setting as plain text, without quotes
         #[arg(long, requires = "key", conflicts_with = "json")]
         raw: bool,
     },
-    /// Change a setting: the value is text, whatever it looks like, or JSON with --json
+    /// Change a setting. The value is text, whatever it looks like, or JSON with --json
     Set {
         /// The plugin's id
         id: String,
@@ -58,9 +58,8 @@ impl Config {
             Self::Set { id, key, value } => {
                 let setting = if console.json {
                     let json = value.bytes()?;
-                    // As it was typed, so that the host sees numbers that a parser would round.
-                    serde_json::from_slice::<IgnoredAny>(&json)
-                        .context("the value is not JSON (without --json it is taken as text)")?;
+                    // Sent as typed: a parser could round numbers before the host can refuse them.
+                    serde_json::from_slice::<IgnoredAny>(&json).context("the value is not JSON (without --json it is text)")?;
                     json
                 } else {
                     Value::String(value.text()?).to_string().into_bytes()
@@ -76,10 +75,10 @@ impl Config {
     }
 }
 
-/// What is left to do for a change to have effect.
+/// The command that applies a change, if one is needed.
 pub(super) fn hint(id: &str, answer: &Value) -> String {
     match answer["restart_needed"].as_bool() {
-        Some(true) => format!("saved; to apply it: plugrack restart {id}\n"),
+        Some(true) => format!("saved; to apply: plugrack restart {id}\n"),
         _ => String::new(),
     }
 }

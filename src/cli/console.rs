@@ -1,4 +1,4 @@
-//! What every command shares: where the host is, and how an answer or an error is printed.
+//! Shared by all commands: finds the host, and prints answers and errors.
 
 use crate::cli::api_client::{ApiClient, ClientError};
 use crate::license::Refusal;
@@ -15,28 +15,28 @@ use std::fs::File;
 use std::io::{self, BufRead, IsTerminal, Read, Write};
 use std::path::PathBuf;
 
-/// Most bytes that are read of a licence, or of a word typed at a prompt: more than any licence has, so that the host can say so.
+/// Most bytes to read of a licence or of a typed word: more than any licence has, so that the host can refuse a longer one.
 const MAX_WORD: u64 = 64 * 1024;
 
-/// Most bytes that are read of a value: one more than the largest value of the store, so that the host can refuse it by its limit.
+/// Most bytes to read of a value: one more than the store's maximum, so that the host refuses a larger value.
 const MAX_INPUT: u64 = crate::protocol::message::MAX_VALUE as u64 + 1;
 
-/// Stands on a command line for standard input.
+/// Means standard input on a command line.
 const STANDARD_INPUT: &str = "-";
 
-/// Columns of a terminal that does not say how many it has.
+/// Terminal width if the terminal does not report one.
 const DEFAULT_WIDTH: usize = 80;
 
-/// Columns of the names of [`fields`].
+/// Width of the name column of [`fields`].
 const FIELD_WIDTH: usize = 13;
 
-/// The code of an error that has none of its own.
+/// Code of an error without a specific one.
 const FAILED: &str = "failed";
 
-/// The code of an error of something that is not there, as in the API.
+/// Code for something that does not exist, as in the API.
 pub(super) const NOT_FOUND: &str = "not_found";
 
-/// An error of a command's own, with a code for programs.
+/// An error that a command itself raises, with a machine-readable code.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 struct Failure {
@@ -44,12 +44,12 @@ struct Failure {
     message: String,
 }
 
-/// Marks a failure of which all was said already.
+/// A failure that was already reported.
 #[derive(Debug, thiserror::Error)]
-#[error("some of it failed")]
+#[error("some ids failed")]
 struct Reported;
 
-/// One run of the program: the data directory that the command is about, and the form of its output.
+/// The data directory and the output format of one command.
 pub(super) struct Console {
     /// The data directory, as given.
     pub(super) data: PathBuf,
@@ -63,17 +63,17 @@ impl Console {
         DataDir::open(&self.data)
     }
 
-    /// The API of the host that runs on the data directory.
+    /// A client for the API of the host that runs on the data directory.
     pub(super) fn api(&self) -> Result<ApiClient> {
         Ok(ApiClient::new(&self.data()?)?)
     }
 
-    /// Prints an answer of the API: the JSON itself, or the text that `plain` makes of it.
+    /// Prints an API answer: as JSON with `--json`, otherwise as formatted by `plain`.
     pub(super) fn print(&self, answer: &Value, plain: impl FnOnce(&Value) -> String) -> Result<()> {
         print(&if self.json { escape::shown_json(&format!("{answer:#}\n")) } else { plain(answer) })
     }
 
-    /// Has the operator type a word before something that cannot be undone.
+    /// Asks the operator to type a word before an irreversible action.
     ///
     /// # Errors
     /// Another word was typed.
@@ -87,12 +87,12 @@ impl Console {
         let mut typed = String::new();
         io::stdin().lock().take(MAX_WORD).read_line(&mut typed)?;
         if typed.trim() != word {
-            bail!("{word} was not typed, and nothing was changed (--yes does not ask)");
+            bail!("cancelled: {word} was not typed, and nothing has changed (--yes skips the question)");
         }
         Ok(())
     }
 
-    /// Prints the line of an error on standard error, unless it was printed before.
+    /// Prints an error as one line on standard error, unless it was already reported.
     pub(super) fn report(&self, id: Option<&str>, error: &anyhow::Error) {
         if error.is::<Reported>() {
             return;
@@ -111,12 +111,12 @@ impl Console {
             Some(id) if !message.contains(id) => format!("plugrack: {id}: {}", escape::shown(&message)),
             _ => format!("plugrack: {}", escape::shown(&message)),
         };
-        // Where standard error is gone there is nobody to tell.
+        // Nobody can read an error if standard error is closed.
         drop(writeln!(io::stderr(), "{line}"));
     }
 
-    /// Does something for each of some plugins, whatever comes of it for the others, and prints each answer: for more than one plugin in
-    /// an array, with `--json`. An answer that is printed may be a failure all the same, by `check`.
+    /// Runs `act` for each id, also after failures, and prints each answer; with `--json` and several ids, as one array.
+    /// `check` may count a printed answer as a failure.
     pub(super) fn each(
         &self,
         ids: &[String],
@@ -155,12 +155,12 @@ impl Console {
     }
 }
 
-/// An error of a command's own.
+/// An error with a machine-readable code.
 pub(super) fn failure(code: &'static str, message: String) -> anyhow::Error {
     Failure { code, message }.into()
 }
 
-/// The line of an error, as JSON; `id` is the plugin's where a command is about several.
+/// An error as one line of JSON. `id` is set if the command acts on several plugins.
 pub(super) fn error_line(id: Option<&str>, code: &str, message: &str) -> String {
     let mut error = json!({"code": code, "message": message});
     if let Some(id) = id {
@@ -169,26 +169,26 @@ pub(super) fn error_line(id: Option<&str>, code: &str, message: &str) -> String 
     escape::shown_json(&json!({ "error": error }).to_string())
 }
 
-/// Columns of the terminal that output goes to; none where it goes elsewhere.
+/// Width of the output terminal; none if the output is not a terminal.
 pub(super) fn terminal_width() -> Option<usize> {
     let out = io::stdout();
     let size = || rustix::termios::tcgetwinsize(&out).ok().map(|size| usize::from(size.ws_col)).filter(|columns| *columns > 0);
     out.is_terminal().then(|| size().unwrap_or(DEFAULT_WIDTH))
 }
 
-/// Prints text as it is.
+/// Prints text unchanged.
 pub(super) fn print(text: &str) -> Result<()> {
     print_bytes(text.as_bytes())
 }
 
-/// Prints bytes as they are.
+/// Prints bytes unchanged.
 pub(super) fn print_bytes(bytes: &[u8]) -> Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(bytes)?;
     Ok(out.flush()?)
 }
 
-/// A licence as given on the command line, or from standard input where that is `-`.
+/// A licence from the command line, or from standard input if that is `-`.
 pub(super) fn token(given: String) -> Result<String> {
     if given != STANDARD_INPUT {
         return Ok(given);
@@ -201,7 +201,7 @@ pub(super) fn token(given: String) -> Result<String> {
 /// A value on the command line, in a file, or on standard input.
 #[derive(Debug, Args)]
 pub(super) struct Given {
-    /// The value; - reads it from standard input, so that a secret is on no command line
+    /// The value; - reads it from standard input, which keeps secrets off the command line
     #[arg(allow_hyphen_values = true, required_unless_present = "file")]
     pub(super) value: Option<String>,
     /// Read the value from this file
@@ -210,7 +210,7 @@ pub(super) struct Given {
 }
 
 impl Given {
-    /// Exactly its bytes.
+    /// The exact bytes of the value.
     ///
     /// # Errors
     /// It cannot be read.
@@ -230,7 +230,7 @@ impl Given {
         }
     }
 
-    /// The same as text. A line break at its end that was read is kept, and pointed out.
+    /// The value as text. Keeps a trailing line break that was read, and prints a note about it.
     ///
     /// # Errors
     /// It cannot be read, or is not UTF-8.
@@ -238,30 +238,30 @@ impl Given {
         let is_read = self.value.as_deref().is_none_or(|value| value == STANDARD_INPUT);
         let text =
             String::from_utf8(self.bytes()?).ok().context("the value is not UTF-8 text: encode it, for example in base64")?;
-        // Editors and `echo` end a line, and few secrets do.
+        // Editors and `echo` add a line break that is rarely part of a secret.
         if is_read && text.ends_with('\n') {
-            writeln!(io::stderr(), "plugrack: the value ends with a line break, which is kept: printf %s TEXT writes none")?;
+            writeln!(io::stderr(), "plugrack: the value ends with a line break, which is kept; printf %s TEXT writes none")?;
         }
         Ok(text)
     }
 }
 
-/// A JSON string's text, fit to be shown; empty for a value that is no string.
+/// A JSON string's text, escaped for display; empty for any other value.
 pub(super) fn word(value: &Value) -> Cow<'_, str> {
     escape::shown(value.as_str().unwrap_or_default())
 }
 
-/// The items of a JSON array; none for a value that is no array.
+/// The items of a JSON array; none for any other value.
 pub(super) fn items(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
-/// Whether output is for a person who wants colours, see <https://no-color.org>.
+/// Whether to colour output: on a terminal, unless `NO_COLOR` is set (<https://no-color.org>).
 fn is_coloured() -> bool {
     io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// A text that is coloured by a plugin's state, where colours are wanted.
+/// Text in the colour of a plugin's state, if output is coloured.
 pub(super) fn coloured(state: &str, text: &str) -> String {
     let colour = match state {
         "ready" => AnsiColor::Green.on_default(),
@@ -273,14 +273,14 @@ pub(super) fn coloured(state: &str, text: &str) -> String {
     format!("{style}{text}{style:#}")
 }
 
-/// The state of a plugin and why it is in it, in a line.
+/// A plugin's state and its reason, in one line.
 pub(super) fn state(plugin: &Value) -> String {
     let (state, reason) = (word(&plugin["state"]), reason(plugin));
     let separator = if reason.is_empty() { "" } else { ": " };
     format!("{}{separator}{reason}", coloured(&state, &state))
 }
 
-/// Why a plugin is in its state, and why its update is refused, for people.
+/// The reason of a plugin's state and of a refused update, for people.
 pub(super) fn reason(plugin: &Value) -> String {
     let reason = for_people(&word(&plugin["reason"]));
     let update = match word(&plugin["update_refused"]) {
@@ -301,7 +301,7 @@ pub(super) fn license(license: &Value) -> String {
     }
 }
 
-/// A time and how long ago it was.
+/// A time with its age.
 pub(super) fn time_and_age(time: &Value, now: i64) -> String {
     let time = word(time);
     match utc::parse(&time) {
@@ -310,12 +310,12 @@ pub(super) fn time_and_age(time: &Value, now: i64) -> String {
     }
 }
 
-/// How long ago a time was; a dash where there is none.
+/// The age of a time; a dash if there is none.
 pub(super) fn age(time: &Value, now: i64) -> String {
     utc::parse(&word(time)).map_or("-".to_owned(), |ms| utc::age(now - ms))
 }
 
-/// How long it is until a time: `in 12 s`, `in 5 min`, `now`; empty where there is none.
+/// Time remaining until a time: `in 12 s`, `in 5 min`, `now`; empty if there is none.
 pub(super) fn wait(time: &Value, now: i64) -> String {
     let Some(ms) = utc::parse(&word(time)) else { return String::new() };
     match (ms - now).max(0).unsigned_abs().div_ceil(1000) {
@@ -325,7 +325,7 @@ pub(super) fn wait(time: &Value, now: i64) -> String {
     }
 }
 
-/// Lines of a name and a value each, in two columns, indented; those without a value are left out.
+/// Indented lines of a name and a value in two columns. Skips fields without a value.
 pub(super) fn fields(indent: &str, fields: &[(&str, String)]) -> String {
     let fields = fields.iter().filter(|(_, value)| !value.is_empty());
     fields.map(|(name, value)| format!("{indent}{name:<FIELD_WIDTH$}{value}\n")).collect()

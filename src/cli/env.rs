@@ -1,4 +1,4 @@
-//! `plugrack env`: the environment variables that the operator sets for plugins.
+//! `plugrack env`: environment variables of a plugin.
 
 use super::config::hint;
 use super::console::{Console, Given, items, print_bytes, word};
@@ -12,18 +12,18 @@ use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Env {
-    /// Print the value of a variable, exactly as it is
+    /// Print the exact value of a variable
     Get {
         /// The plugin's id
         id: String,
         name: String,
     },
-    /// Set a variable; the plugin has it from its next start on
+    /// Set a variable; it takes effect at the plugin's next start
     Set {
         /// The plugin's id
         id: String,
         name: String,
-        /// The value; - or none reads it from standard input, so that a secret is on no command line
+        /// The value; without it, or with -, it is read from standard input, which keeps secrets off the command line
         #[arg(allow_hyphen_values = true)]
         value: Option<String>,
         /// Read the value from this file

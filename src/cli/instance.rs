@@ -1,4 +1,4 @@
-//! `plugrack instance`: the identity of the installation.
+//! `plugrack instance`: the id of the installation.
 
 use super::console::{Console, NOT_FOUND, failure, print};
 use crate::licensing::status;
@@ -11,41 +11,44 @@ use serde_json::json;
 use std::path::PathBuf;
 use uuid::Uuid;
 
-/// The word that a new instance id wants typed.
+/// The word that confirms a new instance id.
 const ROTATE: &str = "rotate";
 
-/// `plugrack instance`: prints the instance id, whether the host runs or not.
+/// `plugrack instance`: prints the instance id, with or without a running host.
 pub(super) fn show(console: &Console) -> Result<()> {
     let (_, database) = existing(console)?;
     let id = read_instance_id(&database).with_context(|| format!("cannot read {}", database.display()))?;
     console.print(&json!({"instance_id": id.to_string()}), |_| format!("{id}\n"))
 }
 
-/// The data directory and its database, where there is one.
+/// The data directory and its database.
+///
+/// # Errors
+/// There is no database yet.
 fn existing(console: &Console) -> Result<(DataDir, PathBuf)> {
     let data = console.data()?;
     let database = data.database();
     if !database.exists() {
         let at = console.data.display();
-        return Err(failure(NOT_FOUND, format!("there is no instance at {at} yet: it is made when the host first runs")));
+        return Err(failure(NOT_FOUND, format!("there is no instance at {at} yet: the first plugrack serve creates it")));
     }
     Ok((data, database))
 }
 
-/// The store, for a change that is made where no host runs, and the lock that keeps one from starting.
+/// Opens the store for an offline change, with the lock that prevents a host from starting.
 ///
 /// # Errors
 /// A host runs, there is no database, or it cannot be opened.
 pub(super) fn locked_store(console: &Console) -> Result<(Lock, Store)> {
     let (data, database) = existing(console)?;
     let lock = data.lock()?;
-    // No key is written meanwhile, so that it does not matter how many there may be.
+    // No keys are written here, so the quotas do not matter.
     let limits = Limits { keys: u64::MAX, bytes: u64::MAX };
     let store = Store::open(&database, limits).with_context(|| format!("cannot open {}", database.display()))?;
     Ok((lock, store))
 }
 
-/// `plugrack instance rotate`: makes a new instance id, where no host runs on the directory.
+/// `plugrack instance rotate`: creates a new instance id while no host runs on the directory.
 pub(super) fn rotate(console: &Console, yes: bool) -> Result<()> {
     let (_lock, store) = locked_store(console)?;
     let cannot = || format!("cannot change the database in {}", console.data.display());
@@ -55,11 +58,11 @@ pub(super) fn rotate(console: &Console, yes: bool) -> Result<()> {
     let lost: Vec<_> = licenses.into_keys().collect();
     if !console.json {
         for plugin in &lost {
-            print(&format!("the licence of {plugin} is for {old}, and will no longer match\n"))?;
+            print(&format!("the licence of {plugin} is for instance {old} and will no longer match\n"))?;
         }
     }
     if !yes {
-        console.confirm(ROTATE, "make a new instance id")?;
+        console.confirm(ROTATE, "create a new instance id")?;
     }
     let id = Uuid::new_v4();
     store.rotate(id).with_context(cannot)?;

@@ -1,4 +1,4 @@
-//! `plugrack kv`: the keys of plugins.
+//! `plugrack kv`: a plugin's keys and values.
 
 use super::console::{Console, Given, NOT_FOUND, failure, items, print_bytes, word};
 use crate::cli::api_client::{ApiClient, segment};
@@ -12,15 +12,15 @@ use serde_json::{Value, json};
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
-/// Keys that are asked for in one page of a list: the most that the API gives.
+/// Keys in one page of a list: the API's maximum.
 const PAGE: u32 = 1000;
 
-/// How much longer than the host waits for a plugin the command waits for the host, which answers by then.
+/// How much longer the command waits for the host than the host waits for a plugin, so that the host's answer arrives.
 const MARGIN: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Kv {
-    /// Print a value, exactly as it is
+    /// Print the exact value of a key
     Get {
         /// Read the store itself, without the plugin
         #[arg(long)]
@@ -49,11 +49,11 @@ pub(super) enum Kv {
         id: String,
         key: String,
     },
-    /// List the keys in the store, whether the plugin runs or not
+    /// List the keys in the store; works whether the plugin runs or not
     List {
         /// The plugin's id
         id: String,
-        /// Only keys that begin with this
+        /// Only list keys with this prefix
         #[arg(long, default_value = "")]
         prefix: String,
     },
@@ -84,7 +84,7 @@ impl Kv {
     }
 }
 
-/// Prints a value: its bytes into a file or a pipe, and to a terminal what cannot harm it.
+/// Prints a value: raw bytes to a file or a pipe, escaped text to a terminal.
 fn print_value(console: &Console, answer: &Value) -> Result<()> {
     if console.json {
         return console.print(answer, |_| String::new());

@@ -1,4 +1,4 @@
-//! `plugrack license set`, `show` and `remove`: what an operator does with the licences of plugins.
+//! `plugrack license set`, `show` and `remove`: the operator's commands for licences.
 
 use super::clock::{self, Clock};
 use super::console::{self, Console, failure, fields, items, reason, token, word};
@@ -7,22 +7,22 @@ use anyhow::Result;
 use clap::Subcommand;
 use serde_json::Value;
 
-/// The code of a licence with which its plugin does not run, as in the API.
+/// Code for a licence that its plugin refused, as in the API.
 const REFUSED: &str = "license_refused";
 
 #[derive(Debug, Subcommand)]
 pub(super) enum License {
-    /// Set the licence that the vendor of a plugin has issued, and start the plugin with it
+    /// Set a plugin's licence, and start the plugin with it
     Set {
         /// The plugin's id
         id: String,
-        /// The licence; - reads it from standard input
+        /// The token; - reads it from standard input
         token: String,
-        /// Set it whatever the host judges, and keep it if the plugin refuses it
+        /// Skip the host's checks, and keep the licence even if the plugin refuses it
         #[arg(long)]
         force: bool,
     },
-    /// Show the status of plugins' licences, and what they say
+    /// Show the status and contents of plugins' licences
     Show {
         /// Ids of plugins
         #[arg(required = true, value_name = "ID")]
@@ -33,7 +33,7 @@ pub(super) enum License {
         #[command(subcommand)]
         action: Option<Clock>,
     },
-    /// Remove the licence of a plugin
+    /// Remove a plugin's licence
     Remove {
         /// The plugin's id
         id: String,
@@ -60,7 +60,7 @@ impl License {
     }
 }
 
-/// Prints the outcome of `license set`. It is a failure if the plugin does not run with the licence.
+/// Prints the outcome of `license set`, which is a failure if the plugin does not run with the licence.
 fn report_set(console: &Console, id: &str, answer: &Value) -> Result<()> {
     let state = word(&answer["state"]);
     let is_refused = !answer["license"]["code"].is_null() && !is_pending(answer);
@@ -73,7 +73,7 @@ fn report_set(console: &Console, id: &str, answer: &Value) -> Result<()> {
         format!("the licence of {id} is set, and the plugin is {state}")
     };
     if console.json {
-        // The reason is in it.
+        // The answer includes the reason.
         console.print(answer, |_| String::new())?;
         return Err(failure(REFUSED, rejected));
     }
@@ -82,7 +82,7 @@ fn report_set(console: &Console, id: &str, answer: &Value) -> Result<()> {
     Err(failure(REFUSED, format!("{rejected}{separator}{reason}; see: plugrack show {id}")))
 }
 
-/// Whether the plugin waits for its licence to begin.
+/// Whether the plugin waits until its licence becomes valid.
 fn is_pending(answer: &Value) -> bool {
     answer["license"]["state"] == "pending"
 }
@@ -90,10 +90,13 @@ fn is_pending(answer: &Value) -> bool {
 fn status(id: &str, answer: &Value) -> String {
     match word(&answer["license"]["state"]) {
         _ if is_pending(answer) => {
-            format!("{id}: the licence is set and begins at {}: {id} starts by itself then\n", word(&answer["claims"]["nbf"]))
+            format!(
+                "{id}: the licence is set and becomes valid at {}; {id} then starts by itself\n",
+                word(&answer["claims"]["nbf"])
+            )
         }
-        state if state == "unchecked" => format!("{id}: not checked, since it is {}\n", console::state(answer)),
-        // The reason of the state has all of it.
+        state if state == "unchecked" => format!("{id}: not checked, because the plugin is {}\n", console::state(answer)),
+        // The reason of the state includes the code and its message.
         _ if !answer["license"]["code"].is_null() => format!("{id}: {}\n", console::state(answer)),
         _ => format!("{id}: {}; {}\n", console::license(&answer["license"]), console::state(answer)),
     }
@@ -105,7 +108,7 @@ fn details(id: &str, answer: &Value) -> String {
     let instances: Vec<_> = items(&claims["inst"]).map(word).collect();
     let previous = match word(&answer["previous"]) {
         previous if previous.is_empty() => String::new(),
-        previous => format!("{previous}, kept until {id} has accepted this one"),
+        previous => format!("{previous}, kept until {id} accepts the new one"),
     };
     let text = |value: &Value| word(value).into_owned();
     let lines = [

@@ -1,4 +1,4 @@
-//! `plugrack limits`: the limits that the operator sets for plugins in place of the host's.
+//! `plugrack limits`: limits of one plugin that override the host's defaults.
 
 use super::config::hint;
 use super::console::{Console, word};
@@ -19,14 +19,14 @@ pub(super) enum Limits {
         #[arg(value_parser = names())]
         name: Option<String>,
     },
-    /// Set a limit; the plugin has it from its next start on
+    /// Set a limit; it takes effect at the plugin's next start
     Set {
         /// The plugin's id
         id: String,
         /// The limit's name
         #[arg(value_parser = names())]
         name: String,
-        /// A number of open files; 1ms to 1h to become ready; 1ms to 24h to begin an answer
+        /// A number of open files; a start timeout from 1ms to 1h; a request timeout from 1ms to 24h
         #[arg(allow_hyphen_values = true)]
         value: String,
     },
@@ -72,7 +72,7 @@ impl Limits {
     }
 }
 
-/// A limit's value and where it comes from.
+/// A limit's value and its origin.
 fn row(id: &str, limit: &Value) -> String {
     let origin = if limit["default"] == true { "the host's default" } else { "set for this plugin" };
     let running = match limit.get("running") {

@@ -1,4 +1,4 @@
-//! `plugrack logs`: what a plugin has printed.
+//! `plugrack logs`: a plugin's output.
 
 use super::console::{Console, NOT_FOUND, failure, items, print, reason, word};
 use crate::cli::api_client::segment;
@@ -11,14 +11,14 @@ use serde_json::{Value, json};
 use std::io::{self, Write};
 use std::time::Duration;
 
-/// How often `logs -f` looks for more.
+/// Polling interval of `logs -f`.
 const FOLLOW_PAUSE: Duration = Duration::from_millis(200);
 
-/// Reads the log itself, so that it can be read when the host does not run.
+/// Prints a log from its file, so that it works without a running host.
 pub(super) fn logs(console: &Console, id: &str, follow: bool, lines: usize) -> Result<()> {
-    // What a file printed that has not said who it is is under the name of the file.
+    // A file without an id logs under its file name.
     if id.is_empty() || id.starts_with('.') || id.contains('/') {
-        let message = format!("{id:?} is not a plugin's id, nor the name of a file in the plugins directory");
+        let message = format!("{id:?} is neither a plugin's id nor the name of a file in the plugins directory");
         return Err(failure(NOT_FOUND, message));
     }
     let data = console.data()?;
@@ -57,13 +57,13 @@ fn print_line(console: &Console, line: &str) -> Result<()> {
     print(&format!("{}\n", escape::shown_json(&json.to_string())))
 }
 
-/// What the host says of a file that it has refused, if it runs and has.
+/// The host's report about a refused file; none if the host does not run or has not refused it.
 fn refused(console: &Console, id: &str) -> Option<Value> {
     let plugin = console.api().ok()?.call("GET", &format!("/plugins/{}", segment(id)), b"").ok()?;
     plugin["process"].is_null().then_some(plugin)
 }
 
-/// There is no log. Of a file that was refused there is what it printed then.
+/// Reports that there is no log. For a refused file, prints the output of its last run.
 fn no_log(console: &Console, id: &str, refused: Option<&Value>) -> Result<()> {
     let Some(plugin) = refused else {
         return Err(failure(NOT_FOUND, format!("there is no plugin {id}, or it was never started")));
@@ -72,5 +72,5 @@ fn no_log(console: &Console, id: &str, refused: Option<&Value>) -> Result<()> {
         print_line(console, &word(line))?;
     }
     let (state, reason) = (word(&plugin["state"]), reason(plugin));
-    Err(failure(NOT_FOUND, format!("{id} has no log, since it is {state}: {reason}; see: plugrack show {id}")))
+    Err(failure(NOT_FOUND, format!("{id} has no log, because it is {state}: {reason}; see: plugrack show {id}")))
 }

@@ -1,4 +1,4 @@
-//! The command line: what can be typed, and where each command is carried out.
+//! The command line: its arguments, and the dispatch to each command.
 
 pub(crate) mod api_client;
 mod clock;
@@ -28,22 +28,22 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// What the program is, in its help.
-const ABOUT: &str = "Host small web apps, written in any language, behind one server";
+/// The program's description in its help.
+const ABOUT: &str = "Run many small web applications, in any language, on one server";
 
 /// The command line.
 #[derive(Debug, Parser)]
 #[command(version, about = ABOUT, long_about = None, max_term_width = 100, after_help = "\
 Begin with:
-  plugrack serve --data ./var            start a host; put plugins in ./var/plugins
-  curl http://127.0.0.1:8080/            see them
-  plugrack --data ./var list             see their status")]
+  plugrack serve --data ./var            start a host; put plugins into ./var/plugins
+  curl http://127.0.0.1:8080/            list them on the start page
+  plugrack --data ./var list             show their status")]
 struct Cli {
     /// The host's data directory: database, logs, token, sockets
     #[arg(long, global = true, value_name = "DIR", env = "PLUGRACK_DATA", default_value = DEFAULT_DATA)]
     data: PathBuf,
 
-    /// Print JSON; for config set: the value is JSON, too
+    /// Print JSON; with config set, also read the value as JSON
     #[arg(long, global = true)]
     json: bool,
 
@@ -53,16 +53,16 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the host until SIGTERM or SIGINT. SIGHUP rescans for plugins
+    /// Run the host until SIGTERM or SIGINT. SIGHUP looks for new plugins and re-reads the certificate
     Serve(Box<Serve>),
     /// List plugins and their status
     #[command(aliases = ["ls", "ps", "status"])]
     List {
-        /// Print all columns, and cut nothing. This is the default where output is not a terminal
+        /// Print all columns in full; the default if the output is not a terminal
         #[arg(short, long)]
         long: bool,
     },
-    /// Show everything about plugins: status, what to do, requests, last end, events
+    /// Show everything about plugins: status, what to do, requests, last exit, events
     Show {
         /// Ids of plugins, or names of files that were refused
         #[arg(required = true, value_name = "ID")]
@@ -72,27 +72,27 @@ enum Command {
     Logs {
         /// The plugin's id, or the name of a file that was refused
         id: String,
-        /// Continue with new lines as they are written
+        /// Keep printing new lines as they arrive
         #[arg(short, long)]
         follow: bool,
-        /// How many lines
+        /// Number of lines
         #[arg(short = 'n', long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=10_000))]
         lines: u32,
     },
     /// Start plugins that are stopped or waiting after a crash
     Start(Plugins),
-    /// Stop plugins until you start them or the host restarts
+    /// Stop plugins, until you start them or the host restarts
     Stop(Plugins),
-    /// Restart plugins, with their current settings
+    /// Restart plugins with their current settings
     Restart(Plugins),
-    /// Let plugins run, now and whenever the host starts
+    /// Start plugins, now and whenever the host starts
     Enable(Plugins),
-    /// Stop plugins, and keep them stopped until you enable them
+    /// Stop plugins, and keep them stopped until you enable them again
     Disable(Plugins),
-    /// Find new, changed and removed plugins. Fails if an update is refused
+    /// Find new, changed and removed plugins. Fails if the host refuses an update
     #[command(alias = "reload")]
     Rescan,
-    /// Read and write a plugin's stored data, by way of the plugin or directly
+    /// Read and write a plugin's stored data, through the plugin or directly
     Kv {
         #[command(subcommand)]
         action: kv::Kv,
@@ -102,12 +102,12 @@ enum Command {
         #[command(subcommand)]
         action: config::Config,
     },
-    /// Set environment variables of a plugin
+    /// Read and write a plugin's environment variables
     Env {
         #[command(subcommand)]
         action: env::Env,
     },
-    /// Set limits of a plugin in place of the host's: open files and times
+    /// Read and write a plugin's limits: open files, start timeout, request timeout
     Limits {
         #[command(subcommand)]
         action: limits::Limits,
@@ -122,16 +122,16 @@ enum Command {
         #[command(subcommand)]
         action: Option<InstanceAction>,
     },
-    /// Give an id, with its data, settings and licence, to another file in the plugins directory
+    /// Give an id with its data, settings and licence to another file in the plugins directory
     Adopt {
         /// The plugin's id
         id: String,
         /// The name of the file in the plugins directory
         file: String,
     },
-    /// List what removed plugins have left: data, settings, licences, files
+    /// List the data of removed plugins: keys, settings, licences, files
     Gone,
-    /// Delete what removed plugins have left
+    /// Delete the data of removed plugins
     Forget {
         /// Ids of removed plugins
         #[arg(required = true, value_name = "ID")]
@@ -142,7 +142,7 @@ enum Command {
     },
 }
 
-/// The plugins that a command is about.
+/// The plugins that a command acts on.
 #[derive(Debug, clap::Args)]
 struct Plugins {
     /// Ids of plugins
@@ -168,7 +168,7 @@ enum LicenseAction {
     Vendor(vendor::Vendor),
 }
 
-/// The whole program. Exit codes: 0 done, 1 failed, 2 not understood.
+/// Runs the program. Exit codes: 0 success, 1 failure, 2 invalid command line.
 pub(crate) fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
     match arguments.next() {
@@ -229,7 +229,7 @@ fn run(command: Command, console: &Console) -> Result<()> {
     }
 }
 
-/// The host's log. It quotes what plugins say, and may be on a terminal.
+/// Logs to standard error, which may be a terminal. Log lines quote plugins, so the text is escaped.
 fn log_to_stderr() {
     let mut log = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"));
     log.format(|out, record| {

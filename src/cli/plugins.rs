@@ -12,26 +12,26 @@ use anyhow::{Result, bail};
 use serde_json::{Value, json};
 use std::collections::HashSet;
 
-/// The columns of `list` on a terminal, which are the first of the long form.
+/// The columns of `list` on a terminal, and the first columns of the long form.
 const SHORT: [&str; 7] = ["ID", "STATE", "SINCE", "RESTARTS", "MEM", "VERSION", "ROUTE"];
 
-/// The further columns of the long form. Names and reasons have spaces, so they come last.
+/// The additional columns of the long form. Names and reasons contain spaces, so they come last.
 const LONG: [&str; 4] = ["LICENSE", "PID", "NAME", "REASON"];
 
-/// Columns of the short form that are cut to fit a terminal, in this order, and the least that is left of each. The route comes first,
-/// since it mostly repeats the id, and the id last, since commands want it.
+/// Columns of the short form that are truncated to fit a terminal, in this order, with the minimum width of each. The route is first
+/// because it mostly repeats the id; the id is last because commands need it.
 const SHRINK: [(usize, usize); 3] = [(6, 12), (5, 8), (0, 8)];
 
-/// Columns by which a line below a plugin's row is indented.
+/// Indentation of the line below a plugin's row.
 const INDENT: usize = 2;
 
-/// Stands for a value that there is none of.
+/// Placeholder for a missing value.
 const NONE: &str = "-";
 
-/// The code of a plugin that was to run and does not.
+/// Code for a plugin that should run and does not.
 const NOT_READY: &str = "not_ready";
 
-/// `plugrack list`: cut to fit a terminal, and otherwise whole, a line for each plugin.
+/// `plugrack list`: truncated to fit a terminal, otherwise in full with one line for each plugin.
 pub(super) fn list(console: &Console, long: bool) -> Result<()> {
     let api = console.api()?;
     let answer = api.call("GET", "/plugins", b"")?;
@@ -77,11 +77,8 @@ pub(super) fn command(console: &Console, ids: &[String], verb: &str) -> Result<(
         |id, plugin| match &*word(&plugin["state"]) {
             _ if !runs => Ok(()),
             "ready" => Ok(()),
-            "starting" => Err(failure(
-                NOT_READY,
-                format!("{id} is still starting, and the host goes on: follow it with plugrack logs -f {id}"),
-            )),
-            _ => Err(failure(NOT_READY, format!("{id} is not ready: plugrack logs {id} may say more"))),
+            "starting" => Err(failure(NOT_READY, format!("{id} is still starting; follow its log: plugrack logs -f {id}"))),
+            _ => Err(failure(NOT_READY, format!("{id} is not ready; see: plugrack logs {id}"))),
         },
         |id, plugin| format!("{id}: {}\n", state(plugin)),
     )
@@ -99,7 +96,7 @@ pub(super) fn gone(console: &Console) -> Result<()> {
     console.print(&console.api()?.call("GET", "/gone", b"")?, leftovers)
 }
 
-/// A value of one line; a dash where there is none.
+/// A value as one table cell; a dash if it is missing.
 fn cell(value: &Value) -> String {
     match word(value) {
         text if text.is_empty() => NONE.to_owned(),
@@ -111,7 +108,7 @@ fn number(value: &Value) -> String {
     value.as_i64().map_or(NONE.to_owned(), |number| number.to_string())
 }
 
-/// Bytes as people read them, in powers of ten, such as `41 MB`.
+/// Bytes in decimal units, such as `41 MB`. `space` separates number and unit.
 fn memory(bytes: &Value, space: &str) -> String {
     let Some(bytes) = bytes.as_u64() else { return NONE.to_owned() };
     let (unit, name) = if bytes < 1_000_000 {
@@ -124,7 +121,7 @@ fn memory(bytes: &Value, space: &str) -> String {
     format!("{}{space}{name}", bytes / unit)
 }
 
-/// What the short form and the long one have in common. `space` stands before units.
+/// The cells that the short and the long form share. `space` separates numbers and units.
 fn cells(plugin: &Value, space: &str, now: i64) -> [String; 7] {
     let name = if plugin["id"].is_null() { "file" } else { "id" };
     let process = &plugin["process"];
@@ -139,7 +136,7 @@ fn cells(plugin: &Value, space: &str, now: i64) -> [String; 7] {
     ]
 }
 
-/// What there is to explain about a plugin, and when it is tried again.
+/// The explanation of a plugin's state, and the next try.
 fn explanation(plugin: &Value, now: i64) -> (String, String) {
     let license = match &*word(&plugin["license"]["state"]) {
         "expiring" | "grace" => format!("the licence {}", word(&plugin["license"]["message"])),
@@ -160,7 +157,7 @@ fn short_list(answer: &Value, width: usize, now: i64) -> String {
     let widths = table::fit(&rows, &SHRINK, width);
     let explanations = std::iter::once((String::new(), String::new()));
     let explanations = explanations.chain(items(&answer["plugins"]).map(|plugin| match &plugin["license"]["code"] {
-        // What the plugin says is long, and its end, which is what to do, would be cut.
+        // The plugin's message is long, and truncation would remove its end, which says what to do.
         code if code == "missing" => (format!("no licence: plugrack license set {} TOKEN", word(&plugin["id"])), String::new()),
         _ => explanation(plugin, now),
     }));
@@ -168,7 +165,7 @@ fn short_list(answer: &Value, width: usize, now: i64) -> String {
     for (row, (why, retry)) in rows.iter().zip(explanations) {
         let plain = table::row(row, &widths, |_, cell| cell);
         if table::width(&plain) > width {
-            // Colours would be cut, too.
+            // Truncation could split a colour code.
             out += &table::cut(&plain, width);
         } else {
             let is_heading = row[1] == SHORT[1];
@@ -213,7 +210,7 @@ fn long_list(answer: &Value, now: i64) -> String {
         .collect()
 }
 
-/// Everything about a plugin, for people. The state and the advice come first, and each reason appears once.
+/// Everything about a plugin, for people. State and advice come first, and each reason appears once.
 fn details(plugin: &Value, now: i64) -> String {
     let text = |value: &Value| word(value).into_owned();
     let count = |value: &Value| value.as_i64().map(|number| number.to_string()).unwrap_or_default();
@@ -258,7 +255,7 @@ fn details(plugin: &Value, now: i64) -> String {
             ],
         ),
     );
-    // The reason of the state has the message of a licence that was refused.
+    // The reason of the state includes the message of a refused licence.
     let message =
         if license["code"].is_null() && license["state"] == "grace" { text(&license["message"]) } else { String::new() };
     section(
@@ -286,7 +283,7 @@ fn details(plugin: &Value, now: i64) -> String {
     if !end.is_null() {
         let how =
             if said.insert(text(&end["reason"])) { for_people(&word(&end["reason"])) } else { "see the reason above".to_owned() };
-        // Where all that it printed is the reason, that was said.
+        // Skips the output if all of it is already in the reason.
         let is_said = |line: &Value| {
             let line = line.as_str().unwrap_or_default();
             let printed = line.split_once(' ').filter(|(time, _)| utc::parse(time).is_some()).map_or(line, |(_, rest)| rest);
@@ -294,14 +291,14 @@ fn details(plugin: &Value, now: i64) -> String {
         };
         let lines = items(&end["lines"]).filter(|_| !items(&end["lines"]).all(is_said));
         let lines: String = lines.map(|line| format!("    {}\n", word(line))).collect();
-        let printed = if lines.is_empty() { "" } else { "  what it had printed\n" };
+        let printed = if lines.is_empty() { "" } else { "  last output\n" };
         section("last end", format!("  {}: {how}\n{printed}{lines}", time_and_age(&end["at"], now)));
     }
     let events = items(&plugin["events"]).map(|event| {
         let detail = text(&event["detail"]);
         let detail = match detail.as_str() {
             "" => String::new(),
-            // This text is short, and each event with it is a separate action.
+            // Not abbreviated: the text is short, and each such event is a separate action.
             "by the operator" => ": by the operator".to_owned(),
             _ if !said.insert(detail.clone()) => ": as above".to_owned(),
             _ => format!(": {}", for_people(&detail)),
@@ -322,15 +319,17 @@ fn changes(answer: &Value) -> String {
         }
     }
     let news = items(&answer["updates_refused"]).next().is_some();
-    if out.is_empty() && !news { "nothing has changed\n".into() } else { out }
+    if out.is_empty() && !news { "no changes\n".into() } else { out }
 }
 
-/// `plugrack rescan`. An update that is refused is a failure: the file that was put there does not run.
+/// `plugrack rescan`. A refused update is a failure, because the new file does not run.
 pub(super) fn rescan(console: &Console) -> Result<()> {
     let answer = console.api()?.call("POST", "/rescan", b"")?;
     console.print(&answer, changes)?;
     let refused: Vec<_> = items(&answer["updates_refused"])
-        .map(|update| format!("{}: update refused, the process before goes on: {}", word(&update["id"]), word(&update["reason"])))
+        .map(|update| {
+            format!("{}: update refused, the old process keeps running: {}", word(&update["id"]), word(&update["reason"]))
+        })
         .collect();
     if refused.is_empty() { Ok(()) } else { bail!("{}", refused.join("; ")) }
 }
@@ -352,7 +351,7 @@ fn leftovers(answer: &Value) -> String {
         format!("{}: {}{file}\n", word(&left["id"]), has.join(", "))
     };
     let kept: String = items(&answer["gone"]).filter(|left| left["kept"] == true).map(row).collect();
-    if kept.is_empty() { "nothing is left of plugins that are gone\n".into() } else { kept }
+    if kept.is_empty() { "removed plugins have left no data\n".into() } else { kept }
 }
 
 /// `plugrack forget`.

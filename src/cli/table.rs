@@ -1,13 +1,13 @@
-//! Tables for a terminal: measures text, cuts it and fits columns to a width. Pure.
+//! Tables for a terminal: measures and truncates text, and fits columns to a width. Pure.
 
-/// Between two columns. Two spaces, since one may stand in a cell.
+/// Separates columns. Two spaces, because a cell may contain one.
 const SEPARATOR: &str = "  ";
 
-/// Stands for what was cut off.
+/// Marks truncated text.
 const ELLIPSIS: char = '…';
 
-/// Characters that terminals show two columns wide: East Asian scripts and forms, symbols, emoji (Unicode's `EastAsianWidth`, W and F),
-/// in ranges that also hold some narrow ones, so that a width is never less than what is shown.
+/// Characters that terminals show two columns wide: East Asian scripts and forms, symbols, emoji (Unicode's `EastAsianWidth`, W and F).
+/// The ranges include some narrow characters, so a calculated width is never too small.
 const WIDE: [std::ops::RangeInclusive<char>; 12] = [
     '\u{1100}'..='\u{115f}',
     '\u{231a}'..='\u{23ff}',
@@ -27,12 +27,12 @@ fn width_of(c: char) -> usize {
     if WIDE.iter().any(|range| range.contains(&c)) { 2 } else { 1 }
 }
 
-/// Columns of a terminal that a text takes, at most.
+/// The most terminal columns that a text takes.
 pub(super) fn width(text: &str) -> usize {
     text.chars().map(width_of).sum()
 }
 
-/// A text in one line of `most` columns, its end cut off where it is longer.
+/// A text as one line of at most `most` columns, truncated if longer.
 pub(super) fn cut(text: &str, most: usize) -> String {
     let text = text.replace(['\t', '\n'], " ");
     if width(&text) <= most {
@@ -51,8 +51,8 @@ pub(super) fn cut(text: &str, most: usize) -> String {
     out
 }
 
-/// The widths of columns that show all of their cells or, where that is more than `most` together, less of some: of each column of
-/// `shrink`, in that order, as little as it takes, and no less than the number beside it.
+/// Column widths that show all cells. If these exceed `most` in total, shrinks the columns of `shrink` in order, as little as needed
+/// and never below the minimum given for each.
 pub(super) fn fit<const N: usize>(rows: &[[String; N]], shrink: &[(usize, usize)], most: usize) -> [usize; N] {
     let mut widths = [0; N];
     for row in rows {
@@ -68,7 +68,7 @@ pub(super) fn fit<const N: usize>(rows: &[[String; N]], shrink: &[(usize, usize)
     widths
 }
 
-/// A row: each cell cut, and filled up, to the width of its column, and passed through `paint` with the column's number.
+/// A row: each cell truncated or padded to its column's width, and passed through `paint` with its column's number.
 pub(super) fn row<const N: usize>(cells: &[String; N], widths: &[usize; N], paint: impl Fn(usize, String) -> String) -> String {
     let cells = cells.iter().zip(widths).enumerate().map(|(column, (cell, most))| {
         let cell = cut(cell, *most);

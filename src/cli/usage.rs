@@ -1,4 +1,4 @@
-//! The message for a command line that the parser refuses.
+//! The message for an invalid command line.
 
 use super::console::error_line;
 use clap::builder::StyledStr;
@@ -8,20 +8,20 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-/// The code of such an error with `--json`.
+/// Code of the error with `--json`.
 const CODE: &str = "usage";
 
-/// The option before the command whose value could be taken for a word of it.
+/// The global option whose value could be mistaken for a word of the command.
 const DATA: &str = "--data";
 
-/// Says what is wrong with the arguments of `command`, or prints the help that they ask for.
+/// Prints what is wrong with the arguments of `command`, or the requested help.
 pub(super) fn explain(mut error: Error, mut command: Command, arguments: &[OsString]) -> ExitCode {
     if error.use_stderr() {
         let words = arguments.iter().filter_map(|argument| argument.to_str());
         command.build();
         complete(&mut error, &mut command, words.collect());
         if arguments.iter().take_while(|argument| *argument != "--").any(|argument| argument == "--json") {
-            // Where standard error is gone there is nobody to tell.
+            // Nobody can read an error if standard error is closed.
             drop(writeln!(io::stderr(), "{}", error_line(None, CODE, &sentence(&error))));
             return ExitCode::from(2);
         }
@@ -30,8 +30,8 @@ pub(super) fn explain(mut error: Error, mut command: Command, arguments: &[OsStr
     u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
 }
 
-/// Gives an error the usage of its command, and a tip where the words may be in another order. Of itself the error would have a usage
-/// with what is given already, variables of the environment included, as if all of that were required.
+/// Adds the usage of the command to an error, and a tip if the words seem to be in the wrong order. clap's own usage would list
+/// everything already given, environment variables included, as if it were required.
 fn complete(error: &mut Error, root: &mut Command, words: Vec<&str>) {
     let mut command = root;
     let mut rest = Vec::new();
@@ -55,20 +55,20 @@ fn complete(error: &mut Error, root: &mut Command, words: Vec<&str>) {
         let verbs: Vec<&str> = command.get_subcommands().map(Command::get_name).filter(|verb| *verb != "help").collect();
         let tip = match rest[..] {
             [id, verb, ref more @ ..] if verbs.contains(&verb) => {
-                // A value may be a secret, and is not repeated.
+                // Values may be secrets, so they are not repeated.
                 let more = if more.is_empty() { "" } else { " …" };
                 format!("the verb comes before the ID: {name} {verb} {id}{more}")
             }
-            _ => format!("the form is: {name} VERB, with the verb one of {}", verbs.join(", ")),
+            _ => format!("usage: {name} VERB, where VERB is one of {}", verbs.join(", ")),
         };
         error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![StyledStr::from(tip)]));
     }
 }
 
-/// The error in one line.
+/// The error as one line.
 fn sentence(error: &Error) -> String {
     if matches!(error.kind(), ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand) {
-        return "a command is missing: --help lists them".to_owned();
+        return "no command given; --help lists the commands".to_owned();
     }
     let text = error.render().to_string();
     let text = text.strip_prefix("error: ").unwrap_or(&text);

@@ -1,4 +1,4 @@
-//! What a vendor does with licences, and what anybody can ask of one: none of it needs a host.
+//! `plugrack license keygen`, `issue` and `inspect`: commands that work without a host.
 
 use super::console::{Console, token};
 use crate::license::{self, Claims, Date, Inspection, Keyring, Known, MAX_GRACE_DAYS, MAX_LIMIT, SigningKey, Time, Verdict};
@@ -16,12 +16,12 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use uuid::Uuid;
 
-/// Most bytes that are read of a key file: many times what one has.
+/// Most bytes to read of a key file: many times its usual size.
 const MAX_KEY_FILE: u64 = 64 * 1024;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Vendor {
-    /// Create a key pair that signs licences: write the private key to a file, print the public key
+    /// Create a key pair for signing licences: write the private key to a file, print the public key
     Keygen {
         /// Name of the key, such as acme-2026a
         #[arg(long)]
@@ -35,43 +35,43 @@ pub(super) enum Vendor {
     },
     /// Issue a licence and print its token
     Issue(Box<Issue>),
-    /// Explain what a licence says, and check it
+    /// Explain the claims of a licence, and check them
     Inspect(Inspect),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Issue {
-    /// The private key's file
+    /// File of the private key
     #[arg(long, value_name = "FILE")]
     key: PathBuf,
     /// The plugin's id
     #[arg(long, value_name = "ID")]
     plugin: String,
-    /// An instance it is for, as `plugrack instance` prints it there; '*' is every one
+    /// Instance it is for, as printed by `plugrack instance` there; '*' means every instance; may be repeated
     #[arg(long = "instance", value_name = "UUID", required = true)]
     instances: Vec<String>,
-    /// Who issues it; the key's name unless given
+    /// Who issues it; by default the key's name
     #[arg(long, value_name = "NAME")]
     issuer: Option<String>,
     /// Who it is issued to
     #[arg(long, value_name = "NAME")]
     customer: Option<String>,
-    /// The last day it is good, or the time at which it expires; never unless given
+    /// Last day of validity, or the time at which it expires; by default it never expires
     #[arg(long, value_name = "DATE", value_parser = last_second)]
     expires: Option<Time>,
-    /// The first day it is good, or the time; at once unless given
+    /// First day of validity, or a time; by default it is valid at once
     #[arg(long, value_name = "DATE", value_parser = first_second)]
     not_before: Option<Time>,
-    /// Days the plugin still runs after it has expired
+    /// Days after expiry during which the plugin still runs
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=i64::from(MAX_GRACE_DAYS)))]
     grace_days: u16,
-    /// The last release date of the plugin that it covers; every one unless given
+    /// Last release date of the plugin that it covers; by default it covers all releases
     #[arg(long, value_name = "DATE")]
     updates_until: Option<Date>,
-    /// A feature that it switches on
+    /// Feature that it grants; may be repeated
     #[arg(long = "feature", value_name = "FEATURE")]
     features: Vec<String>,
-    /// A limit that it sets
+    /// Limit that it grants; may be repeated
     #[arg(long = "limit", value_name = "NAME=N", value_parser = limit)]
     limits: Vec<(String, u64)>,
 }
@@ -80,24 +80,24 @@ pub(super) struct Issue {
 pub(super) struct Inspect {
     /// The token; - reads it from standard input
     token: String,
-    /// A public key of the vendor's, as keygen printed it
+    /// Public key of the vendor, as printed by keygen; may be repeated
     #[arg(long = "public-key", value_name = "KID=KEY", value_parser = key)]
     keys: Vec<(String, String)>,
-    /// The plugin it has to be for
+    /// Plugin that it must be for
     #[arg(long, value_name = "ID")]
     plugin: Option<String>,
-    /// The instance it has to be for
+    /// Instance that it must be for
     #[arg(long, value_name = "UUID")]
     instance: Option<String>,
-    /// The release date of the plugin it has to cover
+    /// Release date of the plugin that it must cover
     #[arg(long, value_name = "DATE")]
     release_date: Option<Date>,
-    /// The time at which it has to be good, such as 2026-09-26T12:00:00Z; now unless given
+    /// Time at which it must be valid, such as 2026-09-26T12:00:00Z; by default now
     #[arg(long, value_name = "TIME")]
     now: Option<Time>,
 }
 
-/// A private key's file.
+/// The content of a private key file.
 #[derive(Deserialize, Serialize)]
 struct KeyFile {
     kid: String,
@@ -118,12 +118,12 @@ fn limit(text: &str) -> Result<(String, u64), String> {
     let limit = text.split_once('=').and_then(|(name, number)| Some((name.to_owned(), number.parse().ok()?)));
     limit
         .filter(|(name, number)| !name.is_empty() && *number <= MAX_LIMIT)
-        .ok_or_else(|| format!("a limit is a name and a whole number up to {MAX_LIMIT}, such as users=25"))
+        .ok_or_else(|| format!("expected a name and a whole number up to {MAX_LIMIT}, such as users=25"))
 }
 
 fn key(text: &str) -> Result<(String, String), String> {
     let key = text.split_once(['=', ' ']).map(|(kid, key)| (kid.to_owned(), key.to_owned()));
-    key.ok_or_else(|| "a key is its name and its text, such as acme-2026a=k4.public.…".to_owned())
+    key.ok_or_else(|| "expected the name and the text of a key, such as acme-2026a=k4.public.…".to_owned())
 }
 
 impl Vendor {
@@ -137,11 +137,11 @@ impl Vendor {
 }
 
 fn keygen(console: &Console, kid: &str, out: Option<PathBuf>, force: bool) -> Result<()> {
-    let key = SigningKey::generate(kid)?.context("the system gives no random bytes: try again")?;
+    let key = SigningKey::generate(kid)?.context("the system has no random bytes: try again")?;
     let path = out.unwrap_or_else(|| PathBuf::from(format!("{kid}.key")));
     write_key(&path, &key, force).map_err(|error| match error.kind() {
         io::ErrorKind::AlreadyExists => {
-            anyhow!("{} is there already: name another file with --out, or write over the key in it with --force", path.display())
+            anyhow!("{} already exists: name another file with --out, or overwrite the key with --force", path.display())
         }
         _ => anyhow!("cannot write the key to {}: {error}", path.display()),
     })?;
@@ -149,7 +149,7 @@ fn keygen(console: &Console, kid: &str, out: Option<PathBuf>, force: bool) -> Re
     console.print(&answer, |_| format!("{kid} {}\n", key.public()))
 }
 
-/// Writes it beside and renames it, so that a key is there whole or not at all, and readable by nobody else at any time.
+/// Writes a key atomically, by renaming a temporary file that only its owner can read.
 fn write_key(path: &Path, key: &SigningKey, force: bool) -> io::Result<()> {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut file = tempfile::Builder::new().permissions(Permissions::from_mode(0o600)).tempfile_in(dir)?;
@@ -168,9 +168,9 @@ fn read_key(path: &Path) -> Result<SigningKey> {
     let mut text = String::new();
     let read = File::open(path).and_then(|file| file.take(MAX_KEY_FILE).read_to_string(&mut text));
     read.with_context(|| format!("cannot read the key {}", path.display()))?;
-    // The reader's own words could quote the key.
+    // The parser's error is dropped, because it could quote the key.
     let Ok(KeyFile { kid, secret }) = serde_json::from_str(&text) else {
-        bail!("{} is no private key: plugrack license keygen makes one", path.display());
+        bail!("{} is not a private key; to create one: plugrack license keygen", path.display());
     };
     SigningKey::parse(&kid, &secret).with_context(|| path.display().to_string())
 }
@@ -179,7 +179,7 @@ impl Issue {
     fn run(self, console: &Console) -> Result<()> {
         let key = read_key(&self.key)?;
         if !is_plugin_id(&self.plugin) {
-            bail!("{:?} cannot be the id of a plugin: see the plugin's --metadata", self.plugin);
+            bail!("{:?} is not a valid plugin id; the plugin's --metadata prints it", self.plugin);
         }
         let mut lim = BTreeMap::new();
         for (name, number) in self.limits {
@@ -203,25 +203,27 @@ impl Issue {
             lim,
         };
         if claims.exp.is_none() && claims.grace_days > 0 {
-            bail!("a licence that never expires needs no grace: give it an end with --expires, or leave out --grace-days");
+            bail!("a licence that never expires has no grace period: add --expires, or leave out --grace-days");
         }
         if let (Some(nbf), Some(exp)) = (claims.nbf, claims.exp)
             && nbf >= exp
         {
-            bail!("the licence would expire at {exp}, before it begins at {nbf}: give another --expires or --not-before");
+            bail!("the licence would expire at {exp}, before it becomes valid at {nbf}: change --expires or --not-before");
         }
         let token = license::issue(&claims, &key)?;
         console.print(&json!({"token": token, "claims": claims}), |_| format!("{token}\n"))
     }
 }
 
-/// An instance's id as the host writes it, or the star.
+/// Parses an instance id in any UUID form, or the star.
 fn instance(text: &str) -> Result<String> {
     match Uuid::try_parse(text) {
         Ok(id) => Ok(id.to_string()),
         Err(_) if text == license::ANY_INSTANCE => Ok(text.to_owned()),
         Err(_) => {
-            bail!("{text:?} is no instance id: plugrack instance prints it on the customer's machine, and '*' is every one")
+            bail!(
+                "{text:?} is not an instance id: plugrack instance prints it on the customer's machine; '*' means every instance"
+            )
         }
     }
 }
@@ -250,7 +252,7 @@ impl Inspect {
     }
 }
 
-/// All that is known of a licence, for programs.
+/// The claims and checks of a licence as JSON.
 fn as_json(inspection: &Inspection) -> Value {
     let check = |(name, verdict): &(&str, Verdict)| match verdict {
         Verdict::Passed(how) => json!({"check": name, "result": "ok", "code": null, "message": how}),
@@ -263,7 +265,7 @@ fn as_json(inspection: &Inspection) -> Value {
     json!({"kid": inspection.kid, "claims": inspection.claims, "checks": checks})
 }
 
-/// All that is known of a licence, a line each.
+/// The claims and checks of a licence, one on each line.
 fn report(inspection: &Inspection) -> String {
     let mut lines = Vec::new();
     if let Some(claims) = &inspection.claims {
@@ -278,7 +280,7 @@ fn report(inspection: &Inspection) -> String {
         };
         lines.extend([
             ("licence", claims.jti.clone()),
-            ("issued", format!("by {} at {}, to be signed with the key {key}", claims.iss, claims.iat)),
+            ("issued", format!("by {} at {}, with the key {key}", claims.iss, claims.iat)),
             ("customer", some(claims.sub.clone(), "not named")),
             ("plugin", claims.aud.clone()),
             ("instances", list(instances.collect(), "none")),

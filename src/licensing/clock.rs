@@ -1,23 +1,23 @@
-//! The high-water mark of time: a moment that has certainly come, handed to plugins so that a clock set back does not make an
-//! expired licence good again. Pure: time is passed in.
+//! The high-water mark of time: a moment that has certainly passed. Plugins get it, so that setting the clock back does not revive an
+//! expired licence. Pure: time is passed in.
 //!
-//! The wall clock is believed once, for the first mark. From then on only time that has passed while the host ran is added,
-//! so a clock that is wrong for a while, in either direction, changes nothing.
+//! The wall clock sets only the first mark. After that the host adds the time that it has run, measured by the monotonic clock. So a
+//! clock that is wrong for a while, in either direction, changes nothing.
 
 use crate::util::utc;
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
-/// How often the mark goes on while the host runs: what a kill may lose of it. Each time is a write to the disk.
+/// Interval at which the mark advances, which is what a kill can lose. Each advance is a write to the disk.
 const STEP: Duration = Duration::from_secs(300);
 
-/// 2026-01-01 in milliseconds since 1970-01-01 UTC. A clock that says less was never set: many small machines begin at 1970.
+/// 2026-01-01 in milliseconds since 1970-01-01 UTC. An earlier clock was never set: many small machines start in 1970.
 const CLOCK_IS_SET: i64 = 1_767_225_600_000;
 
 /// Why the mark cannot be reset.
-pub(crate) const CLOCK_NOT_SET: &str = "the system clock shows a time before 2026, so it was not set: set it first";
+pub(crate) const CLOCK_NOT_SET: &str = "the system clock shows a time before 2026, so it was never set: set it first";
 
-/// The clocks that licences are judged by, in milliseconds since 1970-01-01 UTC; in JSON, RFC 3339.
+/// The clocks by which licences are judged, in milliseconds since 1970-01-01 UTC; in JSON, RFC 3339.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct Clocks {
     /// The system clock.
@@ -26,19 +26,19 @@ pub(crate) struct Clocks {
     /// The high-water mark; none while the clock was never set.
     #[serde(serialize_with = "utc::serialize_some")]
     pub(crate) mark: Option<i64>,
-    /// The later of the two, which counts.
+    /// The later of the two, by which licences are judged.
     #[serde(serialize_with = "utc::serialize")]
     now: i64,
 }
 
 impl Clocks {
-    /// The clocks at a time of the system clock.
+    /// Combines the system clock and the mark.
     pub(crate) fn new(system: i64, mark: Option<i64>) -> Self {
         Self { system, mark, now: system.max(mark.unwrap_or(system)) }
     }
 }
 
-/// The mark, and since when the time that passes is to be added to it.
+/// The mark, and the instant up to which elapsed time was added to it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TimeMark {
     mark: Option<i64>,
@@ -46,7 +46,7 @@ pub(crate) struct TimeMark {
 }
 
 impl TimeMark {
-    /// Goes on from the mark of an earlier run, if there is one, in milliseconds since 1970-01-01 UTC.
+    /// Continues from the stored mark, if there is one, in milliseconds since 1970-01-01 UTC.
     pub(crate) fn new(stored: Option<i64>, now: Instant) -> Self {
         Self { mark: stored, since: now }
     }
@@ -56,20 +56,20 @@ impl TimeMark {
         self.mark
     }
 
-    /// Lets the mark go on if that is due. Gives it when it has, to be kept.
+    /// Advances the mark if that is due. Returns the new mark, to be stored.
     pub(crate) fn advance(&mut self, now: Instant, wall_ms: i64) -> Option<i64> {
         let due = self.mark.is_none() || now.saturating_duration_since(self.since) >= STEP;
         if due { self.advance_now(now, wall_ms) } else { None }
     }
 
-    /// Sets the mark to what the clock shows. Gives it, to be kept; none, and nothing is changed, if the clock was never set.
+    /// Sets the mark to the wall clock. Returns the new mark, to be stored; none, without a change, if the clock was never set.
     pub(crate) fn reset(&mut self, now: Instant, wall_ms: i64) -> Option<i64> {
         let mark = (wall_ms >= CLOCK_IS_SET).then_some(wall_ms)?;
         (self.mark, self.since) = (Some(mark), now);
         self.mark
     }
 
-    /// Lets the mark go on by the time that has passed, however little: for the end of the host. Gives it when it has, to be kept.
+    /// Advances the mark by the elapsed time, however short: for the host's exit. Returns the new mark, to be stored.
     pub(crate) fn advance_now(&mut self, now: Instant, wall_ms: i64) -> Option<i64> {
         let passed = now.saturating_duration_since(self.since);
         let mark = match self.mark {

@@ -1,23 +1,23 @@
-//! How a plugin stands with its licence, as the operator is told. Pure: time is passed in.
+//! The status of a plugin's licence, as shown to the operator. Pure: time is passed in.
 //!
-//! The host has no vendor's key, so what it reads of a token is not verified: that is the plugin's part, and the host says that a
-//! licence is valid only of a plugin that runs with it.
+//! The host has no vendor key, so it cannot verify a token; the plugin does that. The host calls a licence valid only if the plugin
+//! runs with it.
 
 use crate::license::{Claims, Code, MAX_TOKEN, Standing, Time, unverified};
 use crate::process::exit::Exit;
 use crate::protocol::message::Failure;
 use serde::Serialize;
 
-/// What the sentence of a plugin that has refused its licence begins with.
+/// Prefix of the sentence of a plugin that refuses its licence.
 const SENTENCE: &str = "licence: ";
 
-/// What every token begins with.
+/// Prefix of every token.
 const PREFIX: &str = "v4.public.";
 
-/// Characters of a token's payload that are shown, so that an operator can tell two tokens apart: of the claims, which are no secret.
+/// Characters of a token's payload to show, so that an operator can tell tokens apart. They encode claims, which are not secret.
 const SHOWN: usize = 8;
 
-/// The code and the sentence `licence: CODE: WHAT TO DO` of an answer by which a plugin refuses its licence.
+/// The code and the sentence `licence: CODE: WHAT TO DO` of a reply by which a plugin refuses its licence.
 pub(crate) fn refusal(told: &Failure) -> Option<(Code, String)> {
     let code = Code::ALL.into_iter().find(|code| code.as_str() == told.code)?;
     let prefix = format!("licence: {code}: ");
@@ -25,38 +25,39 @@ pub(crate) fn refusal(told: &Failure) -> Option<(Code, String)> {
     Some((code, sentence))
 }
 
-/// A token without the white space around it, if it looks like one.
+/// Trims a token and checks its form.
 ///
 /// # Errors
-/// One sentence: what it is not.
+/// One sentence that says what is wrong with it.
 pub(crate) fn check_form(token: &[u8]) -> Result<&str, String> {
     let token = token.trim_ascii();
     if token.len() > MAX_TOKEN {
-        return Err(format!("a licence is at most {MAX_TOKEN} bytes, this has {}: give the token alone", token.len()));
+        return Err(format!("a licence has at most {MAX_TOKEN} bytes, and this has {}: give the token alone", token.len()));
     }
     let segment = |part: &&str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
     let token = std::str::from_utf8(token).ok().filter(|token| {
         let parts: Vec<&str> = token.strip_prefix(PREFIX).unwrap_or_default().split('.').collect();
         parts.len() == 2 && parts.iter().all(segment)
     });
-    token.ok_or_else(|| "this is no licence: one is a line of the form v4.public.….…, give it as the vendor issued it".into())
+    token
+        .ok_or_else(|| "this is not a licence: give the token as the vendor issued it, one line of the form v4.public.….…".into())
 }
 
-/// Any text that the host can hand to a plugin as its licence, without the white space around it.
+/// Trims text and checks that the host can hand it to a plugin as a licence.
 ///
 /// # Errors
-/// One sentence: what it is not.
+/// One sentence that says what is wrong with it.
 pub(crate) fn check_text(token: &[u8]) -> Result<&str, String> {
     let token = token.trim_ascii();
     let is_text = |token: &&str| !token.is_empty() && token.len() <= MAX_TOKEN && !token.chars().any(char::is_control);
     let text = std::str::from_utf8(token).ok().filter(is_text);
-    text.ok_or_else(|| format!("a licence is 1 to {MAX_TOKEN} bytes of text in one line, this has {}", token.len()))
+    text.ok_or_else(|| format!("a licence is one line of 1 to {MAX_TOKEN} bytes of text, and this has {} bytes", token.len()))
 }
 
-/// Whether an end of a plugin before it was ready means that it has refused the licence on trial that it was given. One that `ran`
-/// with what it had before must run again, so that any end of its own counts.
+/// Whether an exit before `ready` counts as a refusal of the licence on trial. A plugin that `ran` with what it had before must run
+/// again, so for it any exit of its own counts.
 ///
-/// One that `begins_later` stays on trial, unless the plugin ran with what it had.
+/// A licence that `begins_later` stays on trial, unless the plugin ran before.
 pub(crate) fn rejects_trial(exit: Exit, ran: bool, begins_later: bool) -> bool {
     match exit {
         Exit::Unlicensed(Code::NotYetValid) if begins_later => ran,
@@ -66,12 +67,12 @@ pub(crate) fn rejects_trial(exit: Exit, ran: bool, begins_later: bool) -> bool {
     }
 }
 
-/// What a plugin has done with a licence on trial that it did not get ready with, by the reason of its end.
+/// What a plugin did with a licence on trial that it did not become ready with, judged by the reason of its exit.
 pub(crate) fn verdict(why: &str) -> &'static str {
     if why.starts_with(SENTENCE) { "rejected" } else { "did not start with" }
 }
 
-/// The sentence `licence: CODE: WHAT TO DO` as people read it: `WHAT TO DO (CODE)`. Any other reason stays as it is.
+/// Turns the sentence `licence: CODE: WHAT TO DO` into `WHAT TO DO (CODE)` for people. Returns any other reason unchanged.
 pub(crate) fn for_people(why: &str) -> String {
     match why.strip_prefix(SENTENCE).and_then(|rest| rest.split_once(": ")) {
         Some((code, what)) => format!("{what} ({code})"),
@@ -82,13 +83,13 @@ pub(crate) fn for_people(why: &str) -> String {
 /// The status of a plugin's licence.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct LicenseStatus {
-    /// The state, by which programs decide.
+    /// The state, for programs.
     pub(crate) state: LicenseState,
-    /// The code by which the plugin has refused it.
+    /// The code with which the plugin refused it.
     code: Option<&'static str>,
-    /// What people should know: why it was refused, or when it ends.
+    /// For people: why it was refused, or when it expires.
     message: Option<String>,
-    /// When it expires, in RFC 3339, as the token says, which the host cannot verify.
+    /// Expiry in RFC 3339, from the token and unverified.
     expires_at: Option<String>,
 }
 
@@ -96,7 +97,7 @@ pub(crate) struct LicenseStatus {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum LicenseState {
-    /// None is set, and the plugin has not asked for one.
+    /// No licence is set, and the plugin has not asked for one.
     None,
     /// The plugin runs with it.
     Valid,
@@ -106,42 +107,41 @@ pub(crate) enum LicenseState {
     Grace,
     /// It has expired, and the plugin has refused it.
     Expired,
-    /// It is not valid yet. The plugin is started when it is.
+    /// It is not valid yet; the plugin starts when it is.
     Pending,
-    /// The plugin has refused it for another reason, or misses one.
+    /// The plugin has refused it for another reason, or needs one and has none.
     Refused,
-    /// One is set, and the plugin does not run for another reason.
+    /// A licence is set, and the plugin does not run for another reason.
     Unchecked,
 }
 
-/// As much of a token as is shown.
+/// The part of a token that is shown.
 pub(crate) fn shown(token: &str) -> String {
     let end = token.floor_char_boundary(PREFIX.len() + SHOWN);
     format!("{}…", &token[..end])
 }
 
-/// How good a licence is with which a plugin runs. It may have ended since the plugin has looked.
+/// Standing of the licence of a running plugin. It may have expired since the plugin checked it.
 fn of_running(claims: &Claims, now: Time) -> Standing {
     claims.standing(now).unwrap_or(Standing::Grace { days_left: 0 })
 }
 
-/// What is to be said in the log of a licence with which a plugin runs.
+/// The daily log warning about the licence of a running plugin, if one is due.
 pub(crate) fn warning(token: &str, now: Time) -> Option<String> {
     let claims = unverified(token)?;
     let exp = claims.exp?;
     match of_running(&claims, now) {
         Standing::Valid => None,
         Standing::Warning { days_left } => {
-            Some(format!("its licence expires in {}, at {exp}: ask the vendor for the next", in_days(days_left)))
+            Some(format!("its licence expires in {}, at {exp}: ask the vendor to renew it", in_days(days_left)))
         }
-        Standing::Grace { days_left } => Some(format!(
-            "its licence has expired at {exp}, and the vendor lets it run for {} more: renew it",
-            in_days(days_left)
-        )),
+        Standing::Grace { days_left } => {
+            Some(format!("its licence expired at {exp}, and its grace period ends in {}: renew it", in_days(days_left)))
+        }
     }
 }
 
-/// Whether a licence is for an instance by name.
+/// Whether a licence names this instance.
 pub(crate) fn names(token: &str, instance: &str) -> bool {
     unverified(token).is_some_and(|claims| claims.inst.iter().any(|name| name == instance))
 }
@@ -150,7 +150,8 @@ fn in_days(days: u32) -> String {
     if days == 1 { "1 day".into() } else { format!("{days} days") }
 }
 
-/// The status of a plugin's licence: `refused` is the code by which the plugin has refused it, and the reason, `runs` whether it answers.
+/// The status of a plugin's licence. `refused` is the code and reason of the plugin's refusal; `runs` is whether the plugin answers
+/// requests.
 pub(crate) fn standing(token: Option<&str>, refused: Option<(Code, &str)>, runs: bool, now: Time) -> LicenseStatus {
     let claims = token.and_then(unverified);
     let begins = claims.as_ref().and_then(|claims| claims.nbf);
@@ -171,12 +172,12 @@ pub(crate) fn standing(token: Option<&str>, refused: Option<(Code, &str)>, runs:
                 (LicenseState::Expiring, None, Some(format!("expires in {}", in_days(days_left))))
             }
             Some(Standing::Grace { days_left }) => {
-                (LicenseState::Grace, None, Some(format!("expired, and the vendor lets it run for {} more", in_days(days_left))))
+                (LicenseState::Grace, None, Some(format!("expired, and its grace period ends in {}", in_days(days_left))))
             }
             Some(Standing::Valid) | None => (LicenseState::Valid, None, None),
         },
     };
-    // A token has whole seconds, and times in JSON have milliseconds.
+    // Tokens have whole seconds; times in JSON have milliseconds.
     let expires_at = claims.and_then(|claims| claims.exp).map(|exp| exp.to_string().replace('Z', ".000Z"));
     LicenseStatus { state, code, message, expires_at }
 }
@@ -218,14 +219,8 @@ mod tests {
             (dated, None, true, -DAY - 1, (LicenseState::Expiring, None, Some("expires in 2 days"))),
             (dated, None, true, -DAY, (LicenseState::Expiring, None, Some("expires in 1 day"))),
             (dated, None, true, -1, (LicenseState::Expiring, None, Some("expires in 1 day"))),
-            (dated, None, true, 0, (LicenseState::Grace, None, Some("expired, and the vendor lets it run for 14 days more"))),
-            (
-                dated,
-                None,
-                true,
-                20 * DAY,
-                (LicenseState::Grace, None, Some("expired, and the vendor lets it run for 0 days more")),
-            ),
+            (dated, None, true, 0, (LicenseState::Grace, None, Some("expired, and its grace period ends in 14 days"))),
+            (dated, None, true, 20 * DAY, (LicenseState::Grace, None, Some("expired, and its grace period ends in 0 days"))),
             (forever, None, true, 0, (LicenseState::Valid, None, None)),
             (garbled, None, true, 0, (LicenseState::Valid, None, None)),
         ] {
@@ -244,7 +239,7 @@ mod tests {
         assert_eq!(warning(-30 * DAY - 1), "");
         assert!(warning(-2 * DAY).contains("expires in 2 days, at 2027-03-01T00:00:00Z"), "{}", warning(-2 * DAY));
         for (seconds, left) in [(0, "14 days"), (1, "14 days"), (13 * DAY, "1 day"), (20 * DAY, "0 days")] {
-            assert!(warning(seconds).contains(&format!("for {left} more")), "{}", warning(seconds));
+            assert!(warning(seconds).contains(&format!("ends in {left}:")), "{}", warning(seconds));
         }
         assert!(names(&token(r#""inst":["a","b"]"#), "b"));
         assert!(!names(&token(r#""inst":["*"]"#), "b") && !names("v4.public.AAAA.BBBB", "b"));

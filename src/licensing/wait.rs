@@ -1,35 +1,35 @@
-//! How a plugin waits for its licence to begin. Pure: time is passed in.
+//! The wait of a plugin until its licence becomes valid. Pure: time is passed in.
 
 use crate::license::Time;
 use std::time::Duration;
 
-/// Longest time to the next look at the clock: it may be set meanwhile.
+/// Longest time until the next check of the clock, which may be set meanwhile.
 const CHECK: Duration = Duration::from_secs(60);
 
-/// Longest pause before a plugin is started again that still refuses a licence that has begun.
+/// Longest pause between starts of a plugin that refuses a licence although it is valid by now.
 const MAX_PAUSE: Duration = Duration::from_secs(3600);
 
-/// A plugin's wait for the licence that it has refused as not valid yet.
+/// The wait for a licence that the plugin refused as not valid yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LicenseWait {
     begins: Time,
-    /// How often the plugin has refused it since it has begun.
+    /// Number of refusals since the licence became valid.
     refusals: u32,
 }
 
 impl LicenseWait {
-    /// The wait after a refusal at a time of the licence that `begins` then. `before` is the wait until now, if there was one.
+    /// The wait after a refusal at `now` of a licence that `begins` later. `before` is the previous wait, if there was one.
     pub(crate) fn refused(begins: Time, before: Option<Self>, now: Time) -> Self {
         let refusals = before.filter(|before| before.begins == begins).map_or(0, |before| before.refusals);
         Self { begins, refusals: if now < begins { 0 } else { refusals.saturating_add(1) } }
     }
 
-    /// Whether it is too early to start the plugin.
+    /// Whether the licence is not valid yet, so that a start is pointless.
     pub(crate) fn is_early(self, now: Time) -> bool {
         now < self.begins
     }
 
-    /// Time to the next look at the clock, or to the next start where the licence has begun.
+    /// Time until the next check of the clock, or until the next start if the licence is valid by now.
     pub(crate) fn pause(self, now: Time) -> Duration {
         if self.is_early(now) {
             return self.left(now).min(CHECK);
@@ -37,7 +37,7 @@ impl LicenseWait {
         CHECK.saturating_mul(1 << self.refusals.saturating_sub(1).min(8)).min(MAX_PAUSE)
     }
 
-    /// Time to the expected next start.
+    /// Time until the expected next start.
     pub(crate) fn left(self, now: Time) -> Duration {
         match u64::try_from(now.seconds_until(self.begins)) {
             Ok(seconds) if seconds > 0 => Duration::from_secs(seconds),

@@ -1,4 +1,4 @@
-//! Finds what is in the plugins directory, and asks each file with `--metadata` who it is.
+//! Scans the plugins directory, and reads each file's metadata by running it with `--metadata`.
 
 use crate::lock::{LockExt, unpoisoned};
 use crate::process::preflight;
@@ -18,36 +18,36 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
-/// How long a file that is asked counts as busy. One that takes longer is likely to wait for something, and lets the next begin.
+/// Time for which a `--metadata` call counts as busy. A longer one probably waits for something, so the next call may begin.
 const BUSY_TIME: Duration = Duration::from_secs(2);
 
-/// Files that may be asked at once beyond the number of processors, when so many take longer than [`BUSY_TIME`].
+/// Additional parallel calls beyond the number of processors, while calls take longer than [`BUSY_TIME`].
 const OVERDUE: usize = 8;
 
-/// Pause before a file that failed is asked again.
+/// First backoff after a failed call.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 
-/// Longest such pause: each try costs a process, and a disk that is mounted late should not be waited for much longer.
+/// Longest backoff: each try costs a process, and a disk that is mounted late should be noticed soon.
 const MAX_RETRY: Duration = Duration::from_secs(60);
 
-/// Most names in the plugins directory. More are no plugins but a mistake, such as a home directory; and each costs a look, a line in
-/// the list and a few hundred bytes of memory.
+/// Most names in the plugins directory. More indicate a mistake, such as a home directory, and each costs a system call, a line in the
+/// list and a few hundred bytes of memory.
 const MAX_NAMES: usize = 10_000;
 
-/// Most files beside a plugin's program of which the time of the last change is looked at.
+/// Most files beside a plugin's program whose modification time is checked.
 const MAX_BESIDE: usize = 1000;
 
-/// The name of the executable in a plugin that is a directory.
+/// Name of the executable in a directory plugin.
 const PROGRAM: &str = "plugin";
 
-/// Something in the plugins directory.
+/// An entry of the plugins directory.
 #[derive(Debug, Clone)]
 pub(crate) struct Found {
-    /// Its name there.
+    /// The name in the directory.
     pub(crate) file: String,
-    /// What is executed.
+    /// The path of the executable.
     pub(crate) program: PathBuf,
-    /// What of it changes when it is replaced; nothing when it cannot be looked at.
+    /// The fingerprint, which changes if the file is replaced; none if the file cannot be examined.
     pub(crate) fingerprint: Option<Fingerprint>,
 }
 
@@ -64,7 +64,7 @@ impl Found {
         Err(Refusal::lasting("its name in the plugins directory is not UTF-8: rename it (mv), then run plugrack rescan"))
     }
 
-    /// Text that stands for what the answer to `--metadata` depends on: the program and, in a directory, the files beside it.
+    /// Text that identifies everything a `--metadata` answer depends on: the program and, in a directory, the files beside it.
     pub(crate) fn answers_as(&self) -> Option<String> {
         let fingerprint = self.fingerprint?;
         let beside = self.program.ends_with(PROGRAM).then(|| last_change(&self.program)).flatten().unwrap_or_default();
@@ -72,7 +72,7 @@ impl Found {
     }
 }
 
-/// Which file it is: another one under the same name differs in some of these.
+/// Identifies a file's content: a replaced file differs in some of these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Fingerprint {
     device: u64,
@@ -84,63 +84,63 @@ pub(crate) struct Fingerprint {
 }
 
 impl Fingerprint {
-    /// As text. What a rename does not change comes first, up to the `/`.
+    /// As text. The part before the `/` survives a rename.
     fn text(&self) -> String {
         let Self { device, inode, size, mode, modified, changed } = self;
         format!("{device}:{inode}:{size}:{mode:o}:{}.{}/{}.{}", modified.0, modified.1, changed.0, changed.1)
     }
 
-    /// Whether a text that [`Found::answers_as`] gave was of this very file, whatever its name was then.
+    /// Whether a text of [`Found::answers_as`] identifies this file, under whatever name.
     pub(crate) fn is_file_of(&self, answered_as: &str) -> bool {
         self.text().split_once('/').map(|(file, _)| file) == answered_as.split_once('/').map(|(file, _)| file)
     }
 }
 
-/// Why something is no plugin.
+/// Why a file is refused.
 #[derive(Debug)]
 pub(crate) struct Refusal {
-    /// In a sentence.
+    /// The reason, one sentence.
     pub(crate) reason: String,
-    /// Whether it stays so.
+    /// Whether the file may be accepted later without a change.
     pub(crate) outlook: Outlook,
-    /// What it printed when it was asked.
+    /// The output of its `--metadata` call.
     pub(crate) printed: Vec<String>,
 }
 
-/// Whether a file that is no plugin may become one as it is.
+/// How long a refusal lasts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outlook {
-    /// No: only another file changes that, or one that was in the way and is gone.
+    /// Until the file changes, or a conflicting file is gone.
     Lasting,
-    /// It cannot be executed, which may pass when its interpreter is installed: it is asked again.
+    /// The file cannot be executed. That may change when its interpreter is installed, so the host retries.
     Unfit,
-    /// It could not be asked or did not answer well: it is asked again.
+    /// The `--metadata` call failed, so the host retries.
     Failing,
 }
 
 impl Refusal {
-    /// One that stays until the file changes.
+    /// A refusal that lasts until the file changes.
     pub(crate) fn lasting(reason: impl Into<String>) -> Self {
         Self { reason: reason.into(), outlook: Outlook::Lasting, printed: Vec::new() }
     }
 
-    /// One that may pass by itself.
+    /// A refusal that may pass by itself.
     pub(crate) fn passing(reason: impl Into<String>) -> Self {
         Self { reason: reason.into(), outlook: Outlook::Failing, printed: Vec::new() }
     }
 }
 
-/// Pause before a file that has failed so many times in a row is asked again. `random` is uniform in 0–1.
+/// Backoff after this many consecutive failures. `random` is uniform in 0–1.
 pub(crate) fn retry_after(failures: u32, random: f64) -> Duration {
     let doublings = failures.saturating_sub(1).min(16);
-    // A fifth more or less, so that files which failed together are not all asked together.
+    // ±20 %, so that files that failed together are not all retried together.
     (FIRST_RETRY * 2u32.pow(doublings)).min(MAX_RETRY).mul_f64(0.8 + 0.4 * random)
 }
 
-/// Lists the plugins directory by name. Names that begin with a dot are passed over.
+/// Lists the plugins directory by name. Ignores names that start with a dot.
 ///
 /// # Errors
-/// It cannot be read, or has more names than [`MAX_NAMES`]: to take some of them would be to stop the plugins among the others.
+/// It cannot be read, or has more names than [`MAX_NAMES`]. A partial list would stop the plugins that are not in it.
 pub(crate) fn scan(dir: &Path) -> io::Result<Vec<Found>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(dir)? {
@@ -149,8 +149,9 @@ pub(crate) fn scan(dir: &Path) -> io::Result<Vec<Found>> {
             continue;
         }
         if names.len() == MAX_NAMES {
-            let many =
-                format!("it has more than {MAX_NAMES} names: move what is no plugin elsewhere, or choose another with --plugins");
+            let many = format!(
+                "it has more than {MAX_NAMES} names: move files that are not plugins elsewhere, or choose another directory with --plugins"
+            );
             return Err(io::Error::other(many));
         }
         names.push(name);
@@ -185,7 +186,7 @@ fn escaped(name: &OsStr, taken: &BTreeSet<String>) -> String {
     file
 }
 
-/// What is under a name in the plugins directory.
+/// The entry of this name in the plugins directory.
 pub(crate) fn look_at(dir: &Path, file: &str) -> Found {
     let program = program(dir.join(file));
     let fingerprint = fingerprint(&program);
@@ -197,7 +198,7 @@ fn program(path: PathBuf) -> PathBuf {
     if path.is_dir() { path.join(PROGRAM) } else { path }
 }
 
-/// Which file is there now; nothing when it cannot be looked at.
+/// The fingerprint of the file at a path; none if it cannot be examined.
 pub(crate) fn fingerprint(program: &Path) -> Option<Fingerprint> {
     let metadata = fs::metadata(program).ok()?;
     Some(Fingerprint {
@@ -210,7 +211,7 @@ pub(crate) fn fingerprint(program: &Path) -> Option<Fingerprint> {
     })
 }
 
-/// When a file beside a program was last changed: its modules, and what its metadata may come from.
+/// Latest modification time of the files beside a program, such as its modules and files its metadata may come from.
 fn last_change(program: &Path) -> Option<(i64, i64)> {
     let files = fs::read_dir(program.parent()?).ok()?.flatten().take(MAX_BESIDE);
     let files = files.filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."));
@@ -218,7 +219,7 @@ fn last_change(program: &Path) -> Option<(i64, i64)> {
     metadata.map(|metadata| (metadata.ctime(), metadata.ctime_nsec())).max()
 }
 
-/// Asks files who they are on threads of its own: as many at once as there are processors, and some more when these wait for something.
+/// Runs `--metadata` calls on its own threads: as many in parallel as there are processors, and a few more while calls are slow.
 pub(crate) struct Interviews {
     state: Arc<(Mutex<Questions>, Condvar)>,
     at_once: usize,
@@ -229,7 +230,7 @@ type Question = Box<dyn FnOnce() + Send>;
 #[derive(Default)]
 struct Questions {
     waiting: VecDeque<Question>,
-    /// When each of those under way began, by number.
+    /// Start time of each call under way, by number.
     under_way: Vec<(u64, Instant)>,
     next: u64,
     threads: usize,
@@ -241,7 +242,7 @@ impl Interviews {
         Self { state: Arc::default(), at_once: available_parallelism().map_or(1, NonZero::get) }
     }
 
-    /// Has a question asked, and what is to follow done, on another thread. Without threads this one does it.
+    /// Runs a call and its follow-up on another thread; on this one if no thread can be created.
     pub(crate) fn ask(&self, question: Question) {
         let mut questions = self.state.0.locked();
         questions.waiting.push_back(question);
@@ -258,10 +259,10 @@ impl Interviews {
     }
 }
 
-/// Stack in bytes of a thread that asks, and takes in what was answered.
+/// Stack size in bytes of a thread that runs calls and processes answers.
 const STACK: usize = 512 * 1024;
 
-/// Asks until nothing waits.
+/// Runs calls until none is queued.
 fn work((questions, done): &(Mutex<Questions>, Condvar), at_once: usize) {
     let mut state = questions.locked();
     while !state.waiting.is_empty() {
@@ -275,7 +276,7 @@ fn work((questions, done): &(Mutex<Questions>, Condvar), at_once: usize) {
         state.next += 1;
         state.under_way.push((number, Instant::now()));
         drop(state);
-        // A panic is logged by its hook; the others are asked all the same.
+        // The panic hook logs a panic; the other calls still run.
         drop(std::panic::catch_unwind(std::panic::AssertUnwindSafe(question)));
         state = questions.locked();
         state.under_way.retain(|(under_way, _)| *under_way != number);
@@ -284,7 +285,7 @@ fn work((questions, done): &(Mutex<Questions>, Condvar), at_once: usize) {
     state.threads -= 1;
 }
 
-/// Asks a file who it is, for `time` at most.
+/// Runs a file with `--metadata`, for `time` at most.
 pub(crate) fn ask(found: &Found, bounds: &Bounds, time: Duration) -> Result<Metadata, Refusal> {
     if found.program.ends_with(PROGRAM) && !found.program.exists() && !found.program.is_symlink() {
         return Err(Refusal::lasting(format!("the directory has no executable file named {PROGRAM} inside")));
@@ -300,7 +301,7 @@ pub(crate) fn ask(found: &Found, bounds: &Bounds, time: Duration) -> Result<Meta
         }
     };
     if fingerprint(&found.program) != found.fingerprint {
-        return Err(Refusal::passing("its file was replaced while it was asked who it is"));
+        return Err(Refusal::passing("its file was replaced during its --metadata call"));
     }
     Metadata::parse(&printed)
         .map_err(|error| Refusal { printed: process::lines(&printed), ..Refusal::lasting(error.to_string()) })

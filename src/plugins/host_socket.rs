@@ -1,7 +1,7 @@
-//! The host's own socket, where plugins call: requests on the key-value store, each served in the caller's namespace.
+//! The host socket, on which plugins make key-value requests, each served in the caller's namespace.
 //!
-//! Who calls is never asked: the kernel says which process is at the other end, and under which uid. Its session says whose it is, and
-//! its uid must be that plugin's.
+//! The caller does not identify itself: the kernel names the peer process and its uid. Its session determines the plugin, and its uid must
+//! be that plugin's.
 
 use crate::lock::LockExt;
 use crate::plugins::connection::RELEASE_AFTER;
@@ -29,37 +29,37 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// Most connections of one plugin: each is a thread of the host's.
+/// Most connections of one plugin: each takes a thread of the host.
 const MAX_CONNECTIONS: usize = 64;
 
-/// Most requests of one connection that are under way at once.
+/// Most requests under way on one connection.
 const MAX_PENDING: usize = 64;
 
-/// Bytes of values that one connection may have under way: with one more frame, what it can make the host hold.
+/// Most bytes of values under way on one connection. Together with one more frame, this bounds the memory of a connection.
 const MAX_PENDING_BYTES: usize = 1024 * 1024;
 
-/// Bytes of replies after which they are sent, even when more requests are at hand.
+/// Bytes of replies that trigger a write, even while more requests are waiting.
 const MAX_REPLIES: usize = 256 * 1024;
 
-/// Time a plugin has to take its replies before its connection is closed.
+/// Time for a plugin to read its replies before its connection is closed.
 const WRITE_TIME: Duration = Duration::from_secs(30);
 
-/// Connections that may wait to be accepted. Strangers who connect without end keep that many before a plugin's, some milliseconds' work;
-/// all plugins that start at once have fewer.
+/// Backlog of the socket. Strangers that flood the socket put at most this many connections, milliseconds of work, in front of a plugin's.
+/// All plugins that start at once need fewer.
 const BACKLOG: i32 = 512;
 
-/// Pause after a failed accept: the process is out of something that comes back.
+/// Pause after a failed accept: the process lacks a resource for now.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How many connections each plugin has.
+/// Number of connections of each plugin.
 type Counts = Arc<Mutex<HashMap<Arc<str>, usize>>>;
 
-/// Listens on the host socket, on threads of its own, for as long as the host runs.
+/// Listens on the host socket, on its own threads, as long as the host runs.
 pub(crate) fn listen(host: Arc<Host>) -> io::Result<()> {
     let path = host.data.host_socket();
     let listener = UnixListener::bind(&path)?;
     rustix::net::listen(&listener, BACKLOG)?;
-    // Whoever may connect, who calls is found out. Where plugins have no users of their own nobody else gets this far.
+    // Anybody may connect, because each caller is identified. Without uids for plugins the directory keeps other users out.
     let mode = if host.plugin_uids.is_some() { 0o666 } else { 0o600 };
     fs::set_permissions(&path, Permissions::from_mode(mode))?;
     let counts = Counts::default();
@@ -70,7 +70,7 @@ fn accept_all(listener: &UnixListener, host: &Arc<Host>, counts: &Counts) {
     let mut refused = Refused::default();
     loop {
         match listener.accept() {
-            // What is refused is closed at once, and costs those who wait behind it no more than that.
+            // A refused connection is closed at once, so it hardly delays those behind it.
             Ok((stream, _)) => {
                 if let Err(refusal) = admit(stream, host, counts) {
                     refused.warn(refusal.kind(), || format!("{refusal}: its connection to the host socket is closed"));
@@ -78,14 +78,14 @@ fn accept_all(listener: &UnixListener, host: &Arc<Host>, counts: &Counts) {
             }
             Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted) => {}
             Err(error) => {
-                refused.warn("accept", || format!("no call of a plugin can be taken: {error}"));
+                refused.warn("accept", || format!("cannot accept calls of plugins: {error}"));
                 pause(ACCEPT_PAUSE);
             }
         }
     }
 }
 
-/// What was refused, by kind: anybody who may connect could fill the host's log otherwise.
+/// Throttles log lines about refusals by kind; otherwise anybody who can connect could flood the host's log.
 #[derive(Default)]
 struct Refused(BTreeMap<&'static str, Repeat>);
 
@@ -97,16 +97,16 @@ impl Refused {
     }
 }
 
-/// Why a connection is closed at once.
+/// Why a connection is refused.
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
-    #[error("process {0} is in no plugin's session")]
+    #[error("process {0} is not in a plugin's session")]
     Session(i32),
-    #[error("process {pid} runs as uid {uid}, and the plugin {plugin}, whose session it is in, as uid {expected}")]
+    #[error("process {pid} in the session of the plugin {plugin} has uid {uid} instead of {expected}")]
     Uid { pid: i32, uid: u32, plugin: Arc<str>, expected: u32 },
     #[error("process {0} has ended")]
     Ended(i32),
-    #[error("a process calls, and the kernel does not say which ({0})")]
+    #[error("the kernel does not identify the calling process ({0})")]
     Unknown(#[from] Errno),
     #[error("process {pid} of the plugin {plugin} cannot be served ({error})")]
     Failed { pid: i32, plugin: Arc<str>, error: io::Error },
@@ -124,12 +124,12 @@ impl Refusal {
     }
 }
 
-/// Finds out whose a connection is, and serves it on a thread of its own.
+/// Identifies the plugin of a connection, and serves it on a thread of its own.
 fn admit(stream: UnixStream, host: &Arc<Host>, counts: &Counts) -> Result<(), Refusal> {
     let (pid, owner) = identify(&stream, &host.sessions)?;
     let plugin = Arc::clone(&owner.plugin);
     let Some(place) = Place::take(counts, &plugin) else {
-        owner.warn(&format!("it has {MAX_CONNECTIONS} connections to the host, a further one is closed"));
+        owner.warn(&format!("it has {MAX_CONNECTIONS} connections to the host, which is the limit; another one is closed"));
         return Ok(());
     };
     confirm(&stream, pid)?;
@@ -147,12 +147,12 @@ fn admit(stream: UnixStream, host: &Arc<Host>, counts: &Counts) -> Result<(), Re
     thread.spawn(serve).map(drop).map_err(|error| Refusal::Failed { pid, plugin, error })
 }
 
-/// The process that has connected, by its id, and the plugin whose session it is in.
+/// The id of the connected process, and the plugin of its session.
 fn identify(stream: &UnixStream, sessions: &Sessions) -> Result<(i32, Arc<Owner>), Refusal> {
     let peer = getsockopt(stream, PeerCredentials)?;
     let pid = peer.pid();
-    // 0 is a process, or a session's leader, that is outside of this container (PID namespace), and belongs to no plugin. By nix because rustix
-    // takes both ids for what is never 0.
+    // 0 is a process or session leader outside this PID namespace, so not a plugin's. Uses nix because rustix assumes that these ids are
+    // never 0.
     if pid == 0 {
         return Err(Refusal::Session(pid));
     }
@@ -164,14 +164,13 @@ fn identify(stream: &UnixStream, sessions: &Sessions) -> Result<(i32, Arc<Owner>
     Ok((pid, owner))
 }
 
-/// Makes sure that the process which was identified is the one that has connected: that could have ended since, and its id be another's.
+/// Verifies that the identified process is the one that connected, and not a later one with the same id.
 ///
-/// A handle from the kernel (`SO_PEERPIDFD`, Linux 6.5) tells. Before that version only the uid does, which is noted when the connection is
-/// made: where plugins have no uids of their own, a process that has come by the id within the moment between the connection and this look
-/// is taken for the one that has connected.
+/// The kernel provides a pidfd of the peer (`SO_PEERPIDFD`, Linux 6.5). Earlier kernels only record the uid at the time of the connect:
+/// without uids for plugins, a process that reused the id between the connect and this check is mistaken for the one that connected.
 fn confirm(stream: &UnixStream, pid: i32) -> Result<(), Refusal> {
     match getsockopt(stream, PeerPidfd) {
-        // Its id is its own now, and so it was when its session was looked up.
+        // It still has its id, so it had it when its session was looked up.
         Ok(handle) if has_id(&handle, pid) => Ok(()),
         Err(Errno::ENOPROTOOPT) => Ok(()),
         Ok(_) | Err(Errno::ESRCH | Errno::EINVAL | Errno::ENODATA) => Err(Refusal::Ended(pid)),
@@ -179,9 +178,9 @@ fn confirm(stream: &UnixStream, pid: i32) -> Result<(), Refusal> {
     }
 }
 
-/// Whether the process of a handle still has its id: it runs, or was not waited for yet.
+/// Whether the process of a pidfd still has its id: it runs, or was not reaped yet.
 fn has_id(handle: &OwnedFd, pid: i32) -> bool {
-    // The handle can be read from once the process has ended.
+    // A pidfd becomes readable when its process has ended.
     let mut ended = [PollFd::new(handle, PollFlags::IN)];
     if poll(&mut ended, Some(&timespec(Duration::ZERO))) == Ok(0) {
         return true;
@@ -190,7 +189,7 @@ fn has_id(handle: &OwnedFd, pid: i32) -> bool {
     described.is_ok_and(|described| described.lines().any(|line| line == format!("Pid:\t{pid}")))
 }
 
-/// One of a plugin's connections, given back when dropped.
+/// A slot among a plugin's connections, released when dropped.
 struct Place {
     counts: Counts,
     plugin: Arc<str>,
@@ -225,7 +224,7 @@ impl Drop for Place {
 enum Closed {
     #[error(transparent)]
     Read(ReadError),
-    #[error("received a message of type {0}, expected kv: a plugin sends no other")]
+    #[error("received a message of type {0}, expected kv")]
     Type(&'static str),
     #[error("{0}")]
     Malformed(String),
@@ -247,14 +246,14 @@ impl From<ReadError> for Closed {
 }
 
 impl Closed {
-    /// Whether a rule of the protocol was broken. A connection that breaks is how a process ends.
+    /// Whether the plugin violated the protocol. A broken connection is how every process ends.
     fn is_error(&self) -> bool {
         !matches!(self, Self::Broken(_))
     }
 }
 
-/// Serves one connection to its end. Writes that follow one another are under way together and so share a sync; a read waits
-/// for those before it.
+/// Serves one connection until it closes. Consecutive writes are in flight together, so they share a commit; a read waits for those before
+/// it.
 fn serve(stream: &UnixStream, host: &Host, plugin: &str) -> Result<(), Closed> {
     stream.set_write_timeout(Some(WRITE_TIME))?;
     let mut frames = FrameReader::new(stream);
@@ -311,7 +310,7 @@ fn serve(stream: &UnixStream, host: &Host, plugin: &str) -> Result<(), Closed> {
     }
 }
 
-/// The id of a `kv` request whose other fields cannot be read.
+/// The id of a `kv` request whose other fields are malformed.
 fn kv_id(head: &[u8]) -> Option<u64> {
     #[derive(Deserialize)]
     struct Request {
@@ -324,7 +323,7 @@ fn kv_id(head: &[u8]) -> Option<u64> {
     (request.kind == "kv" && request.id <= MAX_ID).then_some(request.id)
 }
 
-/// Requests under way, in order, and the replies that are ready to be sent.
+/// Requests under way, in order, and replies ready to send.
 #[derive(Default)]
 struct Pending {
     calls: Vec<(u64, Call)>,
@@ -337,8 +336,7 @@ impl Pending {
         self.calls.len() >= MAX_PENDING || self.bytes >= MAX_PENDING_BYTES || self.replies.len() >= MAX_REPLIES
     }
 
-    /// Waits for all that is under way, the last of it first: it is committed together with those before it or after them, so
-    /// that this thread is woken once for all.
+    /// Waits for all requests under way, starting with the last one: it commits with or after the others, so this thread wakes only once.
     fn settle(&mut self) -> Result<(), EncodeError> {
         self.bytes = 0;
         let answers: Vec<_> = self.calls.drain(..).rev().map(|(id, call)| (id, call.wait())).collect();

@@ -1,101 +1,101 @@
-//! How a plugin's end is answered: exit reason and history in, decision out. Pure: time is passed in.
+//! The restart policy: exit reason and history in, decision out. Pure: time is passed in.
 //!
-//! A start that fails and a process that falls while it serves are two troubles. The first is a broken build or a missing dependency:
-//! trying again at once changes nothing, so the wait doubles to a minute, and five in a row are a crash loop. The second may be one bad
-//! request among good ones: the plugin is back within a second, and the wait grows to no more than 5 s.
+//! A failed start and a crash while serving are different faults. The first means a broken build or a missing dependency: an immediate
+//! retry changes nothing, so the backoff doubles up to a minute, and five failures in a row are a crash loop. The second may be caused by
+//! one bad request among good ones: the plugin is back within a second, and the backoff grows to 5 s at most.
 
 use crate::process::exit::Exit;
 use std::time::Duration;
 
-/// First wait before a plugin is started again.
+/// First backoff before a plugin is started again.
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 
-/// Longest wait after a failed start: a plugin that needs a service which comes back should not lag far behind it.
+/// Longest backoff after a failed start: a plugin should start soon after a service that it needs is back.
 const MAX_START_BACKOFF: Duration = Duration::from_secs(60);
 
-/// Longest wait after the end of a process that had served: it bounds what restarts cost to one start in 5 s, and the outage that
-/// requests which kill the process can make.
+/// Longest backoff after the end of a process that had served. It limits the cost of restarts to one start in 5 s, and the outage that
+/// requests which kill the process can cause.
 const MAX_SERVED_BACKOFF: Duration = Duration::from_secs(5);
 
-/// Share by which each wait is varied either way, so that plugins which fell together do not all rise together.
+/// Jitter of each backoff, as a fraction in either direction, so that plugins that crashed together do not all restart together.
 const JITTER: f64 = 0.2;
 
-/// A ready process that ran this long has started well, even if nobody asked it anything. Ends of such processes do not follow each
-/// other quickly, so the next wait is the first again.
+/// A ready process that ran this long counts as a good start, even without a request. Such ends are not in quick succession, so they
+/// reset the backoff.
 const STEADY: Duration = Duration::from_secs(10);
 
-/// So many ends within [`STEADY`] of the start are each followed by [`FIRST_BACKOFF`], before the wait doubles: a few bad requests cost
-/// no more than the restarts.
+/// Number of ends within [`STEADY`] of the start that are each followed by [`FIRST_BACKOFF`], before the backoff doubles: a few bad
+/// requests cost only the restarts.
 const FREE_ENDS: u32 = 3;
 
 /// This many failed starts without a good one between them are a crash loop.
 const LOOP_STARTS: u32 = 5;
 
-/// How often a crash-looping plugin is tried, for ever.
+/// Interval at which a crash-looping plugin is started, without limit.
 const LOOP_RETRY: Duration = Duration::from_secs(300);
 
-/// What to do about an end that nobody asked for.
+/// What to do after an unexpected end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Decision {
-    /// Start again after the wait.
+    /// Start again after the backoff.
     Retry(Duration),
-    /// Start again after the wait; it keeps ending.
+    /// Start again after the pause; the plugin is in a crash loop.
     CrashLoop(Duration),
-    /// Starting it again would change nothing.
+    /// Do not start it again: that would change nothing.
     Refuse,
 }
 
 /// How far a process had come when it ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Run {
-    /// Time from its start to its end.
+    /// Time from start to end.
     pub(crate) uptime: Duration,
-    /// Whether it had answered `init` with `ready`.
+    /// Whether the process had answered `init` with `ready`.
     pub(crate) ready: bool,
-    /// What it had to do.
+    /// What it served.
     pub(crate) work: Work,
 }
 
-/// What a process had to do until it ended.
+/// What a process served until it ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum Work {
-    /// It was never sent a request.
+    /// It never got a request.
     #[default]
     None,
-    /// It was sent requests, and answered none of them.
+    /// It got requests and answered none.
     Asked,
     /// It answered at least one request.
     Served,
 }
 
 impl Run {
-    /// Whether the process started well.
+    /// Whether this was a good start.
     fn is_good(self) -> bool {
         self.ready && (self.work == Work::Served || self.uptime >= STEADY)
     }
 
-    /// Whether the process fell in its first request, which says nothing about its start.
+    /// Whether the process ended during its first request, which says nothing about its start.
     fn fell_when_asked(self) -> bool {
         self.ready && self.work == Work::Asked
     }
 }
 
-/// The recent ends of one plugin.
+/// The recent history of one plugin.
 #[derive(Debug, Default)]
 pub(crate) struct History {
-    /// Failed starts since the last good one, temporary failures not counted: [`LOOP_STARTS`] of them are a crash loop.
+    /// Failed starts since the last good one, without temporary failures; [`LOOP_STARTS`] of them are a crash loop.
     failed_starts: u32,
     /// Failed starts since the last good one, temporary failures included.
     start_waits: u32,
-    /// Ends of processes that served, each within [`STEADY`] of its start, in a row.
+    /// Consecutive ends of processes that served, each within [`STEADY`] of its start.
     quick_ends: u32,
 }
 
 impl History {
-    /// Notes the end of a process, or of an attempt to start one, and decides. `random` is uniform in 0–1.
+    /// Records the end of a process, or a failed start, and decides what to do. `random` is uniform in 0–1.
     pub(crate) fn ended(&mut self, exit: Exit, run: Run, random: f64) -> Decision {
         let (good, asked) = (run.is_good(), run.fell_when_asked());
-        // A code of a process that served may be a request's doing. If it is meant, the next start ends with it too.
+        // A request may have caused the exit code of a process that served. If the code is meant, the next start ends with it too.
         if exit.is_permanent() && !good && !asked {
             return Decision::Refuse;
         }

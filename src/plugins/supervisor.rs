@@ -1,7 +1,7 @@
-//! The supervisor of one plugin: a thread that owns its process, its state and the life of its workers.
+//! The supervisor of one plugin: a thread that owns the plugin's process, state and workers.
 //!
-//! Everything that can happen to a plugin arrives here as a [`Command`], and the state is changed in one place, [`Supervisor::enter`],
-//! which records each change as an event. The thread lives as long as the rack has the plugin: its children die with it.
+//! Everything that happens to a plugin arrives as a [`Command`]. Only [`Supervisor::enter`] changes the state, and it records each
+//! change as an event. The thread lives as long as the plugin is registered, because the kernel kills its children when it ends.
 
 use crate::http::errors;
 use crate::license::{Code, Time, unverified};
@@ -36,61 +36,61 @@ use std::time::{Duration, Instant};
 /// process, for seconds at most.
 pub(crate) const COMMANDS: usize = 64;
 
-/// Time a plugin has to end by itself after `shutdown`.
+/// Time for a plugin to exit after `shutdown`.
 const SHUTDOWN_TIME: Duration = Duration::from_secs(3);
 
-/// Time it then has after SIGTERM, before SIGKILL.
+/// Time from SIGTERM to SIGKILL, after that.
 const TERMINATE_TIME: Duration = Duration::from_secs(2);
 
-/// Time a plugin has to end by itself after it has answered `init` with an error.
+/// Time for a plugin to exit after it answered `init` with an error.
 const LEAVE_TIME: Duration = Duration::from_secs(2);
 
-/// Time a starting process has to end by itself after its first connection ended: its exit code and last output say more than that.
+/// Time for a starting process to exit after its first connection closed: its exit code and last output explain more.
 const START_SETTLE_TIME: Duration = Duration::from_secs(1);
 
-/// How the kernel's killing for want of memory looks, and an operator's `kill -9`.
+/// How both the kernel's out-of-memory killer and an operator's `kill -9` end a process.
 const KILLED: Exit = Exit::Signal(SIGKILL);
 
-/// Pause before a plugin whose file was replaced looks whether it may start after all: the file may be the old one again.
+/// Interval at which a plugin whose file was replaced checks whether the old file is back.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
-/// Pause between attempts to connect to a plugin that starts.
+/// Pause between attempts to connect to a starting plugin.
 const CONNECT_PAUSE: Duration = Duration::from_millis(5);
 
-/// How often requests that are held are looked after.
+/// Interval at which requests that wait for a start are checked for expiry.
 pub(crate) const HOLD_TICK: Duration = Duration::from_millis(100);
 
-/// Stack of a worker in bytes: its buffers are on the heap.
+/// Stack size of a worker in bytes: its buffers are on the heap.
 const WORKER_STACK: usize = 512 * 1024;
 
 /// The number of the next process. Of all plugins, so that the supervisor that takes over after a panic takes no news of a process
 /// before it for news of its own.
 static LIVES: AtomicU64 = AtomicU64::new(1);
 
-/// Where a supervisor is.
+/// The phase of a supervisor.
 enum Phase {
     /// No process.
     Down { retry_at: Option<Instant> },
-    /// A process that is not ready yet: `link` once it listens, `told` why it will not start once it has said so, `broken` what
-    /// happened to the link.
+    /// A process that is not ready yet. `link` is set once it listens, `told` if it refused `init` and why, `broken` if the link failed
+    /// and how.
     Starting { running: Running, link: Option<Link>, deadline: Instant, told: Option<Failure>, broken: Option<String> },
-    /// A process that answers.
+    /// A ready process.
     Ready { running: Running },
-    /// A process that is to end.
+    /// A process that was told to end.
     Stopping { running: Running, terminate_at: Option<Instant>, kill_at: Instant, then: Then },
 }
 
-/// A process and what belongs to it.
+/// A process and its resources.
 struct Running {
     process: Process,
     life: Arc<Life>,
-    /// Dropped to stop the workers.
+    /// Dropping it stops the workers.
     stop: Option<Sender<()>>,
     started: Instant,
-    /// Whether it has answered `init` with `ready`.
+    /// Whether the process has answered `init` with `ready`.
     ready: bool,
     limits: LimitsInForce,
-    /// Held until it is ready.
+    /// The turn to start, held until the process is ready.
     turn: Option<Turn>,
     _seat: Seat,
 }
@@ -100,19 +100,19 @@ impl Running {
         self.process.pid()
     }
 
-    /// How far it has come.
+    /// How far the process has come.
     fn so_far(&self) -> Run {
         Run { uptime: self.started.elapsed(), ready: self.ready, work: self.life.work() }
     }
 }
 
-/// What follows when a process that was made to end has ended.
+/// What follows once a process that was told to end has ended.
 enum Then {
     Stay,
     Start,
-    /// It was ended because of a fault of its own.
+    /// Treat it as a fault of the process.
     Fault(Exit, String),
-    /// It was ended because there was no room for what it needs.
+    /// Treat it as a lack of capacity.
     WaitForRoom(String),
 }
 
@@ -123,35 +123,35 @@ pub(crate) struct Supervisor {
     commands: Receiver<Command>,
     phase: Phase,
     history: History,
-    /// That another connection could not be had.
+    /// Throttles the log line about connections that cannot be opened.
     growth: Repeat,
-    /// Why the plugin is to leave the rack.
+    /// Why the plugin is being removed from the registry, if it is.
     quitting: Option<Quit>,
-    /// Since when there is no process that answers.
+    /// Since when there is no ready process.
     down_since: Option<Instant>,
-    /// Whether it waits for a turn to start its process.
+    /// Whether the plugin waits for its turn to start.
     waits_for_turn: bool,
-    /// Whether the last start failed for want of room.
+    /// Whether the last start failed for lack of capacity.
     wants_room: bool,
-    /// The licence that the present process was told in `init`.
+    /// The licence that the current process got in `init`.
     given: Given,
-    /// The wait for a licence to begin that the plugin has refused as not valid yet.
+    /// The wait for a licence that the plugin refused as not valid yet.
     license_wait: Option<LicenseWait>,
-    /// Who waits for the plugin to be settled: ready, or down.
+    /// Callers that wait until the plugin is ready or down.
     waiting: Vec<Sender<()>>,
-    /// Whether an update serves in the plugin's place.
+    /// Whether an update has taken over from the plugin.
     updated: bool,
-    /// Told the outcome of the first start of an update, which is the last where it fails.
+    /// Gets the outcome of an update's first start. If that fails, there is no second one.
     trial: Option<Trial>,
     /// Set if another supervisor must not take over after a panic, since the plugin leaves the rack.
     leaves: Arc<AtomicBool>,
 }
 
-/// What is to be done when an update is ready, or will not be, and why.
+/// Callback with the outcome of an update's trial: ready, or the reason why not.
 pub(crate) type Trial = Box<dyn FnOnce(Result<(), String>) + Send>;
 
 impl Supervisor {
-    /// The supervisor of a plugin that does not run. An update that is on `trial` is started once, beside the plugin that it is to replace.
+    /// Creates the supervisor of a plugin that does not run yet. An update on `trial` is started once, beside the plugin it replaces.
     /// After a panic of [`Supervisor::run`], `leaves` says whether the plugin leaves the rack, so that nothing takes over.
     pub(crate) fn new(
         plugin: Arc<Plugin>,
@@ -182,7 +182,7 @@ impl Supervisor {
         }
     }
 
-    /// Starts the plugin if it may run, and looks after it until told to quit.
+    /// Starts the plugin if it is enabled, and supervises it until told to quit.
     pub(crate) fn run(mut self) {
         if self.plugin.status().enabled {
             self.start();
@@ -206,14 +206,14 @@ impl Supervisor {
         }
     }
 
-    /// When there is something to do without being told.
+    /// The next deadline, if there is one.
     fn next_wake(&self) -> Option<Instant> {
         let now = Instant::now();
         let phase = match &self.phase {
             Phase::Down { retry_at } => *retry_at,
             Phase::Starting { link: None, .. } => Some(now + CONNECT_PAUSE),
             Phase::Starting { broken: Some(_), deadline, .. } => Some(*deadline),
-            // Then the wait is on the link, in `step`.
+            // In this phase `step` waits on the link.
             Phase::Starting { .. } => Some(now),
             Phase::Ready { .. } => None,
             Phase::Stopping { terminate_at, kill_at, .. } => Some(terminate_at.unwrap_or(*kill_at)),
@@ -222,7 +222,7 @@ impl Supervisor {
         [phase, held].into_iter().flatten().min()
     }
 
-    /// Whether requests may be waiting for the plugin to come up.
+    /// Whether requests may wait for the plugin to become ready.
     fn holds(&self) -> bool {
         match &self.phase {
             Phase::Down { retry_at } => retry_at.is_some_and(|at| at.saturating_duration_since(Instant::now()) < HOLD),
@@ -233,7 +233,7 @@ impl Supervisor {
 
     fn obey(&mut self, command: Command) {
         match command {
-            // The plugin does not come back. To drop the channel says that this is settled.
+            // The plugin will not start again. Dropping the channel tells the caller that it has settled.
             Command::Start(_) | Command::Restart(_) | Command::Relicense(_) | Command::Reconsider if self.quitting.is_some() => {}
             Command::Start(done) => {
                 self.waiting.push(done);
@@ -325,7 +325,7 @@ impl Supervisor {
         }
     }
 
-    /// Does what is due by now.
+    /// Advances the current phase, and handles deadlines that have passed.
     fn step(&mut self) {
         let now = Instant::now();
         match &mut self.phase {
@@ -354,7 +354,7 @@ impl Supervisor {
             Phase::Down { .. } | Phase::Ready { .. } => {}
         }
         if !matches!(self.phase, Phase::Ready { .. }) && self.holds() {
-            // What has waited for the process that was before waits for the next as what comes now does.
+            // Requests that waited for the previous process get the same time as new ones.
             self.plugin.expire_held(self.down_since);
         }
     }
@@ -365,7 +365,7 @@ impl Supervisor {
             return;
         }
         self.phase = Phase::Down { retry_at: None };
-        // One that waits for room, or for its turn, goes on to wait quietly until there is some.
+        // A plugin that already waits for capacity or its turn changes its state only once.
         if !self.wants_room && !self.waits_for_turn {
             self.enter(State::Starting, Door::Holding, "starting", "");
         }
@@ -390,7 +390,7 @@ impl Supervisor {
         }
     }
 
-    /// There are not enough files, threads or memory for the plugin, which is no fault of its own: tried again until there are.
+    /// There are not enough files, threads or memory for the plugin. That is not its fault, so it is retried until there are.
     fn wait_for_room(&mut self, why: &str) {
         let said = std::mem::replace(&mut self.wants_room, true) && self.plugin.status().reason == why;
         let retry_at = Some(Instant::now() + ROOM_RETRY);
@@ -475,13 +475,13 @@ impl Supervisor {
         };
         let control = self.plugin.control.clone();
         let tell = move |exit: Option<Exit>| {
-            // The workers first: they answer the requests that the process took along, and the supervisor may be busy.
+            // First wakes the workers, which fail the requests of the dead process; the supervisor may be busy.
             if let Some(exit) = exit {
                 life.exit.set(exit).ok();
             }
             life.ended.store(true, Ordering::Release);
             drop(exited);
-            // Without a supervisor there is nobody to tell.
+            // The supervisor may be gone.
             drop(control.send(Command::Exited { life: number }));
         };
         match running.process.on_exit(id, tell) {
@@ -493,7 +493,7 @@ impl Supervisor {
         }
     }
 
-    /// Goes on with a start: connects, says `init`, waits for `ready`; each for no longer than a tick.
+    /// Advances a start: connects, sends `init`, waits for `ready`, each for one tick at most.
     fn go_on_starting(&mut self, now: Instant) {
         if matches!(&self.phase, Phase::Starting { link: None, .. }) {
             return self.try_init(now);
@@ -530,7 +530,7 @@ impl Supervisor {
                 let what = format!("it answered init with {} (id {}), not with ready (id {FIRST_ID})", other.kind(), other.id());
                 self.fault(Exit::Fault, what);
             }
-            // A process that ends here closes its connection a moment before its exit code is known, which says more.
+            // An exiting process closes its connection a moment before its exit code, which explains more, is known.
             Err(error) => {
                 *broken = Some(error);
                 *deadline = now.checked_add(START_SETTLE_TIME).map_or(*deadline, |settled| settled.min(*deadline));
@@ -538,7 +538,7 @@ impl Supervisor {
         }
     }
 
-    /// Connects to a process that starts and says `init` to it, if it listens by now.
+    /// Connects to a starting process and sends `init`, if it already listens.
     fn try_init(&mut self, now: Instant) {
         let Phase::Starting { running, deadline, .. } = &self.phase else { return };
         let Ok(mut opened) = Link::connect(&running.life.socket, running.life.uid) else {
@@ -555,7 +555,7 @@ impl Supervisor {
                     *link = Some(opened);
                 }
             }
-            Err(error) => self.fault(Exit::Fault, format!("cannot tell it init: {error}")),
+            Err(error) => self.fault(Exit::Fault, format!("cannot send it init: {error}")),
         }
     }
 
@@ -564,7 +564,7 @@ impl Supervisor {
         self.fault(Exit::Fault, format!("it was not ready within {} s: {what}", running.limits.start_timeout.as_secs_f32()));
     }
 
-    /// Ends a process that does not do its part.
+    /// Ends a faulty process.
     fn fault(&mut self, exit: Exit, why: String) {
         self.stop(&why.clone(), Then::Fault(exit, why));
     }
@@ -595,7 +595,7 @@ impl Supervisor {
             return self.fault(Exit::Changed, Exit::Changed.to_string());
         }
         if let Given { token: Some(token), previous: Some(_) } = std::mem::take(&mut self.given) {
-            // Where this cannot be written the store has said so, and the licence is on trial again at the next start.
+            // If this fails, the store has logged why, and the licence is on trial again at the next start.
             self.host.store.accept_license(self.plugin.id(), &token).ok();
         }
         match std::mem::replace(&mut self.phase, Phase::Down { retry_at: None }) {
@@ -619,7 +619,7 @@ impl Supervisor {
         }
     }
 
-    /// Starts a worker with a connection, or one that opens its own.
+    /// Starts a worker with an open connection, or one that opens its own.
     fn spawn_worker(&self, life: &Arc<Life>, link: Option<Link>) -> std::io::Result<()> {
         let (plugin, life) = (Arc::clone(&self.plugin), Arc::clone(life));
         plugin.scaling.connections.fetch_add(1, Ordering::Relaxed);
@@ -644,7 +644,7 @@ impl Supervisor {
         spawned.map(drop)
     }
 
-    /// Makes the process end, if there is one: by asking its workers to say so to it, or by a signal when it is not ready or at fault.
+    /// Makes the process end, if there is one: through its workers, which send `shutdown`, or by a signal if it is not ready or faulty.
     fn stop(&mut self, why: &str, then: Then) {
         let door = if matches!(then, Then::Stay) { self.shut() } else { Door::Holding };
         let now = Instant::now();
@@ -655,16 +655,16 @@ impl Supervisor {
                 self.stopping(running, now, door, why, then)
             }
             Phase::Ready { running } => {
-                // An update serves already, so what the process has begun may take the time that any request has.
+                // The update already serves, so requests under way may take the full request timeout.
                 let time = if self.updated { running.limits.request_timeout.max(SHUTDOWN_TIME) } else { SHUTDOWN_TIME };
                 self.stopping(running, now + time, door, why, then);
             }
             Phase::Stopping { running, terminate_at, kill_at, .. } => {
-                // One that had more time has no more than others when the host stops.
+                // When the host stops, the longer time of an updated process is cut to that of all others.
                 let terminate_at = terminate_at.map(|at| at.min(now + SHUTDOWN_TIME));
                 let kill_at = kill_at.min(now + SHUTDOWN_TIME + TERMINATE_TIME);
                 self.phase = Phase::Stopping { running, terminate_at, kill_at, then };
-                // What waits for a process that now will not come is answered, and what may come is held again.
+                // Requests that wait for a process that will not come now are answered; later ones may be held again.
                 self.enter(State::Stopping, door, "stopping", why);
             }
         }
@@ -677,7 +677,7 @@ impl Supervisor {
         self.enter(State::Stopping, door, "stopping", why);
     }
 
-    /// A process has ended by itself or as it was told.
+    /// Handles the end of a process, expected or not.
     fn exited(&mut self, number: u64) {
         let current = match &self.phase {
             Phase::Down { .. } => None,
@@ -713,7 +713,7 @@ impl Supervisor {
                 };
                 let words = told.as_ref().map(told_text).or_else(|| self.last_words()).or(broken);
                 let why = match words {
-                    // It says all there is to say.
+                    // The exit already says everything.
                     Some(words) if matches!(exit, Exit::Unlicensed(_)) => words,
                     Some(words) => format!("{exit}: {words}"),
                     None if !run.ready && matches!(exit, Exit::Code(_) | Exit::Signal(_)) => {
@@ -726,7 +726,7 @@ impl Supervisor {
         }
     }
 
-    /// Ends what belongs to a process that has ended.
+    /// Cleans up after a process has ended: its workers, orphans and socket.
     fn finish(&self, running: Running) -> Exit {
         let Running { process, life, stop, .. } = running;
         life.stopping.store(true, Ordering::Relaxed);
@@ -734,25 +734,25 @@ impl Supervisor {
         drop(stop);
         let session = process.pid();
         let reach = match life.uid {
-            // When all plugins end, the guard looks for what they have left once, for all of them.
-            // Another process of the plugin may run, under the same uid.
+            // When all plugins end, the guard kills the orphans of all of them at once.
+            // Otherwise another process of the plugin may run under the same uid.
             Some(uid) if self.quitting == Some(Quit::HostStops) && !self.has_sibling() => Reach::UidUnseen(uid),
             _ if self.quitting == Some(Quit::HostStops) => Reach::Group,
             Some(uid) if !self.has_sibling() => Reach::Uid(uid),
             _ => Reach::Marked,
         };
         let exit = self.host.sessions.leave(session, matches!(reach, Reach::Group | Reach::UidUnseen(_)), || process.reap(reach));
-        // A socket that stays is removed before the next start.
+        // If the socket stays, the next start removes it.
         drop(self.remove_run());
         exit
     }
 
-    /// Whether another process of the plugin may run, which this one's update is or is to replace.
+    /// Whether another process of the plugin may run: its update, or the process that this update replaces.
     fn has_sibling(&self) -> bool {
         self.trial.is_some() || self.updated
     }
 
-    /// Removes what the plugin has in the run directory: its socket alone where another process of it may be using the rest.
+    /// Removes the plugin's files in the run directory; only its socket if another process of it may use the rest.
     fn remove_run(&self) -> std::io::Result<()> {
         if !self.has_sibling() {
             return self.host.data.remove_plugin_run(self.plugin.id());
@@ -763,20 +763,20 @@ impl Supervisor {
         }
     }
 
-    /// The line of what the process has printed that says why it ended.
+    /// The line of the process's output that says why it ended.
     fn last_words(&self) -> Option<String> {
         let lines = self.plugin.log.recent();
         let texts: Vec<&str> = lines.iter().filter_map(|line| line.split_once(' ')).map(|(_, text)| text).collect();
         failure_line(&texts).map(|text| text.chars().take(300).collect())
     }
 
-    /// The plugin does not run, because of what happened: what follows is decided, and what led to it is kept.
+    /// Handles an unexpected end: decides what follows, and keeps the evidence.
     fn down(&mut self, exit: Exit, run: Run, why: &str) {
         if self.quitting.is_some() {
             return self.stopped(why);
         }
         if exit == Exit::Changed {
-            // The registry puts another plugin in this one's place, or refuses the file. Until then this looks again.
+            // The registry will replace this plugin or refuse the file. Until then the supervisor keeps checking.
             self.phase = Phase::Down { retry_at: Some(Instant::now() + LOOK_PAUSE) };
             self.plugin.set_last_end(End { at: now_ms(), exit, reason: why.to_owned(), lines: Vec::new() });
             return self.enter(State::BackingOff, Door::Holding, "changed", why);
@@ -787,7 +787,7 @@ impl Supervisor {
         }
         let time = self.host.time.now();
         self.license_wait = begins.map(|begins| LicenseWait::refused(begins, self.license_wait, time));
-        // A random UUID's first byte is as good a die as any.
+        // The first byte of a random UUID serves as the random number.
         let random = f64::from(uuid::Uuid::new_v4().as_bytes()[0]) / 255.0;
         let (state, kind, wait) = match self.history.ended(exit, run, random) {
             Decision::Retry(wait) => (State::BackingOff, "crashed", Some(wait)),
@@ -800,7 +800,7 @@ impl Supervisor {
         let retry_at = wait.map(|wait| Instant::now() + wait);
         self.phase = Phase::Down { retry_at };
         self.plugin.set_last_end(End { at: now_ms(), exit, reason: why.to_owned(), lines: self.plugin.log.recent() });
-        // What its last lines led to is to be read behind them, without the last of them.
+        // The note follows the last lines in the log, so it does not repeat the last of them.
         let exit_text = exit.to_string();
         let said = if why.starts_with(&exit_text) { &exit_text } else { why };
         self.plugin.log.note(&format!("{kind}: {said}"));
@@ -808,17 +808,17 @@ impl Supervisor {
         self.enter(state, door, kind, why);
     }
 
-    /// When the licence begins, by its token, that the process has refused as not valid yet.
+    /// The start of validity, from its token, of a licence that the process refused as not valid yet.
     fn license_begins(&self, exit: Exit) -> Option<Time> {
         let token = self.given.token.as_deref().filter(|_| exit == Exit::Unlicensed(Code::NotYetValid))?;
         unverified(token)?.nbf
     }
 
-    /// Gives the plugin back the licence that it had, where it has ended because of another one on trial, which may only begin later.
+    /// Restores the plugin's previous licence if it ended because of one on trial, unless that only becomes valid later.
     fn rejected_license(&mut self, exit: Exit, begins_later: bool, why: &str) -> bool {
         let Given { token: Some(token), previous: Some(previous) } = std::mem::take(&mut self.given) else { return false };
         let id = self.plugin.id();
-        // Where it cannot be written the store has said so, and the licence stays on trial.
+        // If this fails, the store has logged why, and the licence stays on trial.
         let restored = status::rejects_trial(exit, previous.ran, begins_later)
             && self.host.store.reject_license(id, &token).unwrap_or(false);
         if restored {
@@ -826,28 +826,28 @@ impl Supervisor {
             self.plugin.set_last_end(End { at: now_ms(), exit, reason: why.to_owned(), lines: self.plugin.log.recent() });
             self.host.store.note_event(id, "license_restored", why);
             let verdict = status::verdict(why);
-            log::warn!("{id}: it {verdict} its new licence, and is started with what it had before: {why}");
+            log::warn!("{id}: it {verdict} its new licence, and is started with the previous one: {why}");
         }
         restored
     }
 
-    /// The plugin does not run, as it was wanted.
+    /// The plugin was stopped on purpose.
     fn stopped(&mut self, why: &str) {
         (self.wants_room, self.waits_for_turn, self.license_wait) = (false, false, None);
         self.phase = Phase::Down { retry_at: None };
         self.enter(State::Stopped, self.shut(), "stopped", why);
     }
 
-    /// The door of a plugin that does not come back, unless another comes in its place.
+    /// The admission of a plugin that will not start again, unless another one takes over.
     fn shut(&self) -> Door {
         if self.updated || self.quitting == Some(Quit::Replaced) { Door::Holding } else { Door::Shut }
     }
 
-    /// Changes the state: the one place that does.
+    /// Changes the state. Nothing else does.
     fn enter(&mut self, state: State, door: Door, kind: &str, reason: &str) {
         let id = self.plugin.id();
         let (pid, retry_at) = match &self.phase {
-            // The expected start, while the phase has the next look at the clock.
+            // The expected start; the phase has the next check of the clock.
             Phase::Down { retry_at } => {
                 let time = self.host.time.now();
                 let wait = self.license_wait.filter(|_| state == State::Unlicensed && retry_at.is_some());
@@ -857,8 +857,8 @@ impl Supervisor {
                 (Some(running.pid()), None)
             }
         };
-        // First, so that who sees the state sees its event too. What an update and the process that it replaces go through meanwhile is
-        // not what happens to the plugin.
+        // First the event, so that whoever sees the state also sees its event. Changes of an update on trial, and of the process it
+        // replaces, are not events of the plugin.
         let is_aside = self.has_sibling() && state != State::Ready;
         if !is_aside {
             self.host.store.note_event(id, kind, reason);
@@ -880,8 +880,8 @@ impl Supervisor {
         };
         let separator = if reason.is_empty() { "" } else { ": " };
         let which = match (self.updated, &self.trial) {
-            (true, _) => " (the process before the update)",
-            (false, Some(_)) => " (its update)",
+            (true, _) => " (the old process)",
+            (false, Some(_)) => " (the update)",
             (false, None) => "",
         };
         log::log!(level, "{id}{which}: {kind}{separator}{reason}");
@@ -894,7 +894,7 @@ impl Supervisor {
         }
     }
 
-    /// Tells the outcome of the trial, where the update is on one. One that has failed is not tried again.
+    /// Reports the outcome of an update's trial. A failed update is not started again.
     fn end_trial(&mut self, state: State, reason: &str) {
         let Some(trial) = self.trial.take() else { return };
         if state == State::Ready {
@@ -927,7 +927,7 @@ impl Drop for Supervisor {
     }
 }
 
-/// A worker's place among its plugin's connections, given back when it ends, however it does.
+/// A worker's slot among its plugin's connections, released when the worker ends, even by a panic.
 struct Place<'a> {
     plugin: &'a Plugin,
     life: &'a Life,
@@ -943,7 +943,7 @@ impl Drop for Place<'_> {
     }
 }
 
-/// What a plugin that answers `init` with an error has said of itself, beside the reason.
+/// The reason in a plugin's `error` reply to `init`.
 fn refusal(told: &Failure) -> Option<Exit> {
     match status::refusal(told) {
         Some((code, _)) => Some(Exit::Unlicensed(code)),

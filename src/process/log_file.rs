@@ -1,7 +1,7 @@
-//! A plugin's log on disk: a file that rotates, its last lines, and how it is followed.
+//! A plugin's log on disk: rotation, reading the last lines, and following.
 //!
-//! The directory is the operator's too: a file that is removed, renamed or cut while it is written is begun anew, and a link or
-//! what is no regular file is never written to nor read.
+//! Operators may remove, rename or truncate a file while it is written; the next line starts a new one. A link or a non-regular file is
+//! never written or read.
 
 use crate::system::data_dir::{make_private_dir, private_file};
 use crate::util::escape;
@@ -18,32 +18,32 @@ use std::time::Instant;
 /// Size in bytes at which a log file is rotated.
 const MAX_FILE: u64 = 1024 * 1024;
 
-/// Files kept beside the current one: `<id>.log.1` is the newest of them.
+/// Rotated files kept besides the current one; `<id>.log.1` is the newest.
 const ROTATED: u32 = 4;
 
-/// What a follower says where it lost the thread: how much it missed cannot be known.
-const GAP: &str = "plugrack: lines may be missing here: the log was removed, cut, or rotated away while it was followed";
+/// A follower prints this where it may have missed lines; how many is unknown.
+const GAP: &str = "plugrack: lines may be missing here: the log was removed, truncated, or rotated away while it was followed";
 
-/// The file that is written.
+/// The writer of a log.
 #[derive(Debug)]
 pub(crate) struct LogFile {
     path: PathBuf,
-    /// Open once something was written.
+    /// The current file, open once something was written.
     file: Option<File>,
-    /// The group that may read it.
+    /// The group that may read the log.
     reader: Option<u32>,
-    /// Lines that could not be written since the last that could.
+    /// Lines lost since the last successful write.
     lost: u64,
     trouble: Repeat,
 }
 
 impl LogFile {
-    /// The log at `path`, which is made with its first line.
+    /// The log at `path`. The first line creates the file.
     pub(crate) fn new(path: PathBuf) -> Self {
         Self { path, file: None, reader: None, lost: 0, trouble: Repeat::default() }
     }
 
-    /// Lets a group read the log, what was written before included; without one, nobody.
+    /// Lets a group read the log, including earlier lines; with none, nobody may.
     pub(crate) fn set_reader(&mut self, group: Option<u32>) {
         self.reader = group;
         for path in (0..=ROTATED).map(|number| rotated(&self.path, number)) {
@@ -56,7 +56,7 @@ impl LogFile {
         }
     }
 
-    /// Sets who may read a file of the log.
+    /// Sets the group and mode of a log file.
     fn admit(&self, file: &File) -> io::Result<()> {
         let found = file.metadata()?;
         if let Some(group) = self.reader.filter(|group| *group != found.gid()) {
@@ -69,8 +69,8 @@ impl LogFile {
         Ok(())
     }
 
-    /// Adds a line. A log that cannot be written costs its lines and nothing else: the host's log says why, and the next line
-    /// that can be written follows one that says how many were lost.
+    /// Adds a line. If the log cannot be written, the line is lost, and the host's log says why. The next successful write is preceded by
+    /// a line with the number of lost lines.
     pub(crate) fn add(&mut self, time: Timestamp, line: &[u8]) {
         let mut text = String::new();
         if self.lost > 0 {
@@ -86,13 +86,13 @@ impl LogFile {
             }
             Err(error) => {
                 self.lost += 1;
-                self.complain(&format!("cannot write {}: {error}; its lines are lost until that is mended", self.path.display()));
+                self.complain(&format!("cannot write {}: {error}; its lines are lost until that is fixed", self.path.display()));
             }
         }
     }
 
     fn complain(&mut self, what: &str) {
-        // So that the host's log is not filled instead.
+        // Throttled, so that the host's log does not fill up instead.
         if self.trouble.came(Instant::now()).is_some() {
             log::error!("{what}");
         }
@@ -104,8 +104,8 @@ impl LogFile {
             match rotate(&self.path) {
                 Ok(()) => self.file = None,
                 Err(error) => {
-                    // The newest lines are worth more than those before, and the log must not grow.
-                    self.complain(&format!("cannot rotate {}: {error}; it begins anew", self.path.display()));
+                    // The newest lines matter most, and the log must not grow.
+                    self.complain(&format!("cannot rotate {}: {error}; it is truncated instead", self.path.display()));
                     if let Some(file) = &self.file {
                         file.set_len(0)?;
                     }
@@ -115,12 +115,12 @@ impl LogFile {
         }
         let Some(file) = &mut self.file else { return Ok(()) };
         file.write_all(text).inspect_err(|_| {
-            // Half a line is none. Where even that cannot be mended the next line stands behind the half.
+            // Removes a partial line. If even that fails, the next line follows the partial one.
             file.set_len(size).ok();
         })
     }
 
-    /// Has the file open that has the log's name now, and gives its size.
+    /// Opens the file that currently has the log's name, and returns its size.
     fn open(&mut self) -> io::Result<u64> {
         if let (Some(file), Ok(named)) = (&self.file, fs::symlink_metadata(&self.path))
             && identity(&named) == identity(&file.metadata()?)
@@ -143,12 +143,12 @@ impl LogFile {
     }
 }
 
-/// Which file it is, whatever its name.
+/// Identifies a file regardless of its name: device and inode.
 fn identity(metadata: &Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
-/// Opens a regular file, through no link, and without waiting for whoever is at the other end of what is none.
+/// Opens a regular file without following a link, and without blocking on a pipe.
 fn open_regular(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
     let file = options.custom_flags(flags.cast_signed()).open(path).map_err(|error| match error.raw_os_error() {
@@ -186,7 +186,7 @@ fn rotate(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The last `lines` lines of a log, oldest first, read back through its rotated files; and a follower that goes on behind them.
+/// The last `lines` lines of a log, oldest first, including its rotated files; and a follower that continues after them.
 pub(crate) fn tail(path: &Path, lines: usize) -> io::Result<(Vec<String>, Follower)> {
     let mut last = VecDeque::new();
     let mut follower = Follower { path: path.to_owned(), file: None, line: Vec::new() };
@@ -206,11 +206,11 @@ pub(crate) fn tail(path: &Path, lines: usize) -> io::Result<(Vec<String>, Follow
             continue;
         }
         seen.push(identity(&metadata));
-        // None of ours is larger; of another's the end is shown.
+        // The host's files are never larger; of any other file, show the end.
         let start = file.seek(SeekFrom::Start(metadata.len().saturating_sub(MAX_FILE)))?;
         let mut text = Vec::new();
         (&mut file).take(MAX_FILE).read_to_end(&mut text)?;
-        // A line that is being written is for the follower.
+        // An unfinished line is left to the follower.
         let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         if let Some(text) = text[..whole].strip_suffix(b"\n") {
             for line in text.rsplit(|byte| *byte == b'\n').take(lines - last.len()) {
@@ -225,7 +225,7 @@ pub(crate) fn tail(path: &Path, lines: usize) -> io::Result<(Vec<String>, Follow
     Ok((last.into(), follower))
 }
 
-/// A line of a log file as it is shown: as it was written, unless another wrote it.
+/// A line for display. The host's lines are already escaped; another program's are not.
 fn shown(line: &[u8]) -> String {
     let mut out = String::new();
     escape::escape(&mut out, line);
@@ -236,23 +236,23 @@ fn shown(line: &[u8]) -> String {
 #[derive(Debug)]
 pub(crate) struct Follower {
     path: PathBuf,
-    /// Nothing while there is no log.
+    /// None while there is no log.
     file: Option<BufReader<File>>,
     line: Vec<u8>,
 }
 
-/// What has become of the file a follower reads.
+/// What happened to the file that a follower reads.
 enum Fate {
-    /// It has the log's name.
+    /// It still has the log's name.
     Current,
-    /// It is the rotated file of this number.
+    /// It is the rotated file with this number.
     Rotated(u32),
-    /// It has no name of the log's any more.
+    /// It is no longer one of the log's files.
     Gone,
 }
 
 impl Follower {
-    /// The next line, or nothing for now. Where lines were lost to the follower one in their place says so.
+    /// The next line, or none for now. Returns [`GAP`] where the follower may have missed lines.
     pub(crate) fn next_line(&mut self) -> io::Result<Option<String>> {
         loop {
             let Some(file) = &mut self.file else {
@@ -267,7 +267,7 @@ impl Follower {
                 return Ok(Some(line));
             }
             let fate = self.fate(&held)?;
-            // What was written before that was known belongs to this file too.
+            // Reads once more: lines may have been written before the rotation was noticed.
             if let Some(line) = self.read_line()? {
                 return Ok(Some(line));
             }
@@ -281,7 +281,7 @@ impl Follower {
                 Fate::Current => return Ok(None),
                 Fate::Rotated(number) => {
                     let next = self.open(number - 1)?;
-                    // Only while this file kept its place was that the file that follows it.
+                    // Valid only if this file kept its place meanwhile; otherwise that was not its successor.
                     if matches!(self.fate(&held)?, Fate::Rotated(now) if now == number) {
                         self.line.clear();
                         self.file = next;

@@ -1,7 +1,7 @@
-//! Children: started, confined, their output captured, stopped with all they started.
+//! Child processes: starts and confines them, captures their output, and stops them with all their descendants.
 //!
-//! The host starts itself again as a small shim, which sets up its own process by safe calls and then becomes the plugin. So
-//! nothing of ours runs between fork and exec, where little is allowed, and no unsafe code is needed.
+//! The host executes itself as a small shim, which confines its own process by safe calls and then executes the plugin. So no code runs
+//! between fork and exec, where few calls are safe, and no unsafe code is needed.
 
 pub(crate) mod chown_tree;
 pub(crate) mod exit;
@@ -45,97 +45,97 @@ use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
-/// The first argument that makes the program the shim. Not a subcommand: no operator types it.
+/// First argument of the shim. Not a subcommand, because operators do not use it.
 pub(crate) const SHIM: &str = "__exec";
 
-/// The first argument that makes the program the sweeper, see [`sweep`]. Not a subcommand either.
+/// First argument of the sweeper, see [`sweep`]. Not a subcommand either.
 pub(crate) const SWEEPER: &str = "__sweep";
 
-/// Time in which whatever runs under a uid is killed by sweepers.
+/// Time limit for sweepers to kill everything under a uid.
 const SWEEP_TIME: Duration = Duration::from_secs(1);
 
-/// Stands in the shim's arguments for a bound that is not set.
+/// Means an unset bound in the shim's arguments.
 const UNBOUND: &str = "-";
 
-/// This program's own file, whatever lies at its path by now. Only where there is a `/proc`.
+/// This program's own file, even if its path was replaced. Requires `/proc`.
 const OWN_FILE: &str = "/proc/self/exe";
 
-/// Where [`OWN_FILE`] is missing: the path this program was executed by.
+/// The path of this program's executable, used if [`OWN_FILE`] is missing.
 static EXECUTED_BY: OnceLock<PathBuf> = OnceLock::new();
 
-/// Processes and threads at once of a plugin with a uid of its own: two for each of 256 connections, the most a plugin has.
+/// Most processes and threads of a plugin with a uid of its own: two for each of at most 256 connections.
 const MAX_PROCESSES: u64 = 512;
 
-/// What is kept of a child's standard error when its standard output is what matters, in bytes.
+/// Bytes to keep of the standard error of a `--metadata` call.
 const MAX_ERROR_OUTPUT: usize = 16 * 1024;
 
-/// How long the last output of a process that has ended is waited for.
+/// Time to wait for the last output of a process that has ended.
 const LAST_OUTPUT_TIME: Duration = Duration::from_millis(200);
 
-/// How often a wait for output looks whether the child has ended while another process keeps its output open.
+/// Interval at which a wait for output checks whether the child has ended, in case another process holds its output open.
 const EXIT_CHECK: Duration = Duration::from_millis(50);
 
 /// How often a process is looked at where the kernel has no handle of its end.
 const EXIT_LOOK: Duration = Duration::from_millis(1);
 
-/// The variable that every child, and so all it starts, has from this run of the host: by it they are found again.
+/// Variable that all children of this run of the host inherit, by which orphans are found.
 pub(crate) const RUN_VARIABLE: &str = "PLUGRACK_RUN";
 
-/// The variable that tells a plugin where to listen, and by which what it has left is told from what others have.
+/// Variable that tells a plugin where to listen, and that identifies its orphans.
 pub(crate) const SOCKET_VARIABLE: &str = "PLUGRACK_SOCKET";
 
-/// The variable that a program has while it is asked something, and by which what it has left is found.
+/// Variable that a `--metadata` call gets, and that identifies its orphans.
 const ASK_VARIABLE: &str = "PLUGRACK_ASK";
 
-/// Longest report of the shim in bytes, which a pipe takes in one write whether it is read or not.
+/// Longest report of the shim in bytes. A pipe takes that much in one write without blocking.
 const MAX_REPORT: usize = 4096;
 
-/// How long the shim's report is waited for once it has ended: it is there by then, and its reader needs a processor.
+/// Time to wait for the report after the shim has ended. It is complete by then; only its reader may need time.
 const REPORT_TIME: Duration = Duration::from_secs(2);
 
-/// How long a question waits for its uid, under which another program is being asked: longer than a question takes.
+/// Time that a `--metadata` call waits for its uid while another call uses it: longer than a call takes.
 const TURN_TIME: Duration = Duration::from_secs(60);
 
-/// Errors of `execve` that pass: another try may succeed with the same file.
+/// Temporary errors of `execve`: another try with the same file may succeed.
 const PASSING: [Errno; 7] = [Errno::AGAIN, Errno::IO, Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::STALE, Errno::TXTBSY];
 
-/// Time in which all that a plugin has left is ended.
+/// Time limit for killing a plugin's orphans.
 const REMAINS_TIME: Duration = Duration::from_secs(1);
 
-/// Variables a child has from the host's environment, which holds secrets otherwise.
+/// Variables that a child inherits from the host. No others, because the host's environment may hold secrets.
 const INHERITED: [&str; 3] = ["PATH", "LANG", "TZ"];
 
-/// Variables a child has unless the operator sets them to something else. Python buffers what a plugin prints when its output is a pipe,
-/// so that its log would have it late, and a crash would lose it.
+/// Variables that a child gets unless the operator sets them. Python buffers output to a pipe, so without this the log would be late,
+/// and a crash would lose output.
 const PRESET: [(&str, &str); 1] = [("PYTHONUNBUFFERED", "1")];
 
-/// How the names of the host's own variables begin, which the operator can neither set nor pass on.
+/// Prefix of the host's own variables, which the operator can neither set nor pass on.
 const OWN_PREFIX: &str = "PLUGRACK_";
 
-/// How the operator's variables begin until the shim becomes the program. Under their own names, such as `LD_PRELOAD`, they would affect the
-/// shim, which may run as root.
+/// Prefix of the operator's variables until the shim executes the program. Without it, one such as `LD_PRELOAD` would affect the shim,
+/// which may run as root.
 const SET_PREFIX: &str = "PLUGRACK_SET_";
 
-/// Longest name of a variable of the operator's in bytes: far beyond those in use.
+/// Longest name of an operator's variable in bytes: far longer than names in use.
 const MAX_VARIABLE_NAME: usize = 128;
 
-/// Where programs are found when the host has no `PATH`.
+/// `PATH` of children if the host has none.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
-/// Children that somebody here waits for.
+/// Children that this program waits for.
 static OWN: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
 
 fn own() -> MutexGuard<'static, BTreeSet<i32>> {
     OWN.locked()
 }
 
-/// Which run of the host this is: its value of [`RUN_VARIABLE`].
+/// Identifies this run of the host: the value of [`RUN_VARIABLE`].
 pub(crate) fn run_id() -> &'static str {
     static RUN: LazyLock<String> = LazyLock::new(|| Uuid::new_v4().simple().to_string());
     &RUN
 }
 
-/// As the first process of a container, reaps the processes that are left to it, on a thread of its own. Elsewhere the system does.
+/// As PID 1 of a container, reaps orphans on a thread of its own. Elsewhere the system's init does that.
 pub(crate) fn reap_orphans() -> io::Result<()> {
     if std::process::id() != 1 {
         return Ok(());
@@ -143,7 +143,7 @@ pub(crate) fn reap_orphans() -> io::Result<()> {
     let mut signals = Signals::new([SIGCHLD])?;
     threads::restarting(small_thread("reaper"), move || {
         for _ in signals.forever() {
-            // While the list is held no child is started, so that what is not in it is nobody's.
+            // Holding the list prevents new children, so a process that is not in it is an orphan.
             let own = own();
             for pid in orphans::zombies_of_this_process().into_iter().filter(|pid| !own.contains(&pid.as_raw_nonzero().get())) {
                 rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG).ok();
@@ -152,54 +152,54 @@ pub(crate) fn reap_orphans() -> io::Result<()> {
     })
 }
 
-/// How a child is bound beyond what all children are.
+/// Individual bounds of a child, in addition to those of all children.
 #[derive(Clone, Default)]
 pub(crate) struct Bounds {
-    /// The user and group it runs as; without one, the host's.
+    /// Its uid and gid; by default the host's.
     pub(crate) uid: Option<u32>,
-    /// Most bytes of heap and private writable memory of each of its processes.
+    /// Limit of heap and private writable memory of each of its processes, in bytes.
     pub(crate) memory: Option<u64>,
-    /// Most open files of each of its processes; without it, as many as the host may have.
+    /// Limit of open files of each of its processes; by default the host's limit.
     pub(crate) open_files: Option<u64>,
-    /// The operator's environment variables for it. Of two with one name the later applies. They may be secrets.
+    /// The operator's environment variables for it, which may be secrets. The later of two with one name applies.
     pub(crate) variables: Vec<(OsString, OsString)>,
 }
 
-/// Checks the name of a variable that the operator sets for plugins.
+/// Checks the name of an operator's variable for plugins.
 ///
 /// # Errors
-/// A sentence: no shell could set it, or it is the host's own.
+/// One sentence: the name is invalid, or reserved for the host.
 pub(crate) fn check_variable(name: &str) -> Result<(), String> {
     let is_word = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
     if !is_word || !(1..=MAX_VARIABLE_NAME).contains(&name.len()) || name.starts_with(|first: char| first.is_ascii_digit()) {
         return Err(format!(
-            "{name:?} cannot be the name of a variable: it is 1-{MAX_VARIABLE_NAME} letters, digits and _, and does not begin with a digit"
+            "{name:?} cannot be the name of a variable: use 1-{MAX_VARIABLE_NAME} letters, digits and _, not starting with a digit"
         ));
     }
     match name {
-        "HOME" => Err("the variable HOME is reserved: the host sets it to the plugin's own directory".into()),
+        "HOME" => Err("the variable HOME is reserved: the host sets it to the plugin's data directory".into()),
         _ if name.starts_with(OWN_PREFIX) => {
-            Err(format!("the variable {name} is reserved: the host sets those that begin with {OWN_PREFIX}"))
+            Err(format!("the variable {name} is reserved: names that start with {OWN_PREFIX} belong to the host"))
         }
         _ => Ok(()),
     }
 }
 
-/// Finds out how this program can start itself again. Called once, before the first child and while the working directory is
-/// still the one that the program was executed in.
+/// Finds the executable by which this program starts itself. Call it once, before the first child, and before the working directory
+/// changes.
 ///
 /// # Errors
-/// One sentence: there is no `/proc`, and no file at the path either.
+/// One sentence: there is neither `/proc` nor a file at the path.
 pub(crate) fn find_own_program() -> Result<(), String> {
     if Path::new(OWN_FILE).exists() {
         return Ok(());
     }
-    // Without /proc a kernel before 6.4 cannot be asked, and then this panics.
+    // Panics without /proc on a kernel before 6.4.
     let executed_by = std::panic::catch_unwind(rustix::param::linux_execfn).unwrap_or_default();
     let path = std::path::absolute(OsStr::from_bytes(executed_by.to_bytes())).unwrap_or_default();
     if !path.is_file() {
         return Err(format!(
-            "{OWN_FILE} is missing, by which plugins are started, and the program is not at {path:?}: mount /proc"
+            "the host starts plugins by {OWN_FILE}, which is missing, and its program is not at {path:?}: mount /proc"
         ));
     }
     log::warn!(
@@ -211,50 +211,50 @@ pub(crate) fn find_own_program() -> Result<(), String> {
     Ok(())
 }
 
-/// This program's file, by which it starts itself again.
+/// This program's executable, by which it starts itself.
 fn own_program() -> &'static Path {
     EXECUTED_BY.get().map_or(Path::new(OWN_FILE), PathBuf::as_path)
 }
 
-/// How far the search for what a process has started goes, when that process has ended.
+/// The scope of the search for orphans of a process that has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reach {
-    /// Its process group.
+    /// The process group.
     Group,
-    /// Its session too, and whatever was born with its mark in the environment.
+    /// Also its session, and every process started with its mark in the environment.
     Marked,
-    /// Whatever runs under this uid. Only while nothing else may run under it, such as another process of the same plugin.
+    /// Every process under this uid. Only if nothing else may run under it, such as another process of the same plugin.
     Uid(u32),
-    /// The same, without a look whether all of it is gone.
+    /// The same, without checking that all of them are gone.
     UidUnseen(u32),
 }
 
-/// Why the shim could not become the program.
+/// Why the shim could not execute the program.
 #[derive(Debug, PartialEq, Eq)]
 enum ExecError {
-    /// The file cannot be executed here: a sentence.
+    /// The file cannot be executed here; one sentence.
     Unfit(String),
-    /// The system could not execute it for now.
+    /// A temporary error; one sentence.
     Passing(Errno),
 }
 
-/// A child. Dropping it kills and reaps it, with its process group.
+/// A child process. Dropping it kills its process group and reaps it.
 #[derive(Debug)]
 pub(crate) struct Process {
     child: Child,
     pid: Pid,
-    /// How it has ended, once it was reaped. From then on its id may be another process's, and no signal is sent to it.
+    /// How it ended, once it was reaped. After that its id may belong to another process, so no signal is sent.
     exit: Option<Exit>,
-    /// Why it is not the program that it was to become, if so; told once that is known.
+    /// Gets the reason if the shim could not execute the program.
     executed: Option<Receiver<Option<ExecError>>>,
-    /// Closes when all it printed is written down.
+    /// Closes when all its output is in the log.
     captured: Option<Receiver<()>>,
-    /// A variable that only it, and all it starts, was started with, and its value.
+    /// A variable, with its value, that only this process and its descendants were started with.
     mark: Option<(&'static str, OsString)>,
 }
 
 impl Process {
-    /// Starts a plugin; all it prints goes to `log`.
+    /// Starts a plugin; its output goes to `log`.
     pub(crate) fn start(
         program: &Path,
         home: &Path,
@@ -267,7 +267,7 @@ impl Process {
         let (mut command, report) = shim(program, home, bounds)?;
         command.envs(env.iter().copied()).stdout(writer.try_clone()?).stderr(writer);
         let mut process = Self::spawn(&mut command)?;
-        // The command holds the write ends, without which the report and the capture can come to their end.
+        // The command holds write ends of the pipes; they must close for the report and the capture to see an end of file.
         drop(command);
         let socket = env.iter().find(|(name, _)| *name == SOCKET_VARIABLE);
         process.mark = socket.map(|(_, socket)| (SOCKET_VARIABLE, (*socket).into()));
@@ -275,7 +275,7 @@ impl Process {
         let ((capturing, captured), (executing, executed)) = (bounded(0), bounded(1));
         (process.captured, process.executed) = (Some(captured), Some(executed));
         small_thread(format!("log-{name}")).spawn(move || {
-            // It prints nothing before it is executed, but for what the shim says of that.
+            // Before the plugin is executed only the shim may print, about a failure.
             executing.send(exec_error(report)).ok();
             if !threads::persist(|| log.capture(&reader)) {
                 // The plugin goes on without a log. It would stop if nobody read what it prints.
@@ -286,8 +286,8 @@ impl Process {
         Ok(process)
     }
 
-    /// Starts this program again as a helper of the host, `plugrack role argument…`. It outlives the host to see to what that leaves.
-    /// `variable` is all it has in its environment, but for the level of the log.
+    /// Starts this program as a helper of the host, `plugrack ROLE ARGUMENT…`. It outlives the host, to clean up after it. Its
+    /// environment is `variable` and `RUST_LOG`.
     pub(crate) fn helper(role: &str, arguments: &[&str], variable: (&str, &OsStr), stdin: PipeReader) -> io::Result<Self> {
         let mut command = this_program();
         command.arg(role).args(arguments).stdin(stdin).stdout(Stdio::null()).env_clear().env(variable.0, variable.1);
@@ -299,7 +299,7 @@ impl Process {
         let mut own = own();
         let child = command.spawn().map_err(|error| match own_program() {
             program if error.kind() == io::ErrorKind::NotFound && !program.exists() => {
-                let missing = format!("{} is missing, by which the host starts its processes: put it back", program.display());
+                let missing = format!("the host starts its processes by {}, which is missing: put it back", program.display());
                 io::Error::new(error.kind(), missing)
             }
             _ => error,
@@ -309,48 +309,47 @@ impl Process {
         Ok(Self { child, pid, exit: None, executed: None, captured: None, mark: None })
     }
 
-    /// The process id, which is that of its session and of its process group too.
+    /// The process id, which is also the id of its session and process group.
     pub(crate) fn pid(&self) -> i32 {
         self.pid.as_raw_nonzero().get()
     }
 
-    /// Calls `then`, on a thread of its own, when the process has ended, with how it did. It stays to be reaped, so its id cannot pass to
-    /// another.
+    /// Calls `then` on a thread of its own with the exit of the process. Does not reap it, so its id cannot be reused yet.
     pub(crate) fn on_exit(&self, name: &str, then: impl FnOnce(Option<Exit>) + Send + 'static) -> io::Result<()> {
         let pid = self.pid;
         small_thread(format!("wait-{name}")).spawn(move || then(wait(pid)))?;
         Ok(())
     }
 
-    /// Waits until the process ends by itself, and says what the end was.
+    /// Waits until the process ends by itself, and returns its exit.
     pub(crate) fn wait(mut self) -> Exit {
         wait(self.pid);
         self.end(Reach::Group).0
     }
 
-    /// Asks the process and its group to end.
+    /// Sends SIGTERM to the process and its group.
     pub(crate) fn terminate(&self) {
         self.signal(Signal::TERM);
     }
 
-    /// Makes the process and its group end.
+    /// Sends SIGKILL to the process and its group.
     pub(crate) fn kill(&self) {
         self.signal(Signal::KILL);
     }
 
     fn signal(&self, signal: Signal) {
         if self.exit.is_none() {
-            // Until the shim has made its session there is no group. One that has ended needs no signal.
+            // Before the shim has called setsid there is no group. A group that has ended needs no signal.
             rustix::process::kill_process(self.pid, signal).ok();
             rustix::process::kill_process_group(self.pid, signal).ok();
         }
     }
 
-    /// Whether it has ended. It stays to be reaped, so its id is still its own.
+    /// Whether the process has ended. Does not reap it, so its id is still its own.
     fn has_ended(&self) -> bool {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
         let waited = || rustix::process::waitid(WaitId::Pid(self.pid), options);
-        // What cannot be waited for has been.
+        // An error means that it was reaped already.
         self.exit.is_some() || waited().map_or_else(|error| error != Errno::INTR, |status| status.is_some())
     }
 
@@ -371,13 +370,13 @@ impl Process {
         true
     }
 
-    /// Kills what is left of the process and its group, waits for its end and its last output, and says what the end was.
-    /// What has left the group is killed too, as far as the search is to go.
+    /// Kills the process and its group, waits for its end and its last output, and returns its exit. Also kills orphans outside the
+    /// group within the scope of the search.
     pub(crate) fn reap(mut self, reach: Reach) -> Exit {
         self.end(reach).0
     }
 
-    /// As [`Process::reap`]. Also says whether nothing is left.
+    /// Like [`Process::reap`]; also returns whether no orphan is left.
     fn end(&mut self, reach: Reach) -> (Exit, bool) {
         if let Some(exit) = self.exit {
             return (exit, true);
@@ -387,17 +386,17 @@ impl Process {
         if let Reach::Uid(uid) | Reach::UidUnseen(uid) = reach {
             sweep(uid);
         }
-        // Before it is reaped: until then its id can be no other session's.
+        // Before reaping, because until then its id cannot become another session's.
         let complete = self.marks(reach).is_none_or(|marks| orphans::end(&marks, REMAINS_TIME).complete);
         let status = {
-            // While the list is held no child is started that could have the same id.
+            // Holding the list prevents the start of a child that could get the same id.
             let mut own = own();
             let status = self.child.wait();
             own.remove(&self.pid());
             status
         };
         if let Some(captured) = &self.captured {
-            // Another process may have taken the output along, and keep it open.
+            // Another process may have inherited the output and hold it open.
             captured.recv_timeout(LAST_OUTPUT_TIME).ok();
         }
         let exit = match self.executed.take().and_then(|executed| executed.recv_timeout(REPORT_TIME).ok().flatten()) {
@@ -409,7 +408,7 @@ impl Process {
         (exit, complete)
     }
 
-    /// By what that is known which it may have left.
+    /// The marks of this process's orphans.
     fn marks(&self, reach: Reach) -> Option<Marks> {
         match reach {
             Reach::Group | Reach::UidUnseen(_) => None,
@@ -417,7 +416,7 @@ impl Process {
                 let variable = self.mark.clone()?;
                 Some(Marks { sessions: BTreeMap::from([(self.pid(), None)]), variable: Some(variable), uids: None })
             }
-            // No process can leave its uid, so the other marks are of no use beside this one.
+            // No process can leave its uid, so this mark suffices.
             Reach::Uid(uid) => Some(Marks { uids: Some(uid..=uid), ..Marks::default() }),
         }
     }
@@ -429,7 +428,7 @@ impl Drop for Process {
     }
 }
 
-/// Waits until a child has ended, and says how it did. It stays to be reaped.
+/// Waits until a child has ended, and returns its exit without reaping it.
 fn wait(pid: Pid) -> Option<Exit> {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
     let status = loop {
@@ -442,16 +441,15 @@ fn wait(pid: Pid) -> Option<Exit> {
 }
 
 fn exit_of(status: ExitStatus) -> Exit {
-    // A process that was waited for has one of the two.
+    // A process that has ended has one of the two.
     status.signal().map_or_else(|| Exit::Code(status.code().unwrap_or_default()), Exit::Signal)
 }
 
-/// Runs `program argument` and gives what it printed, at most `limit` bytes, within `time`. All that it has started is killed before.
-/// Nothing else may run under the uid of `bounds`: whatever does is killed too.
+/// Runs `program argument` and returns its output, at most `limit` bytes, within `time`, after killing all processes that it started.
+/// Nothing else may run under the uid of `bounds`: it is killed too.
 ///
 /// # Errors
-/// The outer one says that it could not be started, the inner one that it cannot be executed, took too long, printed too much, failed, or
-/// keeps starting processes.
+/// Outer: it could not be started. Inner: it cannot be executed, took too long, printed too much, failed, or keeps starting processes.
 pub(crate) fn output(
     program: &Path,
     argument: &str,
@@ -459,7 +457,7 @@ pub(crate) fn output(
     time: Duration,
     limit: usize,
 ) -> io::Result<Result<Vec<u8>, FailedRun>> {
-    // Another program that is asked under the same uid would be taken for what this one has left.
+    // A parallel call under the same uid would be mistaken for an orphan of this one.
     let _turn = bounds.uid.map(Turn::wait).transpose()?;
     let (mut command, report) = shim(program, Path::new("/"), bounds)?;
     let mark = OsString::from(Uuid::new_v4().simple().to_string());
@@ -470,7 +468,7 @@ pub(crate) fn output(
     let mut complained = Vec::new();
     let printed = process.collect(argument, time, limit, &mut complained);
     let (exit, complete) = process.end(bounds.uid.map_or(Reach::Marked, Reach::Uid));
-    // Only the shim had its other end, so this does not wait.
+    // Only the shim had the other end, so this does not block.
     match exec_error(report) {
         Some(ExecError::Unfit(reason)) => return Ok(Err(FailedRun { reason, printed: Vec::new(), is_unfit: true })),
         Some(ExecError::Passing(error)) => return Err(error.into()),
@@ -480,9 +478,7 @@ pub(crate) fn output(
     Ok(match (printed, exit) {
         (Err(reason), _) => Err(failed(reason)),
         (Ok(printed), Exit::Code(0)) if complete => Ok(printed),
-        (Ok(_), Exit::Code(0)) => {
-            Err(failed(format!("{argument} has started processes that start others faster than they can be killed")))
-        }
+        (Ok(_), Exit::Code(0)) => Err(failed(format!("{argument} starts processes faster than the host can kill them"))),
         (Ok(_), exit) => Err(match preflight::explain_script(program) {
             Some(reason) => FailedRun { is_unfit: true, ..failed(reason) },
             None => {
@@ -496,18 +492,18 @@ pub(crate) fn output(
     })
 }
 
-/// A run that gave no usable answer.
+/// A `--metadata` call without a usable answer.
 #[derive(Debug)]
 pub(crate) struct FailedRun {
-    /// Why, in a sentence.
+    /// The reason, one sentence.
     pub(crate) reason: String,
-    /// What it had printed on standard error, fit to be shown.
+    /// Its standard error, escaped for display.
     pub(crate) printed: Vec<String>,
-    /// Whether the system cannot execute the file, so that nothing was run.
+    /// Whether the system could not execute the file, so that nothing ran.
     pub(crate) is_unfit: bool,
 }
 
-/// Printed bytes as lines that are fit to be shown.
+/// Splits output into lines that are escaped for display.
 pub(crate) fn lines(printed: &[u8]) -> Vec<String> {
     let shown = |line: &[u8]| {
         let mut shown = String::new();
@@ -517,10 +513,10 @@ pub(crate) fn lines(printed: &[u8]) -> Vec<String> {
     printed.strip_suffix(b"\n").unwrap_or(printed).split(|byte| *byte == b'\n').map(shown).collect()
 }
 
-/// Uids under which a program is being asked.
+/// Uids in use by `--metadata` calls.
 static TURNS: (Mutex<BTreeSet<u32>>, Condvar) = (Mutex::new(BTreeSet::new()), Condvar::new());
 
-/// The right to ask a program under a uid, given back when dropped.
+/// Exclusive use of a uid for a `--metadata` call, released when dropped.
 struct Turn(u32);
 
 impl Turn {
@@ -530,10 +526,7 @@ impl Turn {
         let waited = freed.wait_timeout_while(taken, TURN_TIME, |taken| taken.contains(&uid));
         let (mut taken, waited) = unpoisoned(waited);
         if waited.timed_out() {
-            return Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                format!("another program is asked under uid {uid}, and does not end"),
-            ));
+            return Err(io::Error::new(io::ErrorKind::TimedOut, format!("another --metadata call under uid {uid} does not end")));
         }
         taken.insert(uid);
         Ok(Self(uid))
@@ -549,7 +542,7 @@ impl Drop for Turn {
 }
 
 impl Process {
-    /// Reads what it prints, until it ends, and gives its standard output. The end of its standard error goes to `complained`.
+    /// Reads its output until it ends, and returns its standard output. The last part of its standard error goes to `complained`.
     fn collect(&mut self, argument: &str, time: Duration, limit: usize, complained: &mut Vec<u8>) -> Result<Vec<u8>, String> {
         let deadline = Instant::now() + time;
         let (Some(mut stdout), Some(mut stderr)) = (self.child.stdout.take(), self.child.stderr.take()) else {
@@ -570,7 +563,7 @@ impl Process {
                 if ended {
                     break;
                 }
-                // What it has printed in its last moment is there by now, and read in the next rounds.
+                // Its last output is in the pipe by now; the next rounds read it.
                 ended = self.has_ended();
             }
             if out {
@@ -578,7 +571,7 @@ impl Process {
             }
             if err {
                 stderr_open = read_some(&mut stderr, complained);
-                // The end says why; the beginning goes.
+                // The end explains a failure, so drop the beginning.
                 complained.drain(..complained.len().saturating_sub(MAX_ERROR_OUTPUT));
             }
             if printed.len() > limit {
@@ -589,7 +582,7 @@ impl Process {
     }
 }
 
-/// Appends what can be read now, and says whether more may come.
+/// Appends what can be read now. True if more may come.
 fn read_some(source: &mut impl Read, into: &mut Vec<u8>) -> bool {
     let mut buffer = [0; 8192];
     match source.read(&mut buffer) {
@@ -602,7 +595,7 @@ fn read_some(source: &mut impl Read, into: &mut Vec<u8>) -> bool {
     }
 }
 
-/// The command that starts this program again.
+/// A command that starts this program.
 fn this_program() -> Command {
     #[expect(clippy::disallowed_methods, reason = "the one place where children are started")]
     let mut command = Command::new(own_program());
@@ -610,8 +603,8 @@ fn this_program() -> Command {
     command
 }
 
-/// The command that starts `program` through the shim, in `directory`, with an environment of the allowed variables only; and what the
-/// shim reports by when it cannot, see [`exec_error`].
+/// A command that starts `program` through the shim, in `directory`, with only the allowed environment variables; and the pipe on which
+/// the shim reports a failure, see [`exec_error`].
 fn shim(program: &Path, directory: &Path, bounds: &Bounds) -> io::Result<(Command, PipeReader)> {
     let (report, reporting) = io::pipe()?;
     let mut command = this_program();
@@ -629,7 +622,7 @@ fn shim(program: &Path, directory: &Path, bounds: &Bounds) -> io::Result<(Comman
     Ok((command, report))
 }
 
-/// Why the shim could not become the program; nothing when it could, or ended for another reason. Waits for the one or the other.
+/// Waits until the shim has executed the program or failed, and returns why it could not; none if it could, or ended for another reason.
 fn exec_error(report: PipeReader) -> Option<ExecError> {
     let mut reported = Vec::new();
     report.take(MAX_REPORT as u64).read_to_end(&mut reported).ok()?;
@@ -639,15 +632,15 @@ fn exec_error(report: PipeReader) -> Option<ExecError> {
     Some(if PASSING.contains(&error) { ExecError::Passing(error) } else { ExecError::Unfit(reason.to_owned()) })
 }
 
-/// Takes the pipe for the report from standard input, the one way for it to come here, and leaves an input that is at its end. The
-/// program does not get the pipe: its closing says that the program is executed.
+/// Takes the report pipe from standard input, the only way to pass it here, and leaves an empty input in its place. The pipe closes on
+/// exec, which tells the host that the program was executed.
 fn take_report() -> io::Result<File> {
     let report = rustix::io::fcntl_dupfd_cloexec(stdin(), 3)?;
     dup2_stdin(no_input()?)?;
     Ok(report.into())
 }
 
-/// An input that is at its end: `/dev/null`, and in a root that has none a pipe.
+/// An empty input: `/dev/null`, or a closed pipe in a root without it.
 fn no_input() -> io::Result<OwnedFd> {
     File::open("/dev/null").map(OwnedFd::from).or_else(|_| io::pipe().map(|(reader, _)| reader.into()))
 }
@@ -664,7 +657,7 @@ pub(crate) fn shim_main(mut arguments: impl Iterator<Item = OsString>) -> ExitCo
         Ok(report) => report,
         Err(error) => return complain(format_args!("cannot prepare {}: {error}", program.display()), 126),
     };
-    // Looked up while everything can be.
+    // Resolved before the privileges are dropped.
     let needed = uid.map_or(Vec::new(), |_| needed(Path::new(&program)));
     if let Err(error) = confine(host, &Bounds { uid, memory, open_files, variables: Vec::new() }) {
         if is_passing(&error) {
@@ -683,22 +676,22 @@ pub(crate) fn shim_main(mut arguments: impl Iterator<Item = OsString>) -> ExitCo
     complain(format_args!("cannot execute {}: {reason}", program.display()), code)
 }
 
-/// Whether what failed may succeed another time.
+/// Whether a failure may be temporary.
 fn is_passing(error: &io::Error) -> bool {
     Errno::from_io_error(error).is_some_and(|errno| PASSING.contains(&errno))
 }
 
-/// Tells the host why the program is not executed, in the form that [`exec_error`] reads.
+/// Reports to the host why the program is not executed, in the format of [`exec_error`].
 fn tell(report: &mut File, error: &io::Error, reason: &str) {
     let reported = format!("{} {reason}", error.raw_os_error().unwrap_or_default());
-    // A host that has gone does not read it.
+    // The host may be gone.
     drop(report.write_all(&reported.as_bytes()[..reported.len().min(MAX_REPORT)]));
 }
 
-/// Becomes the program; gives why it could not. Not by [`Command`], whose C library would make a shell read what the kernel does not
-/// execute.
+/// Executes the program; returns only on failure. Not by [`Command`], because its C library runs a shell on files that the kernel does
+/// not execute.
 fn execute(program: &OsStr, arguments: impl Iterator<Item = OsString>) -> io::Error {
-    // Rust's runtime ignores it, which the program would inherit. A signal that is caught is the default for it.
+    // Rust's runtime ignores SIGPIPE, and the program would inherit that. A caught signal becomes the default on exec.
     if let Err(error) = signal_hook::flag::register(SIGPIPE, Arc::default()) {
         return error;
     }
@@ -711,12 +704,12 @@ fn execute(program: &OsStr, arguments: impl Iterator<Item = OsString>) -> io::Er
             Ok(never) => match never {},
             Err(error) => error.into(),
         },
-        // Both have come by execve themselves.
+        // No NUL bytes: these came through execve themselves.
         _ => Errno::INVAL.into(),
     }
 }
 
-/// The program's environment: this process's, with the operator's variables under their own names in place of others.
+/// The program's environment: this process's, overridden by the operator's variables without their prefix.
 fn environment() -> BTreeMap<OsString, OsString> {
     let set = |name: &OsStr| name.as_bytes().strip_prefix(SET_PREFIX.as_bytes()).map(|name| OsStr::from_bytes(name).to_owned());
     let (operators, own): (Vec<_>, Vec<_>) = std::env::vars_os().partition(|(name, _)| set(name).is_some());
@@ -724,7 +717,7 @@ fn environment() -> BTreeMap<OsString, OsString> {
     own.into_iter().chain(operators).collect()
 }
 
-/// A bound from its argument, which may say that there is none; nothing where it cannot be read.
+/// Parses a bound from its argument; the outer `None` means malformed, the inner one no bound.
 fn bound<T: FromStr>(argument: Option<OsString>) -> Option<Option<T>> {
     match argument?.to_str()? {
         UNBOUND => Some(None),
@@ -732,7 +725,7 @@ fn bound<T: FromStr>(argument: Option<OsString>) -> Option<Option<T>> {
     }
 }
 
-/// What a program needs to run at all, and how: itself, its interpreter, and its home. Links are resolved.
+/// The paths that a program needs, with the required access: itself, its interpreter, its home. Links are resolved.
 fn needed(program: &Path) -> Vec<(PathBuf, Access)> {
     let interpreter = preflight::interpreter(program);
     let home = std::env::var_os("HOME").map(PathBuf::from);
@@ -741,7 +734,7 @@ fn needed(program: &Path) -> Vec<(PathBuf, Access)> {
     paths.into_iter().filter_map(|(path, access)| Some((std::fs::canonicalize(path?).ok()?, access))).collect()
 }
 
-/// What bars this process's user from `path`, and the way out, as the end of a sentence.
+/// Why this process's user cannot use `path`, and the fix, as the end of a sentence.
 fn barred(path: &Path, access: Access) -> Option<String> {
     let mut above: Vec<&Path> = path.ancestors().skip(1).collect();
     above.reverse();
@@ -752,8 +745,8 @@ fn barred(path: &Path, access: Access) -> Option<String> {
     refused.then(|| format!("use {}: chmod o+rx {0}", path.display()))
 }
 
-/// Kills whatever runs under a uid in one go, so that none of it can get away by forking. The sweeper becomes that user, and signals all
-/// that it may signal. Where it could not, what is left is found as far as a look through `/proc` finds it.
+/// Kills all processes under a uid at once, so that none escapes by forking: the sweeper becomes that user and signals everything it may.
+/// If that fails, a scan of `/proc` finds the rest.
 fn sweep(uid: u32) {
     let deadline = Instant::now() + SWEEP_TIME;
     let sweeper = || {
@@ -763,21 +756,21 @@ fn sweep(uid: u32) {
     };
     while let Ok(mut sweeper) = sweeper() {
         sweeper.ended_by(deadline);
-        // What it is to kill may have killed it first, or stopped it.
+        // Its targets may have killed or stopped the sweeper first.
         if !matches!(sweeper.end(Reach::Group).0, Exit::Signal(_)) || Instant::now() >= deadline {
             return;
         }
     }
 }
 
-/// The sweeper: `plugrack __sweep UID` kills whatever else runs under the uid, which is never root's.
+/// The sweeper: `plugrack __sweep UID` kills all other processes under the uid, which is never root's.
 pub(crate) fn sweeper_main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let Some(uid) = arguments.next().and_then(|uid| uid.to_str()?.parse().ok()).filter(|uid| *uid > 0) else {
         return complain(format_args!("{SWEEPER} is how plugrack ends plugins, not a command"), 64);
     };
     let everybody = nix::unistd::Pid::from_raw(-1);
     let swept = become_user(uid).and_then(|()| {
-        // Root's signal would reach every process there is.
+        // As root, the signal would reach every process.
         if [rustix::process::getuid(), rustix::process::geteuid()] != [Uid::from_raw(uid); 2] {
             return Err(io::Error::other(format!("it has not become uid {uid}")));
         }
@@ -792,25 +785,25 @@ pub(crate) fn sweeper_main(mut arguments: impl Iterator<Item = OsString>) -> Exi
 }
 
 fn complain(what: std::fmt::Arguments<'_>, code: u8) -> ExitCode {
-    // Where standard error is gone there is nobody to tell.
+    // Nobody can read a message if standard error is closed.
     drop(writeln!(io::stderr(), "{what}"));
     ExitCode::from(code)
 }
 
-/// Puts this process in a session of its own that dies with the host and can gain no privileges, as the user it is meant for.
+/// Confines this process: a session of its own, the intended user, killed with the host, no new privileges.
 fn confine(host: u32, bounds: &Bounds) -> io::Result<()> {
     rustix::process::setsid()?;
-    // First of all, for a change of user takes the parent-death signal away.
+    // Must come before PR_SET_PDEATHSIG: a change of uid clears it.
     if let Some(uid) = bounds.uid {
         become_user(uid)?;
     }
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    // The host may have died before the line above, and then this process has another parent already.
+    // If the host died before PR_SET_PDEATHSIG, this process already has another parent.
     let parent = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get());
     if parent.and_then(|pid| u32::try_from(pid).ok()) != Some(host) {
         return Err(io::Error::other("the host is gone"));
     }
-    // The host's own files close by themselves; these are what it was started with.
+    // The host's own files are close-on-exec; these are files that the host inherited.
     close_fds::set_fds_cloexec(3, &[]);
     rustix::thread::set_no_new_privs(true)?;
     limit(Resource::Core, 0)?;
@@ -827,7 +820,7 @@ fn confine(host: u32, bounds: &Bounds) -> io::Result<()> {
     Ok(())
 }
 
-/// Leaves root for good. The shim has one thread, so that what is the thread's is the process's.
+/// Drops root permanently. The shim has one thread, so per-thread credentials are those of the process.
 fn become_user(id: u32) -> io::Result<()> {
     let (uid, gid) = (Uid::from_raw(id), Gid::from_raw(id));
     rustix::thread::set_thread_groups(&[])?;
@@ -839,7 +832,7 @@ fn become_user(id: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Sets a limit for good, or keeps a lower one.
+/// Sets the soft and hard limit, capped by the current hard limit.
 fn limit(resource: Resource, most: u64) -> io::Result<()> {
     let most = rustix::process::getrlimit(resource).maximum.unwrap_or(most).min(most);
     Ok(rustix::process::setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })?)

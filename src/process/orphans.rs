@@ -1,8 +1,8 @@
-//! Orphans: processes that outlive the one that the host has started. They are found by their uid, by their session, or by a variable of
-//! the environment that they were born with, and killed.
+//! Orphans: processes that outlive the one that the host started. They are found by uid, by session, or by an environment variable
+//! that they were started with, and killed.
 //!
-//! A process of a plugin without a uid of its own escapes this where it has made a session of its own and has no such variable in its
-//! environment any more. So does one that keeps forking faster than it is found; of a plugin with a uid, only where the host is killed.
+//! A process of a plugin without a uid of its own escapes if it has called setsid and no longer has the variable in its environment. So
+//! does a process that forks faster than it is found; with a uid of its own, only if the host is killed.
 
 use crate::util::pause::pause;
 use procfs::process::{Process, Stat, all_processes};
@@ -18,37 +18,37 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
-/// Pause between two looks: what was killed needs a moment to go, and may have forked before.
+/// Pause between two scans: killed processes need a moment to disappear, and may have forked before.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
-/// By what orphans are recognized: one of these is enough.
+/// How orphans are recognised: a process that matches one of these is an orphan.
 #[derive(Debug, Default)]
 pub(crate) struct Marks {
-    /// Sessions that they are in, and when the leader of each was started, see [`started`]. Where that is known, a later session of the
-    /// same number is no match.
+    /// Their sessions, each with the start time of its leader, see [`started`]. If that is known, a later session with the same id does
+    /// not match.
     pub(crate) sessions: BTreeMap<i32, Option<u64>>,
-    /// A variable that they, or those they descend from, were started with, and its value.
+    /// A variable, with its value, that they or their ancestors were started with.
     pub(crate) variable: Option<(&'static str, OsString)>,
-    /// Uids that nothing else runs under. A process without privileges cannot leave its uid, so none escapes this mark.
+    /// Uids that nothing else uses. A process without privileges cannot leave its uid, so none escapes this.
     pub(crate) uids: Option<RangeInclusive<u32>>,
 }
 
-/// What a search for orphans came to.
+/// The result of a search for orphans.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Search {
-    /// How many were killed.
+    /// Number of processes killed.
     pub(crate) killed: usize,
-    /// Whether none is left.
+    /// Whether no orphan is left.
     pub(crate) complete: bool,
 }
 
-/// Kills all processes that bear the marks until there are none, for at most `time`. None are found where there is no `/proc`.
+/// Kills all matching processes until there are none, for at most `time`. Finds none without `/proc`.
 pub(crate) fn end(marks: &Marks, time: Duration) -> Search {
     let deadline = Instant::now() + time;
     let mut killed = BTreeSet::new();
     loop {
         let mut found = false;
-        // A process that ends while it is looked at is none. Each is killed before the next is looked at, so that it has no time to fork.
+        // Skips processes that end during the scan. Kills each match before it examines the next process, so that it has no time to fork.
         for orphan in all_processes().into_iter().flatten().filter_map(|process| Orphan::recognize(process.ok()?, marks)) {
             found = true;
             if orphan.kill() {
@@ -62,12 +62,12 @@ pub(crate) fn end(marks: &Marks, time: Duration) -> Search {
     }
 }
 
-/// Whether any process bears the marks.
+/// Whether any process matches.
 pub(crate) fn any(marks: &Marks) -> bool {
     all_processes().into_iter().flatten().any(|process| process.is_ok_and(|process| Orphan::recognize(process, marks).is_some()))
 }
 
-/// The uid of a process that runs under one of `uids` as the child of another process of this program's file, and that process's id.
+/// A process under one of `uids` whose parent is another process of this executable: its uid, and the parent's process id.
 pub(crate) fn used_by_another(uids: &RangeInclusive<u32>) -> Option<(u32, i32)> {
     let file = |pid: i32| fs::metadata(format!("/proc/{pid}/exe")).ok().map(|file| (file.dev(), file.ino()));
     let own_pid = i32::try_from(std::process::id()).ok()?;
@@ -79,12 +79,12 @@ pub(crate) fn used_by_another(uids: &RangeInclusive<u32>) -> Option<(u32, i32)> 
     })
 }
 
-/// When a process was started, in clock ticks after the system's start. With its id this tells it from all others.
+/// Start time of a process in clock ticks since boot. Together with the process id it identifies the process.
 pub(crate) fn started(pid: i32) -> Option<u64> {
     Some(Process::new(pid).ok()?.stat().ok()?.starttime)
 }
 
-/// Children of this process that have ended and were not waited for.
+/// Zombie children of this process.
 pub(crate) fn zombies_of_this_process() -> Vec<Pid> {
     let Ok(processes) = all_processes() else { return Vec::new() };
     let own = i32::try_from(std::process::id());
@@ -92,11 +92,11 @@ pub(crate) fn zombies_of_this_process() -> Vec<Pid> {
     processes.filter_map(|process| Pid::from_raw(zombie(process.ok()?)?.pid)).collect()
 }
 
-/// A living process that bears a mark.
+/// A living process that matches.
 struct Orphan {
     process: Process,
     started: u64,
-    /// No other process can come by this with the same id. None where the kernel, or a seccomp filter of a container, refuses it.
+    /// A pidfd, which stays valid when the id is reused. None if the kernel, or a container's seccomp filter, refuses pidfds.
     handle: Option<OwnedFd>,
 }
 
@@ -114,17 +114,17 @@ impl Orphan {
             handle => handle.ok(),
         };
         let orphan = Self { process, started: stat.starttime, handle };
-        // The handle may be that of a process that has come by the id since.
+        // The pidfd may refer to a process that reused the id in the meantime.
         orphan.is_same().then_some(orphan)
     }
 
-    /// Whether its id is still its own.
+    /// Whether the process still has its id.
     fn is_same(&self) -> bool {
         alive(&self.process).is_some_and(|stat| stat.starttime == self.started)
     }
 
-    /// Kills it. Without a handle there is a moment between the last look and the signal; in it the process would have to end, be reaped,
-    /// and its id be given out again, which the kernel does only once all others have been.
+    /// Kills the process. Without a pidfd, another process is hit only if this one ends, is reaped and its id is reused between the last
+    /// check and the signal. The kernel reuses an id only after all others.
     fn kill(&self) -> bool {
         match self.handle.as_ref().map(|handle| pidfd_send_signal(handle, Signal::KILL)) {
             Some(Ok(())) => true,
@@ -136,7 +136,7 @@ impl Orphan {
 
 impl Marks {
     fn uid(&self, process: &Process) -> bool {
-        // The owner of its directory is root's for a process that may not be dumped, so that is not asked.
+        // Not the owner of its /proc directory, because that is root for a non-dumpable process.
         let Some(uids) = &self.uids else { return false };
         process.status().is_ok_and(|status| [status.ruid, status.euid, status.suid].iter().any(|uid| uids.contains(uid)))
     }
@@ -144,7 +144,7 @@ impl Marks {
     fn session(&self, stat: &Stat) -> bool {
         let Some(noted) = self.sessions.get(&stat.session) else { return false };
         let leader = if stat.pid == stat.session { Some(stat.starttime) } else { started(stat.session) };
-        // A leader that has gone leaves its number to its session as long as that has a process.
+        // The id of a leader that has ended stays reserved while its session has a process.
         noted.is_none() || leader.is_none() || leader == *noted
     }
 
@@ -153,12 +153,12 @@ impl Marks {
         let entry = [name.as_bytes(), b"=", value.as_bytes()].concat();
         let mut environment = Vec::new();
         let read = process.open_relative("environ").is_ok_and(|mut file| file.read_to_end(&mut environment).is_ok());
-        // A process may have the variable more than once.
+        // A process may have several variables of this name.
         read && environment.split(|byte| *byte == 0).any(|variable| variable == entry)
     }
 }
 
-/// How a process is; nothing once it has ended.
+/// The status of a process; none once it has ended.
 fn alive(process: &Process) -> Option<Stat> {
     process.stat().ok().filter(|stat| !matches!(stat.state, 'Z' | 'X'))
 }

@@ -1,7 +1,7 @@
-//! A plugin's log: what it prints, line by line, and what the host notes about it.
+//! A plugin's log: its output, line by line, and the host's notes about it.
 //!
-//! Each line begins with the time. A plugin that prints without measure costs itself lines and nobody anything else: what is too
-//! much is read, so that the plugin is not held up, counted, and not written. Its last lines are kept in memory whatever is written.
+//! Each line starts with the time. Excess output costs the plugin log lines and nothing else: the host reads it, so the plugin never
+//! blocks, but only counts it. The last lines stay in memory, whether written or not.
 
 use crate::lock::LockExt;
 use crate::process::log_file::LogFile;
@@ -16,40 +16,40 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, TryLockError};
 use std::time::{Duration, Instant};
 
-/// Longest line in bytes; a longer one is cut into several.
+/// Longest line in bytes; a longer one is split.
 const MAX_LINE: usize = 16 * 1024;
 
-/// Lines of one plugin that are written in a second: more than people read, and little to any disk.
+/// Lines written for one plugin in a second: more than people can read, and little for any disk.
 const MAX_RATE: u32 = 200;
 
-/// Bytes of one plugin that are written in a second, escapes not counted: long lines are as hard on a disk as many.
+/// Bytes written for one plugin in a second, before escaping, because long lines load a disk as much as many lines.
 const MAX_BYTE_RATE: usize = 256 * 1024;
 
-/// The second of [`MAX_RATE`].
+/// The window of [`MAX_RATE`] and [`MAX_BYTE_RATE`].
 const RATE_WINDOW: Duration = Duration::from_secs(1);
 
-/// How long a line may lack its end before it is written without: a progress bar or a question is to be seen.
+/// Time after which an unfinished line is written, so that a progress bar or a prompt is visible.
 const PARTIAL_TIME: Duration = Duration::from_secs(2);
 
-/// How often a capture to which nothing comes looks whether another process has taken the place of its own.
+/// Interval at which an idle capture checks whether its plugin's next process has started.
 const SUCCESSOR_LOOK: Duration = Duration::from_secs(60);
 
-/// Last lines of a process that are kept in memory.
+/// Number of a process's last lines kept in memory.
 const RECENT_LINES: usize = 50;
 
-/// What is kept of each in memory, in bytes.
+/// Most bytes kept of each of these lines.
 const MAX_RECENT: usize = 400;
 
-/// Notes of the host's that may wait while another thread waits for the disk.
+/// Notes of the host that may wait while another thread waits for the disk.
 const MAX_NOTES: usize = 64;
 
-/// Longest note of the host's in bytes; it may quote a request.
+/// Longest note of the host in bytes; it may quote a request.
 const MAX_NOTE: usize = 4096;
 
-/// What is read at once, in bytes: all that a pipe holds, see pipe(7).
+/// Read size in bytes: the capacity of a pipe, see pipe(7).
 const READ_SIZE: usize = 64 * 1024;
 
-/// A plugin's log, shared by all that write to it.
+/// A plugin's log, shared by all its writers.
 #[derive(Clone)]
 pub(crate) struct PluginLog {
     shared: Arc<Shared>,
@@ -60,34 +60,34 @@ struct Shared {
     printed: Mutex<Printed>,
 }
 
-/// What the logs of two processes of one plugin share, while an update runs beside the process that it is to replace.
+/// The state that the logs of two processes of one plugin share, while an update runs beside the old process.
 struct LogWriter {
-    /// Held while the disk is waited for, the others never are.
+    /// Held during disk writes; the other locks are not.
     file: Mutex<LogFile>,
     notes: Mutex<Notes>,
 }
 
-/// Notes that are to be written by whoever has the file.
+/// Notes to be written by the thread that holds the file.
 #[derive(Default)]
 struct Notes {
     waiting: VecDeque<(Timestamp, String)>,
-    /// Who may read the log, where that is to be set.
+    /// The group that may read the log, if that is to change.
     reader: Option<Option<u32>>,
-    /// Those there was no room for.
+    /// Number of notes dropped because the queue was full.
     lost: u64,
 }
 
-/// What the plugin has printed.
+/// The plugin's output.
 struct Printed {
-    /// Counts the processes: an earlier one's output may still come, from what it left behind.
+    /// Number of the current process. Output of an earlier one may still arrive, from its orphans.
     life: u64,
     recent: VecDeque<(Timestamp, Vec<u8>)>,
-    /// When the current second is over.
+    /// End of the current second.
     window_end: Instant,
-    /// Written in it.
+    /// Lines written in the current second.
     lines: u32,
     bytes: usize,
-    /// Not written, and not told of yet.
+    /// Lines dropped and not reported yet.
     left_out: u64,
 }
 
@@ -109,12 +109,12 @@ impl Printed {
 }
 
 impl PluginLog {
-    /// The log at `path`, which is made with its first line.
+    /// The log at `path`. The first line creates the file.
     pub(crate) fn new(path: PathBuf) -> Self {
         Self::to(Arc::new(LogWriter { file: Mutex::new(LogFile::new(path)), notes: Mutex::default() }))
     }
 
-    /// Another log in the same file, for a process that runs beside the one of this: each has its own rate and its own last lines.
+    /// Another log in the same file, for a process beside this one. Each has its own rate limit and last lines.
     pub(crate) fn beside(&self) -> Self {
         Self::to(Arc::clone(&self.shared.writer))
     }
@@ -124,8 +124,8 @@ impl PluginLog {
         Self { shared: Arc::new(Shared { writer, printed: Mutex::new(printed) }) }
     }
 
-    /// Notes that a process is started, and forgets what the one before has printed. From now on the group `reader` may read the
-    /// log, what was written before included; without one, nobody.
+    /// Starts the log of a new process, and drops the last lines of the previous one. The group `reader` may read the log, including
+    /// earlier lines; with none, nobody may.
     pub(crate) fn begin(&self, reader: Option<u32>) {
         {
             let mut printed = self.shared.printed.locked();
@@ -136,8 +136,8 @@ impl PluginLog {
         self.note("starting");
     }
 
-    /// The last lines the current process has printed, written or left out, oldest first: each as in the file, cut to
-    /// [`MAX_RECENT`] bytes of text.
+    /// The last lines of the current process, written or not, oldest first. Each is as in the file, truncated to [`MAX_RECENT`] bytes of
+    /// text.
     pub(crate) fn recent(&self) -> Vec<String> {
         let printed = self.shared.printed.locked();
         let shown = |(time, line): &(Timestamp, Vec<u8>)| {
@@ -150,8 +150,7 @@ impl PluginLog {
         printed.recent.iter().map(shown).collect()
     }
 
-    /// Adds a line of the host's about the plugin. While another thread waits for the disk this one does not: that one writes
-    /// the note, when it can.
+    /// Adds a note of the host about the plugin. Does not wait while another thread waits for the disk: that one writes the note later.
     pub(crate) fn note(&self, text: &str) {
         let mut note = format!("plugrack: {text}");
         note.truncate(note.floor_char_boundary(MAX_NOTE));
@@ -165,7 +164,8 @@ impl PluginLog {
         self.write_notes();
     }
 
-    /// Writes the notes that wait, unless another thread has the file: it looks for notes after it let go of it, so none stays.
+    /// Writes the waiting notes, unless another thread holds the file. That thread checks for notes after it releases the file, so none is
+    /// left behind.
     fn write_notes(&self) {
         while !self.shared.writer.notes.locked().waiting.is_empty() {
             let mut file = match self.shared.writer.file.try_lock() {
@@ -186,14 +186,11 @@ impl PluginLog {
             file.add(time, note.as_bytes());
         }
         if lost > 0 {
-            file.add(
-                Timestamp::now(),
-                format!("plugrack: {lost} notes were left out, the disk was too slow for them").as_bytes(),
-            );
+            file.add(Timestamp::now(), format!("plugrack: {lost} notes were left out, because the disk was too slow").as_bytes());
         }
     }
 
-    /// Adds a line behind the notes that wait, however long the disk takes.
+    /// Adds a line after the waiting notes, however long the disk takes.
     fn write(&self, time: Timestamp, line: &[u8]) {
         let mut file = self.shared.writer.file.locked();
         self.write_notes_to(&mut file);
@@ -202,22 +199,22 @@ impl PluginLog {
         self.write_notes();
     }
 
-    /// Writes down all that comes from `source`, until its end.
+    /// Captures `source` until its end.
     pub(crate) fn capture(&self, source: &PipeReader) {
         let life = self.shared.printed.locked().life;
         Capture { log: self, life, line: Vec::new(), since: None, continued: false }.run(source);
     }
 }
 
-/// One process's output.
+/// The output of one process.
 struct Capture<'a> {
     log: &'a PluginLog,
     life: u64,
-    /// The beginning of a line that has not ended.
+    /// The start of an unfinished line.
     line: Vec<u8>,
-    /// Since when there is one.
+    /// Since when there is an unfinished line.
     since: Option<Instant>,
-    /// Whether the beginning of the line was written already.
+    /// Whether the start of the line was already written.
     continued: bool,
 }
 
@@ -232,14 +229,14 @@ impl Capture<'_> {
             let now = Instant::now();
             self.turn_window(now, false);
             match read {
-                // Something has taken the output along that no end of its plugin's has reached.
+                // An orphan that escaped holds the output open.
                 None if self.log.shared.printed.locked().life != self.life => break,
                 None => {}
                 Some(Ok(0)) => break,
                 Some(Ok(size)) => {
                     self.take(&buffer[..size], now);
                     if size < READ_SIZE {
-                        // That was all for now, and most plugins are silent for long.
+                        // Free the buffer: most plugins are silent for a long time.
                         buffer = Vec::new();
                     }
                 }
@@ -256,7 +253,7 @@ impl Capture<'_> {
         self.turn_window(Instant::now(), true);
     }
 
-    /// When there is something to do without anything more to read.
+    /// The next deadline without further input.
     fn next_wake(&self) -> Instant {
         let printed = self.log.shared.printed.locked();
         let tell = (printed.left_out > 0).then_some(printed.window_end);
@@ -264,7 +261,7 @@ impl Capture<'_> {
         [tell, self.since.map(|since| since + PARTIAL_TIME)].into_iter().flatten().fold(look, Instant::min)
     }
 
-    /// Begins a new second when the current one is over, and tells what was left out by then; at the `end` in any case.
+    /// Starts a new second when the current one is over, and reports the lines dropped in it; at the `end` in any case.
     fn turn_window(&self, now: Instant, end: bool) {
         let left_out = {
             let mut printed = self.log.shared.printed.locked();
@@ -282,7 +279,7 @@ impl Capture<'_> {
         }
     }
 
-    /// Takes what was read apart into lines.
+    /// Splits input into lines.
     fn take(&mut self, mut rest: &[u8], now: Instant) {
         while !rest.is_empty() {
             if self.line.is_empty()
@@ -301,7 +298,7 @@ impl Capture<'_> {
             if end.is_some() {
                 self.end_line(true);
             } else if self.line.len() == MAX_LINE {
-                // The beginning of a character that is cut goes with what follows.
+                // Carry the first bytes of a split character over to the next line.
                 let cut = self.line.split_off(whole_chars(&self.line));
                 self.end_line(false);
                 self.since = (!cut.is_empty()).then_some(now);
@@ -310,7 +307,7 @@ impl Capture<'_> {
         }
     }
 
-    /// Counts whole lines, given without the end of the last, if there is no room for any of them this second.
+    /// Counts whole lines without writing them, if the rate limit of this second is used up. The last line is without its line end.
     fn leave_out(&mut self, lines: &[u8]) -> bool {
         let mut printed = self.log.shared.printed.locked();
         if printed.has_room() {
@@ -325,9 +322,9 @@ impl Capture<'_> {
         true
     }
 
-    /// Writes the line at hand, or counts it. It is `whole` when what follows is another.
+    /// Writes the current line, or counts it. `whole` means that the next byte starts another line.
     fn end_line(&mut self, whole: bool) {
-        // Of a line that was written before its end only the end may be left.
+        // The start of the line may already be written, and only its end left.
         if !(whole && self.continued && self.line.is_empty()) {
             let time = Timestamp::now();
             let mut printed = self.log.shared.printed.locked();
@@ -349,17 +346,17 @@ impl Capture<'_> {
     }
 }
 
-/// How many of these bytes do not belong to a character that is cut at their end.
+/// Length of these bytes without an incomplete character at their end.
 fn whole_chars(bytes: &[u8]) -> usize {
     bytes.len() - bytes.utf8_chunks().last().map_or(0, |chunk| chunk.invalid().len())
 }
 
-/// Waits until there is something to read, or the end of it.
+/// Waits for input or its end.
 fn is_readable(source: &PipeReader, until: Instant) -> bool {
-    // A second or two always fits.
+    // A few seconds always fit.
     let left = Timespec::try_from(until.saturating_duration_since(Instant::now())).ok();
     let mut fds = [PollFd::new(source, PollFlags::IN)];
-    // Where it cannot be waited for, reading says why.
+    // If polling fails, the read reports why.
     !matches!(poll(&mut fds, left.as_ref()), Ok(0) | Err(Errno::INTR))
 }
 
@@ -483,7 +480,7 @@ mod tests {
         let written = texts(&path);
         assert_eq!(written.len(), MAX_NOTES + 2);
         assert_eq!(written[MAX_NOTES - 1], format!("plugrack: note {}", MAX_NOTES - 1));
-        assert_eq!(written[MAX_NOTES..], ["plugrack: 7 notes were left out, the disk was too slow for them", "a line"]);
+        assert_eq!(written[MAX_NOTES..], ["plugrack: 7 notes were left out, because the disk was too slow", "a line"]);
         log.note(&"☕".repeat(MAX_NOTE));
         assert!(texts(&path).last().unwrap().len() <= MAX_NOTE);
     }

@@ -1,7 +1,7 @@
-//! Why a file cannot be executed: the kernel's own word is too short for an operator.
+//! Explains why a file cannot be executed, since the kernel's error code tells an operator too little.
 //!
-//! Before a file is executed only that is looked at which holds for every kernel: what kind of file it is, and who may execute it. What is
-//! in it explains a failure afterwards; the kernel may know formats that are not known here (binfmt_misc).
+//! Before the execution only checks run that hold for every kernel: the type of the file, and who may execute it. The content explains a
+//! failure afterwards, because the kernel may support formats that are unknown here (binfmt_misc).
 
 use elf::abi::{EI_NIDENT, PT_INTERP};
 use elf::endian::AnyEndian;
@@ -16,14 +16,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// What of a file is looked at, in bytes: the kernel reads as much to tell how to run it.
+/// Bytes of a file to examine: the kernel reads as many to choose a binary format.
 const HEAD: u64 = 256;
 
-/// Most bytes of program headers, and of a loader's path: the kernel takes no more either, see binfmt_elf.c.
+/// Most bytes of program headers and of a loader's path, the kernel's own limit (binfmt_elf.c).
 const MAX_PROGRAM_HEADERS: usize = 64 * 1024;
 const MAX_LOADER_PATH: usize = 4096;
 
-/// The machine numbers of ELF headers (`e_machine`), by the names Rust has for the architectures.
+/// Machine numbers of ELF headers (`e_machine`), with Rust's names of the architectures.
 const ELF_MACHINES: [(u16, &str); 9] = [
     (3, "x86"),
     (8, "mips"),
@@ -36,12 +36,12 @@ const ELF_MACHINES: [(u16, &str); 9] = [
     (243, "riscv64"),
 ];
 
-/// Says why no kernel would execute a file.
+/// Checks what every kernel requires to execute a file.
 ///
 /// # Errors
-/// A sentence.
+/// One sentence for the operator.
 pub(crate) fn check(program: &Path) -> Result<(), String> {
-    let metadata = fs::metadata(program).map_err(|error| format!("cannot look at it: {error}"))?;
+    let metadata = fs::metadata(program).map_err(|error| format!("cannot examine it: {error}"))?;
     if !metadata.is_file() {
         return Err("it is not a regular file".into());
     }
@@ -59,9 +59,9 @@ pub(crate) fn check(program: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Says in a sentence why the kernel has not executed a file, as far as its content tells.
+/// One sentence about why the kernel did not execute a file, judged by its content.
 pub(crate) fn explain(program: &Path) -> Option<String> {
-    // A file may be executable and not readable.
+    // A file may be executable without being readable.
     let file = File::open(program).ok()?;
     let head = head(&file)?;
     if head.starts_with(b"\x7fELF") {
@@ -72,41 +72,41 @@ pub(crate) fn explain(program: &Path) -> Option<String> {
         return check_script(&head).err();
     }
     let what =
-        if head.is_empty() { "it is empty" } else { "it is neither a program for this system nor a script that begins with #!" };
+        if head.is_empty() { "it is empty" } else { "it is neither a program for this system nor a script that starts with #!" };
     Some(what.into())
 }
 
-/// Says in a sentence why a script has failed whose interpreter the kernel has executed, as far as its first line tells.
+/// One sentence about why a script failed although the kernel executed its interpreter, judged by its first line.
 pub(crate) fn explain_script(program: &Path) -> Option<String> {
     let head = head(&File::open(program).ok()?)?;
     head.starts_with(b"#!").then(|| check_script(&head).err())?
 }
 
-/// What the kernel reads of a file to tell how to execute it.
+/// The part of a file that the kernel reads to choose a binary format.
 fn head(file: &File) -> Option<Vec<u8>> {
     let mut head = Vec::new();
     file.take(HEAD).read_to_end(&mut head).ok()?;
     Some(head)
 }
 
-/// The interpreter that the first line of a script names; nothing for what is none.
+/// The interpreter in the first line of a script; none if it is not a script.
 pub(crate) fn interpreter(program: &Path) -> Option<PathBuf> {
     let head = head(&File::open(program).ok()?)?;
     let line = head.strip_prefix(b"#!")?.split(|byte| *byte == b'\n').next()?;
     String::from_utf8_lossy(line).split_ascii_whitespace().next().map(PathBuf::from)
 }
 
-/// The kernel refuses a file that is cut short with a word that makes the C library try it as a shell script, and one whose
-/// loader is missing with the word for a missing file.
+/// For a truncated file the kernel returns an error on which the C library tries a shell (ENOEXEC), and for a missing loader the error
+/// of a missing file (ENOENT).
 fn check_elf(file: &File, head: &[u8], length: u64) -> Result<(), String> {
-    let cut_short = || "it is an ELF file cut short".to_owned();
+    let cut_short = || "it is a truncated ELF file".to_owned();
     let tail = head.get(EI_NIDENT..).ok_or_else(cut_short)?;
     let header = parse_ident::<AnyEndian>(head).and_then(|ident| FileHeader::parse_tail(ident, tail)).map_err(|_| cut_short())?;
     let here = std::env::consts::ARCH;
     match ELF_MACHINES.iter().find(|(number, _)| *number == header.e_machine) {
         Some((_, name)) if *name == here || (*name == "x86" && here == "x86_64") => {}
         Some((_, name)) => return Err(format!("it is built for {name}, this machine is {here}")),
-        None => return Err(format!("it is built for another machine (ELF number {}), this one is {here}", header.e_machine)),
+        None => return Err(format!("it is built for another machine (ELF number {}), this machine is {here}", header.e_machine)),
     }
     let size = usize::from(header.e_phnum) * usize::from(header.e_phentsize);
     if size == 0 || size > MAX_PROGRAM_HEADERS || header.e_phoff.saturating_add(size as u64) > length {
@@ -140,16 +140,16 @@ fn check_script(head: &[u8]) -> Result<(), String> {
     if !Path::new(interpreter).exists() {
         return Err(format!("its interpreter {interpreter} is not installed"));
     }
-    // "#!/usr/bin/env name" looks in PATH; with options, env's own ways are left to env.
+    // "#!/usr/bin/env name" searches PATH. Options of env are not interpreted here.
     match words.next() {
         Some(name) if interpreter.ends_with("/env") && !name.starts_with('-') && !name.contains(['=', '/']) && !in_path(name) => {
-            Err(format!("its interpreter {name} is not installed (looked in PATH)"))
+            Err(format!("its interpreter {name} is not installed (not found in PATH)"))
         }
         _ => Ok(()),
     }
 }
 
-/// Whether a program is in `PATH`; where there is no such variable that is not known here.
+/// Whether a program is in `PATH`; true if the variable is not set.
 fn in_path(name: &str) -> bool {
     let path = std::env::var_os("PATH");
     path.is_none_or(|path| std::env::split_paths(&path).any(|dir| dir.join(name).is_file()))
@@ -181,8 +181,8 @@ mod tests {
             (b"#!/bin/sh\r\n", 0o755, "its first line ends in CR LF"),
             (b"#!\n", 0o755, "its first line, #!, names no interpreter"),
             (&elf, 0o755, "it is built for s390x, this machine is"),
-            (b"\x7fELF", 0o755, "it is an ELF file cut short"),
-            (&truncated, 0o755, "it is an ELF file cut short"),
+            (b"\x7fELF", 0o755, "it is a truncated ELF file"),
+            (&truncated, 0o755, "it is a truncated ELF file"),
             (&foreign, 0o755, "its loader /nolib/ld-"),
         ];
         for (content, mode, reason) in cases {

@@ -1,8 +1,8 @@
-//! The guard: a small process beside the host that ends what plugins have started, however the host ends.
+//! The watchdog (guard): a small process beside the host that kills the plugins' orphans, however the host ends.
 //!
-//! The kernel kills a plugin with its host, but not the plugin's own children. The guard is told the plugins' sessions by lines on a
-//! pipe, which closes when the host ends; then it kills what is left of them, and ends too. Where plugins have uids of their own it
-//! kills whatever runs under one.
+//! The kernel kills a plugin with its host, but not the plugin's children. The guard reads the plugins' sessions as lines from a pipe,
+//! which closes when the host ends. Then it kills what is left of them, and exits. If plugins have uids of their own, it kills everything
+//! under those uids.
 
 use crate::lock::LockExt;
 use crate::process::orphans::{self, Marks};
@@ -25,30 +25,30 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-/// The first argument that makes the program the guard. Not a subcommand: no operator types it.
+/// First argument of the guard. Not a subcommand, because operators do not use it.
 pub(crate) const GUARD: &str = "__guard";
 
-/// Time in which the guard ends what was left.
+/// Time limit for the guard to kill orphans.
 const END_TIME: Duration = Duration::from_secs(2);
 
-/// Time the host waits for the guard's end: some more than the guard takes.
+/// Time the host waits for the guard to exit: a little more than the guard's own limit.
 const FINISH_TIME: Duration = Duration::from_millis(2500);
 
-/// How often a host that starts looks whether the guard of an earlier one has ended.
+/// Interval at which a starting host checks whether an earlier host's guard has exited.
 const EARLIER_LOOK: Duration = Duration::from_millis(20);
 
-/// The variable that tells whose guard a process is: the host socket of its host.
+/// Variable that identifies a guard by its host's socket.
 const GUARD_VARIABLE: &str = "PLUGRACK_GUARD_OF";
 
-/// Pause before a guard that has ended is replaced.
+/// Pause before a guard that exited is replaced.
 const REPLACE_PAUSE: Duration = Duration::from_secs(1);
 
-/// The host's end of the guard.
+/// The host's handle of the guard.
 pub(crate) struct Guard {
     shared: Arc<Shared>,
-    /// Closes when the last guard has ended.
+    /// Closes when the last guard has exited.
     ended: Receiver<()>,
-    /// Uids of the plugins.
+    /// The plugins' uids.
     uids: Option<RangeInclusive<u32>>,
 }
 
@@ -63,14 +63,14 @@ struct Shared {
 struct State {
     /// Each with the time its leader was started, see [`orphans::started`].
     sessions: BTreeMap<i32, Option<u64>>,
-    /// Open while there is a guard.
+    /// The pipe to the guard, while there is one.
     pipe: Option<PipeWriter>,
     finishing: bool,
 }
 
 impl Guard {
-    /// Starts the guard, on a thread that starts another should it end. All that runs under one of `uids` is the plugins'. The guard of an
-    /// earlier host on the same `host_socket` is waited for: it would take the plugins of this one for what that has left.
+    /// Starts the guard on a thread that replaces it if it exits. All processes under `uids` belong to plugins. First waits for the guard of
+    /// an earlier host on the same `host_socket`, which would mistake this host's plugins for orphans.
     pub(crate) fn start(host_socket: &Path, uids: Option<RangeInclusive<u32>>) -> io::Result<Self> {
         let host_socket = host_socket.as_os_str().to_owned();
         let marks = Marks { variable: Some((GUARD_VARIABLE, host_socket.clone())), ..Marks::default() };
@@ -91,7 +91,7 @@ impl Guard {
         Ok(Self { shared, ended, uids })
     }
 
-    /// Notes the session of a plugin whose process was just started, and not reaped yet.
+    /// Adds the session of a plugin's process, which was just started and not reaped yet.
     pub(crate) fn add(&self, session: i32) {
         let started = orphans::started(session);
         let mut state = self.shared.state.locked();
@@ -99,14 +99,14 @@ impl Guard {
         state.tell(&Told::Begun(session, started));
     }
 
-    /// Forgets a session of which nothing is left.
+    /// Removes a session that has no process left.
     pub(crate) fn remove(&self, session: i32) {
         let mut state = self.shared.state.locked();
         state.sessions.remove(&session);
         state.tell(&Told::Over(session));
     }
 
-    /// Has the guard end what is left, and waits for that. Without a guard the host does it itself.
+    /// Tells the guard to kill orphans, and waits for it. Without a guard the host does that itself.
     pub(crate) fn finish(&self) {
         let mut state = self.shared.state.locked();
         state.finishing = true;
@@ -120,11 +120,11 @@ impl Guard {
     }
 }
 
-/// Keeps a guard at work until the host finishes.
+/// Keeps a guard running until the host finishes.
 fn keep(Shared { state, finishing }: &Shared, host_socket: &OsStr, uids: Option<&RangeInclusive<u32>>) {
     let (mut missing, mut ended) = (Repeat::default(), Repeat::default());
     loop {
-        // A lock that is not bound would be held as long as the guard lives.
+        // Bound to a variable, or else the lock would be held for the lifetime of the guard.
         let mut locked = state.locked();
         if locked.finishing {
             return;
@@ -134,7 +134,7 @@ fn keep(Shared { state, finishing }: &Shared, host_socket: &OsStr, uids: Option<
         match replaced {
             Ok(process) => {
                 if missing.over().is_some() {
-                    log::info!("the guard process runs again");
+                    log::info!("the guard process is running again");
                 }
                 let exit = process.wait();
                 let mut state = state.locked();
@@ -142,14 +142,14 @@ fn keep(Shared { state, finishing }: &Shared, host_socket: &OsStr, uids: Option<
                 if !state.finishing
                     && let Some(unsaid) = ended.came(Instant::now())
                 {
-                    log::warn!("the guard process ended ({exit}); another takes its place{}", more(unsaid));
+                    log::warn!("the guard process ended ({exit}) and is replaced{}", more(unsaid));
                 }
             }
             Err(error) => {
                 if let Some(unsaid) = missing.came(Instant::now()) {
                     log::warn!(
-                        "the guard process cannot be started, so a host that is killed may leave behind what its plugins have \
-                         started: {error}{}",
+                        "the guard process cannot be started, so processes that plugins started may survive if the host is \
+                         killed: {error}{}",
                         more(unsaid)
                     );
                 }
@@ -161,10 +161,10 @@ fn keep(Shared { state, finishing }: &Shared, host_socket: &OsStr, uids: Option<
 
 fn replace(state: &mut State, host_socket: &OsStr, uids: Option<&RangeInclusive<u32>>) -> io::Result<Process> {
     let (reader, writer) = io::pipe()?;
-    // A guard that does not read must not stop the host.
+    // A guard that does not read must not block the host.
     ioctl_fionbio(&writer, true)?;
     state.pipe = Some(writer);
-    // Before there is a guard: one that is there knows them all, should the host end in this moment.
+    // Written before the guard starts, so that it knows all sessions even if the host ends at this moment.
     for (session, started) in state.sessions.clone() {
         state.tell(&Told::Begun(session, started));
     }
@@ -172,12 +172,12 @@ fn replace(state: &mut State, host_socket: &OsStr, uids: Option<&RangeInclusive<
     Process::helper(GUARD, &[run_id(), &uids], (GUARD_VARIABLE, host_socket), reader).inspect_err(|_| state.pipe = None)
 }
 
-/// What a guard is told of a session, in a line: `SESSION STARTED`, `SESSION ?` where it is not known when, or `-SESSION`.
+/// A line to the guard about a session: `SESSION STARTED`, `SESSION ?` if the start time is unknown, or `-SESSION`.
 #[derive(Debug, PartialEq, Eq)]
 enum Told {
-    /// It has begun; and when its leader was started.
+    /// The session exists, with the start time of its leader.
     Begun(i32, Option<u64>),
-    /// Nothing is left of it.
+    /// The session has no process left.
     Over(i32),
 }
 
@@ -192,7 +192,7 @@ impl fmt::Display for Told {
 }
 
 impl Told {
-    /// Nothing for a line of another form: a host that was killed may have written half of it.
+    /// None for a malformed line: a killed host may have written half of it.
     fn parse(line: &str) -> Option<Self> {
         match (line.strip_prefix('-'), line.split_once(' ')) {
             (Some(session), _) => session.parse().ok().map(Self::Over),
@@ -204,21 +204,21 @@ impl Told {
 }
 
 impl State {
-    /// Tells the guard of a session. A guard that replaces one that ended is told of all sessions.
+    /// Tells the guard about a session. If this fails, the guard has exited, and its replacement is told about all sessions.
     fn tell(&mut self, told: &Told) {
         if let Some(pipe) = &mut self.pipe {
-            // In one write, so that a pipe that is full takes no half of a line.
+            // In one write, so that a full pipe does not take half a line.
             drop(pipe.write_all(format!("{told}\n").as_bytes()));
         }
     }
 }
 
-/// The guard: `plugrack __guard RUN UIDS` reads from standard input, and at its end kills what the plugins of that run have left.
+/// The guard: `plugrack __guard RUN UIDS` reads sessions from standard input until it closes, then kills the orphans of that run.
 pub(crate) fn guard_main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let (Some(run), Some(uids)) = (arguments.next(), arguments.next()) else { return ExitCode::from(64) };
     let uids = uids.to_str().and_then(|uids| uids.split_once('-'));
     let uids = uids.and_then(|(first, last)| Some(first.parse().ok()?..=last.parse().ok()?));
-    // What ends the host, from a terminal or by name, must not end its guard first.
+    // Signals that end the host, from a terminal or by process name, must not end its guard first.
     let ignored = Arc::<AtomicBool>::default();
     let set_up = rustix::process::setsid().map_err(io::Error::from).and_then(|_| {
         std::env::set_current_dir("/")?;
@@ -227,7 +227,7 @@ pub(crate) fn guard_main(mut arguments: impl Iterator<Item = OsString>) -> ExitC
             .try_for_each(|signal| signal_hook::flag::register(signal, ignored.clone()).map(drop))
     });
     if let Err(error) = set_up {
-        log::error!("the guard cannot set itself up: {error}");
+        log::error!("the guard cannot start: {error}");
         return ExitCode::FAILURE;
     }
     let mut sessions = BTreeMap::new();
@@ -241,11 +241,11 @@ pub(crate) fn guard_main(mut arguments: impl Iterator<Item = OsString>) -> ExitC
     ExitCode::SUCCESS
 }
 
-/// Kills what the plugins of a run have left.
+/// Kills the orphans of a run's plugins.
 fn end_all(run: OsString, sessions: BTreeMap<i32, Option<u64>>, uids: Option<RangeInclusive<u32>>) {
     let killed = orphans::end(&Marks { sessions, variable: Some((RUN_VARIABLE, run)), uids }, END_TIME).killed;
     if killed > 0 {
-        log::info!("ended {killed} processes that plugins had started and that outlived them");
+        log::info!("killed {killed} processes that plugins had started and that outlived them");
     }
 }
 

@@ -1,5 +1,5 @@
-//! Looks whether what the running host has on the disk is still there: the database's files, the lock, the run directory. Whoever
-//! removes or replaces one of them is told in the log within seconds.
+//! Checks that the running host's files are still in place: the database, the lock, the run directory. The log says within seconds if
+//! one of them was removed or replaced.
 
 use crate::store::Store;
 use crate::system::data_dir::{DataDir, Held, Lock};
@@ -13,20 +13,20 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How often it looks: a handful of calls that read no disk.
+/// Interval of the checks: a handful of system calls that read no disk.
 const EVERY: Duration = Duration::from_secs(2);
 
-/// The thread that looks. It holds the lock of the data directory.
+/// The thread that checks. It holds the lock of the data directory.
 pub(crate) struct Watch {
     stop: Sender<()>,
     thread: JoinHandle<Option<Lock>>,
 }
 
 impl Watch {
-    /// Starts looking, once the database is open and the host listens. The receiver gets one sentence when the host must end.
+    /// Starts the checks, once the database is open and the host listens. The receiver gets one sentence when the host must end.
     ///
     /// # Errors
-    /// There is no thread to be had.
+    /// The thread cannot be created.
     pub(crate) fn start(data: &DataDir, store: Store, lock: Lock) -> io::Result<(Self, Receiver<String>)> {
         let (stop, stopped) = bounded(0);
         let (sender, lost) = bounded(1);
@@ -39,22 +39,22 @@ impl Watch {
         Ok((Self { stop, thread }, lost))
     }
 
-    /// Stops looking. Gives the lock; nothing where another host has it.
+    /// Stops the checks and returns the lock; none if another host has it.
     pub(crate) fn end(self) -> Option<Lock> {
         drop(self.stop);
         self.thread.join().ok().flatten()
     }
 }
 
-/// What tells a file from another one at the same path: device and inode.
+/// Identifies a file regardless of its path: device and inode.
 type Node = (u64, u64);
 
 fn node(path: &Path) -> Option<Node> {
     fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
-/// Puts `run-dir` right where it was removed or changed. Gives the other host, in words, where one has put its own directory there:
-/// on a file system without locks two hosts that start at the same time may not see each other.
+/// Restores `run-dir` if it was removed or changed. Describes the other host if one has written its own directory there: without locks
+/// on the file system, two hosts that start at the same time may not see each other.
 fn keep_announced(data: &DataDir) -> anyhow::Result<Option<String>> {
     if data.is_announced()? {
         return Ok(None);
@@ -63,7 +63,7 @@ fn keep_announced(data: &DataDir) -> anyhow::Result<Option<String>> {
         return Ok(Some(other));
     }
     data.announce()?;
-    log::warn!("run-dir in the data directory was removed or changed while the host runs, and is right again");
+    log::warn!("run-dir in the data directory was removed or changed while the host runs, and was restored");
     Ok(None)
 }
 
@@ -83,10 +83,10 @@ fn watch(
             let path = file.path().display();
             match held {
                 Ok(Held::Still) => {}
-                Ok(Held::Again) => log::warn!("{path} was removed or replaced while the host runs, and is locked again"),
+                Ok(Held::Again) => log::warn!("{path} was removed or replaced while the host runs; the new file is locked"),
                 Ok(Held::ByAnother) => {
                     let sentence = format!(
-                        "{path} was removed or replaced while the host ran, and another plugrack has locked it since: this one ends"
+                        "{path} was removed or replaced while the host ran, and another plugrack has locked it: this host ends"
                     );
                     lost.try_send(sentence).ok();
                     return None;
@@ -114,7 +114,7 @@ fn watch(
             Some((_, path)) => {
                 if let Some(unsaid) = no_run.came(Instant::now()) {
                     log::error!(
-                        "{} was removed or replaced while the host runs, so commands or calls of plugins fail: restart the host{}",
+                        "{} was removed or replaced while the host runs, so commands or plugin calls fail: restart the host{}",
                         path.display(),
                         more(unsaid)
                     );

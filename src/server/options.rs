@@ -1,4 +1,4 @@
-//! What the operator asked for, checked and complete.
+//! The settings of `plugrack serve`: command line and environment, validated.
 
 use crate::gate::Limits;
 use crate::http::proxies::Networks;
@@ -10,71 +10,71 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Where the host keeps everything unless told otherwise.
+/// Default data directory.
 pub(crate) const DEFAULT_DATA: &str = "/var/lib/plugrack";
 
-/// Least `--plugin-memory`: with less not even an interpreter starts.
+/// Smallest `--plugin-memory`: with less, not even an interpreter starts.
 const MIN_MEMORY: u64 = 16 << 20;
 
-/// The uids there are, but root's. The largest number means no uid to the kernel.
+/// All valid uids except root's. The kernel reserves the largest number for "no uid".
 const UIDS: RangeInclusive<u32> = 1..=u32::MAX - 1;
 
-/// How `plugrack serve` is to run, as typed: arguments before environment before defaults.
+/// The arguments of `plugrack serve`. A command line argument takes precedence over the environment, and that over the default.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Serve {
-    /// Directory the plugins are in [default: DATA/plugins]
+    /// The plugins directory [default: DATA/plugins]
     #[arg(long, value_name = "DIR", env = "PLUGRACK_PLUGINS")]
     pub(crate) plugins: Option<PathBuf>,
 
-    /// Directory for sockets and locks, where the data directory cannot have them; the host empties it and keeps others out [default: DATA/run]
+    /// Directory for sockets and locks, if the data directory cannot hold them; used by this host alone [default: DATA/run]
     #[arg(long, value_name = "DIR", env = "PLUGRACK_RUN_DIR")]
     pub(crate) run: Option<PathBuf>,
 
-    /// Address and port to listen on, of which port 0 takes a free one, which is then in DATA/run/listen; or unix:PATH, a socket for a reverse proxy
+    /// Address and port to listen on, or unix:PATH, a socket for a reverse proxy; port 0 picks a free port and writes it to DATA/run/listen
     #[arg(long, value_name = "ADDR:PORT|unix:PATH", env = "PLUGRACK_LISTEN", default_value = "127.0.0.1:8080", value_parser = parse_listen)]
     pub(crate) listen: Listen,
 
-    /// Certificate for TLS, PEM, with those that lead to its authority behind it; read again on SIGHUP [default: none]
+    /// Certificate chain for TLS: PEM, server certificate first; reloaded on SIGHUP [default: none]
     #[arg(long, value_name = "FILE", env = "PLUGRACK_TLS_CERT", requires = "tls_key")]
     pub(crate) tls_cert: Option<PathBuf>,
 
-    /// Its private key, PEM
+    /// Private key of the certificate, PEM [default: none]
     #[arg(long, value_name = "FILE", env = "PLUGRACK_TLS_KEY", requires = "tls_cert")]
     pub(crate) tls_key: Option<PathBuf>,
 
-    /// Networks of the reverse proxies whose x-forwarded-for and other headers about their clients are believed, such as 10.0.0.0/8,fd00::/8; may be repeated [default: none]
+    /// Networks of reverse proxies whose x-forwarded-for and related headers are trusted, such as 10.0.0.0/8,fd00::/8; may be repeated [default: none]
     #[arg(long, value_name = "CIDR", env = "PLUGRACK_TRUST_PROXY", value_parser = Networks::parse)]
     pub(crate) trust_proxy: Vec<Networks>,
 
-    /// Time a plugin has to begin an answer, up to 24h
+    /// Time from a request to the start of its response, up to 24h; then 504
     #[arg(long, value_name = "TIME", env = "PLUGRACK_REQUEST_TIMEOUT", default_value = "30s", value_parser = parse_request_time)]
     pub(crate) request_timeout: Duration,
 
-    /// Time a file has to say who it is; one that fails is asked again, after 1 s and then less and less often
+    /// Time for a file to print its metadata; on failure the host retries with exponential backoff
     #[arg(long, value_name = "TIME", env = "PLUGRACK_METADATA_TIMEOUT", default_value = "10s", value_parser = parse_time)]
     pub(crate) metadata_timeout: Duration,
 
-    /// Time a plugin has to become ready, up to 1h
+    /// Time for a plugin to become ready, up to 1h
     #[arg(long, value_name = "TIME", env = "PLUGRACK_START_TIMEOUT", default_value = "10s", value_parser = parse_start_time)]
     pub(crate) start_timeout: Duration,
 
-    /// Bytes of keys and values each plugin may hold in the key-value store
+    /// Total size of one plugin's keys and values in the key-value store
     #[arg(long, value_name = "SIZE", env = "PLUGRACK_KV_MAX_BYTES", default_value = "64MiB", value_parser = parse_size)]
     pub(crate) kv_max_bytes: u64,
 
-    /// Uids for plugins, each to run as one of its own, such as 200000-265535; for a host that runs as root [default: none]
+    /// Range of uids, such as 200000-265535: each plugin runs under a uid of its own; requires root [default: none]
     #[arg(long, value_name = "FIRST-LAST", env = "PLUGRACK_PLUGIN_UIDS", value_parser = parse_uids)]
     pub(crate) plugin_uids: Option<RangeInclusive<u32>>,
 
-    /// Most memory of each process of a plugin: heap and private writable memory, such as 256MiB [default: none]
+    /// Memory limit of each plugin process, such as 256MiB: heap and private writable memory [default: none]
     #[arg(long, value_name = "SIZE", env = "PLUGRACK_PLUGIN_MEMORY", value_parser = parse_memory)]
     pub(crate) plugin_memory: Option<u64>,
 
-    /// Keys each plugin may hold in the key-value store
+    /// Number of keys of one plugin in the key-value store
     #[arg(long, value_name = "N", env = "PLUGRACK_KV_MAX_KEYS", default_value_t = 100_000)]
     pub(crate) kv_max_keys: u64,
 
-    /// Variables of the host's own environment that all plugins get, such as http_proxy,SSL_CERT_FILE; may be repeated [default: none]
+    /// Variables of the host's environment that every plugin inherits, such as http_proxy,SSL_CERT_FILE; may be repeated [default: none]
     #[arg(long, value_name = "NAMES", env = "PLUGRACK_PASS_ENV", value_parser = parse_names)]
     pub(crate) pass_env: Vec<Names>,
 
@@ -89,9 +89,9 @@ pub(crate) struct Names(pub(crate) Vec<String>);
 /// Where the host listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Listen {
-    /// A TCP port, for anybody.
+    /// A TCP address, for any client.
     Tcp(SocketAddr),
-    /// A Unix socket, for the operator's reverse proxy.
+    /// A Unix socket, for a reverse proxy on this machine.
     Unix(PathBuf),
 }
 
@@ -107,16 +107,19 @@ impl fmt::Display for Listen {
 fn parse_listen(text: &str) -> Result<Listen, String> {
     match text.strip_prefix("unix:") {
         Some(path) if path.starts_with('/') => Ok(Listen::Unix(path.into())),
-        Some(_) => Err("the path of a socket begins with /".into()),
-        None => text.parse().map(Listen::Tcp).map_err(|_| "an address and a port, such as 127.0.0.1:8080, or unix:/PATH".into()),
+        Some(_) => Err("the path of a socket must be absolute, such as unix:/run/plugrack/http.sock".into()),
+        None => text
+            .parse()
+            .map(Listen::Tcp)
+            .map_err(|_| "expected an address and a port, such as 127.0.0.1:8080, or unix:/PATH".into()),
     }
 }
 
 fn parse_memory(text: &str) -> Result<u64, String> {
-    parse_size(text).and_then(|size| if size >= MIN_MEMORY { Ok(size) } else { Err("at least 16MiB".into()) })
+    parse_size(text).and_then(|size| if size >= MIN_MEMORY { Ok(size) } else { Err("the minimum is 16MiB".into()) })
 }
 
-/// Names with commas between them; none in an empty text, so that the variable of the setting can be set to nothing.
+/// Comma-separated names. Empty text gives none, so that the setting's environment variable may be empty.
 fn parse_names(text: &str) -> Result<Names, String> {
     let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
     names.map(|name| check_variable(name).map(|()| name.to_owned())).collect::<Result<_, _>>().map(Names)
@@ -126,8 +129,11 @@ fn parse_uids(text: &str) -> Result<RangeInclusive<u32>, String> {
     let number = |text: &str| text.parse::<u32>().ok().filter(|uid| UIDS.contains(uid));
     match text.split_once('-').and_then(|(first, last)| Some((number(first)?, number(last)?))) {
         Some((first, last)) if first < last => Ok(first..=last),
-        Some(_) => Err("the last is above the first: one is for asking plugins who they are, the others are theirs".into()),
-        None => Err("uids are two numbers from 1 to 4294967294 with a - between them, such as 200000-265535".into()),
+        Some(_) => {
+            Err("the range must have at least two uids: the first is reserved for reading metadata, the others are for plugins"
+                .into())
+        }
+        None => Err("expected two uids from 1 to 4294967294 with a - between them, such as 200000-265535".into()),
     }
 }
 

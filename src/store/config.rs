@@ -5,23 +5,23 @@ use rusqlite::params;
 use serde_json::{Map, Value};
 
 impl Store {
-    /// All settings of a plugin, as `init` hands them over.
+    /// All settings of a plugin, in the form of `init`.
     pub(crate) fn config(&self, plugin: &str) -> Result<Map<String, Value>, StoreError> {
         self.read(|connection| {
             let mut statement = connection.prepare_cached("SELECT key, value FROM config WHERE plugin = ?1 ORDER BY key")?;
             let rows = statement.query_map([plugin], |row| Ok((row.get(0)?, row.get::<_, String>(1)?)))?;
-            // The schema's CHECK lets only JSON in.
+            // The schema's CHECK ensures valid JSON.
             let parse = |(key, json): (String, String)| (key, serde_json::from_str(&json).unwrap_or(Value::Null));
             Ok(rows.map(|row| row.map(parse)).collect::<Result<_, _>>()?)
         })
     }
 
-    /// Sets one setting, unless all of the plugin's together would then be larger than `most` bytes, counted as they stand in the head
-    /// of `init`, and larger than they were. Says whether it did.
+    /// Sets one setting and returns true, unless the plugin's settings would grow beyond `most` bytes in total, counted as in the head
+    /// of `init`.
     pub(crate) fn set_config(&self, plugin: &str, key: &str, value: &Value, most: usize) -> Result<bool, StoreError> {
         let (plugin, key, json) = (plugin.to_owned(), key.to_owned(), value.to_string());
         self.write(move |connection| {
-            // As "KEY":VALUE, with a comma.
+            // Counts "KEY":VALUE and a comma.
             let sql = "SELECT coalesce(sum(size), 0), coalesce(sum(size) FILTER (WHERE key != ?2), 0) FROM
                        (SELECT key, octet_length(json_quote(key)) + octet_length(value) + 2 AS size FROM config WHERE plugin = ?1)";
             let sizes = |row: &rusqlite::Row<'_>| Ok((row.get::<_, usize>(0)?, row.get::<_, usize>(1)?));
@@ -36,7 +36,7 @@ impl Store {
         })
     }
 
-    /// Removes one setting, and says whether it was there.
+    /// Removes one setting. True if it was set.
     pub(crate) fn unset_config(&self, plugin: &str, key: &str) -> Result<bool, StoreError> {
         let (plugin, key) = (plugin.to_owned(), key.to_owned());
         self.remove(move |connection| {

@@ -30,8 +30,8 @@ impl Store {
         })
     }
 
-    /// Sets a variable, unless all of the plugin's together would then be larger than `most` bytes, counted as a process gets them
-    /// (`NAME=VALUE` and a NUL), and larger than they were. Returns whether it did.
+    /// Sets a variable and returns true, unless the plugin's variables would grow beyond `most` bytes in total, counted as a process
+    /// gets them (`NAME=VALUE` and a NUL).
     pub(crate) fn set_env(&self, plugin: &str, name: &str, value: &str, most: usize) -> Result<bool, StoreError> {
         let (plugin, name, value) = (plugin.to_owned(), name.to_owned(), value.to_owned());
         self.write(move |connection| {
@@ -49,7 +49,7 @@ impl Store {
         })
     }
 
-    /// Removes a variable, and returns whether it was there.
+    /// Removes a variable. True if it was set.
     pub(crate) fn unset_env(&self, plugin: &str, name: &str) -> Result<bool, StoreError> {
         let (plugin, name) = (plugin.to_owned(), name.to_owned());
         self.remove(move |connection| {

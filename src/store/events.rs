@@ -1,4 +1,4 @@
-//! What happened to each plugin.
+//! The events of each plugin.
 
 use super::{Store, StoreError, now_ms};
 use crate::util::utc;
@@ -6,30 +6,30 @@ use rusqlite::params;
 use serde::Serialize;
 use std::time::Duration;
 
-/// Events kept for each plugin; older ones are forgotten.
+/// Events kept for each plugin; older ones are deleted.
 const KEPT: i64 = 200;
 
 /// Longest detail in bytes.
 const MAX_DETAIL: usize = 2048;
 
-/// Longest wait for events that are noted and not yet written, before they are read. A commit takes milliseconds; a store that
-/// is in trouble must not keep the operator from seeing what there is.
+/// Longest time that a read waits for queued events to be committed. A commit takes milliseconds; a failing store must not keep the
+/// operator from seeing the events there are.
 const SETTLE_TIME: Duration = Duration::from_millis(500);
 
-/// Something that happened to a plugin.
+/// An event of a plugin.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Event {
     /// Milliseconds since 1970-01-01 UTC.
     #[serde(serialize_with = "utc::serialize")]
     pub(crate) at: i64,
-    /// In a word: started, ready, crashed, …
+    /// Kind, one word: started, ready, crashed, …
     pub(crate) kind: String,
-    /// In a sentence.
+    /// Detail, one sentence.
     pub(crate) detail: String,
 }
 
 impl Store {
-    /// Notes an event, without waiting until it is written. One that cannot be written is lost; the log has what it says too.
+    /// Records an event without waiting for the commit. If it cannot be written it is lost; the host's log has it too.
     pub(crate) fn note_event(&self, plugin: &str, kind: &str, detail: &str) {
         let (owner, kind, at) = (plugin.to_owned(), kind.to_owned(), now_ms());
         let mut detail = detail.to_owned();
@@ -47,8 +47,7 @@ impl Store {
         }
     }
 
-    /// The last events of a plugin, newest first, those among them that were noted just now, as far as they can be written
-    /// within [`SETTLE_TIME`].
+    /// The latest events of a plugin, newest first. Waits up to [`SETTLE_TIME`] for events that were just recorded.
     pub(crate) fn events(&self, plugin: &str, most: u32) -> Result<Vec<Event>, StoreError> {
         if let Ok(noted) = self.begin(|_| Ok::<_, StoreError>(())) {
             noted.wait_at_most(SETTLE_TIME);

@@ -1,4 +1,4 @@
-//! Why the store could not do something: for the operator in one sentence, for a plugin as a code.
+//! Store errors: one sentence for the operator, and a code for plugins.
 
 use super::{MAX_LOG, READER_TIME, READERS, WRITE_QUEUE, schema};
 use crate::lock::LockExt;
@@ -9,90 +9,95 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use uuid::Uuid;
 
-/// Why the store could not do something.
+/// An error of the store.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum StoreError {
-    /// A database of a later version of this program.
-    #[error("the database has schema version {found}, this program knows {} at most: install a newer plugrack", schema::VERSION)]
+    /// The database was written by a newer version of this program.
+    #[error(
+        "the database has schema version {found}, and this plugrack supports versions up to {}: install a newer plugrack",
+        schema::VERSION
+    )]
     Newer {
-        /// Its version.
+        /// The schema version of the database.
         found: i64,
     },
-    /// Somebody else's database.
+    /// A database of another program.
     #[error("the file is not a plugrack database")]
     Foreign,
-    /// The file cannot be made or opened.
+    /// The file cannot be created or opened.
     #[error("{0}")]
     File(Arc<std::io::Error>),
-    /// An identity that somebody has changed by hand.
+    /// The instance id was changed by hand.
     #[error("the instance id in the database, {0:?}, is not a UUID")]
     BadInstanceId(String),
-    /// SQLite would take the empty file for a new database, and remove the log that has all the data.
+    /// SQLite would treat the empty file as a new database, and remove the log that holds all data.
     #[error(
         "plugrack.db is missing or empty, and its log plugrack.db-wal is not: restore both from a backup, \
-         or move plugrack.db-wal away to begin with an empty database"
+         or move plugrack.db-wal away to start with an empty database"
     )]
     LeftLog,
-    /// There was a database before.
+    /// `instance-id` shows that there was a database.
     #[error(
-        "plugrack.db is missing or empty, and instance-id beside it says that it was the database of instance {named}: \
-         restore all files of a backup, or remove instance-id to begin as a new instance"
+        "plugrack.db is missing or empty, and according to instance-id beside it, it was the database of instance {named}: \
+         restore all files of a backup, or remove instance-id to start as a new instance"
     )]
     Missing {
-        /// The instance it was of.
+        /// The instance that `instance-id` names.
         named: Uuid,
     },
-    /// A database with tables and without an identity: it was in the log.
+    /// The database has tables but no instance id, which was in the missing log.
     #[error(
         "plugrack.db has no instance id, most likely because it was copied without its log plugrack.db-wal: \
-         restore all files of a backup, or remove plugrack.db and instance-id to begin as a new instance"
+         restore all files of a backup, or remove plugrack.db and instance-id to start as a new instance"
     )]
     NoIdentity,
     /// A database of another installation.
     #[error(
         "plugrack.db is the database of instance {found}, and instance-id beside it names {named}: \
-         restore both from the same backup, or remove instance-id to go on as {found}"
+         restore both from the same backup, or remove instance-id to continue as {found}"
     )]
     OtherIdentity {
-        /// The identity in the database.
+        /// The instance id in the database.
         found: Uuid,
-        /// The one in the file.
+        /// The instance id in the file.
         named: Uuid,
     },
-    /// The file beside the database holds something else.
-    #[error("the file instance-id beside plugrack.db names no instance: remove it, and the next start writes it again")]
+    /// The file `instance-id` does not hold an instance id.
+    #[error(
+        "the file instance-id beside plugrack.db does not hold an instance id: remove it, and the next start writes it again"
+    )]
     BadIdentityFile,
-    /// An older database than the log beside it was begun on, or an older log.
+    /// The database is older than the one that the log was begun on, or the log is older.
     #[error(
         "plugrack.db and its log plugrack.db-wal do not belong together, most likely because one of them is an older copy: \
-         restore both from the same backup, or move plugrack.db-wal away to go on with plugrack.db as it is, without what the log has"
+         restore both from the same backup, or move plugrack.db-wal away to continue with plugrack.db, without the changes in the log"
     )]
     OtherLog,
-    /// A file that is open is no longer at its path.
+    /// An open file is no longer at its path.
     #[error(
-        "plugrack.db{end} was removed or replaced while the host runs, so nothing is written: \
+        "plugrack.db{end} was removed or replaced while the host runs, so the host writes nothing: \
          put the same file back, or stop the host{} and start it again",
         if end.is_empty() { ", restore all files of a backup," } else { "" }
     )]
     Gone {
-        /// What its name ends with.
+        /// The end of the file's name: empty, `-wal` or `-shm`.
         end: &'static str,
     },
-    /// The writer has more to do than it can.
-    #[error("the store is busy: more than {WRITE_QUEUE} changes wait; try again")]
+    /// The queue of the writer is full.
+    #[error("the store is busy: {WRITE_QUEUE} changes are waiting; try again")]
     Busy,
-    /// As many read as may at once, and none of them comes to its end.
+    /// All readers are in use, and none finishes in time.
     #[error("the store is busy: all {READERS} readers have been in use for {} s; try again", READER_TIME.as_secs())]
     BusyReading,
-    /// Another program has a lock.
+    /// Another program holds a lock.
     #[error(
-        "plugrack.db is locked by another program for longer than {} s: end that program (fuser plugrack.db names it), then try again",
+        "another program has locked plugrack.db for more than {} s: end that program (fuser plugrack.db names it), then try again",
         schema::BUSY_TIMEOUT.as_secs()
     )]
     Locked,
-    /// Another program's read keeps the log from being written back.
+    /// Another program's read prevents checkpoints.
     #[error(
-        "plugrack.db-wal has grown to {} MiB because another program reads plugrack.db without end: \
+        "plugrack.db-wal has grown to {} MiB because another program's read of plugrack.db does not end: \
          end that program (fuser plugrack.db names it), then try again",
         MAX_LOG / 1024 / 1024
     )]
@@ -100,21 +105,21 @@ pub(crate) enum StoreError {
     /// No space left.
     #[error("the disk that plugrack.db is on is full: free space there, then try again")]
     Full,
-    /// A disk that fails, or that has been made read-only while the file was open.
+    /// The disk fails, or its file system became read-only while the file was open.
     #[error(
-        "the disk that plugrack.db is on fails ({0}): see the kernel's log (dmesg), and whether its file system is now read-only"
+        "the disk that plugrack.db is on fails ({0}): see the kernel log (dmesg), and check whether the file system is now read-only"
     )]
     Disk(Arc<rusqlite::Error>),
-    /// A file that is no longer what was written.
+    /// The file is corrupt.
     #[error(
         "plugrack.db is damaged ({0}): stop the host, then restore a backup, \
          or save what can be read with: sqlite3 plugrack.db .recover | sqlite3 saved.db"
     )]
     Damaged(Arc<rusqlite::Error>),
-    /// The store is closing or has failed.
+    /// The store is closing, or its writer has failed.
     #[error("the store is closed")]
     Closed,
-    /// SQLite's own word.
+    /// Any other error of SQLite.
     #[error("{0}")]
     Sqlite(Arc<rusqlite::Error>),
 }
@@ -123,14 +128,14 @@ impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
         match &error {
             rusqlite::Error::SqliteFailure(failure, _) => match (failure.code, failure.extended_code) {
-                // The file beside the database that holds the log's index could not grow.
+                // The file with the log's index (-shm) could not grow.
                 (ErrorCode::DiskFull, _) | (_, ffi::SQLITE_IOERR_SHMSIZE) => Self::Full,
                 (ErrorCode::DatabaseBusy, _) => Self::Locked,
                 (ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase, _) => Self::Damaged(Arc::new(error)),
                 (ErrorCode::SystemIoFailure, _) => Self::Disk(Arc::new(error)),
                 _ => Self::Sqlite(Arc::new(error)),
             },
-            // The schema's types are strict, so a value of another one was not written by this program.
+            // The schema's types are strict, so this program did not write a value of another type.
             rusqlite::Error::FromSqlConversionFailure(..)
             | rusqlite::Error::InvalidColumnType(..)
             | rusqlite::Error::IntegralValueOutOfRange(..)
@@ -141,7 +146,7 @@ impl From<rusqlite::Error> for StoreError {
 }
 
 impl StoreError {
-    /// The protocol's code.
+    /// The code of the plugin protocol.
     pub(crate) fn code(&self) -> &'static str {
         match self {
             Self::Full => "no_space",
@@ -150,12 +155,12 @@ impl StoreError {
         }
     }
 
-    /// Whether a plugin may be told more than the code. SQLite's own word may name what is inside of the database.
+    /// Whether a plugin may see the message and not only the code. SQLite's own messages may name internals of the database.
     pub(crate) fn is_public(&self) -> bool {
         matches!(self.code(), "no_space" | "busy") || matches!(self, Self::Disk(_) | Self::Damaged(_) | Self::Gone { .. })
     }
 
-    /// Whether a write that succeeds shows that it is over. Damage stays where it is.
+    /// True if a successful write proves that the fault has cleared; corruption does not clear.
     fn ends_with_a_write(&self) -> bool {
         matches!(
             self,
@@ -164,9 +169,9 @@ impl StoreError {
     }
 }
 
-/// An error that may come from the store.
+/// An error that may wrap a store error.
 pub(crate) trait MaybeFault {
-    /// The store's part in it.
+    /// The store error, if it is one.
     fn fault(&self) -> Option<&StoreError>;
 }
 
@@ -176,14 +181,14 @@ impl MaybeFault for StoreError {
     }
 }
 
-/// The kinds of trouble that have come so far, each with how often. Their log lines name the database's path.
+/// Throttles log lines by kind of fault. Each line names the database's path.
 #[derive(Default)]
 pub(super) struct Troubles {
     kinds: Mutex<Vec<(StoreError, Repeat)>>,
 }
 
 impl Troubles {
-    /// Notes a trouble with the database at `path`.
+    /// Logs a fault of the database at `path`, unless it is suppressed.
     pub(super) fn came(&self, path: &Path, error: &StoreError) {
         let mut kinds = self.kinds.locked();
         let same = |(known, _): &(StoreError, _)| std::mem::discriminant(known) == std::mem::discriminant(error);
@@ -193,17 +198,17 @@ impl Troubles {
         });
         match kinds[at].1.came(Instant::now()) {
             Some(0) => log::error!("{}: {error}", path.display()),
-            Some(unsaid) => log::error!("{}: {error} ({unsaid} more failures since this was last said)", path.display()),
+            Some(unsaid) => log::error!("{}: {error} ({unsaid} more failures since the last such line)", path.display()),
             None => {}
         }
     }
 
-    /// Notes that a write was synced.
+    /// Records a synced write, and logs faults that it proves over.
     pub(super) fn written(&self, path: &Path) {
         let mut kinds = self.kinds.locked();
         for (_, repeat) in kinds.iter_mut().filter(|(error, _)| error.ends_with_a_write()) {
             if let Some(unsaid) = repeat.over() {
-                log::info!("{}: it is written again ({unsaid} more failures since the last was said)", path.display());
+                log::info!("{}: writes work again ({unsaid} more failures since the last such line)", path.display());
             }
         }
     }

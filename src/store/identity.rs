@@ -1,7 +1,7 @@
-//! The identity of the installation: a row in the database, and a file beside it that tells whether the database is the right one.
+//! The instance id: a row in the database, and a file beside it that shows whether the database is the right one.
 //!
-//! The database has its identity from the transaction that makes its tables on. The file follows, so a file without a database, or
-//! a database without an identity, means that something was lost and not that this is a first run.
+//! The database gets its id in the transaction that creates its tables, and the file is written after that. So a file without a
+//! database, or a database without an id, means that something was lost, and not that this is a first start.
 
 use super::{StoreError, schema, wal};
 use crate::system::data_dir::private_file;
@@ -16,16 +16,16 @@ use uuid::Uuid;
 /// The name of the file beside the database.
 pub(super) const FILE: &str = "instance-id";
 
-/// The setting that holds the identity.
+/// The setting that holds the instance id.
 const INSTANCE_ID: &str = "instance_id";
 
-/// Most bytes of the file that are read: two identities, and space for an editor's line ends.
+/// Most bytes to read of the file: two ids, and room for line ends that an editor added.
 const MAX_FILE: u64 = 256;
 
-/// The identity in the database at `path`, read beside a host that may be running.
+/// Reads the instance id from the database at `path`, possibly while a host runs.
 ///
 /// # Errors
-/// The database cannot be read, or has no identity.
+/// The database cannot be read, or has no instance id.
 pub(crate) fn read_instance_id(path: &Path) -> Result<String, StoreError> {
     let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
     if schema::check(&connection)? == 0 {
@@ -34,20 +34,20 @@ pub(crate) fn read_instance_id(path: &Path) -> Result<String, StoreError> {
     find(&connection)?.ok_or(StoreError::NoIdentity)
 }
 
-/// Gives a database that is being made its identity.
+/// Stores the instance id of a new database.
 pub(super) fn insert(connection: &Connection) -> rusqlite::Result<()> {
     let id = Uuid::new_v4().to_string();
     connection.execute("INSERT INTO settings (key, value) VALUES (?1, ?2)", params![INSTANCE_ID, id])?;
     Ok(())
 }
 
-/// Gives a database another identity.
+/// Replaces the instance id of a database.
 pub(super) fn replace(connection: &Connection, id: Uuid) -> rusqlite::Result<()> {
     connection.execute("UPDATE settings SET value = ?2 WHERE key = ?1", params![INSTANCE_ID, id.to_string()])?;
     Ok(())
 }
 
-/// The identity of a database.
+/// The instance id of a database.
 pub(super) fn read(connection: &Connection) -> Result<Uuid, StoreError> {
     let text = find(connection)?.ok_or(StoreError::NoIdentity)?;
     Uuid::parse_str(&text).map_err(|_| StoreError::BadInstanceId(text))
@@ -57,14 +57,14 @@ fn find(connection: &Connection) -> rusqlite::Result<Option<String>> {
     connection.query_row("SELECT value FROM settings WHERE key = ?1", [INSTANCE_ID], |row| row.get(0)).optional()
 }
 
-/// The file that names the identity. While that is being changed it names two.
+/// The file that names the instance id. While the id changes, the file names both.
 pub(super) struct IdentityFile {
     path: PathBuf,
     named: Vec<Uuid>,
 }
 
 impl IdentityFile {
-    /// Reads the file beside a database; it names none where it is missing.
+    /// Reads the file beside a database; a missing file names no id.
     pub(super) fn beside(database: &Path) -> Result<Self, StoreError> {
         let path = database.with_file_name(FILE);
         let mut text = String::new();
@@ -83,8 +83,8 @@ impl IdentityFile {
         }
     }
 
-    /// Checks a database before anything is changed in it: one that is empty must not have been another before, and one that is not
-    /// must have the identity that the file names.
+    /// Checks a database before any change: an empty one must have no file beside it, and any other must have an id that the file
+    /// names.
     pub(super) fn check(&self, connection: &Connection) -> Result<(), StoreError> {
         if schema::check(connection)? == 0 {
             return self.check_missing();
@@ -101,12 +101,12 @@ impl IdentityFile {
         self.named.first().map_or(Ok(()), |named| Err(StoreError::Missing { named: *named }))
     }
 
-    /// Has the file name the database's identity alone.
+    /// Rewrites the file to name only the database's id.
     pub(super) fn settle(&mut self, id: Uuid) -> io::Result<()> {
         if self.named == [id] { Ok(()) } else { self.write(&[id]) }
     }
 
-    /// Writes the file whole or not at all, and durably.
+    /// Writes the file atomically and durably.
     pub(super) fn write(&mut self, ids: &[Uuid]) -> io::Result<()> {
         let directory = self.path.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut file = tempfile::Builder::new().permissions(Permissions::from_mode(0o600)).tempfile_in(directory)?;
@@ -121,8 +121,8 @@ impl IdentityFile {
     }
 }
 
-/// Opens the database for the first time in this process: checks that it is the one that belongs here, makes it on first run, and
-/// brings it to this program's version. The file is to be closed after all connections to it.
+/// Opens the database for the first time in this process: checks that it belongs here, creates it at the first start, and migrates
+/// it. Close the returned file after all connections to it.
 pub(super) fn open(path: &Path) -> Result<(Connection, File), StoreError> {
     let mut file = IdentityFile::beside(path)?;
     if wal::length(path) == 0 {
@@ -133,26 +133,26 @@ pub(super) fn open(path: &Path) -> Result<(Connection, File), StoreError> {
     } else if !wal::belong_together(path) {
         return Err(StoreError::OtherLog);
     }
-    // SQLite would make it readable by all; its other files take over the mode of this one.
+    // SQLite would make it readable by all; its other files inherit this file's mode.
     let made = private_file().create(true).truncate(false).read(true).write(true).open(path);
     let made = made.and_then(|file| file.set_permissions(Permissions::from_mode(0o600)).map(|()| file));
     let database = made.map_err(|error| StoreError::File(Arc::new(error)))?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = wal::open(path, flags)?;
     connection.busy_timeout(schema::BUSY_TIMEOUT)?;
-    // First, for it finds out whether the file is ours to change.
+    // Comes first: it checks that the file is a plugrack database.
     file.check(&connection)?;
     schema::migrate(&mut connection)?;
     schema::prepare(&connection)?;
     let id = read(&connection)?;
-    // A full disk must not keep a host from starting that has run before. The next start tries again.
+    // A full disk must not prevent the start of a host that has run before. The next start tries again.
     if let Err(error) = file.settle(id) {
         log::warn!("cannot write {}: {error}", file.path.display());
     }
     Ok((connection, database))
 }
 
-/// Gives the installation another identity. At each moment the file names the one that the database has.
+/// Replaces the instance id. At every moment the file names the id that the database has.
 pub(super) fn rotate(
     database: &Path,
     old: Uuid,

@@ -12,7 +12,7 @@ use serde_json::Value;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
 
-/// What each plugin's namespace may hold.
+/// Quota of each plugin's namespace.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     /// Keys.
@@ -21,13 +21,13 @@ pub(crate) struct Limits {
     pub(crate) bytes: u64,
 }
 
-/// Why an operation was not done.
+/// Why an operation failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum KvError {
-    /// The request breaks the protocol's form.
+    /// The request is malformed.
     #[error("{0}")]
     BadRequest(String),
-    /// The key does.
+    /// The key is malformed.
     #[error("{0}")]
     BadKey(String),
     /// A precondition does not hold.
@@ -39,12 +39,12 @@ pub(crate) enum KvError {
     /// One write of a `txn` failed.
     #[error("write {index}: {error}")]
     Txn {
-        /// Its place, from 0.
+        /// Index of the write, from 0.
         index: usize,
-        /// Why.
+        /// The error of that write.
         error: Box<KvError>,
     },
-    /// The database itself.
+    /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -56,7 +56,7 @@ impl From<rusqlite::Error> for KvError {
 }
 
 impl KvError {
-    /// The protocol's code.
+    /// The code of the plugin protocol.
     pub(crate) fn code(&self) -> &'static str {
         match self {
             Self::BadRequest(_) => "bad_request",
@@ -68,7 +68,7 @@ impl KvError {
         }
     }
 
-    /// What a plugin is told.
+    /// The message that a plugin gets.
     pub(crate) fn message(&self) -> String {
         match self.fault() {
             Some(error) if !error.is_public() => "the host's store failed; the host's log has the reason".into(),
@@ -76,7 +76,7 @@ impl KvError {
         }
     }
 
-    /// The place of the write of a `txn` that failed.
+    /// Index of the write of a `txn` that failed.
     pub(crate) fn index(&self) -> Option<usize> {
         match self {
             Self::Txn { index, .. } => Some(*index),
@@ -95,23 +95,23 @@ impl MaybeFault for KvError {
     }
 }
 
-/// The answer to an operation: what the reply's head says (its id is still to be set), and its body.
+/// The answer to an operation: the head of the reply, without its id, and the body.
 #[derive(Debug, Default)]
 pub(crate) struct Answer {
     pub(crate) result: KvResult,
     pub(crate) body: Vec<u8>,
 }
 
-/// An operation under way.
+/// A pending operation.
 pub(crate) enum Call {
-    /// Answered at once.
+    /// Answered without a commit.
     Done(Result<Answer, KvError>),
-    /// Written, waiting for its commit.
+    /// Waiting for its commit.
     Pending(Ticket<Answer, KvError>),
 }
 
 impl Call {
-    /// The answer, once what was written is synced.
+    /// Waits for the answer, which comes after the write is synced.
     pub(crate) fn wait(self) -> Result<Answer, KvError> {
         match self {
             Self::Done(answer) => answer,
@@ -120,7 +120,7 @@ impl Call {
     }
 }
 
-/// A write, checked and ready to be done.
+/// A validated write.
 enum Write {
     Set { set: SetOp, value: Vec<u8> },
     Delete(DeleteOp),
@@ -128,7 +128,7 @@ enum Write {
 }
 
 impl Store {
-    /// Begins an operation in a plugin's namespace. A read sees every write that was answered before it.
+    /// Starts an operation in a plugin's namespace. A read sees every write that was answered before it.
     pub(crate) fn kv(&self, plugin: &str, op: KvOp, body: &[u8]) -> Call {
         let begun = match op {
             KvOp::Get { key } => return Call::Done(self.kv_get(plugin, &key)),
@@ -161,7 +161,7 @@ impl Store {
     fn kv_list(&self, plugin: &str, list: &ListOp) -> Result<Answer, KvError> {
         let limit = list.limit.unwrap_or(DEFAULT_LIST_LIMIT);
         if !(1..=MAX_LIST_LIMIT).contains(&limit) {
-            return Err(KvError::BadRequest(format!("limit {limit} is not within 1-{MAX_LIST_LIMIT}")));
+            return Err(KvError::BadRequest(format!("the limit {limit} is not within 1-{MAX_LIST_LIMIT}")));
         }
         if list.prefix.len() > MAX_KEY {
             return Err(KvError::BadKey(format!("the prefix of {} bytes is over the limit of {MAX_KEY}", list.prefix.len())));
@@ -205,7 +205,7 @@ impl Store {
 
     fn kv_write(&self, plugin: &str, write: Write) -> Result<Ticket<Answer, KvError>, KvError> {
         let (plugin, limits) = (plugin.to_owned(), self.inner.limits);
-        // It writes in its last step, if at all; what has expired may go in any case.
+        // A single write changes the database in its last step only; removing expired keys is right in any case.
         Ok(self.begin_change(false, write.frees(), move |transaction| {
             let WriteOutcome { found, rev, value } = transaction.namespace(&plugin, limits)?.apply(&write)?;
             Ok(Answer { result: KvResult { found, rev, value, ..KvResult::default() }, body: Vec::new() })
@@ -224,7 +224,7 @@ impl Store {
     }
 }
 
-/// A page of `list` as it fills up to what one frame holds.
+/// A page of `list`, limited to one frame.
 struct Page {
     json: String,
     entries: u32,
@@ -244,7 +244,7 @@ impl Page {
         self.json.into_bytes()
     }
 
-    /// Takes an entry, or says that the page is full. A value that no page could hold is left out of its entry.
+    /// Adds an entry, or reports that the page is full. Leaves out a value that no page could hold.
     fn add(&mut self, mut entry: ListEntry) -> bool {
         let encode = |entry: &ListEntry| serde_json::to_string(entry).unwrap_or_default();
         let mut json = encode(&entry);
@@ -266,12 +266,12 @@ impl Page {
 }
 
 impl Write {
-    /// Whether it does nothing but free space.
+    /// Whether it only frees space.
     fn frees(&self) -> bool {
         matches!(self, Self::Delete(_))
     }
 
-    /// The value is within the limit: neither a frame nor a request to the API holds a larger one.
+    /// The value is within its limit, since neither a frame nor an API request holds a larger one.
     fn set(set: SetOp, value: Vec<u8>) -> Result<Self, KvError> {
         check_key(&set.key)?;
         check_ttl(set.ttl_ms)?;
@@ -333,12 +333,12 @@ fn check_ttl(ttl_ms: Option<u64>) -> Result<(), KvError> {
     }
 }
 
-/// Milliseconds until an expiry.
+/// Milliseconds until a key expires.
 fn remaining(expires_at: Option<i64>, now: i64) -> Option<u64> {
     expires_at.map(|at| u64::try_from(at.saturating_sub(now)).unwrap_or(0))
 }
 
-/// What a plugin's namespace holds, and the last revision in it.
+/// Usage of a plugin's namespace, and its last revision.
 #[derive(Clone, Default)]
 pub(super) struct Account {
     rev: u64,
@@ -369,7 +369,7 @@ impl Account {
     }
 }
 
-/// The accounts of the plugins that a transaction has to do with.
+/// The accounts of the plugins that a transaction changes.
 pub(super) type Accounts = HashMap<String, Account>;
 
 /// A plugin's namespace inside the writer's transaction.
@@ -381,7 +381,7 @@ struct Namespace<'a> {
     account: &'a mut Account,
 }
 
-/// A key that is there.
+/// An existing key.
 struct Entry {
     row: i64,
     rev: u64,
@@ -399,7 +399,7 @@ impl Transaction<'_> {
         Ok(Namespace { connection, plugin, limits, now: now_ms(), account })
     }
 
-    /// Writes the accounts that have changed. To be done once, before the commit.
+    /// Writes the changed accounts; call it once, before the commit.
     pub(super) fn save_accounts(&self) -> Result<(), StoreError> {
         for (plugin, account) in self.accounts.iter().filter(|(_, account)| account.changed) {
             let sql = "INSERT INTO plugins (id, kv_rev, kv_keys, kv_bytes) VALUES (?1, ?2, ?3, ?4) ON CONFLICT (id) \
@@ -418,7 +418,7 @@ impl Namespace<'_> {
                 let present = self.find(&set.key)?;
                 check_rev(&set.key, set.if_rev, present.as_ref())?;
                 if set.if_absent && present.is_some() {
-                    return Err(KvError::Conflict(format!("the key {:?} is there already", set.key)));
+                    return Err(KvError::Conflict(format!("the key {:?} already exists", set.key)));
                 }
                 let expires_at = self.expiry(set.ttl_ms);
                 let rev = self.put(&set.key, value, expires_at, present.as_ref())?;
@@ -448,7 +448,7 @@ impl Namespace<'_> {
         }
     }
 
-    /// Finds a key; one that has expired is removed, as if it had never been there.
+    /// Finds a key. Removes it if it has expired.
     fn find(&mut self, key: &str) -> Result<Option<Entry>, KvError> {
         let sql = "SELECT rowid, rev, expires_at, octet_length(key) + octet_length(value) FROM kv WHERE plugin = ?1 AND key = ?2";
         let entry = |row: &rusqlite::Row<'_>| {
@@ -484,7 +484,7 @@ impl Namespace<'_> {
             let Account { keys, bytes, .. } = *space.account;
             keys + new_key <= space.limits.keys && bytes.saturating_sub(old) + size <= space.limits.bytes
         };
-        // What only makes the namespace smaller is let through even when the limits were lowered.
+        // A change that shrinks the namespace is allowed even if the quota was lowered below its usage.
         if !fits(self) && (size > old || new_key > 0) {
             self.sweep()?;
             if !fits(self) {
@@ -512,7 +512,7 @@ impl Namespace<'_> {
         Ok(rev)
     }
 
-    /// Removes what has expired.
+    /// Removes expired keys.
     fn sweep(&mut self) -> Result<(), StoreError> {
         let sql = "SELECT count(*), coalesce(sum(octet_length(key) + octet_length(value)), 0) FROM kv WHERE plugin = ?1 AND expires_at <= ?2";
         let mut statement = self.connection.prepare_cached(sql)?;
@@ -526,7 +526,7 @@ impl Namespace<'_> {
     }
 }
 
-/// Removes what has expired in every namespace. Runs in the writer's transaction.
+/// Removes expired keys of all namespaces. Runs in the writer's transaction.
 pub(super) fn sweep_all(transaction: &mut Transaction<'_>, limits: Limits) -> Result<(), StoreError> {
     let connection = transaction.connection;
     let mut statement = connection.prepare_cached("SELECT DISTINCT plugin FROM kv WHERE expires_at <= ?1")?;
@@ -543,7 +543,7 @@ fn check_rev(key: &str, if_rev: Option<u64>, present: Option<&Entry>) -> Result<
             Err(KvError::Conflict(format!("the key {key:?} has revision {}, not {wanted}", entry.rev)))
         }
         (Some(wanted), None) => {
-            Err(KvError::Conflict(format!("the key {key:?} is not there, so it does not have revision {wanted}")))
+            Err(KvError::Conflict(format!("the key {key:?} does not exist, so it does not have revision {wanted}")))
         }
         _ => Ok(()),
     }

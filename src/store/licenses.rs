@@ -1,32 +1,32 @@
-//! The licence of each plugin: a token that is kept and handed over, and never shown whole.
+//! The licence of each plugin: a token that is stored and handed to the plugin, and never shown in full.
 //!
-//! A new licence is on trial until the plugin has accepted it. Meanwhile the previous one is kept in the setting
-//! `license_before:PLUGIN`, written and removed in the same transaction as the licence itself, so that no crash loses it.
+//! A new licence is on trial until the plugin accepts it. Meanwhile the setting `license_before:PLUGIN` holds the previous one. Both
+//! change in one transaction, so that no crash loses the previous licence.
 
 use super::{Store, StoreError};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// What a plugin had before a licence that is on trial.
+/// What a plugin had before the licence on trial.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 pub(crate) struct Previous {
-    /// The licence; `None` if it had none.
+    /// The previous licence; `None` if there was none.
     pub(crate) token: Option<String>,
     /// Whether the plugin ran with it, or without any, when the new licence was set.
     pub(crate) ran: bool,
 }
 
-/// The licence that a plugin is to be started with.
+/// The licence for a plugin's next start.
 #[derive(Debug, Default)]
 pub(crate) struct Given {
-    /// The licence; `None` if it has none.
+    /// The licence; `None` if there is none.
     pub(crate) token: Option<String>,
-    /// What it had before, if the licence is on trial.
+    /// What the plugin had before, if the licence is on trial.
     pub(crate) previous: Option<Previous>,
 }
 
-/// The name of the setting that keeps what a plugin had before.
+/// Name of the setting that holds a plugin's previous licence.
 pub(super) fn previous_key(plugin: &str) -> String {
     format!("license_before:{plugin}")
 }
@@ -36,7 +36,7 @@ fn token_of(connection: &Connection, plugin: &str) -> Result<Option<String>, Sto
     Ok(statement.query_row([plugin], |row| row.get(0)).optional()?)
 }
 
-/// A value that somebody has changed by hand to another form counts as none.
+/// A value that was malformed by hand counts as none.
 fn previous_of(connection: &Connection, plugin: &str) -> Result<Option<Previous>, StoreError> {
     let mut statement = connection.prepare_cached("SELECT value FROM settings WHERE key = ?1")?;
     let value: Option<String> = statement.query_row([previous_key(plugin)], |row| row.get(0)).optional()?;
@@ -71,10 +71,10 @@ impl Store {
         self.read(|connection| token_of(connection, plugin))
     }
 
-    /// The licence of a plugin, and what it had before if that licence is on trial: both of one moment.
+    /// The licence of a plugin and, if it is on trial, the previous one, in one consistent read.
     pub(crate) fn given_license(&self, plugin: &str) -> Result<Given, StoreError> {
         self.read(|connection| {
-            // Two statements see one state of the database in a transaction alone.
+            // Only inside a transaction do two statements see the same state.
             let transaction = connection.unchecked_transaction()?;
             Ok(Given { token: token_of(&transaction, plugin)?, previous: previous_of(&transaction, plugin)? })
         })
@@ -88,7 +88,7 @@ impl Store {
         })
     }
 
-    /// Sets the licence of a plugin for good, in the place of the one it had and of one on trial.
+    /// Sets a plugin's licence without a trial. Replaces the previous one, and one on trial.
     pub(crate) fn set_license(&self, plugin: &str, token: &str) -> Result<(), StoreError> {
         let (plugin, token) = (plugin.to_owned(), token.to_owned());
         self.write(move |connection| {
@@ -97,16 +97,15 @@ impl Store {
         })
     }
 
-    /// Sets the licence of a plugin on trial: what the plugin had is kept until [`Store::accept_license`] or
-    /// [`Store::reject_license`] decides. `ran` is whether the plugin runs with what it has.
+    /// Sets a plugin's licence on trial: the previous one is kept until [`Store::accept_license`] or [`Store::reject_license`] decides.
+    /// `ran` is whether the plugin runs with what it has.
     ///
-    /// There is no trial, and the licence is set for good, if the plugin has neither a licence nor runs without one, and if the
-    /// licence is the one that it has.
+    /// Sets the licence without a trial if the plugin already has it, or if it has no licence and does not run without one.
     pub(crate) fn try_license(&self, plugin: &str, token: &str, ran: bool) -> Result<(), StoreError> {
         let (plugin, token) = (plugin.to_owned(), token.to_owned());
         self.write(move |connection| {
             let current = token_of(connection, &plugin)?;
-            // Where one is on trial already, the licence before that one is the last that was known to be good.
+            // If a trial is already under way, the licence before it is the last known good one.
             let kept = match previous_of(connection, &plugin)? {
                 Some(previous) => previous,
                 None => Previous { token: current, ran },
@@ -117,11 +116,11 @@ impl Store {
         })
     }
 
-    /// Ends the trial of a licence that its plugin has accepted.
+    /// Ends a trial after the plugin accepted the licence.
     pub(crate) fn accept_license(&self, plugin: &str, token: &str) -> Result<(), StoreError> {
         let (plugin, token) = (plugin.to_owned(), token.to_owned());
         self.write(move |connection| {
-            // If another one has been set meanwhile, it is on trial, and this one is what the plugin gets back.
+            // If another licence was set meanwhile, that one is on trial, and this one becomes the previous one.
             let is_current = token_of(connection, &plugin)?.as_deref() == Some(&*token);
             let is_trial = previous_of(connection, &plugin)?.is_some();
             let accepted = (is_trial && !is_current).then_some(Previous { token: Some(token), ran: true });
@@ -129,8 +128,8 @@ impl Store {
         })
     }
 
-    /// Gives a plugin back what it had before a licence on trial that it has refused. Says whether it did: not if another licence
-    /// has been set meanwhile.
+    /// Restores the previous licence after the plugin refused the one on trial. False, and no change, if another licence was set
+    /// meanwhile.
     pub(crate) fn reject_license(&self, plugin: &str, token: &str) -> Result<bool, StoreError> {
         let (plugin, token) = (plugin.to_owned(), token.to_owned());
         self.write(move |connection| {
@@ -142,7 +141,7 @@ impl Store {
         })
     }
 
-    /// Removes the licence of a plugin, and the one before it if it is on trial. Says whether there was one.
+    /// Removes a plugin's licence and, during a trial, the previous one. True if there was one.
     pub(crate) fn unset_license(&self, plugin: &str) -> Result<bool, StoreError> {
         let plugin = plugin.to_owned();
         self.remove(move |connection| {
@@ -151,8 +150,8 @@ impl Store {
         })
     }
 
-    /// Warns in the log of the end of a plugin's licence, unless that was done on this day, in days since 1970-01-01 UTC. Does not
-    /// wait for it; a warning that cannot be noted is not given, and the store says why.
+    /// Logs a warning about a plugin's licence once on each `day`, in days since 1970-01-01 UTC. Does not wait. If the database cannot
+    /// record the warning, it is not logged; the store logs why.
     pub(crate) fn warn_of_license(&self, plugin: &str, day: i64, warning: String) {
         let plugin = plugin.to_owned();
         let noted = self.begin(move |connection| {
@@ -162,7 +161,7 @@ impl Store {
             }
             Ok::<_, StoreError>(())
         });
-        // Dropping the ticket leaves the change, and what refuses it has been logged.
+        // Dropping the ticket does not cancel the change, and a failure is logged.
         drop(noted);
     }
 }

@@ -1,4 +1,4 @@
-//! The limits that the operator has set for each plugin, in place of the host's defaults.
+//! Limits that the operator has set for a plugin, overriding the host's defaults.
 
 use super::{Store, StoreError};
 use rusqlite::params;
@@ -16,10 +16,10 @@ pub(crate) enum Limit {
 }
 
 impl Limit {
-    /// All of them.
+    /// All limits.
     pub(crate) const ALL: [Self; 3] = [Self::OpenFiles, Self::StartTimeout, Self::RequestTimeout];
 
-    /// Its name on the command line, in the API and in the database.
+    /// The name on the command line, in the API and in the database.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::OpenFiles => "open-files",
@@ -28,13 +28,13 @@ impl Limit {
         }
     }
 
-    /// The limit of this name.
+    /// The limit with this name.
     pub(crate) fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|limit| limit.name() == name)
     }
 }
 
-/// The limits that are set for a plugin; the host's defaults apply where there is none.
+/// The limits that are set for a plugin; the host's defaults apply to the others.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct PluginLimits {
     /// Open files of each of its processes.
@@ -57,7 +57,7 @@ pub(crate) struct LimitsInForce {
 }
 
 impl PluginLimits {
-    /// What applies where a plugin has these limits and the host has `defaults` for all others.
+    /// The effective limits: these, and `defaults` for all others.
     pub(crate) fn over(self, defaults: LimitsInForce) -> LimitsInForce {
         LimitsInForce {
             open_files: self.open_files.or(defaults.open_files),
@@ -66,7 +66,7 @@ impl PluginLimits {
         }
     }
 
-    /// Whether a limit is among them.
+    /// Whether this limit is set.
     pub(crate) fn has(self, limit: Limit) -> bool {
         match limit {
             Limit::OpenFiles => self.open_files.is_some(),
@@ -75,7 +75,7 @@ impl PluginLimits {
         }
     }
 
-    /// Notes the value of a limit as the database has it: a number, or milliseconds.
+    /// Sets a limit from its value in the database: a number, or milliseconds.
     fn note(&mut self, limit: Limit, value: u64) {
         match limit {
             Limit::OpenFiles => self.open_files = Some(value),

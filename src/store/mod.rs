@@ -1,13 +1,13 @@
-//! The database: one writer thread, and a few readers. `schema.sql` is its shape.
+//! The database: one writer thread and a few readers. `schema.sql` is its schema.
 //!
-//! Every change goes to the writer, which runs all that wait in one transaction and answers after the commit is synced. So a
-//! caller that got its answer knows that the change is on disk, and many callers share one sync. A change that fails is undone
-//! alone, by a savepoint where it has several steps; when the commit itself fails nobody's change is acknowledged. When no
-//! transaction can be begun, all that wait are refused together, so that nobody waits longer than for one try.
+//! Group commit: the writer runs all waiting changes in one transaction and answers their callers after the commit is synced. So an
+//! answered change is on disk, and many callers share one sync. A failed change is rolled back alone, by a savepoint if it has several
+//! steps. If the commit fails, no change is acknowledged. If no transaction can begin, all waiting changes are refused together, so
+//! each waits for one attempt at most.
 //!
-//! When the disk is full the writer writes the log back, which gives space, and makes the changes once more; those that free space
-//! may use the reserve (`space.rs`). The writer also decides when the log is written back at all (`wal.rs`), and acknowledges
-//! nothing once a file of the database is gone (`presence.rs`).
+//! On a full disk the writer checkpoints the log to gain space, and repeats the changes; those that free space may use the reserve
+//! (`space.rs`). The writer also decides when to checkpoint (`wal.rs`), and acknowledges nothing once a database file is gone
+//! (`presence.rs`).
 
 mod config;
 mod env;
@@ -45,68 +45,68 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Changes that may wait for the writer; more is answered with `busy`. A few milliseconds' worth.
+/// Changes that may wait for the writer; further ones are `busy`. The writer works off this many in milliseconds.
 const WRITE_QUEUE: usize = 1024;
 
-/// Most changes in one transaction, so that the first of them does not wait long for the last.
+/// Most changes in one transaction, so that the first one does not wait long for the last.
 const MAX_BATCH: usize = 256;
 
-/// Size in bytes of the write-ahead log from which on nothing is written until it is written back to the database. It comes to
-/// this only while another program reads without end: a backup is done long before. Four plugins' keys and values by default.
+/// Size in bytes of the write-ahead log at which writes stop until a checkpoint succeeds. Only a read of another program that does
+/// not end lets the log grow this far; a backup finishes long before. It is the default quota of four plugins.
 const MAX_LOG: u64 = 256 * 1024 * 1024;
 
-/// Changes that are tried on their own once a transaction of several has failed because the disk is full, and fail again, before the
-/// rest is refused: one that is too large must not take the small ones with it, and not each may cost a checkpoint.
+/// Failures of changes run alone, after their common transaction failed on a full disk, before the rest is refused. One large change
+/// must not fail the small ones, and not every change may cost a checkpoint.
 const MAX_ALONE: usize = 4;
 
-/// How often expired keys are removed; until then they are merely not seen.
+/// Interval at which expired keys are removed; until then reads hide them.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 
-/// Most connections for reading: reads are short, and the machine is small. To open one takes longer than many reads.
+/// Most reader connections: reads are short and the machine is small. Opening one takes longer than many reads.
 const READERS: usize = 4;
 
-/// Time a read waits for one of them, after which it is answered with `busy`.
+/// Time that a read waits for a reader connection; then it is `busy`.
 const READER_TIME: Duration = Duration::from_secs(5);
 
-/// The transaction that the writer makes changes in.
+/// The writer's transaction.
 pub(crate) struct Transaction<'a> {
     connection: &'a Connection,
     accounts: Accounts,
 }
 
-/// What the writer is told to do.
+/// An order to the writer.
 enum Order {
     Change(Change),
-    /// To write the log back, and to say that this was tried.
+    /// Checkpoint the log, then signal that this was tried.
     Checkpoint(oneshot::Sender<Result<(), StoreError>>),
 }
 
-/// A change to be made in a transaction, or to be refused when there is none.
+/// A change to run in a transaction, or to refuse without one.
 struct Change {
-    /// Whether it leaves something to be undone where it fails. A savepoint costs more than a small write.
+    /// Whether a failure may leave partial effects, so that it needs a savepoint. A savepoint costs more than a small write.
     savepoint: bool,
-    /// Whether it does nothing but free space, so that it may use the reserve.
+    /// Whether it only frees space, so that it may use the reserve.
     frees: bool,
     task: Box<dyn Task>,
 }
 
-/// The work of a change. It may be done again in another transaction when the disk was full.
+/// The work of a change. It may run again in another transaction after the disk was full.
 trait Task: Send {
-    /// Does it.
+    /// Runs the change.
     fn make(&mut self, transaction: &mut Transaction<'_>) -> Made;
-    /// Tells the caller the outcome: that of the commit, or why there was none.
+    /// Tells the caller the outcome of the commit, or why there was none.
     fn reply(self: Box<Self>, failed: Option<&StoreError>);
 }
 
-/// A change that was made.
+/// The effect of a change that ran.
 struct Made {
-    /// Whether it is to be kept: it did all of what it should.
+    /// Whether to keep it: false if it stopped part way.
     keep: bool,
-    /// What the store itself did to it.
+    /// The error of the store, if it failed.
     fault: Option<StoreError>,
 }
 
-/// A change that somebody waits for.
+/// A change whose caller waits for its result.
 struct Awaited<T, E, F> {
     change: F,
     made: Option<Result<T, E>>,
@@ -133,12 +133,12 @@ where
             (Some(done), None) => done,
             (None, None) => Err(StoreError::Closed.into()),
         };
-        // The caller may have gone; the change stands all the same.
+        // The caller may be gone; the change stands.
         drop(self.outcome.send(result));
     }
 }
 
-/// The removal of what has expired. Where it fails that is merely not seen, and the next one removes it.
+/// Removes expired keys. A failure is harmless: reads hide them, and the next run removes them.
 struct Sweep(Limits);
 
 impl Task for Sweep {
@@ -150,7 +150,7 @@ impl Task for Sweep {
     fn reply(self: Box<Self>, _: Option<&StoreError>) {}
 }
 
-/// The open database. Cheap to clone; when the last clone goes, what is queued is written and the file is closed.
+/// The open database. Cheap to clone; dropping the last clone writes the queued changes and closes the file.
 #[derive(Clone)]
 pub(crate) struct Store {
     inner: Arc<Inner>,
@@ -165,19 +165,19 @@ struct Inner {
     limits: Limits,
     troubles: Arc<Troubles>,
     presence: Arc<Presence>,
-    /// Closed last, see [`Space`].
+    /// Dropped last, see [`Space`].
     _database: Arc<File>,
 }
 
-/// The connections for reading.
+/// The reader connections.
 #[derive(Default)]
 struct Readers {
     idle: Vec<Connection>,
-    /// All there are, idle or in use.
+    /// Number of connections, idle or in use.
     open: usize,
 }
 
-/// The right to one of them, and the connection while nobody reads on it.
+/// A permit for one reader, and its connection while no read uses it.
 struct Reader<'a> {
     inner: &'a Inner,
     connection: Option<Connection>,
@@ -195,32 +195,32 @@ impl Drop for Reader<'_> {
     }
 }
 
-/// The outcome of a change, to be had once it is committed.
+/// The pending outcome of a change.
 pub(crate) struct Ticket<T, E> {
-    // Not of crossbeam's: those spin before they sleep, which a commit always outlasts.
+    // Not a crossbeam channel: its receivers spin before they sleep, and a commit always takes longer.
     outcome: oneshot::Receiver<Result<T, E>>,
 }
 
 impl<T, E: From<StoreError>> Ticket<T, E> {
-    /// Waits for the commit. It comes: the writer answers everything it took, and its end closes the channel. While the database
-    /// is locked it takes a try at most, [`schema::BUSY_TIMEOUT`] for the log and the same for the transaction.
+    /// Waits for the commit. The wait ends: the writer answers every change, and its exit closes the channel. While the database is
+    /// locked the writer makes one attempt, of [`schema::BUSY_TIMEOUT`] for the log and the same for the transaction.
     pub(crate) fn wait(self) -> Result<T, E> {
         self.outcome.recv().unwrap_or_else(|_| Err(StoreError::Closed.into()))
     }
 
-    /// Waits for the commit as long as `time`, whatever comes of it.
+    /// Waits for the commit for at most `time`, and ignores the outcome.
     fn wait_at_most(self, time: Duration) {
         drop(self.outcome.recv_timeout(time));
     }
 }
 
 impl Store {
-    /// Opens the database at `path`, makes it on first run, and starts its writer.
+    /// Opens the database at `path`, or creates it, and starts its writer.
     ///
     /// # Errors
-    /// It cannot be opened, or is not the one that belongs to the files beside it.
+    /// The database cannot be opened, or does not belong to the files beside it.
     pub(crate) fn open(path: &Path, limits: Limits) -> Result<Self, StoreError> {
-        // SQLite has the log beside the file that a link leads to.
+        // SQLite places the log beside the target of a symbolic link.
         let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let path = target.as_path();
         let (mut connection, database) = identity::open(path)?;
@@ -249,8 +249,8 @@ impl Store {
             begins_log: false,
             saved: false,
         };
-        // From here on the file differs from every copy that was made before, and has all there is. A full disk prevents neither
-        // reading nor deleting, so it does not prevent the start.
+        // From here on the file differs from every earlier copy, and is complete. A failure on a full disk does not prevent the start,
+        // since reads and deletes still work.
         if !writer.checkpoint(Reset::Empty).unwrap_or(false) {
             writer.schedule.wrote(Instant::now());
         }
@@ -272,12 +272,12 @@ impl Store {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// Where the database is.
+    /// The path of the database.
     fn path(&self) -> &Path {
         &self.inner.path
     }
 
-    /// Hands a change to the writer without waiting for it. Dropping the ticket does not drop the change.
+    /// Queues a change without waiting for it. Dropping the ticket does not cancel the change.
     pub(crate) fn begin<T, E>(
         &self,
         change: impl FnOnce(&Connection) -> Result<T, E> + Send + 'static,
@@ -286,7 +286,7 @@ impl Store {
         T: Send + 'static,
         E: From<StoreError> + MaybeFault + Send + 'static,
     {
-        // One that cannot be made twice is not made again once the disk was full.
+        // A change that can run only once is not repeated after the disk was full.
         let mut change = Some(change);
         self.begin_change(true, false, move |transaction| match change.take() {
             Some(change) => change(transaction.connection),
@@ -294,8 +294,8 @@ impl Store {
         })
     }
 
-    /// The same for a change that says itself whether it needs a savepoint, and whether it does nothing but free space. On a full disk
-    /// it is made again in another transaction.
+    /// The same for a change with its own flags for the savepoint and for freeing space. On a full disk it runs again in another
+    /// transaction.
     fn begin_change<T, E>(
         &self,
         savepoint: bool,
@@ -321,7 +321,7 @@ impl Store {
         })
     }
 
-    /// Makes a change and waits until it is committed and synced.
+    /// Runs a change and waits until it is committed and synced.
     pub(crate) fn write<T, E>(&self, change: impl FnOnce(&Connection) -> Result<T, E> + Send + 'static) -> Result<T, E>
     where
         T: Send + 'static,
@@ -330,8 +330,7 @@ impl Store {
         self.begin(change)?.wait()
     }
 
-    /// Makes a change that does nothing but remove something, and waits until it is committed and synced. It is done at any fill of
-    /// the disk.
+    /// Runs a change that only removes data, and waits until it is committed and synced. It works on a full disk.
     pub(crate) fn remove<T, E>(&self, mut change: impl FnMut(&Connection) -> Result<T, E> + Send + 'static) -> Result<T, E>
     where
         T: Send + 'static,
@@ -340,25 +339,25 @@ impl Store {
         self.begin_change(true, true, move |transaction| change(transaction.connection))?.wait()
     }
 
-    /// Waits until all that was begun before is committed, and written back from the log, so that the database file alone is
-    /// everything. A read without end keeps the log; that is no error, as the log stays beside the file.
+    /// Waits until all earlier changes are committed and checkpointed, so that the database file alone is complete. A long read may
+    /// prevent the checkpoint, which is not an error: the log stays beside the file.
     pub(crate) fn finish(&self) -> Result<(), StoreError> {
         let (reply, outcome) = oneshot::channel();
         self.order(Order::Checkpoint(reply))?;
         Ticket { outcome }.wait()
     }
 
-    /// Looks whether the database's files are still there, for a time in which nobody writes. Where one is gone the log says so, and
-    /// the writer saves what it can.
+    /// Checks that the database's files are still there, for times without writes. If one is gone, logs that, and the writer saves what
+    /// it can.
     pub(crate) fn look(&self) {
         if let Err(error) = self.inner.presence.check() {
             self.inner.troubles.came(&self.inner.path, &error);
-            // It is refused, and that is what it is for.
+            // The change only serves to have the writer notice; it is refused.
             drop(self.begin(|_| Ok::<_, StoreError>(())));
         }
     }
 
-    /// Reads from what is committed.
+    /// Reads committed data.
     pub(crate) fn read<T>(&self, read: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let result = self.inner.read(read);
         if let Err(error) = &result {
@@ -373,7 +372,7 @@ impl Inner {
         self.readers.locked()
     }
 
-    /// The next reader that is free, or the right to open one.
+    /// The next free reader, or a permit to open one.
     fn reader(&self) -> Result<Reader<'_>, StoreError> {
         let none = |readers: &mut Readers| readers.idle.is_empty() && readers.open >= READERS;
         let waited = self.reader_freed.wait_timeout_while(self.lock_readers(), READER_TIME, none);
@@ -388,7 +387,7 @@ impl Inner {
 
     fn read<T>(&self, read: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let mut reader = self.reader()?;
-        // One that failed is not put back.
+        // A connection that failed is dropped.
         let connection = reader.connection.take().map_or_else(|| self.open_reader(), Ok)?;
         let result = read(&connection)?;
         reader.connection = Some(connection);
@@ -396,7 +395,7 @@ impl Inner {
     }
 
     fn open_reader(&self) -> Result<Connection, StoreError> {
-        // SQLite would open, or even make, another file than the others have open.
+        // SQLite could open, or even create, another file than the one in use.
         self.presence.check()?;
         let connection = wal::open(&self.path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
         schema::prepare_reader(&connection)?;
@@ -414,7 +413,7 @@ impl Drop for Inner {
     }
 }
 
-/// The writer thread's.
+/// The state of the writer thread.
 struct Writer {
     connection: Connection,
     path: PathBuf,
@@ -426,16 +425,16 @@ struct Writer {
     schedule: Schedule,
     /// Pages in the log as of the last commit.
     log_pages: Arc<AtomicU32>,
-    /// Bytes of a page.
+    /// Page size in bytes.
     page_size: u64,
-    /// Whether the next transaction is the first one of a log.
+    /// Whether the next transaction is the first in its log.
     begins_log: bool,
-    /// Whether the log has been written back since one of the files is gone.
+    /// Whether the log was saved to the database after a file was lost.
     saved: bool,
 }
 
 impl Writer {
-    /// One transaction for all changes that wait, until the last sender is gone.
+    /// Runs transactions of all waiting changes, until the last sender is gone.
     fn run(mut self) {
         let mut next_sweep = Instant::now() + SWEEP_EVERY;
         let mut next = None;
@@ -444,7 +443,7 @@ impl Writer {
             match next.take().map_or_else(|| self.queue.recv_deadline(wake), Ok) {
                 Ok(Order::Change(first)) => next = self.write(first),
                 Ok(Order::Checkpoint(reply)) => {
-                    // A full disk has been logged, and what is only in the log is as safe there.
+                    // A full disk was logged, and the changes are safe in the log.
                     let done = self.try_checkpoint(Reset::Empty).or_else(|error| match error {
                         StoreError::Full => Ok(false),
                         error => Err(error),
@@ -460,15 +459,15 @@ impl Writer {
             }
             let log = u64::from(self.log_pages.load(Ordering::Relaxed)) * self.page_size;
             if let Some(reset) = self.schedule.decide(Instant::now(), log) {
-                // What went wrong has been logged, and it is tried again.
+                // The error was logged; the next checkpoint tries again.
                 self.try_checkpoint(reset).ok();
             }
         }
         self.try_checkpoint(Reset::Empty).ok();
     }
 
-    /// Commits a change, together with those that wait behind it, and tells their callers. Gives the order that came behind them, if it
-    /// was another one.
+    /// Commits a change together with those queued behind it, and tells their callers. Returns the order that followed them, if it is
+    /// of another kind.
     fn write(&mut self, first: Change) -> Option<Order> {
         let mut next = None;
         let mut batch = vec![first];
@@ -487,7 +486,7 @@ impl Writer {
                 break;
             }
             let (ran, done) = self.commit(&mut batch);
-            // What the writer did not come to is tried in a transaction of its own.
+            // Changes that did not run are tried in a transaction of their own.
             let rest = batch.split_off(ran);
             match done {
                 Err(StoreError::Full) => self.write_on_a_full_disk(batch),
@@ -501,7 +500,7 @@ impl Writer {
         next
     }
 
-    /// Refuses changes, and all that wait: the next one would wait as long as these did.
+    /// Refuses these changes and all queued ones, which would otherwise wait for the same timeout again.
     fn refuse_all(&mut self, batch: Vec<Change>, error: &StoreError) {
         if matches!(error, StoreError::Gone { .. }) {
             self.save();
@@ -518,8 +517,8 @@ impl Writer {
         }
     }
 
-    /// Makes changes once more, now that the disk was found full: together after the log was written back, and then each alone, so that
-    /// one that needs much does not take the others with it. What only frees space comes first, and may use the reserve.
+    /// Repeats changes after the disk was found full: together after a checkpoint, then each alone, so that a large one does not fail the
+    /// others. Changes that only free space run first, and may use the reserve.
     fn write_on_a_full_disk(&mut self, mut batch: Vec<Change>) {
         let mut done = Err(StoreError::Full);
         if self.make_room() {
@@ -549,7 +548,7 @@ impl Writer {
         }
     }
 
-    /// Makes one change in a transaction of its own, a second time after the log was written back. Says whether it was committed.
+    /// Runs one change in a transaction of its own, and once more after a checkpoint. True if it was committed.
     fn write_alone(&mut self, change: Change) -> bool {
         let mut alone = vec![change];
         let mut done = self.begin().and_then(|()| self.commit(&mut alone).1);
@@ -563,12 +562,12 @@ impl Writer {
         done.is_ok()
     }
 
-    /// Gives the log's space back. Says whether there was any.
+    /// Frees the space of the log. True if there was any.
     fn make_room(&mut self) -> bool {
         self.presence.log_length() > 0 && self.checkpoint(Reset::Empty).unwrap_or(false)
     }
 
-    /// Tells the log what became of so many changes.
+    /// Logs the outcome of this many changes.
     fn note(&self, done: &Result<bool, StoreError>, changes: usize) {
         match done {
             Ok(true) => self.troubles.written(&self.path),
@@ -577,7 +576,7 @@ impl Writer {
         }
     }
 
-    /// Begins a transaction, once the log is not too long.
+    /// Begins a transaction, unless the log is too long.
     fn begin(&mut self) -> Result<(), StoreError> {
         self.presence.check()?;
         self.saved = false;
@@ -591,8 +590,8 @@ impl Writer {
         self.execute("BEGIN IMMEDIATE")
     }
 
-    /// Runs changes in the transaction and commits. Says how many it ran, which is all of them unless one ended the transaction, and
-    /// whether anything was written. On an error there is no transaction any more.
+    /// Runs changes in the transaction and commits. Returns how many ran, which is all unless one ended the transaction, and whether
+    /// anything was written. After an error the transaction is over.
     fn commit(&mut self, batch: &mut [Change]) -> (usize, Result<bool, StoreError>) {
         let mut ran = 0;
         let done = self.make_all(batch, &mut ran);
@@ -602,7 +601,7 @@ impl Writer {
         {
             self.troubles.came(&self.path, &error.into());
         }
-        // Were it committed and a file gone, the change would be lost with the host's end.
+        // Committed to a removed file, the change would be lost when the host ends.
         (ran, done.and_then(|written| self.presence.check().map(|()| written)))
     }
 
@@ -618,7 +617,7 @@ impl Writer {
             let before = self.connection.total_changes();
             let Made { keep, fault } = task.make(&mut transaction);
             if let Some(fault) = fault {
-                // Of a full or failing disk SQLite may undo the whole transaction by itself.
+                // On a full or failing disk SQLite may roll back the whole transaction by itself.
                 if self.connection.is_autocommit() {
                     return Err(fault);
                 }
@@ -649,7 +648,7 @@ impl Writer {
         Ok(written)
     }
 
-    /// Writes the log back, and logs why it cannot be.
+    /// Checkpoints the log, and logs a failure.
     fn try_checkpoint(&mut self, reset: Reset) -> Result<bool, StoreError> {
         let done = self.presence.check().and_then(|()| self.checkpoint(reset));
         if let Err(error) = &done {
@@ -662,7 +661,7 @@ impl Writer {
         done
     }
 
-    /// Writes the log back. Says whether it begins anew, which a read that is under way may prevent, and so may another program's lock.
+    /// Checkpoints the log. True if it restarts empty; a read under way or another program's lock may prevent that.
     fn checkpoint(&mut self, reset: Reset) -> Result<bool, StoreError> {
         self.connection.busy_timeout(wal::BUSY_TIMEOUT)?;
         let done = self.mark().and_then(|()| wal::checkpoint(&self.connection, reset));
@@ -683,8 +682,8 @@ impl Writer {
         Ok(complete)
     }
 
-    /// Marks the database that is about to get what the log has. A full disk may have no space for it, and then the mark that is there
-    /// does: without a fresh one only an older copy of this very log could not be told.
+    /// Adds a mark before a checkpoint. On a full disk the existing mark has to do: then only an older copy of this very log goes
+    /// undetected.
     fn mark(&self) -> Result<(), StoreError> {
         if self.begins_log {
             return Ok(());
@@ -701,14 +700,14 @@ impl Writer {
         if matches!(marked, Err(StoreError::Full)) { Ok(()) } else { marked }
     }
 
-    /// Notes that the log's file has no length any more.
+    /// Records that the log's file is empty.
     fn emptied(&mut self) {
         self.begins_log = true;
         self.space.hold_log();
     }
 
-    /// Now that one of the files is gone: writes what the log has, which may be open here alone, to the database, where that is the one
-    /// still. Once for each loss.
+    /// After a file was lost, writes the log, which may exist only as an open file here, to the database, if that is still in place.
+    /// Once for each loss.
     fn save(&mut self) {
         if self.saved || self.presence.is_database_gone() || !wal::is_base_of(&self.path, &self.connection) {
             return;
@@ -717,9 +716,9 @@ impl Writer {
         match wal::checkpoint(&self.connection, Reset::Reuse) {
             Ok(true) => {
                 self.begins_log = true;
-                log::warn!("{} has all that was acknowledged: restart the host", self.path.display());
+                log::warn!("{} has all acknowledged changes: restart the host", self.path.display());
             }
-            Ok(false) => log::warn!("{} cannot get all that its log has, because it is being read", self.path.display()),
+            Ok(false) => log::warn!("{} does not have all changes of its log, because a read is under way", self.path.display()),
             Err(error) => self.troubles.came(&self.path, &error),
         }
     }
@@ -730,7 +729,7 @@ impl Writer {
     }
 }
 
-/// Milliseconds since 1970-01-01 UTC, as the database keeps time.
+/// Milliseconds since 1970-01-01 UTC, the database's form of time.
 pub(crate) fn now_ms() -> i64 {
     let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX)

@@ -1,20 +1,20 @@
-//! Whether the files of the open database are still at their paths. SQLite goes on writing to a file that was removed, and all of
-//! that is lost once the host ends.
+//! Checks that the files of the open database are still at their paths. SQLite keeps writing to a removed file, and all of that is
+//! lost when the host ends.
 
 use super::{StoreError, wal};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// What the names of the database's files end with: itself, its log, and the log's index.
+/// Suffixes of the database's files: the database, its log, and the log's index.
 const FILES: [&str; 3] = ["", "-wal", "-shm"];
 
-/// The files of the database that is open.
+/// The files of the open database.
 pub(super) struct Presence {
     files: Vec<(PathBuf, &'static str, Option<Node>)>,
 }
 
-/// What tells a file from another one at the same path: device and inode.
+/// Identifies a file regardless of its path: device and inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Node(u64, u64);
 
@@ -23,7 +23,7 @@ fn node(path: &Path) -> Option<Node> {
 }
 
 impl Presence {
-    /// Notes the files of a database that has just been opened and read.
+    /// Records the files of a database that was just opened and read.
     pub(super) fn of(database: &Path) -> Self {
         let file = |end: &&'static str| {
             let mut path = database.as_os_str().to_owned();
@@ -35,10 +35,10 @@ impl Presence {
         Self { files: FILES.iter().map(file).collect() }
     }
 
-    /// Checks that each file is the one that was opened. A few microseconds, beside a sync.
+    /// Checks that each file is the one that was opened. Takes microseconds, far less than a sync.
     ///
     /// # Errors
-    /// Which is not.
+    /// One of them was removed or replaced.
     pub(super) fn check(&self) -> Result<(), StoreError> {
         match self.files.iter().find(|(path, _, opened)| node(path) != *opened) {
             Some((_, end, _)) => Err(StoreError::Gone { end }),
@@ -46,7 +46,7 @@ impl Presence {
         }
     }
 
-    /// Whether it is the database itself that is gone.
+    /// Whether the database file itself is gone.
     pub(super) fn is_database_gone(&self) -> bool {
         self.files.iter().any(|(path, end, opened)| end.is_empty() && node(path) != *opened)
     }

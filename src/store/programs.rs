@@ -1,4 +1,4 @@
-//! What each file in the plugins directory has answered to `--metadata`, and which file each plugin's id belongs to.
+//! The cached `--metadata` answer of each file in the plugins directory, and the owner file of each plugin id.
 
 use super::licenses::previous_key;
 use super::{Store, StoreError, now_ms};
@@ -7,57 +7,57 @@ use rusqlite::{OptionalExtension, params};
 use serde::Serialize;
 use std::ops::RangeInclusive;
 
-/// What is known of a file from the last time it was asked.
+/// A file's last `--metadata` answer.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Program {
-    /// Which file it was then, as text of the caller's own; none when it never answered.
+    /// Fingerprint of the file, opaque text of the caller; none if the file never answered.
     pub(crate) fingerprint: Option<String>,
-    /// Its answer, JSON.
+    /// The answer, as JSON.
     pub(crate) metadata: Option<String>,
 }
 
-/// Whom an id belongs to.
+/// The owner of an id.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Owner {
-    /// The name of the file in the plugins directory; none where the id is free.
+    /// Name of the file in the plugins directory; none if the id is free.
     pub(crate) file: Option<String>,
     /// Whether the database holds keys, settings, environment variables, limits or a licence under the id.
     pub(crate) has_data: bool,
 }
 
-/// What the database holds under an id.
+/// The data stored under an id.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Holding {
     /// The plugin's id, or the name of a file that never became a plugin.
     pub(crate) id: String,
     /// The file that the id belongs to.
     pub(crate) file: Option<String>,
-    /// When it was last accepted, in milliseconds since 1970-01-01 UTC.
+    /// When the plugin was last accepted, in milliseconds since 1970-01-01 UTC.
     #[serde(serialize_with = "utc::serialize_some")]
     pub(crate) seen: Option<i64>,
-    /// Keys in the key-value store.
+    /// Number of keys in the key-value store.
     pub(crate) keys: u64,
-    /// Bytes of these keys and their values.
+    /// Total bytes of these keys and their values.
     pub(crate) bytes: u64,
-    /// Settings.
+    /// Number of settings.
     pub(crate) settings: u64,
-    /// Environment variables.
+    /// Number of environment variables.
     pub(crate) env: u64,
-    /// Limits.
+    /// Number of limits.
     pub(crate) limits: u64,
-    /// Whether it has a licence.
+    /// Whether there is a licence.
     pub(crate) license: bool,
 }
 
 impl Holding {
-    /// Whether there is anything that the operator or the plugin would miss.
+    /// Whether there is any data that the operator or the plugin would miss.
     pub(crate) fn has_data(&self) -> bool {
         self.keys > 0 || self.settings > 0 || self.env > 0 || self.limits > 0 || self.license
     }
 }
 
 impl Store {
-    /// What a file has answered.
+    /// The stored answer of a file.
     pub(crate) fn program(&self, file: &str) -> Result<Program, StoreError> {
         self.read(|connection| {
             let mut statement = connection.prepare_cached("SELECT fingerprint, metadata FROM programs WHERE file = ?1")?;
@@ -66,7 +66,7 @@ impl Store {
         })
     }
 
-    /// Notes what a file has answered, without waiting until it is written: lost, it is asked once more.
+    /// Stores a file's answer without waiting for the commit. If it is lost, the host asks the file again.
     pub(crate) fn note_program(&self, file: &str, fingerprint: String, metadata: String) {
         let file = file.to_owned();
         let noted = self.begin(move |connection| {
@@ -78,7 +78,7 @@ impl Store {
         drop(noted);
     }
 
-    /// Forgets the files that are not among those in the plugins directory.
+    /// Removes the answers of files that are no longer in the plugins directory.
     pub(crate) fn keep_programs(&self, files: Vec<String>) -> Result<(), StoreError> {
         self.write(move |connection| {
             let files = serde_json::Value::from(files).to_string();
@@ -87,8 +87,8 @@ impl Store {
         })
     }
 
-    /// The uid that a file answers `--metadata` as: the one it has, where that is of the range, else the highest that no plugin and no
-    /// other file has. Plugins get theirs from the lower end. Nothing when none is free.
+    /// The uid under which a file answers `--metadata`: its current one if that is in the range, else the highest that no plugin and no
+    /// other file has. Plugins get theirs from the lower end. None if no uid is free.
     pub(crate) fn program_uid(&self, file: &str, range: &RangeInclusive<u32>) -> Result<Option<u32>, StoreError> {
         let (file, range) = (file.to_owned(), range.clone());
         let own = self.read(|connection| {
@@ -112,7 +112,7 @@ impl Store {
         })
     }
 
-    /// Whom an id belongs to.
+    /// The owner of an id.
     pub(crate) fn owner(&self, plugin: &str) -> Result<Owner, StoreError> {
         self.read(|connection| {
             let mut statement = connection.prepare_cached("SELECT file, kv_keys > 0 FROM plugins WHERE id = ?1")?;
@@ -126,7 +126,7 @@ impl Store {
         })
     }
 
-    /// Whether anything but events is kept under an id: its plugin was accepted once, or the operator has set something for it.
+    /// Whether anything but events is stored under an id: its plugin was accepted once, or the operator has set something for it.
     pub(crate) fn knows(&self, plugin: &str) -> Result<bool, StoreError> {
         self.read(|connection| {
             let sql = "SELECT EXISTS (SELECT 1 FROM plugins WHERE id = ?1) OR EXISTS (SELECT 1 FROM config WHERE plugin = ?1)
@@ -136,18 +136,18 @@ impl Store {
         })
     }
 
-    /// Notes that an id belongs to a file from now on, and that its plugin was accepted just now. Does not wait until it is written:
-    /// what the plugin stores is written after it.
+    /// Records a file as the owner of an id, and that its plugin was accepted now. Does not wait for the commit: the plugin's own writes
+    /// come after it.
     pub(crate) fn note_owner(&self, plugin: &str, file: &str) {
         drop(self.begin(own(plugin, file)));
     }
 
-    /// Gives an id to a file.
+    /// Makes a file the owner of an id.
     pub(crate) fn set_owner(&self, plugin: &str, file: &str) -> Result<(), StoreError> {
         self.write(own(plugin, file))
     }
 
-    /// What the database holds under each id, present or gone, by id.
+    /// The data stored under each id, of present and removed plugins, by id.
     pub(crate) fn holdings(&self) -> Result<Vec<Holding>, StoreError> {
         self.read(|connection| {
             let sql = "SELECT id, file, seen, coalesce(kv_keys, 0), coalesce(kv_bytes, 0),
@@ -166,7 +166,7 @@ impl Store {
         })
     }
 
-    /// Removes all that the database holds under an id.
+    /// Deletes all data under an id.
     pub(crate) fn forget(&self, plugin: &str) -> Result<(), StoreError> {
         let plugin = plugin.to_owned();
         self.remove(move |connection| {

@@ -1,4 +1,4 @@
-//! Makes a connection ready: pragmas, and the schema at this program's version.
+//! Sets up a connection: pragmas, and the migration to this program's schema.
 
 use super::{StoreError, identity, wal};
 use rusqlite::{Connection, TransactionBehavior};
@@ -7,13 +7,13 @@ use std::time::Duration;
 /// The version of `schema.sql`, kept in `user_version`.
 pub(super) const VERSION: i64 = 1 + MIGRATIONS.len() as i64;
 
-/// Marks the file as ours in `application_id`: "plgr".
+/// Identifies the file as a plugrack database in `application_id`: "plgr".
 const APPLICATION_ID: i64 = 0x706c_6772;
 
-/// The whole database as a fresh install has it.
+/// The schema of a new database.
 const SCHEMA: &str = include_str!("../../schema.sql");
 
-/// The ways from each version to the next, the first from version 1.
+/// Migrations from each version to the next, starting with version 1.
 const MIGRATIONS: [&str; 4] = [
     "ALTER TABLE plugins ADD COLUMN uid INTEGER; CREATE UNIQUE INDEX plugins_by_uid ON plugins (uid)",
     "CREATE TABLE licenses (plugin TEXT PRIMARY KEY, token TEXT NOT NULL, warned INTEGER) STRICT, WITHOUT ROWID",
@@ -33,21 +33,21 @@ pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Page cache of a connection in KiB: the host's memory is budgeted, and the kernel caches the file as well.
 const CACHE_KIB: i64 = 1024;
 
-/// Size of a new database's pages in bytes. What a commit costs is pages, and a small value changes one or two: half of SQLite's
-/// own size makes many sets a third faster. Of pages smaller still a value of 1 MiB takes three times as long to read, and a key
-/// of the greatest length does not fit.
+/// Page size of a new database in bytes. The cost of a commit is its pages, and a small value changes one or two: half of SQLite's
+/// default makes many sets a third faster. With smaller pages a value of 1 MiB takes three times as long to read, and a key of the
+/// maximum length does not fit.
 const PAGE_SIZE: i64 = 2048;
 
 /// Sets a connection up for reading and writing.
 ///
-/// `synchronous=FULL` in WAL mode syncs the log at every commit: what is acknowledged survives a power cut.
+/// `synchronous=FULL` in WAL mode syncs the log at every commit, so acknowledged changes survive power loss.
 pub(super) fn prepare(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
     connection.pragma_update(None, "journal_size_limit", wal::LIMIT)?;
-    // The writer decides when, see `wal.rs`.
+    // The writer decides when to checkpoint, see `wal.rs`.
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     connection.pragma_update(None, "trusted_schema", false)
 }
@@ -59,11 +59,11 @@ pub(super) fn prepare_reader(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "trusted_schema", false)
 }
 
-/// Brings the database to this program's version. The version is read inside the transaction that changes it, so that two
-/// programs that start at once cannot both migrate.
+/// Migrates the database to this program's version. Reads the version inside the transaction that changes it, so that two programs
+/// that start at once cannot both migrate.
 pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
-    // A first look that changes nothing: beginning to write would touch a file that is not ours.
+    // First checks without writing: a write transaction would modify another program's file.
     if check(connection)? == 0 {
         connection.pragma_update(None, "page_size", PAGE_SIZE)?;
     }
@@ -72,7 +72,7 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
         VERSION => return Ok(()),
         0 => {
             transaction.execute_batch(SCHEMA)?;
-            // Together, so that there is never a database of ours without an identity.
+            // In one transaction, so that no plugrack database lacks an instance id.
             identity::insert(&transaction)?;
             transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         }
@@ -86,7 +86,7 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
     Ok(transaction.commit()?)
 }
 
-/// The version of a database of ours, 0 for one that is still empty.
+/// The version of a plugrack database; 0 if it is still empty.
 pub(super) fn check(connection: &Connection) -> Result<i64, StoreError> {
     let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
     let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;

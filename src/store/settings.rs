@@ -1,4 +1,4 @@
-//! What the host knows of itself, and what the operator has decided about each plugin.
+//! The host's own settings, and whether each plugin is enabled.
 
 use super::{Store, StoreError, identity};
 use rusqlite::{OptionalExtension, params};
@@ -8,19 +8,18 @@ use uuid::Uuid;
 const TIME_MARK: &str = "time_mark";
 
 impl Store {
-    /// The identity of this installation.
+    /// The instance id of this installation.
     pub(crate) fn instance_id(&self) -> Result<Uuid, StoreError> {
         self.read(identity::read)
     }
 
-    /// Gives this installation another identity, in the database and in the file beside it. A kill in between leaves it with one of
-    /// the two.
+    /// Replaces the instance id, in the database and in the file beside it. A kill in between leaves one of the two ids.
     pub(crate) fn rotate(&self, new: Uuid) -> Result<(), StoreError> {
         let old = self.instance_id()?;
         identity::rotate(self.path(), old, new, || self.write(move |connection| Ok(identity::replace(connection, new)?)))
     }
 
-    /// The high-water mark of time. One that somebody has changed by hand to no number is none.
+    /// The high-water mark of time; none if it was made unreadable by hand.
     pub(crate) fn time_mark(&self) -> Result<Option<i64>, StoreError> {
         self.read(|connection| {
             let mut statement = connection.prepare_cached("SELECT value FROM settings WHERE key = ?1")?;
@@ -29,7 +28,7 @@ impl Store {
         })
     }
 
-    /// Keeps the high-water mark of time.
+    /// Stores the high-water mark of time.
     pub(crate) fn set_time_mark(&self, mark: i64) -> Result<(), StoreError> {
         self.write(move |connection| {
             let sql = "INSERT INTO settings (key, value) VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = excluded.value";
@@ -38,7 +37,7 @@ impl Store {
         })
     }
 
-    /// Whether the operator lets a plugin run; one never decided about may.
+    /// Whether a plugin is enabled, which is the default.
     pub(crate) fn is_enabled(&self, plugin: &str) -> Result<bool, StoreError> {
         self.read(|connection| {
             let mut statement = connection.prepare_cached("SELECT enabled FROM plugins WHERE id = ?1")?;
@@ -46,7 +45,7 @@ impl Store {
         })
     }
 
-    /// Notes whether a plugin may run.
+    /// Enables or disables a plugin.
     pub(crate) fn set_enabled(&self, plugin: &str, enabled: bool) -> Result<(), StoreError> {
         let plugin = plugin.to_owned();
         self.write(move |connection| {

@@ -1,12 +1,12 @@
-//! Space on the disk that is held for the database, so that one that is full is no dead end.
+//! Disk space held for the database, so that deletes work on a full disk.
 //!
-//! - **Blocks for the database file** are allocated before a transaction that lets it grow is committed. So writing the log back
-//!   never needs space, and the log can always begin again.
-//! - **Blocks for the log** are allocated as soon as it was emptied. So what lets the database not grow, such as a delete, or a write
-//!   to pages that a delete has freed, fits there.
-//! - **The reserve** is given back for deletes that need more.
+//! - **Blocks for the database file** are allocated before the commit of a transaction that grows it. So a checkpoint never needs
+//!   space, and the log can always restart.
+//! - **Blocks for the log** are allocated as soon as it is empty. So changes that do not grow the database fit, such as a delete, or a
+//!   write to pages that a delete freed.
+//! - **The reserve** is released for deletes that need more.
 //!
-//! On a file system that copies on write, blocks that are allocated do not help to overwrite others: there only the reserve does.
+//! On a copy-on-write file system, overwriting needs new blocks despite the preallocation; there only the reserve helps.
 
 use super::{StoreError, wal};
 use crate::system::data_dir::Reserve;
@@ -17,31 +17,31 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Bytes allocated ahead of a database that grows, so that not every commit has to.
+/// Bytes allocated ahead for a growing database, so that not every commit has to allocate.
 const STEP: u64 = 256 * 1024;
 
-/// Bytes held for the log: some fifty deletes in one transaction, or a set of a value that is not the largest.
+/// Bytes held for the log: enough for some fifty deletes in one transaction, or for a set of a medium value.
 const LOG: u64 = 1024 * 1024;
 
-/// Fewest bytes held for the log on a small disk: a few deletes.
+/// Fewest bytes held for the log on a small disk: enough for a few deletes.
 const MIN_LOG: u64 = 64 * 1024;
 
-/// The part of the whole disk that is held for the log at most.
+/// Largest fraction of the disk that is held for the log: 1/32.
 const LOG_SHARE: u64 = 32;
 
-/// The space that is held for a database.
+/// The disk space held for a database.
 pub(super) struct Space {
-    /// Closed after all connections, since closing it gives up the locks that this process has on the file.
+    /// Closed after all connections, because closing it releases this process's POSIX locks on the file.
     database: Arc<File>,
     log: PathBuf,
     log_bytes: u64,
     reserve: Reserve,
-    /// Bytes of the database file that have blocks.
+    /// Bytes of the database file that have allocated blocks.
     claimed: u64,
 }
 
 impl Space {
-    /// For the database at `path`, which is open as `database`.
+    /// For the database at `path`, open as `database`.
     pub(super) fn new(path: &Path, database: Arc<File>) -> Self {
         let directory = path.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let log_bytes = match statvfs(directory) {
@@ -51,7 +51,7 @@ impl Space {
         Self { database, log: wal::path(path), log_bytes, reserve: Reserve::in_directory(directory), claimed: 0 }
     }
 
-    /// Allocates blocks for a database of so many bytes.
+    /// Allocates blocks for a database of `bytes`.
     ///
     /// # Errors
     /// There is no space for them.
@@ -66,18 +66,18 @@ impl Space {
                 Err(Errno::NOSPC | Errno::DQUOT) => return Err(StoreError::Full),
                 _ => bytes,
             },
-            // The file system cannot.
+            // The file system does not support it.
             Err(_) => u64::MAX,
         };
         Ok(())
     }
 
-    /// Notes that SQLite has written the log back, and with that given back what was allocated beyond the end of the database.
+    /// Records a checkpoint, which truncates the database file and so releases blocks beyond its end.
     pub(super) fn checkpointed(&mut self) {
         self.claimed = self.database.metadata().map_or(0, |file| file.len());
     }
 
-    /// Holds blocks for the log, which is empty; fewer where there are fewer.
+    /// Allocates blocks for the empty log; fewer if the disk has fewer.
     pub(super) fn hold_log(&self) {
         let Ok(log) = open(&self.log, OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) else { return };
         let mut bytes = self.log_bytes;
@@ -86,18 +86,18 @@ impl Space {
         }
     }
 
-    /// Gives the reserve to the log.
+    /// Releases the reserve, for the log.
     pub(super) fn release(&self) {
         self.reserve.release();
     }
 
-    /// Fills the reserve again, as far as there is space.
+    /// Refills the reserve, as far as there is space.
     pub(super) fn refill(&self) {
         self.reserve.keep();
     }
 }
 
-/// Allocates the blocks of the first bytes of a file, and leaves its size as it is.
+/// Allocates blocks for the first bytes of a file without changing its size.
 fn hold(file: impl AsFd, bytes: u64) -> Result<(), Errno> {
     retry_on_intr(|| fallocate(&file, FallocateFlags::KEEP_SIZE, 0, bytes))
 }

@@ -1,12 +1,12 @@
-//! The uids of plugins: each has one of its own once it needs one, and keeps it.
+//! The uid of each plugin: assigned at its first start, and kept.
 
 use super::{Store, StoreError};
 use rusqlite::{OptionalExtension, params};
 use std::ops::RangeInclusive;
 
 impl Store {
-    /// The uid of a plugin: the one it has, where that is of the range, else the lowest that no plugin has, which is its own from
-    /// now on. Nothing when the range is used up.
+    /// The uid of a plugin: its current one if that is in the range, else the lowest that no plugin has, which is assigned to it. None
+    /// if the range is used up.
     pub(crate) fn uid(&self, plugin: &str, range: &RangeInclusive<u32>) -> Result<Option<u32>, StoreError> {
         if let Some(uid) = self.last_uid(plugin)?.filter(|uid| range.contains(uid)) {
             return Ok(Some(uid));
@@ -19,14 +19,14 @@ impl Store {
             if let Some(uid) = free {
                 let sql = "INSERT INTO plugins (id, uid) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET uid = excluded.uid";
                 connection.execute(sql, params![plugin, uid])?;
-                // Plugins come before files that are only asked who they are.
+                // Plugins take precedence over files that only answer `--metadata`.
                 connection.execute("UPDATE programs SET uid = NULL WHERE uid = ?1", [uid])?;
             }
             Ok(free)
         })
     }
 
-    /// The uid that a plugin had last, whatever the range is now.
+    /// The plugin's last uid, even outside the current range.
     pub(crate) fn last_uid(&self, plugin: &str) -> Result<Option<u32>, StoreError> {
         self.read(|connection| {
             let mut statement = connection.prepare_cached("SELECT uid FROM plugins WHERE id = ?1")?;

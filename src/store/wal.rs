@@ -1,9 +1,9 @@
-//! The write-ahead log: when it is written back to the database (a checkpoint), and whether a log and a database belong together.
+//! The write-ahead log: when to checkpoint it, and whether a log and a database belong together.
 //!
-//! SQLite replays whatever log lies beside a database. Over another database than the one the log was begun on, such as an older
-//! copy, the replay mixes pages of two states. So the `settings` table holds a list of random marks. The first transaction of each
-//! log begins the list with the mark that the database has by then, and adds a fresh one; each checkpoint adds one before it
-//! starts. A database that is read without its log must therefore end its list with a mark that is in the list of the log.
+//! SQLite replays any log that lies beside a database. Over a different database, such as an older copy, the replay mixes pages of two
+//! states. So the `settings` table holds a list of random marks. The first transaction of each log resets the list to the database's
+//! last mark and adds a new one; each checkpoint adds one before it starts. So the last mark of the database, read without its log,
+//! must be in the log's list.
 
 use super::{StoreError, schema};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
@@ -12,44 +12,44 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
-/// Size in bytes of the log at which it is written back, and to which it is cut back when it begins again.
+/// Size in bytes of the log that triggers a checkpoint, and to which SQLite truncates the log when it restarts.
 pub(super) const LIMIT: u64 = 8 * 1024 * 1024;
 
-/// Time without a write after which the log is written back and emptied, so that the database file is complete while a host idles.
+/// Time without a write after which a checkpoint empties the log, so that the database file of an idle host is complete.
 const IDLE_TIME: Duration = Duration::from_secs(3);
 
-/// Longest time in which the database file lacks a change while writes keep coming.
+/// Longest time until a change reaches the database file during continuous writes.
 const MAX_AGE: Duration = Duration::from_secs(30);
 
-/// Pause after a checkpoint that another program's read has stopped short.
+/// Pause after a checkpoint that another program's read left incomplete.
 const RETRY_PAUSE: Duration = Duration::from_secs(5);
 
-/// Time a checkpoint waits for another program's lock, and for reads that are under way. The host's own take milliseconds, and writes
-/// wait meanwhile.
+/// Time a checkpoint waits for another program's lock and for reads under way. Short, because writes wait meanwhile; the host's own
+/// reads take milliseconds.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// Most marks in one log: two, and one for each checkpoint that could not be finished. After that the last one stays.
+/// Most marks in one log: two, and one for each incomplete checkpoint. Beyond that the last mark stays.
 const MAX_MARKS: usize = 16;
 
 /// The setting that holds the marks, separated by spaces, oldest first.
 const MARKS: &str = "log_marks";
 
-/// Stands for the mark of a database that has none yet.
+/// Placeholder for the mark of a database that has none yet.
 const NO_MARK: &str = "-";
 
-/// What becomes of the log's file after a checkpoint.
+/// What a checkpoint does to the log's file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reset {
-    /// It is written over from its beginning: its blocks are kept, which makes the next syncs cheaper.
+    /// SQLite overwrites it from the start. The file keeps its blocks, which makes the next syncs cheaper.
     Reuse,
-    /// It is cut to nothing.
+    /// SQLite truncates it to zero.
     Empty,
 }
 
-/// When the log is due to be written back. Pure: time is passed in.
+/// When a checkpoint is due. Pure: time is passed in.
 #[derive(Debug)]
 pub(super) struct Schedule {
-    /// The first write that the database file lacks.
+    /// Time of the first write that is not in the database file.
     began: Option<Instant>,
     last_write: Instant,
     not_before: Instant,
@@ -60,18 +60,18 @@ impl Schedule {
         Self { began: None, last_write: now, not_before: now }
     }
 
-    /// Notes a committed write.
+    /// Records a committed write.
     pub(super) fn wrote(&mut self, now: Instant) {
         self.began.get_or_insert(now);
         self.last_write = now;
     }
 
-    /// When a checkpoint is due; never while the database file lacks nothing.
+    /// When a checkpoint is due; none while the database file is complete.
     pub(super) fn due(&self) -> Option<Instant> {
         self.began.map(|began| (self.last_write + IDLE_TIME).min(began + MAX_AGE).max(self.not_before))
     }
 
-    /// Whether a checkpoint is due at `now` for a log of so many bytes, and how it leaves the file.
+    /// Whether a checkpoint of a log of `bytes` is due at `now`, and of which kind.
     pub(super) fn decide(&self, now: Instant, bytes: u64) -> Option<Reset> {
         let due = self.due().is_some_and(|due| now >= due);
         let long = self.began.is_some() && bytes >= LIMIT && now >= self.not_before;
@@ -79,7 +79,7 @@ impl Schedule {
         (due || long).then_some(if idle { Reset::Empty } else { Reset::Reuse })
     }
 
-    /// Notes the outcome of a checkpoint.
+    /// Records the outcome of a checkpoint.
     pub(super) fn checkpointed(&mut self, now: Instant, complete: bool) {
         if complete {
             self.began = None;
@@ -90,27 +90,27 @@ impl Schedule {
     }
 }
 
-/// The log of the database at a path.
+/// Path of the log of the database at `database`.
 pub(super) fn path(database: &Path) -> PathBuf {
     let mut name = database.as_os_str().to_owned();
     name.push("-wal");
     name.into()
 }
 
-/// The size of a file in bytes; 0 for one that is missing.
+/// The size of a file in bytes; 0 if it is missing.
 pub(super) fn length(path: &Path) -> u64 {
     fs::metadata(path).map_or(0, |file| file.len())
 }
 
-/// Opens a connection that leaves the log alone when it is closed. Otherwise SQLite would write it back, and remove whatever file is
-/// at its path by then.
+/// Opens a connection that does not checkpoint when it closes. Otherwise SQLite would also remove whatever file is then at the log's
+/// path.
 pub(super) fn open(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
     let connection = Connection::open_with_flags(path, flags)?;
     connection.set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     Ok(connection)
 }
 
-/// Adds a mark in the transaction that is open. With `first` the log begins with it.
+/// Adds a mark in the open transaction. With `first` the transaction is the first of its log.
 pub(super) fn mark(connection: &Connection, first: bool) -> Result<(), StoreError> {
     let mut marks = marks(connection)?;
     if first {
@@ -135,19 +135,18 @@ fn marks(connection: &Connection) -> rusqlite::Result<Vec<String>> {
     Ok(marks)
 }
 
-/// Writes the log back, and resets it. Says whether all of it was written back and the log begins anew; a read that is under way may
-/// prevent that.
+/// Checkpoints the log and resets it. True if it was complete and the log restarts; a read under way may prevent that.
 pub(super) fn checkpoint(connection: &Connection, reset: Reset) -> Result<bool, StoreError> {
     let step = |mode: &str| {
         let sql = format!("PRAGMA wal_checkpoint({mode})");
         let complete = |row: &rusqlite::Row<'_>| Ok(row.get::<_, i64>(0)? == 0 && row.get::<_, i64>(1)? == row.get::<_, i64>(2)?);
         connection.query_row(&sql, [], complete)
     };
-    // Most of the work, and it waits for nobody. Reads that begin after it need the log no more.
+    // Does most of the work without waiting. Reads that start after it do not need the log.
     Ok(step("PASSIVE")? && step(if reset == Reset::Empty { "TRUNCATE" } else { "RESTART" })?)
 }
 
-/// Whether a database and the log beside it belong together. What cannot be read is not judged here.
+/// Whether a database and the log beside it belong together. Unreadable files pass, and fail later.
 pub(super) fn belong_together(database: &Path) -> bool {
     if length(&path(database)) == 0 {
         return true;
@@ -158,7 +157,7 @@ pub(super) fn belong_together(database: &Path) -> bool {
     }
 }
 
-/// The marks of the database file alone.
+/// The marks in the database file, without its log.
 pub(super) fn marks_without_log(database: &Path) -> rusqlite::Result<Vec<String>> {
     let bytes = std::os::unix::ffi::OsStrExt::as_bytes(database.as_os_str());
     let name = percent_encoding::percent_encode(bytes, percent_encoding::NON_ALPHANUMERIC);
@@ -167,7 +166,7 @@ pub(super) fn marks_without_log(database: &Path) -> rusqlite::Result<Vec<String>
     marks(&Connection::open_with_flags(format!("file:{name}?immutable=1"), flags)?)
 }
 
-/// The marks of the database with its log replayed over it, in memory alone.
+/// The marks after the log is replayed, in memory only.
 fn marks_with_log(database: &Path) -> rusqlite::Result<Vec<String>> {
     let connection = open(database, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.busy_timeout(schema::BUSY_TIMEOUT)?;

@@ -1,4 +1,4 @@
-//! The data directory: where everything is that the host keeps, who may read it, and the lock that lets only one host in.
+//! The data directory: the paths and modes of the host's files, and the lock that admits only one host.
 
 use crate::util::pause::pause;
 use anyhow::{Context, Result, anyhow, bail};
@@ -17,35 +17,35 @@ use uuid::Uuid;
 /// Longest path of a Unix socket in bytes: `sun_path` of `sockaddr_un` is 108 with the closing zero, see unix(7).
 pub(crate) const MAX_SOCKET_PATH: usize = 107;
 
-/// The mode of a directory for its owner alone.
+/// Mode of a directory that only its owner may enter.
 const PRIVATE: u32 = 0o700;
 
-/// The mode of a directory that others can pass through, to what is theirs inside, and not list.
+/// Mode of a directory that others may pass through to their own files, but not list.
 const PASSABLE: u32 = 0o711;
 
-/// Most bytes set aside: as many as a transaction of deletes may take in the database's log.
+/// Largest reserve in bytes: the log space of a transaction of deletes.
 const RESERVE: u64 = 4 * 1024 * 1024;
 
-/// Fewest bytes set aside, on a small disk: what a start needs. The index of the database's log is 32 KiB (SQLite's smallest), 64 KiB are
-/// held for the log, and there are a few small files.
+/// Smallest reserve in bytes, on a small disk: what a start needs. That is 32 KiB for the index of the database's log (SQLite's minimum),
+/// 64 KiB held for the log, and a few small files.
 const MIN_RESERVE: u64 = 128 * 1024;
 
-/// The part of the whole disk that is set aside at most.
+/// Largest fraction of the disk that is reserved: 1/64.
 const RESERVE_SHARE: u64 = 64;
 
-/// What the reserve begins with, so that no other file of this name is taken for it.
+/// First bytes of the reserve, so that no other file of this name is mistaken for it.
 const RESERVE_HEAD: &[u8] = b"plugrack: space for a full disk\n";
 
-/// The empty file in the run directory that says that the host has made it.
+/// Empty file that marks a run directory made by the host.
 const RUN_MARKER: &str = ".plugrack";
 
-/// The name of the lock's file, in the data directory and in the directory of `--run`.
+/// Name of the lock file, in the data directory and in the `--run` directory.
 const LOCK: &str = "lock";
 
-/// The name of the host's socket for the plugins' calls.
+/// Name of the socket for the plugins' calls.
 const HOST_SOCKET: &str = "host.sock";
 
-/// The name of the host's socket for the operator's commands.
+/// Name of the socket for the operator's commands.
 const API_SOCKET: &str = "api.sock";
 
 /// Longest content of `run-dir` in bytes: the longest path (`PATH_MAX`, without its closing zero) and a line end.
@@ -54,34 +54,34 @@ const MAX_RUN_DIR: u64 = 4096;
 /// Longest content of the lock's file in bytes: a process id and a line end.
 const MAX_LOCK: u64 = 16;
 
-/// Time in which a host that is ending may still hold the lock, or answer at its socket.
+/// Time during which a stopping host may still hold the lock or answer at its socket.
 const ENDING_TIME: Duration = Duration::from_millis(500);
 
-/// Pause between two tries in that time.
+/// Pause between attempts during that time.
 const ENDING_PAUSE: Duration = Duration::from_millis(20);
 
-/// Keeps a pipe that is where a file should be from blocking the one who opens it.
+/// Open flag: a pipe in place of a file must not block the open.
 const NONBLOCK: i32 = OFlags::NONBLOCK.bits().cast_signed();
 
-/// Has a link at the end of a path refused.
+/// Open flag: refuse a symbolic link as the last component of a path.
 const NOFOLLOW: i32 = OFlags::NOFOLLOW.bits().cast_signed();
 
-/// Paths of the host's files: below the data directory, and below the directory of `--run` where one is given. All are absolute.
+/// Absolute paths of the host's files: in the data directory, and in the `--run` directory if there is one.
 #[derive(Debug, Clone)]
 pub(crate) struct DataDir {
     root: PathBuf,
-    /// Where sockets and what else holds only while the host runs are.
+    /// The run directory, for sockets and other runtime files.
     run: PathBuf,
 }
 
-/// Held by the host that uses a data directory; freed by the kernel however the host ends.
+/// The lock that the host holds on a data directory. The kernel releases it however the host ends.
 #[derive(Debug)]
 pub(crate) struct Lock {
     files: Vec<LockFile>,
 }
 
 impl Lock {
-    /// The locked files: that of the data directory, and, with `--run`, that of its directory before it.
+    /// The locked files: with `--run` that of its directory first, then that of the data directory.
     pub(crate) fn files(&mut self) -> &mut [LockFile] {
         &mut self.files
     }
@@ -94,34 +94,34 @@ pub(crate) struct LockFile {
     file: File,
 }
 
-/// What became of the lock.
+/// The result of checking a lock.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Held {
-    /// It is held.
+    /// The lock is still held.
     Still,
-    /// Its file was removed or replaced, and the one that is there now is held.
+    /// The file was removed or replaced, and the new file is locked now.
     Again,
-    /// Another process holds the file that is there now.
+    /// The file was removed or replaced, and another process holds the new file.
     ByAnother,
 }
 
 impl LockFile {
-    /// Where it is.
+    /// The path of the lock file.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Looks whether the file at the path is the one that is locked, and locks what is there otherwise.
+    /// Checks that the file at the path is the locked one, and otherwise locks the file there.
     ///
     /// # Errors
-    /// The file cannot be made or read.
+    /// The file cannot be created or read.
     pub(crate) fn keep(&mut self) -> io::Result<Held> {
         let ours = self.file.metadata()?;
         if fs::symlink_metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == (ours.dev(), ours.ino())) {
             return Ok(Held::Still);
         }
         let mut file = open_lock(&self.path)?;
-        // A host that is about to be refused, or a command, may hold it for a moment.
+        // A second host that is about to exit, or a command, may hold it for a moment.
         let deadline = Instant::now() + ENDING_TIME;
         loop {
             match file.try_lock() {
@@ -131,14 +131,14 @@ impl LockFile {
                 Err(TryLockError::Error(error)) => return Err(error),
             }
         }
-        // The id is for people; what counts is the lock.
+        // The process id is for messages; only the lock counts.
         write_pid(&mut file).ok();
         self.file = file;
         Ok(Held::Again)
     }
 }
 
-/// Opens the lock's file. One that is something else is left as it is.
+/// Opens the lock file. Refuses, and does not change, a file that is not a lock.
 fn open_lock(path: &Path) -> io::Result<File> {
     let mut options = private_file();
     options.create(true).truncate(false).read(true).write(true).custom_flags(NOFOLLOW);
@@ -164,10 +164,10 @@ fn write_pid(file: &mut File) -> io::Result<()> {
 }
 
 impl DataDir {
-    /// Opens a data directory, and makes it with mode 0700 where it is missing. So it does with the directory of `--run`.
+    /// Opens the data directory and the `--run` directory, and creates each with mode 0700 if missing.
     pub(crate) fn create(path: &Path, run: Option<&Path>) -> Result<Self> {
         make_private_dir(path)
-            .with_context(|| format!("cannot make the data directory {} (choose another with --data)", path.display()))?;
+            .with_context(|| format!("cannot create the data directory {} (choose another with --data)", path.display()))?;
         let root = canonical_root(path)?;
         let run = run.map_or_else(|| Ok(root.join("run")), |run| make_run_dir(&root, run))?;
         let data = Self { root, run };
@@ -185,17 +185,17 @@ impl DataDir {
         Ok(data)
     }
 
-    /// Whether the sockets are in a directory of `--run`.
+    /// Whether the sockets are in a `--run` directory.
     fn is_elsewhere(&self) -> bool {
         self.run != self.spool()
     }
 
-    /// The file that says where the sockets are when they are not in `run`.
+    /// The file that names the `--run` directory.
     fn run_dir_file(&self) -> PathBuf {
         self.root.join("run-dir")
     }
 
-    /// The directory that `run-dir` names, if there is such a file.
+    /// The directory that `run-dir` names, if that file exists.
     fn named_run(&self) -> Result<Option<PathBuf>> {
         let path = self.run_dir_file();
         let mut bytes = Vec::new();
@@ -208,12 +208,12 @@ impl DataDir {
         match named.filter(|named| named.is_absolute() && bytes.len() as u64 <= MAX_RUN_DIR) {
             Some(named) => Ok(Some(named)),
             None => {
-                bail!("{} does not hold the path that plugrack writes there: remove it, and restart the host", path.display())
+                bail!("{} does not hold an absolute path: remove it, and restart the host", path.display())
             }
         }
     }
 
-    /// Tells the operator's commands, and other hosts, where the sockets are. Only for the holder of the lock.
+    /// Writes `run-dir`, for commands and other hosts. Requires the lock.
     pub(crate) fn announce(&self) -> Result<()> {
         let path = self.run_dir_file();
         if self.is_announced()? {
@@ -228,12 +228,12 @@ impl DataDir {
         done.with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Whether `run-dir` says where the sockets of this host are.
+    /// Whether `run-dir` names this host's run directory.
     pub(crate) fn is_announced(&self) -> Result<bool> {
         Ok(self.named_run()?.as_ref() == Some(&self.run).filter(|_| self.is_elsewhere()))
     }
 
-    /// The other host, in words, that runs where `run-dir` says.
+    /// Describes the other host that runs in the directory of `run-dir`, if there is one.
     pub(crate) fn other_host(&self) -> Result<Option<String>> {
         let Some(named) = self.named_run()?.filter(|named| *named != self.run) else { return Ok(None) };
         let process = match lock_holder(&named.join(LOCK)) {
@@ -244,7 +244,7 @@ impl DataDir {
         Ok(Some(format!("another plugrack{process} runs on {} with --run {}", self.root.display(), named.display())))
     }
 
-    /// The sockets for plugins' calls of hosts that may have run on this data directory before, with other settings.
+    /// Host sockets of earlier hosts on this data directory, which may have had other settings.
     ///
     /// # Errors
     /// `run-dir` cannot be read.
@@ -253,7 +253,7 @@ impl DataDir {
         Ok(former.into_iter().flatten().filter(|run| *run != self.run).map(|run| run.join(HOST_SOCKET)).collect())
     }
 
-    /// Opens a data directory that must be there, as the last host on it was set.
+    /// Opens an existing data directory with the run directory of its last host.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let root = canonical_root(path)?;
         let mut data = Self { run: root.join("run"), root };
@@ -263,14 +263,14 @@ impl DataDir {
         Ok(data)
     }
 
-    /// Sets who may pass: other users, where plugins run as users of their own, and nobody otherwise. Only for the holder of the lock.
+    /// Sets the directory modes: other users may pass through if plugins have uids of their own. Requires the lock.
     pub(crate) fn set_modes(&self, shared: bool) -> io::Result<()> {
         let mode = if shared { PASSABLE } else { PRIVATE };
         for dir in [self.run(), self.spool(), self.logs(), self.all_plugin_data()] {
             let dir = open(&dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
             fchmod(dir, Mode::from_raw_mode(mode))?;
         }
-        // What is inside is closed by itself. So the operator's own mode is kept, but for what the line below has opened.
+        // The files inside have modes of their own, so the operator's mode is kept, except for bits that the line below once added.
         let found = fs::metadata(&self.root)?.mode() & 0o7777;
         let wanted = if shared {
             found | (PASSABLE & !PRIVATE)
@@ -280,13 +280,13 @@ impl DataDir {
         fs::set_permissions(&self.root, Permissions::from_mode(wanted))
     }
 
-    /// Takes the directory for this process, and with it the directory of `--run`.
+    /// Locks the data directory for this process, and the `--run` directory.
     ///
-    /// With `--run` the lock of that directory is the one that counts. That of the data directory is held as well where its file
-    /// system can, so that a host without `--run`, or with another one, is refused whatever happens to `run-dir`.
+    /// With `--run` the lock in that directory is the essential one. The lock in the data directory is held too if its file system has
+    /// locks, so that a host without `--run`, or with another one, does not start whatever happens to `run-dir`.
     pub(crate) fn lock(&self) -> Result<Lock> {
         let mut files = Vec::new();
-        // A command finds none after a boot, where the directory was in memory.
+        // The directory may be gone after a boot, if it was in memory.
         if self.is_elsewhere() && self.run.is_dir() {
             files.extend(lock_one(&self.run, &self.run, "--run")?);
         }
@@ -298,7 +298,7 @@ impl DataDir {
             ),
             file => files.extend(file),
         }
-        // One that started at the same time may have written its directory meanwhile.
+        // A host that started at the same time may have written its directory meanwhile.
         self.refuse_other_host()?;
         Ok(Lock { files })
     }
@@ -314,69 +314,69 @@ impl DataDir {
         Ok(())
     }
 
-    /// The process that holds the lock, as its file has it; none where nobody does.
+    /// The process id in the lock file; none if nobody holds the lock.
     pub(crate) fn holder(&self) -> Option<String> {
         [&self.run, &self.root].into_iter().find_map(|directory| lock_holder(&directory.join(LOCK)))
     }
 
-    /// The database.
+    /// The database file.
     pub(crate) fn database(&self) -> PathBuf {
         self.root.join("plugrack.db")
     }
 
-    /// Sockets and what else holds only while the host runs.
+    /// The run directory, for sockets and other runtime files.
     pub(crate) fn run(&self) -> PathBuf {
         self.run.clone()
     }
 
-    /// Where bodies of requests are kept that are too large for memory: always on the disk of the data directory, since the directory
-    /// of `--run` may be in memory. It is the run directory unless `--run` is given.
+    /// Directory for request bodies that do not fit in memory: always on the disk of the data directory, because the `--run` directory
+    /// may be in memory. Without `--run` it is the run directory.
     pub(crate) fn spool(&self) -> PathBuf {
         self.root.join("run")
     }
 
-    /// The host's socket for the plugins' calls.
+    /// The host socket, for the plugins' calls.
     pub(crate) fn host_socket(&self) -> PathBuf {
         self.run.join(HOST_SOCKET)
     }
 
-    /// The host's socket for the operator's commands.
+    /// The socket for the operator's commands.
     pub(crate) fn api_socket(&self) -> PathBuf {
         self.run.join(API_SOCKET)
     }
 
-    /// The address the host listens on, as a file.
+    /// The file with the address that the host listens on.
     pub(crate) fn listen(&self) -> PathBuf {
         self.run().join("listen")
     }
 
-    /// A plugin's directory among the sockets. An id has no dot, so that no plugin's is the host's own file.
+    /// A plugin's directory in the run directory. Ids have no dot, so it cannot collide with the host's own files.
     fn plugin_run(&self, id: &str) -> PathBuf {
         self.run().join(format!("{id}.d"))
     }
 
-    /// Where a plugin listens; an update that is started beside it, at a socket with a number.
+    /// The socket on which a plugin listens; an update beside it has a numbered socket.
     pub(crate) fn plugin_socket(&self, id: &str, update: Option<u64>) -> PathBuf {
         self.plugin_run(id).join(update.map_or("sock".to_owned(), |number| format!("sock.{number}")))
     }
 
-    /// Makes a plugin's own directories, where they are missing, and names them.
+    /// Creates a plugin's own directories if missing, and returns them.
     pub(crate) fn make_plugin_dirs(&self, id: &str) -> io::Result<[PathBuf; 2]> {
         let dirs = [self.plugin_data(id), self.plugin_run(id)];
         dirs.iter().try_for_each(|dir| make_private_dir(dir))?;
         Ok(dirs)
     }
 
-    /// Removes a plugin's directory among the sockets.
+    /// Removes a plugin's directory in the run directory.
     pub(crate) fn remove_plugin_run(&self, id: &str) -> io::Result<()> {
         remove_from_run(&self.run, self.plugin_run(id))
     }
 
-    /// Deletes a plugin's own directory and its log. What is not there is deleted already.
+    /// Deletes a plugin's data directory and its log. Missing ones are fine.
     pub(crate) fn remove_plugin(&self, id: &str) -> io::Result<()> {
         self.remove_plugin_run(id)?;
         let missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
-        // A link is not followed.
+        // Does not follow a link.
         fs::remove_dir_all(self.plugin_data(id)).or_else(|error| if missing(&error) { Ok(()) } else { Err(error) })?;
         for log in fs::read_dir(self.logs())? {
             let log = log?;
@@ -388,56 +388,56 @@ impl DataDir {
         Ok(())
     }
 
-    /// The log files.
+    /// The directory of the log files.
     pub(crate) fn logs(&self) -> PathBuf {
         self.root.join("logs")
     }
 
-    /// The log of a plugin.
+    /// The log file of a plugin.
     pub(crate) fn log(&self, id: &str) -> PathBuf {
         self.logs().join(format!("{id}.log"))
     }
 
-    /// A plugin's own directory.
+    /// A plugin's data directory.
     pub(crate) fn plugin_data(&self, id: &str) -> PathBuf {
         self.all_plugin_data().join(id)
     }
 
-    /// Where all of these are.
+    /// The directory of the plugins' data directories.
     fn all_plugin_data(&self) -> PathBuf {
         self.root.join("plugin-data")
     }
 
-    /// Where plugins are looked for unless told otherwise.
+    /// The default plugins directory.
     pub(crate) fn plugins(&self) -> PathBuf {
         self.root.join("plugins")
     }
 
-    /// Removes what hosts have left in the run directory and beside it, and links, but nothing that they lead to. What else is there
-    /// stays, and so does what cannot be removed of a plugin's own; both are logged. Only for the holder of the lock.
+    /// Removes leftovers of hosts in and beside the run directory, including links but not their targets. Logs, and keeps, other files
+    /// and plugin files that cannot be removed. Requires the lock.
     pub(crate) fn sweep_run(&self) -> io::Result<()> {
         sweep(&self.run, self.is_elsewhere())?;
         if self.is_elsewhere() { sweep(&self.spool(), false) } else { Ok(()) }
     }
 
-    /// The same at the end of the host, which leaves the directories empty, but for the lock. One that is gone, or is another one by
-    /// now, is left alone.
+    /// The same when the host ends, which empties the directories except for the lock. Leaves a directory alone that was replaced
+    /// meanwhile.
     pub(crate) fn leave_run(&self) -> io::Result<()> {
         leave(&self.run, self.is_elsewhere())?;
         if self.is_elsewhere() { leave(&self.spool(), false) } else { Ok(()) }
     }
 
-    /// The space that is set aside on the disk. Only for the holder of the lock.
+    /// The disk space reserve. Requires the lock.
     pub(crate) fn reserve(&self) -> Reserve {
         Reserve::in_directory(&self.root)
     }
 
-    /// The operator's token, made on first run.
+    /// The operator's token, created at the first start.
     pub(crate) fn admin_token(&self) -> Result<String> {
         match self.read_admin_token() {
             Ok(token) => Ok(token),
             Err(error) if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::NotFound) => {
-                // Two random UUIDs are 244 random bits.
+                // Two random UUIDs have 244 random bits.
                 let token = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
                 let path = self.root.join("admin-token");
                 self.write_whole(&path, format!("{token}\n").as_bytes())
@@ -448,7 +448,7 @@ impl DataDir {
         }
     }
 
-    /// Writes a file of the data directory beside its path and renames it, so that it is there whole or not at all.
+    /// Writes a file of the data directory atomically, by renaming a temporary file.
     fn write_whole(&self, path: &Path, content: &[u8]) -> io::Result<()> {
         let mut file = tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o600)).tempfile_in(&self.root)?;
         file.write_all(content)?;
@@ -457,24 +457,24 @@ impl DataDir {
         Ok(())
     }
 
-    /// The operator's token, which a host has made.
+    /// Reads the operator's token.
     pub(crate) fn read_admin_token(&self) -> Result<String> {
         let path = self.root.join("admin-token");
         let mut file = File::open(&path).with_context(|| format!("cannot read the operator's token {}", path.display()))?;
         let mode = file.metadata()?.mode();
         if mode & 0o077 != 0 {
-            bail!("{} may be read by others (mode {:03o}): chmod 600 it", path.display(), mode & 0o777);
+            bail!("{} is readable by others (mode {:03o}): chmod 600 it", path.display(), mode & 0o777);
         }
         let mut token = String::new();
         file.read_to_string(&mut token)?;
         match token.trim() {
-            "" => bail!("{} is empty: remove it, and the next start makes a new one", path.display()),
+            "" => bail!("{} is empty: remove it, and the next start creates a new one", path.display()),
             token => Ok(token.to_owned()),
         }
     }
 }
 
-/// Space that is set aside on a disk, for the start of a host and for deletes when the disk is full.
+/// Disk space reserved for a start and for deletes on a full disk.
 #[derive(Debug)]
 pub(crate) struct Reserve {
     path: PathBuf,
@@ -482,7 +482,7 @@ pub(crate) struct Reserve {
 }
 
 impl Reserve {
-    /// That of a data directory.
+    /// The reserve of a data directory.
     pub(crate) fn in_directory(directory: &Path) -> Self {
         let bytes = match statvfs(directory) {
             Ok(disk) => (disk.f_blocks.saturating_mul(disk.f_frsize) / RESERVE_SHARE).clamp(MIN_RESERVE, RESERVE),
@@ -491,12 +491,12 @@ impl Reserve {
         Self { path: directory.join("reserve"), bytes }
     }
 
-    /// Gives it back. Where that fails, what needs the space says so.
+    /// Releases the space. A failure shows when the space is needed.
     pub(crate) fn release(&self) {
         self.open(false).and_then(|file| file.set_len(0)).ok();
     }
 
-    /// Sets it aside again, or as much of it as there is space for.
+    /// Reserves the space again, or as much as there is.
     pub(crate) fn keep(&self) {
         let Ok(file) = self.open(true) else { return };
         let mut bytes = self.bytes;
@@ -505,7 +505,7 @@ impl Reserve {
                 Errno::INTR => {}
                 Errno::NOSPC | Errno::DQUOT if bytes > MIN_RESERVE / 8 => bytes -= bytes / 8,
                 Errno::NOSPC | Errno::DQUOT => break,
-                // The file system cannot, so it is written.
+                // The file system cannot preallocate, so write the bytes.
                 _ => {
                     file.write_all_at(&vec![0; usize::try_from(self.bytes).unwrap_or(0)], 0).ok();
                     break;
@@ -515,7 +515,7 @@ impl Reserve {
         file.write_all_at(RESERVE_HEAD, 0).ok();
     }
 
-    /// Opens the file, where it is what a host has made.
+    /// Opens the reserve file, if a host made it.
     fn open(&self, create: bool) -> io::Result<File> {
         let mut options = private_file();
         let file = options.create(create).truncate(false).read(true).write(true).custom_flags(NOFOLLOW).open(&self.path)?;
@@ -523,39 +523,36 @@ impl Reserve {
         let mut head = [0; RESERVE_HEAD.len()];
         let length = usize::try_from(metadata.len()).unwrap_or(usize::MAX).min(head.len());
         file.read_exact_at(&mut head[..length], 0)?;
-        // An earlier version wrote zeros alone; one that a full disk cut short has the beginning of the head at most.
+        // An earlier version wrote only zeros; on a full disk the head may be truncated.
         let ours = RESERVE_HEAD.starts_with(&head[..length]) || metadata.len() <= MIN_RESERVE && head == [0; RESERVE_HEAD.len()];
         if metadata.is_file() && ours { Ok(file) } else { Err(ErrorKind::AlreadyExists.into()) }
     }
 }
 
-/// A data directory as an absolute path.
+/// The absolute path of an existing data directory.
 fn canonical_root(path: &Path) -> Result<PathBuf> {
     fs::canonicalize(path).with_context(|| {
-        format!("there is no data directory at {} (name the host's with --data or PLUGRACK_DATA)", path.display())
+        format!("there is no data directory at {} (name the host's data directory with --data or PLUGRACK_DATA)", path.display())
     })
 }
 
-/// Makes the directory of `--run` where it is missing, and gives its absolute path.
+/// Creates the `--run` directory if missing, and returns its absolute path.
 fn make_run_dir(root: &Path, given: &Path) -> Result<PathBuf> {
-    // Without a slash at the end, behind which a link would be followed.
+    // Without a trailing slash, because that would follow a link.
     let given: PathBuf = given.components().collect();
     if given.is_symlink() {
-        bail!(
-            "--run {} is a symbolic link, which plugrack does not follow there: name the directory that it leads to",
-            given.display()
-        );
+        bail!("--run {} is a symbolic link, which plugrack does not follow there: name its target", given.display());
     }
-    let cannot = || format!("cannot make the directory {} (choose another with --run)", given.display());
+    let cannot = || format!("cannot create the directory {} (choose another with --run)", given.display());
     make_private_dir(&given).with_context(cannot)?;
     let run = fs::canonicalize(&given).with_context(cannot)?;
     if run.starts_with(root) && run != root.join("run") {
-        bail!("--run {} is in the data directory: choose a directory outside it, or leave the setting out", given.display());
+        bail!("--run {} is inside the data directory: choose a directory outside it, or leave out --run", given.display());
     }
     Ok(run)
 }
 
-/// Makes a run directory, or checks that the one that is there is the host's own to empty. The option is the one that names it.
+/// Creates a run directory, or checks that the existing one was made by a host. `option` is the argument that names it.
 fn claim_run(run: &Path, option: &str) -> Result<()> {
     make_private_dir(run).with_context(|| format!("cannot make {}", run.display()))?;
     let marker = run.join(RUN_MARKER);
@@ -565,11 +562,11 @@ fn claim_run(run: &Path, option: &str) -> Result<()> {
     let names = fs::read_dir(run)
         .and_then(|entries| entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>())
         .with_context(|| format!("cannot read {}", run.display()))?;
-    // Of a host of a version that made no marker, and was killed: it always had this socket.
+    // A killed host of a version without a marker always left this socket.
     let former = names.iter().any(|name| name == HOST_SOCKET) && names.iter().all(|name| is_made_by_host(name));
     if let Some(name) = names.first().filter(|_| !former) {
         bail!(
-            "{} has files that plugrack did not make, such as {}, and plugrack empties that directory: \
+            "{} holds files that plugrack did not make, such as {}, and plugrack empties that directory: \
              move them away, or choose another {option}",
             run.display(),
             name.display()
@@ -584,20 +581,20 @@ fn claim_run(run: &Path, option: &str) -> Result<()> {
         .with_context(|| format!("cannot write {}", marker.display()))
 }
 
-/// Locks a directory, which an option names. Nothing where its file system has no locks. A host that has lost this lock still answers
-/// in the run directory.
+/// Locks a directory, which `option` names. None if its file system has no locks. Also fails if a host that lost its lock file still
+/// answers in the run directory.
 fn lock_one(directory: &Path, run: &Path, option: &str) -> Result<Option<LockFile>> {
     let path = directory.join(LOCK);
     let cannot = || format!("cannot write {}", path.display());
     let mut file = open_lock(&path).with_context(cannot)?;
-    // A command may look at it just now (`holder`), and a host that is ending may still answer.
+    // A command may hold it for a moment (`holder`), and a stopping host may still answer.
     let deadline = Instant::now() + ENDING_TIME;
     loop {
         let late = Instant::now() >= deadline;
         let is_served = is_served(run);
         match file.try_lock() {
             Ok(()) if !is_served => break,
-            // The lock of the host that runs was removed. It takes this one, which must not look as if it were held.
+            // The running host's lock file was removed. It will lock this new file, so release it.
             Ok(()) => file.unlock()?,
             Err(TryLockError::WouldBlock) if late => {
                 let mut pid = String::new();
@@ -616,7 +613,7 @@ fn lock_one(directory: &Path, run: &Path, option: &str) -> Result<Option<LockFil
         }
         if late {
             bail!(
-                "another plugrack answers at {}, though its lock was removed: stop it, or choose another {option}",
+                "another plugrack answers at {}, although its lock was removed: stop it, or choose another {option}",
                 run.join(API_SOCKET).display()
             );
         }
@@ -626,7 +623,7 @@ fn lock_one(directory: &Path, run: &Path, option: &str) -> Result<Option<LockFil
     Ok(Some(LockFile { path, file }))
 }
 
-/// The process that holds a lock, as its file has it; none where nobody does.
+/// The process id in a lock file; none if nobody holds the lock.
 fn lock_holder(path: &Path) -> Option<String> {
     let mut file = OpenOptions::new().read(true).custom_flags(NOFOLLOW | NONBLOCK).open(path).ok()?;
     match file.try_lock_shared() {
@@ -639,17 +636,17 @@ fn lock_holder(path: &Path) -> Option<String> {
     }
 }
 
-/// Whether a host answers at the socket for the operator's commands in a run directory.
+/// Whether a host answers at the command socket in a run directory.
 fn is_served(run: &Path) -> bool {
     let Ok(address) = SocketAddrUnix::new(run.join(API_SOCKET)) else { return false };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let connected =
         socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).and_then(|socket| connect(socket, &address));
-    // The second: it has its hands full.
+    // AGAIN: the host is there, and its backlog is full.
     matches!(connected, Ok(()) | Err(Errno::AGAIN))
 }
 
-/// Removes what hosts have left in a run directory, but not its marker, nor its lock, where it has one.
+/// Removes leftovers of hosts in a run directory, except its marker and its lock.
 fn sweep(run: &Path, has_lock: bool) -> io::Result<()> {
     let found = fs::read_dir(run)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
     for path in found {
@@ -658,7 +655,7 @@ fn sweep(run: &Path, has_lock: bool) -> io::Result<()> {
             continue;
         }
         if !is_made_by_host(name) && !path.is_symlink() {
-            log::warn!("{} was not made by plugrack, and stays", path.display());
+            log::warn!("{} was not made by plugrack, so it stays", path.display());
             continue;
         }
         match remove_from_run(run, path.clone()) {
@@ -670,21 +667,21 @@ fn sweep(run: &Path, has_lock: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes what a host has left in a run directory that is still the one it has made.
+/// Removes a host's leftovers in its run directory, unless the directory was replaced.
 fn leave(run: &Path, has_lock: bool) -> io::Result<()> {
     let marker = run.join(RUN_MARKER);
     if !fs::symlink_metadata(&marker).is_ok_and(|file| file.is_file()) || run.is_symlink() {
         return Ok(());
     }
     sweep(run, has_lock)?;
-    // Where something is left, such as the lock, the next host finds by the marker that the directory is the host's.
+    // If something stays, such as the lock, the marker tells the next host that the directory is a host's.
     if fs::read_dir(run)?.count() == 1 { fs::remove_file(marker) } else { Ok(()) }
 }
 
-/// Removes what is at a path in a run directory, if anything is.
+/// Removes a path in a run directory, if it exists.
 ///
-/// A plugin may have filled its directory there. So each directory inside is moved up into the run directory before it is looked
-/// into: no depth is too much, and where plugins have no way to write none of them can put a link in its place.
+/// A plugin may have filled its directory there. So each nested directory is first moved up into the run directory: no depth is too
+/// much, and plugins, which cannot write there, cannot swap it for a link.
 fn remove_from_run(run: &Path, path: PathBuf) -> io::Result<()> {
     let mut left = vec![path];
     while let Some(path) = left.pop() {
@@ -711,8 +708,8 @@ fn remove_from_run(run: &Path, path: PathBuf) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether hosts make things of this name in the run directory: sockets, the address, directories of plugins, and for a moment those
-/// that are being removed and files of bodies.
+/// Whether hosts use this name in the run directory: sockets, the address, directories of plugins, directories that are being removed,
+/// and body files.
 fn is_made_by_host(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
     matches!(&*name, RUN_MARKER | "listen" | "listen.new")
@@ -720,7 +717,7 @@ fn is_made_by_host(name: &OsStr) -> bool {
         || [".sock", ".d", ".gone"].iter().any(|end| name.ends_with(end))
 }
 
-/// Refuses a link where the host changes modes and owners, and removes what is inside.
+/// Refuses a link where the host changes modes and owners and removes contents.
 fn check_no_link(path: &Path) -> Result<()> {
     if path.is_symlink() {
         return Err(anyhow!(
@@ -732,10 +729,10 @@ fn check_no_link(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether the path of a socket fits an address.
+/// Checks that the path of a socket fits in an address.
 ///
 /// # Errors
-/// A sentence that names the path, the limit and the way out.
+/// A sentence that names the path, the limit and the fix.
 pub(crate) fn check_socket_path(path: &Path) -> Result<(), String> {
     match path.as_os_str().len() {
         0..=MAX_SOCKET_PATH => Ok(()),
@@ -747,7 +744,7 @@ pub(crate) fn check_socket_path(path: &Path) -> Result<(), String> {
     }
 }
 
-/// Makes a directory that only its owner can enter, with its parents.
+/// Creates a directory that only its owner can enter, and its parents.
 pub(crate) fn make_private_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(PRIVATE).create(path)
 }

@@ -226,7 +226,7 @@ fn what_was_acknowledged_before_the_log_was_removed_is_kept() {
         (0..20).for_each(|number| set(&server, &format!("k{number}")));
         fs::remove_file(file(server.site(), "-wal")).unwrap();
         assert_eq!(server.api("PUT", "/plugins/p/kv/lost", b"value").0, 500);
-        wait_for("it to be noticed", || (logged(&server, "has all that was acknowledged: restart the host") > 0).then_some(()));
+        wait_for("it to be noticed", || (logged(&server, "has all acknowledged changes: restart the host") > 0).then_some(()));
         let site = if killed {
             server.kill()
         } else {
@@ -265,7 +265,7 @@ fn a_host_whose_lock_another_one_holds_ends_and_leaves_the_directory_to_it() {
     let (status, site) = server.ended();
     assert_eq!(status.code(), Some(1));
     let log = fs::read_to_string(site.data().join("host.log")).unwrap();
-    assert!(log.lines().last().unwrap().contains("another plugrack has locked it since"), "{log}");
+    assert!(log.lines().last().unwrap().contains("another plugrack has locked it: this host ends"), "{log}");
     assert!(site.data().join("run/listen").exists(), "it was the other's to remove");
 }
 
@@ -276,7 +276,7 @@ fn a_run_directory_that_was_removed_is_told_and_a_restart_makes_it_again() {
     fs::rename(&run, server.site().data().join("away")).unwrap();
     wait_for("it to be noticed", || (logged(&server, "run was removed or replaced while the host runs") > 0).then_some(()));
     let said = server.cli_fails(&["list"]);
-    assert!(said.contains("restart it") && said.contains(&server.pid().to_string()), "{said}");
+    assert!(said.contains("restart the host") && said.contains(&server.pid().to_string()), "{said}");
     fs::rename(server.site().data().join("away"), &run).unwrap();
     wait_for("it to be complete again", || (logged(&server, "run is complete again") > 0).then_some(()));
     server.cli(&["list"]);
@@ -363,7 +363,7 @@ fn of_the_run_directory_what_hosts_have_made_is_removed_and_nothing_else() {
     fs::write(run.join("notes.txt"), "kept").unwrap();
     fs::create_dir_all(run.join("own/dir")).unwrap();
     let server = site.start();
-    assert_eq!(logged(&server, "was not made by plugrack, and stays"), 2, "{}", server.log());
+    assert_eq!(logged(&server, "was not made by plugrack, so it stays"), 2, "{}", server.log());
     let site = server.stop().1;
     assert!(run.join("own/dir").exists() && fs::read_to_string(run.join("notes.txt")).unwrap() == "kept");
     assert!(!run.join("host.sock").exists() && !run.join("p.d").exists());

@@ -134,7 +134,7 @@ fn what_cannot_be_executed_is_refused() {
         ("empty", "empty"),
         ("text", "neither a program"),
         ("foreign", "built for s390x, this machine is"),
-        ("truncated", "cut short"),
+        ("truncated", "truncated ELF"),
         ("no-interpreter", "interpreter /no/such/interpreter is not installed"),
         ("no-env", "interpreter nosuch is not installed"),
         ("from-windows", "CR LF"),
@@ -333,7 +333,7 @@ fn metadata_is_asked_for_with_the_documented_environment_alone() {
 fn a_rescan_finds_what_was_added_changed_and_removed_and_leaves_the_rest_alone() {
     let server = Site::new().fake("keep").fake("change").fake("gone").start();
     let pids = ["keep", "change", "gone"].map(|id| server.wait_state(id, "ready")["process"]["pid"].as_i64().unwrap());
-    assert_eq!(server.cli(&["rescan"]), "nothing has changed\n");
+    assert_eq!(server.cli(&["rescan"]), "no changes\n");
 
     let plugins = server.site().plugins();
     install_fake(&plugins, "added", &json!({"metadata": metadata("added")}));
@@ -579,7 +579,7 @@ fn a_plugins_directory_that_cannot_be_read_changes_nothing() {
     assert!(complaint.contains("the plugins directory cannot be read"), "{complaint}");
     assert_eq!(server.get("/p/x").status, 200);
     fs::rename(&away, &plugins).unwrap();
-    assert_eq!(server.cli(&["rescan"]), "nothing has changed\n");
+    assert_eq!(server.cli(&["rescan"]), "no changes\n");
 }
 
 /// Nobody has to tell the host that a file was mended.

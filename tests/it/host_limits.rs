@@ -75,9 +75,10 @@ fn ten_thousand_names_in_the_plugins_directory_are_served_and_one_more_is_a_clea
     let server = site.start();
     server.wait_state("good", "ready");
     assert_eq!(in_state(&server, "refused").len(), 9999);
-    assert!(server.log().contains("8999 more are refused: plugrack list has the reasons"));
+    assert!(server.log().contains("8999 more files are refused; plugrack list has the reasons"));
     fs::write(server.site().plugins().join("one-more"), b"").unwrap();
-    let said = "it has more than 10000 names: move what is no plugin elsewhere, or choose another with --plugins";
+    let said =
+        "it has more than 10000 names: move files that are not plugins elsewhere, or choose another directory with --plugins";
     assert!(server.cli_fails(&["rescan"]).contains(said));
     assert_eq!(server.get("/good/x").status, 200);
     let (_, site) = server.stop();

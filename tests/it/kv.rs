@@ -683,8 +683,8 @@ fn strangers_without_end_are_one_line_a_minute_and_no_plugin_is_kept_waiting() {
     assert_eq!(server.log().matches("to the host socket is closed").count(), 1, "{}", server.log());
     let crowd: Vec<_> = (0..CONNECTIONS + 20).map(|n| Wire::new(&server, "p", &format!("c{n}")).is_closed()).collect();
     assert!(crowd.iter().filter(|closed| **closed).count() >= 20);
-    assert_eq!(server.log().matches("a further one is closed").count(), 1, "{}", server.log());
-    server.wait_logged("p", &["it has 64 connections to the host, a further one is closed"]);
+    assert_eq!(server.log().matches("another one is closed").count(), 1, "{}", server.log());
+    server.wait_logged("p", &["it has 64 connections to the host, which is the limit; another one is closed"]);
 }
 
 #[test]
@@ -698,7 +698,7 @@ fn a_sixty_fifth_connection_is_closed_and_places_come_back() {
     for name in names.clone().take(3) {
         assert!(Wire::new(&server, "p", &name).is_closed());
     }
-    assert!(server.log().contains("p: it has 64 connections to the host, a further one is closed"));
+    assert!(server.log().contains("p: it has 64 connections to the host, which is the limit; another one is closed"));
     assert!(!Wire::new(&server, "q", &0).is_closed(), "each plugin has its own places");
     assert!(wires.iter_mut().all(|wire| !wire.is_closed()));
 
@@ -740,7 +740,8 @@ fn a_process_that_is_no_plugin_is_not_answered() {
     let mut answer = Vec::new();
     drop(stranger.read_to_end(&mut answer));
     assert!(answer.is_empty());
-    let line = format!("process {} is in no plugin's session: its connection to the host socket is closed", std::process::id());
+    let line =
+        format!("process {} is not in a plugin's session: its connection to the host socket is closed", std::process::id());
     wait_for("the host to say so", || server.log().contains(&line).then_some(()));
 }
 
@@ -754,7 +755,7 @@ fn a_descendant_may_call_from_the_plugin_s_session_only() {
     assert_eq!(serde_json::from_str::<Value>(&call("same")).unwrap(), json!({"type": "result", "id": 5, "value": 1, "rev": 1}));
     assert_eq!(call("setsid"), "closed");
     // A caller may have ended by the time that it is looked at.
-    let said = ["is in no plugin's session", "has ended: its connection to the host socket is closed"];
+    let said = ["is not in a plugin's session", "has ended: its connection to the host socket is closed"];
     assert!(said.iter().any(|line| server.log().contains(line)), "{}", server.log());
     assert_eq!(Wire::new(&server, "p", "a").get("n").body, b"1");
 }

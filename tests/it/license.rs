@@ -198,7 +198,9 @@ fn a_plugin_that_knows_nothing_of_licences_is_told_what_is_set_and_runs() {
         assert_eq!(server.plugin(id)["license"]["state"], "none");
         let (status, answer) = server.api("PUT", &format!("/plugins/{id}/license"), given.as_bytes());
         assert_eq!((status, &answer["state"], &answer["license"]["state"]), (200, &json!("stopped"), &json!("unchecked")));
-        assert!(server.cli(&["license", "set", id, &given]).starts_with(&format!("{id}: not checked, since it is stopped")));
+        assert!(
+            server.cli(&["license", "set", id, &given]).starts_with(&format!("{id}: not checked, because the plugin is stopped"))
+        );
     }
     server.cli(&["start", "stopped"]);
     assert_eq!(server.get("/stopped/init").json()["license"], token_for("stopped"));
@@ -218,7 +220,7 @@ fn what_is_no_licence_is_refused_in_a_sentence_and_changes_nothing() {
     let pid = server.wait_state("p", "ready")["process"]["pid"].clone();
     let long = format!("v4.public.{}.e30", "A".repeat(8192));
     for (body, why) in
-        [("hello", "this is no licence"), ("", "this is no licence"), (&*long, "at most 8192 bytes, this has 8206")]
+        [("hello", "this is not a licence"), ("", "this is not a licence"), (&*long, "at most 8192 bytes, and this has 8206")]
     {
         let (status, answer) = server.api("PUT", "/plugins/p/license", body.as_bytes());
         assert_eq!((status, &answer["error"]["code"]), (400, &json!("bad_license")));
@@ -286,7 +288,7 @@ fn the_list_says_how_each_plugin_stands() {
         assert!(line.contains("  ready  ") && line.contains(&format!("  {state}  ")), "{list}");
         let why = match id {
             "near" => "the licence expires in 7 days",
-            "late" => "the licence expired, and the vendor lets it run for 11 days more",
+            "late" => "the licence expired, and its grace period ends in 11 days",
             _ => "-",
         };
         assert!(line.ends_with(&format!("  {why}")), "{list}");
@@ -302,7 +304,7 @@ fn the_list_says_how_each_plugin_stands() {
 fn the_end_of_a_licence_is_warned_of_once_a_day() {
     let warned = |site: &Site| {
         let log = fs::read_to_string(site.data().join("host.log")).unwrap();
-        ["near: its licence expires in 7 days, at", "late: its licence has expired at", "far: its licence"]
+        ["near: its licence expires in 7 days, at", "late: its licence expired at", "far: its licence"]
             .map(|warning| log.matches(warning).count())
     };
     let mut server = Site::new().fake("near").fake("late").fake("far").start();
@@ -379,12 +381,12 @@ fn a_new_instance_id_is_made_when_no_host_runs_and_the_word_is_typed() {
     assert!(complaint.contains(&server.pid().to_string()) && complaint.contains("stop it"), "{complaint}");
     let site = server.stop().1;
     let instance = || text(&site.cli(&["instance"]).stdout).trim().to_owned();
-    let says = format!("the licence of named is for {old}, and will no longer match\ntype rotate to make");
+    let says = format!("the licence of named is for instance {old} and will no longer match\ntype rotate to create");
     for typed in ["", "yes\n"] {
         let output = cli_reading(&site, &["instance", "rotate"], typed);
         assert_eq!(output.status.code(), Some(1));
         assert!(text(&output.stdout).starts_with(&says), "{output:?}");
-        assert!(text(&output.stderr).contains("nothing was changed"), "{output:?}");
+        assert!(text(&output.stderr).contains("nothing has changed"), "{output:?}");
     }
     assert_eq!(instance(), old);
 
@@ -431,7 +433,7 @@ fn a_licence_that_begins_later_starts_its_plugin_when_it_is_valid() {
 
     let far = demo_token(&server, &["--not-before", "2999-01-01"]);
     let said = server.cli(&["license", "set", ID, &far]);
-    assert_eq!(said, format!("{ID}: the licence is set and begins at 2999-01-01T00:00:00Z: {ID} starts by itself then\n"));
+    assert_eq!(said, format!("{ID}: the licence is set and becomes valid at 2999-01-01T00:00:00Z; {ID} then starts by itself\n"));
     let plugin = server.plugin(ID);
     assert_eq!((&plugin["state"], &plugin["license"]["state"]), (&json!("unlicensed"), &json!("pending")), "{plugin:#}");
     assert!(plugin["retry_at"].as_str().unwrap().starts_with("2999-01-01T00:00:0"), "{plugin:#}");
@@ -442,7 +444,7 @@ fn a_licence_that_begins_later_starts_its_plugin_when_it_is_valid() {
     // One that begins soon, over a restart of the host.
     let begins = Timestamp::now() + SignedDuration::from_secs(40);
     let soon = demo_token(&server, &["--not-before", &begins.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()]);
-    assert!(server.cli(&["license", "set", ID, &soon]).contains("starts by itself then"));
+    assert!(server.cli(&["license", "set", ID, &soon]).contains("then starts by itself"));
     let server = server.kill().start();
     let plugin = server.wait_state(ID, "unlicensed");
     assert_eq!(plugin["license"]["state"], "pending", "{plugin:#}");
@@ -483,7 +485,7 @@ fn a_mark_of_time_that_is_ahead_is_reset_by_a_command() {
     let shown = server.cli(&["license", "clock"]);
     assert!(shown.contains("it is ahead of the system clock") && shown.contains("plugrack license clock reset"), "{shown}");
     let unsure = cli_reading(server.site(), &["license", "clock", "reset"], "no\n");
-    assert!(!unsure.status.success() && text(&unsure.stderr).contains("nothing was changed"), "{unsure:?}");
+    assert!(!unsure.status.success() && text(&unsure.stderr).contains("nothing has changed"), "{unsure:?}");
     assert!(is_ahead(&clock(server.site())));
     let sure = cli_reading(server.site(), &["license", "clock", "reset"], "reset\n");
     assert!(sure.status.success(), "{sure:?}");

@@ -65,7 +65,7 @@ fn what_needs_no_key_is_judged_before_anything_is_written() {
     let wrong = [
         ("hello".to_owned(), 400, "bad_license", vec!["v4.public"]),
         (cut.to_owned(), 400, "bad_license", vec!["footer"]),
-        (good.replace("v4.public.", "v4.public.A"), 400, "bad_license", vec!["no licence"]),
+        (good.replace("v4.public.", "v4.public.A"), 400, "bad_license", vec!["not a licence"]),
         (token(&json!({"inst": "all"})), 400, "bad_license", vec!["claims"]),
         (token(&json!({"exp": "2099-02-30T00:00:00Z"})), 400, "bad_license", vec!["2099-02-30"]),
         (token(&json!({"aud": "other"})), 422, "wrong_plugin", vec!["\"other\"", "\"p\""]),
@@ -74,7 +74,7 @@ fn what_needs_no_key_is_judged_before_anything_is_written() {
         (token(&json!({"exp": "2026-02-01T00:00:00Z"})), 422, "expired", vec!["2026-02-01T00:00:00Z", "and it is 2"]),
         (token(&json!({"exp": in_days(-8), "grace_days": 7})), 422, "expired", vec!["grace"]),
         (token(&json!({"nbf": "2999-01-01T00:00:00Z"})), 422, "not_yet_valid", vec!["2999-01-01T00:00:00Z", "it is 2"]),
-        (token(&json!({"iat": "2999-01-01T00:00:00Z"})), 422, "clock_not_set", vec!["2999-01-01T00:00:00Z", "the clock says 2"]),
+        (token(&json!({"iat": "2999-01-01T00:00:00Z"})), 422, "clock_not_set", vec!["2999-01-01T00:00:00Z", "the clock shows 2"]),
     ];
     let running = pid(&server);
     for (token, status, code, words) in &wrong {
@@ -227,9 +227,9 @@ fn a_licence_set_while_its_plugin_is_stopped_is_on_trial_until_it_starts() {
     for (down, up) in [("stop", "start"), ("disable", "enable")] {
         server.cli(&[down, "p"]);
         let said = server.cli(&["license", "set", "p", &new]);
-        assert!(said.starts_with("p: not checked, since it is stopped"), "{said}");
+        assert!(said.starts_with("p: not checked, because the plugin is stopped"), "{said}");
         let shown = server.cli(&["license", "show", "p"]);
-        assert!(shown.contains(&format!("previous     {}…, kept until p has accepted this one\n", &good[..18])), "{shown}");
+        assert!(shown.contains(&format!("previous     {}…, kept until p accepts the new one\n", &good[..18])), "{shown}");
         assert_eq!(stored(server.site().data()).0, [("p".to_owned(), new.clone())]);
         server.cli(&[up, "p"]);
         server.wait_state("p", "ready");

@@ -51,7 +51,7 @@ fn a_private_key_is_its_owners_alone_and_is_not_written_over_unless_forced() {
     assert!(public.starts_with("acme k4.public.") && !public.contains(key["secret"].as_str().unwrap()), "{public}");
 
     let said = fails(dir.path(), "keygen --kid acme");
-    assert!(said.contains("acme.key is there already") && said.contains("--force"), "{said}");
+    assert!(said.contains("acme.key already exists") && said.contains("--force"), "{said}");
     assert_eq!(fs::read_to_string(&path).unwrap(), first);
 
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
@@ -63,7 +63,7 @@ fn a_private_key_is_its_owners_alone_and_is_not_written_over_unless_forced() {
     files.sort();
     assert_eq!(files, ["acme.key", "other"], "and nothing is left beside them");
     for kid in ["acm\u{e9}", "a/b", &"k".repeat(65)] {
-        assert!(fails(dir.path(), &format!("keygen --kid {kid}")).contains("is no name of a key"), "{kid}");
+        assert!(fails(dir.path(), &format!("keygen --kid {kid}")).contains("is not a valid key name"), "{kid}");
     }
     assert!(fails(dir.path(), "keygen --kid acme --out nowhere/key").contains("cannot write the key to nowhere/key"));
 }
@@ -154,7 +154,7 @@ fn every_check_has_a_verdict_also_after_one_that_failed() {
         assert_eq!(found, codes, "{report}");
         let errors = String::from_utf8(output.stderr).unwrap();
         match codes.first() {
-            None => assert!(output.status.success() && report.contains("its grace ends in 1 day\n"), "{report}{errors}"),
+            None => assert!(output.status.success() && report.contains("its grace period ends in 1 day\n"), "{report}{errors}"),
             Some(code) => {
                 assert!(errors.starts_with(&format!("plugrack: licence: {code}: ")) && errors.lines().count() == 1, "{errors}")
             }
@@ -176,15 +176,15 @@ fn what_cannot_be_issued_is_one_sentence() {
     fs::write(dir.path().join("text"), "k4.secret.c2VjcmV0").unwrap();
     for (line, expected) in [
         ("--key nowhere --plugin p --instance *", "cannot read the key nowhere"),
-        ("--key text --plugin p --instance *", "text is no private key"),
+        ("--key text --plugin p --instance *", "text is not a private key"),
         ("--key broken --plugin p --instance *", "the key acme is not a private key"),
-        ("--key acme.key --plugin P --instance *", "\"P\" cannot be the id of a plugin"),
-        ("--key acme.key --plugin p --instance here", "\"here\" is no instance id"),
+        ("--key acme.key --plugin P --instance *", "\"P\" is not a valid plugin id"),
+        ("--key acme.key --plugin p --instance here", "\"here\" is not an instance id"),
         ("--key acme.key --plugin p --instance * --limit a=1 --limit a=2", "the limit \"a\" is given twice"),
-        ("--key acme.key --plugin p --instance * --grace-days 1", "needs no grace"),
+        ("--key acme.key --plugin p --instance * --grace-days 1", "has no grace period"),
         (
             "--key acme.key --plugin p --instance * --expires 2027-01-01 --not-before 2027-01-02",
-            "would expire at 2027-01-02T00:00:00Z, before it begins",
+            "would expire at 2027-01-02T00:00:00Z, before it becomes valid",
         ),
         (&format!("--key acme.key --plugin p --instance * --customer {}", "x".repeat(8000)), "over the limit of 8192"),
     ] {

@@ -128,7 +128,10 @@ fn the_table_of_limits_is_that_of_the_source() {
         ("output of `--metadata` | @ KiB | fixed", &[(KiB, Constant("protocol/metadata.rs", "MAX_METADATA"))]),
         ("time for `--metadata` | @ s | `--metadata-timeout`", &[(Number, Setting("PLUGRACK_METADATA_TIMEOUT"))]),
         ("time from start to `ready` | @ s | `--start-timeout`", &[(Number, Setting("PLUGRACK_START_TIMEOUT"))]),
-        ("time to exit after `error` in reply to `init` | @ s | fixed", &[(Seconds, Constant("plugins/supervisor.rs", "LEAVE_TIME"))]),
+        (
+            "time to exit after `error` in reply to `init` | @ s | fixed",
+            &[(Seconds, Constant("plugins/supervisor.rs", "LEAVE_TIME"))],
+        ),
         (
             "time to exit after the first connection ended before `ready` | @ s | fixed",
             &[(Seconds, Constant("plugins/supervisor.rs", "START_SETTLE_TIME"))],
@@ -159,14 +162,20 @@ fn the_table_of_limits_is_that_of_the_source() {
         ("requests sent ahead on a connection | @ | fixed", &[(Number, Constant("plugins/worker.rs", "MAX_DEPTH"))]),
         (
             "requests that wait for a plugin | @ for each connection, at most @ | fixed",
-            &[(Number, Constant("plugins/queue.rs", "PLACES_PER_CONNECTION")), (Number, Constant("plugins/queue.rs", "MAX_PLACES"))],
+            &[
+                (Number, Constant("plugins/queue.rs", "PLACES_PER_CONNECTION")),
+                (Number, Constant("plugins/queue.rs", "MAX_PLACES")),
+            ],
         ),
         ("idle time before a `ping` | @ s | fixed", &[(Seconds, Constant("plugins/worker.rs", "PING_AFTER"))]),
         ("time for a `pong` | @ s | fixed", &[(Seconds, Constant("plugins/worker.rs", "PING_TIME"))]),
         ("pings without an answer before a restart | @ | fixed", &[(Number, Constant("plugins/worker.rs", "MAX_MISSES"))]),
         ("time from `shutdown` to SIGTERM | @ s | fixed", &[(Seconds, Constant("plugins/supervisor.rs", "SHUTDOWN_TIME"))]),
         ("time from SIGTERM to SIGKILL | @ s | fixed", &[(Seconds, Constant("plugins/supervisor.rs", "TERMINATE_TIME"))]),
-        ("connections of a plugin to the host socket | @ | fixed", &[(Number, Constant("plugins/host_socket.rs", "MAX_CONNECTIONS"))]),
+        (
+            "connections of a plugin to the host socket | @ | fixed",
+            &[(Number, Constant("plugins/host_socket.rs", "MAX_CONNECTIONS"))],
+        ),
         ("time to read replies on the host socket | @ s | fixed", &[(Seconds, Constant("plugins/host_socket.rs", "WRITE_TIME"))]),
         ("key | 1–@ bytes | fixed", &[(Number, Constant(MESSAGE, "MAX_KEY"))]),
         ("value | 0–@ bytes | fixed", &[(Number, Constant(MESSAGE, "MAX_VALUE"))]),
@@ -217,7 +226,7 @@ fn the_numbers_in_the_protocol_s_prose_are_those_of_the_source() {
         ("must send something at least every @ s", "plugins/worker.rs", "STREAM_IDLE", As::Seconds),
         ("The plugin has @ s from the first `shutdown`", "plugins/supervisor.rs", "SHUTDOWN_TIME", As::Seconds),
         ("to its process group, and @ s later SIGKILL", "plugins/supervisor.rs", "TERMINATE_TIME", As::Seconds),
-        ("The process then has @ s to end by itself", "plugins/supervisor.rs", "START_SETTLE_TIME", As::Seconds),
+        ("The process then has @ s to exit", "plugins/supervisor.rs", "START_SETTLE_TIME", As::Seconds),
         ("exits non-zero within @ s of the `error`", "plugins/supervisor.rs", "LEAVE_TIME", As::Seconds),
         ("and waits at most @ s for that", "plugins/worker.rs", "ACCEPT_TIME", As::Seconds),
         ("at most @ such connections", "plugins/host_socket.rs", "MAX_CONNECTIONS", As::Number),

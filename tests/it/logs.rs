@@ -202,7 +202,7 @@ fn an_operator_may_rename_remove_and_replace_a_log_while_the_plugin_prints() {
     fs::remove_file(&path).unwrap();
     symlink(&other, &path).unwrap();
     print("lost");
-    let complaints = || server.log().matches("p.log: it is a symbolic link; its lines are lost until that is mended").count();
+    let complaints = || server.log().matches("p.log: it is a symbolic link; its lines are lost until that is fixed").count();
     wait_for("the host to complain", || (complaints() > 0).then_some(()));
     assert!(server.cli_fails(&["logs", "p"]).contains("p.log: it is a symbolic link"));
     for number in 0..3 {

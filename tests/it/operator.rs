@@ -306,7 +306,7 @@ fn settings_are_set_read_and_removed_by_the_api() {
 #[test]
 fn settings_are_set_read_and_removed_by_commands() {
     let server = with_plugin();
-    let hint = "saved; to apply it: plugrack restart p\n";
+    let hint = "saved; to apply: plugrack restart p\n";
     let get = || server.cli(&["config", "get", "p", "key"]);
     for text in
         ["text", "7", "-5", "00123", "823475887319941131", "1e400", "1.10", "[1,2]", "true", "null", "\"a\"", "two words", ""]
@@ -573,7 +573,7 @@ fn commands_about_no_plugin_say_so() {
     assert!(server.cli_fails(&["logs", "p"]).starts_with("plugrack: there is no plugin p"));
     assert!(server.cli_fails(&["logs", "P"]).starts_with("plugrack: there is no plugin P"));
     for id in ["../p", "", ".p", "a/b"] {
-        assert!(server.cli_fails(&["logs", id]).contains("is not a plugin's id"), "{id}");
+        assert!(server.cli_fails(&["logs", id]).contains("is neither a plugin's id"), "{id}");
         assert!(server.cli_fails(&["show", id]).starts_with("plugrack: there is no "), "{id}");
     }
 }

@@ -137,7 +137,7 @@ fn a_guard_that_was_killed_is_replaced_by_one_that_knows_all() {
     let first = guard(&server).unwrap();
     kill(first);
     wait_for("another guard", || guard(&server).filter(|pid| *pid != first));
-    assert!(server.log().contains("the guard process ended (killed by signal 9 (SIGKILL)); another takes its place"));
+    assert!(server.log().contains("the guard process ended (killed by signal 9 (SIGKILL)) and is replaced"));
     let _site = server.kill();
     wait_gone(&descendants);
 }
@@ -391,7 +391,7 @@ fn a_guard_that_cannot_be_started_is_told_of_once_with_the_file_that_is_missing(
     fs::rename(&program, &away).unwrap();
     kill(first);
     let missing = format!(
-        "the guard process cannot be started, so a host that is killed may leave behind what its plugins have started: {} is missing",
+        "the guard process cannot be started, so processes that plugins started may survive if the host is killed: the host starts its processes by {}, which is missing",
         program.display()
     );
     wait_for("the host to say so", || server.log().contains(&missing).then_some(()));
@@ -399,7 +399,7 @@ fn a_guard_that_cannot_be_started_is_told_of_once_with_the_file_that_is_missing(
     pause(Duration::from_millis(2500));
     fs::rename(&away, &program).unwrap();
     wait_for("another guard", || guard(&server).filter(|pid| *pid != first));
-    wait_for("the host to say so", || server.log().contains("the guard process runs again").then_some(()));
+    wait_for("the host to say so", || server.log().contains("the guard process is running again").then_some(()));
     assert_eq!(server.log().matches("the guard process cannot be started").count(), 1, "{}", server.log());
 }
 
@@ -446,7 +446,7 @@ fn a_process_from_outside_of_the_container_is_not_answered() {
     let mut stranger = UnixStream::connect(server.site().data().join("run/host.sock")).unwrap();
     drop(stranger.write_all(b"\0\0\0\x02\0\0\0\0{}"));
     assert_eq!(stranger.read_to_end(&mut Vec::new()).unwrap_or_default(), 0);
-    wait_for("the host to say so", || server.log().contains("process 0 is in no plugin's session").then_some(()));
+    wait_for("the host to say so", || server.log().contains("process 0 is not in a plugin's session").then_some(()));
     server.wait_state("p", "ready");
     let stored = server.request("POST", "/p/kv", &[], br#"{"op":"get","key":"a"}"#);
     assert_eq!(stored.json()["head"]["found"], false, "its own plugins are");

@@ -188,11 +188,11 @@ fn a_directory_of_somebody_else_is_refused_and_left_as_it_is() {
     assert_eq!(fs::read_dir(&foreign).unwrap().count(), 0);
     let site = Site::new();
     let complaint = refused(&site, Some(&site.data().join("logs")));
-    assert!(complaint.contains("is in the data directory"), "{complaint}");
+    assert!(complaint.contains("is inside the data directory"), "{complaint}");
     let site = Site::new();
     fs::write(run_dir_file(&site), "somebody's own").unwrap();
     for complaint in [refused(&site, None), refused(&site, Some(&place.path().join("run"))), one_sentence(&site.cli(&["list"]))] {
-        assert!(complaint.contains("run-dir does not hold the path that plugrack writes there: remove it"), "{complaint}");
+        assert!(complaint.contains("run-dir does not hold an absolute path: remove it"), "{complaint}");
     }
     assert_eq!(fs::read_to_string(run_dir_file(&site)).unwrap(), "somebody's own");
 }
@@ -228,13 +228,13 @@ fn a_run_directory_or_its_name_that_was_removed_is_told_and_the_name_is_written_
     is_found(&server);
     fs::remove_file(run.join("lock")).unwrap();
     wait_for("the lock to be taken again", || {
-        logged("run/lock was removed or replaced while the host runs, and is locked again")
+        logged("run/lock was removed or replaced while the host runs; the new file is locked")
     });
     let away = place.path().join("away");
     fs::rename(&run, &away).unwrap();
     wait_for("it to be noticed", || logged("run was removed or replaced while the host runs, so commands"));
     let said = server.cli_fails(&["list"]);
-    assert!(said.contains("restart it") && said.contains(&server.pid().to_string()), "{said}");
+    assert!(said.contains("restart the host") && said.contains(&server.pid().to_string()), "{said}");
     fs::rename(&away, &run).unwrap();
     wait_for("it to be complete again", || logged("run is complete again"));
     is_found(&server);

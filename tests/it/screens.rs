@@ -167,11 +167,13 @@ fn commands_have_the_names_that_people_try() {
     for name in ["ls", "ps", "status"] {
         assert_eq!(json_of(&server.cli(&[name, "--json"]))["plugins"][0]["id"], "p");
     }
-    assert_eq!(server.cli(&["reload"]), "nothing has changed\n");
+    assert_eq!(server.cli(&["reload"]), "no changes\n");
     let help = command(binary()).arg("--help").output().unwrap();
     let help = text(&help.stdout);
     assert!(
-        help.starts_with("Host small web apps") && help.contains("List plugins and their status") && !help.contains("reload"),
+        help.starts_with("Run many small web applications")
+            && help.contains("List plugins and their status")
+            && !help.contains("reload"),
         "{help}"
     );
 }
@@ -353,7 +355,7 @@ fn each_of_several_plugins_is_tried_whatever_comes_of_the_others() {
     let output = server.site().cli(&["restart", "none", "c", "a", "nobody"]);
     assert_eq!((output.status.code(), text(&output.stdout).lines().last()), (Some(1), Some("a: ready")), "{output:?}");
     let errors: Vec<&str> = text(&output.stderr).lines().collect();
-    let expected = ["there is no plugin none", "c is not ready: plugrack logs c may say more", "there is no plugin nobody"];
+    let expected = ["there is no plugin none", "c is not ready; see: plugrack logs c", "there is no plugin nobody"];
     assert_eq!(errors, expected.map(|error| format!("plugrack: {error}")));
 
     let output = server.site().cli(&["stop", "none", "a", "b", "--json"]);
@@ -409,7 +411,7 @@ fn the_log_of_a_file_that_was_refused_leads_to_what_it_printed() {
     assert!(text(&gone.stdout).contains("SyntaxError: no"), "{gone:?}");
     let said = server.cli_fails(&["logs", "data"]);
     assert!(
-        said.contains("data has no log, since it is refused: it is not executable")
+        said.contains("data has no log, because it is refused: it is not executable")
             && said.ends_with("; see: plugrack show data\n"),
         "{said}"
     );

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 const FULL: &str = "the disk that plugrack.db is on is full: free space there, then try again";
 const LOCKED: &str =
-    "plugrack.db is locked by another program for longer than 5 s: end that program (fuser plugrack.db names it), then try again";
+    "another program has locked plugrack.db for more than 5 s: end that program (fuser plugrack.db names it), then try again";
 const DAMAGED: &str =
     "stop the host, then restore a backup, or save what can be read with: sqlite3 plugrack.db .recover | sqlite3 saved.db";
 
@@ -175,7 +175,7 @@ fn a_full_disk_refuses_writes_loses_none_and_takes_them_again_once_there_is_spac
             assert_eq!(answer.head["type"], "result", "{answer:?}");
         }
     }
-    assert_eq!([logged(&server, FULL), logged(&server, "plugrack.db: it is written again")], [1, 1], "{}", server.log());
+    assert_eq!([logged(&server, FULL), logged(&server, "plugrack.db: writes work again")], [1, 1], "{}", server.log());
     let (status, site) = server.stop();
     assert!(status.success());
     check_database(site.data());
@@ -347,7 +347,7 @@ fn a_disk_that_fails_while_the_host_runs_is_told_and_what_was_acknowledged_is_st
         assert_eq!(answer.code(), "internal");
         assert!(answer.head["message"].as_str().unwrap().contains("is on fails"), "{answer:?}");
     }
-    check_operator(&server, 500, "internal", "see the kernel's log (dmesg), and whether its file system is now read-only");
+    check_operator(&server, 500, "internal", "see the kernel log (dmesg), and check whether the file system is now read-only");
     check_values(&server, "p", &values);
     assert_eq!(logged(&server, "plugrack.db is on fails"), 1, "{}", server.log());
 }
@@ -381,7 +381,7 @@ fn while_another_program_has_the_lock_all_that_wait_are_refused_together_and_rea
     other.execute_batch("ROLLBACK").unwrap();
     assert_eq!(set(&mut Wire::new(&server, "p", "w"), "w", 1, &mut values).head["type"], "result");
     check_values(&server, "p", &values);
-    assert_eq!([logged(&server, LOCKED), logged(&server, "plugrack.db: it is written again")], [1, 1], "{}", server.log());
+    assert_eq!([logged(&server, LOCKED), logged(&server, "plugrack.db: writes work again")], [1, 1], "{}", server.log());
     let (_, site) = server.stop();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     check_refused(&site, LOCKED);
@@ -412,7 +412,7 @@ fn a_log_that_a_read_without_end_keeps_from_shrinking_refuses_writes_until_the_r
         answer.head["message"]
             .as_str()
             .unwrap()
-            .starts_with("plugrack.db-wal has grown to 256 MiB because another program reads")
+            .starts_with("plugrack.db-wal has grown to 256 MiB because another program's read")
     );
     check_values(&server, "p", &values);
     other.execute_batch("ROLLBACK").unwrap();

@@ -255,7 +255,7 @@ fn an_id_with_data_belongs_to_the_file_that_first_had_it() {
     let (state, why) = reason(&server, "0evil");
     assert_eq!(state, "refused");
     assert!(
-        why.starts_with("the id victim belongs to the file victim: ") && why.ends_with("plugrack adopt victim 0evil"),
+        why.starts_with("the id victim belongs to the file victim; ") && why.ends_with("plugrack adopt victim 0evil"),
         "{why}"
     );
 
@@ -285,7 +285,7 @@ fn what_plugins_that_are_gone_have_left_is_listed_and_deleted_when_the_operator_
     server.api("PUT", "/plugins/leaves/kv/a", b"value");
     server.api("PUT", "/plugins/leaves/config/token", b"\"t\"");
     fs::write(data.join("plugin-data/leaves/file"), "x").unwrap();
-    assert_eq!(server.cli(&["gone"]), "nothing is left of plugins that are gone\n");
+    assert_eq!(server.cli(&["gone"]), "removed plugins have left no data\n");
     assert!(server.cli_fails(&["forget", "leaves", "--yes"]).contains("nothing is left of a plugin leaves"));
     for id in ["leaves", "empty"] {
         fs::remove_dir_all(server.site().plugins().join(id)).unwrap();
@@ -298,7 +298,7 @@ fn what_plugins_that_are_gone_have_left_is_listed_and_deleted_when_the_operator_
     let said = server.cli_fails(&["forget", "leaves"]);
     assert!(said.contains("was not typed"), "{said}");
     server.cli(&["forget", "leaves", "--yes"]);
-    assert_eq!(server.cli(&["gone"]), "nothing is left of plugins that are gone\n");
+    assert_eq!(server.cli(&["gone"]), "removed plugins have left no data\n");
     assert!(!data.join("plugin-data/leaves").exists() && !data.join("logs/leaves.log").exists());
     // One that comes with this id begins with nothing.
     install_fake(&server.site().plugins(), "leaves", &json!({"metadata": metadata("leaves")}));

@@ -30,7 +30,7 @@ fn how_a_process_ended_and_what_it_had_printed_is_kept_and_shown() {
     let (_, kept) = shown.split_once("\nlast end\n").unwrap();
     let kept: Vec<&str> = kept.lines().collect();
     assert!(kept[0].starts_with(&format!("  {at} (")) && kept[0].ends_with(" ago): exit code 3: line 60"), "{shown}");
-    assert!(kept[1] == "  what it had printed" && kept[2].ends_with(" line 11") && kept[51].ends_with(" line 60"), "{shown}");
+    assert!(kept[1] == "  last output" && kept[2].ends_with(" line 11") && kept[51].ends_with(" line 60"), "{shown}");
     assert_eq!(shown.matches("exit code 3").count(), 1, "{shown}");
 }
 
@@ -40,10 +40,10 @@ fn for_each_end_there_is_something_to_do() {
     let cases = [
         ("code-1", "exit 1", "plugrack logs code-1"),
         ("code-64", "exit 64", "install a build of the plugin that fits"),
-        ("code-75", "exit 75", "nothing, unless it stays so"),
+        ("code-75", "exit 75", "nothing, unless it persists"),
         ("code-77", "exit 77", "plugrack start code-77"),
         ("code-78", "exit 78", "plugrack config set code-78 KEY VALUE"),
-        ("code-127", "exec /no/such/program", "put a file there that can be executed"),
+        ("code-127", "exec /no/such/program", "replace it by a file that can be executed"),
         ("signal", "kill -9 $$", "plugrack logs signal"),
         ("silent", "sleep 60", "plugrack logs silent"),
     ];
@@ -117,9 +117,9 @@ fn a_plugin_killed_for_memory_is_said_to_be() {
     fs::write(group.0.join("cgroup.procs"), pid.to_string()).unwrap();
     fs::write(server.site().data().join("plugin-data/p/go"), "").unwrap();
     let plugin = server.wait_state("p", "backing_off");
-    let exit = "killed for memory: signal 9 (SIGKILL) while the kernel was killing for want of memory";
+    let exit = "killed for memory: signal 9 (SIGKILL) while the kernel's out-of-memory killer was active";
     assert_eq!((&plugin["reason"], &plugin["last_end"]["exit"]), (&json!(exit), &json!(exit)));
-    assert_eq!(plugin["advice"], "give the machine or the container more memory, or the plugin less to do");
+    assert_eq!(plugin["advice"], "give the machine or the container more memory, or reduce the plugin's memory use");
 }
 
 /// A host in a mount namespace of its own, whose plugins directory is mounted with these options.

@@ -1,7 +1,7 @@
-//! Licences of proprietary plugins: the token, and whether it is good for a plugin on an instance at a time. No I/O and no clock.
+//! Licences of proprietary plugins: tokens, and their checks for a plugin, an instance and a time. No I/O and no clock.
 //!
-//! A token is a PASETO `v4.public` (Ed25519) whose payload is the claims and whose footer names the key; `docs/licensing.md` gives
-//! the form. [`verify`] is what a plugin asks, [`issue`] what its vendor does, and [`inspect`] tells people about a token.
+//! A token is a PASETO `v4.public` (Ed25519) whose payload is the claims and whose footer names the key; `docs/licensing.md` has
+//! the format. Plugins use [`verify`], vendors use [`issue`], and [`inspect`] explains a token to people.
 
 use jiff::SignedDuration;
 use jiff::civil;
@@ -17,31 +17,31 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Longest token in bytes: some 25 instances and 100 features, and an eighth of what the head of a frame holds.
+/// Longest token in bytes: enough for some 25 instances and 100 features, and an eighth of the largest frame head.
 pub const MAX_TOKEN: usize = 8192;
 
-/// Longest footer in bytes. It is read before the signature is checked, and names a key, no more.
+/// Longest footer in bytes. It is parsed before the signature is checked, and only names a key.
 pub const MAX_FOOTER: usize = 256;
 
-/// Longest name of a key, in characters.
+/// Longest key name, in characters.
 pub const MAX_KID: usize = 64;
 
-/// Longest grace in days: ten years. Who wants more wants a perpetual licence.
+/// Longest grace period in days: ten years. Anything longer calls for a perpetual licence.
 pub const MAX_GRACE_DAYS: u16 = 3650;
 
 /// Largest limit: 2^53 − 1, the largest integer every JSON implementation holds exactly.
 pub const MAX_LIMIT: u64 = (1 << 53) - 1;
 
-/// From so many days before it expires a licence is worth a warning: time enough to buy another.
+/// Days before expiry from which a licence carries a warning: time enough to buy another.
 pub const WARNING_DAYS: i64 = 30;
 
-/// How far in seconds a clock may be behind the time a licence was issued at: a day, so that a time zone taken for UTC does no harm.
+/// How many seconds the clock may be behind a licence's issue time: a day, so that local time mistaken for UTC does no harm.
 pub const CLOCK_SLACK: i64 = DAY;
 
 /// The version of the claims that this code knows.
 const VERSION: u64 = 1;
 
-/// Signed beside each token and not in it, so that nothing else that is signed with the key can pass for a licence.
+/// Implicit assertion, signed with each token but not part of it, so that nothing else signed with the key passes for a licence.
 const ASSERTION: &[u8] = b"plugrack/plugin-licence/v1";
 
 /// In `inst`: every instance.
@@ -64,7 +64,7 @@ pub struct Time(civil::DateTime);
 #[serde(try_from = "String", into = "String")]
 pub struct Date(civil::Date);
 
-/// Text that is no time, or no date.
+/// Text that is not a valid time or date.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not of the form {form}")]
 pub struct NoTime {
@@ -73,19 +73,19 @@ pub struct NoTime {
 }
 
 impl Time {
-    /// Seconds from this time to a later one; negative to an earlier one.
+    /// Seconds from this time to another; negative if that is earlier.
     #[must_use]
     pub fn seconds_until(self, later: Self) -> i64 {
         later.0.duration_since(self.0).as_secs()
     }
 
-    /// The end of a day, which is the first second of the next.
+    /// The end of a day: the first second of the next one.
     #[must_use]
     pub fn end_of(day: Date) -> Self {
         Self::from(day).plus_seconds(DAY)
     }
 
-    /// The time so many seconds on, or the nearest that can be written.
+    /// The time this many seconds later, clamped to the range of [`Time`].
     #[must_use]
     pub fn plus_seconds(self, seconds: i64) -> Self {
         let last = Self(civil::datetime(9999, 12, 31, 23, 59, 59, 0));
@@ -95,7 +95,7 @@ impl Time {
     }
 }
 
-/// Whole seconds; what lies beyond the years that can be written is the nearest that can.
+/// Truncates to whole seconds, and clamps to the range of [`Time`].
 impl From<SystemTime> for Time {
     fn from(time: SystemTime) -> Self {
         let epoch = Self(civil::datetime(1970, 1, 1, 0, 0, 0, 0));
@@ -108,13 +108,13 @@ impl From<SystemTime> for Time {
 }
 
 impl From<Date> for Time {
-    /// Its first second.
+    /// The first second of the day.
     fn from(date: Date) -> Self {
         Self(date.0.at(0, 0, 0, 0))
     }
 }
 
-/// Whether text has the form of a pattern, in which `0` is any digit and all else itself.
+/// Whether text matches a pattern, in which `0` stands for any digit and other characters for themselves.
 fn has_form(text: &str, pattern: &str) -> bool {
     let fits = |(have, want): (u8, u8)| if want == b'0' { have.is_ascii_digit() } else { have == want };
     text.len() == pattern.len() && text.bytes().zip(pattern.bytes()).all(fits) && !text.starts_with("0000")
@@ -125,7 +125,7 @@ impl FromStr for Time {
 
     fn from_str(text: &str) -> Result<Self, NoTime> {
         let read = || has_form(text, "0000-00-00T00:00:00Z").then(|| text.trim_end_matches('Z').parse().ok().map(Self))?;
-        // The sixtieth second is read as the one before: no other text is this time's.
+        // The parser reads second 60 as 59, so compare the text: each time has exactly one spelling.
         let time = read().filter(|time| time.to_string() == text);
         time.ok_or_else(|| NoTime { text: text.to_owned(), form: "YYYY-MM-DDTHH:MM:SSZ" })
     }
@@ -180,7 +180,7 @@ impl From<Date> for String {
     }
 }
 
-/// What a licence says.
+/// The claims of a licence.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Claims {
     /// The version of the claims: 1.
@@ -198,19 +198,19 @@ pub struct Claims {
     pub sub: Option<String>,
     /// When it was issued.
     pub iat: Time,
-    /// From when on it is good.
+    /// Start of validity; at once, when absent.
     #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     pub nbf: Option<Time>,
-    /// When it expires; never, when absent.
+    /// Expiry; never, when absent.
     #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     pub exp: Option<Time>,
-    /// For how many days after that the plugin still runs, at most [`MAX_GRACE_DAYS`].
+    /// Days after expiry during which the plugin still runs, at most [`MAX_GRACE_DAYS`].
     #[serde(default, skip_serializing_if = "is_zero")]
     pub grace_days: u16,
-    /// The last release date of the plugin it is for; every one, when absent.
+    /// Last release date of the plugin that it covers; all releases, when absent.
     #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     pub upd: Option<Date>,
-    /// What is switched on.
+    /// Features that it grants.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub feat: Vec<String>,
     /// Limits by name, each at most [`MAX_LIMIT`].
@@ -218,7 +218,7 @@ pub struct Claims {
     pub lim: BTreeMap<String, u64>,
 }
 
-/// JSON in which no object has two members of one name: readers do not agree on which of them counts.
+/// JSON without duplicate member names, since parsers disagree on which one counts.
 struct Strict(Value);
 
 impl<'de> Deserialize<'de> for Strict {
@@ -272,14 +272,17 @@ impl<'de> Visitor<'de> for StrictVisitor {
         let mut object = Map::new();
         while let Some((name, Strict(value))) = members.next_entry::<String, Strict>()? {
             if object.insert(name, value).is_some() {
-                return Err(A::Error::custom("a name is there twice"));
+                return Err(A::Error::custom("a name occurs twice"));
             }
         }
         Ok(object.into())
     }
 }
 
-/// Reads a JSON object; gives what is wrong with it otherwise.
+/// Parses a JSON object.
+///
+/// # Errors
+/// Why the bytes are not a valid object.
 fn object(json: &[u8]) -> Result<Map<String, Value>, String> {
     match serde_json::from_slice(json) {
         Ok(Strict(Value::Object(object))) => Ok(object),
@@ -288,7 +291,7 @@ fn object(json: &[u8]) -> Result<Map<String, Value>, String> {
     }
 }
 
-/// A claim that is there, so that `null` is as wrong as any other type.
+/// Deserializes a claim that is present, so that `null` is a type error.
 fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(value: D) -> Result<Option<T>, D::Error> {
     T::deserialize(value).map(Some)
 }
@@ -298,7 +301,7 @@ fn is_zero(days: &u16) -> bool {
 }
 
 impl Claims {
-    /// Reads a payload: first its version, then what it says to be critical, then the rest, of which a later version may have another form.
+    /// Parses a payload: first the version, then the critical claims, then the rest, whose form may differ in a later version.
     fn parse(payload: &[u8]) -> Result<Self, Refusal> {
         let object = object(payload).map_err(|error| malformed(&format!("its claims: {error}")))?;
         let version = object.get("v").ok_or_else(|| malformed("it has no version"))?;
@@ -307,15 +310,14 @@ impl Claims {
         }
         if version != VERSION {
             let what = format!(
-                "it is of version {version}, and this plugin knows version {VERSION}: install a newer plugin, or ask the vendor for a licence of that version"
+                "it has version {version}, and this plugin supports version {VERSION}: install a newer plugin, or ask the vendor for a licence of version {VERSION}"
             );
             return Err(Refusal::new(Code::Unsupported, what));
         }
         let critical = object.get("crit").map_or(Ok(Vec::new()), |names| serde_json::from_value::<Vec<String>>(names.clone()));
         let critical = critical.map_err(|_| malformed("crit is not a list of names"))?;
         if let Some(name) = critical.iter().find(|name| !KNOWN.contains(&name.as_str())) {
-            let what =
-                format!("it says {name:?}, which this plugin does not know and must not pass over: install a newer plugin");
+            let what = format!("its critical claim {name:?} is unknown to this plugin: install a newer plugin");
             return Err(Refusal::new(Code::Unsupported, what));
         }
         let claims: Self = serde_json::from_value(object.into()).map_err(|error| malformed(&format!("its claims: {error}")))?;
@@ -333,7 +335,7 @@ impl Claims {
         }
     }
 
-    /// When the plugin stops: after the grace. `None` of a perpetual licence.
+    /// End of the grace period; `None` for a perpetual licence.
     #[must_use]
     pub fn ends(&self) -> Option<Time> {
         self.exp.map(|exp| exp.plus_seconds(i64::from(self.grace_days) * DAY))
@@ -375,7 +377,7 @@ impl Claims {
         match self.upd {
             Some(upd) if released > upd => {
                 let what = format!(
-                    "it covers releases up to {upd}, and this one is of {released}: install an older release, or ask the vendor for a licence that covers this one"
+                    "it covers releases up to {upd}, and this one was released on {released}: install an older release, or ask the vendor for a licence that covers this one"
                 );
                 Err(Refusal::new(Code::UpdateNotCovered, what))
             }
@@ -387,7 +389,7 @@ impl Claims {
         if self.iat.seconds_until(now) >= -CLOCK_SLACK {
             return Ok(());
         }
-        let what = format!("the clock says {now}, and the licence was issued at {}: set the clock of this machine", self.iat);
+        let what = format!("the clock shows {now}, and the licence was issued at {}: set the clock of this machine", self.iat);
         Err(Refusal::new(Code::ClockNotSet, what))
     }
 
@@ -395,16 +397,16 @@ impl Claims {
         match self.nbf {
             Some(nbf) if time < nbf => Err(Refusal::new(
                 Code::NotYetValid,
-                format!("it is good from {nbf} on, and it is {time}: wait, or ask the vendor for another"),
+                format!("it is valid from {nbf} on, and it is {time}: wait, or ask the vendor for another"),
             )),
             _ => Ok(()),
         }
     }
 
-    /// How good it is at a time, by its dates alone.
+    /// The standing at a time, judged by the dates alone.
     ///
     /// # Errors
-    /// It has expired, and its grace is over.
+    /// It has expired, and its grace period is over.
     pub fn standing(&self, time: Time) -> Result<Standing, Refusal> {
         let (Some(exp), Some(ends)) = (self.exp, self.ends()) else { return Ok(Standing::Valid) };
         let days = |seconds: i64| u32::try_from((seconds + DAY - 1) / DAY).unwrap_or(u32::MAX);
@@ -416,7 +418,7 @@ impl Claims {
         } else if grace > 0 {
             Ok(Standing::Grace { days_left: days(grace) })
         } else {
-            let grace = if self.grace_days > 0 { format!(", with its grace at {ends}") } else { String::new() };
+            let grace = if self.grace_days > 0 { format!(", and its grace period ended at {ends}") } else { String::new() };
             Err(Refusal::new(
                 Code::Expired,
                 format!("it expired at {exp}{grace}, and it is {time}: ask the vendor for a new one"),
@@ -425,35 +427,35 @@ impl Claims {
     }
 }
 
-/// Why a licence is not taken.
+/// Why a licence is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Code {
-    /// There is none.
+    /// No licence is set.
     Missing,
-    /// It is not of the form.
+    /// It is malformed.
     Malformed,
     /// Signed with a key that the plugin does not have.
     UnknownKey,
-    /// Not signed with the key it names, or changed since.
+    /// Not signed with the key that it names, or modified since.
     BadSignature,
-    /// Of a later version, or with a critical claim of one.
+    /// Of an unknown version, or with an unknown critical claim.
     Unsupported,
     /// For another plugin.
     WrongPlugin,
     /// For other instances.
     WrongInstance,
-    /// The plugin was released later than the licence covers.
+    /// The licence does not cover this release of the plugin.
     UpdateNotCovered,
-    /// By the machine's clock it has not been issued yet. Temporary.
+    /// The machine's clock is before the issue time. Temporary.
     ClockNotSet,
-    /// Its time has not come.
+    /// It is not valid yet.
     NotYetValid,
-    /// Its time is over, and so is the grace.
+    /// It has expired, and its grace period is over.
     Expired,
 }
 
 impl Code {
-    /// All of them, in the order of the checks.
+    /// All codes, in the order of the checks.
     pub const ALL: [Self; 11] = [
         Self::Missing,
         Self::Malformed,
@@ -468,7 +470,7 @@ impl Code {
         Self::Expired,
     ];
 
-    /// As the protocol spells it.
+    /// The code in the protocol.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -486,7 +488,7 @@ impl Code {
         }
     }
 
-    /// Whether it may pass without another licence.
+    /// Whether the refusal may end without another licence.
     #[must_use]
     pub fn is_temporary(self) -> bool {
         self == Self::ClockNotSet
@@ -499,13 +501,13 @@ impl fmt::Display for Code {
     }
 }
 
-/// Why a licence is not taken, and what to do about it. Its text is the one line that a plugin logs.
+/// Why a licence is refused, and what to do about it. Displayed as the one line that a plugin logs.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("licence: {code}: {what}")]
 pub struct Refusal {
     /// Which check failed.
     pub code: Code,
-    /// What to do, in a sentence that never holds the token.
+    /// What to do, in one sentence that never contains the token.
     pub what: String,
 }
 
@@ -516,80 +518,80 @@ impl Refusal {
 }
 
 fn missing() -> Refusal {
-    Refusal::new(Code::Missing, "there is no licence, and this plugin needs one: ask its vendor for one for the id that plugrack instance prints, and set it with plugrack license set".to_owned())
+    Refusal::new(Code::Missing, "there is no licence, and this plugin needs one: ask its vendor for a licence for the id that plugrack instance prints, and set it with plugrack license set".to_owned())
 }
 
-/// The reason may quote what was read: no more than the beginning of it is shown.
+/// A malformed token. The reason may quote the token, so it is truncated.
 fn malformed(reason: &str) -> Refusal {
     const SHOWN: usize = 160;
     let reason: String = reason.chars().take(SHOWN).collect();
     let what =
-        format!("this is no licence ({}): copy the whole of it again, or ask the vendor for another", reason.escape_debug());
+        format!("this is not a licence ({}): copy the whole token again, or ask the vendor for another", reason.escape_debug());
     Refusal::new(Code::Malformed, what)
 }
 
-/// How good a licence is.
+/// The validity of an accepted licence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
-    /// For more than [`WARNING_DAYS`], or for ever.
+    /// Valid for more than [`WARNING_DAYS`], or for ever.
     Valid,
-    /// It expires soon.
+    /// It expires within [`WARNING_DAYS`].
     Warning {
         /// Days until it expires, rounded up.
         days_left: u32,
     },
     /// It has expired, and the plugin still runs.
     Grace {
-        /// Days until the grace is over, rounded up.
+        /// Days until the grace period ends, rounded up.
         days_left: u32,
     },
 }
 
-/// A licence that is good.
+/// An accepted licence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct License {
-    /// What it says.
+    /// The claims.
     pub claims: Claims,
-    /// How long it still is.
+    /// How long it remains valid.
     pub standing: Standing,
 }
 
 impl License {
-    /// Whether a feature is switched on.
+    /// Whether the licence grants a feature.
     #[must_use]
     pub fn has(&self, feature: &str) -> bool {
         self.claims.feat.iter().any(|have| have == feature)
     }
 
-    /// A limit, where the licence has it.
+    /// A limit, if the licence has it.
     #[must_use]
     pub fn limit(&self, name: &str) -> Option<u64> {
         self.claims.lim.get(name).copied()
     }
 }
 
-/// Text that is no key, or no name of one.
+/// An invalid key or key name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoKey {
-    /// A name that no key can have.
-    #[error("{0:?} is no name of a key: 1–{MAX_KID} characters of A–Z a–z 0–9 . _ -")]
+    /// An invalid key name.
+    #[error("{0:?} is not a valid key name: use 1–{MAX_KID} characters of A–Z a–z 0–9 . _ -")]
     Kid(String),
     /// Not a public key.
     #[error("the key {0} is not a public key of the form k4.public.…")]
     Public(String),
-    /// Not a private key. The text is not repeated.
+    /// Not a private key. The message does not repeat the text.
     #[error("the key {0} is not a private key of the form k4.secret.…")]
     Secret(String),
 }
 
-/// Whether a key may have this name.
+/// Whether this is a valid key name.
 #[must_use]
 pub fn is_kid(text: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     (1..=MAX_KID).contains(&text.len()) && text.bytes().all(allowed)
 }
 
-/// The vendor's public keys by their names: those in use, and older ones whose licences are still good.
+/// The vendor's public keys by name: those in use, and older ones whose licences are still valid.
 #[derive(Debug, Clone, Default)]
 pub struct Keyring(BTreeMap<String, AsymmetricPublicKey<V4>>);
 
@@ -600,10 +602,10 @@ impl Keyring {
         Self::default()
     }
 
-    /// Adds a key: its name, and its text `k4.public.…` as `plugrack license keygen` prints them.
+    /// Adds a key: its name and its text `k4.public.…`, as printed by `plugrack license keygen`.
     ///
     /// # Errors
-    /// When one of the two is not of its form.
+    /// The name or the text is malformed.
     pub fn with(mut self, kid: &str, public: &str) -> Result<Self, NoKey> {
         if !is_kid(kid) {
             return Err(NoKey::Kid(kid.to_owned()));
@@ -622,10 +624,10 @@ pub struct SigningKey {
 }
 
 impl SigningKey {
-    /// A new key, or `None` where the system gives no random bytes.
+    /// Generates a key; `None` if the system has no random bytes.
     ///
     /// # Errors
-    /// When no key can have this name.
+    /// The name is invalid.
     pub fn generate(kid: &str) -> Result<Option<Self>, NoKey> {
         if !is_kid(kid) {
             return Err(NoKey::Kid(kid.to_owned()));
@@ -634,10 +636,10 @@ impl SigningKey {
         Ok(pair.map(|pair| Self { kid: kid.to_owned(), secret: pair.secret }))
     }
 
-    /// A key from its name and its text `k4.secret.…`.
+    /// Parses a key from its name and its text `k4.secret.…`.
     ///
     /// # Errors
-    /// When one of the two is not of its form.
+    /// The name or the text is malformed.
     pub fn parse(kid: &str, secret: &str) -> Result<Self, NoKey> {
         if !is_kid(kid) {
             return Err(NoKey::Kid(kid.to_owned()));
@@ -646,26 +648,26 @@ impl SigningKey {
         Ok(Self { kid: kid.to_owned(), secret })
     }
 
-    /// Its name.
+    /// The name of the key.
     #[must_use]
     pub fn kid(&self) -> &str {
         &self.kid
     }
 
-    /// Its text `k4.secret.…`, which nobody but the vendor may see.
+    /// The private key as text, `k4.secret.…`. Only the vendor may see it.
     #[must_use]
     pub fn secret(&self) -> String {
         paserk(&self.secret)
     }
 
-    /// The text `k4.public.…` of its public half.
+    /// The public key as text, `k4.public.…`.
     #[must_use]
     pub fn public(&self) -> String {
         AsymmetricPublicKey::try_from(&self.secret).map_or_else(|_| String::new(), |key| paserk(&key))
     }
 }
 
-/// Without the key.
+/// Omits the private key.
 impl fmt::Debug for SigningKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SigningKey").field("kid", &self.kid).finish_non_exhaustive()
@@ -682,10 +684,10 @@ fn paserk(key: &impl FormatAsPaserk) -> String {
 /// Why a licence cannot be issued.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotIssued {
-    /// Out of bounds.
+    /// A claim is out of range.
     #[error("{0}")]
     Bounds(String),
-    /// Too long.
+    /// The token is too long.
     #[error("the licence has {0} bytes, over the limit of {MAX_TOKEN}: name fewer instances, features or limits")]
     TooLong(usize),
     /// The library refused to sign.
@@ -693,10 +695,10 @@ pub enum NotIssued {
     Signing,
 }
 
-/// The token of some claims.
+/// Signs claims and returns the token.
 ///
 /// # Errors
-/// When the claims are out of bounds, or the token would be too long.
+/// A claim is out of range, or the token would be too long.
 pub fn issue(claims: &Claims, key: &SigningKey) -> Result<String, NotIssued> {
     claims.check_bounds().map_err(NotIssued::Bounds)?;
     let payload = serde_json::to_vec(claims).map_err(|_| NotIssued::Signing)?;
@@ -706,7 +708,7 @@ pub fn issue(claims: &Claims, key: &SigningKey) -> Result<String, NotIssued> {
     if token.len() > MAX_TOKEN { Err(NotIssued::TooLong(token.len())) } else { Ok(token) }
 }
 
-/// A token taken apart. Nothing of it can be trusted.
+/// The parts of a token. None of it is verified.
 struct Parts {
     kid: String,
     token: UntrustedToken<Public, V4>,
@@ -722,9 +724,9 @@ impl Parts {
             return Err(malformed(&format!("it has {} bytes, over the limit of {MAX_TOKEN}", text.len())));
         }
         if !text.starts_with(PublicToken::HEADER) {
-            return Err(malformed("it does not begin with v4.public."));
+            return Err(malformed("it does not start with v4.public."));
         }
-        let token = UntrustedToken::try_from(text).map_err(|_| malformed("a part of it is missing or not base64"))?;
+        let token = UntrustedToken::try_from(text).map_err(|_| malformed("a part is missing or not base64"))?;
         let footer = token.untrusted_footer();
         if footer.len() > MAX_FOOTER {
             return Err(malformed(&format!("its footer has {} bytes, over the limit of {MAX_FOOTER}", footer.len())));
@@ -748,11 +750,11 @@ impl Parts {
 
     fn signature(&self, key: &AsymmetricPublicKey<V4>) -> Result<(), Refusal> {
         match PublicToken::verify(key, &self.token, None, Some(ASSERTION)) {
-            // The signature is looked at first; that the payload is no text is for those who read it.
+            // Only the signature matters here; a payload that is not text is reported when it is parsed.
             Ok(_) | Err(pasetors::errors::Error::PayloadInvalidUtf8) => Ok(()),
             Err(_) => {
                 let what = format!(
-                    "it was not signed with the key {}, or it was changed: copy the whole of it again, or ask the vendor for another",
+                    "it was not signed with the key {}, or it was changed: copy the whole token again, or ask the vendor for another",
                     self.kid
                 );
                 Err(Refusal::new(Code::BadSignature, what))
@@ -765,19 +767,19 @@ impl Parts {
     }
 }
 
-/// What a token says, by the word of whoever wrote it: **nothing is verified**. For those who show a licence and have no key.
+/// The claims of a token, **unverified**: to show a licence without a key.
 #[must_use]
 pub fn unverified(token: &str) -> Option<Claims> {
     Parts::parse(Some(token)).ok()?.claims().ok()
 }
 
-/// Makes the checks of [`verify`] that need no key and no release date. The signature is **not verified**: a token that passes may
-/// still be a forgery.
+/// Runs the checks of [`verify`] that need neither a key nor a release date. The signature is **not verified**: a token that passes
+/// may be a forgery.
 ///
-/// A token of another version, or with a critical claim that this code does not know, passes: the plugin may be newer than this code.
+/// A token of an unknown version, or with an unknown critical claim, passes: the plugin may be newer than this code.
 ///
 /// # Errors
-/// When no key could make the token good for the place.
+/// The token is bad whatever the key.
 pub fn check_unsigned(token: Option<&str>, place: &Place<'_>) -> Result<(), Refusal> {
     match Parts::parse(token)?.claims() {
         Ok(claims) => place.check(&claims).map(drop),
@@ -786,23 +788,23 @@ pub fn check_unsigned(token: Option<&str>, place: &Place<'_>) -> Result<(), Refu
     }
 }
 
-/// Where and when a licence has to be good.
+/// Where and when a licence must be valid.
 #[derive(Debug, Clone, Copy)]
 pub struct Place<'a> {
     /// The plugin's id.
     pub plugin_id: &'a str,
     /// The instance's id.
     pub instance_id: &'a str,
-    /// The day this build of the plugin was released. Without it `upd` is not looked at.
+    /// Release date of the plugin. Without it `upd` is not checked.
     pub release_date: Option<Date>,
     /// The machine's clock.
     pub now: Time,
-    /// The host's high-water mark of time: it is no earlier than that, whatever the clock says.
+    /// The host's high-water mark of time, a lower bound whatever the clock shows.
     pub not_before_time: Option<Time>,
 }
 
 impl Place<'_> {
-    /// Whether claims are good here and now, and for how long. The first check that fails decides.
+    /// Checks claims here and now, and returns their standing. The first failed check decides.
     fn check(&self, claims: &Claims) -> Result<Standing, Refusal> {
         claims.for_plugin(self.plugin_id)?;
         claims.for_instance(self.instance_id)?;
@@ -814,10 +816,10 @@ impl Place<'_> {
     }
 }
 
-/// Whether a token is good for a plugin on an instance at a time. The first check that fails decides.
+/// Checks a token for a plugin, an instance and a time. The first failed check decides.
 ///
 /// # Errors
-/// When it is not.
+/// The token is refused.
 pub fn verify(token: Option<&str>, keyring: &Keyring, place: &Place<'_>) -> Result<License, Refusal> {
     let parts = Parts::parse(token)?;
     parts.signature(parts.key(keyring)?)?;
@@ -826,29 +828,29 @@ pub fn verify(token: Option<&str>, keyring: &Keyring, place: &Place<'_>) -> Resu
     Ok(License { claims, standing })
 }
 
-/// What came of one check.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// It passed; how, in words.
+    /// It passed, with a description.
     Passed(String),
     /// It failed.
     Refused(Refusal),
-    /// It could not be made; what is missing.
+    /// It was skipped because an argument is missing.
     Unchecked(&'static str),
 }
 
-/// All that can be told about a token.
+/// Everything that can be said about a token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inspection {
-    /// The name of the key it says to be signed with.
+    /// The key that the token names.
     pub kid: Option<String>,
-    /// What it says. Only a signature check that has passed makes it more than the word of whoever wrote it.
+    /// The claims, which are unverified unless the signature check passed.
     pub claims: Option<Claims>,
-    /// The checks by their names, in the order in which [`verify`] makes them.
+    /// The checks by name, in the order of [`verify`].
     pub checks: Vec<(&'static str, Verdict)>,
 }
 
-/// What is known of the place for [`inspect`].
+/// The arguments of [`inspect`]; a missing one skips its check.
 #[derive(Debug, Clone, Copy)]
 pub struct Known<'a> {
     /// The vendor's keys.
@@ -857,13 +859,13 @@ pub struct Known<'a> {
     pub plugin_id: Option<&'a str>,
     /// The instance's id.
     pub instance_id: Option<&'a str>,
-    /// The day the plugin was released.
+    /// The plugin's release date.
     pub release_date: Option<Date>,
-    /// The time.
+    /// The time of the check.
     pub now: Time,
 }
 
-/// Makes every check that can be made, also after one that failed.
+/// Runs every possible check, also after a failed one.
 #[must_use]
 pub fn inspect(token: &str, known: &Known<'_>) -> Inspection {
     fn verdict(checked: Result<String, Refusal>) -> Verdict {
@@ -895,8 +897,8 @@ pub fn inspect(token: &str, known: &Known<'_>) -> Inspection {
     let now = known.now;
     let standing = claims.standing(now).map(|standing| match (standing, claims.exp) {
         (Standing::Warning { days_left }, _) => format!("it expires in {}", days(days_left)),
-        (Standing::Grace { days_left }, _) => format!("it has expired, and its grace ends in {}", days(days_left)),
-        (Standing::Valid, Some(exp)) => format!("it is good until {exp}"),
+        (Standing::Grace { days_left }, _) => format!("it has expired, and its grace period ends in {}", days(days_left)),
+        (Standing::Valid, Some(exp)) => format!("it is valid until {exp}"),
         (Standing::Valid, None) => "it never expires".to_owned(),
     });
     checks.extend([
@@ -905,7 +907,7 @@ pub fn inspect(token: &str, known: &Known<'_>) -> Inspection {
         ("instance", known.instance_id.map_or(Verdict::Unchecked("name the instance with --instance"), instance)),
         ("release", known.release_date.map_or(Verdict::Unchecked("give the plugin's date with --release-date"), release)),
         ("clock", verdict(claims.clock(now).map(|()| format!("it is {now}, and was issued at {}", claims.iat)))),
-        ("begin", verdict(claims.begun(now).map(|()| "its time has come".to_owned()))),
+        ("begin", verdict(claims.begun(now).map(|()| "it has become valid".to_owned()))),
         ("end", verdict(standing)),
     ]);
     Inspection { kid: Some(parts.kid), claims: Some(claims), checks }

@@ -1,8 +1,8 @@
-//! All plugins: found, started, updated, looked up by id and by route, stopped.
+//! The registry of plugins: finds, starts, updates and stops them, and looks them up by id and route.
 //!
-//! A look through the plugins directory asks each file that is new or changed who it is, several at once, and takes in each answer as
-//! it comes; it is over when all of them are in. A plugin whose file has changed goes on until its update is ready: the update is
-//! started beside it, and only then takes its route and its requests.
+//! A rescan (`look`) reads the metadata of each new or changed file, several in parallel, and processes each answer as it arrives. It
+//! ends with the last answer. A plugin whose file has changed keeps running until its update is ready: the update starts beside it, and
+//! then takes over its route and requests.
 
 mod owners;
 mod rescan;
@@ -30,13 +30,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock};
 use std::time::{Duration, Instant};
 
-/// Time for plugins to stop: the 5 s of one, and some for the machine. Docker gives a container 10 s, runit's `sv` 7 s.
+/// Time for all plugins to stop: the 5 s of one, and a margin for a slow machine. Docker allows 10 s, runit's `sv` 7 s.
 pub(crate) const STOP_ALL_TIME: Duration = Duration::from_millis(5800);
 
-/// Time the operator's commands wait for their plugin to settle: a start of 10 s and a stop of 5 s fit.
+/// Time that an operator's command waits for its plugin to settle: enough for a start of 10 s and a stop of 5 s.
 const SETTLE_TIME: Duration = Duration::from_secs(20);
 
-/// Stack of a supervisor in bytes: it reads its settings from the database, and starts processes.
+/// Stack size of a supervisor in bytes: it reads settings from the database, and starts processes.
 const SUPERVISOR_STACK: usize = 512 * 1024;
 
 /// All plugins of the host.
@@ -44,43 +44,43 @@ pub(crate) struct Rack {
     host: Arc<Host>,
     dir: PathBuf,
     state: Mutex<Looks>,
-    /// Told when a look is over.
+    /// Signals the end of a rescan.
     over: Condvar,
-    /// Whether one was, so that those who want to know that alone need not wait for the list.
+    /// Whether the first rescan has ended, readable without the lock.
     known: AtomicBool,
     routes: RwLock<Arc<Routes<Arc<Plugin>>>>,
     interviews: Interviews,
-    /// Set when no plugin is to be added any more.
+    /// Set when the host stops, after which no plugin is added.
     closing: AtomicBool,
-    /// Updates so far, by which their sockets are told apart.
+    /// Number of updates so far, used to number their sockets.
     updates: AtomicU64,
-    /// Ids of plugins that are gone and that have left something, by the last count.
+    /// Number of removed plugins with data, as last counted.
     gone: AtomicUsize,
-    /// Held while it is noted whether a plugin may run, so that the database and the supervisor hear of it in the same order.
+    /// Held while a plugin is enabled or disabled, so that the database and the supervisor see the changes in the same order.
     enabling: Mutex<()>,
 }
 
-/// Something in the plugins directory.
+/// An entry of the plugins directory.
 #[derive(Clone)]
 pub(crate) enum Entry {
     /// A plugin.
     Accepted {
-        /// The plugin.
+        /// The running or stopped plugin.
         plugin: Arc<Plugin>,
-        /// Closes when its supervisor has ended.
+        /// Closes when the supervisor has ended.
         ended: Receiver<()>,
-        /// The file that lies there now, where it is another one and was refused.
+        /// The current file, if it was replaced and refused.
         rejected: Option<Rejected>,
     },
-    /// What cannot be one.
+    /// A refused file.
     Refused {
-        /// Which file it is.
+        /// The file as the scan found it.
         found: Found,
-        /// The plugin that it was before, whose route it still has, though nobody answers there.
+        /// The plugin that the file was before. Its route answers 503.
         was: Option<Arc<Plugin>>,
-        /// The id it gave itself, if it got that far.
+        /// The id in its metadata, if that was read.
         id: Option<String>,
-        /// Why, and what it printed.
+        /// The reason, and the output.
         rejected: Rejected,
     },
 }
@@ -89,17 +89,17 @@ pub(crate) enum Entry {
 #[derive(Debug, Clone)]
 pub(crate) struct Rejected {
     fingerprint: Option<Fingerprint>,
-    /// Why, in a sentence.
+    /// The reason, one sentence.
     pub(crate) reason: String,
-    /// Whether it stays so.
+    /// How long the refusal lasts.
     pub(crate) outlook: Outlook,
-    /// What it printed when it was asked who it is.
+    /// The output of its `--metadata` call.
     pub(crate) printed: Arc<Vec<String>>,
-    /// When, in milliseconds since 1970-01-01 UTC.
+    /// Time of the refusal, in milliseconds since 1970-01-01 UTC.
     pub(crate) at: i64,
-    /// How often in a row for a reason that may pass.
+    /// Consecutive refusals for a reason that may pass.
     failures: u32,
-    /// When it is asked again.
+    /// When the host retries.
     pub(crate) retry_at: Option<Instant>,
 }
 
@@ -109,25 +109,25 @@ impl Rejected {
         let may_pass = outlook != Outlook::Lasting;
         let before = before.filter(|before| before.fingerprint == found.fingerprint).map_or(0, |before| before.failures);
         let failures = if may_pass { before.saturating_add(1) } else { 0 };
-        // A random UUID's first byte is as good a die as any.
+        // The first byte of a random UUID serves as the random number.
         let random = f64::from(uuid::Uuid::new_v4().as_bytes()[0]) / 255.0;
         let retry_at = may_pass.then(|| Instant::now() + discovery::retry_after(failures, random));
         Self { fingerprint: found.fingerprint, reason, outlook, printed: Arc::new(printed), at: now_ms(), failures, retry_at }
     }
 }
 
-/// A plugin, and what closes when its supervisor has ended.
+/// A plugin, and a channel that closes when its supervisor has ended.
 type Supervised = (Arc<Plugin>, Receiver<()>);
 
 impl Rack {
-    /// An empty rack, for the plugins of a directory.
+    /// An empty registry for a plugins directory.
     pub(crate) fn new(host: Arc<Host>, dir: PathBuf) -> Self {
         let routes = RwLock::new(Arc::new(Routes::new(Vec::new())));
         let (state, over, known, closing, updates, gone, enabling) = Default::default();
         Self { host, dir, state, over, known, routes, interviews: Interviews::new(), closing, updates, gone, enabling }
     }
 
-    /// Lets the mark of time go on, and with each day looks for licences that are about to expire.
+    /// Advances the time mark, and once a day checks for licences that expire soon.
     pub(crate) fn keep_time(&self) {
         self.host.time.keep(&self.host.store);
         if self.host.time.is_new_day() {
@@ -141,16 +141,16 @@ impl Rack {
         }
     }
 
-    /// Waits for a time until all that is in the plugins directory is known, and says whether it is.
+    /// Waits up to `time` for the first rescan to end. True if it has.
     pub(crate) fn is_known(&self, wait: Duration) -> bool {
         self.known.load(Ordering::Acquire) || (!wait.is_zero() && self.wait_for_look(1, Instant::now() + wait).is_some())
     }
 
-    /// Whether a file that was refused, or whose plugin is, has changed since or is to be asked again, so that another look is worth it.
+    /// Whether a refused file, or the file of a refused plugin, has changed or is due for a retry, so that a rescan is worthwhile.
     pub(crate) fn is_due(&self) -> bool {
         let now = Instant::now();
         let is_time = |rejected: &Rejected| rejected.retry_at.is_some_and(|at| now >= at);
-        // What is looked at is on a disk: the list is not held meanwhile.
+        // Without the lock, because this reads the disk.
         self.share().values().any(|entry| match entry {
             Entry::Accepted { plugin, rejected: Some(rejected), .. } => {
                 is_time(rejected) || rejected.fingerprint != discovery::fingerprint(&plugin.program)
@@ -162,7 +162,7 @@ impl Rack {
         })
     }
 
-    /// When the next file is to be asked again.
+    /// When the next file is due for a retry.
     pub(crate) fn next_retry(&self) -> Option<Instant> {
         let state = self.lock();
         let rejected = |entry: &Entry| match entry {
@@ -177,17 +177,17 @@ impl Rack {
         &self.dir
     }
 
-    /// What all of the rack shares.
+    /// The state that all plugins share.
     pub(crate) fn host(&self) -> &Host {
         &self.host
     }
 
-    /// Which plugin answers for which route.
+    /// The plugins by route.
     pub(crate) fn routes(&self) -> Arc<Routes<Arc<Plugin>>> {
         Arc::clone(&*unpoisoned(self.routes.read()))
     }
 
-    /// Everything in the plugins directory, by name there.
+    /// All entries of the plugins directory, by name.
     pub(crate) fn entries(&self) -> BTreeMap<String, Entry> {
         (*self.share()).clone()
     }
@@ -197,8 +197,8 @@ impl Rack {
         Arc::clone(&self.lock().entries)
     }
 
-    /// What a name means: the plugin with that id, else what was refused under that file name, else what was refused with that id.
-    /// Given with its name in the plugins directory.
+    /// Resolves a name: the plugin with that id, else the file refused under that name, else the file refused with that id. Returned with
+    /// its name in the plugins directory.
     pub(crate) fn find(&self, name: &str) -> Option<(String, Entry)> {
         let entries = self.share();
         let means = |(file, entry): &(&String, &Entry), rank| match entry {
@@ -221,7 +221,7 @@ impl Rack {
         history.map_or(Ok(Vec::new()), |history| self.host.store.events(&history, most))
     }
 
-    /// Puts a plugin in the rack, and has it started once those with its id that are to end have ended.
+    /// Registers a plugin, and starts it once other plugins with its id have ended.
     fn accept(&self, found: &Found, metadata: Metadata, enabled: bool, before: Vec<Supervised>) -> Result<Entry, Refusal> {
         let (id, log) = (metadata.id.clone(), PluginLog::new(self.host.data.log(&metadata.id)));
         let (plugin, ended) = self.supervise(found, metadata, log, None, enabled, before)?;
@@ -229,7 +229,7 @@ impl Rack {
         Ok(Entry::Accepted { plugin, ended, rejected: None })
     }
 
-    /// Starts the supervisor of a plugin: for an update on trial, with its number, and else once those `before` it have ended.
+    /// Starts a plugin's supervisor: at once for an update on trial, with its number; otherwise after the plugins `before` it have ended.
     fn supervise(
         &self,
         found: &Found,
@@ -250,7 +250,7 @@ impl Rack {
         let run = move || {
             let deadline = Instant::now() + STOP_ALL_TIME;
             for (old, ended) in before {
-                // Requests are held meanwhile, though no longer than any.
+                // Requests wait meanwhile, for the usual hold time.
                 while Instant::now() < deadline && ended.recv_timeout(HOLD_TICK).is_err_and(|error| error.is_timeout()) {
                     waiting.expire_held(None);
                 }
@@ -264,8 +264,7 @@ impl Rack {
                 }
             };
             if !threads::persist(supervise) {
-                waiting
-                    .abandon("the host itself failed to look after it, which is a fault of plugrack's: its log has the reason");
+                waiting.abandon("its supervisor failed, which is a bug in plugrack: the host's log has the reason");
             }
             waiting.queue.hand_over();
             drop::<Sender<()>>(alive);
@@ -286,35 +285,35 @@ impl Rack {
         *unpoisoned(self.routes.write()) = routes;
     }
 
-    /// Gives a plugin a command, and waits until it is settled.
+    /// Sends a command to a plugin, and waits until it has settled.
     pub(crate) fn command(&self, plugin: &Plugin, command: impl FnOnce(Sender<()>) -> Command) {
         let (done, settled) = bounded(0);
         let deadline = Instant::now() + SETTLE_TIME;
         if plugin.control.send_deadline(command(done), deadline).is_ok() {
-            // It ends by the channel's end, or is told as it is by then.
+            // Ends when the channel closes; at the deadline the caller gets the state of that moment.
             settled.recv_deadline(deadline).ok();
         }
     }
 
-    /// Notes whether a plugin may run, and starts or stops it.
+    /// Enables or disables a plugin, and starts or stops it.
     pub(crate) fn set_enabled(&self, plugin: &Plugin, enabled: bool) -> Result<(), StoreError> {
         let noting = self.enabling.locked();
         self.host.store.set_enabled(plugin.id(), enabled)?;
         self.host.store.note_event(plugin.id(), if enabled { "enabled" } else { "disabled" }, "by the operator");
-        // A supervisor that is gone belongs to a plugin that is.
+        // The supervisor is gone only if the plugin is.
         drop(plugin.control.send_timeout(Command::Enabled(enabled), SETTLE_TIME));
         drop(noting);
         self.command(plugin, if enabled { Command::Start } else { Command::Stop });
         Ok(())
     }
 
-    /// Stops all plugins, side by side, until a deadline, and adds none any more.
+    /// Stops all plugins in parallel until a deadline, and prevents new ones.
     pub(crate) fn stop_all(&self, deadline: Instant) {
         let mut state = self.lock();
         self.closing.store(true, Ordering::Release);
         let trials = std::mem::take(&mut state.trials).into_values();
         let plugins = state.entries.values().filter_map(Entry::supervised);
-        // Those that an update has replaced may still have requests to answer.
+        // Old processes of updates may still have requests to answer.
         let leaving: Vec<_> = plugins.chain(state.last.leaving.iter().cloned()).chain(trials).collect();
         drop(state);
         let quit = || Command::Quit(Quit::HostStops);
@@ -334,7 +333,7 @@ impl Rack {
 }
 
 impl Entry {
-    /// What was found under this name.
+    /// This entry in the form of a scan result.
     fn found(&self, file: &str) -> Found {
         match self {
             Self::Accepted { plugin, .. } => plugin.found(file),
@@ -346,7 +345,7 @@ impl Entry {
         matches!(self, Self::Accepted { .. })
     }
 
-    /// Why a plugin cannot be beside this one.
+    /// Why another plugin conflicts with this one, if it does.
     fn conflict(&self, file: &str, metadata: &Metadata) -> Option<String> {
         match self {
             Self::Accepted { plugin, .. } if plugin.id() == metadata.id => {
@@ -376,7 +375,7 @@ fn history(entries: &BTreeMap<String, Entry>, file: &str, was: Option<&Plugin>) 
     (!entries.iter().any(is_other)).then(|| name.to_owned())
 }
 
-/// Waits for the end of a plugin that was told to quit.
+/// Waits until a plugin that was told to quit has ended.
 fn await_end(plugin: &Plugin, ended: &Receiver<()>, deadline: Instant) {
     if ended.recv_deadline(deadline).is_err_and(|error| error.is_timeout()) {
         log::error!("{}: it could not be stopped in time", plugin.id());

@@ -1,4 +1,4 @@
-//! Whose an id is, and what plugins that are gone have left.
+//! Ownership of ids, and the data of removed plugins.
 
 use super::rescan::Later;
 use super::{Entry, Rack, Rejected, STOP_ALL_TIME, await_end};
@@ -15,43 +15,45 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-/// Most ids of plugins that are gone whose keys, settings, licences or files are kept. Beyond it a file with a new id is refused: nothing
-/// is deleted that the operator has not said to delete, and a program that changes its id all the time fills no disk.
+/// Most removed plugins whose keys, settings, licences or files are kept. Beyond that a file with a new id is refused: the host deletes no
+/// data without the operator, and a program that keeps changing its id cannot fill the disk.
 const MAX_GONE: usize = 1000;
 
-/// Most ids of plugins that are gone, and names of files, of which only events, a log and an empty directory are left. The oldest go first.
+/// Most removed plugins and file names of which only events, a log and an empty directory are kept. The oldest are deleted first.
 const MAX_TRACES: usize = 100;
 
-/// What a plugin that is gone has left.
+/// The data of a removed plugin.
 #[derive(Debug, Serialize)]
 pub(crate) struct LeftBehind {
     #[serde(flatten)]
     holding: Holding,
-    /// Whether its own directory has anything in it.
+    /// Whether its data directory has any files.
     files: bool,
-    /// Whether it is kept until the operator says otherwise. Events, a log and an empty directory alone are not.
+    /// Whether the data is kept until the operator deletes it. Events, a log and an empty directory alone are not.
     kept: bool,
 }
 
 impl LeftBehind {
-    /// Whether it is what the plugin with this id has left.
+    /// Whether this is the data of the plugin with this id.
     pub(crate) fn is_of(&self, id: &str) -> bool {
         self.holding.id == id
     }
 }
 
 impl Rack {
-    /// Checks what the database says of a plugin: whether it may run, and whether its id belongs to this file. The second value says whether
-    /// the id had no owner.
+    /// Checks a plugin against the database. Returns whether it is enabled, and whether its id had no owner.
+    ///
+    /// # Errors
+    /// The id belongs to another file, or there are too many removed plugins.
     pub(super) fn admit(&self, found: &Found, metadata: &Metadata) -> Result<(bool, bool), Refusal> {
-        let cannot = |error: StoreError| Refusal::passing(format!("cannot read whose id it has: {error}"));
+        let cannot = |error: StoreError| Refusal::passing(format!("cannot read the owner of its id: {error}"));
         let id = &metadata.id;
         let owner = self.host.store.owner(id).map_err(cannot)?;
         let enabled = self.host.store.is_enabled(id).map_err(cannot)?;
         let Some(file) = &owner.file else {
             if self.gone.load(Ordering::Relaxed) >= MAX_GONE {
-                let most = format!("{MAX_GONE} plugins that are gone have left keys, settings or files, and no more are kept");
-                return Err(Refusal::passing(format!("{most}: plugrack gone lists them, plugrack forget ID deletes one")));
+                let most = format!("there is data of {MAX_GONE} removed plugins, which is the limit");
+                return Err(Refusal::passing(format!("{most}: plugrack gone lists it, plugrack forget ID deletes that of one")));
             }
             return Ok((enabled, true));
         };
@@ -66,17 +68,17 @@ impl Rack {
         }
         let gone = if is_there { "" } else { ", which is gone" };
         Err(Refusal::lasting(format!(
-            "the id {id} belongs to the file {file}{gone}: if {0} is to have its keys, settings and licence, plugrack adopt {id} {0}",
+            "the id {id} belongs to the file {file}{gone}; to give it and its data to {0}: plugrack adopt {id} {0}",
             found.file
         )))
     }
 
-    /// Whether a plugin's own directory has anything in it.
+    /// Whether a plugin's data directory has any files.
     fn has_files(&self, id: &str) -> bool {
         fs::read_dir(self.host.data.plugin_data(id)).is_ok_and(|mut entries| entries.next().is_some())
     }
 
-    /// What plugins that are gone have left, by id.
+    /// The data of removed plugins, by id.
     ///
     /// # Errors
     /// The database cannot be read.
@@ -90,7 +92,7 @@ impl Rack {
         Ok(held.into_iter().filter(|holding| !present.contains(&holding.id)).map(left).collect())
     }
 
-    /// The ids of all that is in the plugins directory, and the names of what has none.
+    /// The ids of all entries of the plugins directory, and the names of entries without one.
     fn present(&self) -> BTreeSet<String> {
         let state = self.lock();
         let names = state.entries.iter().flat_map(|(file, entry)| match entry {
@@ -104,11 +106,11 @@ impl Rack {
         names.chain(trials).collect()
     }
 
-    /// Counts what plugins that are gone have left, and deletes the oldest of what nobody would miss.
+    /// Counts removed plugins, and deletes the oldest of those without data worth keeping.
     pub(super) fn tidy(&self) {
         let files: Vec<String> = self.lock().names.iter().cloned().collect();
         let tidied = self.host.store.keep_programs(files).and_then(|()| self.left_behind());
-        // The store has logged why it cannot be read or written, and the next look tries again.
+        // The store has logged the failure, and the next look tries again.
         let Ok(left) = tidied else { return };
         self.gone.store(left.iter().filter(|left| left.kept).count(), Ordering::Relaxed);
         let mut traces: Vec<_> = left.into_iter().filter(|left| !left.kept).collect();
@@ -116,20 +118,20 @@ impl Rack {
         let spare = traces.len().saturating_sub(MAX_TRACES);
         for left in &traces[..spare] {
             if let Err(error) = self.delete(&left.holding.id) {
-                log::warn!("{}: what it has left cannot be deleted: {error}", left.holding.id);
+                log::warn!("{}: its data cannot be deleted: {error}", left.holding.id);
             }
         }
     }
 
-    /// Deletes all that a plugin that is gone has left: its keys, settings, licence, events, log and directory.
+    /// Deletes all data of a removed plugin: keys, settings, licence, events, log and directory.
     ///
     /// # Errors
-    /// A sentence: the plugin is there, or something cannot be deleted.
+    /// One sentence: the plugin still exists, or something cannot be deleted.
     pub(crate) fn forget(&self, id: &str) -> Result<(), String> {
         if self.present().contains(id) {
-            return Err(format!("the plugin {id} is in the plugins directory: remove its file and run plugrack rescan first"));
+            return Err(format!("the plugin {id} is in the plugins directory: first remove its file and run plugrack rescan"));
         }
-        self.delete(id).map_err(|error| format!("what {id} has left cannot be deleted: {error}"))?;
+        self.delete(id).map_err(|error| format!("the data of {id} cannot be deleted: {error}"))?;
         self.tidy();
         Ok(())
     }
@@ -139,15 +141,15 @@ impl Rack {
         self.host.data.remove_plugin(id)
     }
 
-    /// Gives an id, with all that is kept under it, to a file. The plugin that had it is stopped.
+    /// Gives an id with all its data to a file. Stops the plugin that had the id.
     ///
     /// # Errors
-    /// A sentence: there is no such file, or the database cannot be written.
+    /// One sentence: there is no such file, or the database cannot be written.
     pub(crate) fn adopt(self: &Arc<Self>, id: &str, file: &str) -> Result<(), String> {
         if !self.dir.join(file).exists() || file.contains('/') || file.starts_with('.') {
             return Err(format!("there is no {file} in the plugins directory {}", self.dir.display()));
         }
-        self.host.store.set_owner(id, file).map_err(|error| format!("cannot note whose id it is: {error}"))?;
+        self.host.store.set_owner(id, file).map_err(|error| format!("cannot store the new owner of the id: {error}"))?;
         self.host.store.note_event(id, "adopted", &format!("the operator gave the id to the file {file}"));
         let mut later = Later::default();
         let mut state = self.lock();

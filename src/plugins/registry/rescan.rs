@@ -1,4 +1,5 @@
-//! A look through the plugins directory: what is new or changed is asked who it is, taken in, refused, or tried as an update.
+//! A rescan ("look") of the plugins directory: reads the metadata of new and changed files, then accepts them, refuses them, or tries
+//! them as updates.
 
 use super::{Entry, Rack, Rejected, STOP_ALL_TIME, Supervised, await_end, history};
 use crate::lock::unpoisoned;
@@ -17,90 +18,90 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
-/// Time a `rescan` waits for its look: less than the command waits for its answer.
+/// Time that a `rescan` request waits for its look: less than the command waits for its answer.
 const LOOK_TIME: Duration = Duration::from_secs(50);
 
-/// Most new refusals that one look logs and records one by one: more are one line, so that a directory of other things floods neither
-/// the log nor the store's queue of 1024 changes.
+/// Most new refusals that one look logs and records individually. The rest is one line, so that a directory of unrelated files floods
+/// neither the log nor the store's queue of 1024 changes.
 const SAID_REFUSALS: usize = 1000;
 
-/// Most lines of what a file printed that its log gets.
+/// Most lines of a file's `--metadata` output that its log gets.
 const MAX_PRINTED: usize = 50;
 
-/// What a look through the plugins directory has changed, by name in the directory.
+/// The changes made by a look, by name in the plugins directory.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct Changes {
     /// New plugins.
     pub(crate) added: Vec<String>,
-    /// Plugins whose file is another one now.
+    /// Plugins whose file was replaced.
     pub(crate) changed: Vec<String>,
-    /// Plugins whose file is gone, or refused now.
+    /// Plugins whose file is gone or was refused.
     pub(crate) removed: Vec<String>,
-    /// What is refused, whether new or not.
+    /// Refused files, new or not.
     pub(crate) refused: Vec<String>,
-    /// Plugins that go on in the process they had, since their new file was refused.
+    /// Plugins that keep their old process, because their new file was refused.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) updates_refused: Vec<UpdateRefused>,
 }
 
-/// A plugin that goes on in the process it had.
+/// A plugin that keeps its old process.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct UpdateRefused {
-    /// Its id.
+    /// The plugin's id.
     id: String,
-    /// The name of its file.
+    /// The name of the file.
     file: String,
     /// Why the new file was refused.
     reason: String,
 }
 
-/// Why a look is made.
+/// Why a look takes place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Look {
-    /// Somebody wants it: what was refused is asked again.
+    /// The operator asked for it: refused files are retried.
     Ordered,
-    /// Something has changed or is to be tried again: the rest is left alone.
+    /// A file changed or is due for a retry: all others are left alone.
     Due,
 }
 
-/// What a look that is over has changed, and the plugins that it told to quit.
+/// The result of a finished look: the changes, and the plugins that it told to quit.
 #[derive(Default)]
 pub(super) struct Finished {
     changes: Changes,
     pub(super) leaving: Vec<Supervised>,
 }
 
-/// What is in the plugins directory, and the look through it.
+/// The entries of the plugins directory, and the state of the look under way.
 #[derive(Default)]
 pub(super) struct Looks {
     /// By name in the plugins directory. Who reads the list takes a share of it, and does not hold the lock.
     pub(super) entries: Arc<BTreeMap<String, Entry>>,
-    /// The names there, by the last scan.
+    /// The names found by the last scan.
     pub(super) names: BTreeSet<String>,
-    /// Files that are being asked, or whose update is on trial.
+    /// Files whose `--metadata` call is under way, or whose update is on trial.
     pub(super) asked: BTreeSet<String>,
-    /// Updates that are on trial, by name.
+    /// Updates on trial, by name.
     pub(super) trials: BTreeMap<String, Supervised>,
-    /// The number of the last look that was begun, and of the last that is over.
+    /// Number of the last look that began, and of the last that finished.
     pub(super) begun: u64,
     pub(super) finished: u64,
-    /// What the look under way still waits for.
+    /// Number of answers that the look under way still waits for.
     outstanding: usize,
-    /// Whether it is to be logged though nothing has changed.
+    /// Whether to log the look even if nothing has changed.
     ordered: bool,
-    /// What were plugins before it.
+    /// The plugins before the look.
     before: BTreeSet<String>,
-    /// Plugins that are gone from the directory or another file now: each lives on until its file is looked at, one that comes before
-    /// takes its id or route, or the look ends.
+    /// Plugins whose file is gone or was replaced. Each keeps running until its file is processed, an earlier file takes its id or route,
+    /// or the look ends.
     stale: BTreeSet<String>,
-    /// Plugins accepted in this look under an id without an owner. A new file that sorts before one of them takes its id or route.
+    /// Plugins accepted in this look under an id without an owner. A new file that sorts before one of them takes over its id or route.
     fresh: BTreeSet<String>,
-    /// Plugins that were told to quit, and what closes at their end.
+    /// Plugins that were told to quit, with the channels that close at their end.
     leaving: Vec<Supervised>,
     changes: Changes,
-    /// Refusals that were not there before.
+    /// Number of new refusals.
     refusals: usize,
-    /// The last look that is over.
+    /// Result of the last finished look.
     pub(super) last: Arc<Finished>,
 }
 
@@ -193,22 +194,22 @@ impl Drop for Later {
 }
 
 impl Rack {
-    /// Looks through the plugins directory: starts what is new, stops what is gone, and replaces what is another file now. Waits until all
-    /// of that is done, but for the starts of what is new.
+    /// Rescans the plugins directory: starts new plugins, stops removed ones and updates replaced ones. Waits for all of that, except for
+    /// the starts of new plugins.
     ///
     /// # Errors
-    /// The directory cannot be read, or the look is not over in time.
+    /// The directory cannot be read, or the look does not finish in time.
     pub(crate) fn rescan(self: &Arc<Self>) -> io::Result<Changes> {
         let deadline = Instant::now() + LOOK_TIME;
         let number = self.begin_look(Look::Ordered)?;
         let Some(last) = self.wait_for_look(number, deadline) else {
-            return Err(io::Error::other("some files have not said yet who they are: plugrack list shows how far it is"));
+            return Err(io::Error::other("some files have not printed their metadata yet; plugrack list shows the progress"));
         };
         let Finished { changes, leaving } = &*last;
         let deadline = Instant::now() + STOP_ALL_TIME;
         for (plugin, ended) in leaving {
             if plugin.queue.is_succeeded() {
-                // It may take its time for the requests that it has begun.
+                // A replaced process may take its time to finish its requests.
                 ended.recv_deadline(deadline).ok();
             } else {
                 await_end(plugin, ended, deadline);
@@ -217,7 +218,7 @@ impl Rack {
         Ok(changes.clone())
     }
 
-    /// Waits until a look is over; gives what the last one has changed, or nothing at the deadline.
+    /// Waits until a look has finished, and returns the last result; none at the deadline.
     pub(super) fn wait_for_look(&self, number: u64, deadline: Instant) -> Option<Arc<Finished>> {
         let left = deadline.saturating_duration_since(Instant::now());
         let waited = self.over.wait_timeout_while(self.lock(), left, |state| state.finished < number);
@@ -225,10 +226,10 @@ impl Rack {
         (state.finished >= number).then(|| Arc::clone(&state.last))
     }
 
-    /// Begins a look through the plugins directory, or lets one that is under way see what has come since. Gives its number.
+    /// Begins a look, or has the one under way include later changes. Returns its number.
     ///
     /// # Errors
-    /// The directory cannot be read. Nothing changes then.
+    /// The directory cannot be read; then nothing changes.
     pub(crate) fn begin_look(self: &Arc<Self>, look: Look) -> io::Result<u64> {
         let found = discovery::scan(&self.dir)?;
         let (number, found) = self.lock().begin(found, look);
@@ -242,7 +243,7 @@ impl Rack {
         Ok(number)
     }
 
-    /// Takes in one file: by what it has said before, where it is the same file, or by asking it on another thread.
+    /// Processes one file: with its cached metadata if the file is unchanged, otherwise by a `--metadata` call on another thread.
     fn take_in(self: &Arc<Self>, found: Found, outstanding: Outstanding) {
         if let Some(metadata) = self.remembered(&found) {
             return outstanding.settle(found, Ok(metadata));
@@ -257,21 +258,21 @@ impl Rack {
         }));
     }
 
-    /// What a file has said before, where it is the same file.
+    /// The cached metadata of a file, if the file is unchanged.
     fn remembered(&self, found: &Found) -> Option<Metadata> {
-        // Where it cannot be read the file is asked again.
+        // If the cache cannot be read, the host calls the file again.
         let program = self.host.store.program(&found.file).ok()?;
         let is_same = program.fingerprint.is_some() && program.fingerprint == self.answers_as(found);
         Metadata::parse(program.metadata.filter(|_| is_same)?.as_bytes()).ok()
     }
 
-    /// Text that stands for all that the answer of a file depends on: the SDKs ask for fewer connections where memory is tight.
+    /// Text that identifies everything an answer depends on, including the memory limit, because SDKs reduce `concurrency` under it.
     fn answers_as(&self, found: &Found) -> Option<String> {
         let memory = self.host.plugin_memory.map(|bytes| format!(" {bytes}")).unwrap_or_default();
         Some(found.answers_as()? + &memory)
     }
 
-    /// Asks a file who it is, and notes the answer.
+    /// Runs a file's `--metadata` call, and stores the answer.
     fn ask(&self, found: &Found) -> Result<Metadata, Refusal> {
         found.check_name()?;
         let bounds = self.host.program_bounds(&found.file).map_err(Refusal::passing)?;
@@ -283,11 +284,11 @@ impl Rack {
         Ok(metadata)
     }
 
-    /// Puts the file that lies at a plugin's place now into use at once, when it is another one than the plugin runs, or was refused: the
-    /// plugin is stopped first. For an operator who starts or restarts it by its id or the name of its file. Says whether it did.
+    /// Puts a plugin's current file into use at once if it was replaced or refused; stops the plugin first. For an operator who starts or
+    /// restarts the plugin by its id or file name. True if it did.
     ///
     /// # Errors
-    /// Why the file is refused. A plugin that runs is left as it is.
+    /// Why the file is refused. A running plugin is left as it is.
     pub(crate) fn replace(self: &Arc<Self>, name: &str) -> Result<bool, String> {
         let Some((file, entry)) = self.find(name) else { return Ok(false) };
         if matches!(&entry, Entry::Accepted { plugin, .. } if plugin.is_unchanged()) {
@@ -301,7 +302,7 @@ impl Rack {
         self.apply(found, answer, false);
         let mut state = self.lock();
         if state.finished == state.begun {
-            // What was changed here is no news to the next look.
+            // The next look must not report this change again.
             (state.changes, state.leaving) = (Changes::default(), Vec::new());
         }
         match state.entries.get(&file) {
@@ -312,14 +313,14 @@ impl Rack {
         }
     }
 
-    /// Takes in one thing of the plugins directory, by what it said to who it is. Says whether it is an update on trial from now on, which
-    /// it may be where the plugin is not to be replaced at once.
+    /// Processes one entry of the plugins directory with its metadata or refusal. True if it is now an update on trial, which requires that
+    /// the plugin is not to be replaced at once.
     fn apply(self: &Arc<Self>, found: Found, answer: Result<Metadata, Refusal>, may_try: bool) -> bool {
         let mut answer = answer.map_err(|refusal| (None, refusal)).and_then(|metadata| match self.admit(&found, &metadata) {
             Ok(admitted) => Ok((metadata, admitted)),
             Err(refusal) => Err((Some(metadata.id), refusal)),
         });
-        // A route that led somewhere before the host was started still does.
+        // A route that existed before the host started still answers, with 503.
         let before = answer.is_err().then(|| self.placeholder(&found)).flatten();
         let mut later = Later::default();
         let mut state = self.lock();
@@ -427,7 +428,7 @@ impl Rack {
                     later.say_refused(&self.host, &found.file, history, &rejected);
                 }
             }
-            // Nobody takes over what waits for those that were to be replaced.
+            // No other plugin takes over the requests of the plugins that were to be replaced.
             for (plugin, _) in quit.iter().filter(|(plugin, _)| Some(plugin.id()) == id.as_deref()) {
                 let plugin = Arc::clone(plugin);
                 later.then(move || plugin.fail_waiting());
@@ -458,7 +459,7 @@ impl Rack {
         false
     }
 
-    /// The plugin that a file was before the host was started, which answers nothing but keeps its route.
+    /// The plugin that a file was before the host started. It keeps its route and answers 503.
     fn placeholder(&self, found: &Found) -> Option<Arc<Plugin>> {
         if self.lock().entries.contains_key(&found.file) {
             return None;
@@ -473,7 +474,7 @@ impl Rack {
         Some(Arc::new(Plugin::new(metadata, found, socket, log, control, false)))
     }
 
-    /// Notes that a plugin goes on in the process that it has, since the file that lies there now is refused.
+    /// Records that a plugin keeps its old process, because its new file was refused.
     fn refuse_update(&self, state: &mut Looks, found: &Found, refusal: Refusal, later: &mut Later) {
         let entry = Arc::make_mut(&mut state.entries).get_mut(&found.file);
         let Some(Entry::Accepted { plugin, rejected, .. }) = entry else { return };
@@ -496,7 +497,7 @@ impl Rack {
         *rejected = Some(refused);
     }
 
-    /// Starts an update beside the plugin that it is to replace.
+    /// Starts an update beside the plugin that it replaces.
     fn try_update(self: &Arc<Self>, found: &Found, metadata: Metadata, old: &Arc<Plugin>) -> Result<Supervised, Refusal> {
         let number = self.updates.fetch_add(1, Ordering::Relaxed) + 1;
         let log = if metadata.id == old.id() { old.log.beside() } else { PluginLog::new(self.host.data.log(&metadata.id)) };
@@ -505,7 +506,7 @@ impl Rack {
         self.supervise(found, metadata, log, Some((number, trial)), true, Vec::new())
     }
 
-    /// The first start of an update has come to its end: it takes the place of the plugin, or that goes on.
+    /// Handles the outcome of an update's first start: the update takes over, or the old process stays.
     fn conclude(self: &Arc<Self>, file: &str, outcome: Result<(), String>) {
         let outstanding = Outstanding::of(self, Some(file));
         let mut later = Later::default();
@@ -534,7 +535,7 @@ impl Rack {
                 }
                 later.command(&old, Command::Quit(if same { Quit::Updated } else { Quit::Gone }));
                 if stopped {
-                    // The operator has stopped it meanwhile.
+                    // The operator has stopped the plugin meanwhile.
                     later.command(&plugin, Command::Stop(bounded(0).0));
                 }
                 state.changes.changed.push(file.to_owned());
@@ -542,17 +543,14 @@ impl Rack {
             }
             (Ok(()), None) => later.command(&plugin, Command::Quit(Quit::Gone)),
             (Err(reason), _) => {
-                // What it printed is in the plugin's log.
-                let refused = format!(
-                    "it was started and did not become ready: {reason} (plugrack restart {} starts it all the same)",
-                    plugin.id()
-                );
+                // Its output is in the plugin's log.
+                let refused = format!("it did not become ready: {reason} (plugrack restart {} starts it anyway)", plugin.id());
                 self.refuse_update(&mut state, &plugin.found(file), Refusal::lasting(refused), &mut later);
             }
         }
     }
 
-    /// Ends the look under way when it waits for nothing any more.
+    /// Finishes the look under way once it waits for nothing.
     fn finish_look(self: &Arc<Self>, mut state: MutexGuard<'_, Looks>) {
         if state.outstanding > 0 || state.finished == state.begun {
             return;
@@ -587,7 +585,7 @@ impl Rack {
         self.known.store(true, Ordering::Release);
         self.over.notify_all();
         let is_first = looks.finished == 1;
-        // Without threads the question is asked on this one, and takes the list itself.
+        // If no thread can be created, the call runs on this one, which then takes the lock itself.
         drop(state);
         drop(later);
         if added + changed + removed > 0 || is_first {
@@ -598,8 +596,8 @@ impl Rack {
 }
 
 impl Looks {
-    /// Begins a look, or joins the one under way, with what a scan has found: gives its number, and what is to be asked or taken in, by
-    /// name. Whoever begins it is one of those it waits for.
+    /// Begins a look, or joins the one under way, with the result of a scan. Returns its number, and the entries to process, by name. The
+    /// look also waits for the caller.
     fn begin(&mut self, found: Vec<Found>, look: Look) -> (u64, Vec<Found>) {
         if self.finished == self.begun {
             self.begun += 1;
@@ -612,7 +610,7 @@ impl Looks {
         let plugins = self.entries.iter().filter(|(_, entry)| entry.is_plugin()).map(|(file, _)| file);
         let stale = plugins.filter(|file| others.contains(file) || !self.names.contains(*file));
         let stale: Vec<String> = stale.filter(|file| !self.asked.contains(*file)).cloned().collect();
-        // Those that are being asked are looked at by the same look.
+        // Calls already under way belong to the same look.
         self.stale.retain(|file| self.asked.contains(file));
         self.stale.extend(stale);
         self.asked.extend(found.iter().map(|found| found.file.clone()));
@@ -620,7 +618,7 @@ impl Looks {
         (self.begun, found)
     }
 
-    /// Whether what is found at a name is to be asked or taken in.
+    /// Whether an entry needs processing.
     fn is_open(&mut self, found: &Found, look: Look) -> bool {
         if self.asked.contains(&found.file) {
             return false;
@@ -635,13 +633,13 @@ impl Looks {
             Some(Entry::Accepted { plugin, rejected, .. })
                 if found.fingerprint.is_some() && plugin.fingerprint == found.fingerprint =>
             {
-                // The file that it runs is back.
+                // The file that the plugin runs is back.
                 *rejected = None;
                 plugin.set_update_refused(None);
                 false
             }
             Some(Entry::Accepted { rejected, .. }) => rejected.as_ref().is_none_or(is_again),
-            // It may have been refused for a conflict, and the other plugin may be gone.
+            // It may have been refused because of a conflict with a plugin that is gone now.
             Some(Entry::Refused { id, rejected, .. }) => id.is_some() || is_again(rejected),
         }
     }
