@@ -5,9 +5,9 @@
 //!
 //! The rooms, from the bottom up; a file uses only the layers below its own:
 //!
-//! * words: [`protocol`]'s messages and metadata, `license`, `repeat`, `restart`, `route`, `standing`, `text`, `time_mark`, and what
+//! * words: [`protocol`]'s messages and metadata, `license`, `lock`, `repeat`, `restart`, `route`, `standing`, `text`, `time_mark`, and what
 //!   the `gate` reads
-//! * one resource each: frames, `link`, `process`, `remains`, `guard`, `preflight`, `output`, `log_file`, `memory`, `room`, `store`,
+//! * one resource each: frames, `link`, `threads`, `process`, `remains`, `guard`, `preflight`, `output`, `log_file`, `memory`, `room`, `store`,
 //!   `data_dir`, `watch`, `handover`, `http_date`, `exchange`, `config`, the `gate`
 //! * the rack: `queue`, `worker`, `plugin`, `supervisor`, `discovery`, `rack`, `host`, `callback`
 //! * edges: `http`, `api`, `pages`, `client`

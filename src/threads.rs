@@ -16,8 +16,8 @@ const MAX_PANICS: usize = 5;
 /// See [`MAX_PANICS`].
 const PANIC_WINDOW: Duration = Duration::from_secs(60);
 
-/// Starts a thread whose body holds nothing that a panic could spoil: it is run again after a panic, until it returns. One that does
-/// not come to rest ends the process with exit code 1.
+/// Starts a thread whose body is run again after each panic, until it returns. [`MAX_PANICS`] panics within [`PANIC_WINDOW`] end the
+/// process with exit code 1. The body must not keep state that a panic could leave half changed.
 ///
 /// # Errors
 /// The thread cannot be started.
@@ -31,7 +31,7 @@ pub(crate) fn restarting(builder: Builder, body: impl FnMut() + Send + 'static) 
     Ok(())
 }
 
-/// Starts a thread whose state is lost with a panic, so that the process ends with exit code 1.
+/// Starts a thread whose state cannot be rebuilt: a panic ends the process with exit code 1.
 ///
 /// # Errors
 /// The thread cannot be started.
@@ -43,7 +43,8 @@ pub(crate) fn vital<T: Send + 'static>(builder: Builder, body: impl FnOnce() -> 
     })
 }
 
-/// Runs a body until it returns, again after each panic. False if it was given up after [`MAX_PANICS`] panics within [`PANIC_WINDOW`].
+/// Runs a body on this thread until it returns, again after each panic. Returns false after [`MAX_PANICS`] panics within
+/// [`PANIC_WINDOW`].
 pub(crate) fn persist(body: impl FnMut()) -> bool {
     run_again(body, RESTART_PAUSE)
 }
