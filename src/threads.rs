@@ -90,7 +90,10 @@ pub(crate) mod testing {
     pub(crate) fn alone(test: &str) -> Output {
         #[expect(clippy::disallowed_methods, reason = "the tests themselves, once more")]
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(ALONE, "1").output().unwrap()
+        // A process that ends at once removes no files.
+        let dir = tempfile::tempdir().unwrap();
+        command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(ALONE, "1").env("TMPDIR", dir.path());
+        command.output().unwrap()
     }
 
     /// Whether this process is one that [`alone`] has started. Its log goes to standard error.
