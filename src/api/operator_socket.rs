@@ -7,6 +7,7 @@ use super::Api;
 use crate::system::rlimits;
 use crate::system::unix_socket;
 use crate::util::pause::pause;
+use crate::util::threads;
 use anyhow::Result;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use std::io;
@@ -61,7 +62,7 @@ pub(crate) fn serve(api: &Arc<Api>, path: PathBuf) -> Result<Receiver<()>> {
         }
         drop::<Sender<()>>(alive);
     };
-    std::thread::Builder::new().name("operator".into()).spawn(receive)?;
+    threads::vital(std::thread::Builder::new().name("operator".into()), receive)?;
     Ok(failed)
 }
 

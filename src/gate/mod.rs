@@ -27,11 +27,11 @@ pub(crate) use router::Router;
 use crate::http::proxies::Networks;
 use crate::http::response_channel::{ResponseChannel, Responses, Waker};
 use crate::plugins::plugin::AnswerTime;
+use crate::util::threads;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use event_loop::EventLoop;
 use rustls::ServerConfig;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -82,17 +82,14 @@ impl Gate {
         let own = Arc::clone(&router);
         let run = move || {
             let alive: Sender<()> = alive;
-            let channel = Arc::new(channel);
-            let outcome =
-                catch_unwind(AssertUnwindSafe(|| EventLoop::new(listeners, settings, own, ordered, channel, responses)?.run()));
-            match outcome {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => log::error!("the gate has ended: {error}"),
-                Err(_) => log::error!("the gate has panicked"),
+            if let Err(error) =
+                EventLoop::new(listeners, settings, own, ordered, Arc::new(channel), responses).and_then(EventLoop::run)
+            {
+                log::error!("the gate has ended: {error}");
             }
             drop(alive);
         };
-        std::thread::Builder::new().name("gate".into()).spawn(run)?;
+        threads::vital(std::thread::Builder::new().name("gate".into()), run)?;
         Ok((Self { orders, waker, router }, ended))
     }
 

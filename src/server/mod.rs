@@ -202,12 +202,18 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
 
     // The host answers meanwhile: requests for what is not known yet wait, so that none is told that its plugin does not exist.
     let looker = Arc::clone(&rack);
-    let looks = std::thread::Builder::new().name("discovery".into()).spawn(move || look(&looker, &orders));
-    looks.context("cannot start the thread that looks for plugins")?;
+    let looks = std::thread::Builder::new().name("discovery".into());
+    threads::restarting(looks, move || look(&looker, &orders)).context("cannot start the thread that looks for plugins")?;
 
     let (sender, received) = unbounded();
-    let watch = move || signals.forever().all(|signal| sender.send(signal).is_ok());
-    threads::vital(threads::small_thread("signals"), watch)?;
+    let watch = move || {
+        for signal in signals.forever() {
+            if sender.send(signal).is_err() {
+                return;
+            }
+        }
+    };
+    threads::restarting(threads::small_thread("signals"), watch)?;
     let (mut hung_up, mut hang_up_at) = (never(), Instant::now());
     let outcome = loop {
         select! {

@@ -116,6 +116,9 @@ pub(crate) enum StoreError {
          or save what can be read with: sqlite3 plugrack.db .recover | sqlite3 saved.db"
     )]
     Damaged(Arc<rusqlite::Error>),
+    /// A fault of this program.
+    #[error("a change to plugrack.db panicked, which is a fault of plugrack's: its log has the reason")]
+    Panicked,
     /// The store is closing, or its writer has failed.
     #[error("the store is closed")]
     Closed,

@@ -39,6 +39,7 @@ use crate::util::threads;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use rusqlite::{Connection, OpenFlags};
 use std::fs::{self, File};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -255,7 +256,7 @@ impl Store {
             writer.schedule.wrote(Instant::now());
         }
         let thread = std::thread::Builder::new().name("store-writer".into());
-        // Nobody could tell which changes were made if it panicked.
+        // A change may panic. If the writer itself does, nobody can tell which changes were made.
         let writer = threads::vital(thread, move || writer.run()).map_err(|error| StoreError::File(Arc::new(error)))?;
         let (orders, writer) = (Some(orders), Some(writer));
         let inner = Inner {
@@ -615,7 +616,9 @@ impl Writer {
                 self.execute("SAVEPOINT change")?;
             }
             let before = self.connection.total_changes();
-            let Made { keep, fault } = task.make(&mut transaction);
+            // The transaction is rolled back with all that the change has left half done.
+            let made = catch_unwind(AssertUnwindSafe(|| task.make(&mut transaction)));
+            let Made { keep, fault } = made.map_err(|_| StoreError::Panicked)?;
             if let Some(fault) = fault {
                 // On a full or failing disk SQLite may roll back the whole transaction by itself.
                 if self.connection.is_autocommit() {
@@ -747,12 +750,37 @@ mod tests {
         if testing::is_alone() {
             let dir = tempfile::tempdir().unwrap();
             let store = Store::open(&dir.path().join("plugrack.db"), Limits { keys: 1, bytes: 1 }).unwrap();
-            let made: Result<(), StoreError> = store.write(|_| panic!("in a change"));
+            // The outcome of a change that nobody waits for is dropped by the writer.
+            struct Bomb;
+            impl Drop for Bomb {
+                fn drop(&mut self) {
+                    panic!("in the writer");
+                }
+            }
+            let (end, ended) = bounded::<()>(0);
+            store.begin(move |_| Ok::<_, StoreError>(ended.recv().is_err())).unwrap();
+            drop(store.begin(|_| Ok::<_, StoreError>(Bomb)).unwrap());
+            drop(end);
             // The process ends although this thread would go on.
             crossbeam_channel::never::<()>().recv_timeout(Duration::from_secs(60)).ok();
-            return drop(made);
+            return;
         }
         testing::assert_ended(&testing::alone("store::tests::a_panic_of_the_writer_ends_the_process"), "store-writer");
+    }
+
+    #[test]
+    fn a_change_that_panics_fails_and_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("plugrack.db"), Limits { keys: 1, bytes: 1 }).unwrap();
+        let config = |store: &Store| store.config("p").unwrap().into_iter().map(|(key, _)| key).collect::<Vec<_>>();
+        let insert = "INSERT INTO config (plugin, key, value) VALUES ('p', ?1, '1')";
+        let panicked: Result<(), StoreError> = store.write(move |connection| {
+            connection.execute(insert, ["half"])?;
+            panic!("in a change");
+        });
+        assert!(matches!(panicked, Err(StoreError::Panicked)), "{panicked:?}");
+        store.write(move |connection| Ok::<_, StoreError>(connection.execute(insert, ["whole"])?)).unwrap();
+        assert_eq!(config(&store), ["whole"]);
     }
 
     #[test]

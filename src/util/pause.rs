@@ -1,12 +1,9 @@
-//! A pause of this thread between two looks at something that tells nobody when it changes.
+//! A short sleep between two polls of something that sends no event, such as a file, another process or a limit of the system.
 
 use std::time::Duration;
 
-/// Waits for the whole of a short time. Whoever waits for another thread of this process uses a channel or a condition variable instead.
+/// Sleeps for the whole time. To wait for another thread of this process, use a channel or a condition variable.
 pub(crate) fn pause(time: Duration) {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "files, processes and the system's limits change without an event to wait for"
-    )]
+    #[expect(clippy::disallowed_methods, reason = "what is polled sends no event to wait for")]
     std::thread::sleep(time);
 }

@@ -30,8 +30,8 @@ pub(crate) fn timespec(duration: Duration) -> Timespec {
     Timespec::try_from(duration).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 })
 }
 
-/// Starts a thread whose body holds nothing that a panic could spoil: it is run again after a panic, until it returns. One that does
-/// not come to rest ends the process with exit code 1.
+/// Starts a thread whose body is run again after each panic, until it returns. [`MAX_PANICS`] panics within [`PANIC_WINDOW`] end the
+/// process with exit code 1. The body must not keep state that a panic could leave half changed.
 ///
 /// # Errors
 /// The thread cannot be started.
@@ -45,7 +45,7 @@ pub(crate) fn restarting(builder: Builder, body: impl FnMut() + Send + 'static) 
     Ok(())
 }
 
-/// Starts a thread whose state is lost with a panic, so that the process ends with exit code 1.
+/// Starts a thread whose state cannot be rebuilt: a panic ends the process with exit code 1.
 ///
 /// # Errors
 /// The thread cannot be started.
@@ -57,7 +57,8 @@ pub(crate) fn vital<T: Send + 'static>(builder: Builder, body: impl FnOnce() -> 
     })
 }
 
-/// Runs a body until it returns, again after each panic. False if it was given up after [`MAX_PANICS`] panics within [`PANIC_WINDOW`].
+/// Runs a body on this thread until it returns, again after each panic. Returns false after [`MAX_PANICS`] panics within
+/// [`PANIC_WINDOW`].
 pub(crate) fn persist(body: impl FnMut()) -> bool {
     run_again(body, RESTART_PAUSE)
 }
@@ -103,7 +104,10 @@ pub(crate) mod testing {
     pub(crate) fn alone(test: &str) -> Output {
         #[expect(clippy::disallowed_methods, reason = "the tests themselves, once more")]
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(ALONE, "1").output().unwrap()
+        // A process that ends at once removes no files.
+        let dir = tempfile::tempdir().unwrap();
+        command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(ALONE, "1").env("TMPDIR", dir.path());
+        command.output().unwrap()
     }
 
     /// Whether this process is one that [`alone`] has started. Its log goes to standard error.

@@ -187,12 +187,12 @@ impl Rack {
         Arc::clone(&*unpoisoned(self.routes.read()))
     }
 
-    /// All entries of the plugins directory, by name.
+    /// A copy of everything in the plugins directory, by name there. It is made without the lock.
     pub(crate) fn entries(&self) -> BTreeMap<String, Entry> {
         (*self.share()).clone()
     }
 
-    /// The same as it is now, without a copy.
+    /// A snapshot of the same, without a copy.
     fn share(&self) -> Arc<BTreeMap<String, Entry>> {
         Arc::clone(&self.lock().entries)
     }
@@ -365,8 +365,8 @@ impl Entry {
     }
 }
 
-/// Under which name the events of a refused file are kept: the id of the plugin that it `was`, or else its own name. None while that is
-/// the id of another plugin.
+/// The name under which the events of a refused file are kept: the id of the plugin that it `was`, or else the file's name. None while
+/// another plugin has that id.
 fn history(entries: &BTreeMap<String, Entry>, file: &str, was: Option<&Plugin>) -> Option<String> {
     let name = was.map_or(file, Plugin::id);
     let is_other = |(other, entry): (&String, &Entry)| {

@@ -105,8 +105,8 @@ pub(super) struct Looks {
     pub(super) last: Arc<Finished>,
 }
 
-/// Something that the look under way waits for: a file, or the thread that begins the look. It waits no more when this is dropped, also
-/// by a panic. Must not be dropped while the list is locked.
+/// One item that the current look waits for: a file, or the thread that begins the look. Dropping it counts the item as done, also during
+/// a panic, so that no look waits for ever. It must not be dropped while the list is locked.
 struct Outstanding {
     rack: Arc<Rack>,
     file: Option<String>,
@@ -124,7 +124,7 @@ impl Outstanding {
         self.is_over = !self.rack.apply(found, answer, true);
     }
 
-    /// Lets the look wait on.
+    /// Gives the item up without counting it as done.
     fn leave(mut self) {
         self.is_over = false;
     }
@@ -144,8 +144,8 @@ impl Drop for Outstanding {
     }
 }
 
-/// What a change of the list leads to and may wait for: a disk, a supervisor, a client. It is done when this is dropped, so a function
-/// makes it before it locks the list.
+/// Work that follows a change of the list and may block on a disk, a supervisor or a client. It runs when this is dropped. A function
+/// creates it before it locks the list, so that it is dropped after the lock.
 #[derive(Default)]
 pub(super) struct Later(Vec<Box<dyn FnOnce()>>);
 
