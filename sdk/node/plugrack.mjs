@@ -14,8 +14,9 @@
  *
  *     for await (const _ of setInterval(1000, null, { signal: request.signal })) yield 'data: tick\n\n';
  *
- * A request that the host has given up makes room for another, also while its handler still runs: with `concurrency` 1 two
- * handlers may run at once until the first heeds its signal. At most twice `concurrency` handlers run.
+ * A request that the host has given up makes room for another, also while its handler still runs: at most twice `concurrency`
+ * handlers run. With 1 the next handler is called once the one before has settled; only a stream that was given up may still run
+ * beside it, until it heeds its signal.
  *
  * A proprietary plugin is given the public keys of its vendor, and its own release date. Its licence is then checked before
  * `onInit` runs, which finds in `context.granted` what the licence grants; where it does not hold, the plugin says what to do
@@ -546,11 +547,29 @@ class Capacity {
   #concurrency;
   #live = 0;
   #abandoned = 0;
+  #turn = Promise.resolve(); // of the handler that was called last, where they are called one by one
   #timer = null;
   #complain = throttled('no connection is served until a handler ends');
 
   constructor(concurrency) {
     this.#concurrency = concurrency;
+  }
+
+  /** Calls a handler. With one connection its author may rely on it that no other runs, not even one whose request was given up. */
+  inTurn(handler) {
+    return this.#concurrency === 1 ? this.#afterTheLast(handler) : handler();
+  }
+
+  async #afterTheLast(handler) {
+    const before = this.#turn;
+    let settle;
+    this.#turn = new Promise((resolve) => { settle = resolve; });
+    await before;
+    try {
+      return await handler();
+    } finally {
+      settle();
+    }
   }
 
   /** The connections that the host has closed while their handlers still run. */
@@ -779,7 +798,7 @@ class Connection {
   async #kv({ head: { id, op, key }, body }) {
     let answer;
     try {
-      const outcome = (await this.#session.handlers.kv({ op, key, value: op === 'set' ? body : undefined })) ?? {};
+      const outcome = (await this.#session.capacity.inTurn(() => this.#session.handlers.kv({ op, key, value: op === 'set' ? body : undefined }))) ?? {};
       const { found = op === 'get' ? outcome.value != null : false, rev, value } = outcome;
       const fields = op === 'set' ? { rev } : { found, rev };
       answer = encodeFrame({ type: 'result', id, ...fields }, op === 'get' && found && value != null ? toBytes(value) : EMPTY);
@@ -796,7 +815,8 @@ class Connection {
     if (this.#stopping) this.#controller.abort();
     let reply;
     try {
-      const result = await this.#session.handlers.http(new HttpRequest(frame.head, body, signal));
+      const request = new HttpRequest(frame.head, body, signal);
+      const result = await this.#session.capacity.inTurn(() => this.#session.handlers.http(request));
       reply = result instanceof Reply ? result : new Reply(result);
     } catch (error) {
       reply = failure(error, signal);

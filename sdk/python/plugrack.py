@@ -29,8 +29,8 @@ ends as soon as its client has gone.
 Threads: every connection of the host is served by a thread of its own, one request after the other. There are up to 16
 connections, so handlers run side by side, and what they share needs a lock. `plugrack.Plugin(…, concurrency=1)` runs one
 handler at a time: an open stream then keeps every other request waiting. A request that the host has given up makes room
-for another, also while its handler still runs, so with 1 two handlers may run at once until the first notices it. At most
-twice `concurrency` handlers run.
+for another, also while its handler still runs, so at most twice `concurrency` handlers run. With 1 the next handler is
+called once the one before has returned; only a stream that was given up may still run beside it, up to its next `yield`.
 
 A proprietary plugin is given the public keys of its vendor, and its own release date. Its licence is then checked before
 the `init` handler runs, which finds in `context.granted` what the licence grants; where it does not hold, the plugin
@@ -45,6 +45,7 @@ from __future__ import annotations
 
 import base64
 import collections
+import contextlib
 import errno
 import itertools
 import json
@@ -1226,6 +1227,8 @@ class Plugin:
         self._handle_http: Callable[[Request], Any] = lambda request: (404, "not found\n")
         self._handle_init: Callable[[Context], Any] = lambda context: None
         self._handle_kv: Callable[[str, str, bytes], Any] = self._kv_in_store
+        # With one connection handlers need not be safe to run side by side, not even beside one that was given up.
+        self._turn: Any = threading.Lock() if concurrency == 1 else contextlib.nullcontext()
         self._ready = False
         self._changed = threading.Condition(threading.Lock())
         # These are changed under the lock of `_changed`.
@@ -1484,7 +1487,9 @@ class Plugin:
 
     def _serve_http(self, wire: _Wire, request: Request) -> None:
         try:
-            response, first, parts = _begin(self._handle_http(request), request.method)
+            with self._turn:
+                result = self._handle_http(request)
+            response, first, parts = _begin(result, request.method)
         except (Disconnected, _ProtocolError):
             raise
         except HTTPError as error:
@@ -1531,7 +1536,8 @@ class Plugin:
             op, key = head.get("op"), head.get("key")
             if op not in ("get", "set", "delete") or not isinstance(key, str):
                 raise Error("bad_request", "kv takes get, set or delete, and a key")
-            result = self._handle_kv(op, key, value)
+            with self._turn:
+                result = self._handle_kv(op, key, value)
             if op == "delete":
                 reply["found"] = bool(result)
             elif op == "set":

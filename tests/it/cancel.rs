@@ -2,7 +2,7 @@
 //! process over its socket, and close a connection in the middle of a stream, as the host does when a client goes.
 
 use crate::sdk::node;
-use crate::support::{Guarded, Site, cancelled, command, root, wait_for, write_file};
+use crate::support::{Guarded, Site, cancelled, command, pause, root, wait_for, write_file};
 use plugrack_sdk::protocol::frame::{FrameReader, encode};
 use serde_json::{Value, json};
 use std::fs::{self, File};
@@ -217,5 +217,78 @@ fn a_handler_of_the_python_sdk_heeds_the_end_of_its_requests_time() {
 fn a_handler_of_the_node_sdk_heeds_the_end_of_its_requests_time() {
     if node() {
         heeds_the_end_of_a_requests_time("mjs");
+    }
+}
+
+/// Handlers of a plugin with one connection need not be safe to run side by side, not even beside one that was given up.
+fn calls_handlers_one_by_one(language: &str) {
+    let mut plugin = Plugin::start(language, 1);
+    let mut given_up = plugin.first.take().unwrap();
+    given_up.ask("/deaf");
+    wait_for("the handler to run", || (plugin.count("deaf") == 1).then_some(()));
+    drop(given_up);
+    let mut next = plugin.connect();
+    next.ask("/next");
+    pause(Duration::from_millis(500));
+    assert_eq!(plugin.count("answered /next"), 0);
+    fs::write(plugin.dir.path().join("go"), "").unwrap();
+    assert_eq!(next.receive().1, b"hello", "{}", plugin.log());
+    let answered: Vec<_> = plugin.log().lines().filter(|line| line.starts_with("answered")).map(str::to_owned).collect();
+    assert_eq!(answered, ["answered /deaf", "answered /next"]);
+}
+
+#[test]
+fn the_rust_sdk_calls_handlers_one_by_one_where_there_is_one_connection() {
+    calls_handlers_one_by_one("rust");
+}
+
+#[test]
+fn the_python_sdk_calls_handlers_one_by_one_where_there_is_one_connection() {
+    calls_handlers_one_by_one("py");
+}
+
+#[test]
+fn the_node_sdk_calls_handlers_one_by_one_where_there_is_one_connection() {
+    if node() {
+        calls_handlers_one_by_one("mjs");
+    }
+}
+
+/// By a real client, which closes its connection while the stream is silent.
+fn ends_the_stream_of_a_client_that_has_gone(language: &str) {
+    let site = Site::new();
+    let dir = site.plugins().join("cancelled");
+    fs::create_dir(&dir).unwrap();
+    install(language, &dir);
+    let server = site.start();
+    server.wait_state("cancelled", "ready");
+    for round in 1..=2 {
+        let mut client = server.client();
+        client.send(b"GET /cancelled/heeds HTTP/1.1\r\nhost: test\r\n\r\n");
+        assert_eq!(client.reply_head().status, 200);
+        drop(client);
+        assert_eq!(server.get("/cancelled/").text(), "hello");
+        let log = || fs::read_to_string(server.site().data().join("logs/cancelled.log")).unwrap_or_default();
+        wait_for("the stream to be cancelled", || {
+            (log().lines().filter(|line| line.ends_with(" cancelled")).count() == round).then_some(())
+        });
+    }
+    assert_eq!(server.plugin("cancelled")["process"]["restarts"], 0);
+}
+
+#[test]
+fn a_client_that_closes_ends_its_silent_stream_in_the_rust_sdk() {
+    ends_the_stream_of_a_client_that_has_gone("rust");
+}
+
+#[test]
+fn a_client_that_closes_ends_its_silent_stream_in_the_python_sdk() {
+    ends_the_stream_of_a_client_that_has_gone("py");
+}
+
+#[test]
+fn a_client_that_closes_ends_its_silent_stream_in_the_node_sdk() {
+    if node() {
+        ends_the_stream_of_a_client_that_has_gone("mjs");
     }
 }

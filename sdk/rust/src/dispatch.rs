@@ -32,7 +32,7 @@ pub(super) fn serve(server: &Server, connection: &mut Connection) -> Result<(), 
 
 fn http(server: &Server, context: &Context, connection: &mut Connection, message: Http<'_>) -> Result<(), End> {
     let mut request = Request::new(message, connection, context);
-    let response = match catch_unwind(AssertUnwindSafe(|| (server.handlers.http)(&mut request))) {
+    let response = match catch_unwind(AssertUnwindSafe(|| server.in_turn(|| (server.handlers.http)(&mut request)))) {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => failed(&request, &error),
         // The panic hook has written the message.
@@ -62,7 +62,7 @@ fn kv(server: &Server, context: &Context, connection: &mut Connection, message: 
     let outcome = match Operation::new(&message.op, connection.body()) {
         None => Err(KvError::refused("bad_request", "a plugin is asked for get, set and delete alone")),
         Some(operation) => {
-            let performed = catch_unwind(AssertUnwindSafe(|| (server.handlers.kv)(context, operation)));
+            let performed = catch_unwind(AssertUnwindSafe(|| server.in_turn(|| (server.handlers.kv)(context, operation))));
             performed.unwrap_or_else(|_| Err(KvError::refused("internal", "the plugin failed")))
         }
     };

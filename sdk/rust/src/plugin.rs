@@ -60,8 +60,9 @@ impl Plugin {
     /// How many requests are handled at once, each on a thread of its own: 1–256. Unless set it is 16, or as many as the operator's
     /// `--plugin-memory` has room for. An open stream counts as one; with 1 it keeps every other request waiting.
     ///
-    /// A request that the host has given up makes room for another, also while its handler still runs. So with 1 two handlers may run
-    /// at once until the first notices its [`Cancellation`](super::Cancellation). At most twice this number run.
+    /// A request that the host has given up makes room for another, also while its handler still runs. So at most twice this number
+    /// of handlers run. With 1 the next handler is called once the one before has returned; only a stream that was given up may still
+    /// run beside it, until it notices its [`Cancellation`](super::Cancellation).
     #[must_use]
     pub fn concurrency(mut self, connections: u32) -> Self {
         self.metadata.concurrency = connections;

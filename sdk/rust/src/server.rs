@@ -66,6 +66,8 @@ pub(super) struct Handlers {
 pub(super) struct Server {
     pub(super) handlers: Handlers,
     concurrency: usize,
+    /// Held while a handler runs, where handlers need not be safe to run side by side.
+    turn: Mutex<()>,
     /// Whether `init` has come, which it does once.
     initialized: AtomicBool,
     flusher: Arc<Flusher>,
@@ -102,6 +104,7 @@ impl Server {
         Ok(Self {
             handlers,
             concurrency: usize::try_from(concurrency).unwrap_or(usize::MAX),
+            turn: Mutex::default(),
             initialized: AtomicBool::new(false),
             flusher: Arc::default(),
             epoll: epoll::create(CreateFlags::CLOEXEC)?,
@@ -156,6 +159,12 @@ impl Server {
                 Err(error) => return error,
             }
         }
+    }
+
+    /// Calls a handler. With one connection its author may rely on it that no other runs, not even one whose request was given up.
+    pub(super) fn in_turn<T>(&self, handler: impl FnOnce() -> T) -> T {
+        let _turn = (self.concurrency == 1).then(|| self.turn.locked());
+        handler()
     }
 
     /// Waits until fewer connections are open than the plugin's concurrency allows. A connection that the host has closed does not
@@ -369,10 +378,10 @@ mod tests {
             kv: Box::new(|_, _| Err(KvError::refused("denied", "no keys"))),
             http: Box::new(|_| Ok(Response::text(""))),
         };
-        let server = Arc::new(Server::new(1, handlers));
+        let server = Arc::new(Server::new(1, handlers).unwrap());
         for panics in [false, true] {
             let held = Vital(Arc::clone(&server));
-            let body = move || assert!(!panics, "while {} connections are open", held.0.lock().open);
+            let body = move || assert!(!panics, "while {} connections are open", held.0.lock().live());
             assert_eq!(thread::Builder::new().spawn(body).unwrap().join().is_err(), panics);
             assert_eq!(server.lock().failed.is_some(), panics);
         }
