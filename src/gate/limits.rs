@@ -12,7 +12,7 @@ const HEAD_BYTES: std::ops::RangeInclusive<u64> = 1024..=64 * 1024;
 /// Most `--max-headers`, for which there is room on the stack.
 const MAX_HEADERS: i64 = 256;
 
-/// Most `--max-connections`: each in use takes a thread and four files.
+/// Most `--max-connections`: each takes an open file, and some KiB while it is used.
 const MAX_CONNECTIONS: i64 = 65_536;
 
 /// The part of all connections that one plugin may hold.
@@ -38,21 +38,21 @@ impl Share {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Limits of clients")]
 pub(crate) struct Limits {
-    /// Connections at once; fewer where files or threads are few
+    /// Simultaneous connections; fewer if the limit of open files leaves less room
     #[arg(long, value_name = "N", env = "PLUGRACK_MAX_CONNECTIONS", default_value_t = 512,
         value_parser = clap::value_parser!(u32).range(1..=MAX_CONNECTIONS))]
     pub(crate) max_connections: u32,
 
-    /// Connections at once from one address, or one IPv6 network of 64 bits; of a client behind a trusted proxy, requests at once
+    /// Simultaneous connections from one IPv4 address or IPv6 /64 network; for a client behind a trusted proxy, its simultaneous requests
     #[arg(long, value_name = "N", env = "PLUGRACK_MAX_CONNECTIONS_PER_ADDRESS", default_value_t = 128,
         value_parser = clap::value_parser!(u32).range(1..=MAX_CONNECTIONS))]
     pub(crate) max_connections_per_address: u32,
 
-    /// Connections at once that one plugin holds, with requests that are under way at it or wait for it: a number, or a percentage of all connections
+    /// Simultaneous connections that one plugin occupies: a number, or a percentage of all connections
     #[arg(long, value_name = "N|PERCENT%", env = "PLUGRACK_MAX_CONNECTIONS_PER_PLUGIN", default_value = "50%", value_parser = parse_share)]
     pub(crate) max_connections_per_plugin: Share,
 
-    /// Largest head of a request: its first line and its headers
+    /// Largest request head: request line and headers
     #[arg(long, value_name = "SIZE", env = "PLUGRACK_MAX_HEAD", default_value = "16KiB", value_parser = parse_head_size)]
     pub(crate) max_head: u64,
 
@@ -61,11 +61,11 @@ pub(crate) struct Limits {
         value_parser = clap::value_parser!(u16).range(1..=MAX_HEADERS))]
     pub(crate) max_headers: u16,
 
-    /// Time for a head to come whole, from its first byte on, and for a TLS handshake
+    /// Time from the first to the last byte of a request's head; time for a TLS handshake
     #[arg(long, value_name = "TIME", env = "PLUGRACK_HEAD_TIMEOUT", default_value = "5s", value_parser = parse_time)]
     pub(crate) head_timeout: Duration,
 
-    /// Time a connection is kept without a request while there is room; at most 15 s once half of the connections are taken
+    /// Time an idle keep-alive connection stays open; at most 15 s once half of the connections are taken
     #[arg(long, value_name = "TIME", env = "PLUGRACK_IDLE_TIMEOUT", default_value = "75s", value_parser = parse_time)]
     pub(crate) idle_timeout: Duration,
 
@@ -73,27 +73,27 @@ pub(crate) struct Limits {
     #[arg(long, value_name = "SIZE", env = "PLUGRACK_MAX_BODY", default_value = "10MiB", value_parser = parse_body_size)]
     pub(crate) max_body: u64,
 
-    /// Time a body may make no progress, and may be below the least rate
+    /// Time without progress of a body, and time it may be slower than the minimum rate
     #[arg(long, value_name = "TIME", env = "PLUGRACK_BODY_TIMEOUT", default_value = "20s", value_parser = parse_time)]
     pub(crate) body_timeout: Duration,
 
-    /// Least bytes a second a client must send of a body, or take of an answer, while it is waited for
+    /// Minimum bytes a second that a client sends of a body or reads of a response
     #[arg(long, value_name = "SIZE", env = "PLUGRACK_MIN_RATE", default_value = "500", value_parser = parse_size)]
     pub(crate) min_rate: u64,
 
-    /// Bodies up to this size are collected before the plugin is asked, so that a slow client takes none of its time; larger ones are passed on as they come
+    /// Bodies up to this size are collected before the plugin is called; larger ones are passed on as they arrive
     #[arg(long, value_name = "SIZE", env = "PLUGRACK_BODY_BUFFER", default_value = "10MiB", value_parser = parse_size)]
     pub(crate) body_buffer: u64,
 
-    /// Memory for the bodies of all clients; what is more goes to a temporary file
+    /// Memory for received bodies; the rest goes to temporary files
     #[arg(long, value_name = "SIZE", env = "PLUGRACK_BODY_MEMORY", default_value = "64MiB", value_parser = parse_size)]
     pub(crate) body_memory: u64,
 
-    /// Disk for these files; what is more is refused
+    /// Total size of these files
     #[arg(long, value_name = "SIZE", env = "PLUGRACK_BODY_DISK", default_value = "1GiB", value_parser = parse_size)]
     pub(crate) body_disk: u64,
 
-    /// Time a client may take nothing of its answer
+    /// Time in which a client reads nothing of its response; then the connection is reset
     #[arg(long, value_name = "TIME", env = "PLUGRACK_WRITE_TIMEOUT", default_value = "5s", value_parser = parse_time)]
     pub(crate) write_timeout: Duration,
 }

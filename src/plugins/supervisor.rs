@@ -305,7 +305,7 @@ impl Supervisor {
                     if let Err(error) = self.spawn_worker(&running.life, None)
                         && let Some(unsaid) = self.growth.came(Instant::now())
                     {
-                        let said = rlimits::explain("it has to do with the connections it has", &error).0;
+                        let said = rlimits::explain("the host cannot open another connection to it", &error).0;
                         log::warn!("{}: {said}{}", self.plugin.id(), more(unsaid));
                     }
                 }

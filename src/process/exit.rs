@@ -2,35 +2,35 @@
 
 use crate::license::Code;
 
-/// How a plugin's process, or its start, came to an end.
+/// How a plugin's process, or its start, ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
     /// Exit code.
     Code(i32),
     /// Killed by this signal.
     Signal(i32),
-    /// Killed by SIGKILL while the kernel killed for want of memory.
+    /// Killed by SIGKILL while the kernel's out-of-memory killer was active.
     OutOfMemory,
-    /// Its file cannot be executed here.
+    /// The file cannot be executed here.
     Unfit,
-    /// The file in its program's place is another one than the one that said who it is.
+    /// The file was replaced since its metadata was read.
     Changed,
-    /// It cannot have its user, or its directories as that user.
+    /// Its uid, or its directories under that uid, cannot be set up.
     NoUser,
     /// It does not speak this version of the protocol.
     Incompatible,
-    /// It has refused its licence, by this code.
+    /// It refused its licence with this code.
     Unlicensed(Code),
-    /// There are not enough files, threads or memory for it: no end of its own, so none that counts.
+    /// Not enough files, threads or memory. Not the plugin's fault, so it does not count.
     NoRoom,
-    /// It could not be started for want of something that may come back.
+    /// It could not be started because of a temporary lack of something.
     NotStarted,
-    /// It was ended by the host because it did not do its part.
+    /// The host ended it because of a fault.
     Fault,
 }
 
 impl Exit {
-    /// Whether starting again would change nothing. The codes are those of sysexits.h (64 usage, 77 permission, 78 configuration)
+    /// Whether another start would change nothing. The codes are those of sysexits.h (64 usage, 77 permission, 78 configuration)
     /// and of a shell (126 not executable, 127 not found).
     pub(crate) fn is_permanent(self) -> bool {
         match self {
@@ -40,7 +40,7 @@ impl Exit {
         }
     }
 
-    /// Whether the plugin says that this passes by itself (75 of sysexits.h): however often it does, it is no crash loop.
+    /// Whether the plugin reports a temporary failure (75 of sysexits.h), which never counts towards a crash loop.
     pub(crate) fn is_temporary(self) -> bool {
         match self {
             Self::Code(code) => code == 75,
@@ -49,30 +49,32 @@ impl Exit {
         }
     }
 
-    /// What the operator of the plugin `id` can do about it, in a sentence.
+    /// What the operator can do about it, in one sentence.
     pub(crate) fn advice(self, id: &str) -> String {
         match self {
             Self::Code(64) => "install a build of the plugin that fits this plugrack".into(),
-            Self::Code(75) => "nothing, unless it stays so: it waits for something that it needs".into(),
-            Self::Code(77) => format!("give it the permission that it misses, then: plugrack start {id}"),
+            Self::Code(75) => "nothing, unless it persists: the plugin waits for something that it needs".into(),
+            Self::Code(77) => format!("grant the missing permission, then: plugrack start {id}"),
             Self::Code(78) => {
                 format!(
-                    "set what is missing, which starts it again: plugrack config set {id} KEY VALUE, or plugrack env set {id} NAME VALUE"
+                    "set the missing setting, which starts it again: plugrack config set {id} KEY VALUE, or plugrack env set {id} NAME VALUE"
                 )
             }
-            Self::Code(126 | 127) | Self::Unfit => "put a file there that can be executed: it is then tried again".into(),
-            Self::Changed => "wait: the new file is asked who it is, and started".into(),
+            Self::Code(126 | 127) | Self::Unfit => {
+                "replace it by a file that can be executed; it is then tried again by itself".into()
+            }
+            Self::Changed => "nothing: the host reads the metadata of the new file, then starts it".into(),
             Self::NoUser => format!("do what the reason says, then: plugrack start {id}"),
             Self::Incompatible => "install a build of the plugin that speaks the protocol of this plugrack".into(),
-            Self::Unlicensed(Code::ClockNotSet) => "set the clock of this machine: it is then tried again by itself".into(),
+            Self::Unlicensed(Code::ClockNotSet) => "set the clock of this machine; it is then tried again by itself".into(),
             Self::Unlicensed(_) => {
                 format!(
                     "ask its vendor for a licence for this instance (plugrack instance), then: plugrack license set {id} TOKEN"
                 )
             }
-            Self::OutOfMemory => "give the machine or the container more memory, or the plugin less to do".into(),
-            Self::NoRoom => "raise that limit, or stop another plugin: it is tried again by itself".into(),
-            Self::NotStarted => "free or raise what there is too little of: it is tried again by itself".into(),
+            Self::OutOfMemory => "give the machine or the container more memory, or reduce the plugin's memory use".into(),
+            Self::NoRoom => "raise that limit, or stop another plugin; it is tried again by itself".into(),
+            Self::NotStarted => "provide what the reason names; it is tried again by itself".into(),
             Self::Code(_) | Self::Signal(_) | Self::Fault => {
                 format!("fix the error in its last lines (plugrack logs {id}), then: plugrack start {id}")
             }
@@ -98,11 +100,11 @@ impl std::fmt::Display for Exit {
                 None => write!(f, "killed by signal {signal}"),
             },
             Self::OutOfMemory => {
-                f.write_str("killed for memory: signal 9 (SIGKILL) while the kernel was killing for want of memory")
+                f.write_str("killed for memory: signal 9 (SIGKILL) while the kernel's out-of-memory killer was active")
             }
             Self::Unfit => f.write_str("cannot be executed"),
-            Self::Changed => f.write_str("its file was replaced: the new one is asked who it is before it is started"),
-            Self::NoUser => f.write_str("cannot have its user"),
+            Self::Changed => f.write_str("its file was replaced: the host reads the new file's metadata before it starts it"),
+            Self::NoUser => f.write_str("its uid cannot be set up"),
             Self::Incompatible => f.write_str("speaks another protocol"),
             Self::Unlicensed(code) => write!(f, "licence refused ({code})"),
             Self::NotStarted => f.write_str("did not start"),

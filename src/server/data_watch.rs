@@ -101,7 +101,7 @@ fn watch(
         match keep_announced(data) {
             Ok(None) => {}
             Ok(Some(other)) => {
-                lost.try_send(format!("{other}: this one ends")).ok();
+                lost.try_send(format!("{other}: this host ends")).ok();
                 return None;
             }
             Err(error) => {

@@ -17,15 +17,15 @@ const MAX_PANICS: usize = 5;
 /// See [`MAX_PANICS`].
 const PANIC_WINDOW: Duration = Duration::from_secs(60);
 
-/// Stack of the threads that only wait or copy, in bytes.
+/// Stack size in bytes of threads that only wait or copy.
 pub(crate) const SMALL_STACK: usize = 128 * 1024;
 
-/// A thread that only waits or copies.
+/// A builder for a thread that only waits or copies.
 pub(crate) fn small_thread(name: impl Into<String>) -> thread::Builder {
     thread::Builder::new().name(name.into()).stack_size(SMALL_STACK)
 }
 
-/// A duration as poll takes it.
+/// A duration as a timeout for poll.
 pub(crate) fn timespec(duration: Duration) -> Timespec {
     Timespec::try_from(duration).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 })
 }

@@ -320,7 +320,7 @@ impl Rack {
         // One whose supervisor is busy must not hold up the others.
         let busy = leaving.iter().filter(|(plugin, _)| plugin.control.try_send(quit()).is_err_and(|error| error.is_full()));
         let busy: Vec<_> = busy.collect();
-        // A supervisor that is gone has nothing to end.
+        // The supervisor may already be gone.
         busy.into_iter().for_each(|(plugin, _)| drop(plugin.control.send_deadline(quit(), deadline)));
         for (plugin, ended) in leaving {
             await_end(&plugin, &ended, deadline);

@@ -173,7 +173,7 @@ impl Later {
         let (host, file, rejected) = (Arc::clone(host), file.to_owned(), rejected.clone());
         self.then(move || {
             let Rejected { reason, retry_at, printed, .. } = &rejected;
-            let again = if retry_at.is_some() { " (it is asked again by itself)" } else { "" };
+            let again = if retry_at.is_some() { " (the host tries again by itself)" } else { "" };
             log::warn!("{file}: refused: {reason}{again}");
             let Some(history) = history else { return };
             host.store.note_event(&history, "refused", reason);
@@ -364,7 +364,7 @@ impl Rack {
                 Ok((metadata, (true, _))) if may_try && in_way.is_empty() && plugin.status().state == State::Ready => {
                     stale.remove(&found.file);
                     let (id, from, to) = (plugin.id().to_owned(), plugin.metadata.version.clone(), metadata.version.clone());
-                    later.then(move || log::info!("{id}: version {to} is started beside version {from}"));
+                    later.then(move || log::info!("{id}: starting version {to} beside version {from}"));
                     return match self.try_update(&found, metadata, plugin) {
                         Ok(trial) => {
                             trials.insert(found.file, trial);
@@ -484,7 +484,7 @@ impl Rack {
             let (host, plugin, refused) = (Arc::clone(&self.host), Arc::clone(plugin), refused.clone());
             later.then(move || {
                 let Rejected { reason, printed, .. } = &refused;
-                log::warn!("{}: update refused, the process before goes on: {reason}", plugin.id());
+                log::warn!("{}: update refused, the old process keeps running: {reason}", plugin.id());
                 host.store.note_event(plugin.id(), "update_refused", reason);
                 plugin.log.note(&format!("update refused: {reason}"));
                 let printed = printed.iter().rev().take(MAX_PRINTED).rev();
@@ -512,7 +512,7 @@ impl Rack {
         let mut later = Later::default();
         let mut state = self.lock();
         let Some((plugin, ended)) = state.trials.remove(file) else {
-            // The host stops, and has told it so.
+            // The host is stopping, and has told the update so.
             drop(state);
             return outstanding.leave();
         };
@@ -572,7 +572,7 @@ impl Rack {
         let [added, changed, removed] = [&changes.added, &changes.changed, &changes.removed].map(Vec::len);
         let refusals = std::mem::take(&mut looks.refusals);
         if refusals > SAID_REFUSALS {
-            later.then(move || log::warn!("{} more are refused: plugrack list has the reasons", refusals - SAID_REFUSALS));
+            later.then(move || log::warn!("{} more files are refused; plugrack list has the reasons", refusals - SAID_REFUSALS));
         }
         if std::mem::take(&mut looks.ordered) || added + changed + removed > 0 {
             later.then(move || {
