@@ -691,7 +691,7 @@ impl EventLoop {
         }
     }
 
-    /// An answer has been passed on to its end: the client may go on, or its connection ends.
+    /// An answer has been passed on to its end: the client may go on, or its connection ends. The caller drives the connection further.
     pub(super) fn answered(&mut self, key: ConnectionKey) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         if !connection.is_flushed() {
@@ -714,7 +714,6 @@ impl EventLoop {
             let out = std::mem::take(&mut connection.out);
             self.keep_buffer(out);
         }
-        self.drive(key);
     }
 
     /// The one place where an exchange ends, however it does: with everything that is known of it.

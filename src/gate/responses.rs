@@ -30,7 +30,7 @@ impl EventLoop {
                 self.send(key, &bytes);
                 if is_whole {
                     self.keep_buffer(bytes);
-                    self.answered(key);
+                    self.end_answer(key);
                 } else {
                     self.responses.give_back(bytes);
                     self.relay(key);
@@ -56,7 +56,7 @@ impl EventLoop {
                             self.relay(key);
                         }
                     }
-                    Then::Ended => self.answered(key),
+                    Then::Ended => self.end_answer(key),
                     Then::Broken => self.cut(key),
                 }
             }
@@ -79,6 +79,11 @@ impl EventLoop {
             exchange.answer = Some(begun);
             exchange.last |= begun.framed.last;
         }
+    }
+
+    fn end_answer(&mut self, key: ConnectionKey) {
+        self.answered(key);
+        self.drive(key);
     }
 
     fn send(&mut self, key: ConnectionKey, bytes: &[u8]) {
@@ -110,7 +115,7 @@ impl EventLoop {
                     }
                     return;
                 }
-                Next::End => return self.answered(key),
+                Next::End => return self.end_answer(key),
                 Next::Broken => return self.cut(key),
             }
         }

@@ -199,7 +199,7 @@ pub(crate) fn find_own_program() -> Result<(), String> {
     let path = std::path::absolute(OsStr::from_bytes(executed_by.to_bytes())).unwrap_or_default();
     if !path.is_file() {
         return Err(format!(
-            "the host starts plugins by {OWN_FILE}, which is missing, and its program is not at {path:?}: mount /proc"
+            "{OWN_FILE} is missing, by which the host starts plugins, and its program is not at {path:?} either: mount /proc"
         ));
     }
     log::warn!(
