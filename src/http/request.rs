@@ -275,7 +275,9 @@ impl Request {
             put_number(out, length);
             out.extend_from_slice(br#""],"#);
         }
-        put_header(out, b"x-forwarded-for", remote.as_bytes());
+        if !remote.is_empty() {
+            put_header(out, b"x-forwarded-for", remote.as_bytes());
+        }
         put_header(out, b"x-forwarded-proto", if self.origin.https { b"https" } else { b"http" });
         put_header(out, b"x-forwarded-prefix", mount.as_bytes());
         put_header(out, b"x-request-id", self.id().as_bytes());

@@ -1,7 +1,6 @@
 """What the host's way costs a request by itself: the same threads, sockets and wakes with nothing in them, beside host and nginx.
 
-No host of this shape can be quicker than the whole way. The short one leaves out the HTTP library's thread and the dispatcher, to
-show what another shape would give.
+No host of this shape can be quicker.
 """
 
 import os
@@ -18,18 +17,18 @@ from sockets import free_port
 Way = namedtuple("Way", "port process")
 
 POINTS = {"hello": (1, 16, 64, 256), "echo": (16, 64, 256), "mib": (1, 16, 256)}
-NAMES = {"host": "plugrack", "whole": "its threads, empty", "short": "without library and dispatcher", "peer": "nginx → server"}
+NAMES = {"host": "plugrack", "empty": "its threads, empty", "peer": "nginx → server"}
 
 
 def compare(bench, available):
-    """All four in turns, there and back again."""
+    """All three in turns, there and back again."""
     host = bench.host("chain")
     peer = Peers(bench.room("chain-peers"), bench.policy, available).server()
-    ways = {(way, connections): _start(bench, way, connections) for way in ("whole", "short") for connections in (1, 2)}
+    empty = {connections: _start(bench, connections) for connections in (1, 2)}
 
     def server(load, key):
         # As many connections as the host has to its plugin.
-        return {"host": host, "peer": peer}.get(key) or ways[key, 1 if load.key == "hello" and CORES < 4 else 2]
+        return {"host": host, "peer": peer}.get(key) or empty[1 if load.key == "hello" and CORES < 4 else 2]
 
     points = [(load, c) for load in LOADS for c in POINTS.get(load.key, ())]
     rounds = []
@@ -40,7 +39,7 @@ def compare(bench, available):
                 rates[load, c, key] = _rate(bench, key, server(load, key), load, c)
         rounds.append(rates)
     host.stop()
-    stop(*peer.processes, *(way.process for way in ways.values()))
+    stop(*peer.processes, *(way.process for way in empty.values()))
 
     def cell(load, c, key):
         rates = number(median(each[load, c, key] for each in rounds))
@@ -60,14 +59,14 @@ def _rate(bench, key, server, load, connections):
     return answers(load, figures) / figures["duration_us"] * 1e6
 
 
-def _start(bench, way, connections):
-    port, path = free_port(), os.path.join(bench.room("chain"), "%s-%d.log" % (way, connections))
+def _start(bench, connections):
+    port, path = free_port(), os.path.join(bench.room("chain"), "%d.log" % connections)
 
     def is_right(load):
         return request(port, load.method, "/bench" + load.path, load.body) == (200, load.answer)
 
     with open(path, "w+b") as log:
-        process = start([release("bench-chain"), way, str(port), str(connections)], log, bench.policy)
+        process = start([release("bench-chain"), str(port), str(connections)], log, bench.policy)
         if not wait_for("bench-chain", process, log, lambda: is_right(LOADS[0])):
             fail("bench-chain does not answer.")
     for load in LOADS:

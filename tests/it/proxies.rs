@@ -4,13 +4,13 @@ use crate::clients::{converse, curl, fixture, load, python, run, told, told_of_d
 use crate::docs::blocks_in;
 use crate::support::http::Client;
 use crate::support::tls::{Authority, Certificate};
-use crate::support::{Guarded, Server, Site, command, metadata, pause, wait_for};
+use crate::support::{Guarded, Server, Site, binary, command, metadata, pause, uids, wait_for};
 use crate::web::{bytes, sent};
 use serde_json::Value;
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
-use std::os::unix::net::UnixListener;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -106,6 +106,32 @@ fn what_is_in_the_way_of_the_socket_is_left_alone_and_named() {
     assert_eq!(Site::new().args(&["--listen", "unix:relative"]).run_to_end().status.code(), Some(2));
 }
 
+/// Whether somebody listens on a socket shows only where one may connect to it.
+#[test]
+fn a_socket_of_another_user_is_left_alone() {
+    if fs::metadata("/proc/self").unwrap().uid() != 0 {
+        // Only root can become another user.
+        return;
+    }
+    let shared = tempfile::tempdir().unwrap();
+    fs::set_permissions(shared.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let socket = shared.path().join("socket");
+    let listener = UnixListener::bind(&socket).unwrap();
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o600)).unwrap();
+    let site = Site::new().args(&["--listen", &format!("unix:{}", socket.display())]);
+    let (own, uid) = (site.data().join("plugrack"), uids().start().to_string());
+    fs::copy(binary(), &own).unwrap();
+    assert!(command("chown").args(["-R", &uid]).arg(site.data()).status().unwrap().success());
+    let mut serve = command("setpriv");
+    serve.args(["--reuid", &uid, "--regid", &uid, "--clear-groups"]).arg(own).args(site.serve().get_args());
+    let output = serve.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("whether another program listens on it cannot be told (Permission denied"), "{said}");
+    let _client = UnixStream::connect(&socket).unwrap();
+    listener.accept().unwrap();
+}
+
 #[test]
 fn tls_is_refused_on_a_socket() {
     let issued = Authority::new().issue("host");
@@ -140,7 +166,8 @@ fn a_proxy_is_believed_in_its_last_word_and_nothing_else() {
     ] {
         let request = server.request("GET", "/p/request", headers, b"").json();
         assert_eq!(request["remote"], remote, "{headers:?}");
-        assert_eq!(sent(&request, "x-forwarded-for"), [remote], "{headers:?}");
+        let known: Vec<&str> = [remote].into_iter().filter(|remote| !remote.is_empty()).collect();
+        assert_eq!(sent(&request, "x-forwarded-for"), known, "{headers:?}");
         assert_eq!(sent(&request, "x-forwarded-proto"), [scheme], "{headers:?}");
         assert!(!request.to_string().contains("6.6.6.6"), "{request}");
     }

@@ -1,11 +1,9 @@
 //! What a request costs by its way alone: the host's threads, sockets, channels and wakes, with nothing done in between.
 //!
-//! `bench-chain whole PORT CONNECTIONS` answers `/hello`, `/echo` and `/mib` as the benchmark's plugin does, by the way that a request takes through the
-//! host: the gate, which waits for all clients by epoll and collects bodies, a connection to the HTTP library's thread, that library's
-//! queue, the dispatcher, the plugin's queue, a worker for each of so many connections, the plugin's process, and back: in pieces straight to the client, whole
-//! by the gate, or straight where it is alone. Messages are as long as the host's, but nobody reads more of them than which of the three
-//! is asked for. `bench-chain short …` leaves out the library's thread and the dispatcher: the gate puts requests into the plugin's queue
-//! itself.
+//! `bench-chain PORT CONNECTIONS` answers `/hello`, `/echo` and `/mib` as the benchmark's plugin does, by the way that a request takes
+//! through the host: the gate, which waits for all clients by epoll and collects bodies, the plugin's queue, a worker for each of so many
+//! connections, the plugin's process, and back: large responses in pieces straight to the client, small ones by the gate, or straight
+//! where the request is alone. Messages are as long as the host's, but nobody reads more of them than which of the three is asked for.
 
 use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
 use rustix::buffer::spare_capacity;
@@ -14,18 +12,17 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
-use std::collections::{HashMap, VecDeque};
-use std::io::{self, BufReader, IoSlice, Read, Write};
+use std::collections::HashMap;
+use std::io::{self, IoSlice, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-/// Bytes of the messages: the head that the gate passes on, that of the frame to the plugin, and that of its answer's.
-const HEAD: usize = 56;
+/// Bytes of the messages: the head of the frame to the plugin, and that of its answer's.
 const FRAME: usize = 284;
 const REPLY: usize = 133;
 
@@ -37,9 +34,8 @@ const MIB: usize = 1 << 20;
 /// Bytes of a large answer that are passed on at a time.
 const PIECE: usize = 64 * 1024;
 
-/// Requests sent ahead on a connection, bytes read from the gate at a time, and the wait of an idle worker, as the host has them.
+/// Requests pipelined on a connection, and the wait of an idle worker, as the host has them.
 const DEPTH: usize = 32;
-const LIBRARY_READ: usize = 1024;
 const IDLE: Duration = Duration::from_secs(1);
 
 /// Requests that find room in the plugin's queue.
@@ -96,18 +92,14 @@ struct Chain {
     asleep: AtomicBool,
     /// Connections to the plugin.
     connections: usize,
-    /// The library's queue.
-    taken: Mutex<VecDeque<Job>>,
-    came: Condvar,
 }
 
 fn main() -> io::Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["plugin", path, connections] => plugin(Path::new(path), number(connections)?),
-        ["whole", port, connections] => serve(port, number(connections)?, true),
-        ["short", port, connections] => serve(port, number(connections)?, false),
-        _ => Err(io::Error::other("usage: bench-chain whole|short PORT CONNECTIONS")),
+        [port, connections] => serve(port, number(connections)?),
+        _ => Err(io::Error::other("usage: bench-chain PORT CONNECTIONS")),
     }
 }
 
@@ -157,7 +149,7 @@ fn answer_frames(mut stream: UnixStream) -> io::Result<()> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "there is no process.rs here, and nobody to confine")]
-fn serve(port: &str, connections: usize, whole: bool) -> io::Result<()> {
+fn serve(port: &str, connections: usize) -> io::Result<()> {
     let port = port.parse().map_err(io::Error::other)?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
     let socket = std::env::temp_dir().join(format!("bench-chain-{}", std::process::id()));
@@ -170,8 +162,6 @@ fn serve(port: &str, connections: usize, whole: bool) -> io::Result<()> {
         bell: eventfd(0, EventfdFlags::NONBLOCK)?,
         asleep: AtomicBool::new(false),
         connections,
-        taken: Mutex::default(),
-        came: Condvar::new(),
     });
     let (queue, jobs) = bounded(QUEUE);
     let (parcels, answers) = unbounded();
@@ -182,51 +172,10 @@ fn serve(port: &str, connections: usize, whole: bool) -> io::Result<()> {
         named("worker", move || chain.work(&stream, &jobs, &stop, &parcels))?;
     }
     std::fs::remove_file(&socket)?;
-    let out = if whole {
-        let (out, library) = UnixStream::pair()?;
-        let (taker, dispatcher) = (Arc::clone(&chain), Arc::clone(&chain));
-        named("library", move || taker.take(library))?;
-        named("dispatcher", move || dispatcher.dispatch(&queue))?;
-        Out::Library(out, Vec::new())
-    } else {
-        Out::Queue(queue)
-    };
-    let outcome = chain.pass(&listener, out, &answers);
+    let outcome = chain.pass(&listener, &queue, &answers);
     child.kill()?;
     child.wait()?;
     outcome
-}
-
-/// Where the gate puts requests.
-enum Out {
-    Library(UnixStream, Vec<u8>),
-    Queue(Sender<Job>),
-}
-
-impl Out {
-    fn put(&mut self, (client, load): Job) -> io::Result<()> {
-        match self {
-            Self::Library(_, waiting) => {
-                waiting.push(load as u8);
-                waiting.extend_from_slice(&client.to_ne_bytes());
-                waiting.resize(waiting.len().next_multiple_of(HEAD), 0);
-                Ok(())
-            }
-            Self::Queue(queue) => queue.send((client, load)).map_err(io::Error::other),
-        }
-    }
-
-    /// All of a turn go out together.
-    fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Self::Library(stream, waiting) if !waiting.is_empty() => {
-                stream.write_all(waiting)?;
-                waiting.clear();
-                Ok(())
-            }
-            _ => Ok(()),
-        }
-    }
 }
 
 /// A client as the gate sees it.
@@ -274,14 +223,13 @@ impl Client {
 
 impl Chain {
     /// The gate.
-    fn pass(&self, listener: &TcpListener, mut out: Out, answers: &Receiver<(Job, Vec<u8>)>) -> io::Result<()> {
+    fn pass(&self, listener: &TcpListener, queue: &Sender<Job>, answers: &Receiver<(Job, Vec<u8>)>) -> io::Result<()> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, listener, EventData::new_u64(LISTENER), EventFlags::IN)?;
         epoll::add(&epoll, &self.bell, EventData::new_u64(BELL), EventFlags::IN | EventFlags::ET)?;
         let (mut events, mut scratch) = (Vec::with_capacity(256), [0; 4096]);
         let mut clients: Vec<Client> = Vec::new();
         loop {
-            out.flush()?;
             self.asleep.store(true, Ordering::Relaxed);
             fence(Ordering::SeqCst);
             let timeout = (!answers.is_empty()).then_some(Timespec { tv_sec: 0, tv_nsec: 0 });
@@ -309,35 +257,13 @@ impl Chain {
                                 lock(&self.bodies).insert(number, body);
                             }
                             self.under_way.fetch_add(1, Ordering::Relaxed);
-                            out.put((number, load))?;
+                            queue.send((number, load)).map_err(io::Error::other)?;
                         }
                     }
                 }
             }
             for ((number, load), body) in answers.try_iter().take(256) {
                 clients[number].send(&load.head(), &body);
-            }
-        }
-    }
-
-    /// The HTTP library's thread.
-    fn take(&self, stream: UnixStream) -> io::Result<()> {
-        let mut reader = BufReader::with_capacity(LIBRARY_READ, stream);
-        let mut head = [0; HEAD];
-        loop {
-            reader.read_exact(&mut head)?;
-            let number = head[1..=size_of::<usize>()].try_into().map_err(io::Error::other)?;
-            lock(&self.taken).push_back((usize::from_ne_bytes(number), Load::of(head[0])));
-            self.came.notify_one();
-        }
-    }
-
-    fn dispatch(&self, queue: &Sender<Job>) -> io::Result<()> {
-        loop {
-            let taken = self.came.wait_while(lock(&self.taken), |taken| taken.is_empty());
-            let job = taken.unwrap_or_else(PoisonError::into_inner).pop_front();
-            if let Some(job) = job {
-                queue.send(job).map_err(io::Error::other)?;
             }
         }
     }
