@@ -2,7 +2,7 @@
 
 use crate::support::http::{Client, Reply};
 use crate::support::strain::{Disk, count, leave_files, set_limit};
-use crate::support::{Server, Site, binary, command, wait_for};
+use crate::support::{Server, Site, binary, command, uids, wait_for};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use serde_json::json;
 use std::fs;
@@ -11,9 +11,6 @@ use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 const MIB: usize = 1 << 20;
-
-/// A user for limits that root does not have, and that nobody else here is: its threads are counted over all its processes.
-const SOMEBODY: &str = "64217";
 
 fn server_of_p(arguments: &[&str]) -> Server {
     let server = Site::new().args(arguments).fake("p").start();
@@ -215,11 +212,13 @@ fn without_threads_all_clients_are_answered() {
         return;
     }
     let site = Site::new().args(&AS_THEY_COME).fake("p");
+    // The limit counts all threads of a user, on the whole machine.
+    let user = uids().start().to_string();
     let own = site.data().join("plugrack");
     fs::copy(binary(), &own).unwrap();
-    assert!(command("chown").args(["-R", SOMEBODY]).arg(site.data()).status().unwrap().success());
+    assert!(command("chown").args(["-R", &user]).arg(site.data()).status().unwrap().success());
     let mut serve = command("setpriv");
-    serve.args(["--reuid", SOMEBODY, "--regid", SOMEBODY, "--clear-groups", "prlimit", "--nproc=500:500"]).arg(own);
+    serve.args(["--reuid", &user, "--regid", &user, "--clear-groups", "prlimit", "--nproc=500:500"]).arg(own);
     serve.args(site.serve().get_args());
     let server = site.start_as(serve);
     server.wait_state("p", "ready");
