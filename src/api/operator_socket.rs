@@ -11,6 +11,7 @@ use crate::util::threads;
 use anyhow::Result;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -32,6 +33,10 @@ const CHECK_EVERY: Duration = Duration::from_secs(5);
 
 /// Threads that tiny_http starts with. It panics without them.
 const LIBRARY_THREADS: usize = 6;
+
+/// Longest body that a request may announce, in bytes: far above what the API takes. When tiny_http drops a request, it allocates
+/// what the client has announced and not sent, and the process aborts if it cannot have that.
+const MAX_ANNOUNCED: usize = 64 * 1024 * 1024;
 
 /// Pause before tiny_http is started again.
 const RESTART_PAUSE: Duration = Duration::from_millis(200);
@@ -78,6 +83,14 @@ fn receive(server: &Server, path: &Path, queue: &Sender<Request>) {
     let mut is_dead = false;
     while !is_dead {
         is_dead = match server.recv_timeout(CHECK_EVERY) {
+            Ok(Some(request)) if request.body_length().is_some_and(|length| length > MAX_ANNOUNCED) => {
+                log::warn!(
+                    "a request at the operator's socket gets no answer: it announces more than the limit of {MAX_ANNOUNCED} bytes"
+                );
+                // The request is never dropped. It costs a thread and an open file, and not the process.
+                let _ = ManuallyDrop::new(request);
+                false
+            }
             Ok(Some(request)) => {
                 if let Err(TrySendError::Full(request) | TrySendError::Disconnected(request)) = queue.try_send(request) {
                     let busy = super::Refused::new(503, "overloaded", "the API answers too many commands: try again");

@@ -6,8 +6,10 @@ use crate::support::{Server, Site, binary, command, uids, wait_for};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use serde_json::json;
 use std::fs;
+use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 const MIB: usize = 1 << 20;
@@ -311,6 +313,21 @@ fn the_operators_socket_is_opened_again_when_tiny_http_stops_accepting_and_no_cl
     }
     touch(&server, "go");
     assert_eq!(waiting.reply(false).text(), "waited");
+}
+
+/// tiny_http allocates what a dropped request has announced and not sent.
+#[test]
+fn a_request_that_announces_a_huge_body_does_not_end_the_host() {
+    let server = server_of_p(&[]);
+    let socket = server.site().data().join("run/api.sock");
+    for (count, length) in (1..).zip(["67108865", "99999999999999", "18446744073709551615"]) {
+        let mut client = UnixStream::connect(&socket).unwrap();
+        write!(client, "GET /api/plugins HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n").unwrap();
+        let said = "a request at the operator's socket gets no answer: it announces more than the limit of 67108864 bytes";
+        wait_for(said, || (server.log().matches(said).count() == count).then_some(()));
+    }
+    assert!(server.site().cli(&["list"]).status.success());
+    assert_eq!(server.get("/p/x").text(), "GET /x of p");
 }
 
 /// What was opened for a crowd is closed behind it.
