@@ -340,7 +340,7 @@ impl EventLoop {
                 continue;
             }
             let is_unknown =
-                |exchange: &Exchange| matches!(exchange.destination, Destination::Unknown) && !self.router.is_known();
+                |exchange: &Exchange| matches!(exchange.destination, Destination::Unknown) && !self.router.is_scanned();
             if self.connections[key].exchange.as_ref().is_some_and(is_unknown) {
                 self.held.push(key);
             } else {

@@ -1,4 +1,4 @@
-//! What every part of the rack shares: the identity, the data directory, the store, and which process belongs to which plugin.
+//! What every part of the registry shares: the identity, the data directory, the store, and which process belongs to which plugin.
 
 use crate::license::Time;
 use crate::licensing::clock::{Clocks, TimeMark};
@@ -50,7 +50,7 @@ pub(crate) struct Host {
     /// Turns to start a process.
     pub(crate) starts: Starts,
     /// Orders a look through the plugins directory.
-    pub(crate) looks: Sender<()>,
+    pub(crate) scan_requests: Sender<()>,
     /// Most memory of a plugin's process in bytes.
     pub(crate) plugin_memory: Option<u64>,
     /// How many plugins fit.
@@ -95,9 +95,9 @@ impl Host {
     }
 
     /// Has the plugins directory looked through soon: a file in it has changed.
-    pub(crate) fn look_again(&self) {
+    pub(crate) fn request_scan(&self) {
         // One that waits already will see all there is by then.
-        self.looks.try_send(()).ok();
+        self.scan_requests.try_send(()).ok();
     }
 
     /// How a plugin is bound; the uid of its own that it gets with this is its own for good.

@@ -176,7 +176,7 @@ pub(crate) enum Command {
     },
 }
 
-/// Why a plugin leaves the rack.
+/// Why a plugin leaves the registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Quit {
     /// The host stops.
@@ -201,7 +201,7 @@ pub(crate) enum Door {
     Open = 2,
 }
 
-/// A plugin of the rack.
+/// A plugin of the registry.
 pub(crate) struct Plugin {
     /// Who it is.
     pub(crate) metadata: Metadata,

@@ -143,7 +143,7 @@ pub(crate) struct Supervisor {
     updated: bool,
     /// Gets the outcome of an update's first start. If that fails, there is no second one.
     trial: Option<Trial>,
-    /// Set if another supervisor must not take over after a panic, since the plugin leaves the rack.
+    /// Set if another supervisor must not take over after a panic, since the plugin leaves the registry.
     leaves: Arc<AtomicBool>,
 }
 
@@ -152,7 +152,7 @@ pub(crate) type Trial = Box<dyn FnOnce(Result<(), String>) + Send>;
 
 impl Supervisor {
     /// Creates the supervisor of a plugin that does not run yet. An update on `trial` is started once, beside the plugin it replaces.
-    /// After a panic of [`Supervisor::run`], `leaves` says whether the plugin leaves the rack, so that nothing takes over.
+    /// After a panic of [`Supervisor::run`], `leaves` says whether the plugin leaves the registry, so that nothing takes over.
     pub(crate) fn new(
         plugin: Arc<Plugin>,
         host: Arc<Host>,
@@ -407,7 +407,7 @@ impl Supervisor {
     fn spawn(&mut self, turn: Turn) -> Result<Running, (Exit, String)> {
         let unfit = |why: String| (Exit::Unfit, why);
         if !self.plugin.is_unchanged() {
-            self.host.look_again();
+            self.host.request_scan();
             return Err((Exit::Changed, Exit::Changed.to_string()));
         }
         preflight::check(&self.plugin.program).map_err(unfit)?;
@@ -591,7 +591,7 @@ impl Supervisor {
 
     fn ready(&mut self) {
         if !self.plugin.is_unchanged() {
-            self.host.look_again();
+            self.host.request_scan();
             return self.fault(Exit::Changed, Exit::Changed.to_string());
         }
         if let Given { token: Some(token), previous: Some(_) } = std::mem::take(&mut self.given) {

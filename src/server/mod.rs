@@ -11,7 +11,7 @@ use crate::plugins::context::{HOST_SOCKET_VARIABLE, Host, LicenseTime, Sessions}
 use crate::plugins::discovery;
 use crate::plugins::host_socket;
 use crate::plugins::plugin::AnswerTime;
-use crate::plugins::registry::{Look, Rack, STOP_ALL_TIME};
+use crate::plugins::registry::{Registry, STOP_ALL_TIME, ScanReason};
 use crate::plugins::start_turns::Starts;
 use crate::process;
 use crate::process::oom::Memory;
@@ -129,12 +129,12 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     let plugins = settings.plugins.clone().unwrap_or_else(|| data.plugins());
     fs::create_dir_all(&plugins).with_context(|| format!("cannot make the plugins directory {}", plugins.display()))?;
     let plugins = fs::canonicalize(&plugins)?;
-    discovery::scan(&plugins).with_context(|| format!("cannot read the plugins directory {}", plugins.display()))?;
+    discovery::list(&plugins).with_context(|| format!("cannot read the plugins directory {}", plugins.display()))?;
 
     let listen = &settings.listen;
     let listener = open_listener(settings)?;
     let listening = listener.address().map_or_else(|| listen.to_string(), |address| address.to_string());
-    let (order, orders) = bounded(1);
+    let (scan_requests, scan_requested) = bounded(1);
     let default_limits = LimitsInForce {
         open_files: room.plugin_files(),
         start_timeout: settings.start_timeout,
@@ -151,7 +151,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
         sessions: Sessions::new(guard),
         plugin_uids: settings.plugin_uids.clone(),
         starts: Starts::new(),
-        looks: order.clone(),
+        scan_requests: scan_requests.clone(),
         plugin_memory: settings.plugin_memory,
         room,
         metadata_timeout: settings.metadata_timeout,
@@ -163,7 +163,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     let host = Arc::new(host);
     host_socket::listen(Arc::clone(&host)).context("cannot listen on the host socket")?;
     log::info!("plugrack {} is instance {instance_id}", env!("CARGO_PKG_VERSION"));
-    let rack = Arc::new(Rack::new(host, plugins.clone()));
+    let registry = Arc::new(Registry::new(host, plugins.clone()));
     let scheme = match (listen, &settings.tls_cert) {
         (Listen::Unix(_), _) => "",
         (_, Some(_)) => "https://",
@@ -173,18 +173,18 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     let port = listening.strip_prefix("0.0.0.0:").or_else(|| listening.strip_prefix("[::]:"));
     let reachable = port.map_or_else(|| listening.clone(), |port| format!("localhost:{port}"));
     let base = (!scheme.is_empty()).then(|| format!("{scheme}{reachable}"));
-    let api = Arc::new(Api::new(Arc::clone(&rack), token, base));
-    let max_connections = rack.host().room.connections(settings.limits.max_connections);
+    let api = Arc::new(Api::new(Arc::clone(&registry), token, base));
+    let max_connections = registry.host().room.connections(settings.limits.max_connections);
     let limits = Limits { max_connections, ..settings.limits.clone() };
     let per_plugin = limits.max_connections_per_plugin.of(max_connections);
     let operator_ended = operator_socket::serve(&api, data.api_socket()).context("cannot serve the operator's socket")?;
-    let api_queue = api_pool::start(&api, &rack).context("cannot start the threads of the API")?;
-    let router = Router::new(Arc::clone(&rack), Arc::clone(&api), api_queue, per_plugin);
+    let api_queue = api_pool::start(&api, &registry).context("cannot start the threads of the API")?;
+    let router = Router::new(Arc::clone(&registry), Arc::clone(&api), api_queue, per_plugin);
     let gate_settings = Settings {
         limits,
         proxies: Networks::all(&settings.trust_proxy),
         spool: data.spool(),
-        answer_time: rack.host().answer_time.clone(),
+        answer_time: registry.host().answer_time.clone(),
     };
     let channel = response_channel().context("cannot make the response channel")?;
     let (gate, gate_ended) = Gate::start(vec![listener], gate_settings, router, channel).context("cannot start the gate")?;
@@ -201,9 +201,9 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     }
 
     // The host answers meanwhile: requests for what is not known yet wait, so that none is told that its plugin does not exist.
-    let looker = Arc::clone(&rack);
-    let looks = std::thread::Builder::new().name("discovery".into()).spawn(move || look(&looker, &orders));
-    looks.context("cannot start the thread that looks for plugins")?;
+    let scanned = Arc::clone(&registry);
+    let discovery = std::thread::Builder::new().name("discovery".into()).spawn(move || scan_loop(&scanned, &scan_requested));
+    discovery.context("cannot start the thread that scans the plugins directory")?;
 
     let (sender, received) = unbounded();
     let watch = move || signals.forever().all(|signal| sender.send(signal).is_ok());
@@ -219,7 +219,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
                 (hung_up, hang_up_at) = (never(), Instant::now() + HANG_UP_PAUSE);
                 read_certificate_again(settings, &gate);
                 // One that waits already will see all there is by then.
-                order.try_send(()).unwrap_or_default();
+                scan_requests.try_send(()).unwrap_or_default();
             },
             recv(gate_ended) -> _ => break Err(anyhow!("the gate has ended, and with it all connections of clients")),
             recv(operator_ended) -> _ => break Err(anyhow!("the operator's socket has failed")),
@@ -236,10 +236,10 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     let deadline = Instant::now() + STOP_ALL_TIME;
     gate.drain(Instant::now() + DRAIN_TIME);
     gate.close();
-    rack.stop_all(deadline);
+    registry.stop_all(deadline);
     gate.end(deadline.max(Instant::now()) + FLUSH_TIME);
-    rack.host().sessions.finish();
-    rack.host().time.keep_at_stop(&store);
+    registry.host().sessions.finish();
+    registry.host().time.keep_at_stop(&store);
     let saved = store.finish().context("the last changes are not in the database");
     if lock.is_some() {
         data.leave_run().context("cannot clear the run directory")?;
@@ -289,27 +289,27 @@ fn check_uids(uids: &RangeInclusive<u32>) -> Result<()> {
     Ok(())
 }
 
-/// Looks through the plugins directory: once at the start, and then whenever it is ordered to, or something is to be tried again.
-fn look(rack: &Arc<Rack>, orders: &Receiver<()>) {
-    begin_look(rack, Look::Ordered);
+/// Scans the plugins directory: once at the start, then on each request, and when a refused file has changed or is due for a retry.
+fn scan_loop(registry: &Arc<Registry>, requested: &Receiver<()>) {
+    begin_scan(registry, ScanReason::Ordered);
     loop {
-        let wait = rack.next_retry().map_or(WATCH_EVERY, |at| at.saturating_duration_since(Instant::now()).min(WATCH_EVERY));
-        match orders.recv_timeout(wait) {
+        let wait = registry.next_retry().map_or(WATCH_EVERY, |at| at.saturating_duration_since(Instant::now()).min(WATCH_EVERY));
+        match requested.recv_timeout(wait) {
             Err(RecvTimeoutError::Disconnected) => return,
-            Ok(()) => begin_look(rack, Look::Ordered),
+            Ok(()) => begin_scan(registry, ScanReason::Ordered),
             Err(RecvTimeoutError::Timeout) => {
-                rack.host().memory.look();
-                rack.keep_time();
-                if rack.is_due() {
-                    begin_look(rack, Look::Due);
+                registry.host().memory.look();
+                registry.advance_license_clock();
+                if registry.needs_scan() {
+                    begin_scan(registry, ScanReason::Due);
                 }
             }
         }
     }
 }
 
-fn begin_look(rack: &Arc<Rack>, look: Look) {
-    if let Err(error) = rack.begin_look(look) {
+fn begin_scan(registry: &Arc<Registry>, reason: ScanReason) {
+    if let Err(error) = registry.begin_scan(reason) {
         log::error!("the plugins directory cannot be read: {error}");
     }
 }

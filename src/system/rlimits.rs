@@ -40,7 +40,7 @@ const PLUGIN_MEMORY: u64 = 2 << 20;
 /// Share of the tasks, in quarters, that running plugins may take; the rest is for the supervisors of those that wait for room.
 const RUNNING_QUARTERS: u64 = 3;
 
-/// Room for fewer plugins than this is said at the start: a small rack has tens of them.
+/// Room for fewer plugins than this is said at the start: a small registry has tens of them.
 const FEW_PLUGINS: u64 = 100;
 
 /// After how long a plugin for which there was no room is tried again: soon enough not to be waited for, and seldom enough that

@@ -1,19 +1,19 @@
 //! The registry of plugins: finds, starts, updates and stops them, and looks them up by id and route.
 //!
-//! A rescan (`look`) reads the metadata of each new or changed file, several in parallel, and processes each answer as it arrives. It
-//! ends with the last answer. A plugin whose file has changed keeps running until its update is ready: the update starts beside it, and
-//! then takes over its route and requests.
+//! A scan is one pass over the plugins directory; the operator's `rescan` command starts one. It reads the metadata of each new or
+//! changed file, several in parallel, and processes each answer as it arrives. It finishes with the last answer. A plugin whose file
+//! has changed keeps running until its update is ready: the update starts beside it, and then takes over its route and requests.
 
 mod owners;
 mod rescan;
 
-pub(crate) use rescan::Look;
+pub(crate) use rescan::ScanReason;
 
-use rescan::Looks;
+use rescan::ScanState;
 
 use crate::lock::{LockExt, unpoisoned};
 use crate::plugins::context::Host;
-use crate::plugins::discovery::{self, Fingerprint, Found, Interviews, Outlook, Refusal};
+use crate::plugins::discovery::{self, Fingerprint, Found, MetadataCalls, Outlook, Refusal};
 use crate::plugins::plugin::{Command, Plugin, Quit, State};
 use crate::plugins::routes::Routes;
 use crate::plugins::supervisor::{COMMANDS, HOLD_TICK, Supervisor, Trial};
@@ -40,16 +40,16 @@ const SETTLE_TIME: Duration = Duration::from_secs(20);
 const SUPERVISOR_STACK: usize = 512 * 1024;
 
 /// All plugins of the host.
-pub(crate) struct Rack {
+pub(crate) struct Registry {
     host: Arc<Host>,
     dir: PathBuf,
-    state: Mutex<Looks>,
-    /// Signals the end of a rescan.
-    over: Condvar,
-    /// Whether the first rescan has ended, readable without the lock.
-    known: AtomicBool,
+    state: Mutex<ScanState>,
+    /// Signals that a scan has finished.
+    scan_finished: Condvar,
+    /// Whether the first scan has finished, readable without the lock.
+    scanned: AtomicBool,
     routes: RwLock<Arc<Routes<Arc<Plugin>>>>,
-    interviews: Interviews,
+    metadata_calls: MetadataCalls,
     /// Set when the host stops, after which no plugin is added.
     closing: AtomicBool,
     /// Number of updates so far, used to number their sockets.
@@ -119,16 +119,17 @@ impl Rejected {
 /// A plugin, and a channel that closes when its supervisor has ended.
 type Supervised = (Arc<Plugin>, Receiver<()>);
 
-impl Rack {
+impl Registry {
     /// An empty registry for a plugins directory.
     pub(crate) fn new(host: Arc<Host>, dir: PathBuf) -> Self {
         let routes = RwLock::new(Arc::new(Routes::new(Vec::new())));
-        let (state, over, known, closing, updates, gone, enabling) = Default::default();
-        Self { host, dir, state, over, known, routes, interviews: Interviews::new(), closing, updates, gone, enabling }
+        let (state, scan_finished, scanned, closing, updates, gone, enabling) = Default::default();
+        let metadata_calls = MetadataCalls::new();
+        Self { host, dir, state, scan_finished, scanned, routes, metadata_calls, closing, updates, gone, enabling }
     }
 
-    /// Advances the time mark, and once a day checks for licences that expire soon.
-    pub(crate) fn keep_time(&self) {
+    /// Advances the licence clock, and once a day checks for licences that expire soon.
+    pub(crate) fn advance_license_clock(&self) {
         self.host.time.keep(&self.host.store);
         if self.host.time.is_new_day() {
             for entry in self.share().values() {
@@ -141,13 +142,13 @@ impl Rack {
         }
     }
 
-    /// Waits up to `time` for the first rescan to end. True if it has.
-    pub(crate) fn is_known(&self, wait: Duration) -> bool {
-        self.known.load(Ordering::Acquire) || (!wait.is_zero() && self.wait_for_look(1, Instant::now() + wait).is_some())
+    /// Waits up to `wait` for the first scan to finish. True if it has.
+    pub(crate) fn is_scanned(&self, wait: Duration) -> bool {
+        self.scanned.load(Ordering::Acquire) || (!wait.is_zero() && self.wait_for_scan(1, Instant::now() + wait).is_some())
     }
 
-    /// Whether a refused file, or the file of a refused plugin, has changed or is due for a retry, so that a rescan is worthwhile.
-    pub(crate) fn is_due(&self) -> bool {
+    /// Whether a refused file, or the file of a refused plugin, has changed or is due for a retry, so that a scan is worthwhile.
+    pub(crate) fn needs_scan(&self) -> bool {
         let now = Instant::now();
         let is_time = |rejected: &Rejected| rejected.retry_at.is_some_and(|at| now >= at);
         // Without the lock, because this reads the disk.
@@ -169,7 +170,7 @@ impl Rack {
             Entry::Accepted { rejected, .. } => rejected.as_ref()?.retry_at,
             Entry::Refused { rejected, .. } => rejected.retry_at,
         };
-        state.entries.iter().filter(|(file, _)| !state.asked.contains(*file)).filter_map(|(_, entry)| rejected(entry)).min()
+        state.entries.iter().filter(|(file, _)| !state.pending.contains(*file)).filter_map(|(_, entry)| rejected(entry)).min()
     }
 
     /// The plugins directory.
@@ -192,7 +193,7 @@ impl Rack {
         (*self.share()).clone()
     }
 
-    /// The same as it is now, without a copy.
+    /// A snapshot of the entries, without a copy.
     fn share(&self) -> Arc<BTreeMap<String, Entry>> {
         Arc::clone(&self.lock().entries)
     }
@@ -327,7 +328,7 @@ impl Rack {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Looks> {
+    fn lock(&self) -> MutexGuard<'_, ScanState> {
         self.state.locked()
     }
 }

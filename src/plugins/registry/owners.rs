@@ -1,7 +1,7 @@
 //! Ownership of ids, and the data of removed plugins.
 
-use super::rescan::Later;
-use super::{Entry, Rack, Rejected, STOP_ALL_TIME, await_end};
+use super::rescan::Deferred;
+use super::{Entry, Registry, Rejected, STOP_ALL_TIME, await_end};
 use crate::plugins::discovery::{Found, Refusal};
 use crate::plugins::plugin::Quit;
 use crate::protocol::metadata::Metadata;
@@ -40,7 +40,7 @@ impl LeftBehind {
     }
 }
 
-impl Rack {
+impl Registry {
     /// Checks a plugin against the database. Returns whether it is enabled, and whether its id had no owner.
     ///
     /// # Errors
@@ -110,7 +110,7 @@ impl Rack {
     pub(super) fn tidy(&self) {
         let files: Vec<String> = self.lock().names.iter().cloned().collect();
         let tidied = self.host.store.keep_programs(files).and_then(|()| self.left_behind());
-        // The store has logged the failure, and the next look tries again.
+        // The store has logged the failure, and the next scan tries again.
         let Ok(left) = tidied else { return };
         self.gone.store(left.iter().filter(|left| left.kept).count(), Ordering::Relaxed);
         let mut traces: Vec<_> = left.into_iter().filter(|left| !left.kept).collect();
@@ -151,13 +151,13 @@ impl Rack {
         }
         self.host.store.set_owner(id, file).map_err(|error| format!("cannot store the new owner of the id: {error}"))?;
         self.host.store.note_event(id, "adopted", &format!("the operator gave the id to the file {file}"));
-        let mut later = Later::default();
+        let mut deferred = Deferred::default();
         let mut state = self.lock();
         let had = |entry: &Entry| matches!(entry, Entry::Accepted { plugin, .. } if plugin.id() == id);
         let before = state.entries.iter().find(|(other, entry)| *other != file && had(entry)).map(|(other, _)| other.clone());
         let mut leaving = None;
         if let Some((other, entry)) = before.and_then(|before| Arc::make_mut(&mut state.entries).remove_entry(&before)) {
-            leaving = later.quit(&entry, Quit::Gone);
+            leaving = deferred.quit(&entry, Quit::Gone);
             let found = entry.found(&other);
             let reason = format!("the operator gave its id {id} to the file {file} (plugrack adopt)");
             let rejected = Rejected::new(&found, Refusal::lasting(reason), None);
@@ -166,7 +166,7 @@ impl Rack {
             self.publish(&state.entries);
         }
         drop(state);
-        drop(later);
+        drop(deferred);
         let deadline = Instant::now() + STOP_ALL_TIME;
         leaving.iter().for_each(|(plugin, ended)| await_end(plugin, ended, deadline));
         self.rescan().map(drop).map_err(|error| format!("the plugins directory cannot be read: {error}"))

@@ -290,7 +290,7 @@ impl Site {
     pub(crate) fn start_as(self, serve: Command) -> Server {
         let before = fs::read_to_string(self.data().join("host.log")).unwrap_or_default().len();
         let server = self.listen_as(serve);
-        let known = || server.log()[before..].contains("looked through the plugins directory").then_some(());
+        let known = || server.log()[before..].contains("scanned the plugins directory").then_some(());
         wait_for("the host to look for plugins", known);
         server
     }
