@@ -199,7 +199,7 @@ impl Api {
             ("GET", ["instance"]) => Ok(self.instance()),
             ("GET", ["plugins"]) => Ok(Reply::ok(&json!({"plugins": view::list(&self.registry)}))),
             ("POST", ["rescan"]) => self.rescan(),
-            ("GET", ["license-clock"]) => Ok(Reply::ok(&self.registry.host().time.clocks())),
+            ("GET", ["license-clock"]) => Ok(Reply::ok(&self.registry.context().time.clocks())),
             ("DELETE", ["license-clock"]) => self.reset_license_clock(),
             ("GET", ["gone"]) => Ok(Reply::ok(&json!({"gone": self.registry.left_behind()?}))),
             ("DELETE", ["gone", id]) => self.forget(id),
@@ -233,16 +233,16 @@ impl Api {
     }
 
     fn instance(&self) -> Reply {
-        let host = self.registry.host();
-        let (id, plugins) = (host.instance_id.to_string(), self.registry.dir().display().to_string());
+        let context = self.registry.context();
+        let (id, plugins) = (context.instance_id.to_string(), self.registry.dir().display().to_string());
         Reply::ok(&json!({"instance_id": id, "version": env!("CARGO_PKG_VERSION"), "plugins_dir": plugins}))
     }
 
     /// Sets the high-water mark of time to the system clock, and has plugins that are unlicensed try again.
     fn reset_license_clock(&self) -> Handled {
-        let host = self.registry.host();
-        let before = host.time.clocks().mark;
-        if !host.time.reset(&host.store)? {
+        let context = self.registry.context();
+        let before = context.time.clocks().mark;
+        if !context.time.reset(&context.store)? {
             return Err(Refused::new(409, "clock_not_set", CLOCK_NOT_SET));
         }
         let before = before.map_or("none".to_owned(), utc::rfc3339);
@@ -254,7 +254,7 @@ impl Api {
                 plugin.control.send(Command::Reconsider).ok();
             }
         }
-        Ok(Reply::ok(&host.time.clocks()))
+        Ok(Reply::ok(&context.time.clocks()))
     }
 
     fn rescan(&self) -> Handled {
@@ -327,13 +327,13 @@ impl Api {
     fn logs(&self, id: &str, call: &Call<'_>) -> Handled {
         let plugin = self.plugin(id)?;
         let lines = call.number("lines", DEFAULT_LOG_LINES, 1..=MAX_LOG_LINES)?;
-        let (lines, _) = log_file::tail(&self.registry.host().data.log(plugin.id()), lines).map_err(Refused::internal)?;
+        let (lines, _) = log_file::tail(&self.registry.context().data.log(plugin.id()), lines).map_err(Refused::internal)?;
         Ok(Reply::ok(&json!({"lines": lines})))
     }
 
     fn config(&self, id: &str) -> Handled {
         let known = self.known(id)?;
-        Ok(Reply::ok(&json!({"config": self.registry.host().store.config(&known.id)?})))
+        Ok(Reply::ok(&json!({"config": self.registry.context().store.config(&known.id)?})))
     }
 
     fn set_config(&self, id: &str, key: &str, body: &[u8]) -> Handled {
@@ -352,7 +352,7 @@ impl Api {
         let value: Value = serde_json::from_slice(body)
             .map_err(|error| Refused::new(400, "bad_request", format!("the value is not JSON: {error}")))?;
         let fits = value.to_string().len() <= MAX_CONFIG_VALUE
-            && self.registry.host().store.set_config(&known.id, key, &value, MAX_CONFIG)?;
+            && self.registry.context().store.set_config(&known.id, key, &value, MAX_CONFIG)?;
         if !fits {
             let message = format!("a setting is at most {MAX_CONFIG_VALUE} bytes, and all of a plugin's together {MAX_CONFIG}");
             return Err(Refused::new(413, "too_large", message));
@@ -362,7 +362,7 @@ impl Api {
 
     fn unset_config(&self, id: &str, key: &str) -> Handled {
         let known = self.known(id)?;
-        match self.registry.host().store.unset_config(&known.id, key)? {
+        match self.registry.context().store.unset_config(&known.id, key)? {
             true => self.configured(&known),
             false => Err(Refused::new(404, "not_found", format!("the plugin {id} has no setting {key:?}"))),
         }
@@ -371,7 +371,7 @@ impl Api {
     /// A plugin that was refused tries again with its new settings; one that runs gets them when it starts the next time.
     fn configured(&self, known: &Known) -> Handled {
         let running = known.reconsider();
-        Ok(Reply::ok(&json!({"config": self.registry.host().store.config(&known.id)?, "restart_needed": running})))
+        Ok(Reply::ok(&json!({"config": self.registry.context().store.config(&known.id)?, "restart_needed": running})))
     }
 
     fn license(&self, plugin: &Plugin) -> Handled {
@@ -385,7 +385,7 @@ impl Api {
         let force = call.flag("force")?;
         let bad = |why| Refused::new(400, "bad_license", why);
         let token = if force { check_text(&call.body) } else { check_form(&call.body) }.map_err(bad)?;
-        let store = &self.registry.host().store;
+        let store = &self.registry.context().store;
         // What it has said of this licence before does not count.
         plugin.note_refused_license(None);
         if force {
@@ -410,20 +410,20 @@ impl Api {
 
     /// Judges a licence without the vendor's key. One that is not valid yet passes where nothing is lost by it: the plugin waits for it.
     fn check_license(&self, plugin: &Plugin, token: &str) -> Result<(), Refused> {
-        let (host, id) = (self.registry.host(), plugin.id());
+        let (context, id) = (self.registry.context(), plugin.id());
         let place = Place {
             plugin_id: id,
-            instance_id: &host.instance_id.to_string(),
+            instance_id: &context.instance_id.to_string(),
             release_date: None,
             now: Time::from(SystemTime::now()),
-            not_before_time: Some(host.time.now()),
+            not_before_time: Some(context.time.now()),
         };
         let Err(mut refusal) = check_unsigned(Some(token), &place) else { return Ok(()) };
         let begins = unverified(token).and_then(|claims| claims.nbf).filter(|_| refusal.code == Code::NotYetValid);
         if let Some(begins) = begins {
             match check_unsigned(Some(token), &Place { now: begins, not_before_time: None, ..place }) {
                 Ok(()) => {
-                    let present = host.store.license(id)?;
+                    let present = context.store.license(id)?;
                     let is_needed = present.is_some_and(|present| check_unsigned(Some(&present), &place).is_ok());
                     if !is_needed && plugin.status().state != State::Ready {
                         return Ok(());
@@ -442,7 +442,7 @@ impl Api {
 
     fn unset_license(&self, id: &str) -> Handled {
         let plugin = self.plugin(id)?;
-        if !self.registry.host().store.unset_license(plugin.id())? {
+        if !self.registry.context().store.unset_license(plugin.id())? {
             return Err(Refused::new(404, "not_found", format!("no licence is set for the plugin {id}")));
         }
         self.relicense(&plugin, "license_removed");
@@ -451,7 +451,7 @@ impl Api {
 
     /// A plugin that runs, or would if it could, is started with its present licence; returns when it has settled.
     fn relicense(&self, plugin: &Plugin, event: &str) {
-        self.registry.host().store.note_event(plugin.id(), event, "by the operator");
+        self.registry.context().store.note_event(plugin.id(), event, "by the operator");
         self.registry.command(plugin, Command::Relicense);
     }
 
@@ -466,7 +466,7 @@ impl Api {
             values: false,
         };
         let answer =
-            self.registry.host().store.kv(&known.id, KvOp::List(list), &[]).wait().map_err(|error| kv_refused(&error))?;
+            self.registry.context().store.kv(&known.id, KvOp::List(list), &[]).wait().map_err(|error| kv_refused(&error))?;
         let mut keys: Value = serde_json::from_slice(&answer.body).map_err(Refused::internal)?;
         for entry in keys.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
             if let Some(left) = entry.remove("expires_in_ms").and_then(|left| left.as_i64()) {
@@ -487,7 +487,7 @@ impl Api {
         };
         let itself = format!("{what} the store itself with plugrack kv {verb} --direct {id} KEY");
         let (result, value) = if direct {
-            let answer = self.registry.host().store.kv(&known.id, op, &value).wait().map_err(|error| kv_refused(&error))?;
+            let answer = self.registry.context().store.kv(&known.id, op, &value).wait().map_err(|error| kv_refused(&error))?;
             (answer.result, answer.body)
         } else {
             let plugin = match &known.plugin {
@@ -519,7 +519,7 @@ impl Api {
     /// Has a plugin do an operation on a key. `itself` says how to do it without the plugin.
     fn ask(&self, plugin: &Plugin, op: KvOp, value: Vec<u8>, itself: &str) -> Result<(KvResult, Vec<u8>), Refused> {
         let id = plugin.id();
-        let limits = plugin.status().limits.unwrap_or(self.registry.host().default_limits);
+        let limits = plugin.status().limits.unwrap_or(self.registry.context().default_limits);
         let (reply, answered) = bounded(1);
         if let Err((job, error)) = plugin.submit(Job::Kv(Box::new(KvJob { op, value, reply, arrived: Instant::now() }))) {
             job.fail(error);
@@ -558,7 +558,7 @@ impl Api {
         }
         // The name of a file alone is no id: another plugin may have it.
         let said = matches!(&found, Some((_, Entry::Refused { id: Some(said), .. })) if said == id);
-        if said || self.registry.host().store.knows(id)? {
+        if said || self.registry.context().store.knows(id)? {
             return Ok(Known { id: id.to_owned(), plugin: None });
         }
         self.plugin(id).map(|plugin| Known { id: id.to_owned(), plugin: Some(plugin) })

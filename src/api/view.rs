@@ -129,7 +129,7 @@ struct Process {
 /// All entries of the plugins directory, by name.
 pub(crate) fn list(registry: &Registry) -> Vec<Summary> {
     // If they cannot be read, the plugins are shown without them.
-    let tokens = registry.host().store.licenses().unwrap_or_default();
+    let tokens = registry.context().store.licenses().unwrap_or_default();
     let memory = oom::by_session();
     let summary = |(file, entry)| match entry {
         Entry::Accepted { plugin, .. } => {
@@ -150,7 +150,7 @@ pub(crate) fn one(registry: &Registry, id: &str, base: Option<&str>) -> Result<O
             // Reads the status once, so that everything shown is of one moment, and the events after it, so that they include its own.
             let status = plugin.status();
             let events = events()?;
-            let token = registry.host().store.license(plugin.id())?;
+            let token = registry.context().store.license(plugin.id())?;
             let (advice, last_end) = (plugin.advice(&status), status.last_end.as_deref().map(last_end));
             Details {
                 summary: accepted(registry, file, plugin, status, token.as_deref(), &oom::by_session()),
@@ -188,7 +188,7 @@ pub(crate) fn one(registry: &Registry, id: &str, base: Option<&str>) -> Result<O
 
 /// The status of a plugin's licence.
 pub(crate) fn license(registry: &Registry, plugin: &Plugin) -> Result<License, StoreError> {
-    let Given { token, previous } = registry.host().store.given_license(plugin.id())?;
+    let Given { token, previous } = registry.context().store.given_license(plugin.id())?;
     let status = plugin.status();
     Ok(License {
         id: plugin.id().to_owned(),
@@ -203,7 +203,7 @@ pub(crate) fn license(registry: &Registry, plugin: &Plugin) -> Result<License, S
 
 fn stands(registry: &Registry, status: &Status, token: Option<&str>) -> LicenseStatus {
     let refused = Plugin::license_refused(status).map(|code| (code, status.reason.as_str()));
-    standing(token, refused, status.state == State::Ready, registry.host().time.now())
+    standing(token, refused, status.state == State::Ready, registry.context().time.now())
 }
 
 fn refused(file: String, id: &Option<String>, rejected: &Rejected) -> Summary {
@@ -275,6 +275,6 @@ fn process(registry: &Registry, plugin: &Plugin, status: &Status, memory: &BTree
         congestion: plugin.congestion(),
         requests: plugin.traffic.counts(),
         program: plugin.program.display().to_string(),
-        log: registry.host().data.log(plugin.id()).display().to_string(),
+        log: registry.context().data.log(plugin.id()).display().to_string(),
     }
 }

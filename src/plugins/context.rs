@@ -30,46 +30,43 @@ use uuid::Uuid;
 /// A day in milliseconds.
 const DAY: i64 = 86_400_000;
 
-/// The variable that tells a plugin where the host listens to it.
+/// The environment variable with the path of the host socket.
 pub(crate) const HOST_SOCKET_VARIABLE: &str = "PLUGRACK_HOST_SOCKET";
 
-/// Shared by all that serves plugins.
-pub(crate) struct Host {
+/// Shared by the registry, the supervisors and the host socket.
+pub(crate) struct Context {
     /// The identity of this installation.
     pub(crate) instance_id: Uuid,
-    /// Where everything is.
     pub(crate) data: DataDir,
-    /// The database.
     pub(crate) store: Store,
-    /// Whether memory has run out.
+    /// Tells whether the kernel's out-of-memory killer was active.
     pub(crate) memory: Memory,
-    /// Which session is which plugin's.
+    /// The owner of each session.
     pub(crate) sessions: Sessions,
-    /// The uids of plugins, where each has its own, and of the files that are asked who they are.
+    /// The uid range of plugins and `--metadata` calls, if each has a uid of its own.
     pub(crate) plugin_uids: Option<RangeInclusive<u32>>,
     /// Turns to start a process.
     pub(crate) starts: Starts,
-    /// Orders a look through the plugins directory.
+    /// Requests a scan of the plugins directory.
     pub(crate) scan_requests: Sender<()>,
-    /// Most memory of a plugin's process in bytes.
+    /// Memory limit of a plugin's process in bytes.
     pub(crate) plugin_memory: Option<u64>,
     /// How many plugins fit.
     pub(crate) room: Room,
-    /// Time a file has to say who it is.
+    /// Time limit of a `--metadata` call.
     pub(crate) metadata_timeout: Duration,
-    /// The limits of plugins for which the operator has set no others.
+    /// Limits of plugins for which the operator has set none.
     pub(crate) default_limits: LimitsInForce,
-    /// How long the gate waits for an answer.
     pub(crate) answer_time: AnswerTime,
     /// Variables of the host's own environment that all plugins get.
     pub(crate) pass_env: Vec<(OsString, OsString)>,
-    /// The time that licences are held to.
+    /// The time by which licences are judged.
     pub(crate) time: LicenseTime,
 }
 
-impl Host {
-    /// How a file in the plugins directory is bound while it is asked who it is: each file has a uid of its own, so that none can reach
-    /// another's answer. Where the range has none left, they share its first.
+impl Context {
+    /// The bounds of a file's `--metadata` call. Each file gets a uid of its own, so that no call can tamper with another's answer. Files
+    /// beyond the range share its first uid.
     ///
     /// # Errors
     /// One sentence: the database cannot be read or written.
@@ -89,21 +86,21 @@ impl Host {
     /// The limits that apply to a plugin from its next start on.
     pub(crate) fn limits(&self, plugin: &str) -> Result<LimitsInForce, StoreError> {
         let mut limits = self.store.limits(plugin)?.over(self.default_limits);
-        // It may have been set for a host that had more.
+        // The limit may have been set while the host had a higher one.
         limits.open_files = [limits.open_files, self.room.most_files()].into_iter().flatten().min();
         Ok(limits)
     }
 
-    /// Has the plugins directory looked through soon: a file in it has changed.
+    /// Requests a scan of the plugins directory, because a file in it has changed.
     pub(crate) fn request_scan(&self) {
-        // One that waits already will see all there is by then.
+        // If the channel is full, the waiting request covers this change too.
         self.scan_requests.try_send(()).ok();
     }
 
-    /// How a plugin is bound; the uid of its own that it gets with this is its own for good.
+    /// The bounds of a plugin's process. Reserves a uid for the plugin permanently, if plugins have uids of their own.
     ///
     /// # Errors
-    /// One sentence: there is no uid for it.
+    /// One sentence: all uids are taken, or the database cannot be read.
     pub(crate) fn plugin_bounds(&self, plugin: &str) -> Result<Bounds, String> {
         let uid = match &self.plugin_uids {
             None => None,
@@ -119,10 +116,10 @@ impl Host {
         Ok(self.bounds(uid))
     }
 
-    /// Makes directories of a plugin those of its user `uid`; those of the host's own, where it has none now and had one before.
+    /// Changes the owner of a plugin's directories to its `uid`; back to the host's user if the plugin had a uid and has none now.
     ///
     /// # Errors
-    /// One sentence: what cannot be handed over, and why.
+    /// One sentence: whose owner cannot be changed, and why.
     pub(crate) fn hand_over(&self, plugin: &str, uid: Option<u32>, directories: &[PathBuf]) -> Result<(), String> {
         let (from, to) = match uid {
             Some(uid) => (None, uid),
@@ -134,10 +131,10 @@ impl Host {
         directories.iter().try_for_each(|directory| hand_over(directory, from, to))
     }
 
-    /// Warns in the log, once a day, of the end of the licence that a running plugin has.
+    /// Logs, at most once a day, that the licence of a running plugin expires soon.
     pub(crate) fn warn_of_license(&self, plugin: &str) {
         let day = self.time.day();
-        // Where it cannot be read the store has said so.
+        // If the licence cannot be read, the store has logged it.
         let token = self.store.license(plugin).ok().flatten();
         if let Some(warning) = token.and_then(|token| status::warning(&token, self.time.now())) {
             self.store.warn_of_license(plugin, day, warning);
@@ -145,17 +142,17 @@ impl Host {
     }
 }
 
-/// The time that licences are held to: the clock's, but never before the high-water mark, which outlives the host.
+/// The time by which licences are judged: the system clock's, but never before the stored high-water mark.
 pub(crate) struct LicenseTime {
     mark: Mutex<TimeMark>,
-    /// Held while the mark is changed and written, so that of two changes the later one is kept.
+    /// Held while the mark is changed and written, so that the later of two changes is stored last.
     changing: Mutex<()>,
-    /// The day it was when that was last asked, in days since 1970-01-01 UTC.
+    /// The day at the last call of [`LicenseTime::is_new_day`], in days since 1970-01-01 UTC.
     day: AtomicI64,
 }
 
 impl LicenseTime {
-    /// Goes on from what the store has.
+    /// Continues from the stored mark.
     pub(crate) fn new(store: &Store) -> Result<Self, StoreError> {
         let mark = Mutex::new(TimeMark::new(store.time_mark()?, Instant::now()));
         let time = Self { mark, changing: Mutex::default(), day: AtomicI64::new(0) };
@@ -164,12 +161,11 @@ impl LicenseTime {
         Ok(time)
     }
 
-    /// The mark as `init` has it; none where the clock was never set.
+    /// The mark in the form of `init`; none if the clock was never set.
     pub(crate) fn mark(&self) -> Option<String> {
         Some(time_at(self.lock().get()?).to_string())
     }
 
-    /// The time now.
     pub(crate) fn now(&self) -> Time {
         time_at(self.now_ms())
     }
@@ -184,12 +180,12 @@ impl LicenseTime {
         self.now_ms().div_euclid(DAY)
     }
 
-    /// Lets the mark go on where that is due, and keeps it.
+    /// Advances and stores the mark if that is due.
     pub(crate) fn keep(&self, store: &Store) {
         self.change(store, |mark| mark.advance(Instant::now(), now_ms()));
     }
 
-    /// Lets the mark go on by whatever time has passed, and keeps it.
+    /// Advances the mark by the elapsed time, however short, and stores it.
     pub(crate) fn keep_at_stop(&self, store: &Store) {
         self.change(store, |mark| mark.advance_now(Instant::now(), now_ms()));
     }
@@ -203,10 +199,10 @@ impl LicenseTime {
         }
     }
 
-    /// Sets the mark to the system clock. Says whether it did: not while the clock was never set.
+    /// Sets the mark to the system clock. False, without a change, if the clock was never set.
     ///
     /// # Errors
-    /// It cannot be written, and nothing is changed.
+    /// The mark cannot be written; nothing changes.
     pub(crate) fn reset(&self, store: &Store) -> Result<bool, StoreError> {
         let _changing = self.changing.locked();
         let mut mark = *self.lock();
@@ -221,7 +217,7 @@ impl LicenseTime {
         Clocks::new(now_ms(), self.lock().get())
     }
 
-    /// Whether another day has begun since this was last asked.
+    /// Whether a new day has begun since the last call.
     pub(crate) fn is_new_day(&self) -> bool {
         let day = self.day();
         self.day.swap(day, Ordering::Relaxed) != day
@@ -237,35 +233,35 @@ fn time_at(ms: i64) -> Time {
     Time::from(UNIX_EPOCH + Duration::from_millis(ms.unsigned_abs()))
 }
 
-/// Whose a session is.
+/// The plugin that a session belongs to.
 pub(crate) struct Owner {
     /// The plugin's id.
     pub(crate) plugin: Arc<str>,
-    /// The uid that its processes run as: one of its own, or else the host's.
+    /// The uid of its processes: its own, or else the host's.
     pub(crate) uid: u32,
     log: PluginLog,
-    noted: Mutex<Burst>,
-    crowded: Mutex<Repeat>,
+    notes: Mutex<Burst>,
+    warnings: Mutex<Repeat>,
 }
 
 impl Owner {
-    /// The plugin of this id, with a uid of its own or none.
+    /// The owner with this plugin id, and a uid of its own or none.
     pub(crate) fn new(plugin: &str, uid: Option<u32>, log: &PluginLog) -> Self {
         let uid = uid.unwrap_or_else(|| rustix::process::geteuid().as_raw());
-        Self { plugin: plugin.into(), uid, log: log.clone(), noted: Mutex::default(), crowded: Mutex::default() }
+        Self { plugin: plugin.into(), uid, log: log.clone(), notes: Mutex::default(), warnings: Mutex::default() }
     }
 
-    /// Adds a line about the host socket to the plugin's log, unless it has had many of late.
+    /// Adds a line about the host socket to the plugin's log, throttled.
     pub(crate) fn note(&self, what: &str) {
-        let unsaid = self.noted.locked().came(Instant::now());
+        let unsaid = self.notes.locked().came(Instant::now());
         if let Some(unsaid) = unsaid {
             self.log.note(&format!("{what}{}", more(unsaid)));
         }
     }
 
-    /// Warns, once a minute at most, in the host's log and in the plugin's that it has used up a limit.
+    /// Warns in the host's log and the plugin's, at most once a minute, that the plugin has reached a limit.
     pub(crate) fn warn(&self, what: &str) {
-        let unsaid = self.crowded.locked().came(Instant::now());
+        let unsaid = self.warnings.locked().came(Instant::now());
         if let Some(unsaid) = unsaid {
             log::warn!("{}: {what}{}", self.plugin, more(unsaid));
             self.log.note(&format!("{what}{}", more(unsaid)));
@@ -273,19 +269,19 @@ impl Owner {
     }
 }
 
-/// Sessions of running plugins, by the process id that leads them.
+/// Sessions of running plugins, by the process id of the session leader.
 pub(crate) struct Sessions {
     owners: Mutex<HashMap<i32, Arc<Owner>>>,
     guard: Guard,
 }
 
 impl Sessions {
-    /// No session yet. All that come are told to the guard.
+    /// No sessions yet. The watchdog is told about each.
     pub(crate) fn new(guard: Guard) -> Self {
         Self { owners: Mutex::default(), guard }
     }
 
-    /// Starts a process by `start`, and notes whose its session is before anyone can ask for it.
+    /// Starts a process by `start`, and records the owner of its session before anyone can look it up.
     pub(crate) fn enter<P>(
         &self,
         owner: Owner,
@@ -300,8 +296,8 @@ impl Sessions {
         Ok(process)
     }
 
-    /// Forgets a session whose leader has ended, and reaps that by `reap`: only then can its id become another's. Where something of it
-    /// may be `left`, the guard still sees to that.
+    /// Forgets a session whose leader has ended, and reaps the leader by `reap`, which frees its id. If processes of the session may be
+    /// `left`, the watchdog keeps it.
     pub(crate) fn leave<T>(&self, session: i32, left: bool, reap: impl FnOnce() -> T) -> T {
         self.lock().remove(&session);
         let reaped = reap();
@@ -311,12 +307,11 @@ impl Sessions {
         reaped
     }
 
-    /// Ends what is left of all of them.
+    /// Kills all processes that are left of any session.
     pub(crate) fn finish(&self) {
         self.guard.finish();
     }
 
-    /// Whose a session is.
     pub(crate) fn owner(&self, session: i32) -> Option<Arc<Owner>> {
         self.lock().get(&session).cloned()
     }

@@ -5,7 +5,7 @@
 
 use crate::lock::LockExt;
 use crate::plugins::connection::RELEASE_AFTER;
-use crate::plugins::context::{Host, Owner, Sessions};
+use crate::plugins::context::{Context, Owner, Sessions};
 use crate::protocol::frame::{EncodeError, FrameReader, ReadError, encode};
 use crate::protocol::message::{Failure, KvOp, MAX_ID, Malformed, Message};
 use crate::protocol::values::integer;
@@ -55,24 +55,24 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 type Counts = Arc<Mutex<HashMap<Arc<str>, usize>>>;
 
 /// Listens on the host socket, on its own threads, as long as the host runs.
-pub(crate) fn listen(host: Arc<Host>) -> io::Result<()> {
-    let path = host.data.host_socket();
+pub(crate) fn listen(context: Arc<Context>) -> io::Result<()> {
+    let path = context.data.host_socket();
     let listener = UnixListener::bind(&path)?;
     rustix::net::listen(&listener, BACKLOG)?;
     // Anybody may connect, because each caller is identified. Without uids for plugins the directory keeps other users out.
-    let mode = if host.plugin_uids.is_some() { 0o666 } else { 0o600 };
+    let mode = if context.plugin_uids.is_some() { 0o666 } else { 0o600 };
     fs::set_permissions(&path, Permissions::from_mode(mode))?;
     let counts = Counts::default();
-    threads::restarting(std::thread::Builder::new().name("callback".into()), move || accept_all(&listener, &host, &counts))
+    threads::restarting(std::thread::Builder::new().name("callback".into()), move || accept_all(&listener, &context, &counts))
 }
 
-fn accept_all(listener: &UnixListener, host: &Arc<Host>, counts: &Counts) {
+fn accept_all(listener: &UnixListener, context: &Arc<Context>, counts: &Counts) {
     let mut refused = Refused::default();
     loop {
         match listener.accept() {
             // A refused connection is closed at once, so it hardly delays those behind it.
             Ok((stream, _)) => {
-                if let Err(refusal) = admit(stream, host, counts) {
+                if let Err(refusal) = admit(stream, context, counts) {
                     refused.warn(refusal.kind(), || format!("{refusal}: its connection to the host socket is closed"));
                 }
             }
@@ -125,18 +125,18 @@ impl Refusal {
 }
 
 /// Identifies the plugin of a connection, and serves it on a thread of its own.
-fn admit(stream: UnixStream, host: &Arc<Host>, counts: &Counts) -> Result<(), Refusal> {
-    let (pid, owner) = identify(&stream, &host.sessions)?;
+fn admit(stream: UnixStream, context: &Arc<Context>, counts: &Counts) -> Result<(), Refusal> {
+    let (pid, owner) = identify(&stream, &context.sessions)?;
     let plugin = Arc::clone(&owner.plugin);
     let Some(place) = Place::take(counts, &plugin) else {
         owner.warn(&format!("it has {MAX_CONNECTIONS} connections to the host, which is the limit; another one is closed"));
         return Ok(());
     };
     confirm(&stream, pid)?;
-    let host = Arc::clone(host);
+    let context = Arc::clone(context);
     let thread = std::thread::Builder::new().name(format!("calls-{plugin}")).stack_size(SMALL_STACK * 4);
     let serve = move || {
-        if let Err(closed) = serve(&stream, &host, &owner.plugin) {
+        if let Err(closed) = serve(&stream, &context, &owner.plugin) {
             log::debug!("{}: its connection to the host ended: {closed}", owner.plugin);
             if closed.is_error() {
                 owner.note(&format!("a connection of process {pid} to the host socket was closed: {closed}"));
@@ -254,7 +254,7 @@ impl Closed {
 
 /// Serves one connection until it closes. Consecutive writes are in flight together, so they share a commit; a read waits for those before
 /// it.
-fn serve(stream: &UnixStream, host: &Host, plugin: &str) -> Result<(), Closed> {
+fn serve(stream: &UnixStream, context: &Context, plugin: &str) -> Result<(), Closed> {
     stream.set_write_timeout(Some(WRITE_TIME))?;
     let mut frames = FrameReader::new(stream);
     let mut pending = Pending::default();
@@ -285,7 +285,7 @@ fn serve(stream: &UnixStream, host: &Host, plugin: &str) -> Result<(), Closed> {
                     pending.settle()?;
                 }
                 pending.bytes += frame.body.len();
-                pending.calls.push((kv.id, host.store.kv(plugin, kv.op, frame.body)));
+                pending.calls.push((kv.id, context.store.kv(plugin, kv.op, frame.body)));
             }
             Ok(other) => return Err(Closed::Type(other.kind())),
             Err(malformed) => {

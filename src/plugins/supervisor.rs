@@ -8,7 +8,7 @@ use crate::license::{Code, Time, unverified};
 use crate::licensing::status;
 use crate::licensing::wait::LicenseWait;
 use crate::plugins::connection::{FIRST_ID, Link, Lost};
-use crate::plugins::context::{HOST_SOCKET_VARIABLE, Host, Owner};
+use crate::plugins::context::{Context, HOST_SOCKET_VARIABLE, Owner};
 use crate::plugins::plugin::{Command, Door, End, HOLD, Plugin, Quit, STARTING_RETRY_AFTER, State};
 use crate::plugins::restart_policy::{Decision, History, Run};
 use crate::plugins::start_turns::{TURN_CHECK, Turn};
@@ -119,7 +119,7 @@ enum Then {
 /// The supervisor of one plugin.
 pub(crate) struct Supervisor {
     plugin: Arc<Plugin>,
-    host: Arc<Host>,
+    context: Arc<Context>,
     commands: Receiver<Command>,
     phase: Phase,
     history: History,
@@ -155,7 +155,7 @@ impl Supervisor {
     /// After a panic of [`Supervisor::run`], `leaves` says whether the plugin leaves the registry, so that nothing takes over.
     pub(crate) fn new(
         plugin: Arc<Plugin>,
-        host: Arc<Host>,
+        context: Arc<Context>,
         commands: Receiver<Command>,
         trial: Option<Trial>,
         leaves: Arc<AtomicBool>,
@@ -164,7 +164,7 @@ impl Supervisor {
         let (history, waiting) = (History::default(), Vec::new());
         Self {
             plugin,
-            host,
+            context,
             commands,
             phase,
             history,
@@ -331,7 +331,7 @@ impl Supervisor {
         match &mut self.phase {
             Phase::Down { retry_at: Some(at) } if now >= *at && self.quitting.is_none() => {
                 let (time, wait) =
-                    (self.host.time.now(), self.license_wait.filter(|_| self.plugin.status().state == State::Unlicensed));
+                    (self.context.time.now(), self.license_wait.filter(|_| self.plugin.status().state == State::Unlicensed));
                 if let Some(early) = wait.filter(|wait| wait.is_early(time)) {
                     self.phase = Phase::Down { retry_at: Some(now + early.pause(time)) };
                     return;
@@ -370,7 +370,7 @@ impl Supervisor {
             self.enter(State::Starting, Door::Holding, "starting", "");
         }
         let now = Instant::now();
-        let Some(turn) = self.host.starts.take(&self.plugin.control, now) else {
+        let Some(turn) = self.context.starts.take(&self.plugin.control, now) else {
             self.waits_for_turn = true;
             self.phase = Phase::Down { retry_at: Some(now + TURN_CHECK) };
             return;
@@ -407,29 +407,29 @@ impl Supervisor {
     fn spawn(&mut self, turn: Turn) -> Result<Running, (Exit, String)> {
         let unfit = |why: String| (Exit::Unfit, why);
         if !self.plugin.is_unchanged() {
-            self.host.request_scan();
+            self.context.request_scan();
             return Err((Exit::Changed, Exit::Changed.to_string()));
         }
         preflight::check(&self.plugin.program).map_err(unfit)?;
-        let (data, id) = (&self.host.data, self.plugin.id());
+        let (data, id) = (&self.context.data, self.plugin.id());
         check_socket_path(&self.plugin.socket).map_err(unfit)?;
-        let seat = self.host.room.enter().map_err(|why| (Exit::NoRoom, why))?;
+        let seat = self.context.room.enter().map_err(|why| (Exit::NoRoom, why))?;
         let passing = |what: &str, error: std::io::Error| match rlimits::explain(what, &error) {
             (why, true) => (Exit::NoRoom, why),
             (why, false) => (Exit::NotStarted, why),
         };
         let no_user = |why: String| (Exit::NoUser, why);
-        let mut bounds = self.host.plugin_bounds(id).map_err(no_user)?;
+        let mut bounds = self.context.plugin_bounds(id).map_err(no_user)?;
         let unreadable = |error: StoreError| (Exit::NotStarted, format!("cannot read its environment and limits: {error}"));
-        let limits = self.host.limits(id).map_err(unreadable)?;
+        let limits = self.context.limits(id).map_err(unreadable)?;
         bounds.open_files = limits.open_files;
-        let variables = self.host.store.env(id).map_err(unreadable)?;
+        let variables = self.context.store.env(id).map_err(unreadable)?;
         bounds.variables.extend(variables.into_iter().map(|(name, value)| (name.into(), value.into())));
         let uid = bounds.uid;
         let (home, socket) = (data.plugin_data(id), self.plugin.socket.clone());
         self.remove_run().map_err(|error| passing("cannot remove its old socket", error))?;
         let directories = data.make_plugin_dirs(id).map_err(|error| passing("cannot make its directories", error))?;
-        self.host.hand_over(id, uid, &directories).map_err(no_user)?;
+        self.context.hand_over(id, uid, &directories).map_err(no_user)?;
         let number = LIVES.fetch_add(1, Ordering::Relaxed);
         self.given = Given::default();
         self.plugin.log.begin(uid);
@@ -446,8 +446,11 @@ impl Supervisor {
         ];
         let start = || Process::start(&self.plugin.program, &home, &env, &bounds, &self.plugin.log, id);
         let owner = Owner::new(id, uid, &self.plugin.log);
-        let process =
-            self.host.sessions.enter(owner, start, Process::pid).map_err(|error| passing("cannot start its process", error))?;
+        let process = self
+            .context
+            .sessions
+            .enter(owner, start, Process::pid)
+            .map_err(|error| passing("cannot start its process", error))?;
         let life = Life {
             number,
             socket,
@@ -570,33 +573,33 @@ impl Supervisor {
     }
 
     fn init(&mut self, id: u64) -> Result<Init, String> {
-        self.given = self.host.store.given_license(self.plugin.id()).map_err(|error| error.to_string())?;
-        let (data, plugin) = (&self.host.data, self.plugin.id());
+        self.given = self.context.store.given_license(self.plugin.id()).map_err(|error| error.to_string())?;
+        let (data, plugin) = (&self.context.data, self.plugin.id());
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
         Ok(Init {
             id,
             protocol: PROTOCOL_VERSION,
-            instance_id: self.host.instance_id.to_string(),
+            instance_id: self.context.instance_id.to_string(),
             plugin_id: plugin.to_owned(),
             socket_path: text(self.plugin.socket.clone()),
             host_socket: text(data.host_socket()),
             log_path: text(data.log(plugin)),
             data_dir: text(data.plugin_data(plugin)),
             license: self.given.token.clone(),
-            not_before_time: self.host.time.mark(),
-            config: self.host.store.config(plugin).map_err(|error| error.to_string())?,
+            not_before_time: self.context.time.mark(),
+            config: self.context.store.config(plugin).map_err(|error| error.to_string())?,
             host: HostInfo { name: env!("CARGO_PKG_NAME").into(), version: env!("CARGO_PKG_VERSION").into() },
         })
     }
 
     fn ready(&mut self) {
         if !self.plugin.is_unchanged() {
-            self.host.request_scan();
+            self.context.request_scan();
             return self.fault(Exit::Changed, Exit::Changed.to_string());
         }
         if let Given { token: Some(token), previous: Some(_) } = std::mem::take(&mut self.given) {
             // If this fails, the store has logged why, and the licence is on trial again at the next start.
-            self.host.store.accept_license(self.plugin.id(), &token).ok();
+            self.context.store.accept_license(self.plugin.id(), &token).ok();
         }
         match std::mem::replace(&mut self.phase, Phase::Down { retry_at: None }) {
             Phase::Starting { mut running, link: Some(link), .. } => {
@@ -607,7 +610,7 @@ impl Supervisor {
                 match working {
                     Ok(()) => {
                         self.enter(State::Ready, Door::Open, "ready", "");
-                        self.host.warn_of_license(self.plugin.id());
+                        self.context.warn_of_license(self.plugin.id());
                     }
                     Err(error) => {
                         let (why, _) = rlimits::explain("cannot start its worker", &error);
@@ -699,7 +702,7 @@ impl Supervisor {
         match then {
             Some(Then::Stay) => self.stopped(&exit.to_string()),
             Some(Then::Start) => {
-                self.host.store.note_event(self.plugin.id(), "stopped", &exit.to_string());
+                self.context.store.note_event(self.plugin.id(), "stopped", &exit.to_string());
                 self.start();
             }
             Some(Then::WaitForRoom(why)) if self.quitting.is_none() => self.wait_for_room(&why),
@@ -708,7 +711,7 @@ impl Supervisor {
             None => {
                 let exit = match told.as_ref().and_then(refusal) {
                     Some(refusal) => refusal,
-                    None if exit == KILLED && self.host.memory.ran_out() => Exit::OutOfMemory,
+                    None if exit == KILLED && self.context.memory.ran_out() => Exit::OutOfMemory,
                     None => exit,
                 };
                 let words = told.as_ref().map(told_text).or_else(|| self.last_words()).or(broken);
@@ -741,7 +744,8 @@ impl Supervisor {
             Some(uid) if !self.has_sibling() => Reach::Uid(uid),
             _ => Reach::Marked,
         };
-        let exit = self.host.sessions.leave(session, matches!(reach, Reach::Group | Reach::UidUnseen(_)), || process.reap(reach));
+        let exit =
+            self.context.sessions.leave(session, matches!(reach, Reach::Group | Reach::UidUnseen(_)), || process.reap(reach));
         // If the socket stays, the next start removes it.
         drop(self.remove_run());
         exit
@@ -755,7 +759,7 @@ impl Supervisor {
     /// Removes the plugin's files in the run directory; only its socket if another process of it may use the rest.
     fn remove_run(&self) -> std::io::Result<()> {
         if !self.has_sibling() {
-            return self.host.data.remove_plugin_run(self.plugin.id());
+            return self.context.data.remove_plugin_run(self.plugin.id());
         }
         match std::fs::remove_file(&self.plugin.socket) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
@@ -785,7 +789,7 @@ impl Supervisor {
         if self.rejected_license(exit, begins.is_some(), why) {
             return self.start();
         }
-        let time = self.host.time.now();
+        let time = self.context.time.now();
         self.license_wait = begins.map(|begins| LicenseWait::refused(begins, self.license_wait, time));
         // The first byte of a random UUID serves as the random number.
         let random = f64::from(uuid::Uuid::new_v4().as_bytes()[0]) / 255.0;
@@ -820,11 +824,11 @@ impl Supervisor {
         let id = self.plugin.id();
         // If this fails, the store has logged why, and the licence stays on trial.
         let restored = status::rejects_trial(exit, previous.ran, begins_later)
-            && self.host.store.reject_license(id, &token).unwrap_or(false);
+            && self.context.store.reject_license(id, &token).unwrap_or(false);
         if restored {
             self.plugin.note_refused_license(Some((token, why.to_owned())));
             self.plugin.set_last_end(End { at: now_ms(), exit, reason: why.to_owned(), lines: self.plugin.log.recent() });
-            self.host.store.note_event(id, "license_restored", why);
+            self.context.store.note_event(id, "license_restored", why);
             let verdict = status::verdict(why);
             log::warn!("{id}: it {verdict} its new licence, and is started with the previous one: {why}");
         }
@@ -849,7 +853,7 @@ impl Supervisor {
         let (pid, retry_at) = match &self.phase {
             // The expected start; the phase has the next check of the clock.
             Phase::Down { retry_at } => {
-                let time = self.host.time.now();
+                let time = self.context.time.now();
                 let wait = self.license_wait.filter(|_| state == State::Unlicensed && retry_at.is_some());
                 (None, wait.and_then(|wait| Instant::now().checked_add(wait.left(time))).or(*retry_at))
             }
@@ -861,7 +865,7 @@ impl Supervisor {
         // replaces, are not events of the plugin.
         let is_aside = self.has_sibling() && state != State::Ready;
         if !is_aside {
-            self.host.store.note_event(id, kind, reason);
+            self.context.store.note_event(id, kind, reason);
         }
         self.plugin.set_status(door, |status| {
             (status.state, status.since, status.pid, status.retry_at) = (state, now_ms(), pid, retry_at);

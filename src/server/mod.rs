@@ -7,7 +7,7 @@ use crate::api::{Api, operator_socket};
 use crate::gate::{Gate, Limits, Listener, Router, Settings, api_pool, tls};
 use crate::http::proxies::Networks;
 use crate::http::response_channel::response_channel;
-use crate::plugins::context::{HOST_SOCKET_VARIABLE, Host, LicenseTime, Sessions};
+use crate::plugins::context::{Context, HOST_SOCKET_VARIABLE, LicenseTime, Sessions};
 use crate::plugins::discovery;
 use crate::plugins::host_socket;
 use crate::plugins::plugin::AnswerTime;
@@ -25,7 +25,7 @@ use crate::store::limits::LimitsInForce;
 use crate::system::data_dir::{DataDir, private_file};
 use crate::system::rlimits::{self, Room};
 use crate::util::threads;
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use crossbeam_channel::{Receiver, RecvTimeoutError, at, bounded, never, select, unbounded};
 use rustix::process::geteuid;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -143,7 +143,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     let answer_time = AnswerTime::default();
     let longest = store.longest_time_limit().with_context(|| format!("cannot read {}", database.display()))?;
     answer_time.outlast(longest.max(settings.start_timeout).max(settings.request_timeout));
-    let host = Host {
+    let context = Context {
         instance_id,
         data: data.clone(),
         store: store.clone(),
@@ -160,10 +160,10 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
         pass_env: passed(&settings.pass_env),
         time,
     };
-    let host = Arc::new(host);
-    host_socket::listen(Arc::clone(&host)).context("cannot listen on the host socket")?;
+    let context = Arc::new(context);
+    host_socket::listen(Arc::clone(&context)).context("cannot listen on the host socket")?;
     log::info!("plugrack {} is instance {instance_id}", env!("CARGO_PKG_VERSION"));
-    let registry = Arc::new(Registry::new(host, plugins.clone()));
+    let registry = Arc::new(Registry::new(context, plugins.clone()));
     let scheme = match (listen, &settings.tls_cert) {
         (Listen::Unix(_), _) => "",
         (_, Some(_)) => "https://",
@@ -174,7 +174,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     let reachable = port.map_or_else(|| listening.clone(), |port| format!("localhost:{port}"));
     let base = (!scheme.is_empty()).then(|| format!("{scheme}{reachable}"));
     let api = Arc::new(Api::new(Arc::clone(&registry), token, base));
-    let max_connections = registry.host().room.connections(settings.limits.max_connections);
+    let max_connections = registry.context().room.connections(settings.limits.max_connections);
     let limits = Limits { max_connections, ..settings.limits.clone() };
     let per_plugin = limits.max_connections_per_plugin.of(max_connections);
     let operator_ended = operator_socket::serve(&api, data.api_socket()).context("cannot serve the operator's socket")?;
@@ -184,7 +184,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
         limits,
         proxies: Networks::all(&settings.trust_proxy),
         spool: data.spool(),
-        answer_time: registry.host().answer_time.clone(),
+        answer_time: registry.context().answer_time.clone(),
     };
     let channel = response_channel().context("cannot make the response channel")?;
     let (gate, gate_ended) = Gate::start(vec![listener], gate_settings, router, channel).context("cannot start the gate")?;
@@ -238,8 +238,8 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     gate.close();
     registry.stop_all(deadline);
     gate.end(deadline.max(Instant::now()) + FLUSH_TIME);
-    registry.host().sessions.finish();
-    registry.host().time.keep_at_stop(&store);
+    registry.context().sessions.finish();
+    registry.context().time.keep_at_stop(&store);
     let saved = store.finish().context("the last changes are not in the database");
     if lock.is_some() {
         data.leave_run().context("cannot clear the run directory")?;
@@ -298,7 +298,7 @@ fn scan_loop(registry: &Arc<Registry>, requested: &Receiver<()>) {
             Err(RecvTimeoutError::Disconnected) => return,
             Ok(()) => begin_scan(registry, ScanReason::Ordered),
             Err(RecvTimeoutError::Timeout) => {
-                registry.host().memory.look();
+                registry.context().memory.look();
                 registry.advance_license_clock();
                 if registry.needs_scan() {
                     begin_scan(registry, ScanReason::Due);

@@ -12,7 +12,7 @@ pub(crate) use rescan::ScanReason;
 use rescan::ScanState;
 
 use crate::lock::{LockExt, unpoisoned};
-use crate::plugins::context::Host;
+use crate::plugins::context::Context;
 use crate::plugins::discovery::{self, Fingerprint, Found, MetadataCalls, Outlook, Refusal};
 use crate::plugins::plugin::{Command, Plugin, Quit, State};
 use crate::plugins::routes::Routes;
@@ -41,7 +41,7 @@ const SUPERVISOR_STACK: usize = 512 * 1024;
 
 /// All plugins of the host.
 pub(crate) struct Registry {
-    host: Arc<Host>,
+    context: Arc<Context>,
     dir: PathBuf,
     state: Mutex<ScanState>,
     /// Signals that a scan has finished.
@@ -121,22 +121,22 @@ type Supervised = (Arc<Plugin>, Receiver<()>);
 
 impl Registry {
     /// An empty registry for a plugins directory.
-    pub(crate) fn new(host: Arc<Host>, dir: PathBuf) -> Self {
+    pub(crate) fn new(context: Arc<Context>, dir: PathBuf) -> Self {
         let routes = RwLock::new(Arc::new(Routes::new(Vec::new())));
         let (state, scan_finished, scanned, closing, updates, gone, enabling) = Default::default();
         let metadata_calls = MetadataCalls::new();
-        Self { host, dir, state, scan_finished, scanned, routes, metadata_calls, closing, updates, gone, enabling }
+        Self { context, dir, state, scan_finished, scanned, routes, metadata_calls, closing, updates, gone, enabling }
     }
 
     /// Advances the licence clock, and once a day checks for licences that expire soon.
     pub(crate) fn advance_license_clock(&self) {
-        self.host.time.keep(&self.host.store);
-        if self.host.time.is_new_day() {
+        self.context.time.keep(&self.context.store);
+        if self.context.time.is_new_day() {
             for entry in self.share().values() {
                 if let Entry::Accepted { plugin, .. } = entry
                     && plugin.status().state == State::Ready
                 {
-                    self.host.warn_of_license(plugin.id());
+                    self.context.warn_of_license(plugin.id());
                 }
             }
         }
@@ -178,9 +178,9 @@ impl Registry {
         &self.dir
     }
 
-    /// The state that all plugins share.
-    pub(crate) fn host(&self) -> &Host {
-        &self.host
+    /// The context that all plugins share.
+    pub(crate) fn context(&self) -> &Context {
+        &self.context
     }
 
     /// The plugins by route.
@@ -219,14 +219,14 @@ impl Registry {
             Entry::Accepted { plugin, .. } => Some(plugin.id().to_owned()),
             Entry::Refused { was, .. } => history(&self.share(), file, was.as_deref()),
         };
-        history.map_or(Ok(Vec::new()), |history| self.host.store.events(&history, most))
+        history.map_or(Ok(Vec::new()), |history| self.context.store.events(&history, most))
     }
 
     /// Registers a plugin, and starts it once other plugins with its id have ended.
     fn accept(&self, found: &Found, metadata: Metadata, enabled: bool, before: Vec<Supervised>) -> Result<Entry, Refusal> {
-        let (id, log) = (metadata.id.clone(), PluginLog::new(self.host.data.log(&metadata.id)));
+        let (id, log) = (metadata.id.clone(), PluginLog::new(self.context.data.log(&metadata.id)));
         let (plugin, ended) = self.supervise(found, metadata, log, None, enabled, before)?;
-        self.host.store.note_owner(&id, &found.file);
+        self.context.store.note_owner(&id, &found.file);
         Ok(Entry::Accepted { plugin, ended, rejected: None })
     }
 
@@ -243,9 +243,9 @@ impl Registry {
         let id = metadata.id.clone();
         let (number, mut trial) = update.unzip();
         let (control, commands) = bounded(COMMANDS);
-        let socket = self.host.data.plugin_socket(&id, number);
+        let socket = self.context.data.plugin_socket(&id, number);
         let plugin = Arc::new(Plugin::new(metadata, found, socket, log, control, enabled));
-        let (host, leaves) = (Arc::clone(&self.host), Arc::new(AtomicBool::new(false)));
+        let (context, leaves) = (Arc::clone(&self.context), Arc::new(AtomicBool::new(false)));
         let (alive, ended) = bounded(0);
         let waiting = Arc::clone(&plugin);
         let run = move || {
@@ -260,8 +260,8 @@ impl Registry {
             // A panic ends its process too, and the next supervisor starts another.
             let supervise = || {
                 if !leaves.load(Ordering::Relaxed) {
-                    let (plugin, host, commands) = (Arc::clone(&waiting), Arc::clone(&host), commands.clone());
-                    Supervisor::new(plugin, host, commands, trial.take(), Arc::clone(&leaves)).run();
+                    let (plugin, context, commands) = (Arc::clone(&waiting), Arc::clone(&context), commands.clone());
+                    Supervisor::new(plugin, context, commands, trial.take(), Arc::clone(&leaves)).run();
                 }
             };
             if !threads::persist(supervise) {
@@ -299,8 +299,8 @@ impl Registry {
     /// Enables or disables a plugin, and starts or stops it.
     pub(crate) fn set_enabled(&self, plugin: &Plugin, enabled: bool) -> Result<(), StoreError> {
         let noting = self.enabling.locked();
-        self.host.store.set_enabled(plugin.id(), enabled)?;
-        self.host.store.note_event(plugin.id(), if enabled { "enabled" } else { "disabled" }, "by the operator");
+        self.context.store.set_enabled(plugin.id(), enabled)?;
+        self.context.store.note_event(plugin.id(), if enabled { "enabled" } else { "disabled" }, "by the operator");
         // The supervisor is gone only if the plugin is.
         drop(plugin.control.send_timeout(Command::Enabled(enabled), SETTLE_TIME));
         drop(noting);

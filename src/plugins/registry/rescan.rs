@@ -3,7 +3,7 @@
 
 use super::{Entry, Registry, Rejected, STOP_ALL_TIME, Supervised, await_end, history};
 use crate::lock::unpoisoned;
-use crate::plugins::context::Host;
+use crate::plugins::context::Context;
 use crate::plugins::discovery::{self, Found, Refusal};
 use crate::plugins::plugin::{Command, Door, Plugin, Quit, State};
 use crate::plugins::supervisor::Trial;
@@ -169,16 +169,16 @@ impl Deferred {
     }
 
     /// Logs that a file is refused, and records it and what it printed in its `history`, see [`history`].
-    fn log_refused(&mut self, host: &Arc<Host>, file: &str, history: Option<String>, rejected: &Rejected) {
-        let (host, file, rejected) = (Arc::clone(host), file.to_owned(), rejected.clone());
+    fn log_refused(&mut self, context: &Arc<Context>, file: &str, history: Option<String>, rejected: &Rejected) {
+        let (context, file, rejected) = (Arc::clone(context), file.to_owned(), rejected.clone());
         self.push(move || {
             let Rejected { reason, retry_at, printed, .. } = &rejected;
             let again = if retry_at.is_some() { " (it is asked again by itself)" } else { "" };
             log::warn!("{file}: refused: {reason}{again}");
             let Some(history) = history else { return };
-            host.store.note_event(&history, "refused", reason);
+            context.store.note_event(&history, "refused", reason);
             if !printed.is_empty() {
-                let log = PluginLog::new(host.data.log(&history));
+                let log = PluginLog::new(context.data.log(&history));
                 log.note(&format!("{file} --metadata: {reason}"));
                 let printed = printed.iter().rev().take(MAX_PRINTED).rev();
                 printed.for_each(|line| log.note(&format!("{file} --metadata printed: {line}")));
@@ -261,25 +261,25 @@ impl Registry {
     /// The cached metadata of a file, if the file is unchanged.
     fn cached_metadata(&self, found: &Found) -> Option<Metadata> {
         // If the cache cannot be read, the host calls the file again.
-        let program = self.host.store.program(&found.file).ok()?;
+        let program = self.context.store.program(&found.file).ok()?;
         let is_same = program.fingerprint.is_some() && program.fingerprint == self.answer_key(found);
         Metadata::parse(program.metadata.filter(|_| is_same)?.as_bytes()).ok()
     }
 
     /// Text that identifies everything an answer depends on, including the memory limit, because SDKs reduce `concurrency` under it.
     fn answer_key(&self, found: &Found) -> Option<String> {
-        let memory = self.host.plugin_memory.map(|bytes| format!(" {bytes}")).unwrap_or_default();
+        let memory = self.context.plugin_memory.map(|bytes| format!(" {bytes}")).unwrap_or_default();
         Some(found.answer_key()? + &memory)
     }
 
     /// Runs a file's `--metadata` call, and stores the answer.
     fn call_metadata(&self, found: &Found) -> Result<Metadata, Refusal> {
         found.check_name()?;
-        let bounds = self.host.program_bounds(&found.file).map_err(Refusal::passing)?;
+        let bounds = self.context.program_bounds(&found.file).map_err(Refusal::passing)?;
         let answer_key = self.answer_key(found);
-        let metadata = discovery::read_metadata(found, &bounds, self.host.metadata_timeout)?;
+        let metadata = discovery::read_metadata(found, &bounds, self.context.metadata_timeout)?;
         if let (Some(answer_key), Ok(json)) = (answer_key, serde_json::to_string(&metadata)) {
-            self.host.store.note_program(&found.file, answer_key, json);
+            self.context.store.note_program(&found.file, answer_key, json);
         }
         Ok(metadata)
     }
@@ -408,7 +408,7 @@ impl Registry {
         let accepted = answer.and_then(|(metadata, (enabled, is_new))| {
             let id = metadata.id.clone();
             let count = entries.values().filter(|entry| entry.is_plugin()).count();
-            if let Err(reason) = self.host.room.check(count) {
+            if let Err(reason) = self.context.room.check(count) {
                 return Err((Some(id), Refusal::passing(reason)));
             }
             let same = quit.iter().filter(|(plugin, _)| plugin.id() == id).cloned().collect();
@@ -425,7 +425,7 @@ impl Registry {
                 *refusals += 1;
                 if *refusals <= MAX_LOGGED_REFUSALS {
                     let history = history(entries, &found.file, was.as_deref());
-                    deferred.log_refused(&self.host, &found.file, history, &rejected);
+                    deferred.log_refused(&self.context, &found.file, history, &rejected);
                 }
             }
             // No other plugin takes over the requests of the plugins that were to be replaced.
@@ -444,7 +444,7 @@ impl Registry {
             fresh.remove(&file);
             changes.added.retain(|added| *added != file);
             let rejected = Rejected::new(&loser, Refusal::lasting(reason), None);
-            deferred.log_refused(&self.host, &file, history(entries, &file, None), &rejected);
+            deferred.log_refused(&self.context, &file, history(entries, &file, None), &rejected);
             entries.insert(file, Entry::Refused { found: loser, was: None, id: None, rejected });
         }
         if entry.is_plugin() {
@@ -464,13 +464,13 @@ impl Registry {
         if self.lock().entries.contains_key(&found.file) {
             return None;
         }
-        let metadata = self.host.store.program(&found.file).ok()?.metadata?;
+        let metadata = self.context.store.program(&found.file).ok()?.metadata?;
         let metadata = Metadata::parse(metadata.as_bytes()).ok()?;
-        let owner = self.host.store.owner(&metadata.id).ok()?;
+        let owner = self.context.store.owner(&metadata.id).ok()?;
         owner.file.filter(|file| *file == found.file)?;
         let (control, _) = bounded(0);
-        let log = PluginLog::new(self.host.data.log(&metadata.id));
-        let socket = self.host.data.plugin_socket(&metadata.id, None);
+        let log = PluginLog::new(self.context.data.log(&metadata.id));
+        let socket = self.context.data.plugin_socket(&metadata.id, None);
         Some(Arc::new(Plugin::new(metadata, found, socket, log, control, false)))
     }
 
@@ -481,11 +481,11 @@ impl Registry {
         let (id, before) = (plugin.id(), rejected.take());
         let refused = Rejected::new(found, refusal, before.as_ref());
         if before.is_none_or(|before| before.reason != refused.reason) {
-            let (host, plugin, refused) = (Arc::clone(&self.host), Arc::clone(plugin), refused.clone());
+            let (context, plugin, refused) = (Arc::clone(&self.context), Arc::clone(plugin), refused.clone());
             deferred.push(move || {
                 let Rejected { reason, printed, .. } = &refused;
                 log::warn!("{}: update refused, the process before goes on: {reason}", plugin.id());
-                host.store.note_event(plugin.id(), "update_refused", reason);
+                context.store.note_event(plugin.id(), "update_refused", reason);
                 plugin.log.note(&format!("update refused: {reason}"));
                 let printed = printed.iter().rev().take(MAX_PRINTED).rev();
                 printed.for_each(|line| plugin.log.note(&format!("--metadata printed: {line}")));
@@ -500,7 +500,7 @@ impl Registry {
     /// Starts an update beside the plugin that it replaces.
     fn try_update(self: &Arc<Self>, found: &Found, metadata: Metadata, old: &Arc<Plugin>) -> Result<Supervised, Refusal> {
         let number = self.updates.fetch_add(1, Ordering::Relaxed) + 1;
-        let log = if metadata.id == old.id() { old.log.beside() } else { PluginLog::new(self.host.data.log(&metadata.id)) };
+        let log = if metadata.id == old.id() { old.log.beside() } else { PluginLog::new(self.context.data.log(&metadata.id)) };
         let (registry, file) = (Arc::clone(self), found.file.clone());
         let trial: Trial = Box::new(move |outcome| registry.conclude(&file, outcome));
         self.supervise(found, metadata, log, Some((number, trial)), true, Vec::new())
@@ -524,8 +524,8 @@ impl Registry {
             (Ok(()), Some((old, old_ended))) => {
                 let same = old.id() == plugin.id();
                 let (from, to) = (&old.metadata.version, &plugin.metadata.version);
-                self.host.store.note_event(plugin.id(), "updated", &format!("from version {from} to {to}"));
-                self.host.store.note_owner(plugin.id(), file);
+                self.context.store.note_event(plugin.id(), "updated", &format!("from version {from} to {to}"));
+                self.context.store.note_owner(plugin.id(), file);
                 let entry = Entry::Accepted { plugin: Arc::clone(&plugin), ended, rejected: None };
                 Arc::make_mut(&mut state.entries).insert(file.to_owned(), entry);
                 self.publish(&state.entries);
