@@ -1,4 +1,4 @@
-//! What every part of the registry shares: the identity, the data directory, the store, and which process belongs to which plugin.
+//! The context that all plugins share: identity, data directory, store, licence clock, limits, and the sessions of running plugins.
 
 use crate::license::Time;
 use crate::licensing::clock::{Clocks, TimeMark};

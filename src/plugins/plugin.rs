@@ -163,14 +163,10 @@ pub(crate) enum Command {
     /// There may be a turn for it to start its process.
     Proceed,
     /// A process has ended.
-    Exited {
-        /// Which.
-        life: u64,
-    },
+    Exited { process: u64 },
     /// A process does not do its part.
     Unresponsive {
-        /// Which.
-        life: u64,
+        process: u64,
         /// In what.
         why: String,
     },
@@ -192,7 +188,7 @@ pub(crate) enum Quit {
 /// What the door does with a request.
 #[repr(u8)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Door {
+pub(crate) enum Admission {
     /// Refuses it: the plugin will not be there soon.
     Shut = 0,
     /// Keeps it for a while: the plugin is about to be there.
@@ -231,7 +227,7 @@ pub(crate) struct Plugin {
     streams: AtomicUsize,
     /// Throttles the warning that streams take every connection.
     streams_full: Mutex<Repeat>,
-    door: AtomicU8,
+    admission: AtomicU8,
     status: Mutex<Status>,
     /// The licence on trial that it has refused last, and why.
     refused_license: Mutex<Option<(String, String)>>,
@@ -247,7 +243,7 @@ impl Plugin {
         control: Sender<Command>,
         enabled: bool,
     ) -> Self {
-        let (state, door) = if enabled { (State::Starting, Door::Holding) } else { (State::Stopped, Door::Shut) };
+        let (state, admission) = if enabled { (State::Starting, Admission::Holding) } else { (State::Stopped, Admission::Shut) };
         let status = Status {
             state,
             since: now_ms(),
@@ -276,7 +272,7 @@ impl Plugin {
             scaling: Scaling::new(),
             streams: AtomicUsize::new(0),
             streams_full: Mutex::default(),
-            door: AtomicU8::new(door as u8),
+            admission: AtomicU8::new(admission as u8),
             status: Mutex::new(status),
             refused_license: Mutex::default(),
         }
@@ -292,7 +288,7 @@ impl Plugin {
     /// # Errors
     /// What to answer it with.
     pub(crate) fn admit(&self) -> Result<(), HttpError> {
-        if self.door.load(Ordering::Acquire) == Door::Shut as u8 {
+        if self.admission.load(Ordering::Acquire) == Admission::Shut as u8 {
             return Err(errors::UNAVAILABLE.retry_after(self.retry_after()));
         }
         Ok(())
@@ -307,22 +303,22 @@ impl Plugin {
             return Err((job, error));
         }
         self.queue.push(job).map_err(|job| (job, errors::CROWDED))?;
-        self.look_at_door();
+        self.fail_if_shut();
         // Without a process there is nothing to grow, and the supervisor says so.
         self.ask_to_grow();
         Ok(())
     }
 
     /// Takes a request back that a worker had taken: the next worker of the queue serves it, of the next process if there is none.
-    pub(crate) fn give_back(&self, job: Job) {
+    pub(crate) fn requeue(&self, job: Job) {
         self.queue.put_back(job);
-        self.look_at_door();
+        self.fail_if_shut();
     }
 
     /// Fails what waits if the door has been shut. Looked at after each request that is put in: whoever shuts the door then looks at the
     /// queue, so one of the two sees the request.
-    fn look_at_door(&self) {
-        if self.door.load(Ordering::SeqCst) == Door::Shut as u8 {
+    fn fail_if_shut(&self) {
+        if self.admission.load(Ordering::SeqCst) == Admission::Shut as u8 {
             self.queue.fail_all(errors::UNAVAILABLE.retry_after(self.retry_after()));
         }
     }
@@ -330,7 +326,7 @@ impl Plugin {
     /// Notes that nobody looks after it any more.
     pub(crate) fn abandon(&self, why: &str) {
         log::error!("{}: {why}", self.id());
-        self.set_status(Door::Shut, |status| {
+        self.set_status(Admission::Shut, |status| {
             (status.state, status.since, status.pid, status.retry_at) = (State::Refused, now_ms(), None, None);
             status.reason = why.to_owned();
         });
@@ -345,7 +341,7 @@ impl Plugin {
 
     /// Fails the requests that wait, and those that come.
     pub(crate) fn fail_waiting(&self) {
-        self.door.store(Door::Shut as u8, Ordering::SeqCst);
+        self.admission.store(Admission::Shut as u8, Ordering::SeqCst);
         self.queue.fail_all(errors::UNAVAILABLE.retry_after(self.retry_after()));
     }
 
@@ -401,9 +397,9 @@ impl Plugin {
     }
 
     /// Tells the supervisor that a process does not do its part, and in what.
-    pub(crate) fn unresponsive(&self, life: u64, why: String) {
+    pub(crate) fn unresponsive(&self, process: u64, why: String) {
         // A supervisor that is gone has no process either.
-        drop(self.control.send(Command::Unresponsive { life, why }));
+        drop(self.control.send(Command::Unresponsive { process, why }));
     }
 
     /// Counts a request that it failed, and writes the line about it to its log.
@@ -487,9 +483,9 @@ impl Plugin {
     }
 
     /// Changes what is told of the plugin.
-    pub(crate) fn set_status(&self, door: Door, change: impl FnOnce(&mut Status)) {
+    pub(crate) fn set_status(&self, admission: Admission, change: impl FnOnce(&mut Status)) {
         change(&mut self.lock_status());
-        self.door.store(door as u8, Ordering::SeqCst);
+        self.admission.store(admission as u8, Ordering::SeqCst);
     }
 
     fn retry_after(&self) -> u64 {

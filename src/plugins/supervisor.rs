@@ -7,12 +7,12 @@ use crate::http::errors;
 use crate::license::{Code, Time, unverified};
 use crate::licensing::status;
 use crate::licensing::wait::LicenseWait;
-use crate::plugins::connection::{FIRST_ID, Link, Lost};
+use crate::plugins::connection::{Connection, FIRST_ID, WaitError};
 use crate::plugins::context::{Context, HOST_SOCKET_VARIABLE, Owner};
-use crate::plugins::plugin::{Command, Door, End, HOLD, Plugin, Quit, STARTING_RETRY_AFTER, State};
+use crate::plugins::plugin::{Admission, Command, End, HOLD, Plugin, Quit, STARTING_RETRY_AFTER, State};
 use crate::plugins::restart_policy::{Decision, History, Run};
 use crate::plugins::start_turns::{TURN_CHECK, Turn};
-use crate::plugins::worker::{Life, Worker};
+use crate::plugins::worker::{ProcessState, Worker};
 use crate::process::exit::Exit;
 use crate::process::failure_line::failure_line;
 use crate::process::preflight;
@@ -65,15 +65,21 @@ const WORKER_STACK: usize = 512 * 1024;
 
 /// The number of the next process. Of all plugins, so that the supervisor that takes over after a panic takes no news of a process
 /// before it for news of its own.
-static LIVES: AtomicU64 = AtomicU64::new(1);
+static NEXT_PROCESS_NUMBER: AtomicU64 = AtomicU64::new(1);
 
 /// The phase of a supervisor.
 enum Phase {
     /// No process.
     Down { retry_at: Option<Instant> },
-    /// A process that is not ready yet. `link` is set once it listens, `told` if it refused `init` and why, `broken` if the link failed
+    /// A process that is not ready yet. `connection` is set once it listens, `told` if it refused `init` and why, `broken` if the connection failed
     /// and how.
-    Starting { running: Running, link: Option<Link>, deadline: Instant, told: Option<Failure>, broken: Option<String> },
+    Starting {
+        running: Running,
+        connection: Option<Connection>,
+        deadline: Instant,
+        told: Option<Failure>,
+        broken: Option<String>,
+    },
     /// A ready process.
     Ready { running: Running },
     /// A process that was told to end.
@@ -83,7 +89,7 @@ enum Phase {
 /// A process and its resources.
 struct Running {
     process: Process,
-    life: Arc<Life>,
+    state: Arc<ProcessState>,
     /// Dropping it stops the workers.
     stop: Option<Sender<()>>,
     started: Instant,
@@ -102,7 +108,7 @@ impl Running {
 
     /// How far the process has come.
     fn so_far(&self) -> Run {
-        Run { uptime: self.started.elapsed(), ready: self.ready, work: self.life.work() }
+        Run { uptime: self.started.elapsed(), ready: self.ready, work: self.state.work() }
     }
 }
 
@@ -187,7 +193,7 @@ impl Supervisor {
         if self.plugin.status().enabled {
             self.start();
         } else {
-            self.enter(State::Stopped, Door::Shut, "stopped", "disabled by the operator");
+            self.enter(State::Stopped, Admission::Shut, "stopped", "disabled by the operator");
         }
         loop {
             let command = match self.next_wake() {
@@ -211,9 +217,9 @@ impl Supervisor {
         let now = Instant::now();
         let phase = match &self.phase {
             Phase::Down { retry_at } => *retry_at,
-            Phase::Starting { link: None, .. } => Some(now + CONNECT_PAUSE),
+            Phase::Starting { connection: None, .. } => Some(now + CONNECT_PAUSE),
             Phase::Starting { broken: Some(_), deadline, .. } => Some(*deadline),
-            // In this phase `step` waits on the link.
+            // In this phase `step` waits on the connection.
             Phase::Starting { .. } => Some(now),
             Phase::Ready { .. } => None,
             Phase::Stopping { terminate_at, kill_at, .. } => Some(terminate_at.unwrap_or(*kill_at)),
@@ -302,7 +308,7 @@ impl Supervisor {
                 Phase::Ready { running }
                     if self.plugin.scaling.connections.load(Ordering::Relaxed) < self.plugin.metadata.concurrency as usize =>
                 {
-                    if let Err(error) = self.spawn_worker(&running.life, None)
+                    if let Err(error) = self.spawn_worker(&running.state, None)
                         && let Some(unsaid) = self.growth.came(Instant::now())
                     {
                         let said = rlimits::explain("it has to do with the connections it has", &error).0;
@@ -316,9 +322,9 @@ impl Supervisor {
                     self.start();
                 }
             }
-            Command::Exited { life } => self.exited(life),
-            Command::Unresponsive { life, why } => {
-                if matches!(&self.phase, Phase::Ready { running } if running.life.number == life) {
+            Command::Exited { process } => self.exited(process),
+            Command::Unresponsive { process, why } => {
+                if matches!(&self.phase, Phase::Ready { running } if running.state.number == process) {
                     self.fault(Exit::Fault, why);
                 }
             }
@@ -367,7 +373,7 @@ impl Supervisor {
         self.phase = Phase::Down { retry_at: None };
         // A plugin that already waits for capacity or its turn changes its state only once.
         if !self.wants_room && !self.waits_for_turn {
-            self.enter(State::Starting, Door::Holding, "starting", "");
+            self.enter(State::Starting, Admission::Holding, "starting", "");
         }
         let now = Instant::now();
         let Some(turn) = self.context.starts.take(&self.plugin.control, now) else {
@@ -380,9 +386,9 @@ impl Supervisor {
             Ok(running) => {
                 let deadline = running.started + running.limits.start_timeout;
                 self.plugin.set_process(running.pid(), running.limits);
-                self.phase = Phase::Starting { running, link: None, deadline, told: None, broken: None };
+                self.phase = Phase::Starting { running, connection: None, deadline, told: None, broken: None };
                 if std::mem::take(&mut self.wants_room) {
-                    self.enter(State::Starting, Door::Holding, "starting", "");
+                    self.enter(State::Starting, Admission::Holding, "starting", "");
                 }
             }
             Err((Exit::NoRoom, why)) => self.wait_for_room(&why),
@@ -396,10 +402,10 @@ impl Supervisor {
         let retry_at = Some(Instant::now() + ROOM_RETRY);
         self.phase = Phase::Down { retry_at };
         if said {
-            self.plugin.set_status(Door::Shut, |status| status.retry_at = retry_at);
+            self.plugin.set_status(Admission::Shut, |status| status.retry_at = retry_at);
         } else {
             self.plugin.set_last_end(End { at: now_ms(), exit: Exit::NoRoom, reason: why.to_owned(), lines: Vec::new() });
-            self.enter(State::BackingOff, Door::Shut, "no_room", why);
+            self.enter(State::BackingOff, Admission::Shut, "no_room", why);
         }
         self.waiting.clear();
     }
@@ -430,11 +436,11 @@ impl Supervisor {
         self.remove_run().map_err(|error| passing("cannot remove its old socket", error))?;
         let directories = data.make_plugin_dirs(id).map_err(|error| passing("cannot make its directories", error))?;
         self.context.hand_over(id, uid, &directories).map_err(no_user)?;
-        let number = LIVES.fetch_add(1, Ordering::Relaxed);
+        let number = NEXT_PROCESS_NUMBER.fetch_add(1, Ordering::Relaxed);
         self.given = Given::default();
         self.plugin.log.begin(uid);
         let (stop, stopped) = bounded(0);
-        let (exited, over) = bounded::<()>(0);
+        let (alive, exited) = bounded::<()>(0);
         let host_socket = data.host_socket();
         let version = PROTOCOL_VERSION.to_string();
         let env: [(&str, &OsStr); 5] = [
@@ -451,24 +457,24 @@ impl Supervisor {
             .sessions
             .enter(owner, start, Process::pid)
             .map_err(|error| passing("cannot start its process", error))?;
-        let life = Life {
+        let state = ProcessState {
             number,
             socket,
             uid,
             stop: stopped,
-            over,
+            exited,
             exit: OnceLock::new(),
             asked: AtomicBool::new(false),
             served: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             ended: AtomicBool::new(false),
-            unproven: AtomicUsize::new(0),
+            unaccepted: AtomicUsize::new(0),
             request_timeout: limits.request_timeout,
         };
-        let life = Arc::new(life);
+        let state = Arc::new(state);
         let running = Running {
             process,
-            life: Arc::clone(&life),
+            state: Arc::clone(&state),
             stop: Some(stop),
             started: Instant::now(),
             ready: false,
@@ -480,12 +486,12 @@ impl Supervisor {
         let tell = move |exit: Option<Exit>| {
             // First wakes the workers, which fail the requests of the dead process; the supervisor may be busy.
             if let Some(exit) = exit {
-                life.exit.set(exit).ok();
+                state.exit.set(exit).ok();
             }
-            life.ended.store(true, Ordering::Release);
-            drop(exited);
+            state.ended.store(true, Ordering::Release);
+            drop(alive);
             // The supervisor may be gone.
-            drop(control.send(Command::Exited { life: number }));
+            drop(control.send(Command::Exited { process: number }));
         };
         match running.process.on_exit(id, tell) {
             Ok(()) => Ok(running),
@@ -498,10 +504,10 @@ impl Supervisor {
 
     /// Advances a start: connects, sends `init`, waits for `ready`, each for one tick at most.
     fn go_on_starting(&mut self, now: Instant) {
-        if matches!(&self.phase, Phase::Starting { link: None, .. }) {
+        if matches!(&self.phase, Phase::Starting { connection: None, .. }) {
             return self.try_init(now);
         }
-        let Phase::Starting { link: Some(open), deadline, told, broken, .. } = &mut self.phase else { return };
+        let Phase::Starting { connection: Some(open), deadline, told, broken, .. } = &mut self.phase else { return };
         if now >= *deadline {
             return match (told.take(), broken.take()) {
                 (Some(told), _) => self.fault(refusal(&told).unwrap_or(Exit::Fault), told_text(&told)),
@@ -520,8 +526,8 @@ impl Supervisor {
                 .take()
                 .map_err(|error| format!("its first connection ended before it was ready: {error}"))
                 .and_then(|frame| frame.message().map_err(|error| format!("its answer to init is not valid: {error}"))),
-            Err(Lost::Deadline | Lost::Interrupted) => return,
-            Err(Lost::Broken(error)) => Err(format!("its first connection ended before it was ready: {error}")),
+            Err(WaitError::Deadline | WaitError::Interrupted) => return,
+            Err(WaitError::Broken(error)) => Err(format!("its first connection ended before it was ready: {error}")),
         };
         match reply {
             Ok(Message::Ready(ready)) if ready.id == FIRST_ID => self.ready(),
@@ -544,9 +550,9 @@ impl Supervisor {
     /// Connects to a starting process and sends `init`, if it already listens.
     fn try_init(&mut self, now: Instant) {
         let Phase::Starting { running, deadline, .. } = &self.phase else { return };
-        let Ok(mut opened) = Link::connect(&running.life.socket, running.life.uid) else {
+        let Ok(mut opened) = Connection::connect(&running.state.socket, running.state.uid) else {
             if now >= *deadline {
-                let socket = running.life.socket.display().to_string();
+                let socket = running.state.socket.display().to_string();
                 self.too_late(&format!("it does not listen on its socket {socket} (PLUGRACK_SOCKET)"));
             }
             return;
@@ -554,8 +560,8 @@ impl Supervisor {
         let init = self.init(opened.next_id());
         match init.and_then(|init| opened.queue(&init, &[]).map_err(|error| error.to_string())) {
             Ok(()) => {
-                if let Phase::Starting { link, .. } = &mut self.phase {
-                    *link = Some(opened);
+                if let Phase::Starting { connection, .. } = &mut self.phase {
+                    *connection = Some(opened);
                 }
             }
             Err(error) => self.fault(Exit::Fault, format!("cannot send it init: {error}")),
@@ -602,14 +608,14 @@ impl Supervisor {
             self.context.store.accept_license(self.plugin.id(), &token).ok();
         }
         match std::mem::replace(&mut self.phase, Phase::Down { retry_at: None }) {
-            Phase::Starting { mut running, link: Some(link), .. } => {
+            Phase::Starting { mut running, connection: Some(connection), .. } => {
                 running.ready = true;
                 running.turn = None;
-                let working = self.spawn_worker(&running.life, Some(link));
+                let working = self.spawn_worker(&running.state, Some(connection));
                 self.phase = Phase::Ready { running };
                 match working {
                     Ok(()) => {
-                        self.enter(State::Ready, Door::Open, "ready", "");
+                        self.enter(State::Ready, Admission::Open, "ready", "");
                         self.context.warn_of_license(self.plugin.id());
                     }
                     Err(error) => {
@@ -623,15 +629,15 @@ impl Supervisor {
     }
 
     /// Starts a worker with an open connection, or one that opens its own.
-    fn spawn_worker(&self, life: &Arc<Life>, link: Option<Link>) -> std::io::Result<()> {
-        let (plugin, life) = (Arc::clone(&self.plugin), Arc::clone(life));
+    fn spawn_worker(&self, state: &Arc<ProcessState>, connection: Option<Connection>) -> std::io::Result<()> {
+        let (plugin, state) = (Arc::clone(&self.plugin), Arc::clone(state));
         plugin.scaling.connections.fetch_add(1, Ordering::Relaxed);
         let thread = std::thread::Builder::new().name(format!("worker-{}", plugin.id())).stack_size(WORKER_STACK);
         let spawned = thread.spawn(move || {
-            let place = Place { plugin: &plugin, life: &life };
-            let worker = match link {
-                Some(link) => Some(Worker::new(Arc::clone(&plugin), Arc::clone(&life), link)),
-                None => Worker::connect(Arc::clone(&plugin), Arc::clone(&life)),
+            let place = CountedConnection { plugin: &plugin, state: &state };
+            let worker = match connection {
+                Some(connection) => Some(Worker::new(Arc::clone(&plugin), Arc::clone(&state), connection)),
+                None => Worker::connect(Arc::clone(&plugin), Arc::clone(&state)),
             };
             plugin.scaling.growing.store(false, Ordering::Relaxed);
             plugin.ask_to_grow();
@@ -649,18 +655,18 @@ impl Supervisor {
 
     /// Makes the process end, if there is one: through its workers, which send `shutdown`, or by a signal if it is not ready or faulty.
     fn stop(&mut self, why: &str, then: Then) {
-        let door = if matches!(then, Then::Stay) { self.shut() } else { Door::Holding };
+        let admission = if matches!(then, Then::Stay) { self.shut() } else { Admission::Holding };
         let now = Instant::now();
         match std::mem::replace(&mut self.phase, Phase::Down { retry_at: None }) {
             Phase::Down { .. } => self.stopped(why),
-            Phase::Starting { running, .. } => self.stopping(running, now, door, why, then),
+            Phase::Starting { running, .. } => self.stopping(running, now, admission, why, then),
             Phase::Ready { running } if matches!(then, Then::Fault(..) | Then::WaitForRoom(_)) => {
-                self.stopping(running, now, door, why, then)
+                self.stopping(running, now, admission, why, then)
             }
             Phase::Ready { running } => {
                 // The update already serves, so requests under way may take the full request timeout.
                 let time = if self.updated { running.limits.request_timeout.max(SHUTDOWN_TIME) } else { SHUTDOWN_TIME };
-                self.stopping(running, now + time, door, why, then);
+                self.stopping(running, now + time, admission, why, then);
             }
             Phase::Stopping { running, terminate_at, kill_at, .. } => {
                 // When the host stops, the longer time of an updated process is cut to that of all others.
@@ -668,16 +674,16 @@ impl Supervisor {
                 let kill_at = kill_at.min(now + SHUTDOWN_TIME + TERMINATE_TIME);
                 self.phase = Phase::Stopping { running, terminate_at, kill_at, then };
                 // Requests that wait for a process that will not come now are answered; later ones may be held again.
-                self.enter(State::Stopping, door, "stopping", why);
+                self.enter(State::Stopping, admission, "stopping", why);
             }
         }
     }
 
-    fn stopping(&mut self, mut running: Running, terminate_at: Instant, door: Door, why: &str, then: Then) {
-        running.life.stopping.store(true, Ordering::Relaxed);
+    fn stopping(&mut self, mut running: Running, terminate_at: Instant, admission: Admission, why: &str, then: Then) {
+        running.state.stopping.store(true, Ordering::Relaxed);
         running.stop = None;
         self.phase = Phase::Stopping { running, terminate_at: Some(terminate_at), kill_at: terminate_at + TERMINATE_TIME, then };
-        self.enter(State::Stopping, door, "stopping", why);
+        self.enter(State::Stopping, admission, "stopping", why);
     }
 
     /// Handles the end of a process, expected or not.
@@ -685,7 +691,7 @@ impl Supervisor {
         let current = match &self.phase {
             Phase::Down { .. } => None,
             Phase::Starting { running, .. } | Phase::Ready { running } | Phase::Stopping { running, .. } => {
-                Some(running.life.number)
+                Some(running.state.number)
             }
         };
         if current != Some(number) {
@@ -731,12 +737,12 @@ impl Supervisor {
 
     /// Cleans up after a process has ended: its workers, orphans and socket.
     fn finish(&self, running: Running) -> Exit {
-        let Running { process, life, stop, .. } = running;
-        life.stopping.store(true, Ordering::Relaxed);
-        life.ended.store(true, Ordering::Relaxed);
+        let Running { process, state, stop, .. } = running;
+        state.stopping.store(true, Ordering::Relaxed);
+        state.ended.store(true, Ordering::Relaxed);
         drop(stop);
         let session = process.pid();
-        let reach = match life.uid {
+        let reach = match state.uid {
             // When all plugins end, the guard kills the orphans of all of them at once.
             // Otherwise another process of the plugin may run under the same uid.
             Some(uid) if self.quitting == Some(Quit::HostStops) && !self.has_sibling() => Reach::UidUnseen(uid),
@@ -783,7 +789,7 @@ impl Supervisor {
             // The registry will replace this plugin or refuse the file. Until then the supervisor keeps checking.
             self.phase = Phase::Down { retry_at: Some(Instant::now() + LOOK_PAUSE) };
             self.plugin.set_last_end(End { at: now_ms(), exit, reason: why.to_owned(), lines: Vec::new() });
-            return self.enter(State::BackingOff, Door::Holding, "changed", why);
+            return self.enter(State::BackingOff, Admission::Holding, "changed", why);
         }
         let begins = self.license_begins(exit);
         if self.rejected_license(exit, begins.is_some(), why) {
@@ -808,8 +814,8 @@ impl Supervisor {
         let exit_text = exit.to_string();
         let said = if why.starts_with(&exit_text) { &exit_text } else { why };
         self.plugin.log.note(&format!("{kind}: {said}"));
-        let door = if self.holds() { Door::Holding } else { Door::Shut };
-        self.enter(state, door, kind, why);
+        let admission = if self.holds() { Admission::Holding } else { Admission::Shut };
+        self.enter(state, admission, kind, why);
     }
 
     /// The start of validity, from its token, of a licence that the process refused as not valid yet.
@@ -843,12 +849,12 @@ impl Supervisor {
     }
 
     /// The admission of a plugin that will not start again, unless another one takes over.
-    fn shut(&self) -> Door {
-        if self.updated || self.quitting == Some(Quit::Replaced) { Door::Holding } else { Door::Shut }
+    fn shut(&self) -> Admission {
+        if self.updated || self.quitting == Some(Quit::Replaced) { Admission::Holding } else { Admission::Shut }
     }
 
     /// Changes the state. Nothing else does.
-    fn enter(&mut self, state: State, door: Door, kind: &str, reason: &str) {
+    fn enter(&mut self, state: State, admission: Admission, kind: &str, reason: &str) {
         let id = self.plugin.id();
         let (pid, retry_at) = match &self.phase {
             // The expected start; the phase has the next check of the clock.
@@ -867,7 +873,7 @@ impl Supervisor {
         if !is_aside {
             self.context.store.note_event(id, kind, reason);
         }
-        self.plugin.set_status(door, |status| {
+        self.plugin.set_status(admission, |status| {
             (status.state, status.since, status.pid, status.retry_at) = (state, now_ms(), pid, retry_at);
             status.reason.clear();
             status.reason.push_str(reason);
@@ -889,7 +895,7 @@ impl Supervisor {
             (false, None) => "",
         };
         log::log!(level, "{id}{which}: {kind}{separator}{reason}");
-        if door == Door::Shut {
+        if admission == Admission::Shut {
             self.plugin.queue.fail_all(errors::UNAVAILABLE.retry_after(STARTING_RETRY_AFTER));
         }
         if !matches!(state, State::Starting | State::Stopping) {
@@ -932,17 +938,17 @@ impl Drop for Supervisor {
 }
 
 /// A worker's slot among its plugin's connections, released when the worker ends, even by a panic.
-struct Place<'a> {
+struct CountedConnection<'a> {
     plugin: &'a Plugin,
-    life: &'a Life,
+    state: &'a ProcessState,
 }
 
-impl Drop for Place<'_> {
+impl Drop for CountedConnection<'_> {
     fn drop(&mut self) {
         self.plugin.scaling.connections.fetch_sub(1, Ordering::Relaxed);
         self.plugin.scaling.shrinking.store(false, Ordering::Relaxed);
         if std::thread::panicking() {
-            self.plugin.unresponsive(self.life.number, "a worker panicked".into());
+            self.plugin.unresponsive(self.state.number, "a worker panicked".into());
         }
     }
 }

@@ -5,7 +5,7 @@ use super::{Entry, Registry, Rejected, STOP_ALL_TIME, Supervised, await_end, his
 use crate::lock::unpoisoned;
 use crate::plugins::context::Context;
 use crate::plugins::discovery::{self, Found, Refusal};
-use crate::plugins::plugin::{Command, Door, Plugin, Quit, State};
+use crate::plugins::plugin::{Admission, Command, Plugin, Quit, State};
 use crate::plugins::supervisor::Trial;
 use crate::process::output::PluginLog;
 use crate::protocol::metadata::Metadata;
@@ -434,7 +434,7 @@ impl Registry {
                 deferred.push(move || plugin.fail_waiting());
             }
             if let Some(was) = &was {
-                was.set_status(Door::Shut, |status| status.retry_at = rejected.retry_at);
+                was.set_status(Admission::Shut, |status| status.retry_at = rejected.retry_at);
             }
             Entry::Refused { found: found.clone(), was: was.take(), id, rejected }
         });
