@@ -52,7 +52,7 @@ const START_SETTLE_TIME: Duration = Duration::from_secs(1);
 const KILLED: Exit = Exit::Signal(SIGKILL);
 
 /// Interval at which a plugin whose file was replaced checks whether the old file is back.
-const LOOK_PAUSE: Duration = Duration::from_secs(1);
+const FILE_CHECK_PAUSE: Duration = Duration::from_secs(1);
 
 /// Pause between attempts to connect to a starting plugin.
 const CONNECT_PAUSE: Duration = Duration::from_millis(5);
@@ -63,15 +63,15 @@ pub(crate) const HOLD_TICK: Duration = Duration::from_millis(100);
 /// Stack size of a worker in bytes: its buffers are on the heap.
 const WORKER_STACK: usize = 512 * 1024;
 
-/// The number of the next process. Of all plugins, so that the supervisor that takes over after a panic takes no news of a process
-/// before it for news of its own.
+/// The number of the next process of any plugin. Unique in this run of the host, so that a supervisor that takes over after a panic
+/// ignores commands about its predecessor's processes.
 static NEXT_PROCESS_NUMBER: AtomicU64 = AtomicU64::new(1);
 
 /// The phase of a supervisor.
 enum Phase {
     /// No process.
     Down { retry_at: Option<Instant> },
-    /// A process that is not ready yet. `connection` is set once it listens, `told` if it refused `init` and why, `broken` if the connection failed
+    /// A process that is not ready yet. `connection` is set once it listens, `told` if it refused `init`, `broken` if the connection failed
     /// and how.
     Starting {
         running: Running,
@@ -149,7 +149,7 @@ pub(crate) struct Supervisor {
     updated: bool,
     /// Gets the outcome of an update's first start. If that fails, there is no second one.
     trial: Option<Trial>,
-    /// Set if another supervisor must not take over after a panic, since the plugin leaves the registry.
+    /// Set if no other supervisor is to take over after a panic, because the plugin is being removed from the registry.
     leaves: Arc<AtomicBool>,
 }
 
@@ -158,7 +158,7 @@ pub(crate) type Trial = Box<dyn FnOnce(Result<(), String>) + Send>;
 
 impl Supervisor {
     /// Creates the supervisor of a plugin that does not run yet. An update on `trial` is started once, beside the plugin it replaces.
-    /// After a panic of [`Supervisor::run`], `leaves` says whether the plugin leaves the registry, so that nothing takes over.
+    /// After a panic of [`Supervisor::run`], `leaves` says whether the plugin is being removed from the registry, so that nothing takes over.
     pub(crate) fn new(
         plugin: Arc<Plugin>,
         context: Arc<Context>,
@@ -787,7 +787,7 @@ impl Supervisor {
         }
         if exit == Exit::Changed {
             // The registry will replace this plugin or refuse the file. Until then the supervisor keeps checking.
-            self.phase = Phase::Down { retry_at: Some(Instant::now() + LOOK_PAUSE) };
+            self.phase = Phase::Down { retry_at: Some(Instant::now() + FILE_CHECK_PAUSE) };
             self.plugin.set_last_end(End { at: now_ms(), exit, reason: why.to_owned(), lines: Vec::new() });
             return self.enter(State::BackingOff, Admission::Holding, "changed", why);
         }
@@ -932,7 +932,7 @@ impl Drop for Supervisor {
             }
         }
         if let Some(trial) = self.trial.take() {
-            trial(Err("the host itself failed to look after it, which is a fault of plugrack's: its log has the reason".into()));
+            trial(Err("its supervisor failed, which is a bug in plugrack: its log has the reason".into()));
         }
     }
 }
