@@ -100,7 +100,7 @@ impl Api {
             Limit::OpenFiles => {
                 let files = text.parse().ok().filter(|files| *files >= MIN_OPEN_FILES);
                 let files = files.ok_or_else(|| bad(format!("the value must be a whole number, at least {MIN_OPEN_FILES}")))?;
-                match self.registry.context().room.most_files() {
+                match self.registry.context().capacity.most_files() {
                     Some(most) if files > most => Err(bad(format!(
                         "the host itself may have at most {most} open files: raise its hard limit with ulimit -Hn, or with LimitNOFILE= in a systemd unit"
                     ))),

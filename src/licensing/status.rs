@@ -281,7 +281,7 @@ mod tests {
             (Exit::Signal(11), true, true),
             (Exit::Fault, true, true),
             (Exit::Fault, false, false),
-            (Exit::NoRoom, true, false),
+            (Exit::NoCapacity, true, false),
             (Exit::NotStarted, true, false),
             (Exit::Unfit, true, false),
         ] {

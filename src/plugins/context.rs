@@ -14,7 +14,7 @@ use crate::process::watchdog::Guard;
 use crate::store::limits::LimitsInForce;
 use crate::store::{Store, StoreError, now_ms};
 use crate::system::data_dir::DataDir;
-use crate::system::rlimits::Room;
+use crate::system::rlimits::Capacity;
 use crate::util::log_throttle::{Burst, Repeat, more};
 use crossbeam_channel::Sender;
 use std::collections::HashMap;
@@ -51,8 +51,8 @@ pub(crate) struct Context {
     pub(crate) scan_requests: Sender<()>,
     /// Memory limit of a plugin's process in bytes.
     pub(crate) plugin_memory: Option<u64>,
-    /// How many plugins fit.
-    pub(crate) room: Room,
+    /// The number of plugins and clients that the resource limits allow.
+    pub(crate) capacity: Capacity,
     /// Time limit of a `--metadata` call.
     pub(crate) metadata_timeout: Duration,
     /// Limits of plugins for which the operator has set none.
@@ -87,7 +87,7 @@ impl Context {
     pub(crate) fn limits(&self, plugin: &str) -> Result<LimitsInForce, StoreError> {
         let mut limits = self.store.limits(plugin)?.over(self.default_limits);
         // The limit may have been set while the host had a higher one.
-        limits.open_files = [limits.open_files, self.room.most_files()].into_iter().flatten().min();
+        limits.open_files = [limits.open_files, self.capacity.most_files()].into_iter().flatten().min();
         Ok(limits)
     }
 

@@ -22,7 +22,7 @@ use crate::store::licenses::Given;
 use crate::store::limits::LimitsInForce;
 use crate::store::{StoreError, now_ms};
 use crate::system::data_dir::check_socket_path;
-use crate::system::rlimits::{self, ROOM_RETRY, Seat};
+use crate::system::rlimits::{self, CAPACITY_RETRY, PluginSlot};
 use crate::util::log_throttle::{Repeat, more};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use signal_hook::consts::SIGKILL;
@@ -71,8 +71,8 @@ static NEXT_PROCESS_NUMBER: AtomicU64 = AtomicU64::new(1);
 enum Phase {
     /// No process.
     Down { retry_at: Option<Instant> },
-    /// A process that is not ready yet. `connection` is set once it listens, `told` if it refused `init`, `broken` if the connection failed
-    /// and how.
+    /// A process that is not ready yet. `connection` is set once it listens, `told` if it refused `init`, `broken` if the
+    /// connection failed, with the reason.
     Starting {
         running: Running,
         connection: Option<Connection>,
@@ -98,7 +98,7 @@ struct Running {
     limits: LimitsInForce,
     /// The turn to start, held until the process is ready.
     turn: Option<Turn>,
-    _seat: Seat,
+    _slot: PluginSlot,
 }
 
 impl Running {
@@ -119,7 +119,7 @@ enum Then {
     /// Treat it as a fault of the process.
     Fault(Exit, String),
     /// Treat it as a lack of capacity.
-    WaitForRoom(String),
+    WaitForCapacity(String),
 }
 
 /// The supervisor of one plugin.
@@ -138,7 +138,7 @@ pub(crate) struct Supervisor {
     /// Whether the plugin waits for its turn to start.
     waits_for_turn: bool,
     /// Whether the last start failed for lack of capacity.
-    wants_room: bool,
+    wants_capacity: bool,
     /// The licence that the current process got in `init`.
     given: Given,
     /// The wait for a licence that the plugin refused as not valid yet.
@@ -178,7 +178,7 @@ impl Supervisor {
             quitting: None,
             down_since: None,
             waits_for_turn: false,
-            wants_room: false,
+            wants_capacity: false,
             given: Given::default(),
             license_wait: None,
             waiting,
@@ -372,7 +372,7 @@ impl Supervisor {
         }
         self.phase = Phase::Down { retry_at: None };
         // A plugin that already waits for capacity or its turn changes its state only once.
-        if !self.wants_room && !self.waits_for_turn {
+        if !self.wants_capacity && !self.waits_for_turn {
             self.enter(State::Starting, Admission::Holding, "starting", "");
         }
         let now = Instant::now();
@@ -387,24 +387,24 @@ impl Supervisor {
                 let deadline = running.started + running.limits.start_timeout;
                 self.plugin.set_process(running.pid(), running.limits);
                 self.phase = Phase::Starting { running, connection: None, deadline, told: None, broken: None };
-                if std::mem::take(&mut self.wants_room) {
+                if std::mem::take(&mut self.wants_capacity) {
                     self.enter(State::Starting, Admission::Holding, "starting", "");
                 }
             }
-            Err((Exit::NoRoom, why)) => self.wait_for_room(&why),
+            Err((Exit::NoCapacity, why)) => self.wait_for_capacity(&why),
             Err((exit, why)) => self.down(exit, Run::default(), &why),
         }
     }
 
     /// There are not enough files, threads or memory for the plugin. That is not its fault, so it is retried until there are.
-    fn wait_for_room(&mut self, why: &str) {
-        let said = std::mem::replace(&mut self.wants_room, true) && self.plugin.status().reason == why;
-        let retry_at = Some(Instant::now() + ROOM_RETRY);
+    fn wait_for_capacity(&mut self, why: &str) {
+        let said = std::mem::replace(&mut self.wants_capacity, true) && self.plugin.status().reason == why;
+        let retry_at = Some(Instant::now() + CAPACITY_RETRY);
         self.phase = Phase::Down { retry_at };
         if said {
             self.plugin.set_status(Admission::Shut, |status| status.retry_at = retry_at);
         } else {
-            self.plugin.set_last_end(End { at: now_ms(), exit: Exit::NoRoom, reason: why.to_owned(), lines: Vec::new() });
+            self.plugin.set_last_end(End { at: now_ms(), exit: Exit::NoCapacity, reason: why.to_owned(), lines: Vec::new() });
             self.enter(State::BackingOff, Admission::Shut, "no_room", why);
         }
         self.waiting.clear();
@@ -419,9 +419,9 @@ impl Supervisor {
         preflight::check(&self.plugin.program).map_err(unfit)?;
         let (data, id) = (&self.context.data, self.plugin.id());
         check_socket_path(&self.plugin.socket).map_err(unfit)?;
-        let seat = self.context.room.enter().map_err(|why| (Exit::NoRoom, why))?;
+        let slot = self.context.capacity.enter().map_err(|why| (Exit::NoCapacity, why))?;
         let passing = |what: &str, error: std::io::Error| match rlimits::explain(what, &error) {
-            (why, true) => (Exit::NoRoom, why),
+            (why, true) => (Exit::NoCapacity, why),
             (why, false) => (Exit::NotStarted, why),
         };
         let no_user = |why: String| (Exit::NoUser, why);
@@ -480,7 +480,7 @@ impl Supervisor {
             ready: false,
             limits,
             turn: Some(turn),
-            _seat: seat,
+            _slot: slot,
         };
         let control = self.plugin.control.clone();
         let tell = move |exit: Option<Exit>| {
@@ -620,7 +620,7 @@ impl Supervisor {
                     }
                     Err(error) => {
                         let (why, _) = rlimits::explain("cannot start its worker", &error);
-                        self.stop(&why.clone(), Then::WaitForRoom(why));
+                        self.stop(&why.clone(), Then::WaitForCapacity(why));
                     }
                 }
             }
@@ -660,7 +660,7 @@ impl Supervisor {
         match std::mem::replace(&mut self.phase, Phase::Down { retry_at: None }) {
             Phase::Down { .. } => self.stopped(why),
             Phase::Starting { running, .. } => self.stopping(running, now, admission, why, then),
-            Phase::Ready { running } if matches!(then, Then::Fault(..) | Then::WaitForRoom(_)) => {
+            Phase::Ready { running } if matches!(then, Then::Fault(..) | Then::WaitForCapacity(_)) => {
                 self.stopping(running, now, admission, why, then)
             }
             Phase::Ready { running } => {
@@ -711,8 +711,8 @@ impl Supervisor {
                 self.context.store.note_event(self.plugin.id(), "stopped", &exit.to_string());
                 self.start();
             }
-            Some(Then::WaitForRoom(why)) if self.quitting.is_none() => self.wait_for_room(&why),
-            Some(Then::WaitForRoom(why)) => self.stopped(&why),
+            Some(Then::WaitForCapacity(why)) if self.quitting.is_none() => self.wait_for_capacity(&why),
+            Some(Then::WaitForCapacity(why)) => self.stopped(&why),
             Some(Then::Fault(exit, why)) => self.down(exit, run, &why),
             None => {
                 let exit = match told.as_ref().and_then(refusal) {
@@ -843,7 +843,7 @@ impl Supervisor {
 
     /// The plugin was stopped on purpose.
     fn stopped(&mut self, why: &str) {
-        (self.wants_room, self.waits_for_turn, self.license_wait) = (false, false, None);
+        (self.wants_capacity, self.waits_for_turn, self.license_wait) = (false, false, None);
         self.phase = Phase::Down { retry_at: None };
         self.enter(State::Stopped, self.shut(), "stopped", why);
     }
@@ -932,7 +932,7 @@ impl Drop for Supervisor {
             }
         }
         if let Some(trial) = self.trial.take() {
-            trial(Err("its supervisor failed, which is a bug in plugrack: its log has the reason".into()));
+            trial(Err("its supervisor failed, which is a bug in plugrack: the host's log has the reason".into()));
         }
     }
 }

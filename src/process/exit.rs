@@ -21,8 +21,8 @@ pub(crate) enum Exit {
     Incompatible,
     /// It has refused its licence, by this code.
     Unlicensed(Code),
-    /// There are not enough files, threads or memory for it: no end of its own, so none that counts.
-    NoRoom,
+    /// The host has not enough files, threads or memory for it. Not a failure of the plugin, so it does not count as one.
+    NoCapacity,
     /// It could not be started for want of something that may come back.
     NotStarted,
     /// It was ended by the host because it did not do its part.
@@ -71,7 +71,7 @@ impl Exit {
                 )
             }
             Self::OutOfMemory => "give the machine or the container more memory, or the plugin less to do".into(),
-            Self::NoRoom => "raise that limit, or stop another plugin: it is tried again by itself".into(),
+            Self::NoCapacity => "raise that limit, or stop another plugin: it is tried again by itself".into(),
             Self::NotStarted => "free or raise what there is too little of: it is tried again by itself".into(),
             Self::Code(_) | Self::Signal(_) | Self::Fault => {
                 format!("fix the error in its last lines (plugrack logs {id}), then: plugrack start {id}")
@@ -106,7 +106,7 @@ impl std::fmt::Display for Exit {
             Self::Incompatible => f.write_str("speaks another protocol"),
             Self::Unlicensed(code) => write!(f, "licence refused ({code})"),
             Self::NotStarted => f.write_str("did not start"),
-            Self::NoRoom => f.write_str("no room"),
+            Self::NoCapacity => f.write_str("no capacity"),
             Self::Fault => f.write_str("ended by the host"),
         }
     }

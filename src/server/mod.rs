@@ -23,7 +23,7 @@ use crate::store::Store;
 use crate::store::kv;
 use crate::store::limits::LimitsInForce;
 use crate::system::data_dir::{DataDir, private_file};
-use crate::system::rlimits::{self, Room};
+use crate::system::rlimits::{self, Capacity};
 use crate::util::threads;
 use anyhow::{Context as _, Result, anyhow, bail};
 use crossbeam_channel::{Receiver, RecvTimeoutError, at, bounded, never, select, unbounded};
@@ -89,8 +89,8 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     }
 
     process::find_own_program().map_err(|error| anyhow!(error))?;
-    let room = Room::measure().map_err(anyhow::Error::msg)?;
-    if let Some(warning) = room.warning() {
+    let capacity = Capacity::measure().map_err(anyhow::Error::msg)?;
+    if let Some(warning) = capacity.warning() {
         log::warn!("{warning}");
     }
     let data = DataDir::create(data, settings.run.as_deref())?;
@@ -136,7 +136,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     let listening = listener.address().map_or_else(|| listen.to_string(), |address| address.to_string());
     let (scan_requests, scan_requested) = bounded(1);
     let default_limits = LimitsInForce {
-        open_files: room.plugin_files(),
+        open_files: capacity.plugin_files(),
         start_timeout: settings.start_timeout,
         request_timeout: settings.request_timeout,
     };
@@ -153,7 +153,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
         starts: Starts::new(),
         scan_requests: scan_requests.clone(),
         plugin_memory: settings.plugin_memory,
-        room,
+        capacity,
         metadata_timeout: settings.metadata_timeout,
         default_limits,
         answer_time,
@@ -174,7 +174,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     let reachable = port.map_or_else(|| listening.clone(), |port| format!("localhost:{port}"));
     let base = (!scheme.is_empty()).then(|| format!("{scheme}{reachable}"));
     let api = Arc::new(Api::new(Arc::clone(&registry), token, base));
-    let max_connections = registry.context().room.connections(settings.limits.max_connections);
+    let max_connections = registry.context().capacity.connections(settings.limits.max_connections);
     let limits = Limits { max_connections, ..settings.limits.clone() };
     let per_plugin = limits.max_connections_per_plugin.of(max_connections);
     let operator_ended = operator_socket::serve(&api, data.api_socket()).context("cannot serve the operator's socket")?;

@@ -251,8 +251,8 @@ impl Registry {
         let registry = Arc::clone(self);
         self.metadata_calls.run(Box::new(move || {
             let answer = catch_unwind(AssertUnwindSafe(|| registry.call_metadata(&found))).unwrap_or_else(|_| {
-                // Without an answer its plugin would be taken for one that is gone.
-                Err(Refusal::passing("the host itself failed to ask it, which is a fault of plugrack's: its log has the reason"))
+                // Without an answer the scan would remove its plugin.
+                Err(Refusal::passing("its --metadata call failed by a bug in plugrack: the host's log has the reason"))
             });
             outstanding.apply_answer(found, answer);
         }));
@@ -408,7 +408,7 @@ impl Registry {
         let accepted = answer.and_then(|(metadata, (enabled, is_new))| {
             let id = metadata.id.clone();
             let count = entries.values().filter(|entry| entry.is_plugin()).count();
-            if let Err(reason) = self.context.room.check(count) {
+            if let Err(reason) = self.context.capacity.check(count) {
                 return Err((Some(id), Refusal::passing(reason)));
             }
             let same = quit.iter().filter(|(plugin, _)| plugin.id() == id).cloned().collect();
