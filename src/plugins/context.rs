@@ -7,10 +7,10 @@ use crate::lock::LockExt;
 use crate::plugins::plugin::AnswerTime;
 use crate::plugins::start_turns::Starts;
 use crate::process::Bounds;
-use crate::process::chown_tree::hand_over;
+use crate::process::chown_tree::chown_tree;
 use crate::process::oom::Memory;
 use crate::process::output::PluginLog;
-use crate::process::watchdog::Guard;
+use crate::process::watchdog::Watchdog;
 use crate::store::limits::LimitsInForce;
 use crate::store::{Store, StoreError, now_ms};
 use crate::system::data_dir::DataDir;
@@ -120,7 +120,7 @@ impl Context {
     ///
     /// # Errors
     /// One sentence: whose owner cannot be changed, and why.
-    pub(crate) fn hand_over(&self, plugin: &str, uid: Option<u32>, directories: &[PathBuf]) -> Result<(), String> {
+    pub(crate) fn chown_dirs(&self, plugin: &str, uid: Option<u32>, directories: &[PathBuf]) -> Result<(), String> {
         let (from, to) = match uid {
             Some(uid) => (None, uid),
             None => match self.store.last_uid(plugin).map_err(|error| format!("cannot read its uid: {error}"))? {
@@ -128,7 +128,7 @@ impl Context {
                 None => return Ok(()),
             },
         };
-        directories.iter().try_for_each(|directory| hand_over(directory, from, to))
+        directories.iter().try_for_each(|directory| chown_tree(directory, from, to))
     }
 
     /// Logs, at most once a day, that the licence of a running plugin expires soon.
@@ -272,13 +272,13 @@ impl Owner {
 /// Sessions of running plugins, by the process id of the session leader.
 pub(crate) struct Sessions {
     owners: Mutex<HashMap<i32, Arc<Owner>>>,
-    guard: Guard,
+    watchdog: Watchdog,
 }
 
 impl Sessions {
     /// No sessions yet. The watchdog is told about each.
-    pub(crate) fn new(guard: Guard) -> Self {
-        Self { owners: Mutex::default(), guard }
+    pub(crate) fn new(watchdog: Watchdog) -> Self {
+        Self { owners: Mutex::default(), watchdog }
     }
 
     /// Starts a process by `start`, and records the owner of its session before anyone can look it up.
@@ -291,7 +291,7 @@ impl Sessions {
         let mut owners = self.lock();
         let process = start()?;
         let session = pid(&process);
-        self.guard.add(session);
+        self.watchdog.add(session);
         owners.insert(session, Arc::new(owner));
         Ok(process)
     }
@@ -302,14 +302,14 @@ impl Sessions {
         self.lock().remove(&session);
         let reaped = reap();
         if !left {
-            self.guard.remove(session);
+            self.watchdog.remove(session);
         }
         reaped
     }
 
     /// Kills all processes that are left of any session.
     pub(crate) fn finish(&self) {
-        self.guard.finish();
+        self.watchdog.finish();
     }
 
     pub(crate) fn owner(&self, session: i32) -> Option<Arc<Owner>> {

@@ -129,7 +129,7 @@ impl Queue {
     /// Hands what waits, and all that comes from now on, to the queue of the plugin that takes this one's place.
     pub(crate) fn succeed(&self, successor: Arc<Self>) {
         self.successor.set(successor).ok();
-        self.hand_over();
+        self.forward_waiting();
     }
 
     /// Whether another plugin has taken this one's place.
@@ -138,7 +138,7 @@ impl Queue {
     }
 
     /// Hands what waits to the successor, if there is one: also what a thread has put in that had not yet seen it.
-    pub(crate) fn hand_over(&self) {
+    pub(crate) fn forward_waiting(&self) {
         if let Some(successor) = self.successor.get() {
             while let Some(job) = self.try_take() {
                 successor.put_back(job);

@@ -435,7 +435,7 @@ impl Supervisor {
         let (home, socket) = (data.plugin_data(id), self.plugin.socket.clone());
         self.remove_run().map_err(|error| passing("cannot remove its old socket", error))?;
         let directories = data.make_plugin_dirs(id).map_err(|error| passing("cannot make its directories", error))?;
-        self.context.hand_over(id, uid, &directories).map_err(no_user)?;
+        self.context.chown_dirs(id, uid, &directories).map_err(no_user)?;
         let number = NEXT_PROCESS_NUMBER.fetch_add(1, Ordering::Relaxed);
         self.given = Given::default();
         self.plugin.log.begin(uid);
@@ -743,7 +743,7 @@ impl Supervisor {
         drop(stop);
         let session = process.pid();
         let reach = match state.uid {
-            // When all plugins end, the guard kills the orphans of all of them at once.
+            // When all plugins end, the watchdog kills the orphans of all of them at once.
             // Otherwise another process of the plugin may run under the same uid.
             Some(uid) if self.quitting == Some(Quit::HostStops) && !self.has_sibling() => Reach::UidUnseen(uid),
             _ if self.quitting == Some(Quit::HostStops) => Reach::Group,

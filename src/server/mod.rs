@@ -15,8 +15,8 @@ use crate::plugins::registry::{Registry, STOP_ALL_TIME, ScanReason};
 use crate::plugins::start_turns::Starts;
 use crate::process;
 use crate::process::oom::Memory;
-use crate::process::orphans::{self, Marks};
-use crate::process::watchdog::Guard;
+use crate::process::orphans::{self, Selector};
+use crate::process::watchdog::Watchdog;
 use crate::server::data_watch::Watch;
 use crate::server::options::{Listen, Names, Serve};
 use crate::store::Store;
@@ -57,7 +57,7 @@ const FLUSH_TIME: Duration = Duration::from_millis(200);
 const PROXY_MODE: u32 = 0o660;
 
 /// Time in which what an earlier run has left behind is ended.
-const REMAINS_TIME: Duration = Duration::from_secs(2);
+const ORPHANS_TIME: Duration = Duration::from_secs(2);
 
 /// Runs the host until it is told to stop.
 ///
@@ -106,16 +106,16 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     data.set_modes(settings.plugin_uids.is_some()).context("cannot set the modes of the data directory")?;
     data.sweep_run().context("cannot clear the run directory")?;
     process::reap_orphans().context("cannot watch for processes to reap")?;
-    let guard = Guard::start(&data.host_socket(), settings.plugin_uids.clone()).context("cannot start the guard")?;
-    let marks = Marks {
+    let watchdog = Watchdog::start(&data.host_socket(), settings.plugin_uids.clone()).context("cannot start the watchdog")?;
+    let selector = Selector {
         variable: Some((HOST_SOCKET_VARIABLE, data.host_socket().into())),
         uids: settings.plugin_uids.clone(),
-        ..Marks::default()
+        ..Selector::default()
     };
-    let mut left = orphans::end(&marks, REMAINS_TIME).killed;
+    let mut left = orphans::kill_all(&selector, ORPHANS_TIME).killed;
     for socket in former {
-        let marks = Marks { variable: Some((HOST_SOCKET_VARIABLE, socket.into())), ..Marks::default() };
-        left += orphans::end(&marks, REMAINS_TIME).killed;
+        let selector = Selector { variable: Some((HOST_SOCKET_VARIABLE, socket.into())), ..Selector::default() };
+        left += orphans::kill_all(&selector, ORPHANS_TIME).killed;
     }
     if left > 0 {
         log::warn!("ended {left} processes that an earlier run of the host had left behind");
@@ -148,7 +148,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
         data: data.clone(),
         store: store.clone(),
         memory: Memory::new(),
-        sessions: Sessions::new(guard),
+        sessions: Sessions::new(watchdog),
         plugin_uids: settings.plugin_uids.clone(),
         starts: Starts::new(),
         scan_requests: scan_requests.clone(),

@@ -267,7 +267,7 @@ impl Registry {
             if !threads::persist(supervise) {
                 waiting.abandon("its supervisor failed, which is a bug in plugrack: the host's log has the reason");
             }
-            waiting.queue.hand_over();
+            waiting.queue.forward_waiting();
             drop::<Sender<()>>(alive);
         };
         let thread = std::thread::Builder::new().name(format!("plugin-{id}")).stack_size(SUPERVISOR_STACK);
