@@ -10,7 +10,7 @@ use crate::http::slots::{NoSlot, Slot};
 use crate::http::{HttpError, WaitingRequest, date};
 use crate::plugins::registry::Registry;
 use crate::plugins::routes::Target;
-use crate::util::log_throttle::more;
+use crate::util::log_throttle::suppressed_note;
 use crossbeam_channel::Sender;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -82,13 +82,13 @@ impl Router {
                 }
                 match plugin.slots.take(self.per_plugin as usize) {
                     Ok(slot) => Routed::To(Destination::Plugin(Arc::clone(plugin), mount.len()), Some(slot)),
-                    Err(NoSlot(unsaid)) => {
-                        if let Some(unsaid) = unsaid {
+                    Err(NoSlot(suppressed)) => {
+                        if let Some(suppressed) = suppressed {
                             log::warn!(
                                 "{} holds {} connections, and another request for it was refused (serve --max-connections-per-plugin){}",
                                 plugin.id(),
                                 self.per_plugin,
-                                more(unsaid)
+                                suppressed_note(suppressed)
                             );
                         }
                         Routed::Full(errors::PLUGIN_FULL)

@@ -15,7 +15,7 @@ use crate::store::limits::LimitsInForce;
 use crate::store::{Store, StoreError, now_ms};
 use crate::system::data_dir::DataDir;
 use crate::system::rlimits::Capacity;
-use crate::util::log_throttle::{Burst, Repeat, more};
+use crate::util::log_throttle::{BurstThrottle, LogThrottle, suppressed_note};
 use crossbeam_channel::Sender;
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -240,8 +240,8 @@ pub(crate) struct Owner {
     /// The uid of its processes: its own, or else the host's.
     pub(crate) uid: u32,
     log: PluginLog,
-    notes: Mutex<Burst>,
-    warnings: Mutex<Repeat>,
+    notes: Mutex<BurstThrottle>,
+    warnings: Mutex<LogThrottle>,
 }
 
 impl Owner {
@@ -253,18 +253,18 @@ impl Owner {
 
     /// Adds a line about the host socket to the plugin's log, throttled.
     pub(crate) fn note(&self, what: &str) {
-        let unsaid = self.notes.locked().came(Instant::now());
-        if let Some(unsaid) = unsaid {
-            self.log.note(&format!("{what}{}", more(unsaid)));
+        let suppressed = self.notes.locked().hit(Instant::now());
+        if let Some(suppressed) = suppressed {
+            self.log.note(&format!("{what}{}", suppressed_note(suppressed)));
         }
     }
 
     /// Warns in the host's log and the plugin's, at most once a minute, that the plugin has reached a limit.
     pub(crate) fn warn(&self, what: &str) {
-        let unsaid = self.warnings.locked().came(Instant::now());
-        if let Some(unsaid) = unsaid {
-            log::warn!("{}: {what}{}", self.plugin, more(unsaid));
-            self.log.note(&format!("{what}{}", more(unsaid)));
+        let suppressed = self.warnings.locked().hit(Instant::now());
+        if let Some(suppressed) = suppressed {
+            log::warn!("{}: {what}{}", self.plugin, suppressed_note(suppressed));
+            self.log.note(&format!("{what}{}", suppressed_note(suppressed)));
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::protocol::frame::{EncodeError, FrameReader, ReadError, encode};
 use crate::protocol::message::{Failure, KvOp, MAX_ID, Malformed, Message};
 use crate::protocol::values::integer;
 use crate::store::kv::Call;
-use crate::util::log_throttle::{Repeat, more};
+use crate::util::log_throttle::{LogThrottle, suppressed_note};
 use crate::util::pause::pause;
 use crate::util::threads;
 use crate::util::threads::{SMALL_STACK, timespec};
@@ -87,12 +87,12 @@ fn accept_all(listener: &UnixListener, context: &Arc<Context>, counts: &Counts) 
 
 /// Throttles log lines about refusals by kind; otherwise anybody who can connect could flood the host's log.
 #[derive(Default)]
-struct Refused(BTreeMap<&'static str, Repeat>);
+struct Refused(BTreeMap<&'static str, LogThrottle>);
 
 impl Refused {
     fn warn(&mut self, kind: &'static str, what: impl FnOnce() -> String) {
-        if let Some(unsaid) = self.0.entry(kind).or_default().came(Instant::now()) {
-            log::warn!("{}{}", what(), more(unsaid));
+        if let Some(suppressed) = self.0.entry(kind).or_default().hit(Instant::now()) {
+            log::warn!("{}{}", what(), suppressed_note(suppressed));
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::process::output::PluginLog;
 use crate::protocol::metadata::Metadata;
 use crate::store::limits::LimitsInForce;
 use crate::store::now_ms;
-use crate::util::log_throttle::{Repeat, more};
+use crate::util::log_throttle::{LogThrottle, suppressed_note};
 use crossbeam_channel::Sender;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -221,7 +221,7 @@ pub(crate) struct Plugin {
     /// Number of connections occupied by streaming answers.
     streams: AtomicUsize,
     /// Throttles the warning that streams occupy every connection.
-    streams_full: Mutex<Repeat>,
+    streams_full: Mutex<LogThrottle>,
     admission: AtomicU8,
     status: Mutex<Status>,
     /// The last licence on trial that it refused, and why.
@@ -384,9 +384,9 @@ impl Plugin {
 
     /// Warns in the host's log, at most once a minute, that streams occupy every connection.
     pub(crate) fn warn_of_streams(&self, why: &str) {
-        let came = self.streams_full.locked().came(Instant::now());
-        if let Some(unsaid) = came {
-            log::warn!("{}: {why}{}", self.id(), more(unsaid));
+        let hit = self.streams_full.locked().hit(Instant::now());
+        if let Some(suppressed) = hit {
+            log::warn!("{}: {why}{}", self.id(), suppressed_note(suppressed));
         }
     }
 

@@ -6,7 +6,7 @@
 use crate::http::HttpError;
 use crate::lock::LockExt;
 use crate::plugins::job::Job;
-use crate::util::log_throttle::{Repeat, more};
+use crate::util::log_throttle::{LogThrottle, suppressed_note};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -35,7 +35,7 @@ pub(crate) struct Queue {
     /// The queue of the plugin that has taken this one's place.
     successor: OnceLock<Arc<Queue>>,
     /// Throttles the warning that the queue is full.
-    full: Mutex<Repeat>,
+    full: Mutex<LogThrottle>,
 }
 
 impl Queue {
@@ -73,9 +73,14 @@ impl Queue {
 
     /// Warns that the queue is full, at most once a minute.
     fn say_full(&self) {
-        let came = self.full.locked().came(Instant::now());
-        if let Some(unsaid) = came {
-            log::warn!("the queue of {} is full with {} requests, and others are refused{}", self.id, self.len(), more(unsaid));
+        let hit = self.full.locked().hit(Instant::now());
+        if let Some(suppressed) = hit {
+            log::warn!(
+                "the queue of {} is full with {} requests, and others are refused{}",
+                self.id,
+                self.len(),
+                suppressed_note(suppressed)
+            );
         }
     }
 

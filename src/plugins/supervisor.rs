@@ -23,7 +23,7 @@ use crate::store::limits::LimitsInForce;
 use crate::store::{StoreError, now_ms};
 use crate::system::data_dir::check_socket_path;
 use crate::system::rlimits::{self, CAPACITY_RETRY, PluginSlot};
-use crate::util::log_throttle::{Repeat, more};
+use crate::util::log_throttle::{LogThrottle, suppressed_note};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use signal_hook::consts::SIGKILL;
 use std::ffi::OsStr;
@@ -130,7 +130,7 @@ pub(crate) struct Supervisor {
     phase: Phase,
     history: History,
     /// Throttles the log line about connections that cannot be opened.
-    growth: Repeat,
+    growth: LogThrottle,
     /// Why the plugin is being removed from the registry, if it is.
     quitting: Option<Quit>,
     /// Since when there is no ready process.
@@ -174,7 +174,7 @@ impl Supervisor {
             commands,
             phase,
             history,
-            growth: Repeat::default(),
+            growth: LogThrottle::default(),
             quitting: None,
             down_since: None,
             waits_for_turn: false,
@@ -309,10 +309,10 @@ impl Supervisor {
                     if self.plugin.scaling.connections.load(Ordering::Relaxed) < self.plugin.metadata.concurrency as usize =>
                 {
                     if let Err(error) = self.spawn_worker(&running.state, None)
-                        && let Some(unsaid) = self.growth.came(Instant::now())
+                        && let Some(suppressed) = self.growth.hit(Instant::now())
                     {
                         let said = rlimits::explain("it has to do with the connections it has", &error).0;
-                        log::warn!("{}: {said}{}", self.plugin.id(), more(unsaid));
+                        log::warn!("{}: {said}{}", self.plugin.id(), suppressed_note(suppressed));
                     }
                 }
                 _ => self.plugin.scaling.growing.store(false, Ordering::Relaxed),

@@ -7,7 +7,7 @@
 use crate::lock::LockExt;
 use crate::process::orphans::{self, Selector};
 use crate::process::{Process, RUN_VARIABLE, run_id};
-use crate::util::log_throttle::{Repeat, more};
+use crate::util::log_throttle::{LogThrottle, suppressed_note};
 use crate::util::pause::pause;
 use crate::util::threads;
 use crate::util::threads::small_thread;
@@ -122,7 +122,7 @@ impl Watchdog {
 
 /// Keeps a watchdog running until the host finishes.
 fn keep(Shared { state, finishing }: &Shared, host_socket: &OsStr, uids: Option<&RangeInclusive<u32>>) {
-    let (mut missing, mut ended) = (Repeat::default(), Repeat::default());
+    let (mut missing, mut ended) = (LogThrottle::default(), LogThrottle::default());
     loop {
         // Bound to a variable, or else the lock would be held for the lifetime of the watchdog.
         let mut locked = state.locked();
@@ -133,24 +133,24 @@ fn keep(Shared { state, finishing }: &Shared, host_socket: &OsStr, uids: Option<
         drop(locked);
         match replaced {
             Ok(process) => {
-                if missing.over().is_some() {
+                if missing.clear().is_some() {
                     log::info!("the watchdog process is running again");
                 }
                 let exit = process.wait();
                 let mut state = state.locked();
                 state.pipe = None;
                 if !state.finishing
-                    && let Some(unsaid) = ended.came(Instant::now())
+                    && let Some(suppressed) = ended.hit(Instant::now())
                 {
-                    log::warn!("the watchdog process ended ({exit}) and is replaced{}", more(unsaid));
+                    log::warn!("the watchdog process ended ({exit}) and is replaced{}", suppressed_note(suppressed));
                 }
             }
             Err(error) => {
-                if let Some(unsaid) = missing.came(Instant::now()) {
+                if let Some(suppressed) = missing.hit(Instant::now()) {
                     log::warn!(
                         "the watchdog process cannot be started, so processes that plugins started may survive if the host is \
                          killed: {error}{}",
-                        more(unsaid)
+                        suppressed_note(suppressed)
                     );
                 }
             }

@@ -3,7 +3,7 @@
 
 use crate::store::Store;
 use crate::system::data_dir::{DataDir, Held, Lock};
-use crate::util::log_throttle::{Repeat, more};
+use crate::util::log_throttle::{LogThrottle, suppressed_note};
 use crate::util::threads;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use std::fs;
@@ -75,7 +75,7 @@ fn watch(
     stopped: &Receiver<()>,
     lost: &Sender<String>,
 ) -> Option<Lock> {
-    let (mut no_lock, mut no_name, mut no_run) = (Repeat::default(), Repeat::default(), Repeat::default());
+    let (mut no_lock, mut no_name, mut no_run) = (LogThrottle::default(), LogThrottle::default(), LogThrottle::default());
     while stopped.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
         store.look();
         for file in lock.files() {
@@ -92,8 +92,8 @@ fn watch(
                     return None;
                 }
                 Err(error) => {
-                    if let Some(unsaid) = no_lock.came(Instant::now()) {
-                        log::error!("{path} cannot be locked again: {error}{}", more(unsaid));
+                    if let Some(suppressed) = no_lock.hit(Instant::now()) {
+                        log::error!("{path} cannot be locked again: {error}{}", suppressed_note(suppressed));
                     }
                 }
             }
@@ -105,23 +105,23 @@ fn watch(
                 return None;
             }
             Err(error) => {
-                if let Some(unsaid) = no_name.came(Instant::now()) {
-                    log::error!("commands may not find the host: {error:#}{}", more(unsaid));
+                if let Some(suppressed) = no_name.hit(Instant::now()) {
+                    log::error!("commands may not find the host: {error:#}{}", suppressed_note(suppressed));
                 }
             }
         }
         match run.iter().find(|(opened, path)| node(path) != Some(*opened)) {
             Some((_, path)) => {
-                if let Some(unsaid) = no_run.came(Instant::now()) {
+                if let Some(suppressed) = no_run.hit(Instant::now()) {
                     log::error!(
                         "{} was removed or replaced while the host runs, so commands or plugin calls fail: restart the host{}",
                         path.display(),
-                        more(unsaid)
+                        suppressed_note(suppressed)
                     );
                 }
             }
             None => {
-                if no_run.over().is_some() {
+                if no_run.clear().is_some() {
                     log::info!("{} is complete again", data.run().display());
                 }
             }
