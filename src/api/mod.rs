@@ -199,7 +199,7 @@ impl Api {
             ("GET", ["instance"]) => Ok(self.instance()),
             ("GET", ["plugins"]) => Ok(Reply::ok(&json!({"plugins": view::list(&self.registry)}))),
             ("POST", ["rescan"]) => self.rescan(),
-            ("GET", ["license-clock"]) => Ok(Reply::ok(&self.registry.context().time.clocks())),
+            ("GET", ["license-clock"]) => Ok(Reply::ok(&self.registry.context().license_clock.readings())),
             ("DELETE", ["license-clock"]) => self.reset_license_clock(),
             ("GET", ["gone"]) => Ok(Reply::ok(&json!({"gone": self.registry.left_behind()?}))),
             ("DELETE", ["gone", id]) => self.forget(id),
@@ -241,8 +241,8 @@ impl Api {
     /// Sets the high-water mark of time to the system clock, and has plugins that are unlicensed try again.
     fn reset_license_clock(&self) -> Handled {
         let context = self.registry.context();
-        let before = context.time.clocks().mark;
-        if !context.time.reset(&context.store)? {
+        let before = context.license_clock.readings().mark;
+        if !context.license_clock.reset(&context.store)? {
             return Err(Refused::new(409, "clock_not_set", CLOCK_NOT_SET));
         }
         let before = before.map_or("none".to_owned(), utc::rfc3339);
@@ -254,7 +254,7 @@ impl Api {
                 plugin.control.send(Command::Reconsider).ok();
             }
         }
-        Ok(Reply::ok(&context.time.clocks()))
+        Ok(Reply::ok(&context.license_clock.readings()))
     }
 
     fn rescan(&self) -> Handled {
@@ -416,7 +416,7 @@ impl Api {
             instance_id: &context.instance_id.to_string(),
             release_date: None,
             now: Time::from(SystemTime::now()),
-            not_before_time: Some(context.time.now()),
+            not_before_time: Some(context.license_clock.now()),
         };
         let Err(mut refusal) = check_unsigned(Some(token), &place) else { return Ok(()) };
         let begins = unverified(token).and_then(|claims| claims.nbf).filter(|_| refusal.code == Code::NotYetValid);

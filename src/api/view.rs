@@ -2,7 +2,7 @@
 
 use crate::http::request_end::TrafficCounts;
 use crate::license::{Claims, unverified};
-use crate::licensing::status::{LicenseStatus, shown, standing};
+use crate::licensing::status::{LicenseStatus, license_status, shown};
 use crate::plugins::discovery::Outlook;
 use crate::plugins::plugin::{End, Plugin, State, Status};
 use crate::plugins::registry::{Entry, Registry, Rejected};
@@ -192,7 +192,7 @@ pub(crate) fn license(registry: &Registry, plugin: &Plugin) -> Result<License, S
     let status = plugin.status();
     Ok(License {
         id: plugin.id().to_owned(),
-        license: stands(registry, &status, token.as_deref()),
+        license: current_license_status(registry, &status, token.as_deref()),
         state: status.state,
         reason: status.reason,
         token: token.as_deref().map(shown),
@@ -201,9 +201,9 @@ pub(crate) fn license(registry: &Registry, plugin: &Plugin) -> Result<License, S
     })
 }
 
-fn stands(registry: &Registry, status: &Status, token: Option<&str>) -> LicenseStatus {
+fn current_license_status(registry: &Registry, status: &Status, token: Option<&str>) -> LicenseStatus {
     let refused = Plugin::license_refused(status).map(|code| (code, status.reason.as_str()));
-    standing(token, refused, status.state == State::Ready, registry.context().time.now())
+    license_status(token, refused, status.state == State::Ready, registry.context().license_clock.now())
 }
 
 fn refused(file: String, id: &Option<String>, rejected: &Rejected) -> Summary {
@@ -239,7 +239,7 @@ fn accepted(
     token: Option<&str>,
     memory: &BTreeMap<i32, u64>,
 ) -> Summary {
-    let (metadata, license) = (plugin.metadata.clone(), stands(registry, &status, token));
+    let (metadata, license) = (plugin.metadata.clone(), current_license_status(registry, &status, token));
     let process = process(registry, plugin, &status, memory);
     Summary {
         id: Some(metadata.id),

@@ -1,7 +1,7 @@
 //! The context that all plugins share: identity, data directory, store, licence clock, limits, and the sessions of running plugins.
 
 use crate::license::Time;
-use crate::licensing::clock::{Clocks, TimeMark};
+use crate::licensing::clock::{ClockReadings, LicenseClock};
 use crate::licensing::status;
 use crate::lock::LockExt;
 use crate::plugins::plugin::AnswerTime;
@@ -61,7 +61,7 @@ pub(crate) struct Context {
     /// Variables of the host's own environment that all plugins get.
     pub(crate) pass_env: Vec<(OsString, OsString)>,
     /// The time by which licences are judged.
-    pub(crate) time: LicenseTime,
+    pub(crate) license_clock: SharedLicenseClock,
 }
 
 impl Context {
@@ -133,32 +133,32 @@ impl Context {
 
     /// Logs, at most once a day, that the licence of a running plugin expires soon.
     pub(crate) fn warn_of_license(&self, plugin: &str) {
-        let day = self.time.day();
+        let day = self.license_clock.day();
         // If the licence cannot be read, the store has logged it.
         let token = self.store.license(plugin).ok().flatten();
-        if let Some(warning) = token.and_then(|token| status::warning(&token, self.time.now())) {
+        if let Some(warning) = token.and_then(|token| status::warning(&token, self.license_clock.now())) {
             self.store.warn_of_license(plugin, day, warning);
         }
     }
 }
 
 /// The time by which licences are judged: the system clock's, but never before the stored high-water mark.
-pub(crate) struct LicenseTime {
-    mark: Mutex<TimeMark>,
+pub(crate) struct SharedLicenseClock {
+    clock: Mutex<LicenseClock>,
     /// Held while the mark is changed and written, so that the later of two changes is stored last.
     changing: Mutex<()>,
-    /// The day at the last call of [`LicenseTime::is_new_day`], in days since 1970-01-01 UTC.
+    /// The day at the last call of [`SharedLicenseClock::is_new_day`], in days since 1970-01-01 UTC.
     day: AtomicI64,
 }
 
-impl LicenseTime {
+impl SharedLicenseClock {
     /// Continues from the stored mark.
     pub(crate) fn new(store: &Store) -> Result<Self, StoreError> {
-        let mark = Mutex::new(TimeMark::new(store.time_mark()?, Instant::now()));
-        let time = Self { mark, changing: Mutex::default(), day: AtomicI64::new(0) };
-        time.keep(store);
-        time.is_new_day();
-        Ok(time)
+        let clock = Mutex::new(LicenseClock::new(store.license_clock_mark()?, Instant::now()));
+        let shared = Self { clock, changing: Mutex::default(), day: AtomicI64::new(0) };
+        shared.advance(store);
+        shared.is_new_day();
+        Ok(shared)
     }
 
     /// The mark in the form of `init`; none if the clock was never set.
@@ -181,21 +181,21 @@ impl LicenseTime {
     }
 
     /// Advances and stores the mark if that is due.
-    pub(crate) fn keep(&self, store: &Store) {
-        self.change(store, |mark| mark.advance(Instant::now(), now_ms()));
+    pub(crate) fn advance(&self, store: &Store) {
+        self.change(store, |clock| clock.advance(Instant::now(), now_ms()));
     }
 
     /// Advances the mark by the elapsed time, however short, and stores it.
-    pub(crate) fn keep_at_stop(&self, store: &Store) {
-        self.change(store, |mark| mark.advance_now(Instant::now(), now_ms()));
+    pub(crate) fn advance_at_stop(&self, store: &Store) {
+        self.change(store, |clock| clock.advance_now(Instant::now(), now_ms()));
     }
 
-    fn change(&self, store: &Store, change: impl FnOnce(&mut TimeMark) -> Option<i64>) {
+    fn change(&self, store: &Store, change: impl FnOnce(&mut LicenseClock) -> Option<i64>) {
         let _changing = self.changing.locked();
         let changed = change(&mut self.lock());
         // A mark that cannot be written is written with the next step; the store has logged it.
         if let Some(mark) = changed {
-            store.set_time_mark(mark).ok();
+            store.set_license_clock_mark(mark).ok();
         }
     }
 
@@ -205,16 +205,16 @@ impl LicenseTime {
     /// The mark cannot be written; nothing changes.
     pub(crate) fn reset(&self, store: &Store) -> Result<bool, StoreError> {
         let _changing = self.changing.locked();
-        let mut mark = *self.lock();
-        let Some(reset) = mark.reset(Instant::now(), now_ms()) else { return Ok(false) };
-        store.set_time_mark(reset)?;
-        *self.lock() = mark;
+        let mut clock = *self.lock();
+        let Some(reset) = clock.reset(Instant::now(), now_ms()) else { return Ok(false) };
+        store.set_license_clock_mark(reset)?;
+        *self.lock() = clock;
         Ok(true)
     }
 
     /// The system clock and the mark.
-    pub(crate) fn clocks(&self) -> Clocks {
-        Clocks::new(now_ms(), self.lock().get())
+    pub(crate) fn readings(&self) -> ClockReadings {
+        ClockReadings::new(now_ms(), self.lock().get())
     }
 
     /// Whether a new day has begun since the last call.
@@ -223,8 +223,8 @@ impl LicenseTime {
         self.day.swap(day, Ordering::Relaxed) != day
     }
 
-    fn lock(&self) -> MutexGuard<'_, TimeMark> {
-        self.mark.locked()
+    fn lock(&self) -> MutexGuard<'_, LicenseClock> {
+        self.clock.locked()
     }
 }
 

@@ -336,8 +336,10 @@ impl Supervisor {
         let now = Instant::now();
         match &mut self.phase {
             Phase::Down { retry_at: Some(at) } if now >= *at && self.quitting.is_none() => {
-                let (time, wait) =
-                    (self.context.time.now(), self.license_wait.filter(|_| self.plugin.status().state == State::Unlicensed));
+                let (time, wait) = (
+                    self.context.license_clock.now(),
+                    self.license_wait.filter(|_| self.plugin.status().state == State::Unlicensed),
+                );
                 if let Some(early) = wait.filter(|wait| wait.is_early(time)) {
                     self.phase = Phase::Down { retry_at: Some(now + early.pause(time)) };
                     return;
@@ -592,7 +594,7 @@ impl Supervisor {
             log_path: text(data.log(plugin)),
             data_dir: text(data.plugin_data(plugin)),
             license: self.given.token.clone(),
-            not_before_time: self.context.time.mark(),
+            not_before_time: self.context.license_clock.mark(),
             config: self.context.store.config(plugin).map_err(|error| error.to_string())?,
             host: HostInfo { name: env!("CARGO_PKG_NAME").into(), version: env!("CARGO_PKG_VERSION").into() },
         })
@@ -795,7 +797,7 @@ impl Supervisor {
         if self.rejected_license(exit, begins.is_some(), why) {
             return self.start();
         }
-        let time = self.context.time.now();
+        let time = self.context.license_clock.now();
         self.license_wait = begins.map(|begins| LicenseWait::refused(begins, self.license_wait, time));
         // The first byte of a random UUID serves as the random number.
         let random = f64::from(uuid::Uuid::new_v4().as_bytes()[0]) / 255.0;
@@ -859,7 +861,7 @@ impl Supervisor {
         let (pid, retry_at) = match &self.phase {
             // The expected start; the phase has the next check of the clock.
             Phase::Down { retry_at } => {
-                let time = self.context.time.now();
+                let time = self.context.license_clock.now();
                 let wait = self.license_wait.filter(|_| state == State::Unlicensed && retry_at.is_some());
                 (None, wait.and_then(|wait| Instant::now().checked_add(wait.left(time))).or(*retry_at))
             }

@@ -7,7 +7,7 @@ use crate::api::{Api, operator_socket};
 use crate::gate::{Gate, Limits, Listener, Router, Settings, api_pool, tls};
 use crate::http::proxies::Networks;
 use crate::http::response_channel::response_channel;
-use crate::plugins::context::{Context, HOST_SOCKET_VARIABLE, LicenseTime, Sessions};
+use crate::plugins::context::{Context, HOST_SOCKET_VARIABLE, Sessions, SharedLicenseClock};
 use crate::plugins::discovery;
 use crate::plugins::host_socket;
 use crate::plugins::plugin::AnswerTime;
@@ -124,7 +124,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     let database = data.database();
     let store = Store::open(&database, quota).with_context(|| format!("cannot open {}", database.display()))?;
     let instance_id = store.instance_id().with_context(|| format!("cannot read {}", database.display()))?;
-    let time = LicenseTime::new(&store).with_context(|| format!("cannot read {}", database.display()))?;
+    let license_clock = SharedLicenseClock::new(&store).with_context(|| format!("cannot read {}", database.display()))?;
     let token = data.admin_token()?;
     let plugins = settings.plugins.clone().unwrap_or_else(|| data.plugins());
     fs::create_dir_all(&plugins).with_context(|| format!("cannot make the plugins directory {}", plugins.display()))?;
@@ -158,7 +158,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
         default_limits,
         answer_time,
         pass_env: passed(&settings.pass_env),
-        time,
+        license_clock,
     };
     let context = Arc::new(context);
     host_socket::listen(Arc::clone(&context)).context("cannot listen on the host socket")?;
@@ -239,7 +239,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     registry.stop_all(deadline);
     gate.end(deadline.max(Instant::now()) + FLUSH_TIME);
     registry.context().sessions.finish();
-    registry.context().time.keep_at_stop(&store);
+    registry.context().license_clock.advance_at_stop(&store);
     let saved = store.finish().context("the last changes are not in the database");
     if lock.is_some() {
         data.leave_run().context("cannot clear the run directory")?;

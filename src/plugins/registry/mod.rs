@@ -130,8 +130,8 @@ impl Registry {
 
     /// Advances the licence clock, and once a day checks for licences that expire soon.
     pub(crate) fn advance_license_clock(&self) {
-        self.context.time.keep(&self.context.store);
-        if self.context.time.is_new_day() {
+        self.context.license_clock.advance(&self.context.store);
+        if self.context.license_clock.is_new_day() {
             for entry in self.share().values() {
                 if let Entry::Accepted { plugin, .. } = entry
                     && plugin.status().state == State::Ready
