@@ -479,6 +479,7 @@ impl Api {
     /// An operation on a key: by way of the plugin, or in the store itself where it is to be `direct`.
     fn kv(&self, id: &str, op: KvOp, value: Vec<u8>, direct: bool) -> Handled {
         let known = self.known(id)?;
+        let is_read = op.is_read();
         let (key, verb, what) = match &op {
             KvOp::Get { key } => (key.clone(), "get", "read"),
             KvOp::Set(set) => (set.key.clone(), "set", "write to"),
@@ -502,11 +503,10 @@ impl Api {
             };
             self.ask(plugin, op, value, &itself)?
         };
-        let is_reading = verb == "get";
-        if is_reading && result.found == Some(false) {
+        if is_read && result.found == Some(false) {
             return Err(Refused::new(404, "not_found", format!("the plugin {id} has no key {key:?}")));
         }
-        if !is_reading {
+        if !is_read {
             return Ok(Reply::ok(&json!({"key": key, "rev": result.rev, "found": result.found})));
         }
         let (name, value) = match String::from_utf8(value) {

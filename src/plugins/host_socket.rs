@@ -7,7 +7,7 @@ use crate::lock::LockExt;
 use crate::plugins::connection::RELEASE_AFTER;
 use crate::plugins::context::{Context, Owner, Sessions};
 use crate::protocol::frame::{EncodeError, FrameReader, ReadError, encode};
-use crate::protocol::message::{Failure, KvOp, MAX_ID, Malformed, Message};
+use crate::protocol::message::{Failure, MAX_ID, Malformed, Message};
 use crate::protocol::values::integer;
 use crate::store::kv::Call;
 use crate::util::log_throttle::{LogThrottle, suppressed_note};
@@ -63,7 +63,7 @@ pub(crate) fn listen(context: Arc<Context>) -> io::Result<()> {
     let mode = if context.plugin_uids.is_some() { 0o666 } else { 0o600 };
     fs::set_permissions(&path, Permissions::from_mode(mode))?;
     let counts = Counts::default();
-    threads::restarting(std::thread::Builder::new().name("callback".into()), move || accept_all(&listener, &context, &counts))
+    threads::restarting(std::thread::Builder::new().name("host-socket".into()), move || accept_all(&listener, &context, &counts))
 }
 
 fn accept_all(listener: &UnixListener, context: &Arc<Context>, counts: &Counts) {
@@ -128,7 +128,7 @@ impl Refusal {
 fn admit(stream: UnixStream, context: &Arc<Context>, counts: &Counts) -> Result<(), Refusal> {
     let (pid, owner) = identify(&stream, &context.sessions)?;
     let plugin = Arc::clone(&owner.plugin);
-    let Some(place) = Place::take(counts, &plugin) else {
+    let Some(place) = ConnectionSlot::take(counts, &plugin) else {
         owner.warn(&format!("it has {MAX_CONNECTIONS} connections to the host, which is the limit; another one is closed"));
         return Ok(());
     };
@@ -190,15 +190,15 @@ fn has_id(handle: &OwnedFd, pid: i32) -> bool {
 }
 
 /// A slot among a plugin's connections, released when dropped.
-struct Place {
+struct ConnectionSlot {
     counts: Counts,
     plugin: Arc<str>,
 }
 
-impl Place {
+impl ConnectionSlot {
     fn take(counts: &Counts, plugin: &Arc<str>) -> Option<Self> {
-        let mut held = counts.locked();
-        let count = held.entry(Arc::clone(plugin)).or_default();
+        let mut taken = counts.locked();
+        let count = taken.entry(Arc::clone(plugin)).or_default();
         if *count >= MAX_CONNECTIONS {
             return None;
         }
@@ -207,13 +207,13 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        let mut held = self.counts.locked();
-        if let Some(count) = held.get_mut(&self.plugin) {
+        let mut taken = self.counts.locked();
+        if let Some(count) = taken.get_mut(&self.plugin) {
             *count -= 1;
             if *count == 0 {
-                held.remove(&self.plugin);
+                taken.remove(&self.plugin);
             }
         }
     }
@@ -281,8 +281,8 @@ fn serve(stream: &UnixStream, context: &Context, plugin: &str) -> Result<(), Clo
         }
         match frame.message() {
             Ok(Message::Kv(kv)) => {
-                if matches!(kv.op, KvOp::Get { .. } | KvOp::List(_)) {
-                    pending.settle()?;
+                if kv.op.is_read() {
+                    pending.answer_calls()?;
                 }
                 pending.bytes += frame.body.len();
                 pending.calls.push((kv.id, context.store.kv(plugin, kv.op, frame.body)));
@@ -294,12 +294,12 @@ fn serve(stream: &UnixStream, context: &Context, plugin: &str) -> Result<(), Clo
                     _ => None,
                 };
                 let Some(id) = id else { return Err(Closed::Malformed(malformed.to_string())) };
-                pending.settle()?;
+                pending.answer_calls()?;
                 pending.fail(id, "bad_request", &malformed.to_string(), None)?;
             }
         }
         if !frames.is_ready() || pending.is_much() {
-            pending.settle()?;
+            pending.answer_calls()?;
             (&mut &*stream).write_all(&pending.replies).map_err(|error| match error.kind() {
                 io::ErrorKind::WouldBlock => Closed::Unread,
                 _ => Closed::Broken(error),
@@ -337,7 +337,7 @@ impl Pending {
     }
 
     /// Waits for all requests under way, starting with the last one: it commits with or after the others, so this thread wakes only once.
-    fn settle(&mut self) -> Result<(), EncodeError> {
+    fn answer_calls(&mut self) -> Result<(), EncodeError> {
         self.bytes = 0;
         let answers: Vec<_> = self.calls.drain(..).rev().map(|(id, call)| (id, call.wait())).collect();
         for (id, answer) in answers.into_iter().rev() {

@@ -369,10 +369,10 @@ mod tests {
             kv: Box::new(|_, _| Err(KvError::refused("denied", "no keys"))),
             http: Box::new(|_| Ok(Response::text(""))),
         };
-        let server = Arc::new(Server::new(1, handlers));
+        let server = Arc::new(Server::new(1, handlers).unwrap());
         for panics in [false, true] {
             let held = Vital(Arc::clone(&server));
-            let body = move || assert!(!panics, "while {} connections are open", held.0.lock().open);
+            let body = move || assert!(!panics, "while {} connections are open", held.0.lock().live());
             assert_eq!(thread::Builder::new().spawn(body).unwrap().join().is_err(), panics);
             assert_eq!(server.lock().failed.is_some(), panics);
         }
