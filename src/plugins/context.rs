@@ -8,7 +8,7 @@ use crate::plugins::plugin::AnswerTime;
 use crate::plugins::start_turns::Starts;
 use crate::process::Bounds;
 use crate::process::chown_tree::chown_tree;
-use crate::process::oom::Memory;
+use crate::process::oom::OomMonitor;
 use crate::process::output::PluginLog;
 use crate::process::watchdog::Watchdog;
 use crate::store::limits::LimitsInForce;
@@ -39,8 +39,8 @@ pub(crate) struct Context {
     pub(crate) instance_id: Uuid,
     pub(crate) data: DataDir,
     pub(crate) store: Store,
-    /// Tells whether the kernel's out-of-memory killer was active.
-    pub(crate) memory: Memory,
+    /// Detects out-of-memory kills.
+    pub(crate) oom: OomMonitor,
     /// The owner of each session.
     pub(crate) sessions: Sessions,
     /// The uid range of plugins and `--metadata` calls, if each has a uid of its own.

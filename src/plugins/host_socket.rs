@@ -128,7 +128,7 @@ impl Refusal {
 fn admit(stream: UnixStream, context: &Arc<Context>, counts: &Counts) -> Result<(), Refusal> {
     let (pid, owner) = identify(&stream, &context.sessions)?;
     let plugin = Arc::clone(&owner.plugin);
-    let Some(place) = ConnectionSlot::take(counts, &plugin) else {
+    let Some(slot) = ConnectionSlot::take(counts, &plugin) else {
         owner.warn(&format!("it has {MAX_CONNECTIONS} connections to the host, which is the limit; another one is closed"));
         return Ok(());
     };
@@ -142,7 +142,7 @@ fn admit(stream: UnixStream, context: &Arc<Context>, counts: &Counts) -> Result<
                 owner.note(&format!("a connection of process {pid} to the host socket was closed: {closed}"));
             }
         }
-        drop(place);
+        drop(slot);
     };
     thread.spawn(serve).map(drop).map_err(|error| Refusal::Failed { pid, plugin, error })
 }

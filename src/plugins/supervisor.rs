@@ -158,7 +158,8 @@ pub(crate) type Trial = Box<dyn FnOnce(Result<(), String>) + Send>;
 
 impl Supervisor {
     /// Creates the supervisor of a plugin that does not run yet. An update on `trial` is started once, beside the plugin it replaces.
-    /// After a panic of [`Supervisor::run`], `leaves` says whether the plugin is being removed from the registry, so that nothing takes over.
+    /// After a panic of [`Supervisor::run`], `leaves` says whether the plugin is being removed from the registry, so that nothing takes
+    /// over.
     pub(crate) fn new(
         plugin: Arc<Plugin>,
         context: Arc<Context>,
@@ -636,7 +637,7 @@ impl Supervisor {
         plugin.scaling.connections.fetch_add(1, Ordering::Relaxed);
         let thread = std::thread::Builder::new().name(format!("worker-{}", plugin.id())).stack_size(WORKER_STACK);
         let spawned = thread.spawn(move || {
-            let place = CountedConnection { plugin: &plugin, state: &state };
+            let counted = CountedConnection { plugin: &plugin, state: &state };
             let worker = match connection {
                 Some(connection) => Some(Worker::new(Arc::clone(&plugin), Arc::clone(&state), connection)),
                 None => Worker::connect(Arc::clone(&plugin), Arc::clone(&state)),
@@ -646,7 +647,7 @@ impl Supervisor {
             if let Some(worker) = worker {
                 worker.run();
             }
-            drop(place);
+            drop(counted);
         });
         if spawned.is_err() {
             self.plugin.scaling.connections.fetch_sub(1, Ordering::Relaxed);
@@ -719,7 +720,7 @@ impl Supervisor {
             None => {
                 let exit = match told.as_ref().and_then(refusal) {
                     Some(refusal) => refusal,
-                    None if exit == KILLED && self.context.memory.ran_out() => Exit::OutOfMemory,
+                    None if exit == KILLED && self.context.oom.has_killed() => Exit::OutOfMemory,
                     None => exit,
                 };
                 let words = told.as_ref().map(told_text).or_else(|| self.last_words()).or(broken);
@@ -939,7 +940,7 @@ impl Drop for Supervisor {
     }
 }
 
-/// A worker's slot among its plugin's connections, released when the worker ends, even by a panic.
+/// Counts a worker among its plugin's connections until it ends, even by a panic.
 struct CountedConnection<'a> {
     plugin: &'a Plugin,
     state: &'a ProcessState,

@@ -1,37 +1,37 @@
-//! How a plugin's process, or its start, came to an end. Pure.
+//! The exit of a plugin's process, or the failure of its start. Pure.
 
 use crate::license::Code;
 
-/// How a plugin's process, or its start, came to an end.
+/// The exit of a plugin's process, or the failure of its start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
     /// Exit code.
     Code(i32),
     /// Killed by this signal.
     Signal(i32),
-    /// Killed by SIGKILL while the kernel killed for want of memory.
+    /// Killed by SIGKILL while the kernel's out-of-memory killer was active.
     OutOfMemory,
     /// Its file cannot be executed here.
     Unfit,
-    /// The file in its program's place is another one than the one that said who it is.
+    /// Its file was replaced since its `--metadata` call.
     Changed,
-    /// It cannot have its user, or its directories as that user.
+    /// There is no uid for it, or its directories cannot be given to that uid.
     NoUser,
     /// It does not speak this version of the protocol.
     Incompatible,
-    /// It has refused its licence, by this code.
+    /// It refused its licence with this code.
     Unlicensed(Code),
     /// The host has not enough files, threads or memory for it. Not a failure of the plugin, so it does not count as one.
     NoCapacity,
-    /// It could not be started for want of something that may come back.
+    /// It could not be started for a reason that may pass.
     NotStarted,
-    /// It was ended by the host because it did not do its part.
+    /// The host ended it because it broke the protocol or did not respond.
     Fault,
 }
 
 impl Exit {
-    /// Whether starting again would change nothing. The codes are those of sysexits.h (64 usage, 77 permission, 78 configuration)
-    /// and of a shell (126 not executable, 127 not found).
+    /// Whether a restart would change nothing. The codes are those of sysexits.h (64 usage, 77 permission, 78 configuration) and of a
+    /// shell (126 not executable, 127 not found).
     pub(crate) fn is_permanent(self) -> bool {
         match self {
             Self::Code(64 | 77 | 78 | 126 | 127) | Self::Unfit | Self::NoUser | Self::Incompatible => true,
@@ -40,7 +40,7 @@ impl Exit {
         }
     }
 
-    /// Whether the plugin says that this passes by itself (75 of sysexits.h): however often it does, it is no crash loop.
+    /// Whether the plugin reports a temporary failure (75 of sysexits.h), which never counts towards a crash loop.
     pub(crate) fn is_temporary(self) -> bool {
         match self {
             Self::Code(code) => code == 75,
@@ -49,7 +49,7 @@ impl Exit {
         }
     }
 
-    /// What the operator of the plugin `id` can do about it, in a sentence.
+    /// What the operator can do about it for the plugin `id`, one sentence.
     pub(crate) fn advice(self, id: &str) -> String {
         match self {
             Self::Code(64) => "install a build of the plugin that fits this plugrack".into(),

@@ -75,7 +75,7 @@ const LAST_OUTPUT_TIME: Duration = Duration::from_millis(200);
 /// Interval at which a wait for output checks whether the child has ended, in case another process holds its output open.
 const EXIT_CHECK: Duration = Duration::from_millis(50);
 
-/// How often a process is looked at where the kernel has no handle of its end.
+/// Interval at which the exit of a process is polled if the kernel has no pidfds.
 const EXIT_CHECK_PAUSE: Duration = Duration::from_millis(1);
 
 /// Variable that all children of this run of the host inherit, by which orphans are found.
@@ -355,7 +355,7 @@ impl Process {
 
     /// Waits until it has ended, at most until a deadline. Says whether it has.
     fn ended_by(&self, deadline: Instant) -> bool {
-        // Linux has such handles since 5.3. Before that it is looked at again and again.
+        // Linux has pidfds since 5.3. Before that the exit is polled.
         let handle = pidfd_open(self.pid, PidfdFlags::empty()).ok();
         while !self.has_ended() {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -850,7 +850,7 @@ mod tests {
         let pid = process.pid();
         wait(process.pid);
         assert!(process.ended_by(Instant::now()));
-        // However often it is looked at, its id stays its own, so that its group can be killed.
+        // However often it is polled, it keeps its id, so that its group can be killed.
         assert!(process.has_ended() && process.has_ended() && state(pid) && own().contains(&pid));
         assert_eq!((process.exit, process.end(Reach::Group)), (None, (Exit::Code(3), true)));
         assert!(!own().contains(&pid) && process.has_ended());

@@ -32,7 +32,7 @@ const RATE_WINDOW: Duration = Duration::from_secs(1);
 const PARTIAL_TIME: Duration = Duration::from_secs(2);
 
 /// Interval at which an idle capture checks whether its plugin's next process has started.
-const SUCCESSOR_LOOK: Duration = Duration::from_secs(60);
+const SUCCESSOR_CHECK: Duration = Duration::from_secs(60);
 
 /// Number of a process's last lines kept in memory.
 const RECENT_LINES: usize = 50;
@@ -258,8 +258,8 @@ impl Capture<'_> {
     fn next_wake(&self) -> Instant {
         let printed = self.log.shared.printed.locked();
         let tell = (printed.left_out > 0).then_some(printed.window_end);
-        let look = Instant::now() + SUCCESSOR_LOOK;
-        [tell, self.since.map(|since| since + PARTIAL_TIME)].into_iter().flatten().fold(look, Instant::min)
+        let check = Instant::now() + SUCCESSOR_CHECK;
+        [tell, self.since.map(|since| since + PARTIAL_TIME)].into_iter().flatten().fold(check, Instant::min)
     }
 
     /// Starts a new second when the current one is over, and reports the lines dropped in it; at the `end` in any case.

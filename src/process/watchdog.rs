@@ -69,8 +69,8 @@ struct State {
 }
 
 impl Watchdog {
-    /// Starts the watchdog on a thread that replaces it if it exits. All processes under `uids` belong to plugins. First waits for the watchdog of
-    /// an earlier host on the same `host_socket`, which would mistake this host's plugins for orphans.
+    /// Starts the watchdog on a thread that replaces it if it exits. All processes under `uids` belong to plugins. First waits for the
+    /// watchdog of an earlier host on the same `host_socket`, which would mistake this host's plugins for orphans.
     pub(crate) fn start(host_socket: &Path, uids: Option<RangeInclusive<u32>>) -> io::Result<Self> {
         let host_socket = host_socket.as_os_str().to_owned();
         let selector = Selector { variable: Some((HOST_VARIABLE, host_socket.clone())), ..Selector::default() };

@@ -1,4 +1,4 @@
-//! `plugrack serve`: what is started in which order, what signals do, and how it all ends.
+//! `plugrack serve`: the order of startup and shutdown, and the handling of signals.
 
 mod data_watch;
 pub(crate) mod options;
@@ -14,7 +14,7 @@ use crate::plugins::plugin::AnswerTime;
 use crate::plugins::registry::{Registry, STOP_ALL_TIME, ScanReason};
 use crate::plugins::start_turns::Starts;
 use crate::process;
-use crate::process::oom::Memory;
+use crate::process::oom::OomMonitor;
 use crate::process::orphans::{self, Selector};
 use crate::process::watchdog::Watchdog;
 use crate::server::data_watch::Watch;
@@ -39,24 +39,24 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-/// How often files that were refused are looked at for a change, and how long ago the kernel's last killing for want of memory may be
-/// for it to be a plugin's end: seldom enough to cost nothing, soon enough for an operator who has mended a file.
+/// Interval at which refused files are checked for changes, and the longest time between an out-of-memory kill and the exit that it
+/// explains: long enough to cost nothing, and short enough for an operator who has fixed a file.
 const WATCH_EVERY: Duration = Duration::from_secs(5);
 
-/// Time between two looks through the plugins directory on SIGHUP: signals that arrive meanwhile are one, so that a storm of them neither keeps the host
-/// busy nor floods its log.
+/// Least time between two scans on SIGHUP. Signals that arrive meanwhile count as one, so that a storm of them neither keeps the host busy
+/// nor floods its log.
 const HANG_UP_PAUSE: Duration = Duration::from_secs(1);
 
-/// How much of [`STOP_ALL_TIME`] requests that have come have to be answered before the plugins are told to end.
+/// Part of [`STOP_ALL_TIME`] in which requests under way are answered before the plugins are told to stop.
 const DRAIN_TIME: Duration = Duration::from_secs(1);
 
-/// Time at the end for what is left to be sent to clients.
+/// Time at the end to flush answers to clients.
 const FLUSH_TIME: Duration = Duration::from_millis(200);
 
-/// The mode of the socket for a reverse proxy: its user, and its group, which a proxy of another user is made a member of.
+/// The mode of the socket for a reverse proxy: for the host's user and group. A proxy under another user must be a member of the group.
 const PROXY_MODE: u32 = 0o660;
 
-/// Time in which what an earlier run has left behind is ended.
+/// Time limit for killing orphans of an earlier run.
 const ORPHANS_TIME: Duration = Duration::from_secs(2);
 
 /// Runs the host until it is told to stop.
@@ -118,7 +118,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
         left += orphans::kill_all(&selector, ORPHANS_TIME).killed;
     }
     if left > 0 {
-        log::warn!("ended {left} processes that an earlier run of the host had left behind");
+        log::warn!("killed {left} processes that an earlier run of the host had left behind");
     }
     let quota = kv::Limits { keys: settings.kv_max_keys, bytes: settings.kv_max_bytes };
     let database = data.database();
@@ -147,7 +147,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
         instance_id,
         data: data.clone(),
         store: store.clone(),
-        memory: Memory::new(),
+        oom: OomMonitor::new(),
         sessions: Sessions::new(watchdog),
         plugin_uids: settings.plugin_uids.clone(),
         starts: Starts::new(),
@@ -190,7 +190,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     let (gate, gate_ended) = Gate::start(vec![listener], gate_settings, router, channel).context("cannot start the gate")?;
     write_listen(&data, &listening).context("cannot write the run directory")?;
     data.reserve().keep();
-    let (data_watch, lost) =
+    let (data_watch, must_end) =
         Watch::start(&data, store.clone(), lock).context("cannot start the thread that watches the data directory")?;
     log::info!("listening on {scheme}{listening}, plugins from {}", plugins.display());
     if matches!(listen, Listen::Tcp(address) if !address.ip().is_loopback()) && settings.tls_cert.is_none() {
@@ -223,7 +223,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
             },
             recv(gate_ended) -> _ => break Err(anyhow!("the gate has ended, and with it all connections of clients")),
             recv(operator_ended) -> _ => break Err(anyhow!("the operator's socket has failed")),
-            recv(lost) -> sentence => match sentence {
+            recv(must_end) -> sentence => match sentence {
                 Ok(sentence) => break Err(anyhow!(sentence)),
                 Err(_) => break Err(anyhow!("the thread that watches the data directory has ended")),
             },
@@ -231,7 +231,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     };
 
     log::info!("stopping");
-    // Nothing where another host has the directory by now.
+    // None if another host has the directory by now.
     let lock = data_watch.end();
     let deadline = Instant::now() + STOP_ALL_TIME;
     gate.drain(Instant::now() + DRAIN_TIME);
@@ -243,19 +243,19 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     let saved = store.finish().context("the last changes are not in the database");
     if lock.is_some() {
         data.leave_run().context("cannot clear the run directory")?;
-        // Space may have come since the start, which was on a full disk.
+        // There may be space now, even if the disk was full at the start.
         data.reserve().keep();
     }
     log::info!("stopped");
     outcome.and(saved)
 }
 
-/// The variables of this process's environment that plugins get. One that is not set is passed over.
+/// The variables of this process's environment that plugins get. Skips unset ones.
 fn passed(names: &[Names]) -> Vec<(OsString, OsString)> {
     names.iter().flat_map(|names| &names.0).filter_map(|name| Some((name.into(), std::env::var_os(name)?))).collect()
 }
 
-/// The host's run directory is closed to others and emptied, so no proxy reaches a socket there.
+/// Refuses a socket in the run directory, which the host empties and closes to other users.
 fn check_listen(listen: &Listen, data: &DataDir) -> Result<()> {
     let Listen::Unix(path) = listen else { return Ok(()) };
     let directory = path.parent().and_then(|parent| fs::canonicalize(parent).ok());
@@ -268,10 +268,10 @@ fn check_listen(listen: &Listen, data: &DataDir) -> Result<()> {
     }
 }
 
-/// Whatever runs under the plugins' uids is killed with them, so nothing else may.
+/// Checks that nothing else uses the plugins' uids, because everything under them is killed with the plugins.
 fn check_uids(uids: &RangeInclusive<u32>) -> Result<()> {
     let (first, last) = (uids.start(), uids.end());
-    // Where there is no such file there are no accounts.
+    // Without the file there are no accounts.
     let accounts = fs::read_to_string("/etc/passwd").unwrap_or_default();
     for account in accounts.lines() {
         let fields: Vec<_> = account.split(':').collect();
@@ -298,7 +298,7 @@ fn scan_loop(registry: &Arc<Registry>, requested: &Receiver<()>) {
             Err(RecvTimeoutError::Disconnected) => return,
             Ok(()) => begin_scan(registry, ScanReason::Ordered),
             Err(RecvTimeoutError::Timeout) => {
-                registry.context().memory.look();
+                registry.context().oom.reset();
                 registry.advance_license_clock();
                 if registry.needs_scan() {
                     begin_scan(registry, ScanReason::Due);

@@ -349,7 +349,7 @@ impl Store {
 
     /// Checks that the database's files are still there, for times without writes. If one is gone, logs that, and the writer saves what
     /// it can.
-    pub(crate) fn look(&self) {
+    pub(crate) fn check_files(&self) {
         if let Err(error) = self.inner.presence.check() {
             self.inner.fault_log.hit(&self.inner.path, &error);
             // The change only serves to have the writer notice; it is refused.

@@ -1,8 +1,8 @@
-//! A pause of this thread between two looks at something that tells nobody when it changes.
+//! A pause of this thread between two polls of something that raises no event when it changes.
 
 use std::time::Duration;
 
-/// Waits for the whole of a short time. Whoever waits for another thread of this process uses a channel or a condition variable instead.
+/// Sleeps for a short time. To wait for another thread of this process, use a channel or a condition variable.
 pub(crate) fn pause(time: Duration) {
     #[expect(
         clippy::disallowed_methods,

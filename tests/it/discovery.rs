@@ -564,7 +564,7 @@ fn a_log_that_takes_nothing_does_not_keep_the_list_of_plugins() {
         while let Ok(size @ 1..) = fifo.read(&mut buffer) {
             log.extend_from_slice(&buffer[..size]);
         }
-        String::from_utf8_lossy(&log).contains("update refused, the process before goes on").then_some(())
+        String::from_utf8_lossy(&log).contains("update refused, the old process keeps running").then_some(())
     });
 }
 

@@ -131,7 +131,7 @@ fn what_plugins_have_started_ends_with_a_host_that_is_killed() {
 }
 
 #[test]
-fn a_guard_that_was_killed_is_replaced_by_one_that_knows_all() {
+fn a_watchdog_that_was_killed_is_replaced_by_one_that_knows_all() {
     let server = site().start();
     let (descendants, _escaped) = descendants(&server);
     let first = watchdog(&server).unwrap();
@@ -144,7 +144,7 @@ fn a_guard_that_was_killed_is_replaced_by_one_that_knows_all() {
 
 /// A watchdog that has just ended is replaced a second later.
 #[test]
-fn a_host_that_is_stopped_while_it_has_no_guard_ends_what_is_left_itself() {
+fn a_host_that_is_stopped_while_it_has_no_watchdog_ends_what_is_left_itself() {
     let server = site().start();
     let (descendants, _escaped) = descendants(&server);
     kill(watchdog(&server).unwrap());
@@ -377,7 +377,7 @@ fn what_a_program_starts_while_it_is_asked_who_it_is_is_gone_with_the_answer() {
 
 /// Where there is no `/proc` the program is started again from its path.
 #[test]
-fn a_guard_that_cannot_be_started_is_told_of_once_with_the_file_that_is_missing() {
+fn a_watchdog_that_cannot_be_started_is_told_of_once_with_the_file_that_is_missing() {
     let site = Site::new();
     let program = site.data().join("copy");
     fs::copy(binary(), &program).unwrap();

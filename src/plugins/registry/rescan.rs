@@ -173,7 +173,7 @@ impl Deferred {
         let (context, file, rejected) = (Arc::clone(context), file.to_owned(), rejected.clone());
         self.push(move || {
             let Rejected { reason, retry_at, printed, .. } = &rejected;
-            let again = if retry_at.is_some() { " (it is asked again by itself)" } else { "" };
+            let again = if retry_at.is_some() { " (the host tries again by itself)" } else { "" };
             log::warn!("{file}: refused: {reason}{again}");
             let Some(history) = history else { return };
             context.store.note_event(&history, "refused", reason);
@@ -364,7 +364,7 @@ impl Registry {
                 Ok((metadata, (true, _))) if may_try && conflicting.is_empty() && plugin.status().state == State::Ready => {
                     stale.remove(&found.file);
                     let (id, from, to) = (plugin.id().to_owned(), plugin.metadata.version.clone(), metadata.version.clone());
-                    deferred.push(move || log::info!("{id}: version {to} is started beside version {from}"));
+                    deferred.push(move || log::info!("{id}: starting version {to} beside version {from}"));
                     return match self.try_update(&found, metadata, plugin) {
                         Ok(trial) => {
                             trials.insert(found.file, trial);
@@ -484,7 +484,7 @@ impl Registry {
             let (context, plugin, refused) = (Arc::clone(&self.context), Arc::clone(plugin), refused.clone());
             deferred.push(move || {
                 let Rejected { reason, printed, .. } = &refused;
-                log::warn!("{}: update refused, the process before goes on: {reason}", plugin.id());
+                log::warn!("{}: update refused, the old process keeps running: {reason}", plugin.id());
                 context.store.note_event(plugin.id(), "update_refused", reason);
                 plugin.log.note(&format!("update refused: {reason}"));
                 let printed = printed.iter().rev().take(MAX_PRINTED).rev();
@@ -572,8 +572,9 @@ impl Registry {
         let [added, changed, removed] = [&changes.added, &changes.changed, &changes.removed].map(Vec::len);
         let refusals = std::mem::take(&mut scan.refusals);
         if refusals > MAX_LOGGED_REFUSALS {
-            deferred
-                .push(move || log::warn!("{} more are refused: plugrack list has the reasons", refusals - MAX_LOGGED_REFUSALS));
+            deferred.push(move || {
+                log::warn!("{} more files are refused; plugrack list has the reasons", refusals - MAX_LOGGED_REFUSALS)
+            });
         }
         if std::mem::take(&mut scan.ordered) || added + changed + removed > 0 {
             deferred.push(move || {
