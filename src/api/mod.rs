@@ -12,7 +12,7 @@ use crate::licensing::clock::CLOCK_NOT_SET;
 use crate::licensing::status::{check_form, check_text, for_people, verdict};
 use crate::plugins::job::{Job, KvFailure, KvJob, MAX_KV_TIME};
 use crate::plugins::plugin::{Command, HOLD, Plugin, State};
-use crate::plugins::registry::{Entry, Rack};
+use crate::plugins::registry::{Entry, Registry};
 use crate::process::log_file;
 use crate::protocol::message::{DeleteOp, KvOp, KvResult, ListOp, MAX_KEY, MAX_VALUE, SetOp};
 use crate::protocol::metadata::is_plugin_id;
@@ -53,9 +53,9 @@ const MAX_CONFIG: usize = 48 * 1024;
 /// The header of an error that a plugin gave, whose code and message are its own.
 pub(crate) const BY_PLUGIN: (&str, &str) = ("x-plugrack-error", "plugin");
 
-/// The API of a rack.
+/// The API of a registry.
 pub(crate) struct Api {
-    rack: Arc<Rack>,
+    registry: Arc<Registry>,
     token: String,
     /// The URL of the host, if it has one.
     base: Option<String>,
@@ -147,9 +147,9 @@ struct Call<'a> {
 }
 
 impl Api {
-    /// The API of a rack, for whoever has the token. `base` is the URL of the host, if it has one.
-    pub(crate) fn new(rack: Arc<Rack>, token: String, base: Option<String>) -> Self {
-        Self { rack, token, base }
+    /// The API of a registry, for whoever has the token. `base` is the URL of the host, if it has one.
+    pub(crate) fn new(registry: Arc<Registry>, token: String, base: Option<String>) -> Self {
+        Self { registry, token, base }
     }
 
     /// What is wrong with a request by its head alone, so that its body need not be sent: the token, the path or the method.
@@ -189,7 +189,7 @@ impl Api {
         let query = query.split('&').filter(|part| !part.is_empty()).map(pair).collect::<Result<_, Refused>>()?;
         let body = read_body(body)?;
         // Soon after the start not all that is there is known.
-        self.rack.is_known(HOLD);
+        self.registry.is_scanned(HOLD);
         self.route(&Call { method, path, query, body })
     }
 
@@ -197,11 +197,11 @@ impl Api {
         let path: Vec<&str> = call.path.iter().map(String::as_str).collect();
         match (call.method, path.as_slice()) {
             ("GET", ["instance"]) => Ok(self.instance()),
-            ("GET", ["plugins"]) => Ok(Reply::ok(&json!({"plugins": view::list(&self.rack)}))),
+            ("GET", ["plugins"]) => Ok(Reply::ok(&json!({"plugins": view::list(&self.registry)}))),
             ("POST", ["rescan"]) => self.rescan(),
-            ("GET", ["license-clock"]) => Ok(Reply::ok(&self.rack.host().time.clocks())),
+            ("GET", ["license-clock"]) => Ok(Reply::ok(&self.registry.context().license_clock.readings())),
             ("DELETE", ["license-clock"]) => self.reset_license_clock(),
-            ("GET", ["gone"]) => Ok(Reply::ok(&json!({"gone": self.rack.left_behind()?}))),
+            ("GET", ["gone"]) => Ok(Reply::ok(&json!({"gone": self.registry.left_behind()?}))),
             ("DELETE", ["gone", id]) => self.forget(id),
             ("POST", ["plugins", id, "adopt"]) => self.adopt(id, &call.body),
             ("GET", ["plugins", id]) => self.show(id),
@@ -233,46 +233,50 @@ impl Api {
     }
 
     fn instance(&self) -> Reply {
-        let host = self.rack.host();
-        let (id, plugins) = (host.instance_id.to_string(), self.rack.dir().display().to_string());
+        let context = self.registry.context();
+        let (id, plugins) = (context.instance_id.to_string(), self.registry.dir().display().to_string());
         Reply::ok(&json!({"instance_id": id, "version": env!("CARGO_PKG_VERSION"), "plugins_dir": plugins}))
     }
 
     /// Sets the high-water mark of time to the system clock, and has plugins that are unlicensed try again.
     fn reset_license_clock(&self) -> Handled {
-        let host = self.rack.host();
-        let before = host.time.clocks().mark;
-        if !host.time.reset(&host.store)? {
+        let context = self.registry.context();
+        let before = context.license_clock.readings().mark;
+        if !context.license_clock.reset(&context.store)? {
             return Err(Refused::new(409, "clock_not_set", CLOCK_NOT_SET));
         }
         let before = before.map_or("none".to_owned(), utc::rfc3339);
         log::warn!("the operator has reset the high-water mark of time, by which licences are judged: it was {before}");
-        for entry in self.rack.entries().into_values() {
+        for entry in self.registry.entries().into_values() {
             if let Entry::Accepted { plugin, .. } = entry
                 && plugin.status().state == State::Unlicensed
             {
                 plugin.control.send(Command::Reconsider).ok();
             }
         }
-        Ok(Reply::ok(&host.time.clocks()))
+        Ok(Reply::ok(&context.license_clock.readings()))
     }
 
     fn rescan(&self) -> Handled {
-        let changes =
-            self.rack.rescan().map_err(|error| Refused::internal(format!("the plugins directory cannot be read: {error}")))?;
+        let changes = self
+            .registry
+            .rescan()
+            .map_err(|error| Refused::internal(format!("the plugins directory cannot be read: {error}")))?;
         Ok(Reply::ok(&changes))
     }
 
     fn show(&self, id: &str) -> Handled {
-        view::one(&self.rack, id, self.base.as_deref())?.map(|plugin| Reply::ok(&plugin)).ok_or_else(|| no_plugin(&self.rack, id))
+        view::one(&self.registry, id, self.base.as_deref())?
+            .map(|plugin| Reply::ok(&plugin))
+            .ok_or_else(|| no_plugin(&self.registry, id))
     }
 
     /// Deletes what a plugin that is gone has left.
     fn forget(&self, id: &str) -> Handled {
-        if !self.rack.left_behind()?.iter().any(|left| left.is_of(id)) {
+        if !self.registry.left_behind()?.iter().any(|left| left.is_of(id)) {
             return Err(Refused::new(404, "not_found", format!("nothing is left of a plugin {id}: plugrack gone lists what is")));
         }
-        self.rack.forget(id).map_err(|why| Refused::new(409, "conflict", why))?;
+        self.registry.forget(id).map_err(|why| Refused::new(409, "conflict", why))?;
         Ok(Reply::ok(&json!({"forgotten": id})))
     }
 
@@ -282,7 +286,7 @@ impl Api {
         let Some(file) = body["file"].as_str().filter(|_| is_plugin_id(id)) else {
             return Err(Refused::new(400, "bad_request", "the body is {\"file\": NAME}, a name in the plugins directory"));
         };
-        self.rack.adopt(id, file).map_err(|why| Refused::new(409, "refused", why))?;
+        self.registry.adopt(id, file).map_err(|why| Refused::new(409, "refused", why))?;
         self.show(id)
     }
 
@@ -290,9 +294,9 @@ impl Api {
         let may_run = self.plugin(id).map_or(true, |plugin| plugin.status().enabled);
         if matches!(verb, "start" | "restart") && may_run {
             // What is executed is what was asked: a file that was replaced or refused is asked first.
-            let replaced = self.rack.replace(id);
+            let replaced = self.registry.replace(id);
             if replaced.map_err(|why| Refused::new(409, "refused", format!("the file of {id} is refused: {why}")))? {
-                self.rack.command(&*self.plugin(id)?, Command::Start);
+                self.registry.command(&*self.plugin(id)?, Command::Start);
                 return self.show(id);
             }
         }
@@ -305,8 +309,8 @@ impl Api {
                     format!("the plugin {id} is disabled: enable it, which starts it too"),
                 ));
             }
-            "start" => self.rack.command(&plugin, Command::Start),
-            "stop" => self.rack.command(&plugin, Command::Stop),
+            "start" => self.registry.command(&plugin, Command::Start),
+            "stop" => self.registry.command(&plugin, Command::Stop),
             "restart" if !plugin.status().enabled => {
                 return Err(Refused::new(
                     409,
@@ -314,8 +318,8 @@ impl Api {
                     format!("the plugin {id} is disabled: enable it, which starts it too"),
                 ));
             }
-            "restart" => self.rack.command(&plugin, Command::Restart),
-            _ => self.rack.set_enabled(&plugin, verb == "enable")?,
+            "restart" => self.registry.command(&plugin, Command::Restart),
+            _ => self.registry.set_enabled(&plugin, verb == "enable")?,
         }
         self.show(id)
     }
@@ -323,13 +327,13 @@ impl Api {
     fn logs(&self, id: &str, call: &Call<'_>) -> Handled {
         let plugin = self.plugin(id)?;
         let lines = call.number("lines", DEFAULT_LOG_LINES, 1..=MAX_LOG_LINES)?;
-        let (lines, _) = log_file::tail(&self.rack.host().data.log(plugin.id()), lines).map_err(Refused::internal)?;
+        let (lines, _) = log_file::tail(&self.registry.context().data.log(plugin.id()), lines).map_err(Refused::internal)?;
         Ok(Reply::ok(&json!({"lines": lines})))
     }
 
     fn config(&self, id: &str) -> Handled {
         let known = self.known(id)?;
-        Ok(Reply::ok(&json!({"config": self.rack.host().store.config(&known.id)?})))
+        Ok(Reply::ok(&json!({"config": self.registry.context().store.config(&known.id)?})))
     }
 
     fn set_config(&self, id: &str, key: &str, body: &[u8]) -> Handled {
@@ -348,7 +352,7 @@ impl Api {
         let value: Value = serde_json::from_slice(body)
             .map_err(|error| Refused::new(400, "bad_request", format!("the value is not JSON: {error}")))?;
         let fits = value.to_string().len() <= MAX_CONFIG_VALUE
-            && self.rack.host().store.set_config(&known.id, key, &value, MAX_CONFIG)?;
+            && self.registry.context().store.set_config(&known.id, key, &value, MAX_CONFIG)?;
         if !fits {
             let message = format!("a setting is at most {MAX_CONFIG_VALUE} bytes, and all of a plugin's together {MAX_CONFIG}");
             return Err(Refused::new(413, "too_large", message));
@@ -358,7 +362,7 @@ impl Api {
 
     fn unset_config(&self, id: &str, key: &str) -> Handled {
         let known = self.known(id)?;
-        match self.rack.host().store.unset_config(&known.id, key)? {
+        match self.registry.context().store.unset_config(&known.id, key)? {
             true => self.configured(&known),
             false => Err(Refused::new(404, "not_found", format!("the plugin {id} has no setting {key:?}"))),
         }
@@ -367,11 +371,11 @@ impl Api {
     /// A plugin that was refused tries again with its new settings; one that runs gets them when it starts the next time.
     fn configured(&self, known: &Known) -> Handled {
         let running = known.reconsider();
-        Ok(Reply::ok(&json!({"config": self.rack.host().store.config(&known.id)?, "restart_needed": running})))
+        Ok(Reply::ok(&json!({"config": self.registry.context().store.config(&known.id)?, "restart_needed": running})))
     }
 
     fn license(&self, plugin: &Plugin) -> Handled {
-        Ok(Reply::ok(&view::license(&self.rack, plugin)?))
+        Ok(Reply::ok(&view::license(&self.registry, plugin)?))
     }
 
     /// Sets a licence on trial: what can be judged without the vendor's key is judged before anything is written, and where the
@@ -381,7 +385,7 @@ impl Api {
         let force = call.flag("force")?;
         let bad = |why| Refused::new(400, "bad_license", why);
         let token = if force { check_text(&call.body) } else { check_form(&call.body) }.map_err(bad)?;
-        let store = &self.rack.host().store;
+        let store = &self.registry.context().store;
         // What it has said of this licence before does not count.
         plugin.note_refused_license(None);
         if force {
@@ -406,20 +410,20 @@ impl Api {
 
     /// Judges a licence without the vendor's key. One that is not valid yet passes where nothing is lost by it: the plugin waits for it.
     fn check_license(&self, plugin: &Plugin, token: &str) -> Result<(), Refused> {
-        let (host, id) = (self.rack.host(), plugin.id());
+        let (context, id) = (self.registry.context(), plugin.id());
         let place = Place {
             plugin_id: id,
-            instance_id: &host.instance_id.to_string(),
+            instance_id: &context.instance_id.to_string(),
             release_date: None,
             now: Time::from(SystemTime::now()),
-            not_before_time: Some(host.time.now()),
+            not_before_time: Some(context.license_clock.now()),
         };
         let Err(mut refusal) = check_unsigned(Some(token), &place) else { return Ok(()) };
         let begins = unverified(token).and_then(|claims| claims.nbf).filter(|_| refusal.code == Code::NotYetValid);
         if let Some(begins) = begins {
             match check_unsigned(Some(token), &Place { now: begins, not_before_time: None, ..place }) {
                 Ok(()) => {
-                    let present = host.store.license(id)?;
+                    let present = context.store.license(id)?;
                     let is_needed = present.is_some_and(|present| check_unsigned(Some(&present), &place).is_ok());
                     if !is_needed && plugin.status().state != State::Ready {
                         return Ok(());
@@ -438,7 +442,7 @@ impl Api {
 
     fn unset_license(&self, id: &str) -> Handled {
         let plugin = self.plugin(id)?;
-        if !self.rack.host().store.unset_license(plugin.id())? {
+        if !self.registry.context().store.unset_license(plugin.id())? {
             return Err(Refused::new(404, "not_found", format!("no licence is set for the plugin {id}")));
         }
         self.relicense(&plugin, "license_removed");
@@ -447,8 +451,8 @@ impl Api {
 
     /// A plugin that runs, or would if it could, is started with its present licence; returns when it has settled.
     fn relicense(&self, plugin: &Plugin, event: &str) {
-        self.rack.host().store.note_event(plugin.id(), event, "by the operator");
-        self.rack.command(plugin, Command::Relicense);
+        self.registry.context().store.note_event(plugin.id(), event, "by the operator");
+        self.registry.command(plugin, Command::Relicense);
     }
 
     /// What the store has, whether the plugin runs or not.
@@ -461,7 +465,8 @@ impl Api {
             limit: Some(u32::try_from(call.number("limit", 100, 1..=1000)?).unwrap_or(u32::MAX)),
             values: false,
         };
-        let answer = self.rack.host().store.kv(&known.id, KvOp::List(list), &[]).wait().map_err(|error| kv_refused(&error))?;
+        let answer =
+            self.registry.context().store.kv(&known.id, KvOp::List(list), &[]).wait().map_err(|error| kv_refused(&error))?;
         let mut keys: Value = serde_json::from_slice(&answer.body).map_err(Refused::internal)?;
         for entry in keys.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
             if let Some(left) = entry.remove("expires_in_ms").and_then(|left| left.as_i64()) {
@@ -474,6 +479,7 @@ impl Api {
     /// An operation on a key: by way of the plugin, or in the store itself where it is to be `direct`.
     fn kv(&self, id: &str, op: KvOp, value: Vec<u8>, direct: bool) -> Handled {
         let known = self.known(id)?;
+        let is_read = op.is_read();
         let (key, verb, what) = match &op {
             KvOp::Get { key } => (key.clone(), "get", "read"),
             KvOp::Set(set) => (set.key.clone(), "set", "write to"),
@@ -482,7 +488,7 @@ impl Api {
         };
         let itself = format!("{what} the store itself with plugrack kv {verb} --direct {id} KEY");
         let (result, value) = if direct {
-            let answer = self.rack.host().store.kv(&known.id, op, &value).wait().map_err(|error| kv_refused(&error))?;
+            let answer = self.registry.context().store.kv(&known.id, op, &value).wait().map_err(|error| kv_refused(&error))?;
             (answer.result, answer.body)
         } else {
             let plugin = match &known.plugin {
@@ -497,11 +503,10 @@ impl Api {
             };
             self.ask(plugin, op, value, &itself)?
         };
-        let is_reading = verb == "get";
-        if is_reading && result.found == Some(false) {
+        if is_read && result.found == Some(false) {
             return Err(Refused::new(404, "not_found", format!("the plugin {id} has no key {key:?}")));
         }
-        if !is_reading {
+        if !is_read {
             return Ok(Reply::ok(&json!({"key": key, "rev": result.rev, "found": result.found})));
         }
         let (name, value) = match String::from_utf8(value) {
@@ -514,7 +519,7 @@ impl Api {
     /// Has a plugin do an operation on a key. `itself` says how to do it without the plugin.
     fn ask(&self, plugin: &Plugin, op: KvOp, value: Vec<u8>, itself: &str) -> Result<(KvResult, Vec<u8>), Refused> {
         let id = plugin.id();
-        let limits = plugin.status().limits.unwrap_or(self.rack.host().default_limits);
+        let limits = plugin.status().limits.unwrap_or(self.registry.context().default_limits);
         let (reply, answered) = bounded(1);
         if let Err((job, error)) = plugin.submit(Job::Kv(Box::new(KvJob { op, value, reply, arrived: Instant::now() }))) {
             job.fail(error);
@@ -547,25 +552,25 @@ impl Api {
 
     /// A plugin by its id, which may be refused or gone: the store has what was kept for it before.
     fn known(&self, id: &str) -> Result<Known, Refused> {
-        let found = self.rack.find(id);
+        let found = self.registry.find(id);
         if let Some((_, Entry::Accepted { plugin, .. })) = found {
             return Ok(Known { id: plugin.id().to_owned(), plugin: Some(plugin) });
         }
         // The name of a file alone is no id: another plugin may have it.
         let said = matches!(&found, Some((_, Entry::Refused { id: Some(said), .. })) if said == id);
-        if said || self.rack.host().store.knows(id)? {
+        if said || self.registry.context().store.knows(id)? {
             return Ok(Known { id: id.to_owned(), plugin: None });
         }
         self.plugin(id).map(|plugin| Known { id: id.to_owned(), plugin: Some(plugin) })
     }
 
     fn plugin(&self, id: &str) -> Result<Arc<Plugin>, Refused> {
-        match self.rack.find(id) {
+        match self.registry.find(id) {
             Some((_, Entry::Accepted { plugin, .. })) => Ok(plugin),
             Some((_, Entry::Refused { rejected, .. })) => {
                 Err(Refused::new(409, "refused", format!("{id} is refused: {}", rejected.reason)))
             }
-            None => Err(no_plugin(&self.rack, id)),
+            None => Err(no_plugin(&self.registry, id)),
         }
     }
 }
@@ -683,8 +688,8 @@ fn status_of(code: &str) -> u16 {
 }
 
 /// Nobody is told that a plugin is not there before all are known.
-fn no_plugin(rack: &Rack, id: &str) -> Refused {
-    if rack.is_known(Duration::ZERO) {
+fn no_plugin(registry: &Registry, id: &str) -> Refused {
+    if registry.is_scanned(Duration::ZERO) {
         return Refused::new(404, "not_found", format!("there is no plugin {id}"));
     }
     let message = format!("the host has just started, and whether there is a plugin {id} is not known yet: try again");

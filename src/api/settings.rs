@@ -21,7 +21,7 @@ impl Api {
     /// `/api/plugins/ID/env`: the names of a plugin's environment variables, or one of these variables.
     pub(super) fn env(&self, id: &str, name: Option<&str>, call: &Call<'_>) -> Handled {
         let known = self.known(id)?;
-        let store = &self.rack.host().store;
+        let store = &self.registry.context().store;
         let missing = |name: &str| Refused::new(404, "not_found", format!("no variable {name} is set for the plugin {id}"));
         match (call.method, name) {
             ("GET", None) => Ok(Reply::ok(&json!({"env": store.env_names(&known.id)?}))),
@@ -46,7 +46,7 @@ impl Api {
             let why = format!("the value of {name} is not UTF-8 text without NUL: encode it, for example in base64");
             return Err(Refused::new(400, "bad_request", why));
         };
-        if text.len() > MAX_ENV_VALUE || !self.rack.host().store.set_env(&known.id, name, text, MAX_ENV)? {
+        if text.len() > MAX_ENV_VALUE || !self.registry.context().store.set_env(&known.id, name, text, MAX_ENV)? {
             let why =
                 format!("a variable may have {MAX_ENV_VALUE} bytes, and all variables of a plugin {MAX_ENV} bytes in total");
             return Err(Refused::new(413, "too_large", why));
@@ -56,7 +56,7 @@ impl Api {
 
     fn env_set(&self, known: &Known) -> Handled {
         let restart_needed = known.reconsider();
-        Ok(Reply::ok(&json!({"env": self.rack.host().store.env_names(&known.id)?, "restart_needed": restart_needed})))
+        Ok(Reply::ok(&json!({"env": self.registry.context().store.env_names(&known.id)?, "restart_needed": restart_needed})))
     }
 
     /// `/api/plugins/ID/limits`: the limits that apply to a plugin, or one of them.
@@ -70,7 +70,7 @@ impl Api {
                 Some(Limit::named(name).ok_or_else(unknown)?)
             }
         };
-        let store = &self.rack.host().store;
+        let store = &self.registry.context().store;
         match (call.method, limit) {
             ("GET", None) => Ok(Reply::ok(&json!({"limits": self.limits_of(&known)?}))),
             ("GET", Some(limit)) => Ok(Reply::ok(&self.limits_of(&known)?[limit.name()])),
@@ -78,7 +78,7 @@ impl Api {
                 let value = self.read_limit(limit, &call.body)?;
                 store.set_limit(&known.id, limit, value)?;
                 if limit != Limit::OpenFiles {
-                    self.rack.host().answer_time.outlast(Duration::from_millis(value));
+                    self.registry.context().answer_time.outlast(Duration::from_millis(value));
                 }
                 self.limits_set(&known)
             }
@@ -100,7 +100,7 @@ impl Api {
             Limit::OpenFiles => {
                 let files = text.parse().ok().filter(|files| *files >= MIN_OPEN_FILES);
                 let files = files.ok_or_else(|| bad(format!("the value must be a whole number, at least {MIN_OPEN_FILES}")))?;
-                match self.rack.host().room.most_files() {
+                match self.registry.context().capacity.most_files() {
                     Some(most) if files > most => Err(bad(format!(
                         "the host itself may have at most {most} open files: raise its hard limit with ulimit -Hn, or with LimitNOFILE= in a systemd unit"
                     ))),
@@ -114,7 +114,7 @@ impl Api {
 
     fn limits_set(&self, known: &Known) -> Handled {
         known.reconsider();
-        let limits = self.rack.host().limits(&known.id)?;
+        let limits = self.registry.context().limits(&known.id)?;
         let restart_needed = running(known).is_some_and(|running| running != limits);
         Ok(Reply::ok(&json!({"limits": self.limits_of(known)?, "restart_needed": restart_needed})))
     }
@@ -122,8 +122,8 @@ impl Api {
     /// The limits of a plugin by name: the value from the next start on, whether that is the host's default, and the value of the running
     /// process if that differs.
     fn limits_of(&self, known: &Known) -> Result<Map<String, Value>, Refused> {
-        let host = self.rack.host();
-        let (set, limits, running) = (host.store.limits(&known.id)?, host.limits(&known.id)?, running(known));
+        let context = self.registry.context();
+        let (set, limits, running) = (context.store.limits(&known.id)?, context.limits(&known.id)?, running(known));
         let one = |limit: Limit| {
             let value = shown(limit, &limits);
             let mut one = json!({"value": value, "default": !set.has(limit)});

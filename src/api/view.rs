@@ -2,10 +2,10 @@
 
 use crate::http::request_end::TrafficCounts;
 use crate::license::{Claims, unverified};
-use crate::licensing::status::{LicenseStatus, shown, standing};
+use crate::licensing::status::{LicenseStatus, license_status, shown};
 use crate::plugins::discovery::Outlook;
 use crate::plugins::plugin::{End, Plugin, State, Status};
-use crate::plugins::registry::{Entry, Rack, Rejected};
+use crate::plugins::registry::{Entry, Registry, Rejected};
 use crate::process::oom;
 use crate::protocol::metadata::Metadata;
 use crate::store::events::Event;
@@ -127,33 +127,33 @@ struct Process {
 }
 
 /// All entries of the plugins directory, by name.
-pub(crate) fn list(rack: &Rack) -> Vec<Summary> {
+pub(crate) fn list(registry: &Registry) -> Vec<Summary> {
     // If they cannot be read, the plugins are shown without them.
-    let tokens = rack.host().store.licenses().unwrap_or_default();
+    let tokens = registry.context().store.licenses().unwrap_or_default();
     let memory = oom::by_session();
     let summary = |(file, entry)| match entry {
         Entry::Accepted { plugin, .. } => {
             let token = tokens.get(plugin.id()).map(String::as_str);
-            accepted(rack, file, &plugin, plugin.status(), token, &memory)
+            accepted(registry, file, &plugin, plugin.status(), token, &memory)
         }
         Entry::Refused { id, rejected, .. } => refused(file, &id, &rejected),
     };
-    rack.entries().into_iter().map(summary).collect()
+    registry.entries().into_iter().map(summary).collect()
 }
 
 /// One plugin, by its id, or by its file name if it was refused. `base` is the URL of the host.
-pub(crate) fn one(rack: &Rack, id: &str, base: Option<&str>) -> Result<Option<Details>, StoreError> {
-    let Some((file, entry)) = rack.find(id) else { return Ok(None) };
-    let events = || rack.events(&file, &entry, SHOWN_EVENTS);
+pub(crate) fn one(registry: &Registry, id: &str, base: Option<&str>) -> Result<Option<Details>, StoreError> {
+    let Some((file, entry)) = registry.find(id) else { return Ok(None) };
+    let events = || registry.events(&file, &entry, SHOWN_EVENTS);
     let details = match &entry {
         Entry::Accepted { plugin, .. } => {
             // Reads the status once, so that everything shown is of one moment, and the events after it, so that they include its own.
             let status = plugin.status();
             let events = events()?;
-            let token = rack.host().store.license(plugin.id())?;
+            let token = registry.context().store.license(plugin.id())?;
             let (advice, last_end) = (plugin.advice(&status), status.last_end.as_deref().map(last_end));
             Details {
-                summary: accepted(rack, file, plugin, status, token.as_deref(), &oom::by_session()),
+                summary: accepted(registry, file, plugin, status, token.as_deref(), &oom::by_session()),
                 metadata: Some(plugin.metadata.clone()),
                 url: base.map(|base| format!("{base}{}", plugin.metadata.route)),
                 advice,
@@ -187,12 +187,12 @@ pub(crate) fn one(rack: &Rack, id: &str, base: Option<&str>) -> Result<Option<De
 }
 
 /// The status of a plugin's licence.
-pub(crate) fn license(rack: &Rack, plugin: &Plugin) -> Result<License, StoreError> {
-    let Given { token, previous } = rack.host().store.given_license(plugin.id())?;
+pub(crate) fn license(registry: &Registry, plugin: &Plugin) -> Result<License, StoreError> {
+    let Given { token, previous } = registry.context().store.given_license(plugin.id())?;
     let status = plugin.status();
     Ok(License {
         id: plugin.id().to_owned(),
-        license: stands(rack, &status, token.as_deref()),
+        license: current_license_status(registry, &status, token.as_deref()),
         state: status.state,
         reason: status.reason,
         token: token.as_deref().map(shown),
@@ -201,9 +201,9 @@ pub(crate) fn license(rack: &Rack, plugin: &Plugin) -> Result<License, StoreErro
     })
 }
 
-fn stands(rack: &Rack, status: &Status, token: Option<&str>) -> LicenseStatus {
+fn current_license_status(registry: &Registry, status: &Status, token: Option<&str>) -> LicenseStatus {
     let refused = Plugin::license_refused(status).map(|code| (code, status.reason.as_str()));
-    standing(token, refused, status.state == State::Ready, rack.host().time.now())
+    license_status(token, refused, status.state == State::Ready, registry.context().license_clock.now())
 }
 
 fn refused(file: String, id: &Option<String>, rejected: &Rejected) -> Summary {
@@ -232,15 +232,15 @@ fn clock_time(at: Instant) -> i64 {
 }
 
 fn accepted(
-    rack: &Rack,
+    registry: &Registry,
     file: String,
     plugin: &Plugin,
     status: Status,
     token: Option<&str>,
     memory: &BTreeMap<i32, u64>,
 ) -> Summary {
-    let (metadata, license) = (plugin.metadata.clone(), stands(rack, &status, token));
-    let process = process(rack, plugin, &status, memory);
+    let (metadata, license) = (plugin.metadata.clone(), current_license_status(registry, &status, token));
+    let process = process(registry, plugin, &status, memory);
     Summary {
         id: Some(metadata.id),
         file,
@@ -262,7 +262,7 @@ fn last_end(end: &End) -> LastEnd {
     LastEnd { at: end.at, exit: end.exit.to_string(), reason: end.reason.clone(), lines: end.lines.clone() }
 }
 
-fn process(rack: &Rack, plugin: &Plugin, status: &Status, memory: &BTreeMap<i32, u64>) -> Process {
+fn process(registry: &Registry, plugin: &Plugin, status: &Status, memory: &BTreeMap<i32, u64>) -> Process {
     Process {
         pid: status.pid,
         // Each plugin process leads its own session.
@@ -275,6 +275,6 @@ fn process(rack: &Rack, plugin: &Plugin, status: &Status, memory: &BTreeMap<i32,
         congestion: plugin.congestion(),
         requests: plugin.traffic.counts(),
         program: plugin.program.display().to_string(),
-        log: rack.host().data.log(plugin.id()).display().to_string(),
+        log: registry.context().data.log(plugin.id()).display().to_string(),
     }
 }

@@ -3,7 +3,7 @@
 use super::console::{Console, fields, word};
 use super::instance;
 use crate::cli::api_client::ClientError;
-use crate::licensing::clock::{CLOCK_NOT_SET, Clocks, TimeMark};
+use crate::licensing::clock::{CLOCK_NOT_SET, ClockReadings, LicenseClock};
 use crate::store::now_ms;
 use anyhow::{Context, Result};
 use clap::Subcommand;
@@ -42,12 +42,12 @@ pub(super) fn run(console: &Console, action: Option<&Clock>) -> Result<()> {
 /// The same without a running host.
 fn in_database(console: &Console, reset: bool) -> Result<Value> {
     let (_lock, store) = instance::locked_store(console)?;
-    let mut mark = store.time_mark()?;
+    let mut mark = store.license_clock_mark()?;
     if reset {
-        mark = TimeMark::new(mark, Instant::now()).reset(Instant::now(), now_ms());
-        store.set_time_mark(mark.context(CLOCK_NOT_SET)?)?;
+        mark = LicenseClock::new(mark, Instant::now()).reset(Instant::now(), now_ms());
+        store.set_license_clock_mark(mark.context(CLOCK_NOT_SET)?)?;
     }
-    Ok(serde_json::to_value(Clocks::new(now_ms(), mark))?)
+    Ok(serde_json::to_value(ClockReadings::new(now_ms(), mark))?)
 }
 
 fn report(clock: &Value) -> String {

@@ -174,9 +174,9 @@ pub(crate) fn main() -> ExitCode {
     match arguments.next() {
         Some(role) if role == process::SHIM => return process::shim_main(arguments),
         Some(role) if role == process::SWEEPER => return process::sweeper_main(arguments),
-        Some(role) if role == watchdog::GUARD => {
+        Some(role) if role == watchdog::ARGUMENT => {
             log_to_stderr();
-            return watchdog::guard_main(arguments);
+            return watchdog::main(arguments);
         }
         _ => {}
     }

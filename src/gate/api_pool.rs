@@ -5,7 +5,7 @@ use crate::api::Api;
 use crate::http::framing::{put_header, status_line};
 use crate::http::request::audience;
 use crate::http::{Request, WaitingRequest, date};
-use crate::plugins::registry::Rack;
+use crate::plugins::registry::Registry;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,26 +25,26 @@ const BODY_TIME: Duration = Duration::from_mins(1);
 ///
 /// # Errors
 /// A thread cannot be had.
-pub(crate) fn start(api: &Arc<Api>, rack: &Arc<Rack>) -> io::Result<Sender<WaitingRequest>> {
+pub(crate) fn start(api: &Arc<Api>, registry: &Arc<Registry>) -> io::Result<Sender<WaitingRequest>> {
     let (sender, queue) = bounded(QUEUE);
     for number in 1..=THREADS {
-        let (api, rack, queue) = (Arc::clone(api), Arc::clone(rack), queue.clone());
-        std::thread::Builder::new().name(format!("api-{number}")).spawn(move || work(&api, &rack, &queue))?;
+        let (api, registry, queue) = (Arc::clone(api), Arc::clone(registry), queue.clone());
+        std::thread::Builder::new().name(format!("api-{number}")).spawn(move || work(&api, &registry, &queue))?;
     }
     Ok(sender)
 }
 
-fn work(api: &Api, rack: &Rack, queue: &Receiver<WaitingRequest>) {
+fn work(api: &Api, registry: &Registry, queue: &Receiver<WaitingRequest>) {
     for waiting in queue {
         let Some(request) = waiting.take(Instant::now()) else { continue };
         // A request that is dropped by a panic is answered that the host has failed.
-        if catch_unwind(AssertUnwindSafe(|| answer(api, rack, request))).is_err() {
+        if catch_unwind(AssertUnwindSafe(|| answer(api, registry, request))).is_err() {
             log::error!("a request made the API panic");
         }
     }
 }
 
-fn answer(api: &Api, rack: &Rack, mut request: Request) {
+fn answer(api: &Api, registry: &Registry, mut request: Request) {
     let (status, head, body) = if request.target().starts_with("/api") {
         let (method, url) = (request.method_name().to_owned(), request.target().to_owned());
         let authorization = request.header("authorization").map(str::to_owned);
@@ -53,7 +53,7 @@ fn answer(api: &Api, rack: &Rack, mut request: Request) {
         let (head, body) = reply.render();
         (status, head, body)
     } else {
-        let (kind, page) = pages::index(rack, audience(&request.head, None).html);
+        let (kind, page) = pages::index(registry, audience(&request.head, None).html);
         let mut head = status_line(200);
         [("content-type", kind)].iter().chain(&pages::HEADERS).for_each(|(name, value)| put_header(&mut head, name, value));
         date::put_line(&mut head);

@@ -34,20 +34,20 @@ use uuid::Uuid;
 /// Letters of the random part that all request ids of one run begin with: 48 bits, so that no two runs share it.
 const ID_PREFIX: usize = 12;
 
-/// How often deadlines are looked at.
+/// Interval at which deadlines are checked.
 pub(super) const SWEEP: Duration = Duration::from_millis(100);
 
 /// How many times within `--write-timeout` the kernel is asked what a slow client has not read: a few system calls each time.
-const LOOKS: u32 = 10;
+const SAMPLES: u32 = 10;
 
 /// Longest time a reverse proxy may read nothing of an answer, if it has read enough before. It reads in bursts, whenever the buffer of its own
 /// client has room, and gives up a client that has stopped after 60 s (`send_timeout` of nginx), which must come first.
 const PROXY_PAUSE: Duration = Duration::from_secs(75);
 
-/// Longest time between two looks at deadlines.
+/// Longest time between two checks of deadlines.
 const LONGEST_SWEEP: Duration = Duration::from_secs(10);
 
-/// How often the routes of requests are looked up that came before the first scan of the plugins directory had ended.
+/// Interval at which requests that arrived before the end of the first scan are routed again.
 const HELD_TICK: Duration = Duration::from_millis(20);
 
 /// Connections taken at a time, before those there are get their turn.
@@ -66,8 +66,8 @@ pub(super) const LINGER: Duration = Duration::from_secs(1);
 /// Time an idle connection is kept once the host stops: a request that is on its way is answered.
 const FAREWELL: Duration = Duration::from_millis(250);
 
-/// Time for connections that are being made to come to a door that lets nobody else in: a way there and back.
-const SETTLE: Duration = Duration::from_millis(100);
+/// Time for connections that are being established to reach a listener that accepts no others: one round trip.
+const ACCEPT_GRACE: Duration = Duration::from_millis(100);
 
 /// Buffers that are kept for the next who needs one.
 const KEPT_BUFFERS: usize = 32;
@@ -126,7 +126,7 @@ pub(super) struct EventLoop {
     /// Which of them have connections to accept.
     pending: Vec<bool>,
     pub(super) connections: SlotMap<ConnectionKey, Connection>,
-    /// How many of them are clients', and how many are only told that there is no place.
+    /// How many of them are clients', and how many are being refused.
     clients: usize,
     turned_away: usize,
     pub(super) per_address: PerAddress,
@@ -313,7 +313,7 @@ impl EventLoop {
         self.draining = Some(drained);
         self.is_draining = true;
         self.listeners.iter().for_each(Listener::stop);
-        self.close_listeners_at = Some(self.now + SETTLE);
+        self.close_listeners_at = Some(self.now + ACCEPT_GRACE);
         // Each answer that begins from now on says that it is the connection's last.
         for exchange in self.connections.values().filter_map(|connection| connection.exchange.as_ref()) {
             if let Some(in_flight) = &exchange.in_flight {
@@ -361,7 +361,7 @@ impl EventLoop {
         }
     }
 
-    /// Gives up the file in reserve to tell who waits at a door that there is no other. False when there is none in reserve either.
+    /// Uses the reserve file descriptor to refuse a connection that waits at a listener. False if there is no reserve.
     fn turn_away_at(&mut self, index: usize, error: &io::Error) -> bool {
         if self.reserve.take().is_none() {
             return false;
@@ -378,7 +378,7 @@ impl EventLoop {
         self.reserve.is_some()
     }
 
-    /// Lets a connection in, or tells it that there is no place.
+    /// Accepts a connection, or refuses it at a limit.
     fn enter(&mut self, listener: usize, socket: OwnedFd, address: Option<IpAddr>) {
         let peer = match (self.listeners[listener].peer, address) {
             (PeerKind::Public, Some(address)) if self.proxies.contain(address) => PeerKind::Proxy,
@@ -449,7 +449,7 @@ impl EventLoop {
         }
     }
 
-    /// Tells a connection that there is no place for it.
+    /// Refuses a connection.
     fn turn_away(&mut self, socket: OwnedFd) {
         let answer = errors::last_answer(errors::FULL, false, None);
         if self.turned_away >= MAX_TURNED_AWAY {
@@ -499,7 +499,7 @@ impl EventLoop {
 
     // --- Time ---------------------------------------------------------------------------------------------
 
-    /// Looks after everything that has a deadline.
+    /// Checks all deadlines.
     fn sweep(&mut self) {
         self.look_after_connections();
         if self.close_listeners_at.is_some_and(|at| self.now >= at) {
@@ -528,14 +528,14 @@ impl EventLoop {
 
     /// Holds each connection to its deadline and to the least rates, and says when that is due again.
     fn look_after_connections(&mut self) {
-        // No more than a look takes to come round: when nothing was due for long, nobody was waited for all that time.
+        // At most one interval: after a long time without deadlines, no client was waited for all that time.
         let passed = (self.now - self.swept).min(2 * SWEEP);
         self.swept = self.now;
         let mut next = self.now + LONGEST_SWEEP;
         let window = self.window();
         let mut late = Vec::new();
         let mut unseen = Vec::new();
-        let look_every = (self.limits.write_timeout / LOOKS).max(SWEEP);
+        let sample_interval = (self.limits.write_timeout / SAMPLES).max(SWEEP);
         let idle_terms = self.idle_terms();
         for (key, connection) in &mut self.connections {
             if connection.phase == Phase::Idle {
@@ -551,13 +551,13 @@ impl EventLoop {
             };
             if waits_to_send {
                 connection.read_rate.wait(passed);
-                if connection.read_rate.is_due(look_every) {
+                if connection.read_rate.is_due(sample_interval) {
                     let unread = self.sock_diag.unread(connection.stream.file());
                     if unread.is_none() {
                         unseen.push(key);
                     }
                     let given = connection.given();
-                    connection.read_rate.look(given, unread, &limits);
+                    connection.read_rate.sample(given, unread, &limits);
                 }
             }
             let wants_body = connection.wants_body(window) && !connection.readable;

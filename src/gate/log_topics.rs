@@ -1,21 +1,21 @@
 //! The gate's warnings by topic, each at most once a minute with a count.
 
-use crate::util::log_throttle::{Repeat, more};
+use crate::util::log_throttle::{LogThrottle, suppressed_note};
 use std::time::{Duration, Instant};
 
 /// Time without an event after which its end is logged.
-const OVER_AFTER: Duration = Duration::from_secs(10);
+const CLEAR_AFTER: Duration = Duration::from_secs(10);
 
 /// What a warning is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LogTopic {
-    /// There are as many connections as there may be.
+    /// The limit of connections is reached.
     Connections,
-    /// One address has as many as it may have.
+    /// The limit of connections of one address is reached.
     Address,
-    /// Bodies do not fit in memory, nor on disk.
+    /// Bodies fit neither in memory nor on disk.
     Bodies,
-    /// Files or memory have run out.
+    /// Files, threads or memory have run out.
     Resources,
 }
 
@@ -25,7 +25,7 @@ const TOPICS: [LogTopic; 4] = [LogTopic::Connections, LogTopic::Address, LogTopi
 /// The throttles of all topics.
 #[derive(Debug, Default)]
 pub(super) struct LogTopics {
-    repeats: [Repeat; TOPICS.len()],
+    throttles: [LogThrottle; TOPICS.len()],
     last: [Option<Instant>; TOPICS.len()],
 }
 
@@ -33,24 +33,24 @@ impl LogTopics {
     /// Notes an event, and logs it where a line is due.
     pub(super) fn hit(&mut self, topic: LogTopic, now: Instant, what: impl FnOnce() -> String) {
         self.last[topic as usize] = Some(now);
-        if let Some(unsaid) = self.repeats[topic as usize].came(now) {
-            log::warn!("{}{}", what(), more(unsaid));
+        if let Some(suppressed) = self.throttles[topic as usize].hit(now) {
+            log::warn!("{}{}", what(), suppressed_note(suppressed));
         }
     }
 
-    /// Logs the end of what has not come for a while.
+    /// Logs the topics without an event for a while as over.
     pub(super) fn log_ends(&mut self, now: Instant) {
         for topic in TOPICS {
-            if self.last[topic as usize].is_some_and(|last| now.duration_since(last) >= OVER_AFTER) {
+            if self.last[topic as usize].is_some_and(|last| now.duration_since(last) >= CLEAR_AFTER) {
                 self.last[topic as usize] = None;
-                if let Some(unsaid) = self.repeats[topic as usize].over() {
-                    log::info!("{}: over, {unsaid} more came", topic.name());
+                if let Some(suppressed) = self.throttles[topic as usize].clear() {
+                    log::info!("{}: over, {suppressed} more came", topic.name());
                 }
             }
         }
     }
 
-    /// Whether the end of something is still to be logged.
+    /// Whether the end of a topic is still to be logged.
     pub(super) fn is_open(&self) -> bool {
         self.last.iter().any(Option::is_some)
     }

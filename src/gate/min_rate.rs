@@ -79,17 +79,17 @@ impl Rate {
 
 /// How a client reads its answer, judged by what it has read and not by what the kernel's buffers have taken.
 ///
-/// What is unread costs system calls to find out, so the caller looks at intervals, and only while it waits for the client.
+/// What is unread costs system calls to find out, so the caller samples it at intervals, and only while it waits for the client.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct ReadRate {
     rate: Rate,
-    /// Time waited since the last look.
-    unlooked: Duration,
+    /// Time waited since the last sample.
+    since_sample: Duration,
     /// Bytes given to the kernel before this answer.
     before: u64,
-    /// Bytes given that the client had not read at the last look. Some may be of an earlier answer.
+    /// Bytes given that the client had not read at the last sample. Some may be of an earlier answer.
     unread: u64,
-    /// Most bytes of this answer that a look has found read; negative while some of an earlier one are unread.
+    /// Most bytes of this answer found read by a sample; negative while some of an earlier one are unread.
     read: Option<i64>,
     /// Time for which the client may still pause.
     pause: Duration,
@@ -115,24 +115,24 @@ impl ReadRate {
     /// Notes time in which the client was waited for.
     pub(crate) fn wait(&mut self, time: Duration) {
         self.rate.wait(time);
-        self.unlooked += time;
+        self.since_sample += time;
         self.pause = self.pause.saturating_sub(time);
     }
 
-    /// Whether the client was waited for so long since the last look.
+    /// Whether the client was waited for so long since the last sample.
     pub(crate) fn is_due(&self, interval: Duration) -> bool {
-        self.unlooked >= interval
+        self.since_sample >= interval
     }
 
     /// Notes how many bytes the connection was given, those of earlier answers included, and how many of them are unread, where that is
     /// known. Where it never is, what the kernel takes counts as read.
-    pub(crate) fn look(&mut self, given: u64, unread: Option<u64>, terms: &ReadLimits) {
-        self.unlooked = Duration::ZERO;
+    pub(crate) fn sample(&mut self, given: u64, unread: Option<u64>, terms: &ReadLimits) {
+        self.since_sample = Duration::ZERO;
         self.unread = unread.unwrap_or(self.unread);
         let given = given.saturating_sub(self.before);
         let read = given.cast_signed().saturating_sub(self.unread.cast_signed());
         let earlier = self.read.unwrap_or(0);
-        // A client may have bytes of an earlier answer to read first: only what it reads after the first look counts then.
+        // A client may have bytes of an earlier answer to read first: only what it reads after the first sample counts then.
         self.read = Some(if self.read.is_none() { read } else { read.max(earlier) });
         if let Ok(bytes @ 1..) = usize::try_from(read - earlier) {
             self.rate.progress(bytes);
@@ -230,7 +230,7 @@ mod tests {
                     return Some(now);
                 }
             }
-            uptake.look(5_000 + given, unread, terms);
+            uptake.sample(5_000 + given, unread, terms);
         }
         None
     }

@@ -1,7 +1,7 @@
 //! The pages the host serves itself: the list of plugins at `/`, and the icon that browsers ask for.
 
 use crate::plugins::plugin::{Plugin, State};
-use crate::plugins::registry::{Entry, Rack};
+use crate::plugins::registry::{Entry, Registry};
 use crate::util::escape::{html, shown};
 use std::fmt::Write;
 use std::sync::Arc;
@@ -50,8 +50,8 @@ small.down { opacity: 1; color: #d33 }
 ";
 
 /// The list of plugins, as a page or as plain text: its content type and its text.
-pub(crate) fn index(rack: &Rack, html: bool) -> (&'static str, String) {
-    let plugins: Vec<Arc<Plugin>> = rack
+pub(crate) fn index(registry: &Registry, html: bool) -> (&'static str, String) {
+    let plugins: Vec<Arc<Plugin>> = registry
         .entries()
         .into_values()
         .filter_map(|entry| match entry {

@@ -340,7 +340,7 @@ impl EventLoop {
                 continue;
             }
             let is_unknown =
-                |exchange: &Exchange| matches!(exchange.destination, Destination::Unknown) && !self.router.is_known();
+                |exchange: &Exchange| matches!(exchange.destination, Destination::Unknown) && !self.router.is_scanned();
             if self.connections[key].exchange.as_ref().is_some_and(is_unknown) {
                 self.held.push(key);
             } else {
@@ -447,7 +447,7 @@ impl EventLoop {
         }
     }
 
-    /// Looks after a request that was passed on, or is held: more of its body may come, or its client may go.
+    /// Serves a request under way or held: reads more of its body, or notices that its client has gone.
     fn attend(&mut self, key: ConnectionKey) -> Step {
         let Some(connection) = self.connections.get(key) else { return Step::Wait };
         let Some(exchange) = &connection.exchange else { return Step::Wait };

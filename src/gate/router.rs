@@ -8,9 +8,9 @@ use crate::http::framing::{put_header, status_line};
 use crate::http::request::{audience, header_in, split_head, split_target};
 use crate::http::slots::{NoSlot, Slot};
 use crate::http::{HttpError, WaitingRequest, date};
-use crate::plugins::registry::Rack;
+use crate::plugins::registry::Registry;
 use crate::plugins::routes::Target;
-use crate::util::log_throttle::more;
+use crate::util::log_throttle::suppressed_note;
 use crossbeam_channel::Sender;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +18,7 @@ use std::time::Duration;
 
 /// The routes, and what else requests may be for.
 pub(crate) struct Router {
-    rack: Arc<Rack>,
+    registry: Arc<Registry>,
     api: Arc<Api>,
     api_queue: Sender<WaitingRequest>,
     /// Connections that one plugin may hold.
@@ -36,9 +36,9 @@ pub(super) enum Routed {
 }
 
 impl Router {
-    /// A router to the plugins of a rack and to the API. One plugin may hold `per_plugin` connections.
-    pub(crate) fn new(rack: Arc<Rack>, api: Arc<Api>, api_queue: Sender<WaitingRequest>, per_plugin: u32) -> Self {
-        Self { rack, api, api_queue, per_plugin, closing: AtomicBool::new(false) }
+    /// A router to the plugins of a registry and to the API. One plugin may hold `per_plugin` connections.
+    pub(crate) fn new(registry: Arc<Registry>, api: Arc<Api>, api_queue: Sender<WaitingRequest>, per_plugin: u32) -> Self {
+        Self { registry, api, api_queue, per_plugin, closing: AtomicBool::new(false) }
     }
 
     /// Has all requests refused from now on, since the host stops.
@@ -47,8 +47,8 @@ impl Router {
     }
 
     /// Whether the first scan of the plugins directory has ended.
-    pub(super) fn is_known(&self) -> bool {
-        self.rack.is_known(Duration::ZERO)
+    pub(super) fn is_scanned(&self) -> bool {
+        self.registry.is_scanned(Duration::ZERO)
     }
 
     /// Hands a request to the API's threads.
@@ -73,8 +73,8 @@ impl Router {
             return error(errors::STOPPING);
         }
         // Asked before the routes are, which are all there are if it is so.
-        let known = self.is_known();
-        let routes = self.rack.routes();
+        let known = self.is_scanned();
+        let routes = self.registry.routes();
         match routes.resolve(path) {
             Target::Plugin { plugin, mount, .. } => {
                 if let Err(refused) = plugin.admit() {
@@ -82,13 +82,13 @@ impl Router {
                 }
                 match plugin.slots.take(self.per_plugin as usize) {
                     Ok(slot) => Routed::To(Destination::Plugin(Arc::clone(plugin), mount.len()), Some(slot)),
-                    Err(NoSlot(unsaid)) => {
-                        if let Some(unsaid) = unsaid {
+                    Err(NoSlot(suppressed)) => {
+                        if let Some(suppressed) = suppressed {
                             log::warn!(
                                 "{} holds {} connections, and another request for it was refused (serve --max-connections-per-plugin){}",
                                 plugin.id(),
                                 self.per_plugin,
-                                more(unsaid)
+                                suppressed_note(suppressed)
                             );
                         }
                         Routed::Full(errors::PLUGIN_FULL)

@@ -104,8 +104,8 @@ impl Stream {
         self.is_plain
     }
 
-    /// Looks at the first bytes, without taking them, where TLS is expected: a client that speaks plain HTTP is let speak on.
-    fn look(&mut self) -> io::Result<()> {
+    /// Peeks at the first bytes where TLS is expected, to recognise plain HTTP.
+    fn peek(&mut self) -> io::Result<()> {
         let mut bytes = [0; MAX_OPENING];
         let (_, length) = recv(&self.socket.file, &mut bytes, RecvFlags::PEEK)?;
         if length > 0 {
@@ -150,7 +150,7 @@ impl Stream {
     /// Reads what has come; 0 at the end. Less than asked for means, without TLS, that nothing more is there.
     pub(crate) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.is_new {
-            self.look()?;
+            self.peek()?;
         }
         let Some(tls) = &mut self.tls else { return self.socket.read(buffer) };
         loop {

@@ -116,7 +116,7 @@ impl Body {
         let kept = usize::try_from(expected).unwrap_or(usize::MAX).min(block.len() - held);
         let beyond = block.split_off(held + kept);
         stock.memory_left.fetch_add((room - kept) as u64, Ordering::Relaxed);
-        self.came(kept);
+        self.note_received(kept);
         outcome.map(|()| Some(beyond))
     }
 
@@ -129,7 +129,7 @@ impl Body {
         self.blocks.back_mut()
     }
 
-    fn came(&mut self, bytes: usize) {
+    fn note_received(&mut self, bytes: usize) {
         self.in_memory += bytes;
         self.expected = self.expected.saturating_sub(bytes as u64);
     }
@@ -147,7 +147,7 @@ impl Body {
             {
                 let (now, later) = rest.split_at(rest.len().min(block.capacity() - block.len()));
                 block.extend_from_slice(now);
-                self.came(now.len());
+                self.note_received(now.len());
                 rest = later;
             }
             return Ok(());

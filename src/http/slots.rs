@@ -1,7 +1,7 @@
 //! Bounds the connections that one plugin holds: those with a request that is under way at it or waits for it, or an answer that is still read.
 
 use crate::lock::LockExt;
-use crate::util::log_throttle::Repeat;
+use crate::util::log_throttle::LogThrottle;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -10,7 +10,7 @@ use std::time::Instant;
 #[derive(Debug, Default)]
 pub(crate) struct Slots {
     taken: Arc<AtomicUsize>,
-    refused: Mutex<Repeat>,
+    refused: Mutex<LogThrottle>,
 }
 
 /// A slot that is taken until this is dropped.
@@ -30,7 +30,7 @@ impl Slots {
         let one_more = |taken: usize| (taken < most).then_some(taken + 1);
         match self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more) {
             Ok(_) => Ok(Slot(Arc::clone(&self.taken))),
-            Err(_) => Err(NoSlot(self.refused.locked().came(Instant::now()))),
+            Err(_) => Err(NoSlot(self.refused.locked().hit(Instant::now()))),
         }
     }
 }

@@ -17,9 +17,9 @@ const CLOCK_IS_SET: i64 = 1_767_225_600_000;
 /// Why the mark cannot be reset.
 pub(crate) const CLOCK_NOT_SET: &str = "the system clock shows a time before 2026, so it was never set: set it first";
 
-/// The clocks by which licences are judged, in milliseconds since 1970-01-01 UTC; in JSON, RFC 3339.
+/// The readings of the clocks by which licences are judged, in milliseconds since 1970-01-01 UTC; in JSON, RFC 3339.
 #[derive(Debug, Clone, Copy, Serialize)]
-pub(crate) struct Clocks {
+pub(crate) struct ClockReadings {
     /// The system clock.
     #[serde(serialize_with = "utc::serialize")]
     system: i64,
@@ -31,21 +31,21 @@ pub(crate) struct Clocks {
     now: i64,
 }
 
-impl Clocks {
+impl ClockReadings {
     /// Combines the system clock and the mark.
     pub(crate) fn new(system: i64, mark: Option<i64>) -> Self {
         Self { system, mark, now: system.max(mark.unwrap_or(system)) }
     }
 }
 
-/// The mark, and the instant up to which elapsed time was added to it.
+/// The licence clock: the high-water mark, and the instant up to which elapsed time was added to it. It never goes backwards.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct TimeMark {
+pub(crate) struct LicenseClock {
     mark: Option<i64>,
     since: Instant,
 }
 
-impl TimeMark {
+impl LicenseClock {
     /// Continues from the stored mark, if there is one, in milliseconds since 1970-01-01 UTC.
     pub(crate) fn new(stored: Option<i64>, now: Instant) -> Self {
         Self { mark: stored, since: now }
@@ -112,12 +112,12 @@ mod tests {
         ];
         for (name, stored, steps) in cases {
             let start = Instant::now();
-            let mut mark = TimeMark::new(stored, start);
+            let mut clock = LicenseClock::new(stored, start);
             for (passed, wall, kept) in steps {
                 let now = start + Duration::from_millis(passed.unsigned_abs());
-                assert_eq!(mark.advance(now, *wall), *kept, "{name}, after {passed} ms");
+                assert_eq!(clock.advance(now, *wall), *kept, "{name}, after {passed} ms");
                 if kept.is_some() {
-                    assert_eq!(mark.get(), *kept, "{name}");
+                    assert_eq!(clock.get(), *kept, "{name}");
                 }
             }
         }
@@ -126,19 +126,19 @@ mod tests {
     #[test]
     fn at_the_end_what_has_passed_is_added_however_little() {
         let start = Instant::now();
-        let mut mark = TimeMark::new(Some(T), start);
-        assert_eq!(mark.advance_now(start + Duration::from_secs(7), T - STEP), Some(T + 7000));
-        assert_eq!(mark.advance_now(start + Duration::from_secs(8), T + STEP), Some(T + 8000));
-        assert_eq!(TimeMark::new(None, start).advance_now(start, 0), None);
+        let mut clock = LicenseClock::new(Some(T), start);
+        assert_eq!(clock.advance_now(start + Duration::from_secs(7), T - STEP), Some(T + 7000));
+        assert_eq!(clock.advance_now(start + Duration::from_secs(8), T + STEP), Some(T + 8000));
+        assert_eq!(LicenseClock::new(None, start).advance_now(start, 0), None);
     }
 
     #[test]
     fn a_reset_believes_the_clock_once_more_if_it_is_set() {
         let start = Instant::now();
-        let mut mark = TimeMark::new(Some(T + 9000 * STEP), start);
-        assert_eq!((mark.reset(start, CLOCK_IS_SET - 1), mark.get()), (None, Some(T + 9000 * STEP)));
+        let mut clock = LicenseClock::new(Some(T + 9000 * STEP), start);
+        assert_eq!((clock.reset(start, CLOCK_IS_SET - 1), clock.get()), (None, Some(T + 9000 * STEP)));
         let now = start + Duration::from_secs(60);
-        assert_eq!((mark.reset(now, T), mark.get()), (Some(T), Some(T)));
-        assert_eq!(mark.advance_now(now + Duration::from_secs(1), 0), Some(T + 1000), "it goes on from there");
+        assert_eq!((clock.reset(now, T), clock.get()), (Some(T), Some(T)));
+        assert_eq!(clock.advance_now(now + Duration::from_secs(1), 0), Some(T + 1000), "it goes on from there");
     }
 }

@@ -121,7 +121,7 @@ pub(crate) fn shown(token: &str) -> String {
     format!("{}…", &token[..end])
 }
 
-/// Standing of the licence of a running plugin. It may have expired since the plugin checked it.
+/// The standing of a running plugin's licence. It may have expired since the plugin checked it.
 fn of_running(claims: &Claims, now: Time) -> Standing {
     claims.standing(now).unwrap_or(Standing::Grace { days_left: 0 })
 }
@@ -152,7 +152,7 @@ fn in_days(days: u32) -> String {
 
 /// The status of a plugin's licence. `refused` is the code and reason of the plugin's refusal; `runs` is whether the plugin answers
 /// requests.
-pub(crate) fn standing(token: Option<&str>, refused: Option<(Code, &str)>, runs: bool, now: Time) -> LicenseStatus {
+pub(crate) fn license_status(token: Option<&str>, refused: Option<(Code, &str)>, runs: bool, now: Time) -> LicenseStatus {
     let claims = token.and_then(unverified);
     let begins = claims.as_ref().and_then(|claims| claims.nbf);
     let (state, code, message) = match (refused, token) {
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plugin_stands_as_it_says_itself_and_as_its_licence_reads() {
+    fn the_status_follows_from_the_refusal_and_the_claims() {
         let end: Time = "2027-03-01T00:00:00Z".parse().unwrap();
         let dated = token(r#""inst":[],"exp":"2027-03-01T00:00:00Z","grace_days":14"#);
         let (dated, forever, garbled) = (Some(&*dated), Some(&*token(r#""inst":[]"#)), Some("v4.public.AAAA.BBBB"));
@@ -224,7 +224,7 @@ mod tests {
             (forever, None, true, 0, (LicenseState::Valid, None, None)),
             (garbled, None, true, 0, (LicenseState::Valid, None, None)),
         ] {
-            let status = standing(token, refused, runs, end.plus_seconds(seconds));
+            let status = license_status(token, refused, runs, end.plus_seconds(seconds));
             let told = (status.state, status.code, status.message.as_deref());
             assert_eq!(told, expected, "{token:?} {refused:?} {runs} {seconds}");
             let expires_at = (token == dated && dated.is_some()).then_some("2027-03-01T00:00:00.000Z");
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_look_like_a_token_is_told_from_what_does() {
+    fn only_text_in_the_form_of_a_token_is_accepted() {
         let long = |length: usize| format!("{PREFIX}{}.e30", "A".repeat(length - PREFIX.len() - 4));
         for (given, taken) in [
             (" v4.public.AA-_.e30\n".to_owned(), true),
@@ -281,7 +281,7 @@ mod tests {
             (Exit::Signal(11), true, true),
             (Exit::Fault, true, true),
             (Exit::Fault, false, false),
-            (Exit::NoRoom, true, false),
+            (Exit::NoCapacity, true, false),
             (Exit::NotStarted, true, false),
             (Exit::Unfit, true, false),
         ] {
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn by_force_any_line_of_text_is_a_licence() {
+    fn with_force_any_line_of_text_is_a_licence() {
         for (given, taken) in [("hello\n", true), ("", false), (" \n", false), ("a\nb", false)] {
             assert_eq!(check_text(given.as_bytes()).is_ok(), taken, "{given:?}");
         }
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_told_by_its_code_and_says_it_once() {
+    fn a_refusal_is_recognised_by_its_code_and_names_it_once() {
         let told = |code: &str, message: &str| Failure { id: 1, code: code.into(), message: message.into(), index: None };
         assert_eq!(refusal(&told("config", "set it")), None);
         for message in ["renew it", "licence: expired: renew it"] {

@@ -1,4 +1,4 @@
-//! The host's connection to a plugin: frames over a Unix stream, with deadlines, sending and receiving at once where it must.
+//! The host's connection to a plugin: frames over a Unix stream, with deadlines. It sends and receives at the same time where needed.
 
 use crate::http::Request;
 use crate::protocol::frame::{EncodeError, Frame, FrameReader, ReadError, Unfinished, encode, encode_head};
@@ -13,54 +13,54 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// How long a wait on the stream goes on before the caller may look after other things. Deadlines are kept to this precision.
+/// Interval at which a wait on the stream calls `interrupted`. Deadlines are kept to this precision.
 const TICK: Duration = Duration::from_millis(100);
 
-/// The id of the first request on a connection; `init` on the first one.
+/// The id of the first message on a connection; on the first connection that is `init`.
 pub(crate) const FIRST_ID: u64 = 1;
 
-/// Largest frame in bytes of an answer that is waited for as a whole. One that is larger is passed on while it comes, so that the client
-/// has the first of it before the plugin has written the last, and nobody holds all of it.
+/// Largest frame, in bytes, of an answer that is received as a whole. A larger one is passed on piece by piece, so that the client gets
+/// its beginning before the plugin has written its end, and the host never holds all of it.
 pub(crate) const WHOLE: usize = 128 * 1024;
 
-/// Idle time after which the buffers of a connection with a plugin are given back: while requests come now and then they are worth keeping.
+/// Idle time after which a connection frees its buffers. Between frequent requests they are worth keeping.
 pub(crate) const RELEASE_AFTER: Duration = Duration::from_secs(1);
 
-/// Memory in bytes that a connection keeps for sending when it falls idle.
+/// Send buffer, in bytes, that an idle connection keeps.
 const KEPT: usize = 16 * 1024;
 
 /// A connection to a plugin.
-pub(crate) struct Link {
+pub(crate) struct Connection {
     frames: FrameReader<Duplex>,
     next_id: u64,
 }
 
-/// How a wait for a frame ended without one.
+/// Why a wait ended without a frame.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Lost {
+pub(crate) enum WaitError {
     /// The deadline passed.
     #[error("no answer in time")]
     Deadline,
-    /// The caller's own reason to stop waiting.
+    /// The caller stopped waiting.
     #[error("interrupted")]
     Interrupted,
-    /// The connection is of no more use.
+    /// The connection cannot be used any more.
     #[error(transparent)]
     Broken(#[from] ReadError),
 }
 
-/// What became of an attempt to send.
+/// The result of an attempt to send.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Sent {
-    /// All is on its way.
+    /// Everything was sent.
     All,
-    /// The plugin does not take more, and has sent something itself.
+    /// The plugin takes no more now, and has sent something itself.
     Answered,
 }
 
-impl Link {
-    /// Connects to a plugin that listens at `path`, as the user `uid` where it has one of its own: what is at the path may be a link
-    /// to another's socket. Does not wait for one that is not there, or is not accepting.
+impl Connection {
+    /// Connects to the plugin that listens at `path`. If the plugin has a `uid` of its own, the peer must have it too, since the path may
+    /// be a link to another plugin's socket. Fails at once if nobody listens or accepts.
     pub(crate) fn connect(path: &Path, uid: Option<u32>) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
@@ -72,24 +72,30 @@ impl Link {
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(TICK))?;
         Ok(Self {
-            frames: FrameReader::new(Duplex { stream, outgoing: Vec::new(), body: Vec::new(), sent: 0, look_up: Instant::now() }),
+            frames: FrameReader::new(Duplex {
+                stream,
+                outgoing: Vec::new(),
+                body: Vec::new(),
+                sent: 0,
+                yield_at: Instant::now(),
+            }),
             next_id: FIRST_ID,
         })
     }
 
-    /// An id for the next request, unique on this connection.
+    /// Returns an id for the next message, unique on this connection.
     pub(crate) fn next_id(&mut self) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
         id
     }
 
-    /// Puts a frame behind what is to be sent.
+    /// Appends a frame to the send buffer.
     pub(crate) fn queue(&mut self, head: &impl Serialize, body: &[u8]) -> Result<(), EncodeError> {
         encode(self.frames.stream().frames(), head, body)
     }
 
-    /// Queues a request with a body that is sent from where it is.
+    /// Appends a request to the send buffer, without a copy of its body.
     pub(crate) fn queue_request(&mut self, request: &Request, id: u64, more: bool, body: Vec<u8>) -> Result<(), EncodeError> {
         let duplex = self.frames.stream();
         encode_head(duplex.frames(), body.len(), |out| {
@@ -100,106 +106,107 @@ impl Link {
         Ok(())
     }
 
-    /// Bytes waiting to be sent.
+    /// Number of bytes in the send buffer.
     pub(crate) fn queued(&mut self) -> usize {
         self.frames.stream().unsent()
     }
 
-    /// Sends what is queued. Stops when the plugin does not take it and has sent something, or at the deadline.
-    pub(crate) fn flush(&mut self, deadline: Instant, interrupted: impl Fn() -> bool) -> Result<Sent, Lost> {
+    /// Sends the send buffer. Stops at the deadline, or when the plugin takes no more and has sent something itself.
+    pub(crate) fn flush(&mut self, deadline: Instant, interrupted: impl Fn() -> bool) -> Result<Sent, WaitError> {
         let duplex = self.frames.stream();
         loop {
             if duplex.send_some().map_err(ReadError::Io)? {
                 return Ok(Sent::All);
             }
             if interrupted() {
-                return Err(Lost::Interrupted);
+                return Err(WaitError::Interrupted);
             }
-            let left = deadline.checked_duration_since(Instant::now()).ok_or(Lost::Deadline)?;
+            let left = deadline.checked_duration_since(Instant::now()).ok_or(WaitError::Deadline)?;
             if duplex.poll(PollFlags::IN | PollFlags::OUT, left.min(TICK)).contains(PollFlags::IN) {
                 return Ok(Sent::Answered);
             }
         }
     }
 
-    /// Whether nothing of what is queued was sent, as on a connection that the plugin had closed before.
+    /// Whether no byte of the send buffer was sent, as on a connection that the plugin had already closed.
     pub(crate) fn is_unsent(&mut self) -> bool {
         let duplex = self.frames.stream();
         duplex.sent == 0 && duplex.unsent() > 0
     }
 
-    /// Whether bytes stand behind the frame at hand. Costs no system call.
+    /// Whether bytes were received behind the current frame. Costs no system call.
     pub(crate) fn is_followed(&self) -> bool {
         self.frames.is_followed()
     }
 
-    /// Whether bytes were received that belong to no frame that was given out. Costs no system call.
+    /// Whether bytes were received that belong to no frame returned so far. Costs no system call.
     pub(crate) fn holds_bytes(&self) -> bool {
         self.frames.holds_bytes()
     }
 
-    /// What is here of a frame that is not whole.
+    /// The part of an incomplete frame that was received.
     pub(crate) fn unfinished(&self) -> Option<Unfinished> {
         self.frames.unfinished()
     }
 
-    /// Whether the plugin has sent something that was not received yet, or has ended the connection.
+    /// Whether the plugin has sent something that was not read yet, or has closed the connection.
     pub(crate) fn has_answer(&mut self) -> bool {
         self.frames.is_ready() || self.frames.stream().poll(PollFlags::IN, Duration::ZERO).contains(PollFlags::IN)
     }
 
-    /// Whether a message was sent on the connection.
+    /// Whether a message was ever sent on the connection.
     pub(crate) fn is_used(&self) -> bool {
         self.next_id != FIRST_ID
     }
 
-    /// Waits until a whole frame is here, which [`Link::take`] then gives. What is still to be sent is sent meanwhile.
-    pub(crate) fn wait(&mut self, deadline: Instant, interrupted: impl Fn() -> bool) -> Result<(), Lost> {
-        self.keep_on(deadline, interrupted, FrameReader::wait)
+    /// Waits for a whole frame, which [`Connection::take`] then returns. Sends the rest of the send buffer meanwhile.
+    pub(crate) fn wait(&mut self, deadline: Instant, interrupted: impl Fn() -> bool) -> Result<(), WaitError> {
+        self.receive(deadline, interrupted, FrameReader::wait)
     }
 
-    /// The frame that was waited for.
+    /// Returns the frame that [`Connection::wait`] has received.
     pub(crate) fn take(&mut self) -> Result<Frame<'_>, ReadError> {
         self.frames.read()
     }
 
-    /// As [`Link::wait`], but of a frame over [`WHOLE`] for no more than its beginning, which [`Link::begin`] then gives.
-    pub(crate) fn wait_begin(&mut self, deadline: Instant, interrupted: impl Fn() -> bool) -> Result<(), Lost> {
-        self.keep_on(deadline, interrupted, |frames| frames.wait_begin(WHOLE))
+    /// Like [`Connection::wait`], but of a frame over [`WHOLE`] only its beginning, which [`Connection::begin`] then returns.
+    pub(crate) fn wait_begin(&mut self, deadline: Instant, interrupted: impl Fn() -> bool) -> Result<(), WaitError> {
+        self.receive(deadline, interrupted, |frames| frames.wait_begin(WHOLE))
     }
 
-    /// The frame that was waited for or, over [`WHOLE`], the first of it, and how many bytes of its body [`Link::read_rest`] has to take.
+    /// Returns the frame or, over [`WHOLE`], its beginning, and the number of bytes of its body that are left for
+    /// [`Connection::read_rest`].
     pub(crate) fn begin(&mut self) -> Result<(Frame<'_>, usize), ReadError> {
         self.frames.begin(WHOLE)
     }
 
-    /// Waits for more of a frame's body, and takes it.
+    /// Waits for more of a frame's body, and returns the number of bytes read.
     pub(crate) fn read_rest(
         &mut self,
         buffer: &mut [u8],
         deadline: Instant,
         interrupted: impl Fn() -> bool,
-    ) -> Result<usize, Lost> {
-        self.keep_on(deadline, interrupted, |frames| frames.read_rest(buffer))
+    ) -> Result<usize, WaitError> {
+        self.receive(deadline, interrupted, |frames| frames.read_rest(buffer))
     }
 
-    /// Receives until it is `received`.
-    fn keep_on<T>(
+    /// Retries `received` until it returns a value, the caller interrupts, or the deadline passes.
+    fn receive<T>(
         &mut self,
         deadline: Instant,
         interrupted: impl Fn() -> bool,
         mut received: impl FnMut(&mut FrameReader<Duplex>) -> Result<T, ReadError>,
-    ) -> Result<T, Lost> {
+    ) -> Result<T, WaitError> {
         loop {
-            self.frames.stream().look_up = Instant::now() + TICK;
+            self.frames.stream().yield_at = Instant::now() + TICK;
             match received(&mut self.frames) {
                 Ok(received) => return Ok(received),
                 Err(ReadError::Io(error)) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
                     if interrupted() {
-                        return Err(Lost::Interrupted);
+                        return Err(WaitError::Interrupted);
                     }
                     if Instant::now() >= deadline {
-                        return Err(Lost::Deadline);
+                        return Err(WaitError::Deadline);
                     }
                 }
                 Err(error) => return Err(error.into()),
@@ -207,7 +214,7 @@ impl Link {
         }
     }
 
-    /// Gives back memory that an idle connection does not need.
+    /// Frees memory that an idle connection does not need.
     pub(crate) fn release(&mut self) {
         self.frames.release();
         let duplex = self.frames.stream();
@@ -217,20 +224,20 @@ impl Link {
     }
 }
 
-/// The stream, and what is still to be sent on it.
+/// The stream and its send buffer.
 struct Duplex {
     stream: UnixStream,
     outgoing: Vec<u8>,
-    /// The body of the last frame, where it stands behind the others by itself: a large one is better not copied.
+    /// The body of the last frame, kept apart so that a large one is not copied.
     body: Vec<u8>,
-    /// Bytes of both that are gone already.
+    /// Number of bytes of both that were sent.
     sent: usize,
-    /// When the caller is to look after other things, also while bytes keep coming: a plugin may send a frame drop by drop.
-    look_up: Instant,
+    /// From this time on reads return `WouldBlock` even while data arrives, so a trickling plugin cannot starve the caller's housekeeping.
+    yield_at: Instant,
 }
 
 impl Duplex {
-    /// All that is to be sent, to put another frame behind it.
+    /// The send buffer as one vector, to append a frame to it.
     fn frames(&mut self) -> &mut Vec<u8> {
         self.outgoing.append(&mut self.body);
         &mut self.outgoing
@@ -240,7 +247,7 @@ impl Duplex {
         self.outgoing.len() + self.body.len() - self.sent
     }
 
-    /// Sends what the plugin takes now, and says whether that was all.
+    /// Sends what the plugin takes now. True if everything was sent.
     fn send_some(&mut self) -> io::Result<bool> {
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         while self.unsent() > 0 {
@@ -265,7 +272,7 @@ impl Duplex {
         Ok(true)
     }
 
-    /// What the stream is ready for, within a time. An end or an error reads as ready to receive, where it then shows.
+    /// Waits up to `time` until the stream is ready. A hang-up or an error counts as readable, so that the next read reports it.
     fn poll(&self, interest: PollFlags, time: Duration) -> PollFlags {
         let mut fds = [PollFd::new(&self.stream, interest)];
         match poll(&mut fds, Some(&timespec(time))) {
@@ -282,10 +289,10 @@ impl Read for Duplex {
         if sends && !self.send_some()? && !self.poll(PollFlags::IN | PollFlags::OUT, TICK).contains(PollFlags::IN) {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        if Instant::now() >= self.look_up {
+        if Instant::now() >= self.yield_at {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        // Who sleeps in a read is also woken when the plugin takes the request, and has to fall asleep again; who polls is not.
+        // A blocking read is also woken when the plugin takes the request, only to sleep again. A poll for input is not.
         if sends && !self.poll(PollFlags::IN, TICK).contains(PollFlags::IN) {
             return Err(io::ErrorKind::WouldBlock.into());
         }

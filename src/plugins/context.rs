@@ -1,21 +1,21 @@
-//! What every part of the rack shares: the identity, the data directory, the store, and which process belongs to which plugin.
+//! The context that all plugins share: identity, data directory, store, licence clock, limits, and the sessions of running plugins.
 
 use crate::license::Time;
-use crate::licensing::clock::{Clocks, TimeMark};
+use crate::licensing::clock::{ClockReadings, LicenseClock};
 use crate::licensing::status;
 use crate::lock::LockExt;
 use crate::plugins::plugin::AnswerTime;
 use crate::plugins::start_turns::Starts;
 use crate::process::Bounds;
-use crate::process::chown_tree::hand_over;
-use crate::process::oom::Memory;
+use crate::process::chown_tree::chown_tree;
+use crate::process::oom::OomMonitor;
 use crate::process::output::PluginLog;
-use crate::process::watchdog::Guard;
+use crate::process::watchdog::Watchdog;
 use crate::store::limits::LimitsInForce;
 use crate::store::{Store, StoreError, now_ms};
 use crate::system::data_dir::DataDir;
-use crate::system::rlimits::Room;
-use crate::util::log_throttle::{Burst, Repeat, more};
+use crate::system::rlimits::Capacity;
+use crate::util::log_throttle::{BurstThrottle, LogThrottle, suppressed_note};
 use crossbeam_channel::Sender;
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -30,46 +30,43 @@ use uuid::Uuid;
 /// A day in milliseconds.
 const DAY: i64 = 86_400_000;
 
-/// The variable that tells a plugin where the host listens to it.
+/// The environment variable with the path of the host socket.
 pub(crate) const HOST_SOCKET_VARIABLE: &str = "PLUGRACK_HOST_SOCKET";
 
-/// Shared by all that serves plugins.
-pub(crate) struct Host {
+/// Shared by the registry, the supervisors and the host socket.
+pub(crate) struct Context {
     /// The identity of this installation.
     pub(crate) instance_id: Uuid,
-    /// Where everything is.
     pub(crate) data: DataDir,
-    /// The database.
     pub(crate) store: Store,
-    /// Whether memory has run out.
-    pub(crate) memory: Memory,
-    /// Which session is which plugin's.
+    /// Detects out-of-memory kills.
+    pub(crate) oom: OomMonitor,
+    /// The owner of each session.
     pub(crate) sessions: Sessions,
-    /// The uids of plugins, where each has its own, and of the files that are asked who they are.
+    /// The uid range of plugins and `--metadata` calls, if each has a uid of its own.
     pub(crate) plugin_uids: Option<RangeInclusive<u32>>,
     /// Turns to start a process.
     pub(crate) starts: Starts,
-    /// Orders a look through the plugins directory.
-    pub(crate) looks: Sender<()>,
-    /// Most memory of a plugin's process in bytes.
+    /// Requests a scan of the plugins directory.
+    pub(crate) scan_requests: Sender<()>,
+    /// Memory limit of a plugin's process in bytes.
     pub(crate) plugin_memory: Option<u64>,
-    /// How many plugins fit.
-    pub(crate) room: Room,
-    /// Time a file has to say who it is.
+    /// The number of plugins and clients that the resource limits allow.
+    pub(crate) capacity: Capacity,
+    /// Time limit of a `--metadata` call.
     pub(crate) metadata_timeout: Duration,
-    /// The limits of plugins for which the operator has set no others.
+    /// Limits of plugins for which the operator has set none.
     pub(crate) default_limits: LimitsInForce,
-    /// How long the gate waits for an answer.
     pub(crate) answer_time: AnswerTime,
     /// Variables of the host's own environment that all plugins get.
     pub(crate) pass_env: Vec<(OsString, OsString)>,
-    /// The time that licences are held to.
-    pub(crate) time: LicenseTime,
+    /// The time by which licences are judged.
+    pub(crate) license_clock: SharedLicenseClock,
 }
 
-impl Host {
-    /// How a file in the plugins directory is bound while it is asked who it is: each file has a uid of its own, so that none can reach
-    /// another's answer. Where the range has none left, they share its first.
+impl Context {
+    /// The bounds of a file's `--metadata` call. Each file gets a uid of its own, so that no call can tamper with another's answer. Files
+    /// beyond the range share its first uid.
     ///
     /// # Errors
     /// One sentence: the database cannot be read or written.
@@ -89,21 +86,21 @@ impl Host {
     /// The limits that apply to a plugin from its next start on.
     pub(crate) fn limits(&self, plugin: &str) -> Result<LimitsInForce, StoreError> {
         let mut limits = self.store.limits(plugin)?.over(self.default_limits);
-        // It may have been set for a host that had more.
-        limits.open_files = [limits.open_files, self.room.most_files()].into_iter().flatten().min();
+        // The limit may have been set while the host had a higher one.
+        limits.open_files = [limits.open_files, self.capacity.most_files()].into_iter().flatten().min();
         Ok(limits)
     }
 
-    /// Has the plugins directory looked through soon: a file in it has changed.
-    pub(crate) fn look_again(&self) {
-        // One that waits already will see all there is by then.
-        self.looks.try_send(()).ok();
+    /// Requests a scan of the plugins directory, because a file in it has changed.
+    pub(crate) fn request_scan(&self) {
+        // If the channel is full, the waiting request covers this change too.
+        self.scan_requests.try_send(()).ok();
     }
 
-    /// How a plugin is bound; the uid of its own that it gets with this is its own for good.
+    /// The bounds of a plugin's process. Reserves a uid for the plugin permanently, if plugins have uids of their own.
     ///
     /// # Errors
-    /// One sentence: there is no uid for it.
+    /// One sentence: all uids are taken, or the database cannot be read.
     pub(crate) fn plugin_bounds(&self, plugin: &str) -> Result<Bounds, String> {
         let uid = match &self.plugin_uids {
             None => None,
@@ -119,11 +116,11 @@ impl Host {
         Ok(self.bounds(uid))
     }
 
-    /// Makes directories of a plugin those of its user `uid`; those of the host's own, where it has none now and had one before.
+    /// Changes the owner of a plugin's directories to its `uid`; back to the host's user if the plugin had a uid and has none now.
     ///
     /// # Errors
-    /// One sentence: what cannot be handed over, and why.
-    pub(crate) fn hand_over(&self, plugin: &str, uid: Option<u32>, directories: &[PathBuf]) -> Result<(), String> {
+    /// One sentence: whose owner cannot be changed, and why.
+    pub(crate) fn chown_dirs(&self, plugin: &str, uid: Option<u32>, directories: &[PathBuf]) -> Result<(), String> {
         let (from, to) = match uid {
             Some(uid) => (None, uid),
             None => match self.store.last_uid(plugin).map_err(|error| format!("cannot read its uid: {error}"))? {
@@ -131,45 +128,44 @@ impl Host {
                 None => return Ok(()),
             },
         };
-        directories.iter().try_for_each(|directory| hand_over(directory, from, to))
+        directories.iter().try_for_each(|directory| chown_tree(directory, from, to))
     }
 
-    /// Warns in the log, once a day, of the end of the licence that a running plugin has.
+    /// Logs, at most once a day, that the licence of a running plugin expires soon.
     pub(crate) fn warn_of_license(&self, plugin: &str) {
-        let day = self.time.day();
-        // Where it cannot be read the store has said so.
+        let day = self.license_clock.day();
+        // If the licence cannot be read, the store has logged it.
         let token = self.store.license(plugin).ok().flatten();
-        if let Some(warning) = token.and_then(|token| status::warning(&token, self.time.now())) {
+        if let Some(warning) = token.and_then(|token| status::warning(&token, self.license_clock.now())) {
             self.store.warn_of_license(plugin, day, warning);
         }
     }
 }
 
-/// The time that licences are held to: the clock's, but never before the high-water mark, which outlives the host.
-pub(crate) struct LicenseTime {
-    mark: Mutex<TimeMark>,
-    /// Held while the mark is changed and written, so that of two changes the later one is kept.
+/// The time by which licences are judged: the system clock's, but never before the stored high-water mark.
+pub(crate) struct SharedLicenseClock {
+    clock: Mutex<LicenseClock>,
+    /// Held while the mark is changed and written, so that the later of two changes is stored last.
     changing: Mutex<()>,
-    /// The day it was when that was last asked, in days since 1970-01-01 UTC.
+    /// The day at the last call of [`SharedLicenseClock::is_new_day`], in days since 1970-01-01 UTC.
     day: AtomicI64,
 }
 
-impl LicenseTime {
-    /// Goes on from what the store has.
+impl SharedLicenseClock {
+    /// Continues from the stored mark.
     pub(crate) fn new(store: &Store) -> Result<Self, StoreError> {
-        let mark = Mutex::new(TimeMark::new(store.time_mark()?, Instant::now()));
-        let time = Self { mark, changing: Mutex::default(), day: AtomicI64::new(0) };
-        time.keep(store);
-        time.is_new_day();
-        Ok(time)
+        let clock = Mutex::new(LicenseClock::new(store.license_clock_mark()?, Instant::now()));
+        let shared = Self { clock, changing: Mutex::default(), day: AtomicI64::new(0) };
+        shared.advance(store);
+        shared.is_new_day();
+        Ok(shared)
     }
 
-    /// The mark as `init` has it; none where the clock was never set.
+    /// The mark in the form of `init`; none if the clock was never set.
     pub(crate) fn mark(&self) -> Option<String> {
         Some(time_at(self.lock().get()?).to_string())
     }
 
-    /// The time now.
     pub(crate) fn now(&self) -> Time {
         time_at(self.now_ms())
     }
@@ -184,51 +180,51 @@ impl LicenseTime {
         self.now_ms().div_euclid(DAY)
     }
 
-    /// Lets the mark go on where that is due, and keeps it.
-    pub(crate) fn keep(&self, store: &Store) {
-        self.change(store, |mark| mark.advance(Instant::now(), now_ms()));
+    /// Advances and stores the mark if that is due.
+    pub(crate) fn advance(&self, store: &Store) {
+        self.change(store, |clock| clock.advance(Instant::now(), now_ms()));
     }
 
-    /// Lets the mark go on by whatever time has passed, and keeps it.
-    pub(crate) fn keep_at_stop(&self, store: &Store) {
-        self.change(store, |mark| mark.advance_now(Instant::now(), now_ms()));
+    /// Advances the mark by the elapsed time, however short, and stores it.
+    pub(crate) fn advance_at_stop(&self, store: &Store) {
+        self.change(store, |clock| clock.advance_now(Instant::now(), now_ms()));
     }
 
-    fn change(&self, store: &Store, change: impl FnOnce(&mut TimeMark) -> Option<i64>) {
+    fn change(&self, store: &Store, change: impl FnOnce(&mut LicenseClock) -> Option<i64>) {
         let _changing = self.changing.locked();
         let changed = change(&mut self.lock());
         // A mark that cannot be written is written with the next step; the store has logged it.
         if let Some(mark) = changed {
-            store.set_time_mark(mark).ok();
+            store.set_license_clock_mark(mark).ok();
         }
     }
 
-    /// Sets the mark to the system clock. Says whether it did: not while the clock was never set.
+    /// Sets the mark to the system clock. False, without a change, if the clock was never set.
     ///
     /// # Errors
-    /// It cannot be written, and nothing is changed.
+    /// The mark cannot be written; nothing changes.
     pub(crate) fn reset(&self, store: &Store) -> Result<bool, StoreError> {
         let _changing = self.changing.locked();
-        let mut mark = *self.lock();
-        let Some(reset) = mark.reset(Instant::now(), now_ms()) else { return Ok(false) };
-        store.set_time_mark(reset)?;
-        *self.lock() = mark;
+        let mut clock = *self.lock();
+        let Some(reset) = clock.reset(Instant::now(), now_ms()) else { return Ok(false) };
+        store.set_license_clock_mark(reset)?;
+        *self.lock() = clock;
         Ok(true)
     }
 
     /// The system clock and the mark.
-    pub(crate) fn clocks(&self) -> Clocks {
-        Clocks::new(now_ms(), self.lock().get())
+    pub(crate) fn readings(&self) -> ClockReadings {
+        ClockReadings::new(now_ms(), self.lock().get())
     }
 
-    /// Whether another day has begun since this was last asked.
+    /// Whether a new day has begun since the last call.
     pub(crate) fn is_new_day(&self) -> bool {
         let day = self.day();
         self.day.swap(day, Ordering::Relaxed) != day
     }
 
-    fn lock(&self) -> MutexGuard<'_, TimeMark> {
-        self.mark.locked()
+    fn lock(&self) -> MutexGuard<'_, LicenseClock> {
+        self.clock.locked()
     }
 }
 
@@ -237,55 +233,55 @@ fn time_at(ms: i64) -> Time {
     Time::from(UNIX_EPOCH + Duration::from_millis(ms.unsigned_abs()))
 }
 
-/// Whose a session is.
+/// The plugin that a session belongs to.
 pub(crate) struct Owner {
     /// The plugin's id.
     pub(crate) plugin: Arc<str>,
-    /// The uid that its processes run as: one of its own, or else the host's.
+    /// The uid of its processes: its own, or else the host's.
     pub(crate) uid: u32,
     log: PluginLog,
-    noted: Mutex<Burst>,
-    crowded: Mutex<Repeat>,
+    notes: Mutex<BurstThrottle>,
+    warnings: Mutex<LogThrottle>,
 }
 
 impl Owner {
-    /// The plugin of this id, with a uid of its own or none.
+    /// The owner with this plugin id, and a uid of its own or none.
     pub(crate) fn new(plugin: &str, uid: Option<u32>, log: &PluginLog) -> Self {
         let uid = uid.unwrap_or_else(|| rustix::process::geteuid().as_raw());
-        Self { plugin: plugin.into(), uid, log: log.clone(), noted: Mutex::default(), crowded: Mutex::default() }
+        Self { plugin: plugin.into(), uid, log: log.clone(), notes: Mutex::default(), warnings: Mutex::default() }
     }
 
-    /// Adds a line about the host socket to the plugin's log, unless it has had many of late.
+    /// Adds a line about the host socket to the plugin's log, throttled.
     pub(crate) fn note(&self, what: &str) {
-        let unsaid = self.noted.locked().came(Instant::now());
-        if let Some(unsaid) = unsaid {
-            self.log.note(&format!("{what}{}", more(unsaid)));
+        let suppressed = self.notes.locked().hit(Instant::now());
+        if let Some(suppressed) = suppressed {
+            self.log.note(&format!("{what}{}", suppressed_note(suppressed)));
         }
     }
 
-    /// Warns, once a minute at most, in the host's log and in the plugin's that it has used up a limit.
+    /// Warns in the host's log and the plugin's, at most once a minute, that the plugin has reached a limit.
     pub(crate) fn warn(&self, what: &str) {
-        let unsaid = self.crowded.locked().came(Instant::now());
-        if let Some(unsaid) = unsaid {
-            log::warn!("{}: {what}{}", self.plugin, more(unsaid));
-            self.log.note(&format!("{what}{}", more(unsaid)));
+        let suppressed = self.warnings.locked().hit(Instant::now());
+        if let Some(suppressed) = suppressed {
+            log::warn!("{}: {what}{}", self.plugin, suppressed_note(suppressed));
+            self.log.note(&format!("{what}{}", suppressed_note(suppressed)));
         }
     }
 }
 
-/// Sessions of running plugins, by the process id that leads them.
+/// Sessions of running plugins, by the process id of the session leader.
 pub(crate) struct Sessions {
     owners: Mutex<HashMap<i32, Arc<Owner>>>,
-    guard: Guard,
+    watchdog: Watchdog,
 }
 
 impl Sessions {
-    /// No session yet. All that come are told to the guard.
-    pub(crate) fn new(guard: Guard) -> Self {
-        Self { owners: Mutex::default(), guard }
+    /// No sessions yet. The watchdog is told about each.
+    pub(crate) fn new(watchdog: Watchdog) -> Self {
+        Self { owners: Mutex::default(), watchdog }
     }
 
-    /// Starts a process by `start`, and notes whose its session is before anyone can ask for it.
+    /// Starts a process by `start`, and records the owner of its session before anyone can look it up.
     pub(crate) fn enter<P>(
         &self,
         owner: Owner,
@@ -295,28 +291,27 @@ impl Sessions {
         let mut owners = self.lock();
         let process = start()?;
         let session = pid(&process);
-        self.guard.add(session);
+        self.watchdog.add(session);
         owners.insert(session, Arc::new(owner));
         Ok(process)
     }
 
-    /// Forgets a session whose leader has ended, and reaps that by `reap`: only then can its id become another's. Where something of it
-    /// may be `left`, the guard still sees to that.
+    /// Forgets a session whose leader has ended, and reaps the leader by `reap`, which frees its id. If processes of the session may be
+    /// `left`, the watchdog keeps it.
     pub(crate) fn leave<T>(&self, session: i32, left: bool, reap: impl FnOnce() -> T) -> T {
         self.lock().remove(&session);
         let reaped = reap();
         if !left {
-            self.guard.remove(session);
+            self.watchdog.remove(session);
         }
         reaped
     }
 
-    /// Ends what is left of all of them.
+    /// Kills all processes that are left of any session.
     pub(crate) fn finish(&self) {
-        self.guard.finish();
+        self.watchdog.finish();
     }
 
-    /// Whose a session is.
     pub(crate) fn owner(&self, session: i32) -> Option<Arc<Owner>> {
         self.lock().get(&session).cloned()
     }

@@ -65,7 +65,7 @@ impl Found {
     }
 
     /// Text that identifies everything a `--metadata` answer depends on: the program and, in a directory, the files beside it.
-    pub(crate) fn answers_as(&self) -> Option<String> {
+    pub(crate) fn answer_key(&self) -> Option<String> {
         let fingerprint = self.fingerprint?;
         let beside = self.program.ends_with(PROGRAM).then(|| last_change(&self.program)).flatten().unwrap_or_default();
         Some(format!("{} {}.{}", fingerprint.text(), beside.0, beside.1))
@@ -90,9 +90,9 @@ impl Fingerprint {
         format!("{device}:{inode}:{size}:{mode:o}:{}.{}/{}.{}", modified.0, modified.1, changed.0, changed.1)
     }
 
-    /// Whether a text of [`Found::answers_as`] identifies this file, under whatever name.
-    pub(crate) fn is_file_of(&self, answered_as: &str) -> bool {
-        self.text().split_once('/').map(|(file, _)| file) == answered_as.split_once('/').map(|(file, _)| file)
+    /// Whether a text of [`Found::answer_key`] identifies this file, under whatever name.
+    pub(crate) fn is_file_of(&self, answer_key: &str) -> bool {
+        self.text().split_once('/').map(|(file, _)| file) == answer_key.split_once('/').map(|(file, _)| file)
     }
 }
 
@@ -141,7 +141,7 @@ pub(crate) fn retry_after(failures: u32, random: f64) -> Duration {
 ///
 /// # Errors
 /// It cannot be read, or has more names than [`MAX_NAMES`]. A partial list would stop the plugins that are not in it.
-pub(crate) fn scan(dir: &Path) -> io::Result<Vec<Found>> {
+pub(crate) fn list(dir: &Path) -> io::Result<Vec<Found>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(dir)? {
         let name = entry?.file_name();
@@ -160,7 +160,7 @@ pub(crate) fn scan(dir: &Path) -> io::Result<Vec<Found>> {
     let (mut found, mut others) = (Vec::new(), Vec::new());
     for name in names {
         match name.to_str() {
-            Some(file) => found.push(look_at(dir, file)),
+            Some(file) => found.push(inspect(dir, file)),
             None => others.push(name),
         }
     }
@@ -186,14 +186,14 @@ fn escaped(name: &OsStr, taken: &BTreeSet<String>) -> String {
     file
 }
 
-/// The entry of this name in the plugins directory.
-pub(crate) fn look_at(dir: &Path, file: &str) -> Found {
+/// Examines the entry of this name in the plugins directory.
+pub(crate) fn inspect(dir: &Path, file: &str) -> Found {
     let program = program(dir.join(file));
     let fingerprint = fingerprint(&program);
     Found { file: file.to_owned(), program, fingerprint }
 }
 
-/// What is executed of a plugin at a path.
+/// The executable of the plugin at a path.
 fn program(path: PathBuf) -> PathBuf {
     if path.is_dir() { path.join(PROGRAM) } else { path }
 }
@@ -220,41 +220,40 @@ fn last_change(program: &Path) -> Option<(i64, i64)> {
 }
 
 /// Runs `--metadata` calls on its own threads: as many in parallel as there are processors, and a few more while calls are slow.
-pub(crate) struct Interviews {
-    state: Arc<(Mutex<Questions>, Condvar)>,
+pub(crate) struct MetadataCalls {
+    queue: Arc<(Mutex<CallQueue>, Condvar)>,
     at_once: usize,
 }
 
-type Question = Box<dyn FnOnce() + Send>;
+type Call = Box<dyn FnOnce() + Send>;
 
 #[derive(Default)]
-struct Questions {
-    waiting: VecDeque<Question>,
+struct CallQueue {
+    waiting: VecDeque<Call>,
     /// Start time of each call under way, by number.
     under_way: Vec<(u64, Instant)>,
     next: u64,
     threads: usize,
 }
 
-impl Interviews {
-    /// None yet.
+impl MetadataCalls {
     pub(crate) fn new() -> Self {
-        Self { state: Arc::default(), at_once: available_parallelism().map_or(1, NonZero::get) }
+        Self { queue: Arc::default(), at_once: available_parallelism().map_or(1, NonZero::get) }
     }
 
     /// Runs a call and its follow-up on another thread; on this one if no thread can be created.
-    pub(crate) fn ask(&self, question: Question) {
-        let mut questions = self.state.0.locked();
-        questions.waiting.push_back(question);
-        if questions.threads < self.at_once + OVERDUE {
-            let (state, at_once) = (Arc::clone(&self.state), self.at_once);
-            let spawned = small_thread("discovery").stack_size(STACK).spawn(move || work(&state, at_once));
-            questions.threads += usize::from(spawned.is_ok());
+    pub(crate) fn run(&self, call: Call) {
+        let mut queue = self.queue.0.locked();
+        queue.waiting.push_back(call);
+        if queue.threads < self.at_once + OVERDUE {
+            let (shared, at_once) = (Arc::clone(&self.queue), self.at_once);
+            let spawned = small_thread("discovery").stack_size(STACK).spawn(move || work(&shared, at_once));
+            queue.threads += usize::from(spawned.is_ok());
         }
-        if questions.threads == 0 {
-            let question = questions.waiting.pop_back();
-            drop(questions);
-            question.into_iter().for_each(|question| question());
+        if queue.threads == 0 {
+            let call = queue.waiting.pop_back();
+            drop(queue);
+            call.into_iter().for_each(|call| call());
         }
     }
 }
@@ -263,22 +262,22 @@ impl Interviews {
 const STACK: usize = 512 * 1024;
 
 /// Runs calls until none is queued.
-fn work((questions, done): &(Mutex<Questions>, Condvar), at_once: usize) {
-    let mut state = questions.locked();
+fn work((queue, done): &(Mutex<CallQueue>, Condvar), at_once: usize) {
+    let mut state = queue.locked();
     while !state.waiting.is_empty() {
-        let busy = |state: &Questions| state.under_way.iter().filter(|(_, began)| began.elapsed() < BUSY_TIME).count();
+        let busy = |state: &CallQueue| state.under_way.iter().filter(|(_, began)| began.elapsed() < BUSY_TIME).count();
         if busy(&state) >= at_once {
             state = unpoisoned(done.wait_timeout(state, BUSY_TIME / 10)).0;
             continue;
         }
-        let Some(question) = state.waiting.pop_front() else { break };
+        let Some(call) = state.waiting.pop_front() else { break };
         let number = state.next;
         state.next += 1;
         state.under_way.push((number, Instant::now()));
         drop(state);
         // The panic hook logs a panic; the other calls still run.
-        drop(std::panic::catch_unwind(std::panic::AssertUnwindSafe(question)));
-        state = questions.locked();
+        drop(std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)));
+        state = queue.locked();
         state.under_way.retain(|(under_way, _)| *under_way != number);
         done.notify_all();
     }
@@ -286,7 +285,7 @@ fn work((questions, done): &(Mutex<Questions>, Condvar), at_once: usize) {
 }
 
 /// Runs a file with `--metadata`, for `time` at most.
-pub(crate) fn ask(found: &Found, bounds: &Bounds, time: Duration) -> Result<Metadata, Refusal> {
+pub(crate) fn read_metadata(found: &Found, bounds: &Bounds, time: Duration) -> Result<Metadata, Refusal> {
     if found.program.ends_with(PROGRAM) && !found.program.exists() && !found.program.is_symlink() {
         return Err(Refusal::lasting(format!("the directory has no executable file named {PROGRAM} inside")));
     }
@@ -312,7 +311,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_fails_is_asked_less_and_less_often() {
+    fn a_failing_file_is_retried_with_exponential_backoff() {
         let pauses: Vec<_> = [1, 2, 3, 4, 5, 6, 7, 8, 100].map(|failures| retry_after(failures, 0.5).as_secs()).into();
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
         assert_eq!([0.0, 1.0].map(|random| retry_after(1, random).as_millis()), [800, 1200]);
@@ -324,42 +323,42 @@ mod tests {
         let write = |name: &str| fs::write(dir.path().join(name), "#!/bin/sh\n").unwrap();
         write("a");
         write("b");
-        let before = look_at(dir.path(), "a").answers_as().unwrap();
+        let before = inspect(dir.path(), "a").answer_key().unwrap();
         fs::rename(dir.path().join("a"), dir.path().join("c")).unwrap();
-        let is_it = |name: &str| look_at(dir.path(), name).fingerprint.unwrap().is_file_of(&before);
+        let is_it = |name: &str| inspect(dir.path(), name).fingerprint.unwrap().is_file_of(&before);
         assert!(is_it("c") && !is_it("b"));
     }
 
     #[test]
-    fn what_lies_beside_a_program_is_part_of_what_its_answer_depends_on() {
+    fn files_beside_a_program_are_part_of_its_answer_key() {
         let dir = tempfile::tempdir().unwrap();
         let plugin = dir.path().join("p");
         fs::create_dir(&plugin).unwrap();
         fs::write(plugin.join(PROGRAM), "#!/bin/sh\n").unwrap();
-        let (before, program) = (look_at(dir.path(), "p").answers_as(), look_at(dir.path(), "p").fingerprint);
-        // The clock of a file system goes on in steps of some milliseconds.
+        let (before, program) = (inspect(dir.path(), "p").answer_key(), inspect(dir.path(), "p").fingerprint);
+        // The clock of a file system advances in steps of some milliseconds.
         let deadline = Instant::now() + Duration::from_secs(30);
-        while look_at(dir.path(), "p").answers_as() == before {
+        while inspect(dir.path(), "p").answer_key() == before {
             assert!(Instant::now() < deadline);
             fs::write(plugin.join("module.py"), "VERSION = '2'").unwrap();
         }
-        assert_eq!(look_at(dir.path(), "p").fingerprint, program);
+        assert_eq!(inspect(dir.path(), "p").fingerprint, program);
     }
 
     #[test]
-    fn those_that_take_long_do_not_hold_up_the_others() {
-        let interviews = Interviews::new();
+    fn slow_calls_do_not_hold_up_the_others() {
+        let calls = MetadataCalls::new();
         let (end, ended) = crossbeam_channel::bounded::<()>(0);
         let (tell, told) = crossbeam_channel::unbounded();
-        for _ in 0..interviews.at_once + 2 {
+        for _ in 0..calls.at_once + 2 {
             let ended = ended.clone();
-            interviews.ask(Box::new(move || {
+            calls.run(Box::new(move || {
                 ended.recv().ok();
             }));
         }
         for number in 0..3 {
             let tell = tell.clone();
-            interviews.ask(Box::new(move || tell.send(number).unwrap()));
+            calls.run(Box::new(move || tell.send(number).unwrap()));
         }
         let answers: Vec<i32> = (0..3).map(|_| told.recv_timeout(Duration::from_secs(60)).unwrap()).collect();
         assert_eq!(answers.len(), 3);

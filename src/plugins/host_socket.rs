@@ -5,12 +5,12 @@
 
 use crate::lock::LockExt;
 use crate::plugins::connection::RELEASE_AFTER;
-use crate::plugins::context::{Host, Owner, Sessions};
+use crate::plugins::context::{Context, Owner, Sessions};
 use crate::protocol::frame::{EncodeError, FrameReader, ReadError, encode};
-use crate::protocol::message::{Failure, KvOp, MAX_ID, Malformed, Message};
+use crate::protocol::message::{Failure, MAX_ID, Malformed, Message};
 use crate::protocol::values::integer;
 use crate::store::kv::Call;
-use crate::util::log_throttle::{Repeat, more};
+use crate::util::log_throttle::{LogThrottle, suppressed_note};
 use crate::util::pause::pause;
 use crate::util::threads;
 use crate::util::threads::{SMALL_STACK, timespec};
@@ -55,24 +55,24 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 type Counts = Arc<Mutex<HashMap<Arc<str>, usize>>>;
 
 /// Listens on the host socket, on its own threads, as long as the host runs.
-pub(crate) fn listen(host: Arc<Host>) -> io::Result<()> {
-    let path = host.data.host_socket();
+pub(crate) fn listen(context: Arc<Context>) -> io::Result<()> {
+    let path = context.data.host_socket();
     let listener = UnixListener::bind(&path)?;
     rustix::net::listen(&listener, BACKLOG)?;
     // Anybody may connect, because each caller is identified. Without uids for plugins the directory keeps other users out.
-    let mode = if host.plugin_uids.is_some() { 0o666 } else { 0o600 };
+    let mode = if context.plugin_uids.is_some() { 0o666 } else { 0o600 };
     fs::set_permissions(&path, Permissions::from_mode(mode))?;
     let counts = Counts::default();
-    threads::restarting(std::thread::Builder::new().name("callback".into()), move || accept_all(&listener, &host, &counts))
+    threads::restarting(std::thread::Builder::new().name("host-socket".into()), move || accept_all(&listener, &context, &counts))
 }
 
-fn accept_all(listener: &UnixListener, host: &Arc<Host>, counts: &Counts) {
+fn accept_all(listener: &UnixListener, context: &Arc<Context>, counts: &Counts) {
     let mut refused = Refused::default();
     loop {
         match listener.accept() {
             // A refused connection is closed at once, so it hardly delays those behind it.
             Ok((stream, _)) => {
-                if let Err(refusal) = admit(stream, host, counts) {
+                if let Err(refusal) = admit(stream, context, counts) {
                     refused.warn(refusal.kind(), || format!("{refusal}: its connection to the host socket is closed"));
                 }
             }
@@ -87,12 +87,12 @@ fn accept_all(listener: &UnixListener, host: &Arc<Host>, counts: &Counts) {
 
 /// Throttles log lines about refusals by kind; otherwise anybody who can connect could flood the host's log.
 #[derive(Default)]
-struct Refused(BTreeMap<&'static str, Repeat>);
+struct Refused(BTreeMap<&'static str, LogThrottle>);
 
 impl Refused {
     fn warn(&mut self, kind: &'static str, what: impl FnOnce() -> String) {
-        if let Some(unsaid) = self.0.entry(kind).or_default().came(Instant::now()) {
-            log::warn!("{}{}", what(), more(unsaid));
+        if let Some(suppressed) = self.0.entry(kind).or_default().hit(Instant::now()) {
+            log::warn!("{}{}", what(), suppressed_note(suppressed));
         }
     }
 }
@@ -125,24 +125,24 @@ impl Refusal {
 }
 
 /// Identifies the plugin of a connection, and serves it on a thread of its own.
-fn admit(stream: UnixStream, host: &Arc<Host>, counts: &Counts) -> Result<(), Refusal> {
-    let (pid, owner) = identify(&stream, &host.sessions)?;
+fn admit(stream: UnixStream, context: &Arc<Context>, counts: &Counts) -> Result<(), Refusal> {
+    let (pid, owner) = identify(&stream, &context.sessions)?;
     let plugin = Arc::clone(&owner.plugin);
-    let Some(place) = Place::take(counts, &plugin) else {
+    let Some(slot) = ConnectionSlot::take(counts, &plugin) else {
         owner.warn(&format!("it has {MAX_CONNECTIONS} connections to the host, which is the limit; another one is closed"));
         return Ok(());
     };
     confirm(&stream, pid)?;
-    let host = Arc::clone(host);
+    let context = Arc::clone(context);
     let thread = std::thread::Builder::new().name(format!("calls-{plugin}")).stack_size(SMALL_STACK * 4);
     let serve = move || {
-        if let Err(closed) = serve(&stream, &host, &owner.plugin) {
+        if let Err(closed) = serve(&stream, &context, &owner.plugin) {
             log::debug!("{}: its connection to the host ended: {closed}", owner.plugin);
             if closed.is_error() {
                 owner.note(&format!("a connection of process {pid} to the host socket was closed: {closed}"));
             }
         }
-        drop(place);
+        drop(slot);
     };
     thread.spawn(serve).map(drop).map_err(|error| Refusal::Failed { pid, plugin, error })
 }
@@ -190,15 +190,15 @@ fn has_id(handle: &OwnedFd, pid: i32) -> bool {
 }
 
 /// A slot among a plugin's connections, released when dropped.
-struct Place {
+struct ConnectionSlot {
     counts: Counts,
     plugin: Arc<str>,
 }
 
-impl Place {
+impl ConnectionSlot {
     fn take(counts: &Counts, plugin: &Arc<str>) -> Option<Self> {
-        let mut held = counts.locked();
-        let count = held.entry(Arc::clone(plugin)).or_default();
+        let mut taken = counts.locked();
+        let count = taken.entry(Arc::clone(plugin)).or_default();
         if *count >= MAX_CONNECTIONS {
             return None;
         }
@@ -207,13 +207,13 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        let mut held = self.counts.locked();
-        if let Some(count) = held.get_mut(&self.plugin) {
+        let mut taken = self.counts.locked();
+        if let Some(count) = taken.get_mut(&self.plugin) {
             *count -= 1;
             if *count == 0 {
-                held.remove(&self.plugin);
+                taken.remove(&self.plugin);
             }
         }
     }
@@ -254,7 +254,7 @@ impl Closed {
 
 /// Serves one connection until it closes. Consecutive writes are in flight together, so they share a commit; a read waits for those before
 /// it.
-fn serve(stream: &UnixStream, host: &Host, plugin: &str) -> Result<(), Closed> {
+fn serve(stream: &UnixStream, context: &Context, plugin: &str) -> Result<(), Closed> {
     stream.set_write_timeout(Some(WRITE_TIME))?;
     let mut frames = FrameReader::new(stream);
     let mut pending = Pending::default();
@@ -281,11 +281,11 @@ fn serve(stream: &UnixStream, host: &Host, plugin: &str) -> Result<(), Closed> {
         }
         match frame.message() {
             Ok(Message::Kv(kv)) => {
-                if matches!(kv.op, KvOp::Get { .. } | KvOp::List(_)) {
-                    pending.settle()?;
+                if kv.op.is_read() {
+                    pending.answer_calls()?;
                 }
                 pending.bytes += frame.body.len();
-                pending.calls.push((kv.id, host.store.kv(plugin, kv.op, frame.body)));
+                pending.calls.push((kv.id, context.store.kv(plugin, kv.op, frame.body)));
             }
             Ok(other) => return Err(Closed::Type(other.kind())),
             Err(malformed) => {
@@ -294,12 +294,12 @@ fn serve(stream: &UnixStream, host: &Host, plugin: &str) -> Result<(), Closed> {
                     _ => None,
                 };
                 let Some(id) = id else { return Err(Closed::Malformed(malformed.to_string())) };
-                pending.settle()?;
+                pending.answer_calls()?;
                 pending.fail(id, "bad_request", &malformed.to_string(), None)?;
             }
         }
         if !frames.is_ready() || pending.is_much() {
-            pending.settle()?;
+            pending.answer_calls()?;
             (&mut &*stream).write_all(&pending.replies).map_err(|error| match error.kind() {
                 io::ErrorKind::WouldBlock => Closed::Unread,
                 _ => Closed::Broken(error),
@@ -337,7 +337,7 @@ impl Pending {
     }
 
     /// Waits for all requests under way, starting with the last one: it commits with or after the others, so this thread wakes only once.
-    fn settle(&mut self) -> Result<(), EncodeError> {
+    fn answer_calls(&mut self) -> Result<(), EncodeError> {
         self.bytes = 0;
         let answers: Vec<_> = self.calls.drain(..).rev().map(|(id, call)| (id, call.wait())).collect();
         for (id, answer) in answers.into_iter().rev() {

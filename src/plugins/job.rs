@@ -1,4 +1,4 @@
-//! What is asked of a plugin: a client's request, or an operation on a key by the operator.
+//! A job for a plugin: a client's request, or a key-value operation of the operator's.
 
 use crate::http::request::named;
 use crate::http::{HttpError, WaitingRequest};
@@ -6,46 +6,46 @@ use crate::protocol::message::{Failure, KvOp, KvResult};
 use crossbeam_channel::Sender;
 use std::time::{Duration, Instant};
 
-/// Longest time for an operator's operation on a plugin's key, however long its requests may take: it holds one of the API's few threads,
-/// and an operation that was reported as failed must not be done hours later.
+/// Longest time for a key-value operation of the operator's, whatever the plugin's request timeout. It occupies one of the API's few
+/// threads, and an operation that was reported as failed must not be carried out hours later.
 pub(crate) const MAX_KV_TIME: Duration = Duration::from_mins(5);
 
-/// What waits in a plugin's queue. However it ends, whoever asks is answered.
+/// A job in a plugin's queue. It is always answered, however it ends.
 pub(crate) enum Job {
-    /// A request from the web.
+    /// A client's request.
     Http(WaitingRequest),
-    /// An operation on one of the plugin's keys.
+    /// A key-value operation of the operator's.
     Kv(Box<KvJob>),
 }
 
-/// An operation on a plugin's keys, asked by the operator.
+/// A key-value operation of the operator's, carried out by the plugin.
 pub(crate) struct KvJob {
     /// `get`, `set` or `delete`.
     pub(crate) op: KvOp,
     /// The value to set.
     pub(crate) value: Vec<u8>,
-    /// Where the answer goes.
+    /// Gets the answer.
     pub(crate) reply: Sender<KvReply>,
-    /// When it came in.
+    /// Time of arrival.
     pub(crate) arrived: Instant,
 }
 
 /// The answer to an operation: the result and the value read.
 pub(crate) type KvReply = Result<(KvResult, Vec<u8>), KvFailure>;
 
-/// Why an operation was not done.
+/// Why an operation failed.
 #[derive(Debug)]
 pub(crate) enum KvFailure {
     /// The plugin answered with this error.
     Refused(Failure),
-    /// The plugin gave no valid answer: the operation, and what is wrong with the answer.
+    /// The plugin's answer is invalid: the operation, and what is wrong with the answer.
     Invalid(String),
-    /// The host answers for the plugin.
+    /// The host fails the operation.
     Failed(HttpError),
 }
 
 impl Job {
-    /// Time for its answer to begin, where the plugin has `request_timeout` for its requests.
+    /// Time limit for the answer to begin, given the plugin's `request_timeout`.
     pub(crate) fn time_limit(&self, request_timeout: Duration) -> Duration {
         match self {
             Self::Http(_) => request_timeout,
@@ -53,7 +53,7 @@ impl Job {
         }
     }
 
-    /// When it came in.
+    /// Time of arrival.
     pub(crate) fn arrived(&self) -> Instant {
         match self {
             Self::Http(request) => request.arrived(),
@@ -61,12 +61,12 @@ impl Job {
         }
     }
 
-    /// Whether nobody waits for the answer any more.
+    /// Whether the client has gone.
     pub(crate) fn is_cancelled(&self) -> bool {
         matches!(self, Self::Http(request) if request.is_cancelled())
     }
 
-    /// Answers with an error of the host's.
+    /// Answers with an error.
     pub(crate) fn fail(self, error: HttpError) {
         match self {
             Self::Http(request) => request.fail(error),
@@ -76,12 +76,12 @@ impl Job {
 }
 
 impl KvJob {
-    /// What is asked, for the plugin's log.
+    /// The operation, for the plugin's log.
     pub(crate) fn name(&self) -> String {
         format!("the operator's {}", self.short_name())
     }
 
-    /// The same for the operator.
+    /// The operation, for the operator.
     pub(crate) fn short_name(&self) -> String {
         let key = match &self.op {
             KvOp::Get { key } => key.as_str(),
@@ -92,7 +92,7 @@ impl KvJob {
         format!("kv {} {:?}", self.op.name(), named(key))
     }
 
-    /// Answers; whoever asked may have gone.
+    /// Answers. The receiver may be gone.
     pub(crate) fn reply(self, reply: KvReply) {
         self.reply.try_send(reply).ok();
     }

@@ -1,4 +1,4 @@
-//! One plugin as the rest of the host sees it: who it is, how it is, and the door its requests go through.
+//! One plugin as the rest of the host sees it: its metadata, its status, and the admission of its requests.
 
 use crate::http::request_end::Traffic;
 use crate::http::slots::Slots;
@@ -14,7 +14,7 @@ use crate::process::output::PluginLog;
 use crate::protocol::metadata::Metadata;
 use crate::store::limits::LimitsInForce;
 use crate::store::now_ms;
-use crate::util::log_throttle::{Repeat, more};
+use crate::util::log_throttle::{LogThrottle, suppressed_note};
 use crossbeam_channel::Sender;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -28,24 +28,24 @@ pub(crate) const HOLD: Duration = Duration::from_secs(2);
 /// `retry-after` in seconds for a plugin that is starting.
 pub(crate) const STARTING_RETRY_AFTER: u64 = 2;
 
-/// Longest `retry-after` in seconds: a plugin may wait for years for its licence, and the operator may start it any time.
+/// Longest `retry-after` in seconds. A plugin may wait for its licence for years, but the operator may start it at any time.
 const MAX_RETRY_AFTER: u64 = 3600;
 
-/// `retry-after` in seconds for a plugin that will not be back by itself soon.
+/// `retry-after` in seconds for a plugin that will not restart by itself soon.
 const DOWN_RETRY_AFTER: u64 = 60;
 
-/// Time beyond the longest time limit of the plugins after which the gate takes a request for lost.
+/// Time that the gate waits beyond the longest time limit of all plugins before it gives up a request.
 const ANSWER_MARGIN: Duration = Duration::from_secs(30);
 
-/// How long the gate waits for an answer, shared with what gives plugins their time limits.
+/// How long the gate waits for an answer. Shared by the gate and whatever sets time limits of plugins.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct AnswerTime {
-    /// The longest time limit of the host and its plugins, in milliseconds. It only grows.
+    /// The longest time limit of the host and all plugins, in milliseconds. It only grows.
     longest: Arc<AtomicU64>,
 }
 
 impl AnswerTime {
-    /// Makes the gate wait for longer than `time`, which a plugin has from now on.
+    /// Makes the gate wait longer than `time`, a new time limit of a plugin.
     pub(crate) fn outlast(&self, time: Duration) {
         self.longest.fetch_max(time.as_millis().try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
     }
@@ -60,26 +60,26 @@ impl AnswerTime {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum State {
-    /// Its process was started and is not ready yet.
+    /// Its process is not ready yet.
     Starting,
     /// It answers requests.
     Ready,
     /// It was told to end.
     Stopping,
-    /// It does not run, because the operator wants it so.
+    /// It does not run, by order of the operator.
     Stopped,
-    /// It ended by itself and will be started again.
+    /// Its process exited unexpectedly; a restart follows after a backoff.
     BackingOff,
-    /// It keeps ending by itself; it is tried now and then.
+    /// Its process keeps failing; it is restarted at long intervals.
     CrashLooping,
-    /// Starting it again would change nothing.
+    /// A restart would change nothing.
     Refused,
-    /// It has refused its licence: starting it again would change nothing either.
+    /// It has refused its licence; a restart would change nothing.
     Unlicensed,
 }
 
 impl State {
-    /// The state's name, as the API and the events spell it.
+    /// The name in the API and in events.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Starting => "starting",
@@ -93,152 +93,143 @@ impl State {
         }
     }
 
-    /// Whether a process of it answers, or is about to.
+    /// Whether a process of the plugin is ready or starting.
     pub(crate) fn has_process(self) -> bool {
         matches!(self, Self::Ready | Self::Starting)
     }
 
-    /// Whether it waits for a cause to be mended, by which it is tried again.
+    /// Whether the plugin stays down until the cause of its refusal is fixed.
     pub(crate) fn is_refused(self) -> bool {
         matches!(self, Self::Refused | Self::Unlicensed)
     }
 }
 
-/// What the operator is told of a plugin.
+/// The status of a plugin, as shown to the operator.
 #[derive(Debug, Clone)]
 pub(crate) struct Status {
-    /// How it is.
     pub(crate) state: State,
-    /// Since when, in milliseconds since 1970-01-01 UTC.
+    /// Time of the last change of state, in milliseconds since 1970-01-01 UTC.
     pub(crate) since: i64,
-    /// Why, in a sentence; empty when there is nothing to explain.
+    /// The reason for the state, one sentence; empty if there is nothing to explain.
     pub(crate) reason: String,
-    /// Its process.
     pub(crate) pid: Option<i32>,
-    /// The limits that its last process was started with.
+    /// The limits of its last process.
     pub(crate) limits: Option<LimitsInForce>,
-    /// When it is started again.
+    /// Time of the next restart.
     pub(crate) retry_at: Option<Instant>,
-    /// How often it has been started again by itself.
+    /// Number of automatic restarts.
     pub(crate) restarts: u64,
-    /// Whether it may run.
+    /// Whether the operator lets it run.
     pub(crate) enabled: bool,
-    /// The last end that nobody asked for.
+    /// The last unexpected end.
     pub(crate) last_end: Option<Arc<End>>,
-    /// Why the file that lies in its program's place now does not run, where that one was refused and the process before goes on.
+    /// Why the file that replaced its program was refused, while the old process keeps running.
     pub(crate) update_refused: Option<String>,
 }
 
-/// An end of a plugin's process, or of its start, that nobody asked for.
+/// An unexpected end of a plugin's process, or a failed start.
 #[derive(Debug)]
 pub(crate) struct End {
-    /// When, in milliseconds since 1970-01-01 UTC.
+    /// Time of the end, in milliseconds since 1970-01-01 UTC.
     pub(crate) at: i64,
-    /// How.
     pub(crate) exit: Exit,
-    /// How and why, in a sentence.
+    /// The exit and its cause, one sentence.
     pub(crate) reason: String,
-    /// The last lines it had printed, oldest first.
+    /// The last lines of output, oldest first.
     pub(crate) lines: Vec<String>,
 }
 
-/// What a plugin's supervisor is told: everything that can happen to the plugin.
+/// A command to a plugin's supervisor: everything that can happen to the plugin. A `Sender` in a command is dropped once the plugin has
+/// settled.
 pub(crate) enum Command {
-    /// Start the plugin if it does not run. Told the outcome by the channel's end.
+    /// Start the plugin if it does not run.
     Start(Sender<()>),
-    /// Stop it. Told the end by the channel's.
+    /// Stop it.
     Stop(Sender<()>),
     /// Stop it, then start it.
     Restart(Sender<()>),
     /// Stop it, and end the supervisor.
     Quit(Quit),
-    /// The operator has changed whether it may run.
+    /// The operator has enabled or disabled it.
     Enabled(bool),
-    /// What it is configured with has changed: a plugin that was refused may try again.
+    /// Its configuration has changed, so a refused plugin is retried.
     Reconsider,
-    /// Its licence has changed: start it with the present one, unless the operator has stopped it. Told the outcome by the channel's end.
+    /// Its licence has changed: restart it with the current one, unless the operator has stopped it.
     Relicense(Sender<()>),
-    /// It could use another connection.
+    /// Open another connection.
     Grow,
-    /// There may be a turn for it to start its process.
+    /// A turn to start its process may be free.
     Proceed,
-    /// A process has ended.
-    Exited {
-        /// Which.
-        life: u64,
-    },
-    /// A process does not do its part.
+    /// The process with this number has ended.
+    Exited { process: u64 },
+    /// The process with this number does not respond.
     Unresponsive {
-        /// Which.
-        life: u64,
-        /// In what.
+        process: u64,
+        /// What it fails to do, one sentence.
         why: String,
     },
 }
 
-/// Why a plugin leaves the rack.
+/// Why a plugin is removed from the registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Quit {
     /// The host stops.
     HostStops,
-    /// Its file is gone, or no plugin any more.
+    /// Its file is gone, or was refused.
     Gone,
-    /// Another plugin of its id takes its place, and the requests that wait, once it has ended.
+    /// Another plugin with its id takes over, with the waiting requests, once this one has ended.
     Replaced,
-    /// Its update serves in its place already.
+    /// Its update has already taken over.
     Updated,
 }
 
-/// What the door does with a request.
+/// What happens to a new request for a plugin.
 #[repr(u8)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Door {
-    /// Refuses it: the plugin will not be there soon.
+pub(crate) enum Admission {
+    /// It is refused: the plugin will not be ready soon.
     Shut = 0,
-    /// Keeps it for a while: the plugin is about to be there.
+    /// It is held for [`HOLD`] at most: the plugin should be ready soon.
     Holding = 1,
-    /// Lets it in.
+    /// It is served.
     Open = 2,
 }
 
-/// A plugin of the rack.
+/// A plugin of the registry.
 pub(crate) struct Plugin {
-    /// Who it is.
     pub(crate) metadata: Metadata,
-    /// What is executed.
+    /// The path of the executable.
     pub(crate) program: PathBuf,
-    /// Which file that was when it said who it is: no other is executed.
+    /// The fingerprint of the file that printed the metadata. No other file is executed.
     pub(crate) fingerprint: Option<Fingerprint>,
-    /// Where its processes listen.
+    /// The path of the socket on which its processes listen.
     pub(crate) socket: PathBuf,
-    /// Requests on their way to it.
     pub(crate) queue: Arc<Queue>,
-    /// Connections of clients that it holds.
+    /// Client connections that it occupies.
     pub(crate) slots: Slots,
-    /// What it prints.
     pub(crate) log: PluginLog,
-    /// Its supervisor.
+    /// Commands to its supervisor.
     pub(crate) control: Sender<Command>,
-    /// Requests of its clients that have ended.
+    /// Statistics of finished requests.
     pub(crate) traffic: Traffic,
-    /// Requests answered by it.
+    /// Number of requests that it answered.
     pub(crate) answered: AtomicU64,
-    /// Requests that it failed: each has a line in its log.
+    /// Number of requests that it failed. Each has a line in its log.
     pub(crate) failed: AtomicU64,
-    /// What decides about the number of connections.
+    /// Decides on the number of connections.
     pub(crate) scaling: Scaling,
-    /// Connections that are taken by an answer that streams.
+    /// Number of connections occupied by streaming answers.
     streams: AtomicUsize,
-    /// Throttles the warning that streams take every connection.
-    streams_full: Mutex<Repeat>,
-    door: AtomicU8,
+    /// Throttles the warning that streams occupy every connection.
+    streams_full: Mutex<LogThrottle>,
+    admission: AtomicU8,
     status: Mutex<Status>,
-    /// The licence on trial that it has refused last, and why.
+    /// The last licence on trial that it refused, and why.
     refused_license: Mutex<Option<(String, String)>>,
 }
 
 impl Plugin {
-    /// A plugin whose supervisor is about to begin: one that may run is as good as starting.
+    /// A plugin whose supervisor is about to start. An enabled one counts as starting.
     pub(crate) fn new(
         metadata: Metadata,
         found: &Found,
@@ -247,7 +238,7 @@ impl Plugin {
         control: Sender<Command>,
         enabled: bool,
     ) -> Self {
-        let (state, door) = if enabled { (State::Starting, Door::Holding) } else { (State::Stopped, Door::Shut) };
+        let (state, admission) = if enabled { (State::Starting, Admission::Holding) } else { (State::Stopped, Admission::Shut) };
         let status = Status {
             state,
             since: now_ms(),
@@ -276,92 +267,91 @@ impl Plugin {
             scaling: Scaling::new(),
             streams: AtomicUsize::new(0),
             streams_full: Mutex::default(),
-            door: AtomicU8::new(door as u8),
+            admission: AtomicU8::new(admission as u8),
             status: Mutex::new(status),
             refused_license: Mutex::default(),
         }
     }
 
-    /// The plugin's id.
     pub(crate) fn id(&self) -> &str {
         &self.metadata.id
     }
 
-    /// Whether a request that comes now has a chance: looked at before its body is read.
+    /// Checks, before the body of a new request is read, that the plugin may serve it.
     ///
     /// # Errors
-    /// What to answer it with.
+    /// The answer to the request.
     pub(crate) fn admit(&self) -> Result<(), HttpError> {
-        if self.door.load(Ordering::Acquire) == Door::Shut as u8 {
+        if self.admission.load(Ordering::Acquire) == Admission::Shut as u8 {
             return Err(errors::UNAVAILABLE.retry_after(self.retry_after()));
         }
         Ok(())
     }
 
-    /// Takes a request: the plugin answers it, or the host for it. Never waits.
+    /// Enqueues a request, which the plugin answers, or the host in its place. Never blocks.
     ///
     /// # Errors
-    /// The plugin cannot take it: the request, and what to answer it with.
+    /// The plugin cannot take the request: the request, and the answer to it.
     pub(crate) fn submit(&self, job: Job) -> Result<(), (Job, HttpError)> {
         if let Err(error) = self.admit() {
             return Err((job, error));
         }
         self.queue.push(job).map_err(|job| (job, errors::CROWDED))?;
-        self.look_at_door();
-        // Without a process there is nothing to grow, and the supervisor says so.
+        self.fail_if_shut();
+        // Without a ready process the supervisor ignores this.
         self.ask_to_grow();
         Ok(())
     }
 
-    /// Takes a request back that a worker had taken: the next worker of the queue serves it, of the next process if there is none.
-    pub(crate) fn give_back(&self, job: Job) {
+    /// Re-queues a request that a worker had taken. The next free worker serves it, if need be of the next process.
+    pub(crate) fn requeue(&self, job: Job) {
         self.queue.put_back(job);
-        self.look_at_door();
+        self.fail_if_shut();
     }
 
-    /// Fails what waits if the door has been shut. Looked at after each request that is put in: whoever shuts the door then looks at the
-    /// queue, so one of the two sees the request.
-    fn look_at_door(&self) {
-        if self.door.load(Ordering::SeqCst) == Door::Shut as u8 {
+    /// Fails the waiting requests if the admission is shut. Checked after each push: whoever shuts the admission empties the queue
+    /// afterwards, so one of the two threads sees the request.
+    fn fail_if_shut(&self) {
+        if self.admission.load(Ordering::SeqCst) == Admission::Shut as u8 {
             self.queue.fail_all(errors::UNAVAILABLE.retry_after(self.retry_after()));
         }
     }
 
-    /// Notes that nobody looks after it any more.
+    /// Marks the plugin as refused, because its supervisor failed.
     pub(crate) fn abandon(&self, why: &str) {
         log::error!("{}: {why}", self.id());
-        self.set_status(Door::Shut, |status| {
+        self.set_status(Admission::Shut, |status| {
             (status.state, status.since, status.pid, status.retry_at) = (State::Refused, now_ms(), None, None);
             status.reason = why.to_owned();
         });
         self.fail_waiting();
     }
 
-    /// Fails the requests that have waited too long for a process: since they came, or since the last one fell, where that is later.
+    /// Fails the requests that have waited for a process for [`HOLD`], since their arrival or `down_since`, whichever is later.
     pub(crate) fn expire_held(&self, down_since: Option<Instant>) {
         let held = |job: &Job| down_since.map_or(job.arrived(), |since| job.arrived().max(since)).elapsed() >= HOLD;
         self.queue.expire(held, |job| job.fail(errors::UNAVAILABLE.retry_after(STARTING_RETRY_AFTER)));
     }
 
-    /// Fails the requests that wait, and those that come.
+    /// Fails all waiting requests, and refuses new ones.
     pub(crate) fn fail_waiting(&self) {
-        self.door.store(Door::Shut as u8, Ordering::SeqCst);
+        self.admission.store(Admission::Shut as u8, Ordering::SeqCst);
         self.queue.fail_all(errors::UNAVAILABLE.retry_after(self.retry_after()));
     }
 
-    /// Whether a connection is to be closed that the plugin does not need any more. One at a time is.
+    /// Whether the caller is to close its connection, because the plugin needs fewer. Only one closes at a time.
     pub(crate) fn is_to_shrink(&self) -> bool {
         let decide = || self.scaling.decide(self.queue.len(), self.metadata.concurrency as usize) == Decision::Shrink;
         if !decide() || self.scaling.shrinking.swap(true, Ordering::Relaxed) {
             return false;
         }
-        // Another may have been closed since.
+        // Another may have closed in the meantime.
         let shrinks = decide();
         self.scaling.shrinking.store(shrinks, Ordering::Relaxed);
         shrinks
     }
 
-    /// Asks for one more connection when the requests that wait could use it.
+    /// Asks the supervisor for another connection if the waiting requests could use one.
     pub(crate) fn ask_to_grow(&self) {
         let growing = &self.scaling.growing;
         if self.scaling.decide(self.queue.len(), self.metadata.concurrency as usize) == Decision::Grow
@@ -372,18 +362,18 @@ impl Plugin {
         }
     }
 
-    /// Counts an answer that streams, until it is dropped.
+    /// Counts a streaming answer until the guard is dropped.
     pub(crate) fn count_stream(self: &Arc<Self>) -> CountedStream {
         self.streams.fetch_add(1, Ordering::Relaxed);
         CountedStream(Arc::clone(self))
     }
 
-    /// Whether every connection that the plugin may have is taken by an answer that streams.
+    /// Whether streaming answers occupy every connection that the plugin may have.
     pub(crate) fn is_full_of_streams(&self) -> bool {
         self.streams.load(Ordering::Relaxed) >= self.metadata.concurrency as usize
     }
 
-    /// Why requests cannot be answered soon, where streams are the reason.
+    /// Explains why requests have to wait, if streams occupy every connection.
     pub(crate) fn congestion(&self) -> Option<String> {
         let most = self.metadata.concurrency;
         self.is_full_of_streams().then(|| {
@@ -392,43 +382,43 @@ impl Plugin {
         })
     }
 
-    /// Warns in the host's log, at most once a minute, that streams take every connection.
+    /// Warns in the host's log, at most once a minute, that streams occupy every connection.
     pub(crate) fn warn_of_streams(&self, why: &str) {
-        let came = self.streams_full.locked().came(Instant::now());
-        if let Some(unsaid) = came {
-            log::warn!("{}: {why}{}", self.id(), more(unsaid));
+        let hit = self.streams_full.locked().hit(Instant::now());
+        if let Some(suppressed) = hit {
+            log::warn!("{}: {why}{}", self.id(), suppressed_note(suppressed));
         }
     }
 
-    /// Tells the supervisor that a process does not do its part, and in what.
-    pub(crate) fn unresponsive(&self, life: u64, why: String) {
-        // A supervisor that is gone has no process either.
-        drop(self.control.send(Command::Unresponsive { life, why }));
+    /// Tells the supervisor that a process does not respond, and why.
+    pub(crate) fn unresponsive(&self, process: u64, why: String) {
+        // A supervisor that has ended has no process.
+        drop(self.control.send(Command::Unresponsive { process, why }));
     }
 
-    /// Counts a request that it failed, and writes the line about it to its log.
+    /// Counts a request that the plugin failed, and logs the line about it in its log.
     pub(crate) fn note_failed(&self, line: &str) {
         self.failed.fetch_add(1, Ordering::Relaxed);
         self.log.note(line);
     }
 
-    /// How the plugin is.
+    /// A copy of the status.
     pub(crate) fn status(&self) -> Status {
         self.lock_status().clone()
     }
 
-    /// Notes that it has refused a licence on trial, and why; `None` forgets it.
+    /// Records a refused licence on trial, and the reason; `None` clears it.
     pub(crate) fn note_refused_license(&self, refused: Option<(String, String)>) {
         *self.refused_license.locked() = refused;
     }
 
-    /// Why it has refused a licence on trial, if that is the one it has refused last.
+    /// Why the plugin refused this licence on trial, if it was the last one it refused.
     pub(crate) fn why_refused(&self, token: &str) -> Option<String> {
         let refused = self.refused_license.locked();
         refused.as_ref().filter(|(refused, _)| refused == token).map(|(_, why)| why.clone())
     }
 
-    /// The code by which a plugin of this status has refused its licence, if that is why it does not run.
+    /// The code by which a plugin with this status refused its licence, if that is why it does not run.
     pub(crate) fn license_refused(status: &Status) -> Option<Code> {
         match (status.state, status.last_end.as_deref()?.exit) {
             (State::Unlicensed | State::BackingOff, Exit::Unlicensed(code)) => Some(code),
@@ -436,7 +426,7 @@ impl Plugin {
         }
     }
 
-    /// What the operator can do for a plugin of this status to run; nothing when it does, or is about to.
+    /// What the operator can do to make a plugin with this status run; empty if it runs or is starting.
     pub(crate) fn advice(&self, status: &Status) -> String {
         let id = self.id();
         match (status.state, &status.last_end) {
@@ -450,46 +440,45 @@ impl Plugin {
         }
     }
 
-    /// Notes its process, and the limits that this was started with. Only its supervisor does, here and below.
+    /// Records the process and its limits. Only the supervisor calls this and the following setters.
     pub(crate) fn set_process(&self, pid: i32, limits: LimitsInForce) {
         let mut status = self.lock_status();
         (status.pid, status.limits) = (Some(pid), Some(limits));
     }
 
-    /// Notes whether it may run.
     pub(crate) fn set_enabled(&self, enabled: bool) {
         self.lock_status().enabled = enabled;
     }
 
-    /// Counts a start by itself.
+    /// Counts an automatic restart.
     pub(crate) fn count_restart(&self) {
         self.lock_status().restarts += 1;
     }
 
-    /// What was found under this name in the plugins directory when it was accepted.
+    /// The scan result by which the plugin was accepted, under this file name.
     pub(crate) fn found(&self, file: &str) -> Found {
         Found { file: file.to_owned(), program: self.program.clone(), fingerprint: self.fingerprint }
     }
 
-    /// Whether the file at its program's place is still the one that said who it is.
+    /// Whether the program is still the file that printed the metadata.
     pub(crate) fn is_unchanged(&self) -> bool {
         discovery::fingerprint(&self.program) == self.fingerprint
     }
 
-    /// Notes why the file that lies in its program's place now does not run; none when it is the old one again.
+    /// Records why the file that replaced the program was refused; none once the old file is back.
     pub(crate) fn set_update_refused(&self, reason: Option<String>) {
         self.lock_status().update_refused = reason;
     }
 
-    /// Notes an end that nobody asked for.
+    /// Records an unexpected end.
     pub(crate) fn set_last_end(&self, end: End) {
         self.lock_status().last_end = Some(Arc::new(end));
     }
 
-    /// Changes what is told of the plugin.
-    pub(crate) fn set_status(&self, door: Door, change: impl FnOnce(&mut Status)) {
+    /// Changes the status, then the admission.
+    pub(crate) fn set_status(&self, admission: Admission, change: impl FnOnce(&mut Status)) {
         change(&mut self.lock_status());
-        self.door.store(door as u8, Ordering::SeqCst);
+        self.admission.store(admission as u8, Ordering::SeqCst);
     }
 
     fn retry_after(&self) -> u64 {
@@ -499,12 +488,11 @@ impl Plugin {
     }
 
     fn lock_status(&self) -> MutexGuard<'_, Status> {
-        // A status is plain values: one that was being changed is still one.
         self.status.locked()
     }
 }
 
-/// An answer that streams.
+/// Counts a streaming answer while it exists.
 pub(crate) struct CountedStream(Arc<Plugin>);
 
 impl Drop for CountedStream {

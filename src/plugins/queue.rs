@@ -1,65 +1,65 @@
-//! The requests that wait for one plugin: a bounded channel that outlives the plugin's processes.
+//! The queue of one plugin: a bounded channel that outlives the plugin's processes.
 //!
-//! Requests that were taken out and come back, because a connection was lost or their time is not over yet, stand before the channel in
-//! the order in which they came. So the oldest request is always taken first, and none loses its turn.
+//! Requests that were taken and re-queued, because a connection was lost or they have not expired yet, are kept in front of the channel by
+//! time of arrival. So the oldest request is always taken first.
 
 use crate::http::HttpError;
 use crate::lock::LockExt;
 use crate::plugins::job::Job;
-use crate::util::log_throttle::{Repeat, more};
+use crate::util::log_throttle::{LogThrottle, suppressed_note};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Instant;
 
-/// Requests that may wait for each connection that the plugin may have.
-const PLACES_PER_CONNECTION: usize = 64;
+/// Capacity of the queue for each connection that the plugin may have.
+const CAPACITY_PER_CONNECTION: usize = 64;
 
-/// Most requests that wait for a plugin, so that none holds more than its share of the host's memory and connections.
-const MAX_PLACES: usize = 1024;
+/// Largest capacity, so that no plugin holds more than its share of the host's memory and connections.
+const MAX_CAPACITY: usize = 1024;
 
 /// The queue of one plugin.
 pub(crate) struct Queue {
     /// The plugin's id.
     id: String,
-    places: usize,
+    capacity: usize,
     sender: Sender<Job>,
     receiver: Receiver<Job>,
-    /// Requests that stand before those in the channel.
+    /// Re-queued requests, which are older than those in the channel.
     front: Mutex<VecDeque<Job>>,
-    /// How many these are, to be read without the lock.
+    /// Their number, readable without the lock.
     in_front: AtomicUsize,
-    /// Wakes a worker that waits at the channel for a request that stands before it.
+    /// Wakes a worker that waits on the channel when a request is re-queued.
     wake: (Sender<()>, Receiver<()>),
-    /// The queue of the plugin that has taken this one's place.
+    /// The queue of the plugin that has replaced this one.
     successor: OnceLock<Arc<Queue>>,
     /// Throttles the warning that the queue is full.
-    full: Mutex<Repeat>,
+    full: Mutex<LogThrottle>,
 }
 
 impl Queue {
-    /// A queue for a plugin of so many connections.
+    /// A queue for a plugin with this concurrency.
     pub(crate) fn new(id: &str, concurrency: usize) -> Self {
-        let places = (concurrency * PLACES_PER_CONNECTION).min(MAX_PLACES);
-        let (sender, receiver) = bounded(places);
+        let capacity = (concurrency * CAPACITY_PER_CONNECTION).min(MAX_CAPACITY);
+        let (sender, receiver) = bounded(capacity);
         let (front, in_front, successor, full) = Default::default();
-        Self { id: id.to_owned(), places, sender, receiver, front, in_front, wake: bounded(1), successor, full }
+        Self { id: id.to_owned(), capacity, sender, receiver, front, in_front, wake: bounded(1), successor, full }
     }
 
-    /// Puts a request behind the others.
+    /// Appends a request.
     ///
     /// # Errors
-    /// There is no place for it: the request, for the caller to answer.
+    /// The queue is full: the request, for the caller to answer.
     pub(crate) fn push(&self, job: Job) -> Result<(), Job> {
         if let Some(successor) = self.successor.get() {
             return successor.push(job);
         }
-        if self.len() >= self.places {
-            // Requests that nobody waits for any more hold places until they are found.
+        if self.len() >= self.capacity {
+            // Cancelled requests count until they are dropped.
             self.drop_cancelled();
         }
-        let refused = if self.len() >= self.places {
+        let refused = if self.len() >= self.capacity {
             job
         } else {
             match self.sender.try_send(job) {
@@ -67,35 +67,40 @@ impl Queue {
                 Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) => job,
             }
         };
-        self.say_full();
+        self.warn_full();
         Err(refused)
     }
 
     /// Warns that the queue is full, at most once a minute.
-    fn say_full(&self) {
-        let came = self.full.locked().came(Instant::now());
-        if let Some(unsaid) = came {
-            log::warn!("the queue of {} is full with {} requests, and others are refused{}", self.id, self.len(), more(unsaid));
+    fn warn_full(&self) {
+        let hit = self.full.locked().hit(Instant::now());
+        if let Some(suppressed) = hit {
+            log::warn!(
+                "the queue of {} is full with {} requests, and others are refused{}",
+                self.id,
+                self.len(),
+                suppressed_note(suppressed)
+            );
         }
     }
 
-    /// Where workers wait for requests. Each request received here goes through [`Queue::received`].
+    /// The channel on which workers wait. A worker must pass each request received here through [`Queue::received`].
     pub(crate) fn channel(&self) -> &Receiver<Job> {
         &self.receiver
     }
 
-    /// Tells workers of requests that stand before the channel.
+    /// Signals re-queued requests to workers.
     pub(crate) fn wake(&self) -> &Receiver<()> {
         &self.wake.1
     }
 
-    /// The next request, for a worker that has received one from the channel: an older one may stand before it.
+    /// Exchanges a request received from the channel for an older one, if one was re-queued.
     pub(crate) fn received(&self, job: Job) -> Job {
         if self.in_front.load(Ordering::SeqCst) == 0 {
             return job;
         }
         let mut front = self.lock();
-        // Another worker may have taken what stood there.
+        // Another worker may have taken it.
         let Some(first) = front.pop_front() else { return job };
         front.push_back(job);
         self.note_front(&front);
@@ -115,7 +120,7 @@ impl Queue {
         self.receiver.try_recv().ok()
     }
 
-    /// Puts a request back that was taken out: it keeps its place before those that came later.
+    /// Re-queues a request, by its time of arrival.
     pub(crate) fn put_back(&self, job: Job) {
         if let Some(successor) = self.successor.get() {
             return successor.put_back(job);
@@ -126,19 +131,19 @@ impl Queue {
         self.note_front(&front);
     }
 
-    /// Hands what waits, and all that comes from now on, to the queue of the plugin that takes this one's place.
+    /// Forwards waiting and future requests to the queue of the plugin that replaces this one.
     pub(crate) fn succeed(&self, successor: Arc<Self>) {
         self.successor.set(successor).ok();
-        self.hand_over();
+        self.forward_waiting();
     }
 
-    /// Whether another plugin has taken this one's place.
+    /// Whether another plugin has replaced this one.
     pub(crate) fn is_succeeded(&self) -> bool {
         self.successor.get().is_some()
     }
 
-    /// Hands what waits to the successor, if there is one: also what a thread has put in that had not yet seen it.
-    pub(crate) fn hand_over(&self) {
+    /// Forwards waiting requests to the successor, if there is one, including those of threads that have not seen it yet.
+    pub(crate) fn forward_waiting(&self) {
         if let Some(successor) = self.successor.get() {
             while let Some(job) = self.try_take() {
                 successor.put_back(job);
@@ -146,13 +151,12 @@ impl Queue {
         }
     }
 
-    /// How many requests wait.
+    /// Number of waiting requests.
     pub(crate) fn len(&self) -> usize {
         self.receiver.len() + self.in_front.load(Ordering::Relaxed)
     }
 
-    /// Takes out the oldest requests as long as their time of arrival is `expired`, and gives each to `fail`. Those that nobody waits for
-    /// any more are dropped on the way.
+    /// Passes the oldest requests to `fail`, as long as they are `expired`. Drops cancelled ones on the way.
     pub(crate) fn expire(&self, expired: impl Fn(&Job) -> bool, mut fail: impl FnMut(Job)) {
         loop {
             let mut front = self.lock();
@@ -161,8 +165,8 @@ impl Queue {
             {
                 front.push_back(job);
             }
-            let is_over = front.front().is_some_and(|job| job.is_cancelled() || expired(job));
-            let job = if is_over { front.pop_front() } else { None };
+            let is_taken = front.front().is_some_and(|job| job.is_cancelled() || expired(job));
+            let job = if is_taken { front.pop_front() } else { None };
             self.note_front(&front);
             drop(front);
             match job {
@@ -173,26 +177,26 @@ impl Queue {
         }
     }
 
-    /// Fails all requests that wait.
+    /// Fails all waiting requests.
     pub(crate) fn fail_all(&self, error: HttpError) {
         while let Some(job) = self.try_take() {
             job.fail(error);
         }
     }
 
-    /// Drops the requests that nobody waits for any more; the others keep their order.
+    /// Drops cancelled requests; the others keep their order.
     fn drop_cancelled(&self) {
         let mut front = self.lock();
-        front.extend(self.receiver.try_iter().take(self.places));
+        front.extend(self.receiver.try_iter().take(self.capacity));
         front.retain(|job| !job.is_cancelled());
         self.note_front(&front);
     }
 
-    /// Notes how many requests stand before the channel, and has a worker look if there are any.
+    /// Records the number of re-queued requests, and wakes a worker if there are any.
     fn note_front(&self, front: &VecDeque<Job>) {
         self.in_front.store(front.len(), Ordering::SeqCst);
         if !front.is_empty() {
-            // Full: a worker will look anyway.
+            // If the channel is full, a worker is already woken.
             self.wake.0.try_send(()).ok();
         }
     }
@@ -237,7 +241,7 @@ mod tests {
     /// A queue that is full with requests of the keys `0` and up, and where their answers go.
     fn full() -> (Queue, Vec<Receiver<KvReply>>) {
         let queue = Queue::new("p", 1);
-        let replies = (0..PLACES_PER_CONNECTION).map(|number| {
+        let replies = (0..CAPACITY_PER_CONNECTION).map(|number| {
             let (job, replies) = job(&number.to_string());
             assert!(queue.push(job).is_ok());
             replies
@@ -251,28 +255,28 @@ mod tests {
     }
 
     #[test]
-    fn expiry_takes_the_oldest_and_refuses_none_for_the_sake_of_a_later_one() {
+    fn expiry_takes_the_oldest_and_evicts_none_for_a_later_one() {
         let (queue, replies) = full();
         let expired = |job: &Job| matches!(key(job), "0" | "1" | "5");
-        // One that comes meanwhile takes a place that is free, and none of another's.
+        // A request that arrives meanwhile does not evict another.
         queue.expire(expired, |job| {
             assert!(queue.push(self::job("late").0).is_ok());
             job.fail(errors::TIMEOUT);
         });
         assert_eq!(replies.iter().map(error).filter(|error| *error == Some(errors::TIMEOUT)).count(), 2, "5 is behind others");
-        let kept: Vec<_> = (2..PLACES_PER_CONNECTION).map(|number| number.to_string()).collect();
+        let kept: Vec<_> = (2..CAPACITY_PER_CONNECTION).map(|number| number.to_string()).collect();
         assert_eq!(taken(&queue)[..kept.len()], kept);
     }
 
     #[test]
-    fn one_that_comes_back_is_taken_before_later_ones_and_keeps_its_place_though_the_queue_is_full() {
+    fn a_requeued_request_is_taken_before_later_ones_even_if_the_queue_is_full() {
         let (queue, _replies) = full();
         let (first, second) = (queue.try_take().unwrap(), queue.try_take().unwrap());
         assert!(queue.push(job("a").0).is_ok() && queue.push(job("b").0).is_ok());
         queue.put_back(second);
         queue.put_back(first);
-        assert_eq!(queue.len(), PLACES_PER_CONNECTION + 2);
-        // A worker at the channel is woken, and gets the oldest whichever it receives.
+        assert_eq!(queue.len(), CAPACITY_PER_CONNECTION + 2);
+        // A worker on the channel is woken, and gets the oldest request whichever it receives.
         assert_eq!(queue.wake().recv_timeout(Duration::ZERO), Ok(()));
         let received = queue.channel().try_recv().unwrap();
         assert_eq!(key(&received), "2");
@@ -282,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn all_that_wait_are_failed_wherever_they_stand() {
+    fn all_waiting_requests_are_failed_requeued_or_not() {
         let (queue, replies) = full();
         queue.expire(|_| false, drop);
         queue.put_back(queue.try_take().unwrap());
@@ -292,12 +296,12 @@ mod tests {
     }
 
     #[test]
-    fn a_successor_gets_what_waits_and_what_comes() {
+    fn a_successor_gets_waiting_and_future_requests() {
         let (queue, _replies) = full();
         let successor = Arc::new(Queue::new("p", 1));
         queue.succeed(Arc::clone(&successor));
         queue.put_back(job("back").0);
-        assert_eq!((queue.len(), successor.len()), (0, PLACES_PER_CONNECTION + 1));
+        assert_eq!((queue.len(), successor.len()), (0, CAPACITY_PER_CONNECTION + 1));
         assert!(queue.push(job("more").0).is_err());
     }
 }

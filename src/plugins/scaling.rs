@@ -1,4 +1,4 @@
-//! How many connections the host keeps to a plugin. The decision is pure; what it is made from is counted here.
+//! How many connections the host keeps to a plugin: a pure decision, and the counters that it is based on.
 
 use std::num::NonZero;
 use std::sync::LazyLock;
@@ -10,20 +10,20 @@ use std::time::{Duration, Instant};
 /// only wait for each other.
 pub(crate) const QUICK: Duration = Duration::from_millis(1);
 
-/// Connections that a quick plugin needs where its requests are uneven: one goes on while another waits.
-const UNEVEN_CONNECTIONS: usize = 2;
+/// Connections that a quick plugin needs while its requests cause head-of-line blocking: one makes progress while another waits.
+const BLOCKING_CONNECTIONS: usize = 2;
 
-/// Processors from which on a quick plugin gets so many in any case. Fewer are busy with one connection, and a second would only make
-/// smaller batches.
+/// Number of processors from which a quick plugin always gets [`BLOCKING_CONNECTIONS`]. One connection keeps fewer processors busy, and a
+/// second would only make smaller batches.
 const MANY_PROCESSORS: usize = 4;
 
-/// How long a plugin's requests count as uneven after the last that were.
-const UNEVEN_TIME: Duration = Duration::from_secs(1);
+/// How long a plugin counts as blocking after the last request that blocked others.
+const BLOCKING_TIME: Duration = Duration::from_secs(1);
 
 /// Processors that the host may use.
 static PROCESSORS: LazyLock<usize> = LazyLock::new(|| available_parallelism().map_or(1, NonZero::get));
 
-/// What decides about a plugin's connections.
+/// The input of the decision.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stats {
     /// Requests that wait.
@@ -32,14 +32,14 @@ pub(crate) struct Stats {
     pub(crate) idle: usize,
     /// Connections that are open, or about to be.
     pub(crate) connections: usize,
-    /// Connections that one answer takes for long: a stream, or an answer that is slow to begin.
+    /// Connections that one long answer occupies: a stream, or an answer that is slow to begin.
     pub(crate) stalled: usize,
-    /// Connections that the plugin may have.
+    /// Most connections that the plugin may have.
     pub(crate) most: usize,
     /// Average time for a request.
     pub(crate) pace: Duration,
-    /// Requests have kept others on their connection waiting of late.
-    pub(crate) uneven: bool,
+    /// Whether requests have recently held up those behind them on a connection (head-of-line blocking).
+    pub(crate) blocking: bool,
     /// Processors that the host may use.
     pub(crate) processors: usize,
 }
@@ -57,7 +57,7 @@ pub(crate) enum Decision {
 
 /// Decides whether a plugin has too few connections or too many.
 pub(crate) fn decide(stats: &Stats) -> Decision {
-    let needed = if stats.uneven || stats.processors >= MANY_PROCESSORS { UNEVEN_CONNECTIONS } else { 1 };
+    let needed = if stats.blocking || stats.processors >= MANY_PROCESSORS { BLOCKING_CONNECTIONS } else { 1 };
     let moving = stats.connections.saturating_sub(stats.stalled);
     let is_busy = stats.waiting > stats.idle && stats.connections < stats.most;
     if is_busy && (stats.pace >= QUICK || moving < needed) {
@@ -69,14 +69,14 @@ pub(crate) fn decide(stats: &Stats) -> Decision {
     }
 }
 
-/// The counts of one plugin. They are read one by one, so a decision may be a request late.
+/// The counters of one plugin. They are read one by one, so a decision may be one request late.
 #[derive(Debug)]
 pub(crate) struct Scaling {
     /// Connections that wait for a request.
     pub(crate) idle: AtomicUsize,
     /// Connections that are open, or about to be.
     pub(crate) connections: AtomicUsize,
-    /// Connections that one answer takes for long.
+    /// Connections that one long answer occupies.
     pub(crate) stalled: AtomicUsize,
     /// Another connection has been asked for.
     pub(crate) growing: AtomicBool,
@@ -84,36 +84,36 @@ pub(crate) struct Scaling {
     pub(crate) shrinking: AtomicBool,
     /// Average time for a request, in microseconds.
     pace: AtomicU64,
-    /// When the plugin became known, and until how many milliseconds after that its requests count as uneven.
-    known: Instant,
-    uneven_until: AtomicU64,
+    created: Instant,
+    /// Until when the plugin counts as blocking, in milliseconds after `created`.
+    blocking_until: AtomicU64,
 }
 
 impl Scaling {
     /// The counts of a plugin that has no connection.
     pub(crate) fn new() -> Self {
-        let (idle, connections, stalled, growing, shrinking, pace, uneven_until) = Default::default();
-        Self { idle, connections, stalled, growing, shrinking, pace, known: Instant::now(), uneven_until }
+        let (idle, connections, stalled, growing, shrinking, pace, blocking_until) = Default::default();
+        Self { idle, connections, stalled, growing, shrinking, pace, created: Instant::now(), blocking_until }
     }
 
-    /// Notes the average time for a request of late.
+    /// Records the recent average time for a request.
     pub(crate) fn set_pace(&self, pace: Duration) {
         self.pace.store(u64::try_from(pace.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// Notes a request that keeps others on its connection waiting: it goes alone, its answer is large, or it takes long.
-    pub(crate) fn note_uneven(&self) {
-        let until = self.known.elapsed() + UNEVEN_TIME;
-        self.uneven_until.store(until.as_millis().try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
+    /// Records a request that holds up others on its connection: it is not pipelined, its answer is large, or it takes long.
+    pub(crate) fn note_blocking(&self) {
+        let until = self.created.elapsed() + BLOCKING_TIME;
+        self.blocking_until.store(until.as_millis().try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// What to do now, where so many requests wait and the plugin may have `most` connections.
+    /// Decides with this number of waiting requests, and at most `most` connections.
     pub(crate) fn decide(&self, waiting: usize, most: usize) -> Decision {
         let [idle, connections, stalled] =
             [&self.idle, &self.connections, &self.stalled].map(|count| count.load(Ordering::Relaxed));
         let pace = Duration::from_micros(self.pace.load(Ordering::Relaxed));
-        let uneven = self.known.elapsed() < Duration::from_millis(self.uneven_until.load(Ordering::Relaxed));
-        decide(&Stats { waiting, idle, connections, stalled, most, pace, uneven, processors: *PROCESSORS })
+        let blocking = self.created.elapsed() < Duration::from_millis(self.blocking_until.load(Ordering::Relaxed));
+        decide(&Stats { waiting, idle, connections, stalled, most, pace, blocking, processors: *PROCESSORS })
     }
 }
 
@@ -126,37 +126,37 @@ mod tests {
 
     #[test]
     fn a_plugin_has_as_many_connections_as_its_requests_can_use() {
-        // Waiting, idle, connections, stalled, pace, uneven, processors.
-        for (waiting, idle, connections, stalled, pace, uneven, processors, expected) in [
+        // Waiting, idle, connections, stalled, pace, blocking, processors.
+        for (waiting, idle, connections, stalled, pace, blocking, processors, expected) in [
             // A slow plugin gets another connection whenever requests wait, up to its most.
             (1, 0, 1, 0, SLOW, false, 2, Decision::Grow),
             (1, 1, 2, 0, SLOW, false, 2, Decision::Stay),
             (0, 0, 1, 0, SLOW, false, 2, Decision::Stay),
             (50, 0, 8, 0, SLOW, false, 2, Decision::Stay),
             (0, 8, 8, 0, SLOW, false, 2, Decision::Stay),
-            // A quick one has one connection, or two where requests are uneven or processors many.
+            // A quick one has one connection, or two if requests are blocking or there are many processors.
             (50, 0, 1, 0, FAST, false, 2, Decision::Stay),
             (50, 0, 1, 0, FAST, true, 2, Decision::Grow),
             (50, 0, 1, 0, FAST, false, 4, Decision::Grow),
             (50, 0, 2, 0, FAST, true, 4, Decision::Stay),
             (50, 0, 2, 0, FAST, false, 2, Decision::Shrink),
             (0, 3, 3, 0, FAST, true, 2, Decision::Shrink),
-            // Connections that streams take count for none.
+            // Connections occupied by streams do not count.
             (1, 0, 3, 3, FAST, false, 2, Decision::Grow),
             (1, 0, 4, 3, FAST, false, 2, Decision::Stay),
             (0, 2, 5, 3, FAST, false, 2, Decision::Shrink),
             (1, 0, 8, 8, FAST, false, 2, Decision::Stay),
-            // Between quick and slow nothing changes, so that it does not swing.
+            // Between quick and slow nothing changes, so that the number does not oscillate.
             (50, 0, 1, 0, QUICK / 2, false, 2, Decision::Stay),
             (0, 8, 8, 0, QUICK / 2, false, 2, Decision::Stay),
         ] {
-            let stats = Stats { waiting, idle, connections, stalled, most: 8, pace, uneven, processors };
+            let stats = Stats { waiting, idle, connections, stalled, most: 8, pace, blocking, processors };
             assert_eq!(decide(&stats), expected, "{stats:?}");
         }
     }
 
     #[test]
-    fn counts_are_what_is_decided_by() {
+    fn the_decision_uses_the_counters() {
         let scaling = Scaling::new();
         scaling.connections.store(1, Ordering::Relaxed);
         scaling.set_pace(SLOW);

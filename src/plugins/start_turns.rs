@@ -10,10 +10,10 @@ use std::sync::{Arc, Mutex};
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
-/// How long a start counts as busy. One that takes longer is likely to wait for something.
+/// Time for which a start counts as busy. A longer one probably waits for something.
 const BUSY_TIME: Duration = Duration::from_secs(2);
 
-/// How often those that wait for a turn look for one themselves: nobody tells them that a start has become late.
+/// Interval at which supervisors that wait for a turn retry, because no event tells them that a start has become late.
 pub(crate) const TURN_CHECK: Duration = Duration::from_millis(250);
 
 /// The turns of all plugins.
@@ -24,14 +24,14 @@ pub(crate) struct Starts {
 
 #[derive(Default)]
 struct Turns {
-    /// When each start under way began, by number.
+    /// Start time of each start under way, by number.
     under_way: Vec<(u64, Instant)>,
     next: u64,
-    /// Supervisors that wait, in their order.
+    /// Supervisors that wait, first come first served.
     waiting: VecDeque<Sender<Command>>,
 }
 
-/// The right to start a process, given back when it is dropped.
+/// The right to start a process, released when dropped.
 pub(crate) struct Turn {
     turns: Arc<Mutex<Turns>>,
     number: u64,
@@ -43,7 +43,7 @@ impl Starts {
         Self { turns: Arc::default(), at_once: available_parallelism().map_or(1, NonZero::get) }
     }
 
-    /// Takes a turn. Where none is free, the supervisor with this channel is told by [`Command::Proceed`] to ask again.
+    /// Takes a turn. If none is free, the supervisor with this channel later gets [`Command::Proceed`], upon which it retries.
     pub(crate) fn take(&self, supervisor: &Sender<Command>, now: Instant) -> Option<Turn> {
         let mut turns = self.turns.locked();
         let busy = turns.under_way.iter().filter(|(_, began)| now.saturating_duration_since(*began) < BUSY_TIME).count();

@@ -7,12 +7,12 @@ use crate::http::errors;
 use crate::license::{Code, Time, unverified};
 use crate::licensing::status;
 use crate::licensing::wait::LicenseWait;
-use crate::plugins::connection::{FIRST_ID, Link, Lost};
-use crate::plugins::context::{HOST_SOCKET_VARIABLE, Host, Owner};
-use crate::plugins::plugin::{Command, Door, End, HOLD, Plugin, Quit, STARTING_RETRY_AFTER, State};
+use crate::plugins::connection::{Connection, FIRST_ID, WaitError};
+use crate::plugins::context::{Context, HOST_SOCKET_VARIABLE, Owner};
+use crate::plugins::plugin::{Admission, Command, End, HOLD, Plugin, Quit, STARTING_RETRY_AFTER, State};
 use crate::plugins::restart_policy::{Decision, History, Run};
 use crate::plugins::start_turns::{TURN_CHECK, Turn};
-use crate::plugins::worker::{Life, Worker};
+use crate::plugins::worker::{ProcessState, Worker};
 use crate::process::exit::Exit;
 use crate::process::failure_line::failure_line;
 use crate::process::preflight;
@@ -22,8 +22,8 @@ use crate::store::licenses::Given;
 use crate::store::limits::LimitsInForce;
 use crate::store::{StoreError, now_ms};
 use crate::system::data_dir::check_socket_path;
-use crate::system::rlimits::{self, ROOM_RETRY, Seat};
-use crate::util::log_throttle::{Repeat, more};
+use crate::system::rlimits::{self, CAPACITY_RETRY, PluginSlot};
+use crate::util::log_throttle::{LogThrottle, suppressed_note};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use signal_hook::consts::SIGKILL;
 use std::ffi::OsStr;
@@ -52,7 +52,7 @@ const START_SETTLE_TIME: Duration = Duration::from_secs(1);
 const KILLED: Exit = Exit::Signal(SIGKILL);
 
 /// Interval at which a plugin whose file was replaced checks whether the old file is back.
-const LOOK_PAUSE: Duration = Duration::from_secs(1);
+const FILE_CHECK_PAUSE: Duration = Duration::from_secs(1);
 
 /// Pause between attempts to connect to a starting plugin.
 const CONNECT_PAUSE: Duration = Duration::from_millis(5);
@@ -63,17 +63,23 @@ pub(crate) const HOLD_TICK: Duration = Duration::from_millis(100);
 /// Stack size of a worker in bytes: its buffers are on the heap.
 const WORKER_STACK: usize = 512 * 1024;
 
-/// The number of the next process. Of all plugins, so that the supervisor that takes over after a panic takes no news of a process
-/// before it for news of its own.
-static LIVES: AtomicU64 = AtomicU64::new(1);
+/// The number of the next process of any plugin. Unique in this run of the host, so that a supervisor that takes over after a panic
+/// ignores commands about its predecessor's processes.
+static NEXT_PROCESS_NUMBER: AtomicU64 = AtomicU64::new(1);
 
 /// The phase of a supervisor.
 enum Phase {
     /// No process.
     Down { retry_at: Option<Instant> },
-    /// A process that is not ready yet. `link` is set once it listens, `told` if it refused `init` and why, `broken` if the link failed
-    /// and how.
-    Starting { running: Running, link: Option<Link>, deadline: Instant, told: Option<Failure>, broken: Option<String> },
+    /// A process that is not ready yet. `connection` is set once it listens, `told` if it refused `init`, `broken` if the
+    /// connection failed, with the reason.
+    Starting {
+        running: Running,
+        connection: Option<Connection>,
+        deadline: Instant,
+        told: Option<Failure>,
+        broken: Option<String>,
+    },
     /// A ready process.
     Ready { running: Running },
     /// A process that was told to end.
@@ -83,7 +89,7 @@ enum Phase {
 /// A process and its resources.
 struct Running {
     process: Process,
-    life: Arc<Life>,
+    state: Arc<ProcessState>,
     /// Dropping it stops the workers.
     stop: Option<Sender<()>>,
     started: Instant,
@@ -92,7 +98,7 @@ struct Running {
     limits: LimitsInForce,
     /// The turn to start, held until the process is ready.
     turn: Option<Turn>,
-    _seat: Seat,
+    _slot: PluginSlot,
 }
 
 impl Running {
@@ -102,7 +108,7 @@ impl Running {
 
     /// How far the process has come.
     fn so_far(&self) -> Run {
-        Run { uptime: self.started.elapsed(), ready: self.ready, work: self.life.work() }
+        Run { uptime: self.started.elapsed(), ready: self.ready, work: self.state.work() }
     }
 }
 
@@ -113,18 +119,18 @@ enum Then {
     /// Treat it as a fault of the process.
     Fault(Exit, String),
     /// Treat it as a lack of capacity.
-    WaitForRoom(String),
+    WaitForCapacity(String),
 }
 
 /// The supervisor of one plugin.
 pub(crate) struct Supervisor {
     plugin: Arc<Plugin>,
-    host: Arc<Host>,
+    context: Arc<Context>,
     commands: Receiver<Command>,
     phase: Phase,
     history: History,
     /// Throttles the log line about connections that cannot be opened.
-    growth: Repeat,
+    growth: LogThrottle,
     /// Why the plugin is being removed from the registry, if it is.
     quitting: Option<Quit>,
     /// Since when there is no ready process.
@@ -132,7 +138,7 @@ pub(crate) struct Supervisor {
     /// Whether the plugin waits for its turn to start.
     waits_for_turn: bool,
     /// Whether the last start failed for lack of capacity.
-    wants_room: bool,
+    wants_capacity: bool,
     /// The licence that the current process got in `init`.
     given: Given,
     /// The wait for a licence that the plugin refused as not valid yet.
@@ -143,7 +149,7 @@ pub(crate) struct Supervisor {
     updated: bool,
     /// Gets the outcome of an update's first start. If that fails, there is no second one.
     trial: Option<Trial>,
-    /// Set if another supervisor must not take over after a panic, since the plugin leaves the rack.
+    /// Set if no other supervisor is to take over after a panic, because the plugin is being removed from the registry.
     leaves: Arc<AtomicBool>,
 }
 
@@ -152,10 +158,11 @@ pub(crate) type Trial = Box<dyn FnOnce(Result<(), String>) + Send>;
 
 impl Supervisor {
     /// Creates the supervisor of a plugin that does not run yet. An update on `trial` is started once, beside the plugin it replaces.
-    /// After a panic of [`Supervisor::run`], `leaves` says whether the plugin leaves the rack, so that nothing takes over.
+    /// After a panic of [`Supervisor::run`], `leaves` says whether the plugin is being removed from the registry, so that nothing takes
+    /// over.
     pub(crate) fn new(
         plugin: Arc<Plugin>,
-        host: Arc<Host>,
+        context: Arc<Context>,
         commands: Receiver<Command>,
         trial: Option<Trial>,
         leaves: Arc<AtomicBool>,
@@ -164,15 +171,15 @@ impl Supervisor {
         let (history, waiting) = (History::default(), Vec::new());
         Self {
             plugin,
-            host,
+            context,
             commands,
             phase,
             history,
-            growth: Repeat::default(),
+            growth: LogThrottle::default(),
             quitting: None,
             down_since: None,
             waits_for_turn: false,
-            wants_room: false,
+            wants_capacity: false,
             given: Given::default(),
             license_wait: None,
             waiting,
@@ -187,7 +194,7 @@ impl Supervisor {
         if self.plugin.status().enabled {
             self.start();
         } else {
-            self.enter(State::Stopped, Door::Shut, "stopped", "disabled by the operator");
+            self.enter(State::Stopped, Admission::Shut, "stopped", "disabled by the operator");
         }
         loop {
             let command = match self.next_wake() {
@@ -211,9 +218,9 @@ impl Supervisor {
         let now = Instant::now();
         let phase = match &self.phase {
             Phase::Down { retry_at } => *retry_at,
-            Phase::Starting { link: None, .. } => Some(now + CONNECT_PAUSE),
+            Phase::Starting { connection: None, .. } => Some(now + CONNECT_PAUSE),
             Phase::Starting { broken: Some(_), deadline, .. } => Some(*deadline),
-            // In this phase `step` waits on the link.
+            // In this phase `step` waits on the connection.
             Phase::Starting { .. } => Some(now),
             Phase::Ready { .. } => None,
             Phase::Stopping { terminate_at, kill_at, .. } => Some(terminate_at.unwrap_or(*kill_at)),
@@ -302,11 +309,11 @@ impl Supervisor {
                 Phase::Ready { running }
                     if self.plugin.scaling.connections.load(Ordering::Relaxed) < self.plugin.metadata.concurrency as usize =>
                 {
-                    if let Err(error) = self.spawn_worker(&running.life, None)
-                        && let Some(unsaid) = self.growth.came(Instant::now())
+                    if let Err(error) = self.spawn_worker(&running.state, None)
+                        && let Some(suppressed) = self.growth.hit(Instant::now())
                     {
                         let said = rlimits::explain("the host cannot open another connection to it", &error).0;
-                        log::warn!("{}: {said}{}", self.plugin.id(), more(unsaid));
+                        log::warn!("{}: {said}{}", self.plugin.id(), suppressed_note(suppressed));
                     }
                 }
                 _ => self.plugin.scaling.growing.store(false, Ordering::Relaxed),
@@ -316,9 +323,9 @@ impl Supervisor {
                     self.start();
                 }
             }
-            Command::Exited { life } => self.exited(life),
-            Command::Unresponsive { life, why } => {
-                if matches!(&self.phase, Phase::Ready { running } if running.life.number == life) {
+            Command::Exited { process } => self.exited(process),
+            Command::Unresponsive { process, why } => {
+                if matches!(&self.phase, Phase::Ready { running } if running.state.number == process) {
                     self.fault(Exit::Fault, why);
                 }
             }
@@ -330,8 +337,10 @@ impl Supervisor {
         let now = Instant::now();
         match &mut self.phase {
             Phase::Down { retry_at: Some(at) } if now >= *at && self.quitting.is_none() => {
-                let (time, wait) =
-                    (self.host.time.now(), self.license_wait.filter(|_| self.plugin.status().state == State::Unlicensed));
+                let (time, wait) = (
+                    self.context.license_clock.now(),
+                    self.license_wait.filter(|_| self.plugin.status().state == State::Unlicensed),
+                );
                 if let Some(early) = wait.filter(|wait| wait.is_early(time)) {
                     self.phase = Phase::Down { retry_at: Some(now + early.pause(time)) };
                     return;
@@ -366,11 +375,11 @@ impl Supervisor {
         }
         self.phase = Phase::Down { retry_at: None };
         // A plugin that already waits for capacity or its turn changes its state only once.
-        if !self.wants_room && !self.waits_for_turn {
-            self.enter(State::Starting, Door::Holding, "starting", "");
+        if !self.wants_capacity && !self.waits_for_turn {
+            self.enter(State::Starting, Admission::Holding, "starting", "");
         }
         let now = Instant::now();
-        let Some(turn) = self.host.starts.take(&self.plugin.control, now) else {
+        let Some(turn) = self.context.starts.take(&self.plugin.control, now) else {
             self.waits_for_turn = true;
             self.phase = Phase::Down { retry_at: Some(now + TURN_CHECK) };
             return;
@@ -380,26 +389,26 @@ impl Supervisor {
             Ok(running) => {
                 let deadline = running.started + running.limits.start_timeout;
                 self.plugin.set_process(running.pid(), running.limits);
-                self.phase = Phase::Starting { running, link: None, deadline, told: None, broken: None };
-                if std::mem::take(&mut self.wants_room) {
-                    self.enter(State::Starting, Door::Holding, "starting", "");
+                self.phase = Phase::Starting { running, connection: None, deadline, told: None, broken: None };
+                if std::mem::take(&mut self.wants_capacity) {
+                    self.enter(State::Starting, Admission::Holding, "starting", "");
                 }
             }
-            Err((Exit::NoRoom, why)) => self.wait_for_room(&why),
+            Err((Exit::NoCapacity, why)) => self.wait_for_capacity(&why),
             Err((exit, why)) => self.down(exit, Run::default(), &why),
         }
     }
 
     /// There are not enough files, threads or memory for the plugin. That is not its fault, so it is retried until there are.
-    fn wait_for_room(&mut self, why: &str) {
-        let said = std::mem::replace(&mut self.wants_room, true) && self.plugin.status().reason == why;
-        let retry_at = Some(Instant::now() + ROOM_RETRY);
+    fn wait_for_capacity(&mut self, why: &str) {
+        let said = std::mem::replace(&mut self.wants_capacity, true) && self.plugin.status().reason == why;
+        let retry_at = Some(Instant::now() + CAPACITY_RETRY);
         self.phase = Phase::Down { retry_at };
         if said {
-            self.plugin.set_status(Door::Shut, |status| status.retry_at = retry_at);
+            self.plugin.set_status(Admission::Shut, |status| status.retry_at = retry_at);
         } else {
-            self.plugin.set_last_end(End { at: now_ms(), exit: Exit::NoRoom, reason: why.to_owned(), lines: Vec::new() });
-            self.enter(State::BackingOff, Door::Shut, "no_room", why);
+            self.plugin.set_last_end(End { at: now_ms(), exit: Exit::NoCapacity, reason: why.to_owned(), lines: Vec::new() });
+            self.enter(State::BackingOff, Admission::Shut, "no_room", why);
         }
         self.waiting.clear();
     }
@@ -407,34 +416,34 @@ impl Supervisor {
     fn spawn(&mut self, turn: Turn) -> Result<Running, (Exit, String)> {
         let unfit = |why: String| (Exit::Unfit, why);
         if !self.plugin.is_unchanged() {
-            self.host.look_again();
+            self.context.request_scan();
             return Err((Exit::Changed, Exit::Changed.to_string()));
         }
         preflight::check(&self.plugin.program).map_err(unfit)?;
-        let (data, id) = (&self.host.data, self.plugin.id());
+        let (data, id) = (&self.context.data, self.plugin.id());
         check_socket_path(&self.plugin.socket).map_err(unfit)?;
-        let seat = self.host.room.enter().map_err(|why| (Exit::NoRoom, why))?;
+        let slot = self.context.capacity.enter().map_err(|why| (Exit::NoCapacity, why))?;
         let passing = |what: &str, error: std::io::Error| match rlimits::explain(what, &error) {
-            (why, true) => (Exit::NoRoom, why),
+            (why, true) => (Exit::NoCapacity, why),
             (why, false) => (Exit::NotStarted, why),
         };
         let no_user = |why: String| (Exit::NoUser, why);
-        let mut bounds = self.host.plugin_bounds(id).map_err(no_user)?;
+        let mut bounds = self.context.plugin_bounds(id).map_err(no_user)?;
         let unreadable = |error: StoreError| (Exit::NotStarted, format!("cannot read its environment and limits: {error}"));
-        let limits = self.host.limits(id).map_err(unreadable)?;
+        let limits = self.context.limits(id).map_err(unreadable)?;
         bounds.open_files = limits.open_files;
-        let variables = self.host.store.env(id).map_err(unreadable)?;
+        let variables = self.context.store.env(id).map_err(unreadable)?;
         bounds.variables.extend(variables.into_iter().map(|(name, value)| (name.into(), value.into())));
         let uid = bounds.uid;
         let (home, socket) = (data.plugin_data(id), self.plugin.socket.clone());
         self.remove_run().map_err(|error| passing("cannot remove its old socket", error))?;
         let directories = data.make_plugin_dirs(id).map_err(|error| passing("cannot make its directories", error))?;
-        self.host.hand_over(id, uid, &directories).map_err(no_user)?;
-        let number = LIVES.fetch_add(1, Ordering::Relaxed);
+        self.context.chown_dirs(id, uid, &directories).map_err(no_user)?;
+        let number = NEXT_PROCESS_NUMBER.fetch_add(1, Ordering::Relaxed);
         self.given = Given::default();
         self.plugin.log.begin(uid);
         let (stop, stopped) = bounded(0);
-        let (exited, over) = bounded::<()>(0);
+        let (alive, exited) = bounded::<()>(0);
         let host_socket = data.host_socket();
         let version = PROTOCOL_VERSION.to_string();
         let env: [(&str, &OsStr); 5] = [
@@ -446,43 +455,46 @@ impl Supervisor {
         ];
         let start = || Process::start(&self.plugin.program, &home, &env, &bounds, &self.plugin.log, id);
         let owner = Owner::new(id, uid, &self.plugin.log);
-        let process =
-            self.host.sessions.enter(owner, start, Process::pid).map_err(|error| passing("cannot start its process", error))?;
-        let life = Life {
+        let process = self
+            .context
+            .sessions
+            .enter(owner, start, Process::pid)
+            .map_err(|error| passing("cannot start its process", error))?;
+        let state = ProcessState {
             number,
             socket,
             uid,
             stop: stopped,
-            over,
+            exited,
             exit: OnceLock::new(),
             asked: AtomicBool::new(false),
             served: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             ended: AtomicBool::new(false),
-            unproven: AtomicUsize::new(0),
+            unaccepted: AtomicUsize::new(0),
             request_timeout: limits.request_timeout,
         };
-        let life = Arc::new(life);
+        let state = Arc::new(state);
         let running = Running {
             process,
-            life: Arc::clone(&life),
+            state: Arc::clone(&state),
             stop: Some(stop),
             started: Instant::now(),
             ready: false,
             limits,
             turn: Some(turn),
-            _seat: seat,
+            _slot: slot,
         };
         let control = self.plugin.control.clone();
         let tell = move |exit: Option<Exit>| {
             // First wakes the workers, which fail the requests of the dead process; the supervisor may be busy.
             if let Some(exit) = exit {
-                life.exit.set(exit).ok();
+                state.exit.set(exit).ok();
             }
-            life.ended.store(true, Ordering::Release);
-            drop(exited);
+            state.ended.store(true, Ordering::Release);
+            drop(alive);
             // The supervisor may be gone.
-            drop(control.send(Command::Exited { life: number }));
+            drop(control.send(Command::Exited { process: number }));
         };
         match running.process.on_exit(id, tell) {
             Ok(()) => Ok(running),
@@ -495,10 +507,10 @@ impl Supervisor {
 
     /// Advances a start: connects, sends `init`, waits for `ready`, each for one tick at most.
     fn go_on_starting(&mut self, now: Instant) {
-        if matches!(&self.phase, Phase::Starting { link: None, .. }) {
+        if matches!(&self.phase, Phase::Starting { connection: None, .. }) {
             return self.try_init(now);
         }
-        let Phase::Starting { link: Some(open), deadline, told, broken, .. } = &mut self.phase else { return };
+        let Phase::Starting { connection: Some(open), deadline, told, broken, .. } = &mut self.phase else { return };
         if now >= *deadline {
             return match (told.take(), broken.take()) {
                 (Some(told), _) => self.fault(refusal(&told).unwrap_or(Exit::Fault), told_text(&told)),
@@ -517,8 +529,8 @@ impl Supervisor {
                 .take()
                 .map_err(|error| format!("its first connection ended before it was ready: {error}"))
                 .and_then(|frame| frame.message().map_err(|error| format!("its answer to init is not valid: {error}"))),
-            Err(Lost::Deadline | Lost::Interrupted) => return,
-            Err(Lost::Broken(error)) => Err(format!("its first connection ended before it was ready: {error}")),
+            Err(WaitError::Deadline | WaitError::Interrupted) => return,
+            Err(WaitError::Broken(error)) => Err(format!("its first connection ended before it was ready: {error}")),
         };
         match reply {
             Ok(Message::Ready(ready)) if ready.id == FIRST_ID => self.ready(),
@@ -541,9 +553,9 @@ impl Supervisor {
     /// Connects to a starting process and sends `init`, if it already listens.
     fn try_init(&mut self, now: Instant) {
         let Phase::Starting { running, deadline, .. } = &self.phase else { return };
-        let Ok(mut opened) = Link::connect(&running.life.socket, running.life.uid) else {
+        let Ok(mut opened) = Connection::connect(&running.state.socket, running.state.uid) else {
             if now >= *deadline {
-                let socket = running.life.socket.display().to_string();
+                let socket = running.state.socket.display().to_string();
                 self.too_late(&format!("it does not listen on its socket {socket} (PLUGRACK_SOCKET)"));
             }
             return;
@@ -551,8 +563,8 @@ impl Supervisor {
         let init = self.init(opened.next_id());
         match init.and_then(|init| opened.queue(&init, &[]).map_err(|error| error.to_string())) {
             Ok(()) => {
-                if let Phase::Starting { link, .. } = &mut self.phase {
-                    *link = Some(opened);
+                if let Phase::Starting { connection, .. } = &mut self.phase {
+                    *connection = Some(opened);
                 }
             }
             Err(error) => self.fault(Exit::Fault, format!("cannot send it init: {error}")),
@@ -570,48 +582,48 @@ impl Supervisor {
     }
 
     fn init(&mut self, id: u64) -> Result<Init, String> {
-        self.given = self.host.store.given_license(self.plugin.id()).map_err(|error| error.to_string())?;
-        let (data, plugin) = (&self.host.data, self.plugin.id());
+        self.given = self.context.store.given_license(self.plugin.id()).map_err(|error| error.to_string())?;
+        let (data, plugin) = (&self.context.data, self.plugin.id());
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
         Ok(Init {
             id,
             protocol: PROTOCOL_VERSION,
-            instance_id: self.host.instance_id.to_string(),
+            instance_id: self.context.instance_id.to_string(),
             plugin_id: plugin.to_owned(),
             socket_path: text(self.plugin.socket.clone()),
             host_socket: text(data.host_socket()),
             log_path: text(data.log(plugin)),
             data_dir: text(data.plugin_data(plugin)),
             license: self.given.token.clone(),
-            not_before_time: self.host.time.mark(),
-            config: self.host.store.config(plugin).map_err(|error| error.to_string())?,
+            not_before_time: self.context.license_clock.mark(),
+            config: self.context.store.config(plugin).map_err(|error| error.to_string())?,
             host: HostInfo { name: env!("CARGO_PKG_NAME").into(), version: env!("CARGO_PKG_VERSION").into() },
         })
     }
 
     fn ready(&mut self) {
         if !self.plugin.is_unchanged() {
-            self.host.look_again();
+            self.context.request_scan();
             return self.fault(Exit::Changed, Exit::Changed.to_string());
         }
         if let Given { token: Some(token), previous: Some(_) } = std::mem::take(&mut self.given) {
             // If this fails, the store has logged why, and the licence is on trial again at the next start.
-            self.host.store.accept_license(self.plugin.id(), &token).ok();
+            self.context.store.accept_license(self.plugin.id(), &token).ok();
         }
         match std::mem::replace(&mut self.phase, Phase::Down { retry_at: None }) {
-            Phase::Starting { mut running, link: Some(link), .. } => {
+            Phase::Starting { mut running, connection: Some(connection), .. } => {
                 running.ready = true;
                 running.turn = None;
-                let working = self.spawn_worker(&running.life, Some(link));
+                let working = self.spawn_worker(&running.state, Some(connection));
                 self.phase = Phase::Ready { running };
                 match working {
                     Ok(()) => {
-                        self.enter(State::Ready, Door::Open, "ready", "");
-                        self.host.warn_of_license(self.plugin.id());
+                        self.enter(State::Ready, Admission::Open, "ready", "");
+                        self.context.warn_of_license(self.plugin.id());
                     }
                     Err(error) => {
                         let (why, _) = rlimits::explain("cannot start its worker", &error);
-                        self.stop(&why.clone(), Then::WaitForRoom(why));
+                        self.stop(&why.clone(), Then::WaitForCapacity(why));
                     }
                 }
             }
@@ -620,22 +632,22 @@ impl Supervisor {
     }
 
     /// Starts a worker with an open connection, or one that opens its own.
-    fn spawn_worker(&self, life: &Arc<Life>, link: Option<Link>) -> std::io::Result<()> {
-        let (plugin, life) = (Arc::clone(&self.plugin), Arc::clone(life));
+    fn spawn_worker(&self, state: &Arc<ProcessState>, connection: Option<Connection>) -> std::io::Result<()> {
+        let (plugin, state) = (Arc::clone(&self.plugin), Arc::clone(state));
         plugin.scaling.connections.fetch_add(1, Ordering::Relaxed);
         let thread = std::thread::Builder::new().name(format!("worker-{}", plugin.id())).stack_size(WORKER_STACK);
         let spawned = thread.spawn(move || {
-            let place = Place { plugin: &plugin, life: &life };
-            let worker = match link {
-                Some(link) => Some(Worker::new(Arc::clone(&plugin), Arc::clone(&life), link)),
-                None => Worker::connect(Arc::clone(&plugin), Arc::clone(&life)),
+            let counted = CountedConnection { plugin: &plugin, state: &state };
+            let worker = match connection {
+                Some(connection) => Some(Worker::new(Arc::clone(&plugin), Arc::clone(&state), connection)),
+                None => Worker::connect(Arc::clone(&plugin), Arc::clone(&state)),
             };
             plugin.scaling.growing.store(false, Ordering::Relaxed);
             plugin.ask_to_grow();
             if let Some(worker) = worker {
                 worker.run();
             }
-            drop(place);
+            drop(counted);
         });
         if spawned.is_err() {
             self.plugin.scaling.connections.fetch_sub(1, Ordering::Relaxed);
@@ -646,18 +658,18 @@ impl Supervisor {
 
     /// Makes the process end, if there is one: through its workers, which send `shutdown`, or by a signal if it is not ready or faulty.
     fn stop(&mut self, why: &str, then: Then) {
-        let door = if matches!(then, Then::Stay) { self.shut() } else { Door::Holding };
+        let admission = if matches!(then, Then::Stay) { self.shut() } else { Admission::Holding };
         let now = Instant::now();
         match std::mem::replace(&mut self.phase, Phase::Down { retry_at: None }) {
             Phase::Down { .. } => self.stopped(why),
-            Phase::Starting { running, .. } => self.stopping(running, now, door, why, then),
-            Phase::Ready { running } if matches!(then, Then::Fault(..) | Then::WaitForRoom(_)) => {
-                self.stopping(running, now, door, why, then)
+            Phase::Starting { running, .. } => self.stopping(running, now, admission, why, then),
+            Phase::Ready { running } if matches!(then, Then::Fault(..) | Then::WaitForCapacity(_)) => {
+                self.stopping(running, now, admission, why, then)
             }
             Phase::Ready { running } => {
                 // The update already serves, so requests under way may take the full request timeout.
                 let time = if self.updated { running.limits.request_timeout.max(SHUTDOWN_TIME) } else { SHUTDOWN_TIME };
-                self.stopping(running, now + time, door, why, then);
+                self.stopping(running, now + time, admission, why, then);
             }
             Phase::Stopping { running, terminate_at, kill_at, .. } => {
                 // When the host stops, the longer time of an updated process is cut to that of all others.
@@ -665,16 +677,16 @@ impl Supervisor {
                 let kill_at = kill_at.min(now + SHUTDOWN_TIME + TERMINATE_TIME);
                 self.phase = Phase::Stopping { running, terminate_at, kill_at, then };
                 // Requests that wait for a process that will not come now are answered; later ones may be held again.
-                self.enter(State::Stopping, door, "stopping", why);
+                self.enter(State::Stopping, admission, "stopping", why);
             }
         }
     }
 
-    fn stopping(&mut self, mut running: Running, terminate_at: Instant, door: Door, why: &str, then: Then) {
-        running.life.stopping.store(true, Ordering::Relaxed);
+    fn stopping(&mut self, mut running: Running, terminate_at: Instant, admission: Admission, why: &str, then: Then) {
+        running.state.stopping.store(true, Ordering::Relaxed);
         running.stop = None;
         self.phase = Phase::Stopping { running, terminate_at: Some(terminate_at), kill_at: terminate_at + TERMINATE_TIME, then };
-        self.enter(State::Stopping, door, "stopping", why);
+        self.enter(State::Stopping, admission, "stopping", why);
     }
 
     /// Handles the end of a process, expected or not.
@@ -682,7 +694,7 @@ impl Supervisor {
         let current = match &self.phase {
             Phase::Down { .. } => None,
             Phase::Starting { running, .. } | Phase::Ready { running } | Phase::Stopping { running, .. } => {
-                Some(running.life.number)
+                Some(running.state.number)
             }
         };
         if current != Some(number) {
@@ -699,16 +711,16 @@ impl Supervisor {
         match then {
             Some(Then::Stay) => self.stopped(&exit.to_string()),
             Some(Then::Start) => {
-                self.host.store.note_event(self.plugin.id(), "stopped", &exit.to_string());
+                self.context.store.note_event(self.plugin.id(), "stopped", &exit.to_string());
                 self.start();
             }
-            Some(Then::WaitForRoom(why)) if self.quitting.is_none() => self.wait_for_room(&why),
-            Some(Then::WaitForRoom(why)) => self.stopped(&why),
+            Some(Then::WaitForCapacity(why)) if self.quitting.is_none() => self.wait_for_capacity(&why),
+            Some(Then::WaitForCapacity(why)) => self.stopped(&why),
             Some(Then::Fault(exit, why)) => self.down(exit, run, &why),
             None => {
                 let exit = match told.as_ref().and_then(refusal) {
                     Some(refusal) => refusal,
-                    None if exit == KILLED && self.host.memory.ran_out() => Exit::OutOfMemory,
+                    None if exit == KILLED && self.context.oom.has_killed() => Exit::OutOfMemory,
                     None => exit,
                 };
                 let words = told.as_ref().map(told_text).or_else(|| self.last_words()).or(broken);
@@ -728,20 +740,21 @@ impl Supervisor {
 
     /// Cleans up after a process has ended: its workers, orphans and socket.
     fn finish(&self, running: Running) -> Exit {
-        let Running { process, life, stop, .. } = running;
-        life.stopping.store(true, Ordering::Relaxed);
-        life.ended.store(true, Ordering::Relaxed);
+        let Running { process, state, stop, .. } = running;
+        state.stopping.store(true, Ordering::Relaxed);
+        state.ended.store(true, Ordering::Relaxed);
         drop(stop);
         let session = process.pid();
-        let reach = match life.uid {
-            // When all plugins end, the guard kills the orphans of all of them at once.
+        let reach = match state.uid {
+            // When all plugins end, the watchdog kills the orphans of all of them at once.
             // Otherwise another process of the plugin may run under the same uid.
             Some(uid) if self.quitting == Some(Quit::HostStops) && !self.has_sibling() => Reach::UidUnseen(uid),
             _ if self.quitting == Some(Quit::HostStops) => Reach::Group,
             Some(uid) if !self.has_sibling() => Reach::Uid(uid),
             _ => Reach::Marked,
         };
-        let exit = self.host.sessions.leave(session, matches!(reach, Reach::Group | Reach::UidUnseen(_)), || process.reap(reach));
+        let exit =
+            self.context.sessions.leave(session, matches!(reach, Reach::Group | Reach::UidUnseen(_)), || process.reap(reach));
         // If the socket stays, the next start removes it.
         drop(self.remove_run());
         exit
@@ -755,7 +768,7 @@ impl Supervisor {
     /// Removes the plugin's files in the run directory; only its socket if another process of it may use the rest.
     fn remove_run(&self) -> std::io::Result<()> {
         if !self.has_sibling() {
-            return self.host.data.remove_plugin_run(self.plugin.id());
+            return self.context.data.remove_plugin_run(self.plugin.id());
         }
         match std::fs::remove_file(&self.plugin.socket) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
@@ -777,15 +790,15 @@ impl Supervisor {
         }
         if exit == Exit::Changed {
             // The registry will replace this plugin or refuse the file. Until then the supervisor keeps checking.
-            self.phase = Phase::Down { retry_at: Some(Instant::now() + LOOK_PAUSE) };
+            self.phase = Phase::Down { retry_at: Some(Instant::now() + FILE_CHECK_PAUSE) };
             self.plugin.set_last_end(End { at: now_ms(), exit, reason: why.to_owned(), lines: Vec::new() });
-            return self.enter(State::BackingOff, Door::Holding, "changed", why);
+            return self.enter(State::BackingOff, Admission::Holding, "changed", why);
         }
         let begins = self.license_begins(exit);
         if self.rejected_license(exit, begins.is_some(), why) {
             return self.start();
         }
-        let time = self.host.time.now();
+        let time = self.context.license_clock.now();
         self.license_wait = begins.map(|begins| LicenseWait::refused(begins, self.license_wait, time));
         // The first byte of a random UUID serves as the random number.
         let random = f64::from(uuid::Uuid::new_v4().as_bytes()[0]) / 255.0;
@@ -804,8 +817,8 @@ impl Supervisor {
         let exit_text = exit.to_string();
         let said = if why.starts_with(&exit_text) { &exit_text } else { why };
         self.plugin.log.note(&format!("{kind}: {said}"));
-        let door = if self.holds() { Door::Holding } else { Door::Shut };
-        self.enter(state, door, kind, why);
+        let admission = if self.holds() { Admission::Holding } else { Admission::Shut };
+        self.enter(state, admission, kind, why);
     }
 
     /// The start of validity, from its token, of a licence that the process refused as not valid yet.
@@ -820,11 +833,11 @@ impl Supervisor {
         let id = self.plugin.id();
         // If this fails, the store has logged why, and the licence stays on trial.
         let restored = status::rejects_trial(exit, previous.ran, begins_later)
-            && self.host.store.reject_license(id, &token).unwrap_or(false);
+            && self.context.store.reject_license(id, &token).unwrap_or(false);
         if restored {
             self.plugin.note_refused_license(Some((token, why.to_owned())));
             self.plugin.set_last_end(End { at: now_ms(), exit, reason: why.to_owned(), lines: self.plugin.log.recent() });
-            self.host.store.note_event(id, "license_restored", why);
+            self.context.store.note_event(id, "license_restored", why);
             let verdict = status::verdict(why);
             log::warn!("{id}: it {verdict} its new licence, and is started with the previous one: {why}");
         }
@@ -833,23 +846,23 @@ impl Supervisor {
 
     /// The plugin was stopped on purpose.
     fn stopped(&mut self, why: &str) {
-        (self.wants_room, self.waits_for_turn, self.license_wait) = (false, false, None);
+        (self.wants_capacity, self.waits_for_turn, self.license_wait) = (false, false, None);
         self.phase = Phase::Down { retry_at: None };
         self.enter(State::Stopped, self.shut(), "stopped", why);
     }
 
     /// The admission of a plugin that will not start again, unless another one takes over.
-    fn shut(&self) -> Door {
-        if self.updated || self.quitting == Some(Quit::Replaced) { Door::Holding } else { Door::Shut }
+    fn shut(&self) -> Admission {
+        if self.updated || self.quitting == Some(Quit::Replaced) { Admission::Holding } else { Admission::Shut }
     }
 
     /// Changes the state. Nothing else does.
-    fn enter(&mut self, state: State, door: Door, kind: &str, reason: &str) {
+    fn enter(&mut self, state: State, admission: Admission, kind: &str, reason: &str) {
         let id = self.plugin.id();
         let (pid, retry_at) = match &self.phase {
             // The expected start; the phase has the next check of the clock.
             Phase::Down { retry_at } => {
-                let time = self.host.time.now();
+                let time = self.context.license_clock.now();
                 let wait = self.license_wait.filter(|_| state == State::Unlicensed && retry_at.is_some());
                 (None, wait.and_then(|wait| Instant::now().checked_add(wait.left(time))).or(*retry_at))
             }
@@ -861,9 +874,9 @@ impl Supervisor {
         // replaces, are not events of the plugin.
         let is_aside = self.has_sibling() && state != State::Ready;
         if !is_aside {
-            self.host.store.note_event(id, kind, reason);
+            self.context.store.note_event(id, kind, reason);
         }
-        self.plugin.set_status(door, |status| {
+        self.plugin.set_status(admission, |status| {
             (status.state, status.since, status.pid, status.retry_at) = (state, now_ms(), pid, retry_at);
             status.reason.clear();
             status.reason.push_str(reason);
@@ -885,7 +898,7 @@ impl Supervisor {
             (false, None) => "",
         };
         log::log!(level, "{id}{which}: {kind}{separator}{reason}");
-        if door == Door::Shut {
+        if admission == Admission::Shut {
             self.plugin.queue.fail_all(errors::UNAVAILABLE.retry_after(STARTING_RETRY_AFTER));
         }
         if !matches!(state, State::Starting | State::Stopping) {
@@ -922,23 +935,23 @@ impl Drop for Supervisor {
             }
         }
         if let Some(trial) = self.trial.take() {
-            trial(Err("the host itself failed to look after it, which is a fault of plugrack's: its log has the reason".into()));
+            trial(Err("its supervisor failed, which is a bug in plugrack: the host's log has the reason".into()));
         }
     }
 }
 
-/// A worker's slot among its plugin's connections, released when the worker ends, even by a panic.
-struct Place<'a> {
+/// Counts a worker among its plugin's connections until it ends, even by a panic.
+struct CountedConnection<'a> {
     plugin: &'a Plugin,
-    life: &'a Life,
+    state: &'a ProcessState,
 }
 
-impl Drop for Place<'_> {
+impl Drop for CountedConnection<'_> {
     fn drop(&mut self) {
         self.plugin.scaling.connections.fetch_sub(1, Ordering::Relaxed);
         self.plugin.scaling.shrinking.store(false, Ordering::Relaxed);
         if std::thread::panicking() {
-            self.plugin.unresponsive(self.life.number, "a worker panicked".into());
+            self.plugin.unresponsive(self.state.number, "a worker panicked".into());
         }
     }
 }

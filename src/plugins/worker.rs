@@ -1,20 +1,20 @@
-//! A worker: a thread that owns one connection to a plugin. It takes requests from the plugin's queue, sends them, and hands
-//! the answers to the clients as they come.
+//! A worker: a thread that owns one connection to a plugin. It takes requests from the plugin's queue, sends them, and passes the answers
+//! on to the clients as they arrive.
 //!
-//! Requests that are safe to repeat are sent several at a time while the plugin is quick, so that one write and one read serve
-//! many. Everything else goes alone. When a connection is lost the worker opens another; when the plugin's process ends or is to
-//! stop, so does the worker.
+//! While the plugin is quick, the worker pipelines requests that are safe to repeat, so that one write and one read serve many. It sends
+//! all others one at a time. If the connection is lost, the worker opens another. It ends when the plugin's process ends or is to stop.
 //!
-//! **A lost request.** A request that was being answered when its process ended is answered 502 and never given to another process: it
-//! may be what the process died of. Those that waited behind it are given back and go alone from then on, so that a second end shows
-//! which one it was. Where only the connection was lost, a safe request is sent once more, to the same process.
+//! **A lost request.** The request that was due when its process ended is answered 502 and never sent to another process, because it may
+//! have killed the process. The worker re-queues the requests pipelined behind it, which are not pipelined again, so that a second death
+//! shows which one is fatal. If only the connection was lost, a safe request is sent once more, to the same process.
 //!
-//! **The plugin's log** has one line for each request that the plugin failed: the request, what the plugin sent, and what the protocol expects.
+//! **The plugin's log** gets one line for each request that the plugin failed: the request, what the plugin sent, and what the protocol
+//! expects.
 
 use crate::http::request::{BodyLength, Loss, RequestBody};
 use crate::http::response_channel::PIECE;
 use crate::http::{HttpError, Request, WaitingRequest, errors};
-use crate::plugins::connection::{Link, Lost, RELEASE_AFTER, Sent};
+use crate::plugins::connection::{Connection, RELEASE_AFTER, Sent, WaitError};
 use crate::plugins::job::{Job, KvFailure, KvJob, MAX_KV_TIME};
 use crate::plugins::plugin::Plugin;
 use crate::plugins::restart_policy::Work;
@@ -31,83 +31,82 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-/// Idle time after which the plugin is asked whether it is there.
+/// Idle time after which the worker pings the plugin.
 const PING_AFTER: Duration = Duration::from_secs(15);
 
-/// Time it has to say so.
+/// Time limit for the pong.
 const PING_TIME: Duration = Duration::from_secs(5);
 
-/// Pings in a row without an answer after which the plugin is restarted.
-const MAX_MISSES: u32 = 3;
+/// Number of consecutive pings without a pong after which the plugin is restarted.
+const MAX_MISSED_PINGS: u32 = 3;
 
-/// Idle pings after which a connection beyond the first is closed.
+/// Number of pings without a request between them after which a connection beyond the first is closed.
 const IDLE_PINGS: u32 = 4;
 
-/// Most requests sent before their answers came.
+/// Most requests that are pipelined.
 const MAX_DEPTH: usize = 32;
 
-/// How many of the last requests the average time of one is mostly made of.
+/// Number of recent requests that dominate the moving average of the time for one.
 const MEMORY: u32 = 16;
 
-/// Bytes of requests after which no more are sent before answers came: less than a socket's buffer holds, so that the write
-/// never waits for a plugin that is itself waiting to be read.
+/// Bytes of pipelined requests after which no more are added: less than a socket's buffer holds, so that the write never waits for a
+/// plugin that itself waits to be read.
 const MAX_BATCH: usize = 64 * 1024;
 
-/// Time for a batch from which on it has kept others waiting: far more than a quick plugin takes, and than waking up does.
+/// Time for a batch from which it counts as blocking: far more than a quick plugin needs, wake-ups included.
 const LONG: Duration = Duration::from_millis(20);
 
-/// Time without progress after which a streaming body, up or down, is given up.
+/// Time without progress after which a streaming body is aborted, in either direction.
 const STREAM_IDLE: Duration = Duration::from_secs(60);
 
-/// How often the plugin's other requests are looked after while a slow client is waited for.
+/// Interval at which the worker expires queued requests while it waits for a slow client.
 const CLIENT_TICK: Duration = Duration::from_millis(100);
 
-/// Time that a request waits while every connection is taken by an answer that streams: streams end when their clients like, so that
-/// more patience would seldom help.
+/// Time that a request waits while streams occupy every connection. Clients decide when streams end, so a longer wait would seldom help.
 const STREAMS_TIME: Duration = Duration::from_secs(1);
 
-/// Time after which an answer that is no event stream counts as a stream all the same, so that requests do not wait for its end.
+/// Time after which a long answer counts as a stream even if it is no event stream, so that requests do not wait for its end.
 const LONG_STREAM: Duration = Duration::from_secs(15);
 
-/// Time to open another connection after one was lost.
+/// Time limit to open another connection.
 const RECONNECT_TIME: Duration = Duration::from_secs(5);
 
-/// How long a connection that was lost may be the first sign of a process's end. A verdict that takes longer, as under load, costs only
-/// words: the request is marked with its process, and no other gets it.
+/// Time for the exit of the process to become known after its connection was lost. If it takes longer, as under load, only the message is
+/// less exact: the request is marked with its process, and no other process gets it.
 const SETTLE_TIME: Duration = Duration::from_millis(250);
 
-/// The same for a request that was not sent: it only has to go to another connection.
+/// The same for a request that was not sent, which only needs another connection.
 const UNSENT_SETTLE_TIME: Duration = Duration::from_millis(100);
 
-/// Idle time of a connection after which it is looked at before it is used, also for a safe request: a second answer to the request
-/// before, or its end, has come by then. A busier connection is spared the system call, since ids tell such an answer apart.
+/// Idle time after which a connection is checked for unexpected input before a safe request too: a second answer to the previous request,
+/// or the end of the connection, has arrived by then. A busier connection is spared the system call, since ids reveal a second answer.
 const LOOK_AFTER: Duration = Duration::from_millis(10);
 
-/// Late answers to pings that an idle connection may hold: more is a flood.
-const MAX_LATE_PONGS: u32 = MAX_MISSES + 1;
+/// Most late pongs on an idle connection. More are a flood.
+const MAX_LATE_PONGS: u32 = MAX_MISSED_PINGS + 1;
 
-/// How long the end of a connection is put off for the sake of new ones: time for a quick plugin to accept them.
+/// Time that the shutdown of a connection waits until the plugin has accepted new ones.
 const ACCEPT_TIME: Duration = Duration::from_secs(1);
 
 /// Pause between attempts to connect.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
 
-/// The media type of a stream of events.
+/// The media type of server-sent events.
 const EVENTS: &str = "text/event-stream";
 
-/// The life of one process of a plugin, as its workers see it.
-pub(crate) struct Life {
-    /// Which process of the plugin, counted from 1.
+/// The state of one process of a plugin, shared by the supervisor and the workers.
+pub(crate) struct ProcessState {
+    /// The number of the process, unique in this run of the host.
     pub(crate) number: u64,
-    /// Where it listens.
+    /// The path of the socket on which it listens.
     pub(crate) socket: PathBuf,
-    /// The user it runs as, where it has one of its own.
+    /// Its uid, if the plugin has one of its own.
     pub(crate) uid: Option<u32>,
     /// Closes when the workers are to stop.
     pub(crate) stop: Receiver<()>,
-    /// Closes as soon as the process has ended, by which time `exit` and `ended` are set.
-    pub(crate) over: Receiver<()>,
-    /// How the process ended, where the kernel said so.
+    /// Closes once the process has ended and `exit` and `ended` are set.
+    pub(crate) exited: Receiver<()>,
+    /// The exit, if the kernel reported one.
     pub(crate) exit: OnceLock<Exit>,
     /// The process is to stop, or has ended.
     pub(crate) stopping: AtomicBool,
@@ -117,14 +116,14 @@ pub(crate) struct Life {
     pub(crate) asked: AtomicBool,
     /// The process has answered a request.
     pub(crate) served: AtomicBool,
-    /// Connections the plugin may not have accepted yet.
-    pub(crate) unproven: AtomicUsize,
+    /// Number of connections that the plugin may not have accepted yet.
+    pub(crate) unaccepted: AtomicUsize,
     /// Time for an answer to begin.
     pub(crate) request_timeout: Duration,
 }
 
-impl Life {
-    /// What the process has had to do so far.
+impl ProcessState {
+    /// What the process has served so far.
     pub(crate) fn work(&self) -> Work {
         match (self.asked.load(Ordering::Relaxed), self.served.load(Ordering::Relaxed)) {
             (_, true) => Work::Served,
@@ -134,104 +133,104 @@ impl Life {
     }
 
     /// Sets a flag that is nearly always set already.
-    fn mark(flag: &AtomicBool) {
+    fn set_flag(flag: &AtomicBool) {
         if !flag.load(Ordering::Relaxed) {
             flag.store(true, Ordering::Relaxed);
         }
     }
 }
 
-/// A connection on which nothing has been answered yet. While there is one, the plugin is not told to end: it would, by what it
-/// knows, have no connection left, and what was sent on this one would be lost.
-struct Unproven(Arc<Life>);
+/// Counts a connection without an answer so far, which the plugin may not have accepted yet. While there is one, the plugin gets no
+/// `shutdown`: it could exit as soon as its accepted connections are closed, and the requests on this one would be lost.
+struct UnacceptedConnection(Arc<ProcessState>);
 
-impl Unproven {
-    fn new(life: &Arc<Life>) -> Self {
-        life.unproven.fetch_add(1, Ordering::SeqCst);
-        Self(Arc::clone(life))
+impl UnacceptedConnection {
+    fn new(process: &Arc<ProcessState>) -> Self {
+        process.unaccepted.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(process))
     }
 }
 
-impl Drop for Unproven {
+impl Drop for UnacceptedConnection {
     fn drop(&mut self) {
-        self.0.unproven.fetch_sub(1, Ordering::SeqCst);
+        self.0.unaccepted.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
-/// What a worker's connection does next.
+/// What a worker does next.
 enum Next {
     Job(Job),
     Ping,
     Stop,
 }
 
-/// What there is to know of an answer that goes on in `data` frames.
+/// An answer that continues in `data` frames.
 struct Stream {
     id: u64,
-    /// Bytes of its body, where it says so.
+    /// Its content length, if declared.
     declared: Option<u64>,
-    /// Whether these are events. Their clients connect again by themselves, so it need not hold up a stop.
+    /// Whether it is a stream of server-sent events. Clients reconnect by themselves, so it need not delay a stop.
     events: bool,
 }
 
-/// Whether the connection may be used further.
+/// Whether the connection is still usable.
 type Outcome = Result<(), Broken>;
 
-/// The connection may not be used further.
+/// The connection is not usable any more.
 struct Broken;
 
 /// A worker and its connection.
 pub(crate) struct Worker {
     plugin: Arc<Plugin>,
-    life: Arc<Life>,
-    link: Link,
-    unproven: Option<Unproven>,
-    /// Average time the plugin needs for a request, none of which has been measured at first.
+    process: Arc<ProcessState>,
+    connection: Connection,
+    unaccepted: Option<UnacceptedConnection>,
+    /// Average time for a request; none before the first measurement.
     pace: Option<Duration>,
-    /// A request taken from the queue that has to go alone, after those before it.
-    held: Option<Job>,
-    /// Where bodies of requests are read to.
+    /// A request taken from the queue that is sent alone, after the current batch.
+    next_job: Option<Job>,
+    /// Buffer for request bodies.
     buffer: Vec<u8>,
-    /// Whether this connection is counted among the plugin's stalled ones.
+    /// Whether this connection counts as stalled.
     stalled: Cell<bool>,
-    misses: u32,
+    missed_pings: u32,
     idle_pings: u32,
-    /// When the last answer came.
-    used: Instant,
-    /// The first worker of a process stays for its whole life.
+    /// Time of the last answer.
+    last_answer: Instant,
+    /// Whether this is the first worker of the process, which stays until the process ends.
     first: bool,
 }
 
 impl Worker {
-    /// A worker with a connection that is ready for requests.
-    pub(crate) fn new(plugin: Arc<Plugin>, life: Arc<Life>, link: Link) -> Self {
+    /// The first worker of a process, on the connection that was used for `init`.
+    pub(crate) fn new(plugin: Arc<Plugin>, process: Arc<ProcessState>, connection: Connection) -> Self {
         let stalled = Cell::new(false);
         Self {
             plugin,
-            life,
-            link,
-            unproven: None,
+            process,
+            connection,
+            unaccepted: None,
             pace: None,
-            held: None,
+            next_job: None,
             buffer: Vec::new(),
             stalled,
-            misses: 0,
+            missed_pings: 0,
             idle_pings: 0,
-            used: Instant::now(),
+            last_answer: Instant::now(),
             first: true,
         }
     }
 
-    /// A further worker, which opens its connection itself.
-    pub(crate) fn connect(plugin: Arc<Plugin>, life: Arc<Life>) -> Option<Self> {
-        let unproven = Some(Unproven::new(&life));
-        let link = connect(&plugin, &life)?;
-        Some(Self { first: false, unproven, ..Self::new(plugin, life, link) })
+    /// A further worker, which opens its own connection.
+    pub(crate) fn connect(plugin: Arc<Plugin>, process: Arc<ProcessState>) -> Option<Self> {
+        let unaccepted = Some(UnacceptedConnection::new(&process));
+        let connection = connect(&plugin, &process)?;
+        Some(Self { first: false, unaccepted, ..Self::new(plugin, process, connection) })
     }
 
-    /// Works until the process ends or is to stop, or the connection is not needed any more.
+    /// Serves requests until the process ends or is to stop, or the connection is surplus.
     pub(crate) fn run(mut self) {
-        // Of many plugins that start or are pinged at once none is to keep a buffer that only its first request may need.
+        // Many plugins may start or be pinged at once; none should keep a buffer that only a request needs.
         self.release();
         loop {
             let outcome = match self.next() {
@@ -247,17 +246,17 @@ impl Worker {
             if self.stalled.take() {
                 self.plugin.scaling.stalled.fetch_sub(1, Ordering::Relaxed);
             }
-            self.unproven = None;
-            if outcome.is_ok() && !self.first && self.held.is_none() && self.plugin.is_to_shrink() {
+            self.unaccepted = None;
+            if outcome.is_ok() && !self.first && self.next_job.is_none() && self.plugin.is_to_shrink() {
                 return;
             }
             if outcome.is_err() {
-                self.unproven = Some(Unproven::new(&self.life));
-                match connect(&self.plugin, &self.life) {
-                    Some(link) => self.link = link,
+                self.unaccepted = Some(UnacceptedConnection::new(&self.process));
+                match connect(&self.plugin, &self.process) {
+                    Some(connection) => self.connection = connection,
                     None => {
-                        if let Some(job) = self.held.take() {
-                            self.plugin.give_back(job);
+                        if let Some(job) = self.next_job.take() {
+                            self.plugin.requeue(job);
                         }
                         return;
                     }
@@ -267,11 +266,11 @@ impl Worker {
     }
 
     fn next(&mut self) -> Next {
-        if let Some(job) = self.held.take() {
+        if let Some(job) = self.next_job.take() {
             return Next::Job(job);
         }
-        // What waits is for the next process: clients that keep coming must not keep this one from its end.
-        if self.life.stopping.load(Ordering::Relaxed) {
+        // Leaves queued requests to the next process, or a constant stream of them would keep this one from stopping.
+        if self.process.stopping.load(Ordering::Relaxed) {
             return Next::Stop;
         }
         if let Some(job) = self.plugin.queue.try_take() {
@@ -286,24 +285,24 @@ impl Worker {
         next.unwrap_or(Next::Ping)
     }
 
-    /// Gives back memory that an idle connection does not need.
+    /// Frees memory that an idle connection does not need.
     fn release(&mut self) {
-        self.link.release();
+        self.connection.release();
         self.buffer = Vec::new();
     }
 
-    /// Waits for something to do.
+    /// Waits up to `time` for a request or the order to stop.
     fn next_within(&self, time: Duration) -> Option<Next> {
         let (queue, deadline) = (&self.plugin.queue, Instant::now() + time);
         let mut select = Select::new();
         select.recv(queue.channel());
         let woken = select.recv(queue.wake());
-        let stop = select.recv(&self.life.stop);
+        let stop = select.recv(&self.process.stop);
         loop {
             let ready = select.select_deadline(deadline).ok()?;
             match ready.index() {
                 index if index == stop => {
-                    ready.recv(&self.life.stop).ok();
+                    ready.recv(&self.process.stop).ok();
                     return Some(Next::Stop);
                 }
                 index if index == woken => {
@@ -317,27 +316,27 @@ impl Worker {
         }
     }
 
-    /// Does what is asked, unless it has waited too long.
+    /// Serves a request or operation, or fails it if it has waited too long.
     fn serve(&mut self, job: Job) -> Outcome {
         self.idle_pings = 0;
         let now = Instant::now();
-        if now.duration_since(job.arrived()) >= job.time_limit(self.life.request_timeout) {
-            expire(&self.plugin, &self.life, job);
+        if now.duration_since(job.arrived()) >= job.time_limit(self.process.request_timeout) {
+            expire(&self.plugin, &self.process, job);
             return Ok(());
         }
-        if self.life.ended.load(Ordering::Relaxed) {
-            self.held = Some(job);
+        if self.process.ended.load(Ordering::Relaxed) {
+            self.next_job = Some(job);
             return Err(Broken);
         }
         match job {
             Job::Http(waiting) => {
-                // Nobody may wait for it any more.
+                // None if the client has gone.
                 let Some(mut request) = waiting.take(now) else { return Ok(()) };
                 if !self.can_send(request.is_safe(), now) {
-                    self.held = WaitingRequest::new(request).map(Job::Http);
+                    self.next_job = WaitingRequest::new(request).map(Job::Http);
                     return Err(Broken);
                 }
-                match request.loss.take_if(|loss| loss.process != self.life.number) {
+                match request.loss.take_if(|loss| loss.process != self.process.number) {
                     Some(loss) => {
                         let why = format!("{}, and then the process ended", loss.why);
                         self.fail(request, errors::BAD_GATEWAY, &why, Ok(()))
@@ -347,7 +346,7 @@ impl Worker {
             }
             Job::Kv(job) => {
                 if !self.can_send(false, now) {
-                    self.held = Some(Job::Kv(job));
+                    self.next_job = Some(Job::Kv(job));
                     return Err(Broken);
                 }
                 self.operate(*job)
@@ -355,10 +354,10 @@ impl Worker {
         }
     }
 
-    /// Whether the connection is fit for a request that is `repeatable` or not. One that is not sent because of this may go to another
-    /// connection, or to the next process.
+    /// Whether the connection is fit for a request, which may be `repeatable`. If not, the request may go to another connection, or to the
+    /// next process.
     fn can_send(&mut self, repeatable: bool, now: Instant) -> bool {
-        let rested = self.link.holds_bytes() || now.duration_since(self.used) >= LOOK_AFTER;
+        let rested = self.connection.holds_bytes() || now.duration_since(self.last_answer) >= LOOK_AFTER;
         if (repeatable && !rested) || self.is_clean("on an idle connection") {
             return true;
         }
@@ -368,26 +367,26 @@ impl Worker {
         false
     }
 
-    /// Whether nothing came on the connection that was not asked for, and it has not ended. Of a new one this is not asked, so that a
-    /// request finds its end on the second connection at the latest.
+    /// Whether the connection has no unexpected input and is open. A new connection always counts as clean, so that a request that keeps
+    /// finding closed connections fails on the second.
     fn is_clean(&mut self, place: &str) -> bool {
-        if !self.link.is_used() {
+        if !self.connection.is_used() {
             return true;
         }
         for _ in 0..MAX_LATE_PONGS {
-            if !self.link.holds_bytes() && !self.link.has_answer() {
+            if !self.connection.holds_bytes() && !self.connection.has_answer() {
                 return true;
             }
-            let what = match self.link.wait(Instant::now(), || false) {
-                Ok(()) => match self.link.take().map(|frame| frame.message()) {
+            let what = match self.connection.wait(Instant::now(), || false) {
+                Ok(()) => match self.connection.take().map(|frame| frame.message()) {
                     Ok(Ok(Message::Pong(_))) => continue,
                     Ok(Ok(other)) => format!("{} came {place}, where nothing was due", other.named()),
                     Ok(Err(malformed)) => format!("a frame came {place}, where nothing was due: {malformed}"),
                     Err(error) => format!("bytes came {place}, where nothing was due: {error}"),
                 },
-                Err(Lost::Broken(ReadError::Closed)) => return false,
-                Err(Lost::Broken(error)) => format!("bytes came {place}, where nothing was due: {error}"),
-                Err(Lost::Deadline | Lost::Interrupted) => {
+                Err(WaitError::Broken(ReadError::Closed)) => return false,
+                Err(WaitError::Broken(error)) => format!("bytes came {place}, where nothing was due: {error}"),
+                Err(WaitError::Deadline | WaitError::Interrupted) => {
                     format!("the beginning of a frame came {place}, where nothing was due")
                 }
             };
@@ -398,48 +397,48 @@ impl Worker {
         false
     }
 
-    /// Notes that the request at hand takes this connection for long, and looks after those that wait for it in vain. Says whether the
-    /// process has ended, and the wait with it.
-    fn stall(plugin: &Plugin, life: &Life, stalled: &Cell<bool>) -> bool {
+    /// Marks the connection as stalled by the current request, asks for another one, and expires queued requests. True if the process has
+    /// ended, so that the caller stops waiting.
+    fn stall(plugin: &Plugin, process: &ProcessState, stalled: &Cell<bool>) -> bool {
         if !stalled.replace(true) {
             plugin.scaling.stalled.fetch_add(1, Ordering::Relaxed);
         }
         plugin.ask_to_grow();
         let streams_only = plugin.is_full_of_streams();
         let limit = |job: &Job| {
-            let limit = job.time_limit(life.request_timeout);
+            let limit = job.time_limit(process.request_timeout);
             if streams_only { limit.min(STREAMS_TIME) } else { limit }
         };
-        plugin.queue.expire(|job| job.arrived().elapsed() >= limit(job), |job| expire(plugin, life, job));
-        life.ended.load(Ordering::Relaxed)
+        plugin.queue.expire(|job| job.arrived().elapsed() >= limit(job), |job| expire(plugin, process, job));
+        process.ended.load(Ordering::Relaxed)
     }
 
-    /// Sends a request, with others that wait where that is sound, and gives the answers to their clients.
+    /// Sends a request, with other queued ones if they can be pipelined, and passes the answers on to their clients.
     fn serve_requests(&mut self, mut first: Request) -> Outcome {
         let begun = Instant::now();
-        let timeout = self.life.request_timeout;
+        let timeout = self.process.request_timeout;
         let mut outstanding = VecDeque::with_capacity(1);
         let mut given = None;
-        Life::mark(&self.life.asked);
+        ProcessState::set_flag(&self.process.asked);
         if !first.is_safe() {
-            self.plugin.scaling.note_uneven();
+            self.plugin.scaling.note_blocking();
         }
         if first.length == BodyLength::Known(0) {
             let depth = if first.is_safe() && !first.alone { self.depth() } else { 1 };
             self.send(first, Vec::new(), &mut outstanding);
-            while outstanding.len() < depth && self.link.queued() < MAX_BATCH {
+            while outstanding.len() < depth && self.connection.queued() < MAX_BATCH {
                 match self.plugin.queue.try_take() {
                     Some(Job::Http(waiting)) => {
                         let Some(request) = waiting.take(begun) else { continue };
                         if request.is_safe() && !request.alone {
                             self.send(request, Vec::new(), &mut outstanding);
                         } else {
-                            self.held = WaitingRequest::new(request).map(Job::Http);
+                            self.next_job = WaitingRequest::new(request).map(Job::Http);
                             break;
                         }
                     }
                     Some(job) => {
-                        self.held = Some(job);
+                        self.next_job = Some(job);
                         break;
                     }
                     None => break,
@@ -450,23 +449,23 @@ impl Worker {
                 Some(body) => self.send(first, body, &mut outstanding),
                 None => outstanding.extend(self.upload(first)?),
             }
-            // A client may take its time for the body; the plugin's begins when it has it.
+            // The client may be slow to send the body, so the plugin's time limit starts after it.
             given = Some(Instant::now() + timeout);
         }
         let sent = outstanding.len();
         while let Some((id, request)) = outstanding.pop_front() {
             let deadline = given.unwrap_or(request.arrived + timeout);
             if self.answer(id, request, deadline, &mut outstanding).is_err() {
-                self.give_back(outstanding);
+                self.requeue(outstanding);
                 return Err(Broken);
             }
         }
-        self.used = Instant::now();
-        self.measure(self.used.duration_since(begun), sent);
+        self.last_answer = Instant::now();
+        self.measure(self.last_answer.duration_since(begun), sent);
         Ok(())
     }
 
-    /// How many requests to send before their answers come.
+    /// The number of requests to pipeline.
     fn depth(&self) -> usize {
         match self.pace {
             Some(pace) if pace < QUICK => {
@@ -480,7 +479,7 @@ impl Worker {
     fn measure(&mut self, elapsed: Duration, requests: usize) {
         let count = u32::try_from(requests).unwrap_or(u32::MAX);
         if elapsed >= LONG {
-            self.plugin.scaling.note_uneven();
+            self.plugin.scaling.note_blocking();
         }
         if let Some(each) = elapsed.checked_div(count) {
             let weight = count.min(MEMORY / 2);
@@ -491,24 +490,24 @@ impl Worker {
         self.plugin.answered.fetch_add(requests as u64, Ordering::Relaxed);
     }
 
-    /// Queues a request with all of its body.
+    /// Appends a request with its whole body to the send buffer.
     fn send(&mut self, request: Request, body: Vec<u8>, outstanding: &mut VecDeque<(u64, Request)>) {
-        let id = self.link.next_id();
-        match self.link.queue_request(&request, id, false, body) {
+        let id = self.connection.next_id();
+        match self.connection.queue_request(&request, id, false, body) {
             Ok(()) => outstanding.push_back((id, request)),
-            // Only a head beyond what a frame holds gets here.
+            // The only possible cause is a head that does not fit into a frame.
             Err(_) => request.fail(errors::HEAD_TOO_LARGE),
         }
     }
 
-    /// Sends a request with its body, as far as the plugin wants it. Gives nothing when the client was answered already, or has gone.
+    /// Sends a request with its body, until the plugin answers. None if the client was answered already, or has gone.
     fn upload(&mut self, mut request: Request) -> Result<Option<(u64, Request)>, Broken> {
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.resize(MAX_INLINE_BODY, 0);
         let is_streamed = matches!(request.body, RequestBody::Stream(_));
         let mut length = 0;
         let mut ended = false;
-        // A body that has come whole fills the first frame; of one that is still coming, the plugin gets the first bytes at once.
+        // A complete body fills the first frame; of a streamed one, the plugin gets the first bytes at once.
         while length < buffer.len() && !ended && !(is_streamed && length > 0) {
             match request.read_body(&mut buffer[length..], CLIENT_TICK) {
                 Ok(n) => {
@@ -516,12 +515,12 @@ impl Worker {
                     ended = n == 0 || request.length == BodyLength::Known(length as u64);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    Self::stall(&self.plugin, &self.life, &self.stalled);
+                    Self::stall(&self.plugin, &self.process, &self.stalled);
                     if request.responder.is_cancelled() {
                         return Ok(None);
                     }
-                    if self.life.ended.load(Ordering::Relaxed) {
-                        self.give_back_one(request);
+                    if self.process.ended.load(Ordering::Relaxed) {
+                        self.requeue_one(request);
                         return Err(Broken);
                     }
                 }
@@ -531,28 +530,28 @@ impl Worker {
                 }
             }
         }
-        let id = self.link.next_id();
-        if self.link.queue_request(&request, id, !ended, buffer[..length].to_vec()).is_err() {
+        let id = self.connection.next_id();
+        if self.connection.queue_request(&request, id, !ended, buffer[..length].to_vec()).is_err() {
             request.fail(errors::HEAD_TOO_LARGE);
             return Ok(None);
         }
         let mut total = length as u64;
         if !ended {
-            // The client may take its time to send the rest, and the plugin to take it.
-            Self::stall(&self.plugin, &self.life, &self.stalled);
+            // Both the client and the plugin may be slow.
+            Self::stall(&self.plugin, &self.process, &self.stalled);
         }
         while !ended {
-            let interrupted = || self.life.ended.load(Ordering::Relaxed) || request.responder.is_cancelled();
-            let sent = match self.link.flush(Instant::now() + STREAM_IDLE, interrupted) {
+            let interrupted = || self.process.ended.load(Ordering::Relaxed) || request.responder.is_cancelled();
+            let sent = match self.connection.flush(Instant::now() + STREAM_IDLE, interrupted) {
                 Ok(sent) => sent,
                 Err(_) if request.responder.is_cancelled() => return Err(Broken),
-                Err(lost) => {
-                    let why = self.loss(&lost, STREAM_IDLE, "it had taken the body");
+                Err(wait_error) => {
+                    let why = self.describe_loss(&wait_error, STREAM_IDLE, "it had taken the body");
                     return self.fail(request, errors::BAD_GATEWAY, &why, Err(Broken));
                 }
             };
-            if sent == Sent::Answered || self.link.has_answer() {
-                // The plugin wants no more of the body. What is queued goes out while its answer comes in.
+            if sent == Sent::Answered || self.connection.has_answer() {
+                // The plugin answers early and gets no more of the body. The rest of the send buffer is sent while the answer arrives.
                 self.queue_data(&Data { id, more: false, aborted: true }, &[])?;
                 break;
             }
@@ -563,10 +562,10 @@ impl Worker {
                     self.queue_data(&Data { id, more: !ended, aborted: false }, &buffer[..n])?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    Self::stall(&self.plugin, &self.life, &self.stalled);
+                    Self::stall(&self.plugin, &self.process, &self.stalled);
                 }
                 Err(_) => {
-                    // The plugin learns from the end of its connection that the rest will not come.
+                    // The end of its connection tells the plugin that the rest of the body will not come.
                     request.fail(errors::BAD_BODY);
                     return Err(Broken);
                 }
@@ -577,42 +576,42 @@ impl Worker {
     }
 
     fn queue_data(&mut self, data: &Data, body: &[u8]) -> Outcome {
-        self.link.queue(data, body).map_err(|_| Broken)
+        self.connection.queue(data, body).map_err(|_| Broken)
     }
 
-    /// Waits for the answer to a request and hands it to its client. An error means that the connection is of no more use. Those
-    /// `behind` it are outstanding too; where they would have to wait for long, they are given back.
+    /// Waits for the answer to a request and passes it on to its client. The requests `behind` it are outstanding too; if they would have
+    /// to wait for long, they are re-queued.
     fn answer(&mut self, id: u64, mut request: Request, deadline: Instant, behind: &mut VecDeque<(u64, Request)>) -> Outcome {
         let mut alone = true;
         let (stream, streamed) = loop {
             match self.wait_begin(&request, deadline, !behind.is_empty()) {
                 Ok(()) => {}
-                // The plugin learns from the end of its connection that nobody waits for its answer.
+                // The end of its connection tells the plugin that nobody waits for the answer.
                 Err(_) if behind.is_empty() && request.responder.is_cancelled() => return Err(Broken),
-                Err(Lost::Interrupted) if !behind.is_empty() && !self.life.ended.load(Ordering::Relaxed) => {
-                    // What they ask for may be had on another connection long before. This one is closed afterwards, since their
-                    // answers may come on it as well.
+                Err(WaitError::Interrupted) if !behind.is_empty() && !self.process.ended.load(Ordering::Relaxed) => {
+                    // Another connection may serve them long before. This one is closed afterwards, because their first answers may
+                    // still arrive on it.
                     alone = false;
-                    self.give_back(std::mem::take(behind));
+                    self.requeue(std::mem::take(behind));
                     self.plugin.ask_to_grow();
                     continue;
                 }
-                Err(Lost::Deadline) => {
-                    let why = self.loss(&Lost::Deadline, self.life.request_timeout, "its answer began");
+                Err(WaitError::Deadline) => {
+                    let why = self.describe_loss(&WaitError::Deadline, self.process.request_timeout, "its answer began");
                     return self.fail(request, errors::TIMEOUT, &why, Err(Broken));
                 }
-                Err(lost) => return self.lost(request, &lost),
+                Err(wait_error) => return self.connection_lost(request, &wait_error),
             }
-            let followed = behind.is_empty() && self.link.is_followed();
-            let (frame, rest) = match self.link.begin() {
+            let followed = behind.is_empty() && self.connection.is_followed();
+            let (frame, rest) = match self.connection.begin() {
                 Ok(begun) => begun,
-                Err(error) => return self.lost(request, &error.into()),
+                Err(error) => return self.connection_lost(request, &error.into()),
             };
             let unexpected = match frame.message() {
-                // The late answer to a ping.
+                // A late pong.
                 Ok(Message::Pong(pong)) if pong.id < id && rest == 0 => continue,
                 Ok(Message::Response(response)) if response.id == id => {
-                    Life::mark(&self.life.served);
+                    ProcessState::set_flag(&self.process.served);
                     let (size, more) = (frame.body.len() + rest, response.more);
                     let declared = match response.check(size, request.is_head()) {
                         Ok(declared) => declared.filter(|_| !request.is_head()),
@@ -626,7 +625,7 @@ impl Worker {
                     let stream = more.then(|| Stream { id, declared, events: is_events(&response) });
                     let delivered = self.pass_rest(&mut request, rest, !more, begun)?;
                     let Some(stream) = stream else {
-                        // A client that has gone has no use for its answer, and the connection none the worse for it.
+                        // If the client has gone, the connection is still usable.
                         delivered.ok();
                         let clean = !followed || self.is_clean(&format!("behind the answer to {}", request.name()));
                         return if alone && clean { Ok(()) } else { Err(Broken) };
@@ -635,11 +634,11 @@ impl Worker {
                     break (stream, size as u64);
                 }
                 Ok(Message::Error(error)) if error.id == id && rest == 0 => {
-                    Life::mark(&self.life.served);
+                    ProcessState::set_flag(&self.process.served);
                     let reason = format!("the plugin answered with the error {}: {}", error.code, error.message);
                     return self.fail(request, errors::BAD_GATEWAY, &reason, Ok(()));
                 }
-                // An earlier request is answered a second time. The frame is whole, so the answer that is due is found behind it.
+                // A second answer to an earlier request. The frame is whole, so the expected answer can follow it.
                 Ok(other) if other.id() < id && rest == 0 && Instant::now() < deadline => {
                     let what = format!("{} came", other.named());
                     if std::mem::take(&mut alone) {
@@ -659,29 +658,29 @@ impl Worker {
             if claimed == Some(id) {
                 return self.fail(request, errors::BAD_GATEWAY, &why, Err(Broken));
             }
-            // It may be left of an earlier request, and none of this one's doing.
+            // The frame may belong to an earlier request, so this one is not to blame.
             return self.lose(request, why);
         };
         let relayed = self.relay(&mut request, &stream, streamed);
-        // Requests behind a stream have waited for it long enough; a new connection begins with a clean slate.
+        // After a stream with requests behind it, late answers to them may arrive, so the connection is replaced.
         if alone && behind.is_empty() { relayed } else { Err(Broken) }
     }
 
     /// The connection was lost before the answer to a request began.
-    fn lost(&mut self, request: Request, lost: &Lost) -> Outcome {
-        if request.is_safe() && self.unproven.is_none() && self.link.is_unsent() {
-            // The plugin had closed the connection before: nobody has read it.
-            self.give_back_one(request);
+    fn connection_lost(&mut self, request: Request, wait_error: &WaitError) -> Outcome {
+        if request.is_safe() && self.unaccepted.is_none() && self.connection.is_unsent() {
+            // The plugin had already closed the connection, so it has not read the request.
+            self.requeue_one(request);
             return Err(Broken);
         }
-        let why = self.loss(lost, self.life.request_timeout, "it answered");
-        if self.life.ended.load(Ordering::Relaxed) {
+        let why = self.describe_loss(wait_error, self.process.request_timeout, "it answered");
+        if self.process.ended.load(Ordering::Relaxed) {
             return self.fail(request, errors::BAD_GATEWAY, &why, Err(Broken));
         }
         self.lose(request, why)
     }
 
-    /// Sends a safe request once more, to the process that has it, since its connection is of no more use; fails any other.
+    /// Re-queues a safe request whose connection is lost, once, for the same process; fails any other.
     fn lose(&self, mut request: Request, why: String) -> Outcome {
         if !request.is_safe() {
             return self.fail(request, errors::BAD_GATEWAY, &why, Err(Broken));
@@ -690,40 +689,40 @@ impl Worker {
             return self.fail(request, errors::BAD_GATEWAY, &format!("{why}; it was sent twice"), Err(Broken));
         }
         request.alone = true;
-        request.loss = Some(Box::new(Loss { process: self.life.number, why }));
-        self.give_back_one(request);
+        request.loss = Some(Box::new(Loss { process: self.process.number, why }));
+        self.requeue_one(request);
         Err(Broken)
     }
 
-    /// What happened to a connection before the plugin did something, which it had so much `time` for. Where the process may have ended
-    /// its end is waited for a moment.
-    fn loss(&self, lost: &Lost, time: Duration, before: &str) -> String {
-        let lost = match lost {
-            Lost::Deadline => {
+    /// Describes how a connection was lost before the plugin did something within `time`. If the process may have ended, waits a moment
+    /// for its exit.
+    fn describe_loss(&self, wait_error: &WaitError, time: Duration, before: &str) -> String {
+        let what = match wait_error {
+            WaitError::Deadline => {
                 let waited = format!("{} s passed before {before}", time.as_secs_f32());
-                return match self.link.unfinished() {
+                return match self.connection.unfinished() {
                     Some(unfinished) => format!("{waited}: {unfinished}"),
                     None => waited,
                 };
             }
-            Lost::Broken(error @ ReadError::Length { .. }) => return format!("protocol error: {error}"),
-            lost if self.has_ended(SETTLE_TIME) => match self.life.exit.get() {
+            WaitError::Broken(error @ ReadError::Length { .. }) => return format!("protocol error: {error}"),
+            wait_error if self.has_ended(SETTLE_TIME) => match self.process.exit.get() {
                 Some(exit) => return format!("the process ended before {before}: {exit}"),
-                None => format!("the process ended ({lost})"),
+                None => format!("the process ended ({wait_error})"),
             },
-            Lost::Broken(ReadError::Io(error)) => format!("the connection was lost ({error})"),
-            lost => lost.to_string(),
+            WaitError::Broken(ReadError::Io(error)) => format!("the connection was lost ({error})"),
+            wait_error => wait_error.to_string(),
         };
-        format!("{lost} before {before}")
+        format!("{what} before {before}")
     }
 
-    /// Waits until the client takes more of its answer, and looks after the plugin's other requests meanwhile.
-    fn wait_for_client(request: &Request, plugin: &Plugin, life: &Life, stalled: &Cell<bool>) {
-        while !request.responder.has_room_within(CLIENT_TICK) && !Self::stall(plugin, life, stalled) {}
+    /// Waits until the client takes more of its answer; meanwhile expires queued requests.
+    fn wait_for_client(request: &Request, plugin: &Plugin, process: &ProcessState, stalled: &Cell<bool>) {
+        while !request.responder.has_room_within(CLIENT_TICK) && !Self::stall(plugin, process, stalled) {}
     }
 
-    /// Passes on what is left of a large frame, which ends the answer where it is the `last`. Says how it was `delivered`: also when the
-    /// client has gone all of it is taken, and the connection can go on.
+    /// Passes on the rest of a large frame; the `last` frame ends the answer. Reads all of it even if the client has gone, so that the
+    /// connection stays usable. Returns whether everything was `delivered`.
     fn pass_rest(
         &mut self,
         request: &mut Request,
@@ -731,62 +730,62 @@ impl Worker {
         last: bool,
         delivered: io::Result<()>,
     ) -> Result<io::Result<()>, Broken> {
-        let (life, plugin, stalled) = (&self.life, &self.plugin, &self.stalled);
+        let (process, plugin, stalled) = (&self.process, &self.plugin, &self.stalled);
         if rest > 0 {
-            plugin.scaling.note_uneven();
+            plugin.scaling.note_blocking();
         }
         let (mut left, mut delivered) = (rest, delivered);
         while left > 0 {
             let mut buffer = request.responder.buffer();
-            let interrupted = || Self::stall(plugin, life, stalled) || request.responder.is_cancelled();
-            let n = match self.link.read_rest(&mut buffer, Instant::now() + STREAM_IDLE, interrupted) {
+            let interrupted = || Self::stall(plugin, process, stalled) || request.responder.is_cancelled();
+            let n = match self.connection.read_rest(&mut buffer, Instant::now() + STREAM_IDLE, interrupted) {
                 Ok(n) => n,
                 Err(_) if request.responder.is_cancelled() => return Err(Broken),
-                Err(lost) => return self.cut_lost(request, &lost).map(Ok),
+                Err(wait_error) => return self.cut_lost(request, &wait_error).map(Ok),
             };
             left -= n;
-            Self::wait_for_client(request, plugin, life, stalled);
+            Self::wait_for_client(request, plugin, process, stalled);
             delivered = delivered.and_then(|()| request.responder.filled(buffer, n, last && left == 0));
         }
         Ok(delivered)
     }
 
-    /// Passes on an answer that goes on in `data` frames.
+    /// Passes on an answer that continues in `data` frames.
     fn relay(&mut self, request: &mut Request, stream: &Stream, mut streamed: u64) -> Outcome {
         self.pace = None;
         let Stream { id, declared, events } = *stream;
         let begun = Instant::now();
-        // An event stream has no end. What else streams has one, as a rule, so requests wait for it at first.
+        // An event stream does not end. Other streams usually do, so requests wait for them at first.
         let counted = OnceCell::new();
         let count = || {
             if events || begun.elapsed() >= LONG_STREAM {
                 counted.get_or_init(|| self.plugin.count_stream());
             }
         };
-        let (life, plugin, stalled) = (&self.life, &self.plugin, &self.stalled);
+        let (process, plugin, stalled) = (&self.process, &self.plugin, &self.stalled);
         count();
-        Self::stall(plugin, life, stalled);
-        let ending = || events && life.stopping.load(Ordering::Relaxed);
+        Self::stall(plugin, process, stalled);
+        let ending = || events && process.stopping.load(Ordering::Relaxed);
         loop {
             let interrupted = || {
                 count();
-                Self::stall(plugin, life, stalled) || ending() || request.responder.is_cancelled()
+                Self::stall(plugin, process, stalled) || ending() || request.responder.is_cancelled()
             };
-            let waited = self.link.wait(Instant::now() + STREAM_IDLE, interrupted);
+            let waited = self.connection.wait(Instant::now() + STREAM_IDLE, interrupted);
             if request.responder.is_cancelled() {
-                // The plugin learns from the end of its connection that nobody listens any more.
+                // The end of its connection tells the plugin that the client has gone.
                 return Err(Broken);
             }
             if ending() {
-                // The end of an event stream is not an error.
+                // Event streams may end at any time, so this is not an error.
                 request.responder.piece(&[], true).ok();
                 return Err(Broken);
             }
             match waited {
                 Ok(()) => {}
-                Err(lost) => return self.cut_lost(request, &lost),
+                Err(wait_error) => return self.cut_lost(request, &wait_error),
             }
-            let frame = match self.link.take() {
+            let frame = match self.connection.take() {
                 Ok(frame) => frame,
                 Err(error) => return self.cut_lost(request, &error.into()),
             };
@@ -812,7 +811,7 @@ impl Worker {
             let mut rest = frame.body;
             loop {
                 let (piece, behind) = rest.split_at(rest.len().min(PIECE));
-                Self::wait_for_client(request, plugin, life, stalled);
+                Self::wait_for_client(request, plugin, process, stalled);
                 if request.responder.piece(piece, !data.more && behind.is_empty()).is_err() {
                     return if data.more { Err(Broken) } else { Ok(()) };
                 }
@@ -827,101 +826,101 @@ impl Worker {
         }
     }
 
-    /// Cuts short an answer that has begun, so that its client does not take it for complete.
+    /// Aborts an answer that has begun, so that its client does not take it for complete.
     fn cut_off(&self, request: &mut Request, why: &str) {
         request.responder.cut();
         self.plugin.note_failed(&format!("{}: the answer was cut short: {why}", request.name()));
     }
 
-    /// The same where the connection is of no more use.
+    /// Aborts an answer after which the connection is not usable.
     fn cut(&self, request: &mut Request, why: &str) -> Outcome {
         self.cut_off(request, why);
         Err(Broken)
     }
 
-    /// The same where the connection was lost. The client hears of it first, since the end of the process may take a moment to be seen.
-    fn cut_lost(&self, request: &mut Request, lost: &Lost) -> Outcome {
+    /// Aborts an answer whose connection was lost. Tells the client first, because the exit of the process may take a moment to be known.
+    fn cut_lost(&self, request: &mut Request, wait_error: &WaitError) -> Outcome {
         request.responder.cut();
-        self.cut(request, &self.loss(lost, STREAM_IDLE, "its end"))
+        self.cut(request, &self.describe_loss(wait_error, STREAM_IDLE, "its end"))
     }
 
-    /// The plugin's answer breaks a rule: the client gets none of it.
+    /// Answers 502 in place of an invalid answer.
     fn bad_response(&self, request: Request, why: &str, whole: bool) -> Outcome {
         let outcome = if whole { Ok(()) } else { Err(Broken) };
         self.fail(request, errors::BAD_GATEWAY, &format!("the answer was refused: {why}"), outcome)
     }
 
-    /// Answers a request that the plugin has failed. The line in its log comes first, so that a client that has the answer finds it.
+    /// Fails a request. Writes the line in the plugin's log first, so that it is there when the client has the answer.
     fn fail<T>(&self, request: Request, error: HttpError, why: &str, outcome: Result<T, Broken>) -> Result<T, Broken> {
         self.plugin.note_failed(&format!("{}: {why}", request.name()));
         request.fail(error);
         outcome
     }
 
-    /// Waits for a frame, and on the way answers requests that have waited in the queue for too long.
-    fn wait(&mut self, deadline: Instant) -> Result<(), Lost> {
-        let (life, plugin, stalled) = (&self.life, &self.plugin, &self.stalled);
-        self.link.wait(deadline, || Self::stall(plugin, life, stalled))
+    /// Waits for a frame; meanwhile expires queued requests.
+    fn wait(&mut self, deadline: Instant) -> Result<(), WaitError> {
+        let (process, plugin, stalled) = (&self.process, &self.plugin, &self.stalled);
+        self.connection.wait(deadline, || Self::stall(plugin, process, stalled))
     }
 
-    /// The same for the beginning of the answer to a request. The wait is interrupted when its client goes and, where the request is
-    /// `followed` by others, as soon as it is long.
-    fn wait_begin(&mut self, request: &Request, deadline: Instant, followed: bool) -> Result<(), Lost> {
-        let (life, plugin, stalled) = (&self.life, &self.plugin, &self.stalled);
-        let interrupted = || Self::stall(plugin, life, stalled) || followed || request.responder.is_cancelled();
-        self.link.wait_begin(deadline, interrupted)
+    /// Waits for the beginning of the answer to a request. Is interrupted if its client goes, and after one tick if other requests
+    /// `followed` it.
+    fn wait_begin(&mut self, request: &Request, deadline: Instant, followed: bool) -> Result<(), WaitError> {
+        let (process, plugin, stalled) = (&self.process, &self.plugin, &self.stalled);
+        let interrupted = || Self::stall(plugin, process, stalled) || followed || request.responder.is_cancelled();
+        self.connection.wait_begin(deadline, interrupted)
     }
 
-    /// Whether the process has ended; one that may be ending has so much time to be seen as ended.
+    /// Whether the process ends within `time`.
     fn has_ended(&self, time: Duration) -> bool {
-        self.life.over.recv_timeout(time) == Err(RecvTimeoutError::Disconnected)
+        self.process.exited.recv_timeout(time) == Err(RecvTimeoutError::Disconnected)
     }
 
-    /// Puts requests that get no answer on this connection back into the queue. Where the process may have ended, [`Worker::loss`] has
-    /// let that settle. They go alone from now on.
-    fn give_back(&self, waited: VecDeque<(u64, Request)>) {
+    /// Re-queues requests that get no answer on this connection; they are not pipelined again. If the process may have ended,
+    /// [`Worker::describe_loss`] has waited for its exit before.
+    fn requeue(&self, waited: VecDeque<(u64, Request)>) {
         for (_, mut request) in waited {
             request.alone = true;
-            self.give_back_one(request);
+            self.requeue_one(request);
         }
     }
 
-    fn give_back_one(&self, request: Request) {
+    fn requeue_one(&self, request: Request) {
         if let Some(waiting) = WaitingRequest::new(request) {
-            self.plugin.give_back(Job::Http(waiting));
+            self.plugin.requeue(Job::Http(waiting));
         }
     }
 
-    /// Passes on an operation of the operator's.
+    /// Executes a key-value operation of the operator's.
     fn operate(&mut self, mut job: KvJob) -> Outcome {
-        let id = self.link.next_id();
+        let id = self.connection.next_id();
         let kv = Kv { id, op: job.op.clone() };
-        if self.link.queue(&kv, &std::mem::take(&mut job.value)).is_err() {
+        if self.connection.queue(&kv, &std::mem::take(&mut job.value)).is_err() {
             job.reply(Err(KvFailure::Failed(errors::TOO_LARGE)));
             return Ok(());
         }
-        Life::mark(&self.life.asked);
-        let timeout = self.life.request_timeout.min(MAX_KV_TIME);
+        ProcessState::set_flag(&self.process.asked);
+        let timeout = self.process.request_timeout.min(MAX_KV_TIME);
         let deadline = job.arrived + timeout;
         loop {
-            if let Err(lost) = self.wait(deadline) {
-                let error = if matches!(lost, Lost::Deadline) { errors::TIMEOUT } else { errors::BAD_GATEWAY };
-                let why = self.loss(&lost, timeout, "it answered");
+            if let Err(wait_error) = self.wait(deadline) {
+                let error = if matches!(wait_error, WaitError::Deadline) { errors::TIMEOUT } else { errors::BAD_GATEWAY };
+                let why = self.describe_loss(&wait_error, timeout, "it answered");
                 return self.fail_kv(job, error, &why);
             }
-            let answer = self.link.take().map(|frame| (frame.message(), frame.body));
+            let answer = self.connection.take().map(|frame| (frame.message(), frame.body));
             let what = match answer {
                 Ok((Ok(Message::Pong(pong)), _)) if pong.id < id => continue,
                 Ok((Ok(Message::Result(result)), body)) if result.id == id => match result.fault(job.op.name(), body.len()) {
                     Some(fault) => fault,
                     None => {
-                        Life::mark(&self.life.served);
+                        ProcessState::set_flag(&self.process.served);
                         job.reply(Ok((result, body.to_vec())));
                         return Ok(());
                     }
                 },
                 Ok((Ok(Message::Error(error)), _)) if error.id == id => {
-                    Life::mark(&self.life.served);
+                    ProcessState::set_flag(&self.process.served);
                     job.reply(Err(KvFailure::Refused(error)));
                     return Ok(());
                 }
@@ -934,7 +933,7 @@ impl Worker {
         }
     }
 
-    /// Answers an operation that the plugin has failed.
+    /// Fails an operation.
     fn fail_kv(&self, job: KvJob, error: HttpError, why: &str) -> Outcome {
         self.plugin.note_failed(&format!("{}: {why}", job.name()));
         let failure = match error {
@@ -947,34 +946,35 @@ impl Worker {
 
     fn ping(&mut self) -> Outcome {
         self.idle_pings += 1;
-        let id = self.link.next_id();
-        self.link.queue(&Ping { id }, &[]).map_err(|_| Broken)?;
+        let id = self.connection.next_id();
+        self.connection.queue(&Ping { id }, &[]).map_err(|_| Broken)?;
         let deadline = Instant::now() + PING_TIME;
         loop {
             match self.wait(deadline) {
                 Ok(()) => {}
-                Err(Lost::Deadline) => {
-                    self.misses += 1;
-                    if self.misses >= MAX_MISSES {
-                        self.plugin.unresponsive(self.life.number, format!("it did not answer {MAX_MISSES} pings in a row"));
+                Err(WaitError::Deadline) => {
+                    self.missed_pings += 1;
+                    if self.missed_pings >= MAX_MISSED_PINGS {
+                        self.plugin
+                            .unresponsive(self.process.number, format!("it did not answer {MAX_MISSED_PINGS} pings in a row"));
                     }
                     return Ok(());
                 }
-                Err(Lost::Interrupted | Lost::Broken(ReadError::Closed)) => return Err(Broken),
-                Err(lost) => {
-                    self.plugin.log.note(&self.loss(&lost, PING_TIME, "it answered a ping"));
+                Err(WaitError::Interrupted | WaitError::Broken(ReadError::Closed)) => return Err(Broken),
+                Err(wait_error) => {
+                    self.plugin.log.note(&self.describe_loss(&wait_error, PING_TIME, "it answered a ping"));
                     return Err(Broken);
                 }
             }
-            let what = match self.link.take().map(|frame| frame.message()) {
+            let what = match self.connection.take().map(|frame| frame.message()) {
                 Ok(Ok(Message::Pong(pong))) if pong.id == id => {
-                    self.misses = 0;
+                    self.missed_pings = 0;
                     return Ok(());
                 }
                 Ok(Ok(Message::Pong(pong))) if pong.id < id => continue,
-                // It is there, and says what is wrong with it.
+                // The plugin responds, even if with an error.
                 Ok(Ok(Message::Error(error))) if error.id == id => {
-                    self.misses = 0;
+                    self.missed_pings = 0;
                     self.plugin.log.note(&format!("the plugin answered a ping with the error {}: {}", error.code, error.message));
                     return Ok(());
                 }
@@ -987,30 +987,30 @@ impl Worker {
         }
     }
 
-    /// Tells the plugin that no more comes on this connection, and keeps it open until the plugin has ended it.
+    /// Sends `shutdown` on this connection, and keeps it open until the plugin closes it.
     fn shut_down(mut self) {
-        self.unproven = None;
-        let (life, accepted) = (&self.life, Instant::now() + ACCEPT_TIME);
-        let all_proven = || life.unproven.load(Ordering::SeqCst) == 0 || life.ended.load(Ordering::Relaxed);
-        if !all_proven() {
-            // A frame that comes here is the late answer to a ping, and an end shows again below.
-            drop(self.link.wait(accepted, all_proven));
+        self.unaccepted = None;
+        let (process, accepted) = (&self.process, Instant::now() + ACCEPT_TIME);
+        let all_accepted = || process.unaccepted.load(Ordering::SeqCst) == 0 || process.ended.load(Ordering::Relaxed);
+        if !all_accepted() {
+            // A frame here is a late pong; the end of the connection shows again below.
+            drop(self.connection.wait(accepted, all_accepted));
         }
-        let id = self.link.next_id();
-        if self.life.ended.load(Ordering::Relaxed) || self.link.queue(&Shutdown { id }, &[]).is_err() {
+        let id = self.connection.next_id();
+        if self.process.ended.load(Ordering::Relaxed) || self.connection.queue(&Shutdown { id }, &[]).is_err() {
             return;
         }
-        // The supervisor ends the process in time, and with it this wait.
+        // The supervisor kills the process in time, which ends this wait.
         let deadline = Instant::now() + STREAM_IDLE;
-        let ended = || self.life.ended.load(Ordering::Relaxed);
-        while self.link.wait(deadline, ended).is_ok() && self.link.take().is_ok() {}
+        let ended = || self.process.ended.load(Ordering::Relaxed);
+        while self.connection.wait(deadline, ended).is_ok() && self.connection.take().is_ok() {}
     }
 }
 
-/// Answers a request that has waited too long for a connection of the plugin's.
-fn expire(plugin: &Plugin, life: &Life, job: Job) {
+/// Fails a request that has waited too long in the queue.
+fn expire(plugin: &Plugin, process: &ProcessState, job: Job) {
     let waited = job.arrived().elapsed();
-    let limit = job.time_limit(life.request_timeout);
+    let limit = job.time_limit(process.request_timeout);
     let (error, why) = match plugin.congestion().filter(|_| waited < limit) {
         Some(why) => {
             plugin.warn_of_streams(&why);
@@ -1037,18 +1037,18 @@ fn expire(plugin: &Plugin, life: &Life, job: Job) {
     }
 }
 
-/// Opens a connection; gives none when the process has ended, is to stop, or does not take it in time.
-fn connect(plugin: &Plugin, life: &Life) -> Option<Link> {
+/// Opens a connection. None if the process has ended, is to stop, or does not accept it in time.
+fn connect(plugin: &Plugin, process: &ProcessState) -> Option<Connection> {
     let deadline = Instant::now() + RECONNECT_TIME;
-    while !life.ended.load(Ordering::Relaxed) {
-        match Link::connect(&life.socket, life.uid) {
-            Ok(link) => return Some(link),
-            Err(_) if life.stopping.load(Ordering::Relaxed) => return None,
+    while !process.ended.load(Ordering::Relaxed) {
+        match Connection::connect(&process.socket, process.uid) {
+            Ok(connection) => return Some(connection),
+            Err(_) if process.stopping.load(Ordering::Relaxed) => return None,
             Err(error) if Instant::now() >= deadline => {
-                plugin.unresponsive(life.number, format!("it takes no connection: {error}"));
+                plugin.unresponsive(process.number, format!("it takes no connection: {error}"));
                 return None;
             }
-            Err(_) => match life.stop.recv_timeout(RECONNECT_PAUSE) {
+            Err(_) => match process.stop.recv_timeout(RECONNECT_PAUSE) {
                 Err(RecvTimeoutError::Timeout) => {}
                 _ => return None,
             },
@@ -1057,7 +1057,7 @@ fn connect(plugin: &Plugin, life: &Life) -> Option<Link> {
     None
 }
 
-/// Whether an answer is a stream of events.
+/// Whether an answer is a stream of server-sent events.
 fn is_events(response: &Response<'_>) -> bool {
     let kind = response.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("content-type"));
     let is_events = |value: &str| value.get(..EVENTS.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(EVENTS));

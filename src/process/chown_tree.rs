@@ -1,7 +1,7 @@
-//! A directory tree is handed over to another user: what the old owner has in it, and nothing that is somebody else's.
+//! Changes the owner of a directory tree: of everything in it that belongs to the old owner, and of nothing else.
 //!
-//! A plugin has had the tree in its hands. So no link is followed, what is looked at is what is changed, and a file that has another
-//! name too, maybe one where it does not belong, is not given away.
+//! The tree is under a plugin's control, so its content is not trusted. No link is followed, each file is checked and changed by the same
+//! descriptor, and a file with another hard link, maybe outside the tree, is refused.
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, Stat, Uid, chownat, fchmod, fstat, openat};
 use std::ffi::CStr;
@@ -9,23 +9,22 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-/// Deepest directory that is entered, counted from the one handed over: each takes two open files and some of the stack.
+/// Most levels of directories below the top: each takes two open files and some of the stack.
 const MAX_DEPTH: usize = 100;
 
-/// Opens the thing itself, be it a link.
+/// Flags to open a directory entry itself, even if it is a link.
 const ITSELF: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// Makes the user `to` and its group the owner of a directory that nobody else may enter, and of what is in it of the former owner.
-/// Where the directory is `to`'s already, what is in it is left as it is. With `from`, nothing is done but to a directory of that
-/// user's.
+/// Makes the user `to` and its group the owner of a directory with mode 0700, and of everything in it that belongs to the old owner. Leaves
+/// the content as it is if the directory already belongs to `to`. With `from`, changes only a directory of that user.
 ///
-/// While it is handed over the directory is root's, without any mode, and its group tells the former owner: one that was broken off
-/// can be told, and goes on.
+/// Meanwhile the directory belongs to root, has mode 0, and its group is the old owner's. So an interrupted change is recognised and
+/// resumed.
 ///
 /// # Errors
-/// One sentence: what cannot be handed over, and what to do.
-pub(crate) fn hand_over(directory: &Path, from: Option<u32>, to: u32) -> Result<(), String> {
-    let failed = |error: io::Error| format!("cannot hand {} over to uid {to}: {error}", directory.display());
+/// One sentence: which file cannot be changed, and what to do.
+pub(crate) fn chown_tree(directory: &Path, from: Option<u32>, to: u32) -> Result<(), String> {
+    let failed = |error: io::Error| format!("cannot change the owner of {} to uid {to}: {error}", directory.display());
     let open = || -> io::Result<_> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let top = openat(CWD, directory, flags, Mode::empty())?;
@@ -33,8 +32,8 @@ pub(crate) fn hand_over(directory: &Path, from: Option<u32>, to: u32) -> Result<
         Ok((top, stat))
     };
     let (top, stat) = open().map_err(failed)?;
-    let broken_off = stat.st_uid == 0 && stat.st_mode & 0o7777 == 0;
-    let former = if broken_off { stat.st_gid } else { stat.st_uid };
+    let interrupted = stat.st_uid == 0 && stat.st_mode & 0o7777 == 0;
+    let former = if interrupted { stat.st_gid } else { stat.st_uid };
     if from.is_some_and(|from| from != former) {
         return Ok(());
     }
@@ -42,7 +41,7 @@ pub(crate) fn hand_over(directory: &Path, from: Option<u32>, to: u32) -> Result<
         own(&top, to, to)?;
         Ok(fchmod(&top, Mode::RWXU)?)
     };
-    if former == to && !broken_off {
+    if former == to && !interrupted {
         return finish().map_err(failed);
     }
     let close = || -> io::Result<()> {
@@ -50,7 +49,7 @@ pub(crate) fn hand_over(directory: &Path, from: Option<u32>, to: u32) -> Result<
         Ok(fchmod(&top, Mode::empty())?)
     };
     close().map_err(failed)?;
-    Handover { from: former, to, device: stat.st_dev }.contents(&top, directory, 1)?;
+    Tree { from: former, to, device: stat.st_dev }.contents(&top, directory, 1)?;
     finish().map_err(failed)
 }
 
@@ -58,18 +57,19 @@ fn own(fd: impl AsFd, user: u32, group: u32) -> io::Result<()> {
     Ok(chownat(fd, c"", Some(Uid::from_raw(user)), Some(Gid::from_raw(group)), AtFlags::EMPTY_PATH)?)
 }
 
-struct Handover {
+struct Tree {
     from: u32,
     to: u32,
     device: u64,
 }
 
-impl Handover {
+impl Tree {
     fn contents(&self, directory: &OwnedFd, path: &Path, depth: usize) -> Result<(), String> {
-        let failed = |error: rustix::io::Errno| format!("cannot hand {} over to uid {}: {error}", path.display(), self.to);
+        let failed =
+            |error: rustix::io::Errno| format!("cannot change the owner of {} to uid {}: {error}", path.display(), self.to);
         if depth > MAX_DEPTH {
             return Err(format!(
-                "{} is more than {MAX_DEPTH} directories deep, and is not handed over to uid {}: move it away",
+                "{} is more than {MAX_DEPTH} directories deep, so its owner is not changed to uid {}: move it away",
                 path.display(),
                 self.to
             ));
@@ -84,9 +84,9 @@ impl Handover {
     }
 
     fn entry(&self, directory: &OwnedFd, name: &CStr, path: &Path, depth: usize) -> Result<(), String> {
-        let failed = |error: io::Error| format!("cannot hand {} over to uid {}: {error}", path.display(), self.to);
+        let failed = |error: io::Error| format!("cannot change the owner of {} to uid {}: {error}", path.display(), self.to);
         let entry = match openat(directory, name, ITSELF, Mode::empty()) {
-            // It is gone since it was listed.
+            // Removed since it was listed.
             Err(rustix::io::Errno::NOENT) => return Ok(()),
             entry => entry.map_err(|error| failed(error.into()))?,
         };
@@ -101,13 +101,13 @@ impl Handover {
             }
             FileType::RegularFile if stat.st_nlink > 1 => {
                 return Err(format!(
-                    "{} has another name too (a hard link), and is not handed over to uid {}: put a copy in its place",
+                    "{} has another hard link, so its owner is not changed to uid {}: replace it with a copy",
                     path.display(),
                     self.to
                 ));
             }
             FileType::RegularFile | FileType::Symlink => {}
-            // A device would be given away with what is behind it; sockets and pipes are made anew.
+            // The owner of a device could access its hardware. Sockets and pipes are created again.
             _ => return Ok(()),
         }
         own(&entry, self.to, self.to).map_err(failed)

@@ -1,4 +1,4 @@
-//! How a plugin's process, or its start, came to an end. Pure.
+//! The exit of a plugin's process, or the failure of its start. Pure.
 
 use crate::license::Code;
 
@@ -22,7 +22,7 @@ pub(crate) enum Exit {
     /// It refused its licence with this code.
     Unlicensed(Code),
     /// Not enough files, threads or memory. Not the plugin's fault, so it does not count.
-    NoRoom,
+    NoCapacity,
     /// It could not be started because of a temporary lack of something.
     NotStarted,
     /// The host ended it because of a fault.
@@ -49,7 +49,7 @@ impl Exit {
         }
     }
 
-    /// What the operator can do about it, in one sentence.
+    /// What the operator can do about it for the plugin `id`, one sentence.
     pub(crate) fn advice(self, id: &str) -> String {
         match self {
             Self::Code(64) => "install a build of the plugin that fits this plugrack".into(),
@@ -73,7 +73,7 @@ impl Exit {
                 )
             }
             Self::OutOfMemory => "give the machine or the container more memory, or reduce the plugin's memory use".into(),
-            Self::NoRoom => "raise that limit, or stop another plugin; it is tried again by itself".into(),
+            Self::NoCapacity => "raise that limit, or stop another plugin; it is tried again by itself".into(),
             Self::NotStarted => "provide what the reason names; it is tried again by itself".into(),
             Self::Code(_) | Self::Signal(_) | Self::Fault => {
                 format!("fix the error in its last lines (plugrack logs {id}), then: plugrack start {id}")
@@ -108,7 +108,7 @@ impl std::fmt::Display for Exit {
             Self::Incompatible => f.write_str("speaks another protocol"),
             Self::Unlicensed(code) => write!(f, "licence refused ({code})"),
             Self::NotStarted => f.write_str("did not start"),
-            Self::NoRoom => f.write_str("no room"),
+            Self::NoCapacity => f.write_str("no capacity"),
             Self::Fault => f.write_str("ended by the host"),
         }
     }

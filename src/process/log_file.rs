@@ -5,7 +5,7 @@
 
 use crate::system::data_dir::{make_private_dir, private_file};
 use crate::util::escape;
-use crate::util::log_throttle::Repeat;
+use crate::util::log_throttle::LogThrottle;
 use jiff::Timestamp;
 use rustix::fs::OFlags;
 use std::collections::VecDeque;
@@ -34,13 +34,13 @@ pub(crate) struct LogFile {
     reader: Option<u32>,
     /// Lines lost since the last successful write.
     lost: u64,
-    trouble: Repeat,
+    failures: LogThrottle,
 }
 
 impl LogFile {
     /// The log at `path`. The first line creates the file.
     pub(crate) fn new(path: PathBuf) -> Self {
-        Self { path, file: None, reader: None, lost: 0, trouble: Repeat::default() }
+        Self { path, file: None, reader: None, lost: 0, failures: LogThrottle::default() }
     }
 
     /// Lets a group read the log, including earlier lines; with none, nobody may.
@@ -80,7 +80,7 @@ impl LogFile {
         match self.append(text.as_bytes()) {
             Ok(()) => {
                 self.lost = 0;
-                if self.trouble.over().is_some() {
+                if self.failures.clear().is_some() {
                     log::info!("{} is written again", self.path.display());
                 }
             }
@@ -93,7 +93,7 @@ impl LogFile {
 
     fn complain(&mut self, what: &str) {
         // Throttled, so that the host's log does not fill up instead.
-        if self.trouble.came(Instant::now()).is_some() {
+        if self.failures.hit(Instant::now()).is_some() {
             log::error!("{what}");
         }
     }

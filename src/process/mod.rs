@@ -23,7 +23,7 @@ use crate::util::threads;
 use crate::util::threads::{small_thread, timespec};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::unistd::execve;
-use orphans::Marks;
+use orphans::Selector;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Access;
 use rustix::io::Errno;
@@ -75,8 +75,8 @@ const LAST_OUTPUT_TIME: Duration = Duration::from_millis(200);
 /// Interval at which a wait for output checks whether the child has ended, in case another process holds its output open.
 const EXIT_CHECK: Duration = Duration::from_millis(50);
 
-/// How often a process is looked at where the kernel has no handle of its end.
-const EXIT_LOOK: Duration = Duration::from_millis(1);
+/// Interval at which the exit of a process is polled if the kernel has no pidfds.
+const EXIT_CHECK_PAUSE: Duration = Duration::from_millis(1);
 
 /// Variable that all children of this run of the host inherit, by which orphans are found.
 pub(crate) const RUN_VARIABLE: &str = "PLUGRACK_RUN";
@@ -100,7 +100,7 @@ const TURN_TIME: Duration = Duration::from_secs(60);
 const PASSING: [Errno; 7] = [Errno::AGAIN, Errno::IO, Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::STALE, Errno::TXTBSY];
 
 /// Time limit for killing a plugin's orphans.
-const REMAINS_TIME: Duration = Duration::from_secs(1);
+const ORPHANS_TIME: Duration = Duration::from_secs(1);
 
 /// Variables that a child inherits from the host. No others, because the host's environment may hold secrets.
 const INHERITED: [&str; 3] = ["PATH", "LANG", "TZ"];
@@ -355,7 +355,7 @@ impl Process {
 
     /// Waits until it has ended, at most until a deadline. Says whether it has.
     fn ended_by(&self, deadline: Instant) -> bool {
-        // Linux has such handles since 5.3. Before that it is looked at again and again.
+        // Linux has pidfds since 5.3. Before that the exit is polled.
         let handle = pidfd_open(self.pid, PidfdFlags::empty()).ok();
         while !self.has_ended() {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -364,7 +364,7 @@ impl Process {
             }
             match &handle {
                 Some(handle) => drop(poll(&mut [PollFd::new(handle, PollFlags::IN)], Some(&timespec(left)))),
-                None => pause(EXIT_LOOK.min(left)),
+                None => pause(EXIT_CHECK_PAUSE.min(left)),
             }
         }
         true
@@ -387,7 +387,7 @@ impl Process {
             sweep(uid);
         }
         // Before reaping, because until then its id cannot become another session's.
-        let complete = self.marks(reach).is_none_or(|marks| orphans::end(&marks, REMAINS_TIME).complete);
+        let complete = self.orphan_selector(reach).is_none_or(|selector| orphans::kill_all(&selector, ORPHANS_TIME).complete);
         let status = {
             // Holding the list prevents the start of a child that could get the same id.
             let mut own = own();
@@ -408,16 +408,16 @@ impl Process {
         (exit, complete)
     }
 
-    /// The marks of this process's orphans.
-    fn marks(&self, reach: Reach) -> Option<Marks> {
+    /// The selector of this process's orphans.
+    fn orphan_selector(&self, reach: Reach) -> Option<Selector> {
         match reach {
             Reach::Group | Reach::UidUnseen(_) => None,
             Reach::Marked => {
                 let variable = self.mark.clone()?;
-                Some(Marks { sessions: BTreeMap::from([(self.pid(), None)]), variable: Some(variable), uids: None })
+                Some(Selector { sessions: BTreeMap::from([(self.pid(), None)]), variable: Some(variable), uids: None })
             }
             // No process can leave its uid, so this mark suffices.
-            Reach::Uid(uid) => Some(Marks { uids: Some(uid..=uid), ..Marks::default() }),
+            Reach::Uid(uid) => Some(Selector { uids: Some(uid..=uid), ..Selector::default() }),
         }
     }
 }
@@ -850,7 +850,7 @@ mod tests {
         let pid = process.pid();
         wait(process.pid);
         assert!(process.ended_by(Instant::now()));
-        // However often it is looked at, its id stays its own, so that its group can be killed.
+        // However often it is polled, it keeps its id, so that its group can be killed.
         assert!(process.has_ended() && process.has_ended() && state(pid) && own().contains(&pid));
         assert_eq!((process.exit, process.end(Reach::Group)), (None, (Exit::Code(3), true)));
         assert!(!own().contains(&pid) && process.has_ended());

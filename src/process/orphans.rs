@@ -19,11 +19,11 @@ use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 /// Pause between two scans: killed processes need a moment to disappear, and may have forked before.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
+const SCAN_PAUSE: Duration = Duration::from_millis(10);
 
 /// How orphans are recognised: a process that matches one of these is an orphan.
 #[derive(Debug, Default)]
-pub(crate) struct Marks {
+pub(crate) struct Selector {
     /// Their sessions, each with the start time of its leader, see [`started`]. If that is known, a later session with the same id does
     /// not match.
     pub(crate) sessions: BTreeMap<i32, Option<u64>>,
@@ -43,13 +43,13 @@ pub(crate) struct Search {
 }
 
 /// Kills all matching processes until there are none, for at most `time`. Finds none without `/proc`.
-pub(crate) fn end(marks: &Marks, time: Duration) -> Search {
+pub(crate) fn kill_all(selector: &Selector, time: Duration) -> Search {
     let deadline = Instant::now() + time;
     let mut killed = BTreeSet::new();
     loop {
         let mut found = false;
         // Skips processes that end during the scan. Kills each match before it examines the next process, so that it has no time to fork.
-        for orphan in all_processes().into_iter().flatten().filter_map(|process| Orphan::recognize(process.ok()?, marks)) {
+        for orphan in all_processes().into_iter().flatten().filter_map(|process| Orphan::recognize(process.ok()?, selector)) {
             found = true;
             if orphan.kill() {
                 killed.insert(orphan.process.pid());
@@ -58,13 +58,16 @@ pub(crate) fn end(marks: &Marks, time: Duration) -> Search {
         if !found || Instant::now() >= deadline {
             return Search { killed: killed.len(), complete: !found };
         }
-        pause(LOOK_AGAIN);
+        pause(SCAN_PAUSE);
     }
 }
 
 /// Whether any process matches.
-pub(crate) fn any(marks: &Marks) -> bool {
-    all_processes().into_iter().flatten().any(|process| process.is_ok_and(|process| Orphan::recognize(process, marks).is_some()))
+pub(crate) fn any(selector: &Selector) -> bool {
+    all_processes()
+        .into_iter()
+        .flatten()
+        .any(|process| process.is_ok_and(|process| Orphan::recognize(process, selector).is_some()))
 }
 
 /// A process under one of `uids` whose parent is another process of this executable: its uid, and the parent's process id.
@@ -101,12 +104,12 @@ struct Orphan {
 }
 
 impl Orphan {
-    fn recognize(process: Process, marks: &Marks) -> Option<Self> {
+    fn recognize(process: Process, selector: &Selector) -> Option<Self> {
         if u32::try_from(process.pid()) == Ok(std::process::id()) {
             return None;
         }
         let stat = alive(&process)?;
-        if !marks.uid(&process) && !marks.session(&stat) && !marks.variable(&process) {
+        if !selector.uid(&process) && !selector.session(&stat) && !selector.variable(&process) {
             return None;
         }
         let handle = match pidfd_open(Pid::from_raw(process.pid())?, PidfdFlags::empty()) {
@@ -134,7 +137,7 @@ impl Orphan {
     }
 }
 
-impl Marks {
+impl Selector {
     fn uid(&self, process: &Process) -> bool {
         // Not the owner of its /proc directory, because that is root for a non-dumpable process.
         let Some(uids) = &self.uids else { return false };

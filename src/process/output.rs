@@ -32,7 +32,7 @@ const RATE_WINDOW: Duration = Duration::from_secs(1);
 const PARTIAL_TIME: Duration = Duration::from_secs(2);
 
 /// Interval at which an idle capture checks whether its plugin's next process has started.
-const SUCCESSOR_LOOK: Duration = Duration::from_secs(60);
+const SUCCESSOR_CHECK: Duration = Duration::from_secs(60);
 
 /// Number of a process's last lines kept in memory.
 const RECENT_LINES: usize = 50;
@@ -80,7 +80,7 @@ struct Notes {
 /// The plugin's output.
 struct Printed {
     /// Number of the current process. Output of an earlier one may still arrive, from its orphans.
-    life: u64,
+    generation: u64,
     recent: VecDeque<(Timestamp, Vec<u8>)>,
     /// End of the current second.
     window_end: Instant,
@@ -120,7 +120,8 @@ impl PluginLog {
     }
 
     fn to(writer: Arc<LogWriter>) -> Self {
-        let printed = Printed { life: 0, recent: VecDeque::new(), window_end: Instant::now(), lines: 0, bytes: 0, left_out: 0 };
+        let printed =
+            Printed { generation: 0, recent: VecDeque::new(), window_end: Instant::now(), lines: 0, bytes: 0, left_out: 0 };
         Self { shared: Arc::new(Shared { writer, printed: Mutex::new(printed) }) }
     }
 
@@ -129,7 +130,7 @@ impl PluginLog {
     pub(crate) fn begin(&self, reader: Option<u32>) {
         {
             let mut printed = self.shared.printed.locked();
-            printed.life += 1;
+            printed.generation += 1;
             printed.recent.clear();
         }
         self.shared.writer.notes.locked().reader = Some(reader);
@@ -201,15 +202,15 @@ impl PluginLog {
 
     /// Captures `source` until its end.
     pub(crate) fn capture(&self, source: &PipeReader) {
-        let life = self.shared.printed.locked().life;
-        Capture { log: self, life, line: Vec::new(), since: None, continued: false }.run(source);
+        let generation = self.shared.printed.locked().generation;
+        Capture { log: self, generation, line: Vec::new(), since: None, continued: false }.run(source);
     }
 }
 
 /// The output of one process.
 struct Capture<'a> {
     log: &'a PluginLog,
-    life: u64,
+    generation: u64,
     /// The start of an unfinished line.
     line: Vec<u8>,
     /// Since when there is an unfinished line.
@@ -230,7 +231,7 @@ impl Capture<'_> {
             self.turn_window(now, false);
             match read {
                 // An orphan that escaped holds the output open.
-                None if self.log.shared.printed.locked().life != self.life => break,
+                None if self.log.shared.printed.locked().generation != self.generation => break,
                 None => {}
                 Some(Ok(0)) => break,
                 Some(Ok(size)) => {
@@ -257,8 +258,8 @@ impl Capture<'_> {
     fn next_wake(&self) -> Instant {
         let printed = self.log.shared.printed.locked();
         let tell = (printed.left_out > 0).then_some(printed.window_end);
-        let look = Instant::now() + SUCCESSOR_LOOK;
-        [tell, self.since.map(|since| since + PARTIAL_TIME)].into_iter().flatten().fold(look, Instant::min)
+        let check = Instant::now() + SUCCESSOR_CHECK;
+        [tell, self.since.map(|since| since + PARTIAL_TIME)].into_iter().flatten().fold(check, Instant::min)
     }
 
     /// Starts a new second when the current one is over, and reports the lines dropped in it; at the `end` in any case.
@@ -314,7 +315,7 @@ impl Capture<'_> {
             return false;
         }
         printed.left_out += 1 + memchr_iter(b'\n', lines).count() as u64;
-        if printed.life == self.life {
+        if printed.generation == self.generation {
             let time = Timestamp::now();
             let start = memrchr_iter(b'\n', lines).nth(RECENT_LINES - 1).map_or(0, |before| before + 1);
             lines[start..].split(|byte| *byte == b'\n').for_each(|line| printed.remember(time, line));
@@ -328,7 +329,7 @@ impl Capture<'_> {
         if !(whole && self.continued && self.line.is_empty()) {
             let time = Timestamp::now();
             let mut printed = self.log.shared.printed.locked();
-            if printed.life == self.life {
+            if printed.generation == self.generation {
                 printed.remember(time, &self.line);
             }
             if printed.has_room() {

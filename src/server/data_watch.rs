@@ -3,7 +3,7 @@
 
 use crate::store::Store;
 use crate::system::data_dir::{DataDir, Held, Lock};
-use crate::util::log_throttle::{Repeat, more};
+use crate::util::log_throttle::{LogThrottle, suppressed_note};
 use crate::util::threads;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use std::fs;
@@ -29,14 +29,14 @@ impl Watch {
     /// The thread cannot be created.
     pub(crate) fn start(data: &DataDir, store: Store, lock: Lock) -> io::Result<(Self, Receiver<String>)> {
         let (stop, stopped) = bounded(0);
-        let (sender, lost) = bounded(1);
+        let (sender, must_end) = bounded(1);
         let run = [data.run(), data.host_socket(), data.api_socket()];
         let run: Vec<_> = run.into_iter().filter_map(|path| Some((node(&path)?, path))).collect();
         let data = data.clone();
         let thread = std::thread::Builder::new().name("watch".into());
         // It holds the lock of the data directory, which a panic gives up.
         let thread = threads::vital(thread, move || watch(&data, &store, lock, &run, &stopped, &sender))?;
-        Ok((Self { stop, thread }, lost))
+        Ok((Self { stop, thread }, must_end))
     }
 
     /// Stops the checks and returns the lock; none if another host has it.
@@ -73,11 +73,11 @@ fn watch(
     mut lock: Lock,
     run: &[(Node, PathBuf)],
     stopped: &Receiver<()>,
-    lost: &Sender<String>,
+    must_end: &Sender<String>,
 ) -> Option<Lock> {
-    let (mut no_lock, mut no_name, mut no_run) = (Repeat::default(), Repeat::default(), Repeat::default());
+    let (mut no_lock, mut no_name, mut no_run) = (LogThrottle::default(), LogThrottle::default(), LogThrottle::default());
     while stopped.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
-        store.look();
+        store.check_files();
         for file in lock.files() {
             let held = file.keep();
             let path = file.path().display();
@@ -88,12 +88,12 @@ fn watch(
                     let sentence = format!(
                         "{path} was removed or replaced while the host ran, and another plugrack has locked it: this host ends"
                     );
-                    lost.try_send(sentence).ok();
+                    must_end.try_send(sentence).ok();
                     return None;
                 }
                 Err(error) => {
-                    if let Some(unsaid) = no_lock.came(Instant::now()) {
-                        log::error!("{path} cannot be locked again: {error}{}", more(unsaid));
+                    if let Some(suppressed) = no_lock.hit(Instant::now()) {
+                        log::error!("{path} cannot be locked again: {error}{}", suppressed_note(suppressed));
                     }
                 }
             }
@@ -101,27 +101,27 @@ fn watch(
         match keep_announced(data) {
             Ok(None) => {}
             Ok(Some(other)) => {
-                lost.try_send(format!("{other}: this host ends")).ok();
+                must_end.try_send(format!("{other}: this host ends")).ok();
                 return None;
             }
             Err(error) => {
-                if let Some(unsaid) = no_name.came(Instant::now()) {
-                    log::error!("commands may not find the host: {error:#}{}", more(unsaid));
+                if let Some(suppressed) = no_name.hit(Instant::now()) {
+                    log::error!("commands may not find the host: {error:#}{}", suppressed_note(suppressed));
                 }
             }
         }
         match run.iter().find(|(opened, path)| node(path) != Some(*opened)) {
             Some((_, path)) => {
-                if let Some(unsaid) = no_run.came(Instant::now()) {
+                if let Some(suppressed) = no_run.hit(Instant::now()) {
                     log::error!(
                         "{} was removed or replaced while the host runs, so commands or plugin calls fail: restart the host{}",
                         path.display(),
-                        more(unsaid)
+                        suppressed_note(suppressed)
                     );
                 }
             }
             None => {
-                if no_run.over().is_some() {
+                if no_run.clear().is_some() {
                     log::info!("{} is complete again", data.run().display());
                 }
             }

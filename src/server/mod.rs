@@ -1,4 +1,4 @@
-//! `plugrack serve`: what is started in which order, what signals do, and how it all ends.
+//! `plugrack serve`: the order of startup and shutdown, and the handling of signals.
 
 mod data_watch;
 pub(crate) mod options;
@@ -7,25 +7,25 @@ use crate::api::{Api, operator_socket};
 use crate::gate::{Gate, Limits, Listener, Router, Settings, api_pool, tls};
 use crate::http::proxies::Networks;
 use crate::http::response_channel::response_channel;
-use crate::plugins::context::{HOST_SOCKET_VARIABLE, Host, LicenseTime, Sessions};
+use crate::plugins::context::{Context, HOST_SOCKET_VARIABLE, Sessions, SharedLicenseClock};
 use crate::plugins::discovery;
 use crate::plugins::host_socket;
 use crate::plugins::plugin::AnswerTime;
-use crate::plugins::registry::{Look, Rack, STOP_ALL_TIME};
+use crate::plugins::registry::{Registry, STOP_ALL_TIME, ScanReason};
 use crate::plugins::start_turns::Starts;
 use crate::process;
-use crate::process::oom::Memory;
-use crate::process::orphans::{self, Marks};
-use crate::process::watchdog::Guard;
+use crate::process::oom::OomMonitor;
+use crate::process::orphans::{self, Selector};
+use crate::process::watchdog::Watchdog;
 use crate::server::data_watch::Watch;
 use crate::server::options::{Listen, Names, Serve};
 use crate::store::Store;
 use crate::store::kv;
 use crate::store::limits::LimitsInForce;
 use crate::system::data_dir::{DataDir, private_file};
-use crate::system::rlimits::{self, Room};
+use crate::system::rlimits::{self, Capacity};
 use crate::util::threads;
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use crossbeam_channel::{Receiver, RecvTimeoutError, at, bounded, never, select, unbounded};
 use rustix::process::geteuid;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -39,25 +39,25 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-/// How often files that were refused are looked at for a change, and how long ago the kernel's last killing for want of memory may be
-/// for it to be a plugin's end: seldom enough to cost nothing, soon enough for an operator who has mended a file.
+/// Interval at which refused files are checked for changes, and the longest time between an out-of-memory kill and the exit that it
+/// explains: long enough to cost nothing, and short enough for an operator who has fixed a file.
 const WATCH_EVERY: Duration = Duration::from_secs(5);
 
-/// Time between two looks through the plugins directory on SIGHUP: signals that arrive meanwhile are one, so that a storm of them neither keeps the host
-/// busy nor floods its log.
+/// Least time between two scans on SIGHUP. Signals that arrive meanwhile count as one, so that a storm of them neither keeps the host busy
+/// nor floods its log.
 const HANG_UP_PAUSE: Duration = Duration::from_secs(1);
 
-/// How much of [`STOP_ALL_TIME`] requests that have come have to be answered before the plugins are told to end.
+/// Part of [`STOP_ALL_TIME`] in which requests under way are answered before the plugins are told to stop.
 const DRAIN_TIME: Duration = Duration::from_secs(1);
 
-/// Time at the end for what is left to be sent to clients.
+/// Time at the end to flush answers to clients.
 const FLUSH_TIME: Duration = Duration::from_millis(200);
 
-/// The mode of the socket for a reverse proxy: its user, and its group, which a proxy of another user is made a member of.
+/// The mode of the socket for a reverse proxy: for the host's user and group. A proxy under another user must be a member of the group.
 const PROXY_MODE: u32 = 0o660;
 
-/// Time in which what an earlier run has left behind is ended.
-const REMAINS_TIME: Duration = Duration::from_secs(2);
+/// Time limit for killing orphans of an earlier run.
+const ORPHANS_TIME: Duration = Duration::from_secs(2);
 
 /// Runs the host until it is told to stop.
 ///
@@ -89,8 +89,8 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     }
 
     process::find_own_program().map_err(|error| anyhow!(error))?;
-    let room = Room::measure().map_err(anyhow::Error::msg)?;
-    if let Some(warning) = room.warning() {
+    let capacity = Capacity::measure().map_err(anyhow::Error::msg)?;
+    if let Some(warning) = capacity.warning() {
         log::warn!("{warning}");
     }
     let data = DataDir::create(data, settings.run.as_deref())?;
@@ -106,64 +106,64 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     data.set_modes(settings.plugin_uids.is_some()).context("cannot set the modes of the data directory")?;
     data.sweep_run().context("cannot clear the run directory")?;
     process::reap_orphans().context("cannot watch for processes to reap")?;
-    let guard = Guard::start(&data.host_socket(), settings.plugin_uids.clone()).context("cannot start the guard")?;
-    let marks = Marks {
+    let watchdog = Watchdog::start(&data.host_socket(), settings.plugin_uids.clone()).context("cannot start the watchdog")?;
+    let selector = Selector {
         variable: Some((HOST_SOCKET_VARIABLE, data.host_socket().into())),
         uids: settings.plugin_uids.clone(),
-        ..Marks::default()
+        ..Selector::default()
     };
-    let mut left = orphans::end(&marks, REMAINS_TIME).killed;
+    let mut left = orphans::kill_all(&selector, ORPHANS_TIME).killed;
     for socket in former {
-        let marks = Marks { variable: Some((HOST_SOCKET_VARIABLE, socket.into())), ..Marks::default() };
-        left += orphans::end(&marks, REMAINS_TIME).killed;
+        let selector = Selector { variable: Some((HOST_SOCKET_VARIABLE, socket.into())), ..Selector::default() };
+        left += orphans::kill_all(&selector, ORPHANS_TIME).killed;
     }
     if left > 0 {
-        log::warn!("ended {left} processes that an earlier run of the host had left behind");
+        log::warn!("killed {left} processes that an earlier run of the host had left behind");
     }
     let quota = kv::Limits { keys: settings.kv_max_keys, bytes: settings.kv_max_bytes };
     let database = data.database();
     let store = Store::open(&database, quota).with_context(|| format!("cannot open {}", database.display()))?;
     let instance_id = store.instance_id().with_context(|| format!("cannot read {}", database.display()))?;
-    let time = LicenseTime::new(&store).with_context(|| format!("cannot read {}", database.display()))?;
+    let license_clock = SharedLicenseClock::new(&store).with_context(|| format!("cannot read {}", database.display()))?;
     let token = data.admin_token()?;
     let plugins = settings.plugins.clone().unwrap_or_else(|| data.plugins());
     fs::create_dir_all(&plugins).with_context(|| format!("cannot make the plugins directory {}", plugins.display()))?;
     let plugins = fs::canonicalize(&plugins)?;
-    discovery::scan(&plugins).with_context(|| format!("cannot read the plugins directory {}", plugins.display()))?;
+    discovery::list(&plugins).with_context(|| format!("cannot read the plugins directory {}", plugins.display()))?;
 
     let listen = &settings.listen;
     let listener = open_listener(settings)?;
     let listening = listener.address().map_or_else(|| listen.to_string(), |address| address.to_string());
-    let (order, orders) = bounded(1);
+    let (scan_requests, scan_requested) = bounded(1);
     let default_limits = LimitsInForce {
-        open_files: room.plugin_files(),
+        open_files: capacity.plugin_files(),
         start_timeout: settings.start_timeout,
         request_timeout: settings.request_timeout,
     };
     let answer_time = AnswerTime::default();
     let longest = store.longest_time_limit().with_context(|| format!("cannot read {}", database.display()))?;
     answer_time.outlast(longest.max(settings.start_timeout).max(settings.request_timeout));
-    let host = Host {
+    let context = Context {
         instance_id,
         data: data.clone(),
         store: store.clone(),
-        memory: Memory::new(),
-        sessions: Sessions::new(guard),
+        oom: OomMonitor::new(),
+        sessions: Sessions::new(watchdog),
         plugin_uids: settings.plugin_uids.clone(),
         starts: Starts::new(),
-        looks: order.clone(),
+        scan_requests: scan_requests.clone(),
         plugin_memory: settings.plugin_memory,
-        room,
+        capacity,
         metadata_timeout: settings.metadata_timeout,
         default_limits,
         answer_time,
         pass_env: passed(&settings.pass_env),
-        time,
+        license_clock,
     };
-    let host = Arc::new(host);
-    host_socket::listen(Arc::clone(&host)).context("cannot listen on the host socket")?;
+    let context = Arc::new(context);
+    host_socket::listen(Arc::clone(&context)).context("cannot listen on the host socket")?;
     log::info!("plugrack {} is instance {instance_id}", env!("CARGO_PKG_VERSION"));
-    let rack = Arc::new(Rack::new(host, plugins.clone()));
+    let registry = Arc::new(Registry::new(context, plugins.clone()));
     let scheme = match (listen, &settings.tls_cert) {
         (Listen::Unix(_), _) => "",
         (_, Some(_)) => "https://",
@@ -173,24 +173,24 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     let port = listening.strip_prefix("0.0.0.0:").or_else(|| listening.strip_prefix("[::]:"));
     let reachable = port.map_or_else(|| listening.clone(), |port| format!("localhost:{port}"));
     let base = (!scheme.is_empty()).then(|| format!("{scheme}{reachable}"));
-    let api = Arc::new(Api::new(Arc::clone(&rack), token, base));
-    let max_connections = rack.host().room.connections(settings.limits.max_connections);
+    let api = Arc::new(Api::new(Arc::clone(&registry), token, base));
+    let max_connections = registry.context().capacity.connections(settings.limits.max_connections);
     let limits = Limits { max_connections, ..settings.limits.clone() };
     let per_plugin = limits.max_connections_per_plugin.of(max_connections);
     let operator_ended = operator_socket::serve(&api, data.api_socket()).context("cannot serve the operator's socket")?;
-    let api_queue = api_pool::start(&api, &rack).context("cannot start the threads of the API")?;
-    let router = Router::new(Arc::clone(&rack), Arc::clone(&api), api_queue, per_plugin);
+    let api_queue = api_pool::start(&api, &registry).context("cannot start the threads of the API")?;
+    let router = Router::new(Arc::clone(&registry), Arc::clone(&api), api_queue, per_plugin);
     let gate_settings = Settings {
         limits,
         proxies: Networks::all(&settings.trust_proxy),
         spool: data.spool(),
-        answer_time: rack.host().answer_time.clone(),
+        answer_time: registry.context().answer_time.clone(),
     };
     let channel = response_channel().context("cannot make the response channel")?;
     let (gate, gate_ended) = Gate::start(vec![listener], gate_settings, router, channel).context("cannot start the gate")?;
     write_listen(&data, &listening).context("cannot write the run directory")?;
     data.reserve().keep();
-    let (data_watch, lost) =
+    let (data_watch, must_end) =
         Watch::start(&data, store.clone(), lock).context("cannot start the thread that watches the data directory")?;
     log::info!("listening on {scheme}{listening}, plugins from {}", plugins.display());
     if matches!(listen, Listen::Tcp(address) if !address.ip().is_loopback()) && settings.tls_cert.is_none() {
@@ -201,9 +201,10 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     }
 
     // The host answers meanwhile: requests for what is not known yet wait, so that none is told that its plugin does not exist.
-    let looker = Arc::clone(&rack);
-    let looks = std::thread::Builder::new().name("discovery".into());
-    threads::restarting(looks, move || look(&looker, &orders)).context("cannot start the thread that looks for plugins")?;
+    let scanned = Arc::clone(&registry);
+    let discovery = std::thread::Builder::new().name("discovery".into());
+    threads::restarting(discovery, move || scan_loop(&scanned, &scan_requested))
+        .context("cannot start the thread that scans the plugins directory")?;
 
     let (sender, received) = unbounded();
     let watch = move || {
@@ -225,11 +226,11 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
                 (hung_up, hang_up_at) = (never(), Instant::now() + HANG_UP_PAUSE);
                 read_certificate_again(settings, &gate);
                 // One that waits already will see all there is by then.
-                order.try_send(()).unwrap_or_default();
+                scan_requests.try_send(()).unwrap_or_default();
             },
             recv(gate_ended) -> _ => break Err(anyhow!("the gate has ended, and with it all connections of clients")),
             recv(operator_ended) -> _ => break Err(anyhow!("the operator's socket has failed")),
-            recv(lost) -> sentence => match sentence {
+            recv(must_end) -> sentence => match sentence {
                 Ok(sentence) => break Err(anyhow!(sentence)),
                 Err(_) => break Err(anyhow!("the thread that watches the data directory has ended")),
             },
@@ -237,31 +238,31 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     };
 
     log::info!("stopping");
-    // Nothing where another host has the directory by now.
+    // None if another host has the directory by now.
     let lock = data_watch.end();
     let deadline = Instant::now() + STOP_ALL_TIME;
     gate.drain(Instant::now() + DRAIN_TIME);
     gate.close();
-    rack.stop_all(deadline);
+    registry.stop_all(deadline);
     gate.end(deadline.max(Instant::now()) + FLUSH_TIME);
-    rack.host().sessions.finish();
-    rack.host().time.keep_at_stop(&store);
+    registry.context().sessions.finish();
+    registry.context().license_clock.advance_at_stop(&store);
     let saved = store.finish().context("the last changes are not in the database");
     if lock.is_some() {
         data.leave_run().context("cannot clear the run directory")?;
-        // Space may have come since the start, which was on a full disk.
+        // There may be space now, even if the disk was full at the start.
         data.reserve().keep();
     }
     log::info!("stopped");
     outcome.and(saved)
 }
 
-/// The variables of this process's environment that plugins get. One that is not set is passed over.
+/// The variables of this process's environment that plugins get. Skips unset ones.
 fn passed(names: &[Names]) -> Vec<(OsString, OsString)> {
     names.iter().flat_map(|names| &names.0).filter_map(|name| Some((name.into(), std::env::var_os(name)?))).collect()
 }
 
-/// The host's run directory is closed to others and emptied, so no proxy reaches a socket there.
+/// Refuses a socket in the run directory, which the host empties and closes to other users.
 fn check_listen(listen: &Listen, data: &DataDir) -> Result<()> {
     let Listen::Unix(path) = listen else { return Ok(()) };
     let directory = path.parent().and_then(|parent| fs::canonicalize(parent).ok());
@@ -274,10 +275,10 @@ fn check_listen(listen: &Listen, data: &DataDir) -> Result<()> {
     }
 }
 
-/// Whatever runs under the plugins' uids is killed with them, so nothing else may.
+/// Checks that nothing else uses the plugins' uids, because everything under them is killed with the plugins.
 fn check_uids(uids: &RangeInclusive<u32>) -> Result<()> {
     let (first, last) = (uids.start(), uids.end());
-    // Where there is no such file there are no accounts.
+    // Without the file there are no accounts.
     let accounts = fs::read_to_string("/etc/passwd").unwrap_or_default();
     for account in accounts.lines() {
         let fields: Vec<_> = account.split(':').collect();
@@ -295,27 +296,27 @@ fn check_uids(uids: &RangeInclusive<u32>) -> Result<()> {
     Ok(())
 }
 
-/// Looks through the plugins directory: once at the start, and then whenever it is ordered to, or something is to be tried again.
-fn look(rack: &Arc<Rack>, orders: &Receiver<()>) {
-    begin_look(rack, Look::Ordered);
+/// Scans the plugins directory: once at the start, then on each request, and when a refused file has changed or is due for a retry.
+fn scan_loop(registry: &Arc<Registry>, requested: &Receiver<()>) {
+    begin_scan(registry, ScanReason::Ordered);
     loop {
-        let wait = rack.next_retry().map_or(WATCH_EVERY, |at| at.saturating_duration_since(Instant::now()).min(WATCH_EVERY));
-        match orders.recv_timeout(wait) {
+        let wait = registry.next_retry().map_or(WATCH_EVERY, |at| at.saturating_duration_since(Instant::now()).min(WATCH_EVERY));
+        match requested.recv_timeout(wait) {
             Err(RecvTimeoutError::Disconnected) => return,
-            Ok(()) => begin_look(rack, Look::Ordered),
+            Ok(()) => begin_scan(registry, ScanReason::Ordered),
             Err(RecvTimeoutError::Timeout) => {
-                rack.host().memory.look();
-                rack.keep_time();
-                if rack.is_due() {
-                    begin_look(rack, Look::Due);
+                registry.context().oom.reset();
+                registry.advance_license_clock();
+                if registry.needs_scan() {
+                    begin_scan(registry, ScanReason::Due);
                 }
             }
         }
     }
 }
 
-fn begin_look(rack: &Arc<Rack>, look: Look) {
-    if let Err(error) = rack.begin_look(look) {
+fn begin_scan(registry: &Arc<Registry>, reason: ScanReason) {
+    if let Err(error) = registry.begin_scan(reason) {
         log::error!("the plugins directory cannot be read: {error}");
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{MAX_LOG, READER_TIME, READERS, WRITE_QUEUE, schema};
 use crate::lock::LockExt;
-use crate::util::log_throttle::Repeat;
+use crate::util::log_throttle::LogThrottle;
 use rusqlite::ffi::{self, ErrorCode};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -186,22 +186,22 @@ impl MaybeFault for StoreError {
 
 /// Throttles log lines by kind of fault. Each line names the database's path.
 #[derive(Default)]
-pub(super) struct Troubles {
-    kinds: Mutex<Vec<(StoreError, Repeat)>>,
+pub(super) struct FaultLog {
+    kinds: Mutex<Vec<(StoreError, LogThrottle)>>,
 }
 
-impl Troubles {
+impl FaultLog {
     /// Logs a fault of the database at `path`, unless it is suppressed.
-    pub(super) fn came(&self, path: &Path, error: &StoreError) {
+    pub(super) fn hit(&self, path: &Path, error: &StoreError) {
         let mut kinds = self.kinds.locked();
         let same = |(known, _): &(StoreError, _)| std::mem::discriminant(known) == std::mem::discriminant(error);
         let at = kinds.iter().position(same).unwrap_or_else(|| {
-            kinds.push((error.clone(), Repeat::default()));
+            kinds.push((error.clone(), LogThrottle::default()));
             kinds.len() - 1
         });
-        match kinds[at].1.came(Instant::now()) {
+        match kinds[at].1.hit(Instant::now()) {
             Some(0) => log::error!("{}: {error}", path.display()),
-            Some(unsaid) => log::error!("{}: {error} ({unsaid} more failures since the last such line)", path.display()),
+            Some(suppressed) => log::error!("{}: {error} ({suppressed} more failures since the last such line)", path.display()),
             None => {}
         }
     }
@@ -209,9 +209,9 @@ impl Troubles {
     /// Records a synced write, and logs faults that it proves over.
     pub(super) fn written(&self, path: &Path) {
         let mut kinds = self.kinds.locked();
-        for (_, repeat) in kinds.iter_mut().filter(|(error, _)| error.ends_with_a_write()) {
-            if let Some(unsaid) = repeat.over() {
-                log::info!("{}: writes work again ({unsaid} more failures since the last such line)", path.display());
+        for (_, throttle) in kinds.iter_mut().filter(|(error, _)| error.ends_with_a_write()) {
+            if let Some(suppressed) = throttle.clear() {
+                log::info!("{}: writes work again ({suppressed} more failures since the last such line)", path.display());
             }
         }
     }

@@ -28,7 +28,7 @@ mod wal;
 pub(crate) use fault::{MaybeFault, StoreError};
 
 use crate::lock::{LockExt, unpoisoned};
-use fault::Troubles;
+use fault::FaultLog;
 use kv::{Accounts, Limits};
 
 use presence::Presence;
@@ -164,7 +164,7 @@ struct Inner {
     readers: Mutex<Readers>,
     reader_freed: Condvar,
     limits: Limits,
-    troubles: Arc<Troubles>,
+    fault_log: Arc<FaultLog>,
     presence: Arc<Presence>,
     /// Dropped last, see [`Space`].
     _database: Arc<File>,
@@ -234,14 +234,14 @@ impl Store {
         }))?;
         let page_size = connection.pragma_query_value(None, "page_size", |row| row.get(0))?;
         let (orders, queue) = bounded(WRITE_QUEUE);
-        let troubles = Arc::new(Troubles::default());
+        let fault_log = Arc::new(FaultLog::default());
         let presence = Arc::new(Presence::of(path));
         let mut writer = Writer {
             connection,
             path: path.to_owned(),
             queue,
             limits,
-            troubles: Arc::clone(&troubles),
+            fault_log: Arc::clone(&fault_log),
             presence: Arc::clone(&presence),
             space: Space::new(path, Arc::clone(&database)),
             schedule: Schedule::new(Instant::now()),
@@ -266,7 +266,7 @@ impl Store {
             readers: Mutex::default(),
             reader_freed: Condvar::new(),
             limits,
-            troubles,
+            fault_log,
             presence,
             _database: database,
         };
@@ -317,7 +317,7 @@ impl Store {
         let orders = self.inner.orders.as_ref().ok_or(StoreError::Closed)?;
         orders.try_send(order).map_err(|error| {
             let error = if error.is_full() { StoreError::Busy } else { StoreError::Closed };
-            self.inner.troubles.came(&self.inner.path, &error);
+            self.inner.fault_log.hit(&self.inner.path, &error);
             error
         })
     }
@@ -350,9 +350,9 @@ impl Store {
 
     /// Checks that the database's files are still there, for times without writes. If one is gone, logs that, and the writer saves what
     /// it can.
-    pub(crate) fn look(&self) {
+    pub(crate) fn check_files(&self) {
         if let Err(error) = self.inner.presence.check() {
-            self.inner.troubles.came(&self.inner.path, &error);
+            self.inner.fault_log.hit(&self.inner.path, &error);
             // The change only serves to have the writer notice; it is refused.
             drop(self.begin(|_| Ok::<_, StoreError>(())));
         }
@@ -362,7 +362,7 @@ impl Store {
     pub(crate) fn read<T>(&self, read: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let result = self.inner.read(read);
         if let Err(error) = &result {
-            self.inner.troubles.came(&self.inner.path, error);
+            self.inner.fault_log.hit(&self.inner.path, error);
         }
         result
     }
@@ -420,7 +420,7 @@ struct Writer {
     path: PathBuf,
     queue: Receiver<Order>,
     limits: Limits,
-    troubles: Arc<Troubles>,
+    fault_log: Arc<FaultLog>,
     presence: Arc<Presence>,
     space: Space,
     schedule: Schedule,
@@ -510,7 +510,7 @@ impl Writer {
         for order in batch.into_iter().map(Order::Change).chain(waiting) {
             match order {
                 Order::Change(change) => {
-                    self.troubles.came(&self.path, error);
+                    self.fault_log.hit(&self.path, error);
                     change.task.reply(Some(error));
                 }
                 Order::Checkpoint(reply) => drop(reply.send(Err(error.clone()))),
@@ -543,7 +543,7 @@ impl Writer {
             if failed < MAX_ALONE {
                 failed += usize::from(!self.write_alone(change));
             } else {
-                self.troubles.came(&self.path, &StoreError::Full);
+                self.fault_log.hit(&self.path, &StoreError::Full);
                 change.task.reply(Some(&StoreError::Full));
             }
         }
@@ -557,7 +557,7 @@ impl Writer {
             done = self.begin().and_then(|()| self.commit(&mut alone).1);
         }
         if let Err(error) = &done {
-            self.troubles.came(&self.path, error);
+            self.fault_log.hit(&self.path, error);
         }
         alone.into_iter().for_each(|change| change.task.reply(done.as_ref().err()));
         done.is_ok()
@@ -571,9 +571,9 @@ impl Writer {
     /// Logs the outcome of this many changes.
     fn note(&self, done: &Result<bool, StoreError>, changes: usize) {
         match done {
-            Ok(true) => self.troubles.written(&self.path),
+            Ok(true) => self.fault_log.written(&self.path),
             Ok(false) => {}
-            Err(error) => (0..changes).for_each(|_| self.troubles.came(&self.path, error)),
+            Err(error) => (0..changes).for_each(|_| self.fault_log.hit(&self.path, error)),
         }
     }
 
@@ -600,7 +600,7 @@ impl Writer {
             && !self.connection.is_autocommit()
             && let Err(error) = self.connection.execute_batch("ROLLBACK")
         {
-            self.troubles.came(&self.path, &error.into());
+            self.fault_log.hit(&self.path, &error.into());
         }
         // Committed to a removed file, the change would be lost when the host ends.
         (ran, done.and_then(|written| self.presence.check().map(|()| written)))
@@ -624,7 +624,7 @@ impl Writer {
                 if self.connection.is_autocommit() {
                     return Err(fault);
                 }
-                self.troubles.came(&self.path, &fault);
+                self.fault_log.hit(&self.path, &fault);
             }
             written |= keep && self.connection.total_changes() > before;
             if let Some(accounts) = accounts {
@@ -655,7 +655,7 @@ impl Writer {
     fn try_checkpoint(&mut self, reset: Reset) -> Result<bool, StoreError> {
         let done = self.presence.check().and_then(|()| self.checkpoint(reset));
         if let Err(error) = &done {
-            self.troubles.came(&self.path, error);
+            self.fault_log.hit(&self.path, error);
             if matches!(error, StoreError::Gone { .. }) {
                 self.save();
             }
@@ -722,7 +722,7 @@ impl Writer {
                 log::warn!("{} has all acknowledged changes: restart the host", self.path.display());
             }
             Ok(false) => log::warn!("{} does not have all changes of its log, because a read is under way", self.path.display()),
-            Err(error) => self.troubles.came(&self.path, &error),
+            Err(error) => self.fault_log.hit(&self.path, &error),
         }
     }
 

@@ -5,7 +5,7 @@ use rusqlite::{OptionalExtension, params};
 use uuid::Uuid;
 
 /// The setting that holds the high-water mark of time, in milliseconds since 1970-01-01 UTC.
-const TIME_MARK: &str = "time_mark";
+const LICENSE_CLOCK_MARK: &str = "time_mark";
 
 impl Store {
     /// The instance id of this installation.
@@ -20,19 +20,19 @@ impl Store {
     }
 
     /// The high-water mark of time; none if it was made unreadable by hand.
-    pub(crate) fn time_mark(&self) -> Result<Option<i64>, StoreError> {
+    pub(crate) fn license_clock_mark(&self) -> Result<Option<i64>, StoreError> {
         self.read(|connection| {
             let mut statement = connection.prepare_cached("SELECT value FROM settings WHERE key = ?1")?;
-            let text: Option<String> = statement.query_row([TIME_MARK], |row| row.get(0)).optional()?;
+            let text: Option<String> = statement.query_row([LICENSE_CLOCK_MARK], |row| row.get(0)).optional()?;
             Ok(text.and_then(|text| text.parse().ok()))
         })
     }
 
     /// Stores the high-water mark of time.
-    pub(crate) fn set_time_mark(&self, mark: i64) -> Result<(), StoreError> {
+    pub(crate) fn set_license_clock_mark(&self, mark: i64) -> Result<(), StoreError> {
         self.write(move |connection| {
             let sql = "INSERT INTO settings (key, value) VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = excluded.value";
-            connection.execute(sql, params![TIME_MARK, mark.to_string()])?;
+            connection.execute(sql, params![LICENSE_CLOCK_MARK, mark.to_string()])?;
             Ok(())
         })
     }

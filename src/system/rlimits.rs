@@ -1,6 +1,7 @@
-//! How much room this process has: the limits of open files, threads and memory, how many plugins and clients fit, and what to raise.
+//! Resource limits of this process: open files, threads and memory, the number of plugins and clients that they allow, and how to raise
+//! them.
 //!
-//! A host whose plugins have taken the last file or thread could answer nobody, so only as many plugins run as leave some to its clients.
+//! A host without a free file or thread could answer nobody, so it runs only as many plugins as leave some to its clients.
 
 use crate::util::threads::small_thread;
 use crossbeam_channel::{Receiver, bounded};
@@ -14,65 +15,65 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// Files the host needs for itself: some 16 at rest (listeners, the database and its readers, signals), and as many while plugins are
-/// asked for their metadata.
+/// Files that the host itself needs: about 16 at rest (listeners, the database and its readers, signals), and as many during `--metadata`
+/// calls.
 const HOST_FILES: u64 = 48;
 
-/// Files of a plugin: its log, what it prints, and two connections.
+/// Files of a plugin: its log, its output, and two connections.
 const PLUGIN_FILES: u64 = 4;
 
-/// Files of a client's connection: its own, and a temporary file for a body that does not fit in memory.
+/// Files of a client connection: its socket, and a temporary file for a body that does not fit in memory.
 const CLIENT_FILES: u64 = 2;
 
-/// Threads and processes the host needs for itself: 20 at rest, and those that ask plugins for their metadata.
+/// Threads and processes that the host itself needs: 20 at rest, and those of `--metadata` calls.
 const HOST_TASKS: u64 = 64;
 
-/// Threads and processes of a plugin: its supervisor, three that wait (for output, its end, requests), and a few of its own.
+/// Threads and processes of a plugin: its supervisor, three that wait (for output, exit and requests), and a few of its own.
 const PLUGIN_TASKS: u64 = 8;
 
-/// Address space the host needs for itself, in bytes: nearly all of it is what glibc's allocator sets aside for each of some 16 threads
-/// without using it (951 MiB were measured), and without that allocator it is stacks.
+/// Address space that the host itself needs, in bytes. With glibc nearly all of it is reserved, unused, by the allocator for each of about
+/// 16 threads (951 MiB were measured); otherwise it is stacks.
 const HOST_MEMORY: u64 = if cfg!(target_env = "gnu") { 1280 << 20 } else { 192 << 20 };
 
-/// Address space of a plugin in bytes: the stacks of its four threads, and what they use.
+/// Address space of a plugin in bytes: the stacks of its four threads, and the memory that they use.
 const PLUGIN_MEMORY: u64 = 2 << 20;
 
-/// Share of the tasks, in quarters, that running plugins may take; the rest is for the supervisors of those that wait for room.
+/// Share of the tasks, in quarters, for running plugins. The rest is for the supervisors of plugins that wait for capacity.
 const RUNNING_QUARTERS: u64 = 3;
 
-/// Room for fewer plugins than this is said at the start: a small rack has tens of them.
+/// The host warns at its start if it can run fewer plugins than this: a small installation has tens of them.
 const FEW_PLUGINS: u64 = 100;
 
-/// After how long a plugin for which there was no room is tried again: soon enough not to be waited for, and seldom enough that
-/// hundreds of them cost nothing.
-pub(crate) const ROOM_RETRY: Duration = Duration::from_secs(5);
+/// Interval at which a plugin that waits for capacity is retried: short for an operator, and long enough that hundreds of waiting plugins
+/// cost nothing.
+pub(crate) const CAPACITY_RETRY: Duration = Duration::from_secs(5);
 
-/// How to have more open files.
+/// How to raise the limit of open files.
 const MORE_FILES: &str = "raise it with ulimit -n, or LimitNOFILE= of a systemd unit";
 
-/// How to have more threads and processes.
+/// How to raise the limit of threads and processes.
 const MORE_TASKS: &str = "raise it with ulimit -u, TasksMax= of a systemd unit, or the container's limit of pids";
 
-/// How to have more address space.
+/// How to raise the limit of the address space.
 const MORE_MEMORY: &str =
     "raise it with ulimit -v, and limit memory by MemoryMax= of a systemd unit or the container's limit instead";
 
-/// The room of this process.
+/// The capacity of this process.
 #[derive(Debug)]
-pub(crate) struct Room {
-    /// Plugins that fit.
+pub(crate) struct Capacity {
+    /// Most plugins that run.
     plugins: u64,
-    /// Plugins for which there may be a supervisor, running or not.
+    /// Most plugins with a supervisor, running or not.
     known: u64,
-    /// Connections of clients that fit.
+    /// Most client connections.
     clients: u64,
     limit: Limit,
-    /// Open files that this process was started with, and the most it may have; none is no limit.
+    /// The limit of open files that this process was started with, and the highest that it may have; none is no limit.
     files: [Option<u64>; 2],
     taken: Arc<AtomicUsize>,
 }
 
-/// What leaves the least room.
+/// The limit that bounds the capacity.
 #[derive(Debug, Clone, Copy)]
 enum Limit {
     Files(u64),
@@ -81,24 +82,24 @@ enum Limit {
     None,
 }
 
-/// A plugin's place in the room, given back when it is dropped.
+/// A running plugin's share of the capacity, released when dropped.
 #[derive(Debug)]
-pub(crate) struct Seat {
+pub(crate) struct PluginSlot {
     taken: Arc<AtomicUsize>,
 }
 
-impl Room {
-    /// Raises the limits as far as the system lets this process, and measures what they leave.
+impl Capacity {
+    /// Raises the limits as far as this process may, and derives the capacity from them.
     ///
     /// # Errors
-    /// A sentence, when the host itself does not fit.
+    /// One sentence: the limits do not suffice for the host itself.
     pub(crate) fn measure() -> Result<Self, String> {
         let started_with = getrlimit(Resource::Nofile).current;
         let files = raised(Resource::Nofile, "open files");
-        // The limit of the user's tasks is not for root, that of the control group is.
+        // Root is exempt from the user's limit of tasks, but not from the control group's.
         let user = if geteuid().is_root() { None } else { raised(Resource::Nproc, "threads and processes") };
         let tasks = [user, group_limit()].into_iter().flatten().min();
-        // Half of what is not the host's own is for plugins, and half for clients.
+        // Half of the files beyond the host's own is for plugins, and half for clients.
         let of_files = files.map_or(u64::MAX, |files| files.saturating_sub(HOST_FILES) / 2 / PLUGIN_FILES);
         let free = tasks.map(|tasks| tasks.saturating_sub(HOST_TASKS));
         let of_tasks = free.map_or(u64::MAX, |free| free * RUNNING_QUARTERS / 4 / PLUGIN_TASKS);
@@ -119,12 +120,12 @@ impl Room {
         Ok(Self { plugins, known, clients, limit, files: [started_with, files], taken: Arc::default() })
     }
 
-    /// A sentence about a room that is small.
+    /// One sentence if the capacity is small.
     pub(crate) fn warning(&self) -> Option<String> {
         let few = self.plugins < FEW_PLUGINS;
         few.then(|| {
             format!(
-                "{}, which is room for {} plugins and some {} clients: {}",
+                "{}, which allows {} plugins and about {} clients: {}",
                 self.limit,
                 self.plugins,
                 self.clients,
@@ -133,53 +134,48 @@ impl Room {
         })
     }
 
-    /// Open files of a plugin unless the operator has set another number: what the host itself was started with. None is no limit.
+    /// Default limit of open files of a plugin: the one that the host was started with. None is no limit.
     pub(crate) fn plugin_files(&self) -> Option<u64> {
         self.files[0]
     }
 
-    /// Most open files that a plugin can have; none is no limit.
+    /// Highest limit of open files that a plugin can have; none is no limit.
     pub(crate) fn most_files(&self) -> Option<u64> {
         self.files[1]
     }
 
-    /// How many connections of clients there is room for, of so many.
+    /// The number of client connections to allow if `wanted` are configured.
     pub(crate) fn connections(&self, wanted: u32) -> u32 {
         wanted.min(u32::try_from(self.clients).unwrap_or(u32::MAX).max(1))
     }
 
-    /// Whether there may be one more plugin beside so many, running or not.
+    /// Checks that one more plugin can be supervised beside `known`, running or not.
     ///
     /// # Errors
-    /// A sentence that names the limit and how to raise it.
+    /// One sentence that names the limit and how to raise it.
     pub(crate) fn check(&self, known: usize) -> Result<(), String> {
         if (known as u64) < self.known {
             return Ok(());
         }
-        Err(format!(
-            "no room: no more than {} plugins can be looked after, since {}: {}",
-            self.known,
-            self.limit,
-            self.limit.more()
-        ))
+        Err(format!("no capacity: at most {} plugins can be supervised, since {}: {}", self.known, self.limit, self.limit.more()))
     }
 
-    /// Takes a place for a plugin.
+    /// Takes a slot for a plugin to run.
     ///
     /// # Errors
-    /// A sentence that names the limit and how to raise it.
-    pub(crate) fn enter(&self) -> Result<Seat, String> {
+    /// One sentence that names the limit and how to raise it.
+    pub(crate) fn enter(&self) -> Result<PluginSlot, String> {
         let taken = self.taken.fetch_add(1, Ordering::Relaxed);
-        // Given back at once when there is none.
-        let seat = Seat { taken: Arc::clone(&self.taken) };
+        // Dropped below if there is no capacity.
+        let slot = PluginSlot { taken: Arc::clone(&self.taken) };
         if (taken as u64) < self.plugins {
-            return Ok(seat);
+            return Ok(slot);
         }
-        Err(format!("no room: {taken} plugins run, and no more fit, since {}: {}", self.limit, self.limit.more()))
+        Err(format!("no capacity: {taken} plugins run, which is the most, since {}: {}", self.limit, self.limit.more()))
     }
 }
 
-impl Drop for Seat {
+impl Drop for PluginSlot {
     fn drop(&mut self) {
         self.taken.fetch_sub(1, Ordering::Relaxed);
     }
@@ -207,7 +203,7 @@ impl fmt::Display for Limit {
     }
 }
 
-/// Raises a limit to the most this process may have, and gives it; none is no limit.
+/// Raises a limit as far as this process may, and returns it; none is no limit.
 fn raised(resource: Resource, name: &str) -> Option<u64> {
     let limit = getrlimit(resource);
     match setrlimit(resource, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
@@ -219,7 +215,7 @@ fn raised(resource: Resource, name: &str) -> Option<u64> {
     }
 }
 
-/// The limit of tasks of this process's control group, in either version of these; none where it has none, or cannot be read.
+/// The limit of tasks of this process's control group (v1 or v2); none if there is none, or it cannot be read.
 fn group_limit() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     let limits = groups.lines().filter_map(|line| {
@@ -229,34 +225,34 @@ fn group_limit() -> Option<u64> {
             _ if controllers.split(',').any(|name| name == "pids") => "/sys/fs/cgroup/pids",
             _ => return None,
         };
-        // Inside of a container its own group is the root of what can be seen.
+        // Inside a container, its own group is the root of the visible tree.
         let own = [format!("{root}{path}/pids.max"), format!("{root}/pids.max")];
         own.iter().find_map(|file| fs::read_to_string(file).ok())?.trim().parse().ok()
     });
     limits.min()
 }
 
-/// A file that takes a place and nothing else, not even a name: an empty root has none to open.
+/// A file descriptor to hold in reserve. An eventfd, because it needs no file system: an empty root has no file to open.
 pub(crate) fn spare_file() -> io::Result<OwnedFd> {
     Ok(eventfd(0, EventfdFlags::CLOEXEC)?)
 }
 
-/// Whether there are so many more threads to be had.
+/// Checks that `count` more threads can be started.
 ///
 /// # Errors
-/// There are not.
+/// They cannot.
 pub(crate) fn spare_threads(count: usize) -> io::Result<()> {
     let (end, ended) = bounded::<()>(0);
-    // They are there at once, and end with the channel.
+    // All exist at the same time, and end when the channel closes.
     let wait = |ended: Receiver<()>| move || ended.recv().unwrap_or_default();
     let spawned: Vec<_> = (0..count).map(|_| small_thread("spare").spawn(wait(ended.clone()))).collect();
     drop(end);
-    // Gone before others are to take their place.
+    // Joined, so that their slots are free when this returns.
     let outcomes = spawned.into_iter().map(|spawned| spawned.map(|thread| thread.join().unwrap_or_default()));
     outcomes.fold(Ok(()), io::Result::and)
 }
 
-/// A sentence about what failed by an error, and whether that was for want of room, in which case the sentence says what to raise.
+/// One sentence about a failure, and whether a resource limit caused it, in which case the sentence says what to raise.
 pub(crate) fn explain(what: &str, error: &io::Error) -> (String, bool) {
     use rustix::io::Errno;
     let more = match error.raw_os_error().map(Errno::from_raw_os_error) {

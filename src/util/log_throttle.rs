@@ -1,66 +1,66 @@
-//! An error that repeats: what of it is worth a line in the log. Time is passed in.
+//! Throttles for log lines about errors that repeat. Time is passed in.
 
 use std::time::{Duration, Instant};
 
-/// Time between two lines about the same trouble: a log that is read later shows how long it lasted, and is not flooded.
-const SAY_EVERY: Duration = Duration::from_secs(60);
+/// Least time between two lines about the same error: enough lines to show how long it lasted, and too few to flood the log.
+const INTERVAL: Duration = Duration::from_secs(60);
 
-/// A trouble that may come many times: said when it begins, at most once in [`SAY_EVERY`], and when it is over.
+/// Throttles lines about an error that may repeat: one when it begins, at most one per [`INTERVAL`], and one when it has cleared.
 #[derive(Debug, Default)]
-pub(crate) struct Repeat {
-    said_at: Option<Instant>,
-    /// Whether the last line about it was not yet followed by that of its end.
+pub(crate) struct LogThrottle {
+    logged_at: Option<Instant>,
+    /// Whether the last line still has to be followed by the one that the error has cleared.
     open: bool,
-    unsaid: u64,
+    suppressed: u64,
 }
 
-impl Repeat {
-    /// Notes that it came at `now`. Gives, when this is to be said, how often it came unsaid since the last line.
-    pub(crate) fn came(&mut self, now: Instant) -> Option<u64> {
-        if self.said_at.is_some_and(|said| now.saturating_duration_since(said) < SAY_EVERY) {
-            self.unsaid += 1;
+impl LogThrottle {
+    /// Records an occurrence at `now`. If it is to be logged, returns the number of suppressed ones since the last line.
+    pub(crate) fn hit(&mut self, now: Instant) -> Option<u64> {
+        if self.logged_at.is_some_and(|logged| now.saturating_duration_since(logged) < INTERVAL) {
+            self.suppressed += 1;
             return None;
         }
-        self.said_at = Some(now);
+        self.logged_at = Some(now);
         self.open = true;
-        Some(std::mem::take(&mut self.unsaid))
+        Some(std::mem::take(&mut self.suppressed))
     }
 
-    /// Notes that it is over. Gives, when this is to be said, how often it came unsaid since the last line.
-    pub(crate) fn over(&mut self) -> Option<u64> {
-        std::mem::take(&mut self.open).then(|| std::mem::take(&mut self.unsaid))
+    /// Records that the error has cleared. If that is to be logged, returns the number of suppressed occurrences since the last line.
+    pub(crate) fn clear(&mut self) -> Option<u64> {
+        std::mem::take(&mut self.open).then(|| std::mem::take(&mut self.suppressed))
     }
 }
 
-/// How many lines of a [`Burst`] are said in [`SAY_EVERY`]: as many mistakes as somebody makes by hand who tries things out.
+/// Most lines of a [`BurstThrottle`] per [`INTERVAL`]: as many mistakes as a person makes by hand while trying things out.
 const BURST: u32 = 60;
 
-/// Troubles of one kind that differ, so that each is worth a line: said up to [`BURST`] times in [`SAY_EVERY`], and then counted.
+/// Throttles lines about errors of one kind that differ, so that each is worth a line: up to [`BURST`] per [`INTERVAL`].
 #[derive(Debug, Default)]
-pub(crate) struct Burst {
+pub(crate) struct BurstThrottle {
     began: Option<Instant>,
-    said: u32,
-    unsaid: u64,
+    logged: u32,
+    suppressed: u64,
 }
 
-impl Burst {
-    /// Notes one that came at `now`. Gives, when this is to be said, how many came unsaid since the last line.
-    pub(crate) fn came(&mut self, now: Instant) -> Option<u64> {
-        if self.began.is_none_or(|began| now.saturating_duration_since(began) >= SAY_EVERY) {
-            (self.began, self.said) = (Some(now), 0);
+impl BurstThrottle {
+    /// Records an error at `now`. If it is to be logged, returns the number of suppressed ones since the last line.
+    pub(crate) fn hit(&mut self, now: Instant) -> Option<u64> {
+        if self.began.is_none_or(|began| now.saturating_duration_since(began) >= INTERVAL) {
+            (self.began, self.logged) = (Some(now), 0);
         }
-        if self.said == BURST {
-            self.unsaid += 1;
+        if self.logged == BURST {
+            self.suppressed += 1;
             return None;
         }
-        self.said += 1;
-        Some(std::mem::take(&mut self.unsaid))
+        self.logged += 1;
+        Some(std::mem::take(&mut self.suppressed))
     }
 }
 
-/// What is put behind a line about a trouble for those that came unsaid.
-pub(crate) fn more(unsaid: u64) -> String {
-    if unsaid == 0 { String::new() } else { format!(" ({unsaid} more since this was last said)") }
+/// Renders the number of suppressed lines, to be appended to a line; empty for 0.
+pub(crate) fn suppressed_note(suppressed: u64) -> String {
+    if suppressed == 0 { String::new() } else { format!(" ({suppressed} more since the last such line)") }
 }
 
 #[cfg(test)]
@@ -68,24 +68,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_trouble_is_said_when_it_begins_once_a_minute_and_when_it_is_over() {
+    fn an_error_is_logged_when_it_begins_once_a_minute_and_when_it_has_cleared() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut repeat = Repeat::default();
-        assert_eq!(repeat.over(), None);
-        assert_eq!([0, 1, 59, 60, 61].map(|second| repeat.came(at(second))), [Some(0), None, None, Some(2), None]);
-        assert_eq!([repeat.over(), repeat.over()], [Some(1), None]);
-        // One that comes and goes all the time is two lines a minute all the same.
-        assert_eq!([repeat.came(at(62)), repeat.over(), repeat.came(at(119)), repeat.came(at(120))], [None, None, None, Some(2)]);
-        assert_eq!(repeat.over(), Some(0));
+        let mut throttle = LogThrottle::default();
+        assert_eq!(throttle.clear(), None);
+        assert_eq!([0, 1, 59, 60, 61].map(|second| throttle.hit(at(second))), [Some(0), None, None, Some(2), None]);
+        assert_eq!([throttle.clear(), throttle.clear()], [Some(1), None]);
+        // One that comes and goes all the time is still two lines a minute.
+        assert_eq!(
+            [throttle.hit(at(62)), throttle.clear(), throttle.hit(at(119)), throttle.hit(at(120))],
+            [None, None, None, Some(2)]
+        );
+        assert_eq!(throttle.clear(), Some(0));
     }
 
     #[test]
-    fn of_a_burst_the_first_are_said_and_the_rest_counted_until_a_minute_is_over() {
+    fn the_first_lines_of_a_burst_are_logged_and_the_rest_counted_until_a_minute_has_passed() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut burst = Burst::default();
-        assert!((0..BURST).all(|_| burst.came(at(0)) == Some(0)));
-        assert_eq!([1, 59, 60, 61].map(|second| burst.came(at(second))), [None, None, Some(2), Some(0)]);
+        let mut throttle = BurstThrottle::default();
+        assert!((0..BURST).all(|_| throttle.hit(at(0)) == Some(0)));
+        assert_eq!([1, 59, 60, 61].map(|second| throttle.hit(at(second))), [None, None, Some(2), Some(0)]);
     }
 }

@@ -66,7 +66,7 @@ def plugins(bench):
     rows = [[str(many), "%.1f" % memory[many], "%.3f %%" % cpu[many], str(running[many]),
              number(median(each[many] for each in rates)), "%.2f" % median(each[many] / each[1] for each in rates)]
             for many in PLUGINS]
-    text = ("The host's own figures, its guard included, the plugins' not; processor time of a core over %d s without requests; "
+    text = ("The host's own figures, its watchdog included, the plugins' not; processor time of a core over %d s without requests; "
             "then requests to one among them at 16 connections, and the ratio to the host that has only that.\n\n" % seconds)
     text += table(["plugins", "memory MiB", "CPU", "threads", "req/s", "ratio"], rows)
     first, last = PLUGINS[0], PLUGINS[-1]

@@ -118,9 +118,9 @@ class Host:
         return json.loads(answer[1])
 
     def pids(self):
-        """The host and its guard, without the plugins."""
+        """The host and its watchdog, without the plugins."""
         pid = self.process.pid
-        return [pid] + [child for child in children(pid) if b"__guard" in command_line(child)]
+        return [pid] + [child for child in children(pid) if b"__watchdog" in command_line(child)]
 
     def policy(self):
         return policy_of(self.process.pid)

@@ -134,7 +134,7 @@ def _load_targets(results):
                  limit=("with the plugin in Rust", "plugrack"))
     memory = {load.title: [results.value(load.key, 256, key, "front") for key in ("plugrack", "go")] for load in LOADS}
     memory = {title: pair for title, pair in memory.items() if None not in pair}
-    targets.append(Target("memory of the host and its guard at 256 connections ≤ nginx's, in MiB",
+    targets.append(Target("memory of the host and its watchdog at 256 connections ≤ nginx's, in MiB",
                           "; ".join("%s: %.1f, nginx %.1f" % (title, *pair) for title, pair in memory.items()) or "–",
                           all(ours <= theirs for ours, theirs in memory.values()) if memory else None))
     return targets

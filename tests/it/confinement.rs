@@ -254,7 +254,7 @@ fn a_changed_range_hands_a_plugins_files_over_and_nothing_else() {
     let server = start(site, &range(&first));
     let reason = server.wait_state("p", "refused")["reason"].as_str().unwrap().to_owned();
     assert!(
-        reason.contains("linked has another name") && reason.contains(&before.to_string()) && reason.contains("copy"),
+        reason.contains("linked has another hard link") && reason.contains(&before.to_string()) && reason.contains("copy"),
         "{reason}"
     );
     assert_eq!((owner(&linked).0, owner(&home), mode(&home)), (after, (0, after), 0));

@@ -385,7 +385,7 @@ fn a_rescan_that_the_plugins_live_through_fails_no_request() {
 }
 
 #[test]
-fn sighup_looks_again() {
+fn sighup_rescans() {
     let server = Site::new().fake("gone").start();
     server.wait_state("gone", "ready");
     let plugins = server.site().plugins();
@@ -402,8 +402,8 @@ fn sighup_looks_again() {
 #[test]
 fn a_storm_of_sighup_is_a_look_a_second() {
     let server = Site::new().start();
-    let looks = |server: &Server| server.log().matches("looked through the plugins directory").count() as u64;
-    let before = looks(&server);
+    let scans = |server: &Server| server.log().matches("scanned the plugins directory").count() as u64;
+    let before = scans(&server);
     let begin = Instant::now();
     // A shell sends many more than one command each could.
     let storm = format!("for i in $(seq 2000); do kill -HUP {}; done", server.pid());
@@ -411,8 +411,8 @@ fn a_storm_of_sighup_is_a_look_a_second() {
     install_fake(&server.site().plugins(), "added", &json!({"metadata": metadata("added")}));
     server.signal("HUP");
     wait_for("the new plugin", || (server.get("/added/x").status == 200).then_some(()));
-    let (seconds, looks) = (begin.elapsed().as_secs(), looks(&server) - before);
-    assert!((1..=seconds + 2).contains(&looks), "{looks} looks in {seconds} s");
+    let (seconds, scans) = (begin.elapsed().as_secs(), scans(&server) - before);
+    assert!((1..=seconds + 2).contains(&scans), "{scans} scans in {seconds} s");
 }
 
 #[test]
@@ -564,7 +564,7 @@ fn a_log_that_takes_nothing_does_not_keep_the_list_of_plugins() {
         while let Ok(size @ 1..) = fifo.read(&mut buffer) {
             log.extend_from_slice(&buffer[..size]);
         }
-        String::from_utf8_lossy(&log).contains("update refused, the process before goes on").then_some(())
+        String::from_utf8_lossy(&log).contains("update refused, the old process keeps running").then_some(())
     });
 }
 

@@ -95,16 +95,16 @@ fn with_few_open_files_as_many_plugins_run_as_fit_and_the_next_when_one_ends() {
     wait_count(&server, "ready", 26);
     let advice = "open files are limited to 256: raise it with ulimit -n, or LimitNOFILE= of a systemd unit";
     for waiting in wait_count(&server, "backing_off", 4) {
-        assert_eq!(waiting["reason"], format!("no room: 26 plugins run, and no more fit, since {advice}"));
+        assert_eq!(waiting["reason"], format!("no capacity: 26 plugins run, which is the most, since {advice}"));
         let refused = server.get(waiting["route"].as_str().unwrap());
         assert!(refused.status == 503 && refused.header("retry-after").is_some(), "{refused:?}");
     }
-    assert!(server.log().contains("limited to 256, which is room for 26 plugins and some 52 clients: raise it with ulimit -n"));
+    assert!(server.log().contains("limited to 256, which allows 26 plugins and about 52 clients: raise it with ulimit -n"));
     let running = in_state(&server, "ready")[0]["id"].as_str().unwrap().to_owned();
     server.cli(&["stop", &running]);
     wait_count(&server, "backing_off", 3);
     wait_count(&server, "ready", 26);
-    assert_eq!(server.log().matches("no room: 26 plugins run").count(), 4, "it is said once each");
+    assert_eq!(server.log().matches("no capacity: 26 plugins run").count(), 4, "it is said once each");
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn with_few_threads_as_many_plugins_run_as_fit_and_the_host_goes_on_answering() 
     }
     for refused in wait_count(&server, "refused", 14) {
         let reason = refused["reason"].as_str().unwrap();
-        assert!(reason.starts_with("no room: no more than 46 plugins can be looked after, since threads"), "{reason}");
+        assert!(reason.starts_with("no capacity: at most 46 plugins can be supervised, since threads"), "{reason}");
     }
     let mut clients: Vec<_> = (0..16).map(|_| server.client()).collect();
     assert!(clients.iter_mut().all(|client| client.get("/healthz").status == 200));

@@ -163,13 +163,13 @@ fn the_table_of_limits_is_that_of_the_source() {
         (
             "requests that wait for a plugin | @ for each connection, at most @ | fixed",
             &[
-                (Number, Constant("plugins/queue.rs", "PLACES_PER_CONNECTION")),
-                (Number, Constant("plugins/queue.rs", "MAX_PLACES")),
+                (Number, Constant("plugins/queue.rs", "CAPACITY_PER_CONNECTION")),
+                (Number, Constant("plugins/queue.rs", "MAX_CAPACITY")),
             ],
         ),
         ("idle time before a `ping` | @ s | fixed", &[(Seconds, Constant("plugins/worker.rs", "PING_AFTER"))]),
         ("time for a `pong` | @ s | fixed", &[(Seconds, Constant("plugins/worker.rs", "PING_TIME"))]),
-        ("pings without an answer before a restart | @ | fixed", &[(Number, Constant("plugins/worker.rs", "MAX_MISSES"))]),
+        ("pings without an answer before a restart | @ | fixed", &[(Number, Constant("plugins/worker.rs", "MAX_MISSED_PINGS"))]),
         ("time from `shutdown` to SIGTERM | @ s | fixed", &[(Seconds, Constant("plugins/supervisor.rs", "SHUTDOWN_TIME"))]),
         ("time from SIGTERM to SIGKILL | @ s | fixed", &[(Seconds, Constant("plugins/supervisor.rs", "TERMINATE_TIME"))]),
         (

@@ -69,11 +69,11 @@ fn wait_gone(descendants: &BTreeMap<String, i64>) {
     wait_for("all to end", || left().is_empty().then_some(()));
 }
 
-/// The guard of a host.
-fn guard(server: &Server) -> Option<i64> {
-    children(server.pid().into())
-        .into_iter()
-        .find(|pid| fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with("plugrack\0__guard\0")))
+/// The watchdog of a host.
+fn watchdog(server: &Server) -> Option<i64> {
+    children(server.pid().into()).into_iter().find(|pid| {
+        fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with("plugrack\0__watchdog\0"))
+    })
 }
 
 /// The children of a process.
@@ -111,59 +111,59 @@ fn what_a_plugin_has_started_ends_before_it_is_started_again() {
 fn what_plugins_have_started_ends_with_a_host_that_is_stopped() {
     let server = site().start();
     let (descendants, _escaped) = descendants(&server);
-    let guard = guard(&server).unwrap();
+    let watchdog = watchdog(&server).unwrap();
     let (status, _site) = server.stop();
     assert!(status.success());
-    assert!(descendants.values().chain([&guard]).all(|pid| !is_alive(*pid)), "{descendants:?}");
+    assert!(descendants.values().chain([&watchdog]).all(|pid| !is_alive(*pid)), "{descendants:?}");
 }
 
 #[test]
 fn what_plugins_have_started_ends_with_a_host_that_is_killed() {
     let server = site().start();
     let (descendants, _escaped) = descendants(&server);
-    let guard = guard(&server).unwrap();
+    let watchdog = watchdog(&server).unwrap();
     for signal in ["TERM", "INT", "HUP"] {
-        assert!(command("kill").args(["-s", signal, &guard.to_string()]).status().unwrap().success());
+        assert!(command("kill").args(["-s", signal, &watchdog.to_string()]).status().unwrap().success());
     }
     let _site = server.kill();
     wait_gone(&descendants);
-    wait_for("the guard to end", || (!is_alive(guard)).then_some(()));
+    wait_for("the watchdog to end", || (!is_alive(watchdog)).then_some(()));
 }
 
 #[test]
-fn a_guard_that_was_killed_is_replaced_by_one_that_knows_all() {
+fn a_watchdog_that_was_killed_is_replaced_by_one_that_knows_all() {
     let server = site().start();
     let (descendants, _escaped) = descendants(&server);
-    let first = guard(&server).unwrap();
+    let first = watchdog(&server).unwrap();
     kill(first);
-    wait_for("another guard", || guard(&server).filter(|pid| *pid != first));
-    assert!(server.log().contains("the guard process ended (killed by signal 9 (SIGKILL)) and is replaced"));
+    wait_for("another watchdog", || watchdog(&server).filter(|pid| *pid != first));
+    assert!(server.log().contains("the watchdog process ended (killed by signal 9 (SIGKILL)) and is replaced"));
     let _site = server.kill();
     wait_gone(&descendants);
 }
 
-/// A guard that has just ended is replaced a second later.
+/// A watchdog that has just ended is replaced a second later.
 #[test]
-fn a_host_that_is_stopped_while_it_has_no_guard_ends_what_is_left_itself() {
+fn a_host_that_is_stopped_while_it_has_no_watchdog_ends_what_is_left_itself() {
     let server = site().start();
     let (descendants, _escaped) = descendants(&server);
-    kill(guard(&server).unwrap());
-    wait_for("the host to notice", || server.log().contains("the guard process ended").then_some(()));
+    kill(watchdog(&server).unwrap());
+    wait_for("the host to notice", || server.log().contains("the watchdog process ended").then_some(()));
     let (status, _site) = server.stop();
     assert!(status.success());
     assert!(descendants.values().all(|pid| !is_alive(*pid)), "{descendants:?}");
 }
 
-/// A host and its guard killed in one go leave what the next host finds by the environment.
+/// A host and its watchdog killed in one go leave what the next host finds by the environment.
 #[test]
 fn the_next_host_ends_what_an_earlier_one_has_left() {
     let server = site().start();
     let (mut descendants, _escaped) = descendants(&server);
     let _bare = Escaped(descendants.remove("no environment").unwrap());
-    let guard = guard(&server).unwrap();
-    command("kill").args(["-s", "STOP", &guard.to_string()]).status().unwrap();
+    let watchdog = watchdog(&server).unwrap();
+    command("kill").args(["-s", "STOP", &watchdog.to_string()]).status().unwrap();
     let site = server.kill();
-    kill(guard);
+    kill(watchdog);
     assert!(descendants.values().all(|pid| is_alive(*pid)), "{descendants:?}");
     let server = site.start();
     assert!(descendants.values().all(|pid| !is_alive(*pid)), "{descendants:?}");
@@ -277,15 +277,15 @@ fn nothing_outlives_a_plugin_that_has_a_uid_of_its_own() {
 
     let server = site.start();
     let fourth = left(&server, "p");
-    let guard = guard(&server).unwrap();
-    command("kill").args(["-s", "STOP", &guard.to_string()]).status().unwrap();
+    let watchdog = watchdog(&server).unwrap();
+    command("kill").args(["-s", "STOP", &watchdog.to_string()]).status().unwrap();
     let site = server.kill();
     assert!(fourth.values().all(|pid| is_alive(*pid)), "{fourth:?}");
     let server = site.start();
     assert!(fourth.values().all(|pid| !is_alive(*pid)), "left by an earlier run: {fourth:?}");
     assert!(server.log().contains("processes that an earlier run of the host had left behind"), "{}", server.log());
     // It would take what runs under these uids for what its own host has left.
-    assert!(!is_alive(guard), "the guard of the earlier host");
+    assert!(!is_alive(watchdog), "the watchdog of the earlier host");
     let fifth = left(&server, "p");
     assert!(fifth.values().all(|pid| is_alive(*pid)), "{fifth:?}");
 }
@@ -377,7 +377,7 @@ fn what_a_program_starts_while_it_is_asked_who_it_is_is_gone_with_the_answer() {
 
 /// Where there is no `/proc` the program is started again from its path.
 #[test]
-fn a_guard_that_cannot_be_started_is_told_of_once_with_the_file_that_is_missing() {
+fn a_watchdog_that_cannot_be_started_is_told_of_once_with_the_file_that_is_missing() {
     let site = Site::new();
     let program = site.data().join("copy");
     fs::copy(binary(), &program).unwrap();
@@ -386,21 +386,21 @@ fn a_guard_that_cannot_be_started_is_told_of_once_with_the_file_that_is_missing(
     hidden.args(if rustix::process::geteuid().is_root() { "-m" } else { "-rm" }.split(' '));
     hidden.args(["sh", "-c", r#"mount -t tmpfs none /proc && exec "$@""#, "sh"]).arg(&program).args(serve.get_args());
     let server = site.start_as(hidden);
-    let first = wait_for("the guard", || guard(&server));
+    let first = wait_for("the watchdog", || watchdog(&server));
     let away = program.with_extension("away");
     fs::rename(&program, &away).unwrap();
     kill(first);
     let missing = format!(
-        "the guard process cannot be started, so processes that plugins started may survive if the host is killed: the host starts its processes by {}, which is missing",
+        "the watchdog process cannot be started, so processes that plugins started may survive if the host is killed: the host starts its processes by {}, which is missing",
         program.display()
     );
     wait_for("the host to say so", || server.log().contains(&missing).then_some(()));
     // It is tried once a second.
     pause(Duration::from_millis(2500));
     fs::rename(&away, &program).unwrap();
-    wait_for("another guard", || guard(&server).filter(|pid| *pid != first));
-    wait_for("the host to say so", || server.log().contains("the guard process is running again").then_some(()));
-    assert_eq!(server.log().matches("the guard process cannot be started").count(), 1, "{}", server.log());
+    wait_for("another watchdog", || watchdog(&server).filter(|pid| *pid != first));
+    wait_for("the host to say so", || server.log().contains("the watchdog process is running again").then_some(()));
+    assert_eq!(server.log().matches("the watchdog process cannot be started").count(), 1, "{}", server.log());
 }
 
 /// In a container of its own, as its first process.

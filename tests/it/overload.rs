@@ -40,7 +40,7 @@ fn assert_overloaded(reply: &Reply, message: &str) {
     assert!(error["message"].as_str().unwrap().contains(message), "{reply:?}");
 }
 
-/// Checks that a trouble that came many times was said once.
+/// Checks that an event that repeats is logged once.
 #[track_caller]
 fn assert_said_once(server: &Server, begin: &str) {
     let log = server.log();
@@ -118,7 +118,7 @@ fn more_connections_than_there_may_be_are_503_until_there_are_fewer() {
     // The log agrees with itself: a client that comes just as others leave may be refused too.
     let over = "too many connections: over, ";
     let more: usize =
-        wait_for("the end of the trouble to be said", || server.log().split_once(over)?.1.split(' ').next()?.parse().ok());
+        wait_for("the end of the overload to be logged", || server.log().split_once(over)?.1.split(' ').next()?.parse().ok());
     assert!((199..=240).contains(&more), "{more} more of 200");
 }
 

@@ -22,7 +22,7 @@ const READ_GROUPS: usize = 4;
 #[derive(Debug)]
 pub(super) struct Pool {
     host_socket: PathBuf,
-    idle: Mutex<Vec<Link>>,
+    idle: Mutex<Vec<HostConnection>>,
     /// Of requests: each has its own, so that a reply that comes twice is seen to be nobody's.
     last_id: AtomicU64,
     writes: Groups,
@@ -30,7 +30,7 @@ pub(super) struct Pool {
 }
 
 /// One connection to the host.
-type Link = FrameReader<UnixStream>;
+type HostConnection = FrameReader<UnixStream>;
 
 impl Pool {
     /// A pool without connections: they are made as calls need them.
@@ -46,51 +46,50 @@ impl Pool {
 
     /// Sends a request and waits for the reply. It is sent once: where the connection fails, whether it was carried out is unknown.
     pub(super) fn call(&self, op: KvOp, body: &[u8]) -> Result<Reply, KvError> {
-        let reads = matches!(op, KvOp::Get { .. } | KvOp::List(_));
-        let groups = if reads { &self.reads } else { &self.writes };
+        let groups = if op.is_read() { &self.reads } else { &self.writes };
         let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
         groups.call(id, op, body, |group| self.carry(group))
     }
 
     /// Takes a group to the host, and brings each of its calls a reply.
     fn carry(&self, group: &Group) {
-        let mut link = self.send(&group.requests);
+        let mut connection = self.send(&group.requests);
         for call in &group.calls {
-            let reply = match &mut link {
-                Ok(link) => receive(link, call),
+            let reply = match &mut connection {
+                Ok(connection) => receive(connection, call),
                 Err(error) => Err(same(error).into()),
             };
             if let Err(KvError::Io(error)) = &reply
-                && link.is_ok()
+                && connection.is_ok()
             {
-                link = Err(same(error));
+                connection = Err(same(error));
             }
             call.reply(reply);
         }
-        match link {
-            Ok(link) => self.lock().push(link),
+        match connection {
+            Ok(connection) => self.lock().push(connection),
             // What is behind the failure has most likely met the idle ones too.
             Err(_) => self.lock().clear(),
         }
     }
 
-    fn send(&self, requests: &[u8]) -> io::Result<Link> {
+    fn send(&self, requests: &[u8]) -> io::Result<HostConnection> {
         let idle = self.lock().pop();
-        let mut link = idle.map_or_else(|| UnixStream::connect(&self.host_socket).map(FrameReader::new), Ok)?;
-        link.stream().write_all(requests)?;
-        Ok(link)
+        let mut connection = idle.map_or_else(|| UnixStream::connect(&self.host_socket).map(FrameReader::new), Ok)?;
+        connection.stream().write_all(requests)?;
+        Ok(connection)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Link>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<HostConnection>> {
         self.idle.locked()
     }
 }
 
 /// Waits for the reply to a request.
-fn receive(link: &mut Link, call: &Call) -> Result<Reply, KvError> {
+fn receive(connection: &mut HostConnection, call: &Call) -> Result<Reply, KvError> {
     let id = call.id;
     loop {
-        let frame = match link.read() {
+        let frame = match connection.read() {
             Ok(frame) => frame,
             Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(ReadError::Io(error)) => return Err(error.into()),
@@ -137,15 +136,15 @@ mod tests {
         pool.call(KvOp::Set(SetOp { key: key.into(), ..SetOp::default() }), b"v")
     }
 
-    fn accept(host: &UnixListener) -> Link {
+    fn accept(host: &UnixListener) -> HostConnection {
         let (stream, _) = host.accept().unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         FrameReader::new(stream)
     }
 
     /// The id of the next request, which is on this key.
-    fn asked(link: &mut Link, key: &str) -> u64 {
-        let message = link.read().unwrap().message().unwrap();
+    fn asked(connection: &mut HostConnection, key: &str) -> u64 {
+        let message = connection.read().unwrap().message().unwrap();
         match &message {
             Message::Kv(kv) => match &kv.op {
                 KvOp::Set(SetOp { key: asked, .. }) | KvOp::Get { key: asked } if asked == key => kv.id,
@@ -155,10 +154,10 @@ mod tests {
         }
     }
 
-    fn send(link: &mut Link, message: &impl Serialize) {
+    fn send(connection: &mut HostConnection, message: &impl Serialize) {
         let mut frame = Vec::new();
         encode(&mut frame, message, b"").unwrap();
-        link.stream().write_all(&frame).unwrap();
+        connection.stream().write_all(&frame).unwrap();
     }
 
     fn done(id: u64) -> KvResult {
@@ -172,18 +171,18 @@ mod tests {
             let pool = &pool;
             let start = |key| thread::Builder::new().spawn_scoped(scope, move || set(pool, key)).unwrap();
             let first = start("first");
-            let mut link = accept(&host);
-            let id = asked(&mut link, "first");
+            let mut connection = accept(&host);
+            let id = asked(&mut connection, "first");
             let threads = ["a", "b", "c", "d"].map(|key| {
                 let thread = start(key);
                 pool.writes.wait_for(1 + (key.as_bytes()[0] - b'a') as usize);
                 thread
             });
-            send(&mut link, &done(id));
-            let ids = ["a", "b", "c", "d"].map(|key| asked(&mut link, key));
-            send(&mut link, &done(ids[0]));
-            send(&mut link, &Failure { id: ids[1], code: "conflict".into(), message: "so".into(), index: None });
-            drop(link);
+            send(&mut connection, &done(id));
+            let ids = ["a", "b", "c", "d"].map(|key| asked(&mut connection, key));
+            send(&mut connection, &done(ids[0]));
+            send(&mut connection, &Failure { id: ids[1], code: "conflict".into(), message: "so".into(), index: None });
+            drop(connection);
             assert_eq!(first.join().unwrap().unwrap().0.rev, Some(id));
             let [a, b, c, d] = threads.map(|thread| thread.join().unwrap());
             assert_eq!(a.unwrap().0.rev, Some(ids[0]));
@@ -193,9 +192,9 @@ mod tests {
             }
             // The next begins anew.
             let next = start("next");
-            let mut link = accept(&host);
-            let id = asked(&mut link, "next");
-            send(&mut link, &done(id));
+            let mut connection = accept(&host);
+            let id = asked(&mut connection, "next");
+            send(&mut connection, &done(id));
             next.join().unwrap().unwrap();
         });
     }

@@ -1,19 +1,19 @@
 //! The registry of plugins: finds, starts, updates and stops them, and looks them up by id and route.
 //!
-//! A rescan (`look`) reads the metadata of each new or changed file, several in parallel, and processes each answer as it arrives. It
-//! ends with the last answer. A plugin whose file has changed keeps running until its update is ready: the update starts beside it, and
-//! then takes over its route and requests.
+//! A scan is one pass over the plugins directory; the operator's `rescan` command starts one. It reads the metadata of each new or
+//! changed file, several in parallel, and processes each answer as it arrives. It finishes with the last answer. A plugin whose file
+//! has changed keeps running until its update is ready: the update starts beside it, and then takes over its route and requests.
 
 mod owners;
 mod rescan;
 
-pub(crate) use rescan::Look;
+pub(crate) use rescan::ScanReason;
 
-use rescan::Looks;
+use rescan::ScanState;
 
 use crate::lock::{LockExt, unpoisoned};
-use crate::plugins::context::Host;
-use crate::plugins::discovery::{self, Fingerprint, Found, Interviews, Outlook, Refusal};
+use crate::plugins::context::Context;
+use crate::plugins::discovery::{self, Fingerprint, Found, MetadataCalls, Outlook, Refusal};
 use crate::plugins::plugin::{Command, Plugin, Quit, State};
 use crate::plugins::routes::Routes;
 use crate::plugins::supervisor::{COMMANDS, HOLD_TICK, Supervisor, Trial};
@@ -40,16 +40,16 @@ const SETTLE_TIME: Duration = Duration::from_secs(20);
 const SUPERVISOR_STACK: usize = 512 * 1024;
 
 /// All plugins of the host.
-pub(crate) struct Rack {
-    host: Arc<Host>,
+pub(crate) struct Registry {
+    context: Arc<Context>,
     dir: PathBuf,
-    state: Mutex<Looks>,
-    /// Signals the end of a rescan.
-    over: Condvar,
-    /// Whether the first rescan has ended, readable without the lock.
-    known: AtomicBool,
+    state: Mutex<ScanState>,
+    /// Signals that a scan has finished.
+    scan_finished: Condvar,
+    /// Whether the first scan has finished, readable without the lock.
+    scanned: AtomicBool,
     routes: RwLock<Arc<Routes<Arc<Plugin>>>>,
-    interviews: Interviews,
+    metadata_calls: MetadataCalls,
     /// Set when the host stops, after which no plugin is added.
     closing: AtomicBool,
     /// Number of updates so far, used to number their sockets.
@@ -119,35 +119,36 @@ impl Rejected {
 /// A plugin, and a channel that closes when its supervisor has ended.
 type Supervised = (Arc<Plugin>, Receiver<()>);
 
-impl Rack {
+impl Registry {
     /// An empty registry for a plugins directory.
-    pub(crate) fn new(host: Arc<Host>, dir: PathBuf) -> Self {
+    pub(crate) fn new(context: Arc<Context>, dir: PathBuf) -> Self {
         let routes = RwLock::new(Arc::new(Routes::new(Vec::new())));
-        let (state, over, known, closing, updates, gone, enabling) = Default::default();
-        Self { host, dir, state, over, known, routes, interviews: Interviews::new(), closing, updates, gone, enabling }
+        let (state, scan_finished, scanned, closing, updates, gone, enabling) = Default::default();
+        let metadata_calls = MetadataCalls::new();
+        Self { context, dir, state, scan_finished, scanned, routes, metadata_calls, closing, updates, gone, enabling }
     }
 
-    /// Advances the time mark, and once a day checks for licences that expire soon.
-    pub(crate) fn keep_time(&self) {
-        self.host.time.keep(&self.host.store);
-        if self.host.time.is_new_day() {
+    /// Advances the licence clock, and once a day checks for licences that expire soon.
+    pub(crate) fn advance_license_clock(&self) {
+        self.context.license_clock.advance(&self.context.store);
+        if self.context.license_clock.is_new_day() {
             for entry in self.share().values() {
                 if let Entry::Accepted { plugin, .. } = entry
                     && plugin.status().state == State::Ready
                 {
-                    self.host.warn_of_license(plugin.id());
+                    self.context.warn_of_license(plugin.id());
                 }
             }
         }
     }
 
-    /// Waits up to `time` for the first rescan to end. True if it has.
-    pub(crate) fn is_known(&self, wait: Duration) -> bool {
-        self.known.load(Ordering::Acquire) || (!wait.is_zero() && self.wait_for_look(1, Instant::now() + wait).is_some())
+    /// Waits up to `wait` for the first scan to finish. True if it has.
+    pub(crate) fn is_scanned(&self, wait: Duration) -> bool {
+        self.scanned.load(Ordering::Acquire) || (!wait.is_zero() && self.wait_for_scan(1, Instant::now() + wait).is_some())
     }
 
-    /// Whether a refused file, or the file of a refused plugin, has changed or is due for a retry, so that a rescan is worthwhile.
-    pub(crate) fn is_due(&self) -> bool {
+    /// Whether a refused file, or the file of a refused plugin, has changed or is due for a retry, so that a scan is worthwhile.
+    pub(crate) fn needs_scan(&self) -> bool {
         let now = Instant::now();
         let is_time = |rejected: &Rejected| rejected.retry_at.is_some_and(|at| now >= at);
         // Without the lock, because this reads the disk.
@@ -169,7 +170,7 @@ impl Rack {
             Entry::Accepted { rejected, .. } => rejected.as_ref()?.retry_at,
             Entry::Refused { rejected, .. } => rejected.retry_at,
         };
-        state.entries.iter().filter(|(file, _)| !state.asked.contains(*file)).filter_map(|(_, entry)| rejected(entry)).min()
+        state.entries.iter().filter(|(file, _)| !state.pending.contains(*file)).filter_map(|(_, entry)| rejected(entry)).min()
     }
 
     /// The plugins directory.
@@ -177,9 +178,9 @@ impl Rack {
         &self.dir
     }
 
-    /// The state that all plugins share.
-    pub(crate) fn host(&self) -> &Host {
-        &self.host
+    /// The context that all plugins share.
+    pub(crate) fn context(&self) -> &Context {
+        &self.context
     }
 
     /// The plugins by route.
@@ -192,7 +193,7 @@ impl Rack {
         (*self.share()).clone()
     }
 
-    /// A snapshot of the same, without a copy.
+    /// A snapshot of the entries, without a copy.
     fn share(&self) -> Arc<BTreeMap<String, Entry>> {
         Arc::clone(&self.lock().entries)
     }
@@ -218,14 +219,14 @@ impl Rack {
             Entry::Accepted { plugin, .. } => Some(plugin.id().to_owned()),
             Entry::Refused { was, .. } => history(&self.share(), file, was.as_deref()),
         };
-        history.map_or(Ok(Vec::new()), |history| self.host.store.events(&history, most))
+        history.map_or(Ok(Vec::new()), |history| self.context.store.events(&history, most))
     }
 
     /// Registers a plugin, and starts it once other plugins with its id have ended.
     fn accept(&self, found: &Found, metadata: Metadata, enabled: bool, before: Vec<Supervised>) -> Result<Entry, Refusal> {
-        let (id, log) = (metadata.id.clone(), PluginLog::new(self.host.data.log(&metadata.id)));
+        let (id, log) = (metadata.id.clone(), PluginLog::new(self.context.data.log(&metadata.id)));
         let (plugin, ended) = self.supervise(found, metadata, log, None, enabled, before)?;
-        self.host.store.note_owner(&id, &found.file);
+        self.context.store.note_owner(&id, &found.file);
         Ok(Entry::Accepted { plugin, ended, rejected: None })
     }
 
@@ -242,9 +243,9 @@ impl Rack {
         let id = metadata.id.clone();
         let (number, mut trial) = update.unzip();
         let (control, commands) = bounded(COMMANDS);
-        let socket = self.host.data.plugin_socket(&id, number);
+        let socket = self.context.data.plugin_socket(&id, number);
         let plugin = Arc::new(Plugin::new(metadata, found, socket, log, control, enabled));
-        let (host, leaves) = (Arc::clone(&self.host), Arc::new(AtomicBool::new(false)));
+        let (context, leaves) = (Arc::clone(&self.context), Arc::new(AtomicBool::new(false)));
         let (alive, ended) = bounded(0);
         let waiting = Arc::clone(&plugin);
         let run = move || {
@@ -259,14 +260,14 @@ impl Rack {
             // A panic ends its process too, and the next supervisor starts another.
             let supervise = || {
                 if !leaves.load(Ordering::Relaxed) {
-                    let (plugin, host, commands) = (Arc::clone(&waiting), Arc::clone(&host), commands.clone());
-                    Supervisor::new(plugin, host, commands, trial.take(), Arc::clone(&leaves)).run();
+                    let (plugin, context, commands) = (Arc::clone(&waiting), Arc::clone(&context), commands.clone());
+                    Supervisor::new(plugin, context, commands, trial.take(), Arc::clone(&leaves)).run();
                 }
             };
             if !threads::persist(supervise) {
                 waiting.abandon("its supervisor failed, which is a bug in plugrack: the host's log has the reason");
             }
-            waiting.queue.hand_over();
+            waiting.queue.forward_waiting();
             drop::<Sender<()>>(alive);
         };
         let thread = std::thread::Builder::new().name(format!("plugin-{id}")).stack_size(SUPERVISOR_STACK);
@@ -298,8 +299,8 @@ impl Rack {
     /// Enables or disables a plugin, and starts or stops it.
     pub(crate) fn set_enabled(&self, plugin: &Plugin, enabled: bool) -> Result<(), StoreError> {
         let noting = self.enabling.locked();
-        self.host.store.set_enabled(plugin.id(), enabled)?;
-        self.host.store.note_event(plugin.id(), if enabled { "enabled" } else { "disabled" }, "by the operator");
+        self.context.store.set_enabled(plugin.id(), enabled)?;
+        self.context.store.note_event(plugin.id(), if enabled { "enabled" } else { "disabled" }, "by the operator");
         // The supervisor is gone only if the plugin is.
         drop(plugin.control.send_timeout(Command::Enabled(enabled), SETTLE_TIME));
         drop(noting);
@@ -327,7 +328,7 @@ impl Rack {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Looks> {
+    fn lock(&self) -> MutexGuard<'_, ScanState> {
         self.state.locked()
     }
 }

@@ -1,7 +1,7 @@
 //! Ownership of ids, and the data of removed plugins.
 
-use super::rescan::Later;
-use super::{Entry, Rack, Rejected, STOP_ALL_TIME, await_end};
+use super::rescan::Deferred;
+use super::{Entry, Registry, Rejected, STOP_ALL_TIME, await_end};
 use crate::plugins::discovery::{Found, Refusal};
 use crate::plugins::plugin::Quit;
 use crate::protocol::metadata::Metadata;
@@ -40,7 +40,7 @@ impl LeftBehind {
     }
 }
 
-impl Rack {
+impl Registry {
     /// Checks a plugin against the database. Returns whether it is enabled, and whether its id had no owner.
     ///
     /// # Errors
@@ -48,8 +48,8 @@ impl Rack {
     pub(super) fn admit(&self, found: &Found, metadata: &Metadata) -> Result<(bool, bool), Refusal> {
         let cannot = |error: StoreError| Refusal::passing(format!("cannot read the owner of its id: {error}"));
         let id = &metadata.id;
-        let owner = self.host.store.owner(id).map_err(cannot)?;
-        let enabled = self.host.store.is_enabled(id).map_err(cannot)?;
+        let owner = self.context.store.owner(id).map_err(cannot)?;
+        let enabled = self.context.store.is_enabled(id).map_err(cannot)?;
         let Some(file) = &owner.file else {
             if self.gone.load(Ordering::Relaxed) >= MAX_GONE {
                 let most = format!("there is data of {MAX_GONE} removed plugins, which is the limit");
@@ -61,7 +61,7 @@ impl Rack {
             return Ok((enabled, false));
         }
         let is_there = self.lock().names.contains(file);
-        let known = self.host.store.program(file).map_err(cannot)?.fingerprint;
+        let known = self.context.store.program(file).map_err(cannot)?.fingerprint;
         let is_renamed = || found.fingerprint.zip(known).is_some_and(|(found, known)| found.is_file_of(&known));
         if !is_there && is_renamed() {
             return Ok((enabled, false));
@@ -75,7 +75,7 @@ impl Rack {
 
     /// Whether a plugin's data directory has any files.
     fn has_files(&self, id: &str) -> bool {
-        fs::read_dir(self.host.data.plugin_data(id)).is_ok_and(|mut entries| entries.next().is_some())
+        fs::read_dir(self.context.data.plugin_data(id)).is_ok_and(|mut entries| entries.next().is_some())
     }
 
     /// The data of removed plugins, by id.
@@ -83,7 +83,7 @@ impl Rack {
     /// # Errors
     /// The database cannot be read.
     pub(crate) fn left_behind(&self) -> Result<Vec<LeftBehind>, StoreError> {
-        let held = self.host.store.holdings()?;
+        let held = self.context.store.holdings()?;
         let present = self.present();
         let left = |holding: Holding| {
             let (files, data) = (self.has_files(&holding.id), holding.has_data());
@@ -109,8 +109,8 @@ impl Rack {
     /// Counts removed plugins, and deletes the oldest of those without data worth keeping.
     pub(super) fn tidy(&self) {
         let files: Vec<String> = self.lock().names.iter().cloned().collect();
-        let tidied = self.host.store.keep_programs(files).and_then(|()| self.left_behind());
-        // The store has logged the failure, and the next look tries again.
+        let tidied = self.context.store.keep_programs(files).and_then(|()| self.left_behind());
+        // The store has logged the failure, and the next scan tries again.
         let Ok(left) = tidied else { return };
         self.gone.store(left.iter().filter(|left| left.kept).count(), Ordering::Relaxed);
         let mut traces: Vec<_> = left.into_iter().filter(|left| !left.kept).collect();
@@ -137,8 +137,8 @@ impl Rack {
     }
 
     fn delete(&self, id: &str) -> io::Result<()> {
-        self.host.store.forget(id).map_err(io::Error::other)?;
-        self.host.data.remove_plugin(id)
+        self.context.store.forget(id).map_err(io::Error::other)?;
+        self.context.data.remove_plugin(id)
     }
 
     /// Gives an id with all its data to a file. Stops the plugin that had the id.
@@ -149,15 +149,15 @@ impl Rack {
         if !self.dir.join(file).exists() || file.contains('/') || file.starts_with('.') {
             return Err(format!("there is no {file} in the plugins directory {}", self.dir.display()));
         }
-        self.host.store.set_owner(id, file).map_err(|error| format!("cannot store the new owner of the id: {error}"))?;
-        self.host.store.note_event(id, "adopted", &format!("the operator gave the id to the file {file}"));
-        let mut later = Later::default();
+        self.context.store.set_owner(id, file).map_err(|error| format!("cannot store the new owner of the id: {error}"))?;
+        self.context.store.note_event(id, "adopted", &format!("the operator gave the id to the file {file}"));
+        let mut deferred = Deferred::default();
         let mut state = self.lock();
         let had = |entry: &Entry| matches!(entry, Entry::Accepted { plugin, .. } if plugin.id() == id);
         let before = state.entries.iter().find(|(other, entry)| *other != file && had(entry)).map(|(other, _)| other.clone());
         let mut leaving = None;
         if let Some((other, entry)) = before.and_then(|before| Arc::make_mut(&mut state.entries).remove_entry(&before)) {
-            leaving = later.quit(&entry, Quit::Gone);
+            leaving = deferred.quit(&entry, Quit::Gone);
             let found = entry.found(&other);
             let reason = format!("the operator gave its id {id} to the file {file} (plugrack adopt)");
             let rejected = Rejected::new(&found, Refusal::lasting(reason), None);
@@ -166,7 +166,7 @@ impl Rack {
             self.publish(&state.entries);
         }
         drop(state);
-        drop(later);
+        drop(deferred);
         let deadline = Instant::now() + STOP_ALL_TIME;
         leaving.iter().for_each(|(plugin, ended)| await_end(plugin, ended, deadline));
         self.rescan().map(drop).map_err(|error| format!("the plugins directory cannot be read: {error}"))

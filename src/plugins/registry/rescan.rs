@@ -1,11 +1,11 @@
-//! A rescan ("look") of the plugins directory: reads the metadata of new and changed files, then accepts them, refuses them, or tries
+//! A scan of the plugins directory: reads the metadata of new and changed files, then accepts them, refuses them, or tries
 //! them as updates.
 
-use super::{Entry, Rack, Rejected, STOP_ALL_TIME, Supervised, await_end, history};
+use super::{Entry, Registry, Rejected, STOP_ALL_TIME, Supervised, await_end, history};
 use crate::lock::unpoisoned;
-use crate::plugins::context::Host;
+use crate::plugins::context::Context;
 use crate::plugins::discovery::{self, Found, Refusal};
-use crate::plugins::plugin::{Command, Door, Plugin, Quit, State};
+use crate::plugins::plugin::{Admission, Command, Plugin, Quit, State};
 use crate::plugins::supervisor::Trial;
 use crate::process::output::PluginLog;
 use crate::protocol::metadata::Metadata;
@@ -18,17 +18,17 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
-/// Time that a `rescan` request waits for its look: less than the command waits for its answer.
-const LOOK_TIME: Duration = Duration::from_secs(50);
+/// Time that a `rescan` request waits for its scan: less than the command waits for its answer.
+const RESCAN_TIME: Duration = Duration::from_secs(50);
 
-/// Most new refusals that one look logs and records individually. The rest is one line, so that a directory of unrelated files floods
+/// Most new refusals that one scan logs and records individually. The rest is one line, so that a directory of unrelated files floods
 /// neither the log nor the store's queue of 1024 changes.
-const SAID_REFUSALS: usize = 1000;
+const MAX_LOGGED_REFUSALS: usize = 1000;
 
 /// Most lines of a file's `--metadata` output that its log gets.
 const MAX_PRINTED: usize = 50;
 
-/// The changes made by a look, by name in the plugins directory.
+/// The changes made by a scan, by name in the plugins directory.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct Changes {
     /// New plugins.
@@ -55,102 +55,102 @@ pub(crate) struct UpdateRefused {
     reason: String,
 }
 
-/// Why a look takes place.
+/// Why a scan takes place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Look {
+pub(crate) enum ScanReason {
     /// The operator asked for it: refused files are retried.
     Ordered,
     /// A file changed or is due for a retry: all others are left alone.
     Due,
 }
 
-/// The result of a finished look: the changes, and the plugins that it told to quit.
+/// The result of a finished scan: the changes, and the plugins that it told to quit.
 #[derive(Default)]
 pub(super) struct Finished {
     changes: Changes,
     pub(super) leaving: Vec<Supervised>,
 }
 
-/// The entries of the plugins directory, and the state of the look under way.
+/// The entries of the plugins directory, and the state of the scan under way.
 #[derive(Default)]
-pub(super) struct Looks {
+pub(super) struct ScanState {
     /// By name in the plugins directory. Who reads the list takes a share of it, and does not hold the lock.
     pub(super) entries: Arc<BTreeMap<String, Entry>>,
-    /// The names found by the last scan.
+    /// The names in the directory when the last scan began.
     pub(super) names: BTreeSet<String>,
     /// Files whose `--metadata` call is under way, or whose update is on trial.
-    pub(super) asked: BTreeSet<String>,
+    pub(super) pending: BTreeSet<String>,
     /// Updates on trial, by name.
     pub(super) trials: BTreeMap<String, Supervised>,
-    /// Number of the last look that began, and of the last that finished.
+    /// Number of the last scan that began, and of the last that finished.
     pub(super) begun: u64,
     pub(super) finished: u64,
-    /// Number of answers that the look under way still waits for.
+    /// Number of answers that the scan under way still waits for.
     outstanding: usize,
-    /// Whether to log the look even if nothing has changed.
+    /// Whether to log the scan even if nothing has changed.
     ordered: bool,
-    /// The plugins before the look.
+    /// The plugins before the scan.
     before: BTreeSet<String>,
     /// Plugins whose file is gone or was replaced. Each keeps running until its file is processed, an earlier file takes its id or route,
-    /// or the look ends.
+    /// or the scan ends.
     stale: BTreeSet<String>,
-    /// Plugins accepted in this look under an id without an owner. A new file that sorts before one of them takes over its id or route.
+    /// Plugins accepted in this scan under an id without an owner. A new file that sorts before one of them takes over its id or route.
     fresh: BTreeSet<String>,
     /// Plugins that were told to quit, with the channels that close at their end.
     leaving: Vec<Supervised>,
     changes: Changes,
     /// Number of new refusals.
     refusals: usize,
-    /// Result of the last finished look.
+    /// Result of the last finished scan.
     pub(super) last: Arc<Finished>,
 }
 
-/// One item that the current look waits for: a file, or the thread that begins the look. Dropping it counts the item as done, also during
-/// a panic, so that no look waits for ever. It must not be dropped while the list is locked.
+/// One item that the current scan waits for: a file, or the thread that begins the scan. Dropping it counts the item as done, also during
+/// a panic, so that no scan waits for ever. It must not be dropped while the list is locked.
 struct Outstanding {
-    rack: Arc<Rack>,
+    registry: Arc<Registry>,
     file: Option<String>,
-    is_over: bool,
+    is_finished: bool,
 }
 
 impl Outstanding {
-    fn of(rack: &Arc<Rack>, file: Option<&str>) -> Self {
-        Self { rack: Arc::clone(rack), file: file.map(str::to_owned), is_over: true }
+    fn of(registry: &Arc<Registry>, file: Option<&str>) -> Self {
+        Self { registry: Arc::clone(registry), file: file.map(str::to_owned), is_finished: true }
     }
 
-    /// Takes in the answer of one file.
-    fn settle(mut self, found: Found, answer: Result<Metadata, Refusal>) {
-        // The look goes on to wait for the outcome of an update on trial.
-        self.is_over = !self.rack.apply(found, answer, true);
+    /// Processes the answer of one file.
+    fn apply_answer(mut self, found: Found, answer: Result<Metadata, Refusal>) {
+        // The scan goes on to wait for the outcome of an update on trial.
+        self.is_finished = !self.registry.apply(found, answer, true);
     }
 
     /// Gives the item up without counting it as done.
     fn leave(mut self) {
-        self.is_over = false;
+        self.is_finished = false;
     }
 }
 
 impl Drop for Outstanding {
     fn drop(&mut self) {
-        if !self.is_over {
+        if !self.is_finished {
             return;
         }
-        let mut state = self.rack.lock();
+        let mut state = self.registry.lock();
         if let Some(file) = &self.file {
-            state.asked.remove(file);
+            state.pending.remove(file);
         }
         state.outstanding -= 1;
-        self.rack.finish_look(state);
+        self.registry.finish_scan(state);
     }
 }
 
 /// Work that follows a change of the list and may block on a disk, a supervisor or a client. It runs when this is dropped. A function
 /// creates it before it locks the list, so that it is dropped after the lock.
 #[derive(Default)]
-pub(super) struct Later(Vec<Box<dyn FnOnce()>>);
+pub(super) struct Deferred(Vec<Box<dyn FnOnce()>>);
 
-impl Later {
-    fn then(&mut self, task: impl FnOnce() + 'static) {
+impl Deferred {
+    fn push(&mut self, task: impl FnOnce() + 'static) {
         self.0.push(Box::new(task));
     }
 
@@ -158,7 +158,7 @@ impl Later {
     fn command(&mut self, plugin: &Arc<Plugin>, command: Command) {
         let control = plugin.control.clone();
         // A supervisor that is gone has nothing to do.
-        self.then(move || drop(control.send(command)));
+        self.push(move || drop(control.send(command)));
     }
 
     /// Tells the supervisor of an entry's plugin to end. Gives the plugin, and what closes at its end.
@@ -169,16 +169,16 @@ impl Later {
     }
 
     /// Logs that a file is refused, and records it and what it printed in its `history`, see [`history`].
-    fn say_refused(&mut self, host: &Arc<Host>, file: &str, history: Option<String>, rejected: &Rejected) {
-        let (host, file, rejected) = (Arc::clone(host), file.to_owned(), rejected.clone());
-        self.then(move || {
+    fn log_refused(&mut self, context: &Arc<Context>, file: &str, history: Option<String>, rejected: &Rejected) {
+        let (context, file, rejected) = (Arc::clone(context), file.to_owned(), rejected.clone());
+        self.push(move || {
             let Rejected { reason, retry_at, printed, .. } = &rejected;
             let again = if retry_at.is_some() { " (the host tries again by itself)" } else { "" };
             log::warn!("{file}: refused: {reason}{again}");
             let Some(history) = history else { return };
-            host.store.note_event(&history, "refused", reason);
+            context.store.note_event(&history, "refused", reason);
             if !printed.is_empty() {
-                let log = PluginLog::new(host.data.log(&history));
+                let log = PluginLog::new(context.data.log(&history));
                 log.note(&format!("{file} --metadata: {reason}"));
                 let printed = printed.iter().rev().take(MAX_PRINTED).rev();
                 printed.for_each(|line| log.note(&format!("{file} --metadata printed: {line}")));
@@ -187,22 +187,22 @@ impl Later {
     }
 }
 
-impl Drop for Later {
+impl Drop for Deferred {
     fn drop(&mut self) {
         self.0.drain(..).for_each(|task| task());
     }
 }
 
-impl Rack {
+impl Registry {
     /// Rescans the plugins directory: starts new plugins, stops removed ones and updates replaced ones. Waits for all of that, except for
     /// the starts of new plugins.
     ///
     /// # Errors
-    /// The directory cannot be read, or the look does not finish in time.
+    /// The directory cannot be read, or the scan does not finish in time.
     pub(crate) fn rescan(self: &Arc<Self>) -> io::Result<Changes> {
-        let deadline = Instant::now() + LOOK_TIME;
-        let number = self.begin_look(Look::Ordered)?;
-        let Some(last) = self.wait_for_look(number, deadline) else {
+        let deadline = Instant::now() + RESCAN_TIME;
+        let number = self.begin_scan(ScanReason::Ordered)?;
+        let Some(last) = self.wait_for_scan(number, deadline) else {
             return Err(io::Error::other("some files have not printed their metadata yet; plugrack list shows the progress"));
         };
         let Finished { changes, leaving } = &*last;
@@ -218,68 +218,68 @@ impl Rack {
         Ok(changes.clone())
     }
 
-    /// Waits until a look has finished, and returns the last result; none at the deadline.
-    pub(super) fn wait_for_look(&self, number: u64, deadline: Instant) -> Option<Arc<Finished>> {
+    /// Waits until a scan has finished, and returns the last result; none at the deadline.
+    pub(super) fn wait_for_scan(&self, number: u64, deadline: Instant) -> Option<Arc<Finished>> {
         let left = deadline.saturating_duration_since(Instant::now());
-        let waited = self.over.wait_timeout_while(self.lock(), left, |state| state.finished < number);
+        let waited = self.scan_finished.wait_timeout_while(self.lock(), left, |state| state.finished < number);
         let state = unpoisoned(waited).0;
         (state.finished >= number).then(|| Arc::clone(&state.last))
     }
 
-    /// Begins a look, or has the one under way include later changes. Returns its number.
+    /// Begins a scan, or has the one under way include the present changes. Returns its number.
     ///
     /// # Errors
     /// The directory cannot be read; then nothing changes.
-    pub(crate) fn begin_look(self: &Arc<Self>, look: Look) -> io::Result<u64> {
-        let found = discovery::scan(&self.dir)?;
-        let (number, found) = self.lock().begin(found, look);
-        // The look is over when each of these was dropped.
+    pub(crate) fn begin_scan(self: &Arc<Self>, reason: ScanReason) -> io::Result<u64> {
+        let found = discovery::list(&self.dir)?;
+        let (number, found) = self.lock().begin(found, reason);
+        // The scan finishes when all of these have been dropped.
         let begun = Outstanding::of(self, None);
         let found: Vec<_> = found.into_iter().map(|found| (Outstanding::of(self, Some(&found.file)), found)).collect();
         for (outstanding, found) in found {
-            self.take_in(found, outstanding);
+            self.process(found, outstanding);
         }
         drop(begun);
         Ok(number)
     }
 
     /// Processes one file: with its cached metadata if the file is unchanged, otherwise by a `--metadata` call on another thread.
-    fn take_in(self: &Arc<Self>, found: Found, outstanding: Outstanding) {
-        if let Some(metadata) = self.remembered(&found) {
-            return outstanding.settle(found, Ok(metadata));
+    fn process(self: &Arc<Self>, found: Found, outstanding: Outstanding) {
+        if let Some(metadata) = self.cached_metadata(&found) {
+            return outstanding.apply_answer(found, Ok(metadata));
         }
-        let rack = Arc::clone(self);
-        self.interviews.ask(Box::new(move || {
-            let answer = catch_unwind(AssertUnwindSafe(|| rack.ask(&found))).unwrap_or_else(|_| {
-                // Without an answer its plugin would be taken for one that is gone.
-                Err(Refusal::passing("the host itself failed to ask it, which is a fault of plugrack's: its log has the reason"))
+        let registry = Arc::clone(self);
+        self.metadata_calls.run(Box::new(move || {
+            let answer = catch_unwind(AssertUnwindSafe(|| registry.call_metadata(&found))).unwrap_or_else(|_| {
+                // Without an answer the scan would remove its plugin.
+                Err(Refusal::passing("its --metadata call failed by a bug in plugrack: the host's log has the reason"))
             });
-            outstanding.settle(found, answer);
+            outstanding.apply_answer(found, answer);
         }));
     }
 
     /// The cached metadata of a file, if the file is unchanged.
-    fn remembered(&self, found: &Found) -> Option<Metadata> {
+    fn cached_metadata(&self, found: &Found) -> Option<Metadata> {
         // If the cache cannot be read, the host calls the file again.
-        let program = self.host.store.program(&found.file).ok()?;
-        let is_same = program.fingerprint.is_some() && program.fingerprint == self.answers_as(found);
+        let program = self.context.store.program(&found.file).ok()?;
+        let is_same = program.fingerprint.is_some() && program.fingerprint == self.answer_key(found);
         Metadata::parse(program.metadata.filter(|_| is_same)?.as_bytes()).ok()
     }
 
     /// Text that identifies everything an answer depends on, including the memory limit, because SDKs reduce `concurrency` under it.
-    fn answers_as(&self, found: &Found) -> Option<String> {
-        let memory = self.host.plugin_memory.map(|bytes| format!(" {bytes}")).unwrap_or_default();
-        Some(found.answers_as()? + &memory)
+    fn answer_key(&self, found: &Found) -> Option<String> {
+        let memory = self.context.plugin_memory.map(|bytes| format!(" {bytes}")).unwrap_or_default();
+        Some(found.answer_key()? + &memory)
     }
 
     /// Runs a file's `--metadata` call, and stores the answer.
-    fn ask(&self, found: &Found) -> Result<Metadata, Refusal> {
+    fn call_metadata(&self, found: &Found) -> Result<Metadata, Refusal> {
         found.check_name()?;
-        let bounds = self.host.program_bounds(&found.file).map_err(Refusal::passing)?;
-        let answered_as = self.answers_as(found);
-        let metadata = discovery::ask(found, &bounds, self.host.metadata_timeout)?;
-        if let (Some(answered_as), Ok(json)) = (answered_as, serde_json::to_string(&metadata)) {
-            self.host.store.note_program(&found.file, answered_as, json);
+        let bounds = self.context.program_bounds(&found.file).map_err(Refusal::passing)?;
+        let answer_key = self.answer_key(found);
+        let metadata = discovery::read_metadata(found, &bounds, self.context.metadata_timeout)?;
+        if let (Some(answer_key), Ok(json)) = (answer_key, serde_json::to_string(&metadata)) {
+            self.context.store.note_program(&found.file, answer_key, json);
         }
         Ok(metadata)
     }
@@ -296,13 +296,13 @@ impl Rack {
         }
         let found = match &entry {
             Entry::Refused { found, .. } if found.check_name().is_err() => found.clone(),
-            _ => discovery::look_at(&self.dir, &file),
+            _ => discovery::inspect(&self.dir, &file),
         };
-        let answer = self.remembered(&found).map_or_else(|| self.ask(&found), Ok);
+        let answer = self.cached_metadata(&found).map_or_else(|| self.call_metadata(&found), Ok);
         self.apply(found, answer, false);
         let mut state = self.lock();
         if state.finished == state.begun {
-            // The next look must not report this change again.
+            // The next scan must not report this change again.
             (state.changes, state.leaving) = (Changes::default(), Vec::new());
         }
         match state.entries.get(&file) {
@@ -322,27 +322,27 @@ impl Rack {
         });
         // A route that existed before the host started still answers, with 503.
         let before = answer.is_err().then(|| self.placeholder(&found)).flatten();
-        let mut later = Later::default();
+        let mut deferred = Deferred::default();
         let mut state = self.lock();
         if self.closing.load(Ordering::Acquire) || !state.names.contains(&found.file) {
             return false;
         }
-        let Looks { entries, before: were_plugins, stale, fresh, leaving, changes, refusals, trials, .. } = &mut *state;
+        let ScanState { entries, before: were_plugins, stale, fresh, leaving, changes, refusals, trials, .. } = &mut *state;
         let entries = Arc::make_mut(entries);
-        let mut in_way = Vec::new();
+        let mut conflicting = Vec::new();
         if let Ok((metadata, _)) = &answer {
             let others = entries.iter().filter(|(file, _)| **file != found.file);
             let conflicts = others.filter_map(|(file, entry)| Some((file, entry.conflict(file, metadata)?)));
             let mut refused = None;
             for (file, reason) in conflicts {
                 if stale.contains(file) || (fresh.contains(file) && *file > found.file) {
-                    in_way.push(file.clone());
+                    conflicting.push(file.clone());
                 } else {
                     refused = Some(reason);
                 }
             }
             if let Some(reason) = refused {
-                in_way.clear();
+                conflicting.clear();
                 answer = Err((Some(metadata.id.clone()), Refusal::lasting(reason)));
             }
         }
@@ -358,20 +358,20 @@ impl Rack {
             match answer {
                 Err((_, refusal)) => {
                     stale.remove(&found.file);
-                    self.refuse_update(&mut state, &found, refusal, &mut later);
+                    self.refuse_update(&mut state, &found, refusal, &mut deferred);
                     return false;
                 }
-                Ok((metadata, (true, _))) if may_try && in_way.is_empty() && plugin.status().state == State::Ready => {
+                Ok((metadata, (true, _))) if may_try && conflicting.is_empty() && plugin.status().state == State::Ready => {
                     stale.remove(&found.file);
                     let (id, from, to) = (plugin.id().to_owned(), plugin.metadata.version.clone(), metadata.version.clone());
-                    later.then(move || log::info!("{id}: starting version {to} beside version {from}"));
+                    deferred.push(move || log::info!("{id}: starting version {to} beside version {from}"));
                     return match self.try_update(&found, metadata, plugin) {
                         Ok(trial) => {
                             trials.insert(found.file, trial);
                             true
                         }
                         Err(refusal) => {
-                            self.refuse_update(&mut state, &found, refusal, &mut later);
+                            self.refuse_update(&mut state, &found, refusal, &mut deferred);
                             false
                         }
                     };
@@ -387,7 +387,7 @@ impl Rack {
             None => (before, None),
         };
         let evicted: Vec<(Found, String)> = match &answer {
-            Ok((metadata, _)) => in_way
+            Ok((metadata, _)) => conflicting
                 .iter()
                 .filter(|file| fresh.contains(*file))
                 .filter_map(|file| {
@@ -397,18 +397,18 @@ impl Rack {
                 .collect(),
             Err(_) => Vec::new(),
         };
-        in_way.push(found.file.clone());
+        conflicting.push(found.file.clone());
         let mut quit = Vec::new();
-        for file in &in_way {
+        for file in &conflicting {
             stale.remove(file);
             let Some(entry) = entries.remove(file) else { continue };
             let same = matches!(&entry, Entry::Accepted { plugin, .. } if Some(plugin.id()) == id.as_deref());
-            quit.extend(later.quit(&entry, if same { Quit::Replaced } else { Quit::Gone }));
+            quit.extend(deferred.quit(&entry, if same { Quit::Replaced } else { Quit::Gone }));
         }
         let accepted = answer.and_then(|(metadata, (enabled, is_new))| {
             let id = metadata.id.clone();
             let count = entries.values().filter(|entry| entry.is_plugin()).count();
-            if let Err(reason) = self.host.room.check(count) {
+            if let Err(reason) = self.context.capacity.check(count) {
                 return Err((Some(id), Refusal::passing(reason)));
             }
             let same = quit.iter().filter(|(plugin, _)| plugin.id() == id).cloned().collect();
@@ -423,18 +423,18 @@ impl Rack {
             let rejected = Rejected::new(&found, refusal, rejected_before.as_ref());
             if !known {
                 *refusals += 1;
-                if *refusals <= SAID_REFUSALS {
+                if *refusals <= MAX_LOGGED_REFUSALS {
                     let history = history(entries, &found.file, was.as_deref());
-                    later.say_refused(&self.host, &found.file, history, &rejected);
+                    deferred.log_refused(&self.context, &found.file, history, &rejected);
                 }
             }
             // No other plugin takes over the requests of the plugins that were to be replaced.
             for (plugin, _) in quit.iter().filter(|(plugin, _)| Some(plugin.id()) == id.as_deref()) {
                 let plugin = Arc::clone(plugin);
-                later.then(move || plugin.fail_waiting());
+                deferred.push(move || plugin.fail_waiting());
             }
             if let Some(was) = &was {
-                was.set_status(Door::Shut, |status| status.retry_at = rejected.retry_at);
+                was.set_status(Admission::Shut, |status| status.retry_at = rejected.retry_at);
             }
             Entry::Refused { found: found.clone(), was: was.take(), id, rejected }
         });
@@ -444,14 +444,14 @@ impl Rack {
             fresh.remove(&file);
             changes.added.retain(|added| *added != file);
             let rejected = Rejected::new(&loser, Refusal::lasting(reason), None);
-            later.say_refused(&self.host, &file, history(entries, &file, None), &rejected);
+            deferred.log_refused(&self.context, &file, history(entries, &file, None), &rejected);
             entries.insert(file, Entry::Refused { found: loser, was: None, id: None, rejected });
         }
         if entry.is_plugin() {
             if was_plugin { &mut changes.changed } else { &mut changes.added }.push(found.file.clone());
         }
         let changes_routes =
-            entry.is_plugin() || was_plugin || in_way.len() > 1 || matches!(&entry, Entry::Refused { was: Some(_), .. });
+            entry.is_plugin() || was_plugin || conflicting.len() > 1 || matches!(&entry, Entry::Refused { was: Some(_), .. });
         entries.insert(found.file, entry);
         if changes_routes {
             self.publish(&state.entries);
@@ -464,28 +464,28 @@ impl Rack {
         if self.lock().entries.contains_key(&found.file) {
             return None;
         }
-        let metadata = self.host.store.program(&found.file).ok()?.metadata?;
+        let metadata = self.context.store.program(&found.file).ok()?.metadata?;
         let metadata = Metadata::parse(metadata.as_bytes()).ok()?;
-        let owner = self.host.store.owner(&metadata.id).ok()?;
+        let owner = self.context.store.owner(&metadata.id).ok()?;
         owner.file.filter(|file| *file == found.file)?;
         let (control, _) = bounded(0);
-        let log = PluginLog::new(self.host.data.log(&metadata.id));
-        let socket = self.host.data.plugin_socket(&metadata.id, None);
+        let log = PluginLog::new(self.context.data.log(&metadata.id));
+        let socket = self.context.data.plugin_socket(&metadata.id, None);
         Some(Arc::new(Plugin::new(metadata, found, socket, log, control, false)))
     }
 
     /// Records that a plugin keeps its old process, because its new file was refused.
-    fn refuse_update(&self, state: &mut Looks, found: &Found, refusal: Refusal, later: &mut Later) {
+    fn refuse_update(&self, state: &mut ScanState, found: &Found, refusal: Refusal, deferred: &mut Deferred) {
         let entry = Arc::make_mut(&mut state.entries).get_mut(&found.file);
         let Some(Entry::Accepted { plugin, rejected, .. }) = entry else { return };
         let (id, before) = (plugin.id(), rejected.take());
         let refused = Rejected::new(found, refusal, before.as_ref());
         if before.is_none_or(|before| before.reason != refused.reason) {
-            let (host, plugin, refused) = (Arc::clone(&self.host), Arc::clone(plugin), refused.clone());
-            later.then(move || {
+            let (context, plugin, refused) = (Arc::clone(&self.context), Arc::clone(plugin), refused.clone());
+            deferred.push(move || {
                 let Rejected { reason, printed, .. } = &refused;
                 log::warn!("{}: update refused, the old process keeps running: {reason}", plugin.id());
-                host.store.note_event(plugin.id(), "update_refused", reason);
+                context.store.note_event(plugin.id(), "update_refused", reason);
                 plugin.log.note(&format!("update refused: {reason}"));
                 let printed = printed.iter().rev().take(MAX_PRINTED).rev();
                 printed.for_each(|line| plugin.log.note(&format!("--metadata printed: {line}")));
@@ -500,16 +500,16 @@ impl Rack {
     /// Starts an update beside the plugin that it replaces.
     fn try_update(self: &Arc<Self>, found: &Found, metadata: Metadata, old: &Arc<Plugin>) -> Result<Supervised, Refusal> {
         let number = self.updates.fetch_add(1, Ordering::Relaxed) + 1;
-        let log = if metadata.id == old.id() { old.log.beside() } else { PluginLog::new(self.host.data.log(&metadata.id)) };
-        let (rack, file) = (Arc::clone(self), found.file.clone());
-        let trial: Trial = Box::new(move |outcome| rack.conclude(&file, outcome));
+        let log = if metadata.id == old.id() { old.log.beside() } else { PluginLog::new(self.context.data.log(&metadata.id)) };
+        let (registry, file) = (Arc::clone(self), found.file.clone());
+        let trial: Trial = Box::new(move |outcome| registry.conclude(&file, outcome));
         self.supervise(found, metadata, log, Some((number, trial)), true, Vec::new())
     }
 
     /// Handles the outcome of an update's first start: the update takes over, or the old process stays.
     fn conclude(self: &Arc<Self>, file: &str, outcome: Result<(), String>) {
         let outstanding = Outstanding::of(self, Some(file));
-        let mut later = Later::default();
+        let mut deferred = Deferred::default();
         let mut state = self.lock();
         let Some((plugin, ended)) = state.trials.remove(file) else {
             // The host is stopping, and has told the update so.
@@ -524,8 +524,8 @@ impl Rack {
             (Ok(()), Some((old, old_ended))) => {
                 let same = old.id() == plugin.id();
                 let (from, to) = (&old.metadata.version, &plugin.metadata.version);
-                self.host.store.note_event(plugin.id(), "updated", &format!("from version {from} to {to}"));
-                self.host.store.note_owner(plugin.id(), file);
+                self.context.store.note_event(plugin.id(), "updated", &format!("from version {from} to {to}"));
+                self.context.store.note_owner(plugin.id(), file);
                 let entry = Entry::Accepted { plugin: Arc::clone(&plugin), ended, rejected: None };
                 Arc::make_mut(&mut state.entries).insert(file.to_owned(), entry);
                 self.publish(&state.entries);
@@ -533,98 +533,100 @@ impl Rack {
                 if same {
                     old.queue.succeed(Arc::clone(&plugin.queue));
                 }
-                later.command(&old, Command::Quit(if same { Quit::Updated } else { Quit::Gone }));
+                deferred.command(&old, Command::Quit(if same { Quit::Updated } else { Quit::Gone }));
                 if stopped {
                     // The operator has stopped the plugin meanwhile.
-                    later.command(&plugin, Command::Stop(bounded(0).0));
+                    deferred.command(&plugin, Command::Stop(bounded(0).0));
                 }
                 state.changes.changed.push(file.to_owned());
                 state.leaving.push((old, old_ended));
             }
-            (Ok(()), None) => later.command(&plugin, Command::Quit(Quit::Gone)),
+            (Ok(()), None) => deferred.command(&plugin, Command::Quit(Quit::Gone)),
             (Err(reason), _) => {
                 // Its output is in the plugin's log.
                 let refused = format!("it did not become ready: {reason} (plugrack restart {} starts it anyway)", plugin.id());
-                self.refuse_update(&mut state, &plugin.found(file), Refusal::lasting(refused), &mut later);
+                self.refuse_update(&mut state, &plugin.found(file), Refusal::lasting(refused), &mut deferred);
             }
         }
     }
 
-    /// Finishes the look under way once it waits for nothing.
-    fn finish_look(self: &Arc<Self>, mut state: MutexGuard<'_, Looks>) {
+    /// Finishes the scan under way once it waits for nothing.
+    fn finish_scan(self: &Arc<Self>, mut state: MutexGuard<'_, ScanState>) {
         if state.outstanding > 0 || state.finished == state.begun {
             return;
         }
-        let mut later = Later::default();
-        let Looks { entries, names, stale, .. } = &mut *state;
+        let mut deferred = Deferred::default();
+        let ScanState { entries, names, stale, .. } = &mut *state;
         let entries = Arc::make_mut(entries);
         let gone: Vec<_> =
-            std::mem::take(stale).iter().filter_map(|file| later.quit(&entries.remove(file)?, Quit::Gone)).collect();
+            std::mem::take(stale).iter().filter_map(|file| deferred.quit(&entries.remove(file)?, Quit::Gone)).collect();
         entries.retain(|file, _| names.contains(file));
         self.publish(entries);
         state.leaving.extend(gone);
         let mut changes = std::mem::take(&mut state.changes);
-        let looks = &mut *state;
-        let is_plugin = |file: &String| looks.entries.get(file).is_some_and(Entry::is_plugin);
-        changes.removed = looks.before.iter().filter(|file| !is_plugin(file)).cloned().collect();
-        changes.refused = looks.entries.iter().filter(|(_, entry)| !entry.is_plugin()).map(|(file, _)| file.clone()).collect();
+        let scan = &mut *state;
+        let is_plugin = |file: &String| scan.entries.get(file).is_some_and(Entry::is_plugin);
+        changes.removed = scan.before.iter().filter(|file| !is_plugin(file)).cloned().collect();
+        changes.refused = scan.entries.iter().filter(|(_, entry)| !entry.is_plugin()).map(|(file, _)| file.clone()).collect();
         [&mut changes.added, &mut changes.changed].into_iter().for_each(|files| files.sort());
         let [added, changed, removed] = [&changes.added, &changes.changed, &changes.removed].map(Vec::len);
-        let refusals = std::mem::take(&mut looks.refusals);
-        if refusals > SAID_REFUSALS {
-            later.then(move || log::warn!("{} more files are refused; plugrack list has the reasons", refusals - SAID_REFUSALS));
-        }
-        if std::mem::take(&mut looks.ordered) || added + changed + removed > 0 {
-            later.then(move || {
-                log::info!("looked through the plugins directory: {added} added, {changed} changed, {removed} removed");
+        let refusals = std::mem::take(&mut scan.refusals);
+        if refusals > MAX_LOGGED_REFUSALS {
+            deferred.push(move || {
+                log::warn!("{} more files are refused; plugrack list has the reasons", refusals - MAX_LOGGED_REFUSALS)
             });
         }
-        looks.fresh.clear();
-        looks.last = Arc::new(Finished { changes, leaving: std::mem::take(&mut looks.leaving) });
-        looks.finished = looks.begun;
-        self.known.store(true, Ordering::Release);
-        self.over.notify_all();
-        let is_first = looks.finished == 1;
+        if std::mem::take(&mut scan.ordered) || added + changed + removed > 0 {
+            deferred.push(move || {
+                log::info!("scanned the plugins directory: {added} added, {changed} changed, {removed} removed");
+            });
+        }
+        scan.fresh.clear();
+        scan.last = Arc::new(Finished { changes, leaving: std::mem::take(&mut scan.leaving) });
+        scan.finished = scan.begun;
+        self.scanned.store(true, Ordering::Release);
+        self.scan_finished.notify_all();
+        let is_first = scan.finished == 1;
         // If no thread can be created, the call runs on this one, which then takes the lock itself.
         drop(state);
-        drop(later);
+        drop(deferred);
         if added + changed + removed > 0 || is_first {
-            let rack = Arc::clone(self);
-            self.interviews.ask(Box::new(move || rack.tidy()));
+            let registry = Arc::clone(self);
+            self.metadata_calls.run(Box::new(move || registry.tidy()));
         }
     }
 }
 
-impl Looks {
-    /// Begins a look, or joins the one under way, with the result of a scan. Returns its number, and the entries to process, by name. The
-    /// look also waits for the caller.
-    fn begin(&mut self, found: Vec<Found>, look: Look) -> (u64, Vec<Found>) {
+impl ScanState {
+    /// Begins a scan, or joins the one under way, with the names in the directory. Returns its number, and the entries to process, by
+    /// name. The scan also waits for the caller.
+    fn begin(&mut self, found: Vec<Found>, reason: ScanReason) -> (u64, Vec<Found>) {
         if self.finished == self.begun {
             self.begun += 1;
             self.before = self.entries.iter().filter(|(_, entry)| entry.is_plugin()).map(|(file, _)| file.clone()).collect();
         }
-        self.ordered |= look == Look::Ordered;
+        self.ordered |= reason == ScanReason::Ordered;
         self.names = found.iter().map(|found| found.file.clone()).collect();
-        let found: Vec<Found> = found.into_iter().filter(|found| self.is_open(found, look)).collect();
+        let found: Vec<Found> = found.into_iter().filter(|found| self.needs_processing(found, reason)).collect();
         let others: BTreeSet<&String> = found.iter().map(|found| &found.file).collect();
         let plugins = self.entries.iter().filter(|(_, entry)| entry.is_plugin()).map(|(file, _)| file);
         let stale = plugins.filter(|file| others.contains(file) || !self.names.contains(*file));
-        let stale: Vec<String> = stale.filter(|file| !self.asked.contains(*file)).cloned().collect();
-        // Calls already under way belong to the same look.
-        self.stale.retain(|file| self.asked.contains(file));
+        let stale: Vec<String> = stale.filter(|file| !self.pending.contains(*file)).cloned().collect();
+        // Calls already under way belong to the same scan.
+        self.stale.retain(|file| self.pending.contains(file));
         self.stale.extend(stale);
-        self.asked.extend(found.iter().map(|found| found.file.clone()));
+        self.pending.extend(found.iter().map(|found| found.file.clone()));
         self.outstanding += found.len() + 1;
         (self.begun, found)
     }
 
     /// Whether an entry needs processing.
-    fn is_open(&mut self, found: &Found, look: Look) -> bool {
-        if self.asked.contains(&found.file) {
+    fn needs_processing(&mut self, found: &Found, reason: ScanReason) -> bool {
+        if self.pending.contains(&found.file) {
             return false;
         }
         let is_again = |rejected: &Rejected| {
-            look == Look::Ordered
+            reason == ScanReason::Ordered
                 || rejected.fingerprint != found.fingerprint
                 || rejected.retry_at.is_some_and(|at| Instant::now() >= at)
         };

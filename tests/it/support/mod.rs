@@ -290,7 +290,7 @@ impl Site {
     pub(crate) fn start_as(self, serve: Command) -> Server {
         let before = fs::read_to_string(self.data().join("host.log")).unwrap_or_default().len();
         let server = self.listen_as(serve);
-        let known = || server.log()[before..].contains("looked through the plugins directory").then_some(());
+        let known = || server.log()[before..].contains("scanned the plugins directory").then_some(());
         wait_for("the host to look for plugins", known);
         server
     }
@@ -311,11 +311,11 @@ impl Site {
             }
             fs::read_to_string(&listen).ok().map(|address| address.trim().to_owned())
         });
-        let door = match address.strip_prefix("unix:") {
-            Some(path) => Door::Unix(path.into()),
-            None => Door::Tcp(address.parse().unwrap()),
+        let listening = match address.strip_prefix("unix:") {
+            Some(path) => ServerAddress::Unix(path.into()),
+            None => ServerAddress::Tcp(address.parse().unwrap()),
         };
-        Server { site: Some(self), child: Some(child), door, run }
+        Server { site: Some(self), child: Some(child), listening, run }
     }
 
     /// Runs the host to its end, which must come by itself: its exit status and log.
@@ -379,7 +379,7 @@ pub(crate) fn write_file(path: &Path, content: &[u8], mode: u32) {
 }
 
 /// Where a host listens.
-pub(crate) enum Door {
+pub(crate) enum ServerAddress {
     Tcp(SocketAddr),
     Unix(PathBuf),
 }
@@ -388,7 +388,7 @@ pub(crate) enum Door {
 pub(crate) struct Server {
     site: Option<Site>,
     child: Option<Child>,
-    door: Door,
+    listening: ServerAddress,
     /// Where its sockets are.
     run: PathBuf,
 }
@@ -402,9 +402,9 @@ impl Server {
     /// The TCP address it listens at.
     #[track_caller]
     pub(crate) fn address(&self) -> SocketAddr {
-        match &self.door {
-            Door::Tcp(address) => *address,
-            Door::Unix(path) => panic!("it listens at {}", path.display()),
+        match &self.listening {
+            ServerAddress::Tcp(address) => *address,
+            ServerAddress::Unix(path) => panic!("it listens at {}", path.display()),
         }
     }
 
@@ -446,9 +446,9 @@ impl Server {
 
     /// A client with a connection of its own.
     pub(crate) fn client(&self) -> Client {
-        match &self.door {
-            Door::Tcp(address) => Client::connect(*address),
-            Door::Unix(path) => Client::connect_unix(path),
+        match &self.listening {
+            ServerAddress::Tcp(address) => Client::connect(*address),
+            ServerAddress::Unix(path) => Client::connect_unix(path),
         }
     }
 

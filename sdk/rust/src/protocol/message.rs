@@ -558,6 +558,15 @@ impl KvOp {
             Self::Txn => "txn",
         }
     }
+
+    /// Whether the operation only reads. All others write.
+    #[must_use]
+    pub fn is_read(&self) -> bool {
+        match self {
+            Self::Get { .. } | Self::List(_) => true,
+            Self::Set(_) | Self::Delete(_) | Self::Incr(_) | Self::Txn => false,
+        }
+    }
 }
 
 /// `set`: writes a value.
@@ -928,6 +937,9 @@ mod tests {
         );
         assert_eq!(read(r#"{"type":"kv","id":1,"op":"list"}"#), KvOp::List(ListOp::default()));
         assert_eq!(read(r#"{"type":"kv","id":1,"op":"txn"}"#), KvOp::Txn);
+        for (op, is_read) in [("get", true), ("set", false), ("delete", false), ("incr", false), ("list", true), ("txn", false)] {
+            assert_eq!(read(&format!(r#"{{"type":"kv","id":1,"op":"{op}","key":"a"}}"#)).is_read(), is_read, "{op}");
+        }
         assert!(Message::parse(br#"{"type":"kv","id":1,"op":"drop","key":"a"}"#).is_err());
         assert!(Message::parse(br#"{"type":"kv","id":1,"op":"get"}"#).is_err());
     }

@@ -43,7 +43,7 @@ const QUEUE: usize = 1024;
 
 /// What an event is about that is not a client.
 const LISTENER: u64 = u64::MAX;
-const BELL: u64 = u64::MAX - 1;
+const WAKER: u64 = u64::MAX - 1;
 
 /// What is asked for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -88,7 +88,7 @@ struct Chain {
     clients: Mutex<Vec<Arc<TcpStream>>>,
     bodies: Mutex<HashMap<usize, Vec<u8>>>,
     under_way: AtomicUsize,
-    bell: OwnedFd,
+    waker: OwnedFd,
     asleep: AtomicBool,
     /// Connections to the plugin.
     connections: usize,
@@ -159,7 +159,7 @@ fn serve(port: &str, connections: usize) -> io::Result<()> {
         clients: Mutex::default(),
         bodies: Mutex::default(),
         under_way: AtomicUsize::new(0),
-        bell: eventfd(0, EventfdFlags::NONBLOCK)?,
+        waker: eventfd(0, EventfdFlags::NONBLOCK)?,
         asleep: AtomicBool::new(false),
         connections,
     });
@@ -226,7 +226,7 @@ impl Chain {
     fn pass(&self, listener: &TcpListener, queue: &Sender<Job>, answers: &Receiver<(Job, Vec<u8>)>) -> io::Result<()> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, listener, EventData::new_u64(LISTENER), EventFlags::IN)?;
-        epoll::add(&epoll, &self.bell, EventData::new_u64(BELL), EventFlags::IN | EventFlags::ET)?;
+        epoll::add(&epoll, &self.waker, EventData::new_u64(WAKER), EventFlags::IN | EventFlags::ET)?;
         let (mut events, mut scratch) = (Vec::with_capacity(256), [0; 4096]);
         let mut clients: Vec<Client> = Vec::new();
         loop {
@@ -248,7 +248,7 @@ impl Chain {
                         lock(&self.clients).push(Arc::clone(&stream));
                         clients.push(Client { stream, body: None, unsent: Vec::new() });
                     }
-                    BELL => {}
+                    WAKER => {}
                     number => {
                         let number = usize::try_from(number).map_err(io::Error::other)?;
                         let client = &mut clients[number];
@@ -346,7 +346,7 @@ impl Chain {
                 parcels.send(((number, load), body.to_vec())).map_err(io::Error::other)?;
                 fence(Ordering::SeqCst);
                 if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed) {
-                    rustix::io::write(&self.bell, &1_u64.to_ne_bytes())?;
+                    rustix::io::write(&self.waker, &1_u64.to_ne_bytes())?;
                 }
             }
             buffer.copy_within(frame..held, 0);
