@@ -11,7 +11,6 @@ use crate::util::threads;
 use anyhow::Result;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use std::io;
-use std::mem::ManuallyDrop;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -88,7 +87,7 @@ fn receive(server: &Server, path: &Path, queue: &Sender<Request>) {
                     "a request at the operator's socket gets no answer: it announces more than the limit of {MAX_ANNOUNCED} bytes"
                 );
                 // The request is never dropped. It costs a thread and an open file, and not the process.
-                let _ = ManuallyDrop::new(request);
+                std::mem::forget(request);
                 false
             }
             Ok(Some(request)) => {
