@@ -22,11 +22,11 @@ use crate::server::options::{Listen, Names, Serve};
 use crate::store::Store;
 use crate::store::kv;
 use crate::store::limits::LimitsInForce;
-use crate::system::data_dir::{DataDir, private_file};
+use crate::system::data_dir::{DataDir, Lock, private_file};
 use crate::system::rlimits::{self, Capacity};
 use crate::util::threads;
 use anyhow::{Context as _, Result, anyhow, bail};
-use crossbeam_channel::{Receiver, RecvTimeoutError, at, bounded, never, select, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, at, bounded, never, select, unbounded};
 use rustix::process::geteuid;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -34,7 +34,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::Write;
 use std::ops::RangeInclusive;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -73,169 +73,46 @@ pub(crate) fn serve(data: &Path, settings: &Serve) -> Result<()> {
 }
 
 fn run(data: &Path, settings: &Serve) -> Result<()> {
-    let user = geteuid();
-    if settings.plugin_uids.is_some() && !user.is_root() {
-        bail!(
-            "--plugin-uids is for a host that runs as root, and this one is uid {}: start it as root, or leave the setting out",
-            user.as_raw()
-        );
-    }
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("cannot watch for signals")?;
-    // A second SIGTERM or SIGINT ends the host at once; its plugins die with it.
-    let stopping = Arc::new(AtomicBool::new(false));
-    for signal in [SIGTERM, SIGINT] {
-        signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&stopping))?;
-        signal_hook::flag::register(signal, Arc::clone(&stopping))?;
-    }
-
+    check_user(settings)?;
+    let signals = catch_signals().context("cannot watch for signals")?;
     process::find_own_program().map_err(|error| anyhow!(error))?;
     let capacity = Capacity::measure().map_err(anyhow::Error::msg)?;
     if let Some(warning) = capacity.warning() {
         log::warn!("{warning}");
     }
-    let data = DataDir::create(data, settings.run.as_deref())?;
-    let lock = data.lock()?;
-    check_listen(&settings.listen, &data)?;
-    // Of a host that had another run directory: its plugins are known by its socket.
-    let former = data.former_host_sockets()?;
-    data.reserve().release();
-    data.announce()?;
-    if let Some(uids) = &settings.plugin_uids {
-        check_uids(uids)?;
-    }
-    data.set_modes(settings.plugin_uids.is_some()).context("cannot set the modes of the data directory")?;
-    data.sweep_run().context("cannot clear the run directory")?;
+    let (data, lock, former) = open_data_dir(data, settings)?;
     process::reap_orphans().context("cannot watch for processes to reap")?;
     let watchdog = Watchdog::start(&data.host_socket(), settings.plugin_uids.clone()).context("cannot start the watchdog")?;
-    let selector = Selector {
-        variable: Some((HOST_SOCKET_VARIABLE, data.host_socket().into())),
-        uids: settings.plugin_uids.clone(),
-        ..Selector::default()
-    };
-    let mut left = orphans::kill_all(&selector, ORPHANS_TIME).killed;
-    for socket in former {
-        let selector = Selector { variable: Some((HOST_SOCKET_VARIABLE, socket.into())), ..Selector::default() };
-        left += orphans::kill_all(&selector, ORPHANS_TIME).killed;
-    }
-    if left > 0 {
-        log::warn!("killed {left} processes that an earlier run of the host had left behind");
-    }
-    let quota = kv::Limits { keys: settings.kv_max_keys, bytes: settings.kv_max_bytes };
-    let database = data.database();
-    let store = Store::open(&database, quota).with_context(|| format!("cannot open {}", database.display()))?;
-    let instance_id = store.instance_id().with_context(|| format!("cannot read {}", database.display()))?;
-    let license_clock = SharedLicenseClock::new(&store).with_context(|| format!("cannot read {}", database.display()))?;
-    let token = data.admin_token()?;
-    let plugins = settings.plugins.clone().unwrap_or_else(|| data.plugins());
-    fs::create_dir_all(&plugins).with_context(|| format!("cannot make the plugins directory {}", plugins.display()))?;
-    let plugins = fs::canonicalize(&plugins)?;
-    discovery::list(&plugins).with_context(|| format!("cannot read the plugins directory {}", plugins.display()))?;
-
-    let listen = &settings.listen;
-    let listener = open_listener(settings)?;
-    let listening = listener.address().map_or_else(|| listen.to_string(), |address| address.to_string());
+    kill_orphans(&data, former, settings);
     let (scan_requests, scan_requested) = bounded(1);
-    let default_limits = LimitsInForce {
-        open_files: capacity.plugin_files(),
-        start_timeout: settings.start_timeout,
-        request_timeout: settings.request_timeout,
-    };
-    let answer_time = AnswerTime::default();
-    let longest = store.longest_time_limit().with_context(|| format!("cannot read {}", database.display()))?;
-    answer_time.outlast(longest.max(settings.start_timeout).max(settings.request_timeout));
-    let context = Context {
-        instance_id,
-        data: data.clone(),
-        store: store.clone(),
-        oom: OomMonitor::new(),
-        sessions: Sessions::new(watchdog),
-        plugin_uids: settings.plugin_uids.clone(),
-        starts: Starts::new(),
-        scan_requests: scan_requests.clone(),
-        plugin_memory: settings.plugin_memory,
-        capacity,
-        metadata_timeout: settings.metadata_timeout,
-        default_limits,
-        answer_time,
-        pass_env: passed(&settings.pass_env),
-        license_clock,
-    };
-    let context = Arc::new(context);
+    let context = Arc::new(open_context(&data, settings, capacity, watchdog, scan_requests.clone())?);
+    let store = context.store.clone();
+    let token = data.admin_token()?;
+    let plugins = open_plugins_dir(&data, settings)?;
+
+    let listener = open_listener(settings)?;
+    let listening = listener.address().map_or_else(|| settings.listen.to_string(), |address| address.to_string());
     host_socket::listen(Arc::clone(&context)).context("cannot listen on the host socket")?;
-    log::info!("plugrack {} is instance {instance_id}", env!("CARGO_PKG_VERSION"));
+    log::info!("plugrack {} is instance {}", env!("CARGO_PKG_VERSION"), context.instance_id);
     let registry = Arc::new(Registry::new(context, plugins.clone()));
-    let scheme = match (listen, &settings.tls_cert) {
-        (Listen::Unix(_), _) => "",
-        (_, Some(_)) => "https://",
-        (_, None) => "http://",
-    };
-    // Of a host that listens at every address, the one that leads to it from its own machine.
-    let port = listening.strip_prefix("0.0.0.0:").or_else(|| listening.strip_prefix("[::]:"));
-    let reachable = port.map_or_else(|| listening.clone(), |port| format!("localhost:{port}"));
-    let base = (!scheme.is_empty()).then(|| format!("{scheme}{reachable}"));
-    let api = Arc::new(Api::new(Arc::clone(&registry), token, base));
-    let max_connections = registry.context().capacity.connections(settings.limits.max_connections);
-    let limits = Limits { max_connections, ..settings.limits.clone() };
-    let per_plugin = limits.max_connections_per_plugin.of(max_connections);
+    let api = Arc::new(Api::new(Arc::clone(&registry), token, base_url(settings, &listening)));
     let operator_ended = operator_socket::serve(&api, data.api_socket()).context("cannot serve the operator's socket")?;
-    let api_queue = api_pool::start(&api, &registry).context("cannot start the threads of the API")?;
-    let router = Router::new(Arc::clone(&registry), Arc::clone(&api), api_queue, per_plugin);
-    let gate_settings = Settings {
-        limits,
-        proxies: Networks::all(&settings.trust_proxy),
-        spool: data.spool(),
-        answer_time: registry.context().answer_time.clone(),
-    };
-    let channel = response_channel().context("cannot make the response channel")?;
-    let (gate, gate_ended) = Gate::start(vec![listener], gate_settings, router, channel).context("cannot start the gate")?;
+    let (gate, gate_ended) = start_gate(listener, settings, &data, &registry, &api)?;
     write_listen(&data, &listening).context("cannot write the run directory")?;
     data.reserve().keep();
     let (data_watch, must_end) =
         Watch::start(&data, store.clone(), lock).context("cannot start the thread that watches the data directory")?;
-    log::info!("listening on {scheme}{listening}, plugins from {}", plugins.display());
-    if matches!(listen, Listen::Tcp(address) if !address.ip().is_loopback()) && settings.tls_cert.is_none() {
-        log::warn!("{listening} is open to the network, in plain HTTP: set --tls-cert, or put a reverse proxy with TLS in front");
-    }
-    if user.is_root() && settings.plugin_uids.is_none() {
-        log::warn!("plugins run as root: set --plugin-uids to give each a uid of its own, or start the host as another user");
-    }
+    log::info!("listening on {}{listening}, plugins from {}", scheme(settings), plugins.display());
+    warn_of_exposure(settings, &listening);
 
-    // The host answers meanwhile: requests for what is not known yet wait, so that none is told that its plugin does not exist.
+    // The gate already serves. Requests for plugins that are not known yet wait for the first scan, so none gets a 404.
     let scanned = Arc::clone(&registry);
     let discovery = std::thread::Builder::new().name("discovery".into());
     threads::restarting(discovery, move || scan_loop(&scanned, &scan_requested))
         .context("cannot start the thread that scans the plugins directory")?;
-
-    let (sender, received) = unbounded();
-    let watch = move || {
-        for signal in signals.forever() {
-            if sender.send(signal).is_err() {
-                return;
-            }
-        }
-    };
-    threads::restarting(threads::small_thread("signals"), watch)?;
-    let (mut hung_up, mut hang_up_at) = (never(), Instant::now());
-    let outcome = loop {
-        select! {
-            recv(received) -> signal => match signal {
-                Ok(SIGHUP) => hung_up = at(hang_up_at.max(Instant::now())),
-                _ => break Ok(()),
-            },
-            recv(hung_up) -> _ => {
-                (hung_up, hang_up_at) = (never(), Instant::now() + HANG_UP_PAUSE);
-                read_certificate_again(settings, &gate);
-                // One that waits already will see all there is by then.
-                scan_requests.try_send(()).unwrap_or_default();
-            },
-            recv(gate_ended) -> _ => break Err(anyhow!("the gate has ended, and with it all connections of clients")),
-            recv(operator_ended) -> _ => break Err(anyhow!("the operator's socket has failed")),
-            recv(must_end) -> sentence => match sentence {
-                Ok(sentence) => break Err(anyhow!(sentence)),
-                Err(_) => break Err(anyhow!("the thread that watches the data directory has ended")),
-            },
-        }
-    };
+    let signals = receive_signals(signals).context("cannot start the thread that receives signals")?;
+    let failures = Failures { gate_ended, operator_ended, must_end };
+    let outcome = wait_for_stop(settings, &gate, &signals, &scan_requests, &failures);
 
     log::info!("stopping");
     // None if another host has the directory by now.
@@ -255,6 +132,210 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     }
     log::info!("stopped");
     outcome.and(saved)
+}
+
+/// Refuses `--plugin-uids` for a host that cannot change uids.
+fn check_user(settings: &Serve) -> Result<()> {
+    let user = geteuid();
+    if settings.plugin_uids.is_some() && !user.is_root() {
+        bail!(
+            "--plugin-uids is for a host that runs as root, and this one is uid {}: start it as root, or leave the setting out",
+            user.as_raw()
+        );
+    }
+    Ok(())
+}
+
+/// Catches the signals that the host handles. A second SIGTERM or SIGINT ends the host at once; its plugins die with it.
+fn catch_signals() -> std::io::Result<Signals> {
+    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    let stopping = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&stopping))?;
+        signal_hook::flag::register(signal, Arc::clone(&stopping))?;
+    }
+    Ok(signals)
+}
+
+/// Creates, locks and prepares the data directory. Also returns the host sockets that earlier runs may have used, by which their plugins
+/// are found.
+fn open_data_dir(data: &Path, settings: &Serve) -> Result<(DataDir, Lock, Vec<PathBuf>)> {
+    let data = DataDir::create(data, settings.run.as_deref())?;
+    let lock = data.lock()?;
+    check_listen(&settings.listen, &data)?;
+    let former = data.former_host_sockets()?;
+    data.reserve().release();
+    data.announce()?;
+    if let Some(uids) = &settings.plugin_uids {
+        check_uids(uids)?;
+    }
+    data.set_modes(settings.plugin_uids.is_some()).context("cannot set the modes of the data directory")?;
+    data.sweep_run().context("cannot clear the run directory")?;
+    Ok((data, lock, former))
+}
+
+/// Kills the processes of plugins that an earlier run of the host has left behind.
+fn kill_orphans(data: &DataDir, former: Vec<PathBuf>, settings: &Serve) {
+    let of_socket = |socket: PathBuf| Selector { variable: Some((HOST_SOCKET_VARIABLE, socket.into())), ..Selector::default() };
+    let own = Selector { uids: settings.plugin_uids.clone(), ..of_socket(data.host_socket()) };
+    let selectors = std::iter::once(own).chain(former.into_iter().map(of_socket));
+    let killed: usize = selectors.map(|selector| orphans::kill_all(&selector, ORPHANS_TIME).killed).sum();
+    if killed > 0 {
+        log::warn!("killed {killed} processes that an earlier run of the host had left behind");
+    }
+}
+
+/// Opens the database, and collects what all plugins share.
+fn open_context(
+    data: &DataDir,
+    settings: &Serve,
+    capacity: Capacity,
+    watchdog: Watchdog,
+    scan_requests: Sender<()>,
+) -> Result<Context> {
+    let quota = kv::Limits { keys: settings.kv_max_keys, bytes: settings.kv_max_bytes };
+    let database = data.database();
+    let cannot_read = || format!("cannot read {}", database.display());
+    let store = Store::open(&database, quota).with_context(|| format!("cannot open {}", database.display()))?;
+    let longest = store.longest_time_limit().with_context(cannot_read)?;
+    let answer_time = AnswerTime::default();
+    answer_time.outlast(longest.max(settings.start_timeout).max(settings.request_timeout));
+    Ok(Context {
+        instance_id: store.instance_id().with_context(cannot_read)?,
+        data: data.clone(),
+        oom: OomMonitor::new(),
+        sessions: Sessions::new(watchdog),
+        plugin_uids: settings.plugin_uids.clone(),
+        starts: Starts::new(),
+        scan_requests,
+        plugin_memory: settings.plugin_memory,
+        metadata_timeout: settings.metadata_timeout,
+        default_limits: LimitsInForce {
+            open_files: capacity.plugin_files(),
+            start_timeout: settings.start_timeout,
+            request_timeout: settings.request_timeout,
+        },
+        capacity,
+        answer_time,
+        pass_env: passed(&settings.pass_env),
+        license_clock: SharedLicenseClock::new(&store).with_context(cannot_read)?,
+        store,
+    })
+}
+
+/// Creates the plugins directory if it is missing, and checks that it can be read.
+fn open_plugins_dir(data: &DataDir, settings: &Serve) -> Result<PathBuf> {
+    let plugins = settings.plugins.clone().unwrap_or_else(|| data.plugins());
+    fs::create_dir_all(&plugins).with_context(|| format!("cannot make the plugins directory {}", plugins.display()))?;
+    let plugins = fs::canonicalize(&plugins)?;
+    discovery::list(&plugins).with_context(|| format!("cannot read the plugins directory {}", plugins.display()))?;
+    Ok(plugins)
+}
+
+/// The scheme and `://` of the host's URLs; empty for a Unix socket, which has none.
+fn scheme(settings: &Serve) -> &'static str {
+    match (&settings.listen, &settings.tls_cert) {
+        (Listen::Unix(_), _) => "",
+        (_, Some(_)) => "https://",
+        (_, None) => "http://",
+    }
+}
+
+/// The URL of the host as its own machine reaches it; none for a Unix socket.
+fn base_url(settings: &Serve, listening: &str) -> Option<String> {
+    let port = listening.strip_prefix("0.0.0.0:").or_else(|| listening.strip_prefix("[::]:"));
+    let reachable = port.map_or_else(|| listening.to_owned(), |port| format!("localhost:{port}"));
+    let scheme = scheme(settings);
+    (!scheme.is_empty()).then(|| format!("{scheme}{reachable}"))
+}
+
+/// Starts the gate. The channel that is returned closes if the gate ends by itself.
+fn start_gate(
+    listener: Listener,
+    settings: &Serve,
+    data: &DataDir,
+    registry: &Arc<Registry>,
+    api: &Arc<Api>,
+) -> Result<(Gate, Receiver<()>)> {
+    let max_connections = registry.context().capacity.connections(settings.limits.max_connections);
+    let limits = Limits { max_connections, ..settings.limits.clone() };
+    let per_plugin = limits.max_connections_per_plugin.of(max_connections);
+    let api_queue = api_pool::start(api, registry).context("cannot start the threads of the API")?;
+    let router = Router::new(Arc::clone(registry), Arc::clone(api), api_queue, per_plugin);
+    let gate_settings = Settings {
+        limits,
+        proxies: Networks::all(&settings.trust_proxy),
+        spool: data.spool(),
+        answer_time: registry.context().answer_time.clone(),
+    };
+    let channel = response_channel().context("cannot make the response channel")?;
+    Gate::start(vec![listener], gate_settings, router, channel).context("cannot start the gate")
+}
+
+/// Warns of a host that is open to the network in plain HTTP, and of plugins that run as root.
+fn warn_of_exposure(settings: &Serve, listening: &str) {
+    if matches!(settings.listen, Listen::Tcp(address) if !address.ip().is_loopback()) && settings.tls_cert.is_none() {
+        log::warn!("{listening} is open to the network, in plain HTTP: set --tls-cert, or put a reverse proxy with TLS in front");
+    }
+    if geteuid().is_root() && settings.plugin_uids.is_none() {
+        log::warn!("plugins run as root: set --plugin-uids to give each a uid of its own, or start the host as another user");
+    }
+}
+
+/// Receives signals on a thread of its own, and passes them to the channel that is returned.
+fn receive_signals(mut signals: Signals) -> std::io::Result<Receiver<i32>> {
+    let (sender, received) = unbounded();
+    let forward = move || {
+        for signal in signals.forever() {
+            if sender.send(signal).is_err() {
+                return;
+            }
+        }
+    };
+    threads::restarting(threads::small_thread("signals"), forward)?;
+    Ok(received)
+}
+
+/// What ends the host apart from signals. The first two channels close when their part has ended.
+struct Failures {
+    gate_ended: Receiver<()>,
+    operator_ended: Receiver<()>,
+    /// Receives why the host must not go on with its data directory.
+    must_end: Receiver<String>,
+}
+
+/// Handles signals until one of them, or a failure, ends the host.
+///
+/// # Errors
+/// The failure.
+fn wait_for_stop(
+    settings: &Serve,
+    gate: &Gate,
+    signals: &Receiver<i32>,
+    scan_requests: &Sender<()>,
+    failures: &Failures,
+) -> Result<()> {
+    let (mut hung_up, mut hang_up_at) = (never(), Instant::now());
+    loop {
+        select! {
+            recv(signals) -> signal => match signal {
+                Ok(SIGHUP) => hung_up = at(hang_up_at.max(Instant::now())),
+                _ => return Ok(()),
+            },
+            recv(hung_up) -> _ => {
+                (hung_up, hang_up_at) = (never(), Instant::now() + HANG_UP_PAUSE);
+                read_certificate_again(settings, gate);
+                // A request that is already waiting leads to a scan that finds all changes up to now.
+                scan_requests.try_send(()).unwrap_or_default();
+            },
+            recv(failures.gate_ended) -> _ => bail!("the gate has ended, and with it all connections of clients"),
+            recv(failures.operator_ended) -> _ => bail!("the operator's socket has failed"),
+            recv(failures.must_end) -> sentence => match sentence {
+                Ok(sentence) => bail!(sentence),
+                Err(_) => bail!("the thread that watches the data directory has ended"),
+            },
+        }
+    }
 }
 
 /// The variables of this process's environment that plugins get. Skips unset ones.
@@ -321,18 +402,20 @@ fn begin_scan(registry: &Arc<Registry>, reason: ScanReason) {
     }
 }
 
-/// The way in for clients.
+/// Opens the socket for clients.
 fn open_listener(settings: &Serve) -> Result<Listener> {
     match &settings.listen {
         Listen::Unix(_) if settings.tls_cert.is_some() => {
-            bail!("TLS is the reverse proxy's where the host listens on a Unix socket: leave --tls-cert out")
+            bail!(
+                "--tls-cert is for a TCP address: leave it out if the host listens on a Unix socket, and set TLS up in the reverse proxy"
+            )
         }
         Listen::Unix(path) => Listener::unix(path, PROXY_MODE),
         Listen::Tcp(address) => Listener::tcp(*address, certificate(settings)?),
     }
 }
 
-/// The certificate that clients get, where TLS is set.
+/// The certificate for clients; none without TLS.
 fn certificate(settings: &Serve) -> Result<Option<Arc<rustls::ServerConfig>>> {
     match (&settings.tls_cert, &settings.tls_key) {
         (Some(certificate), Some(key)) => tls::load(certificate, key).map(Some),
@@ -340,7 +423,7 @@ fn certificate(settings: &Serve) -> Result<Option<Arc<rustls::ServerConfig>>> {
     }
 }
 
-/// Gives new connections the certificate that is in its file now; one that is wrong changes nothing.
+/// Reads the certificate again, for new connections. An invalid one changes nothing.
 fn read_certificate_again(settings: &Serve, gate: &Gate) {
     match certificate(settings) {
         Ok(None) => {}
@@ -352,7 +435,7 @@ fn read_certificate_again(settings: &Serve, gate: &Gate) {
     }
 }
 
-/// Notes where the host listens, for people and their tools: whole or not at all.
+/// Writes the address of the host to a file, for people and scripts. The file is replaced as a whole.
 fn write_listen(data: &DataDir, listening: &str) -> Result<()> {
     let fresh = data.run().join("listen.new");
     writeln!(private_file().create(true).truncate(true).write(true).open(&fresh)?, "{listening}")?;
