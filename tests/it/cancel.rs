@@ -2,7 +2,7 @@
 //! process over its socket, and close a connection in the middle of a stream, as the host does when a client goes.
 
 use crate::sdk::node;
-use crate::support::{Guarded, Site, cancelled, command, pause, root, wait_for, write_file};
+use crate::support::{Guarded, Site, cancelled, command, copy_program, pause, root, wait_for, write_file};
 use plugrack_sdk::protocol::frame::{FrameReader, encode};
 use serde_json::{Value, json};
 use std::fs::{self, File};
@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Puts the fixture `cancelled` in one of the languages into a directory, as the file `plugin`.
 fn install(language: &str, dir: &Path) {
     if language == "rust" {
-        fs::copy(cancelled(), dir.join("plugin")).unwrap();
+        copy_program(cancelled(), dir.join("plugin"));
         return;
     }
     // Node wants to be told that it is a module.

@@ -1,7 +1,7 @@
 //! What a plugin can reach, as the host's user and as a user of its own.
 
 use crate::support::{
-    Server, Site, binary, command, is_alive, metadata, python, range, root, script, uids, wait_for, write_file,
+    Server, Site, binary, command, copy_program, is_alive, metadata, python, range, root, script, uids, wait_for, write_file,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -54,7 +54,7 @@ fn owner(path: &Path) -> (u32, u32) {
 fn report(site: Site) -> BTreeMap<String, bool> {
     // Shows that a setuid program would work, if the plugin could gain by it.
     let setuid = site.data().join("setuid-id");
-    fs::copy("/usr/bin/id", &setuid).unwrap();
+    copy_program("/usr/bin/id", &setuid);
     if rustix::process::geteuid().is_root() {
         chown(&setuid, Some(65533), Some(65533)).unwrap();
         fs::set_permissions(&setuid, fs::Permissions::from_mode(0o4755)).unwrap();
@@ -289,7 +289,7 @@ fn a_plugin_that_its_uid_cannot_run_is_refused_with_what_bars_the_way() {
     let plain = |id: &str| script(&metadata(id), "exit 1");
     write_file(&elsewhere.join("link"), plain("link").as_bytes(), 0o755);
     symlink(elsewhere.join("link"), site.plugins().join("link")).unwrap();
-    fs::copy("/bin/sh", tools.join("sh")).unwrap();
+    copy_program("/bin/sh", tools.join("sh"));
     write_file(&deep.join("plugin"), plain("deep").as_bytes(), 0o755);
     fs::set_permissions(&deep, fs::Permissions::from_mode(0o750)).unwrap();
     let shell = plain("shell").replace("/bin/sh", tools.join("sh").to_str().unwrap());
@@ -345,7 +345,7 @@ fn a_host_that_is_not_root_has_no_uids_to_give() {
     let copy = site.data().join("copy");
     let mut serve = if is_root() {
         // Where the repository is, other users may not come.
-        fs::copy(binary(), &copy).unwrap();
+        copy_program(binary(), &copy);
         let mut serve = command(&copy);
         serve.uid(65533);
         serve

@@ -1,6 +1,6 @@
 //! The host at its limits: many plugins, many files that are none, few open files, few threads, little memory.
 
-use crate::support::{Server, Site, binary, command, hello, metadata, script, uids, wait_for};
+use crate::support::{Server, Site, binary, command, copy_program, hello, metadata, script, uids, wait_for};
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -115,8 +115,8 @@ fn with_few_threads_as_many_plugins_run_as_fit_and_the_host_goes_on_answering() 
     }
     let site = many(60);
     let (own, small) = (site.data().join("plugrack"), site.data().join("hello"));
-    fs::copy(binary(), &own).unwrap();
-    fs::copy(hello(), &small).unwrap();
+    copy_program(binary(), &own);
+    copy_program(hello(), &small);
     for number in 0..60 {
         let id = format!("p{number}");
         let text = script(&metadata(&id), &format!("exec {}", small.display()));

@@ -1,6 +1,6 @@
 //! Who the installation is, who may touch it, and what the host refuses to start on.
 
-use crate::support::{Site, binary, command, range, uids};
+use crate::support::{Site, binary, command, copy_program, range, uids};
 use rusqlite::Connection;
 use std::fs;
 use std::net::TcpListener;
@@ -304,7 +304,7 @@ fn an_address_that_cannot_be_had_is_said_in_a_sentence() {
         let mut serve = bare_serve();
         if let Some(uid) = uid {
             let own = site.data().join("plugrack");
-            fs::copy(binary(), &own).unwrap();
+            copy_program(binary(), &own);
             let uid = uid.to_string();
             assert!(command("chown").args(["-R", &uid]).arg(site.data()).status().unwrap().success());
             serve = command("setpriv");

@@ -1,8 +1,8 @@
 //! What a plugin has started ends with it, and with the host, however either ends.
 
 use crate::support::{
-    Server, Site, binary, command, hello, install_fake, is_alive, metadata, pause, python, range, script, uids, wait_for,
-    write_file,
+    Server, Site, binary, command, copy_program, hello, install_fake, is_alive, metadata, pause, python, range, script, uids,
+    wait_for, write_file,
 };
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -380,7 +380,7 @@ fn what_a_program_starts_while_it_is_asked_who_it_is_is_gone_with_the_answer() {
 fn a_watchdog_that_cannot_be_started_is_told_of_once_with_the_file_that_is_missing() {
     let site = Site::new();
     let program = site.data().join("copy");
-    fs::copy(binary(), &program).unwrap();
+    copy_program(binary(), &program);
     let serve = site.serve();
     let mut hidden = command("unshare");
     hidden.args(if rustix::process::geteuid().is_root() { "-m" } else { "-rm" }.split(' '));

@@ -2,7 +2,7 @@
 
 use crate::support::http::{Client, Reply};
 use crate::support::strain::{Disk, count, leave_files, set_limit};
-use crate::support::{Server, Site, binary, command, uids, wait_for};
+use crate::support::{Server, Site, binary, command, copy_program, uids, wait_for};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use serde_json::json;
 use std::fs;
@@ -217,7 +217,7 @@ fn without_threads_all_clients_are_answered() {
     // The limit counts all threads of a user, on the whole machine.
     let user = uids().start().to_string();
     let own = site.data().join("plugrack");
-    fs::copy(binary(), &own).unwrap();
+    copy_program(binary(), &own);
     assert!(command("chown").args(["-R", &user]).arg(site.data()).status().unwrap().success());
     let mut serve = command("setpriv");
     serve.args(["--reuid", &user, "--regid", &user, "--clear-groups", "prlimit", "--nproc=500:500"]).arg(own);

@@ -4,7 +4,7 @@ use crate::clients::{converse, curl, fixture, load, python, run, told, told_of_d
 use crate::docs::blocks_in;
 use crate::support::http::Client;
 use crate::support::tls::{Authority, Certificate};
-use crate::support::{Guarded, Server, Site, binary, command, metadata, pause, uids, wait_for};
+use crate::support::{Guarded, Server, Site, binary, command, copy_program, metadata, pause, uids, wait_for};
 use crate::web::{bytes, sent};
 use serde_json::Value;
 use std::fs;
@@ -120,7 +120,7 @@ fn a_socket_of_another_user_is_left_alone() {
     fs::set_permissions(&socket, fs::Permissions::from_mode(0o600)).unwrap();
     let site = Site::new().args(&["--listen", &format!("unix:{}", socket.display())]);
     let (own, uid) = (site.data().join("plugrack"), uids().start().to_string());
-    fs::copy(binary(), &own).unwrap();
+    copy_program(binary(), &own);
     assert!(command("chown").args(["-R", &uid]).arg(site.data()).status().unwrap().success());
     let mut serve = command("setpriv");
     serve.args(["--reuid", &uid, "--regid", &uid, "--clear-groups"]).arg(own).args(site.serve().get_args());

@@ -1,7 +1,7 @@
 //! Plugins of each SDK with many requests at once, and without the files and threads that these need.
 
 use crate::sdk::node;
-use crate::support::{Server, Site, meeting, pause, root, wait_for, write_file};
+use crate::support::{Server, Site, copy_program, meeting, pause, root, wait_for, write_file};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::json;
 use std::fs;
@@ -21,7 +21,7 @@ fn start_with(language: &str, site: Site) -> Server {
     let dir = site.plugins().join("meeting");
     fs::create_dir(&dir).unwrap();
     match language {
-        "rust" => drop(fs::copy(meeting(), dir.join("plugin")).unwrap()),
+        "rust" => copy_program(meeting(), dir.join("plugin")),
         extension => {
             let program = fs::read(root().join(format!("tests/fixtures/meeting.{extension}"))).unwrap();
             write_file(&dir.join("plugin"), &program, 0o755);

@@ -8,6 +8,7 @@ pub(crate) mod tls;
 
 use http::{Client, Reply};
 use serde_json::{Value, json};
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
@@ -158,6 +159,12 @@ pub(crate) fn copy_dir(from: &Path, to: &Path) {
     assert!(status.success());
 }
 
+/// Copies a program with its mode, by another process: a child of this process that starts meanwhile would inherit the file as open for
+/// writing, and until it has closed that the program cannot be executed (ETXTBSY).
+pub(crate) fn copy_program(from: impl AsRef<OsStr>, to: impl AsRef<OsStr>) {
+    assert!(command("cp").arg("--").arg(from).arg(to).status().unwrap().success());
+}
+
 /// A process of the test's own, ended with it.
 pub(crate) struct Guarded(pub(crate) Child);
 
@@ -250,7 +257,7 @@ impl Site {
             _ => None,
         };
         if let Some(program) = built {
-            fs::copy(program, to).unwrap();
+            copy_program(program, to);
             return self;
         }
         copy_dir(&root().join("plugins-examples").join(name), &to);
