@@ -70,7 +70,7 @@ impl EventLoop {
             let step = match connection.phase {
                 Phase::Idle | Phase::Head => self.read_head(key),
                 Phase::Body => self.collect(key),
-                Phase::Held | Phase::Running => self.attend(key),
+                Phase::Held | Phase::Running => self.serve_in_flight(key),
                 Phase::Closing => self.finish(key),
                 Phase::Lingering => self.discard(key),
             };
@@ -448,7 +448,7 @@ impl EventLoop {
     }
 
     /// Serves a request under way or held: reads more of its body, or notices that its client has gone.
-    fn attend(&mut self, key: ConnectionKey) -> Step {
+    fn serve_in_flight(&mut self, key: ConnectionKey) -> Step {
         let Some(connection) = self.connections.get(key) else { return Step::Wait };
         let Some(exchange) = &connection.exchange else { return Step::Wait };
         if exchange.complete {

@@ -1,6 +1,6 @@
 //! Lets a worker write an answer straight to the client's socket, so that the event loop need not be woken for it.
 //!
-//! The event loop lends the socket with a request and writes nothing to it until it has it back: when the answer has been sent, when the
+//! The event loop grants the socket with a request, and writes nothing to it until the grant ends: when the answer has been sent, when the
 //! client did not take all of a write, or when the event loop revokes it because the answer is not wanted any more.
 
 use super::framing::Terms;
@@ -12,32 +12,32 @@ use std::io::IoSlice;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// How far an answer has come on this way.
+/// How much of an answer was sent directly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Progress {
-    /// Nothing of it has been sent.
+    /// None of it.
     Untouched,
-    /// Something of it has been sent.
+    /// Part of it.
     Begun,
-    /// Nothing more of it goes this way: what is left to do is in the response channel, or will be in a moment.
+    /// No more is sent directly: the rest is in the response channel, or will be in a moment.
     Over,
 }
 
-/// The event loop has its socket back, so nothing can be sent this way.
+/// The socket was revoked, so nothing can be sent directly.
 #[derive(Debug)]
 pub(crate) struct Revoked;
 
-/// The socket of a client, lent for one answer, and how that answer is to be framed.
+/// Grants a worker a client's socket for one answer, with the framing of that answer.
 pub(crate) struct DirectWriter {
     head: bool,
     old: bool,
     alone: bool,
-    lent: Mutex<Lent>,
+    state: Mutex<State>,
     awaited: AtomicBool,
 }
 
-struct Lent {
-    /// None where the socket was not lent, as with TLS, or is back.
+struct State {
+    /// None if the event loop has not granted the socket, as with TLS, or has revoked it.
     socket: Option<Arc<OwnedFd>>,
     last: bool,
     progress: Progress,
@@ -46,11 +46,11 @@ struct Lent {
 }
 
 impl DirectWriter {
-    /// A writer for the answer to a request with these terms, over `socket` where it is lent. `alone` says that no other request was in
+    /// A writer for the answer to a request with these terms, over `socket` if it is granted. `alone` says that no other request was in
     /// flight when this one was passed on.
     pub(crate) fn new(socket: Option<Arc<OwnedFd>>, terms: Terms, alone: bool) -> Self {
-        let lent = Mutex::new(Lent { socket, last: terms.last, progress: Progress::Untouched, sent: 0 });
-        Self { head: terms.head, old: terms.old, alone, lent, awaited: AtomicBool::new(false) }
+        let state = Mutex::new(State { socket, last: terms.last, progress: Progress::Untouched, sent: 0 });
+        Self { head: terms.head, old: terms.old, alone, state, awaited: AtomicBool::new(false) }
     }
 
     /// Whether no other request was in flight when this one was passed on.
@@ -72,20 +72,20 @@ impl DirectWriter {
     /// the `last`. An error of the connection counts as bytes not taken, since the event loop finds it by itself.
     ///
     /// # Errors
-    /// The socket is not lent.
+    /// The socket was not granted, or was revoked.
     pub(super) fn send(&self, parts: &[&[u8]; 3], last: bool) -> Result<usize, Revoked> {
         let total: usize = parts.iter().map(|part| part.len()).sum();
         // The lock is held over a call that does not block.
-        let mut lent = self.lock();
-        let socket = lent.socket.as_ref().ok_or(Revoked)?;
+        let mut state = self.lock();
+        let socket = state.socket.as_ref().ok_or(Revoked)?;
         let parts = parts.map(IoSlice::new);
         let send = || sendmsg(socket, &parts, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL);
         let sent = retry_on_intr(send).unwrap_or(0);
-        lent.progress = Progress::Begun;
-        lent.sent += sent as u64;
+        state.progress = Progress::Begun;
+        state.sent += sent as u64;
         if sent < total || last {
-            lent.progress = Progress::Over;
-            lent.socket = None;
+            state.progress = Progress::Over;
+            state.socket = None;
         }
         Ok(sent)
     }
@@ -110,12 +110,12 @@ impl DirectWriter {
 
     /// Takes the socket back, whatever has been sent.
     pub(crate) fn revoke(&self) -> Progress {
-        let mut lent = self.lock();
-        lent.socket = None;
-        lent.progress
+        let mut state = self.lock();
+        state.socket = None;
+        state.progress
     }
 
-    fn lock(&self) -> MutexGuard<'_, Lent> {
-        self.lent.locked()
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.locked()
     }
 }

@@ -167,7 +167,7 @@ fn the_next_host_ends_what_an_earlier_one_has_left() {
     assert!(descendants.values().all(|pid| is_alive(*pid)), "{descendants:?}");
     let server = site.start();
     assert!(descendants.values().all(|pid| !is_alive(*pid)), "{descendants:?}");
-    assert!(server.log().contains("ended 4 processes that an earlier run of the host had left behind"), "{}", server.log());
+    assert!(server.log().contains("killed 4 processes that an earlier run of the host had left behind"), "{}", server.log());
 }
 
 /// Denies system calls to the program that it then becomes, as the profiles of older container engines do.
