@@ -10,7 +10,7 @@ use super::router::Router;
 use super::sock_diag::SockDiag;
 use super::stream::Stream;
 use super::{Limits, Order, Settings};
-use crate::http::body::Stock;
+use crate::http::body::BodySpace;
 use crate::http::errors;
 use crate::http::proxies::Networks;
 use crate::http::request_end::Outcome;
@@ -138,7 +138,7 @@ pub(super) struct EventLoop {
     pub(super) held: Vec<ConnectionKey>,
     /// Connections that have had their turn, though there is more to do.
     pub(super) again: Vec<ConnectionKey>,
-    pub(super) stock: Arc<Stock>,
+    pub(super) body_space: Arc<BodySpace>,
     pub(super) log_topics: LogTopics,
     sock_diag: SockDiag,
     /// Where what clients send is read to.
@@ -177,7 +177,7 @@ impl EventLoop {
         let Settings { limits, proxies, spool, answer_time } = settings;
         // What is read ahead of a body is no more than this, and one read and what was left of the one before it beyond.
         let most = limits.body_buffer.max(LEAST_WINDOW) + 2 * LEAST_WINDOW;
-        let stock = Stock::new(limits.body_memory, limits.body_disk, spool, most);
+        let body_space = BodySpace::new(limits.body_memory, limits.body_disk, spool, most);
         Ok(Self {
             epoll,
             orders,
@@ -198,7 +198,7 @@ impl EventLoop {
             in_flight: 0,
             held: Vec::new(),
             again: Vec::new(),
-            stock,
+            body_space,
             log_topics: LogTopics::default(),
             sock_diag: SockDiag::open(),
             scratch: vec![0; SCRATCH],

@@ -180,8 +180,8 @@ impl EventLoop {
         let too_large = matches!(head.framing, Framing::Length(length) if length > self.limits.max_body);
         let body = match head.framing {
             Framing::None | Framing::Length(0) => None,
-            Framing::Length(length) => Some(Body::new(&self.stock, length)),
-            Framing::Chunked => Some(Body::new(&self.stock, 0)),
+            Framing::Length(length) => Some(Body::new(&self.body_space, length)),
+            Framing::Chunked => Some(Body::new(&self.body_space, 0)),
         };
         let decoder = (head.framing == Framing::Chunked).then(Decoder::new);
         let last = !head.keep_alive || self.is_draining;
@@ -582,7 +582,7 @@ impl EventLoop {
         kept.map_err(|full| {
             let (refused, what) = match full {
                 Full::Disk => (errors::NO_SPACE, "there is no space left on the disk for them".to_owned()),
-                Full::Stock => (errors::NO_ROOM, "--body-memory and --body-disk are used up".to_owned()),
+                Full::Limit => (errors::NO_ROOM, "--body-memory and --body-disk are used up".to_owned()),
                 Full::Failed(error) => (errors::NO_ROOM, crate::system::rlimits::explain("a temporary file failed", &error).0),
             };
             self.log_topics.hit(LogTopic::Bodies, self.now, || format!("bodies of requests are refused: {what}"));

@@ -1,5 +1,5 @@
-//! A request's body between its client and the host: bytes go in at one end and out at the other, in memory as long as all bodies
-//! together fit there, and in an unlinked temporary file beyond.
+//! A buffer for the body of a request: a queue of bytes, in memory while all bodies together fit into `--body-memory`, and then in an
+//! unlinked temporary file.
 
 use crate::protocol::message::MAX_INLINE_BODY;
 use std::collections::VecDeque;
@@ -10,40 +10,40 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Most bytes of memory taken at a time: what goes to a plugin in one frame, and one more, so that the read that takes the last of
-/// such a body shows that nothing is behind it.
+/// Largest block of memory, in bytes: a body that fits into one frame to a plugin, and one byte more, so that the read of its last byte
+/// also shows whether anything follows.
 const BLOCK: usize = MAX_INLINE_BODY + 1;
 
-/// What all bodies share.
+/// The memory and disk space that all bodies share.
 #[derive(Debug)]
-pub(crate) struct Stock {
+pub(crate) struct BodySpace {
     memory_left: AtomicU64,
     disk_left: AtomicU64,
     directory: PathBuf,
-    /// Most bytes of one body's file, which is written over from its beginning as they are taken out.
+    /// Limit of one body's file, in bytes. The file is a ring: its beginning is reused once it has been read.
     file_size: u64,
 }
 
-impl Stock {
-    /// A stock of so much memory, and of so much disk in a directory, for bodies of which each has no more than `most` in it.
+impl BodySpace {
+    /// `memory` and `disk` are limits for all bodies together, `most` is the limit for one, in bytes. Files go to `directory`.
     pub(crate) fn new(memory: u64, disk: u64, directory: PathBuf, most: u64) -> Arc<Self> {
         Arc::new(Self { memory_left: memory.into(), disk_left: disk.into(), directory, file_size: most.max(1) })
     }
 }
 
-/// Takes from what is left, if there is enough.
+/// Reserves bytes, if so many are left.
 fn take(left: &AtomicU64, bytes: u64) -> bool {
     left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes)).is_ok()
 }
 
-/// Why a body could not be kept.
+/// Why a body could not be buffered.
 #[derive(Debug)]
 pub(crate) enum Full {
-    /// All that may be taken is taken.
-    Stock,
+    /// The limit for all bodies, or for one, is reached.
+    Limit,
     /// The disk has no space left.
     Disk,
-    /// The file cannot be made, written or read.
+    /// The file cannot be created, written or read.
     Failed(io::Error),
 }
 
@@ -56,71 +56,69 @@ impl From<io::Error> for Full {
     }
 }
 
-/// A body.
+/// The buffered bytes of one body, in order: first the blocks in memory, then the file.
 #[derive(Debug)]
 pub(crate) struct Body {
-    stock: Arc<Stock>,
-    /// What comes first.
+    space: Arc<BodySpace>,
     blocks: VecDeque<Vec<u8>>,
-    /// How much of the first block is taken out already.
+    /// Bytes of the first block that were read already.
     taken: usize,
     in_memory: usize,
-    /// Bytes that are still to come, as far as that is known.
+    /// Bytes still to be received; 0 if unknown.
     expected: u64,
-    /// What comes after.
     file: Option<Spool>,
 }
 
 #[derive(Debug)]
 struct Spool {
     file: File,
-    /// Bytes that have come to it and gone from it in all.
+    /// Total bytes written to and read from it.
     written: u64,
     read: u64,
-    /// What it takes on disk.
+    /// Bytes that it occupies on disk.
     size: u64,
 }
 
 impl Body {
-    /// An empty body to which so many bytes are to come; 0 where that is not known.
-    pub(crate) fn new(stock: &Arc<Stock>, expected: u64) -> Self {
-        Self { stock: Arc::clone(stock), blocks: VecDeque::new(), taken: 0, in_memory: 0, expected, file: None }
+    /// An empty body that expects a number of bytes; 0 if that is unknown.
+    pub(crate) fn new(space: &Arc<BodySpace>, expected: u64) -> Self {
+        Self { space: Arc::clone(space), blocks: VecDeque::new(), taken: 0, in_memory: 0, expected, file: None }
     }
 
-    /// Bytes in it.
+    /// Number of buffered bytes.
     pub(crate) fn len(&self) -> u64 {
         self.in_memory as u64 + self.file.as_ref().map_or(0, |spool| spool.written - spool.read)
     }
 
-    /// Whether nothing is in it.
+    /// Whether nothing is buffered.
     pub(crate) fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Has bytes read to their place at the end, where that is memory and there is enough of it. Gives back what the read has taken
-    /// beyond the body's declared length.
+    /// Calls `read` with the last block in memory, so that the bytes need not be copied. Returns what was read beyond the body's expected
+    /// length, or `None`, without a call, if the bytes have to go to the file.
     ///
     /// # Errors
-    /// As the read fails.
+    /// The error of `read`.
     pub(crate) fn read_from(&mut self, read: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> io::Result<Option<Vec<u8>>> {
         if self.file.is_some() {
             return Ok(None);
         }
-        let (stock, expected) = (Arc::clone(&self.stock), self.expected);
+        let (space, expected) = (Arc::clone(&self.space), self.expected);
         let Some(block) = self.open_block(1) else { return Ok(None) };
         let (held, room) = (block.len(), block.capacity() - block.len());
-        if !take(&stock.memory_left, room as u64) {
+        if !take(&space.memory_left, room as u64) {
             return Ok(None);
         }
         let outcome = read(block);
         let kept = usize::try_from(expected).unwrap_or(usize::MAX).min(block.len() - held);
         let beyond = block.split_off(held + kept);
-        stock.memory_left.fetch_add((room - kept) as u64, Ordering::Relaxed);
+        space.memory_left.fetch_add((room - kept) as u64, Ordering::Relaxed);
         self.note_received(kept);
         outcome.map(|()| Some(beyond))
     }
 
-    /// The block that comes next is put in: the last, or a new one for so many bytes at `least`, and for all that are to come.
+    /// The block with room at the end: the last, or a new one for all expected bytes and `least` at least.
     fn open_block(&mut self, least: usize) -> Option<&mut Vec<u8>> {
         if self.blocks.back().is_none_or(|block| block.len() == block.capacity()) {
             let size = usize::try_from(self.expected + 1).unwrap_or(BLOCK).max(least).min(BLOCK);
@@ -134,13 +132,13 @@ impl Body {
         self.expected = self.expected.saturating_sub(bytes as u64);
     }
 
-    /// Puts bytes in at the end.
+    /// Appends bytes.
     ///
     /// # Errors
-    /// There is no place for them. The body is then of no more use.
+    /// There is no space for them. The body must not be used any more.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<(), Full> {
-        // What has once gone to the file is behind what is in memory, so all that follows goes there until it is empty again.
-        if self.file.is_none() && take(&self.stock.memory_left, bytes.len() as u64) {
+        // Bytes in the file follow those in memory. So all further ones go there until the file is empty.
+        if self.file.is_none() && take(&self.space.memory_left, bytes.len() as u64) {
             let mut rest = bytes;
             while let Some(block) = self.open_block(rest.len())
                 && !rest.is_empty()
@@ -152,47 +150,47 @@ impl Body {
             }
             return Ok(());
         }
-        let (stock, length) = (&self.stock, bytes.len() as u64);
+        let (space, length) = (&self.space, bytes.len() as u64);
         let spool = match &mut self.file {
             Some(spool) => spool,
             None => {
-                let file = tempfile::tempfile_in(&stock.directory)?;
+                let file = tempfile::tempfile_in(&space.directory)?;
                 self.file.insert(Spool { file, written: 0, read: 0, size: 0 })
             }
         };
-        let size = (spool.written + length).min(stock.file_size).max(spool.size);
-        if spool.written - spool.read + length > stock.file_size || !take(&stock.disk_left, size - spool.size) {
-            return Err(Full::Stock);
+        let size = (spool.written + length).min(space.file_size).max(spool.size);
+        if spool.written - spool.read + length > space.file_size || !take(&space.disk_left, size - spool.size) {
+            return Err(Full::Limit);
         }
         spool.size = size;
-        let at = spool.written % stock.file_size;
-        let to_end = usize::try_from(stock.file_size - at).unwrap_or(usize::MAX).min(bytes.len());
+        let at = spool.written % space.file_size;
+        let to_end = usize::try_from(space.file_size - at).unwrap_or(usize::MAX).min(bytes.len());
         spool.written += length;
         self.expected = self.expected.saturating_sub(length);
         spool.file.write_all_at(&bytes[..to_end], at)?;
         Ok(spool.file.write_all_at(&bytes[to_end..], 0)?)
     }
 
-    /// Takes out all of it, where that is one block of memory.
+    /// Takes the whole body if it is one block of memory.
     pub(crate) fn take_whole(&mut self) -> Option<Vec<u8>> {
         if self.blocks.len() != 1 || self.taken > 0 || self.file.is_some() {
             return None;
         }
-        self.stock.memory_left.fetch_add(self.in_memory as u64, Ordering::Relaxed);
+        self.space.memory_left.fetch_add(self.in_memory as u64, Ordering::Relaxed);
         self.in_memory = 0;
         self.blocks.pop_front()
     }
 
-    /// What can be taken out of the first block.
+    /// The unread part of the first block.
     fn front(&self) -> &[u8] {
         self.blocks.front().map_or(&[], |block| &block[self.taken..])
     }
 
-    /// So many bytes of it have been taken out.
+    /// Removes bytes from the front of the first block.
     fn advance(&mut self, bytes: usize) {
         self.taken += bytes;
         self.in_memory -= bytes;
-        self.stock.memory_left.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.space.memory_left.fetch_add(bytes as u64, Ordering::Relaxed);
         if self.front().is_empty() {
             self.blocks.pop_front();
             self.taken = 0;
@@ -201,13 +199,13 @@ impl Body {
 
     fn release_file(&mut self) {
         if let Some(spool) = self.file.take() {
-            self.stock.disk_left.fetch_add(spool.size, Ordering::Relaxed);
+            self.space.disk_left.fetch_add(spool.size, Ordering::Relaxed);
         }
     }
 }
 
 impl Read for Body {
-    /// Takes bytes out at the front; none when it is empty.
+    /// Reads from the front; 0 bytes if nothing is buffered.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let front = self.front();
         if !front.is_empty() {
@@ -217,8 +215,8 @@ impl Read for Body {
             return Ok(n);
         }
         let Some(spool) = &mut self.file else { return Ok(0) };
-        let at = spool.read % self.stock.file_size;
-        let there = (spool.written - spool.read).min(self.stock.file_size - at);
+        let at = spool.read % self.space.file_size;
+        let there = (spool.written - spool.read).min(self.space.file_size - at);
         let n = usize::try_from(there).unwrap_or(usize::MAX).min(buffer.len());
         spool.file.read_exact_at(&mut buffer[..n], at)?;
         spool.read += n as u64;
@@ -231,7 +229,7 @@ impl Read for Body {
 
 impl Drop for Body {
     fn drop(&mut self) {
-        self.stock.memory_left.fetch_add(self.in_memory as u64, Ordering::Relaxed);
+        self.space.memory_left.fetch_add(self.in_memory as u64, Ordering::Relaxed);
         self.release_file();
     }
 }
@@ -241,7 +239,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    impl Stock {
+    impl BodySpace {
         fn left(&self) -> (u64, u64) {
             (self.memory_left.load(Ordering::Relaxed), self.disk_left.load(Ordering::Relaxed))
         }
@@ -250,17 +248,17 @@ mod tests {
     #[test]
     fn what_does_not_fit_in_memory_goes_to_disk_and_what_fits_nowhere_is_refused() {
         let directory = tempfile::tempdir().unwrap();
-        let stock = Stock::new(10, 20, directory.path().into(), 100);
-        let (mut a, mut b) = (Body::new(&stock, 0), Body::new(&stock, 0));
+        let space = BodySpace::new(10, 20, directory.path().into(), 100);
+        let (mut a, mut b) = (Body::new(&space, 0), Body::new(&space, 0));
         a.push(b"0123456789").unwrap();
         b.push(b"abc").unwrap();
         assert!(a.file.is_none() && b.file.is_some());
-        assert!(matches!(b.push(&[0; 18]), Err(Full::Stock)));
+        assert!(matches!(b.push(&[0; 18]), Err(Full::Limit)));
         let mut out = Vec::new();
         b.read_to_end(&mut out).unwrap();
         assert_eq!((out.as_slice(), b.len()), (&b"abc"[..], 0));
         drop(a);
-        assert_eq!(stock.left(), (10, 20));
+        assert_eq!(space.left(), (10, 20));
         // Once the file is empty memory is used again.
         b.push(b"x").unwrap();
         assert!(b.file.is_none());
@@ -269,7 +267,7 @@ mod tests {
 
     #[test]
     fn one_with_a_length_is_read_to_one_block_and_what_came_behind_it_is_given_back() {
-        let stock = Stock::new(1000, 1000, std::env::temp_dir(), 1000);
+        let space = BodySpace::new(1000, 1000, std::env::temp_dir(), 1000);
         let come = |bytes: &'static [u8]| {
             move |block: &mut Vec<u8>| {
                 assert!(block.capacity() - block.len() >= bytes.len(), "one byte more than is to come has room");
@@ -277,26 +275,26 @@ mod tests {
                 Ok(())
             }
         };
-        let mut body = Body::new(&stock, 10);
+        let mut body = Body::new(&space, 10);
         body.push(b"012").unwrap();
         assert_eq!(body.read_from(come(b"")).unwrap(), Some(vec![]));
         assert_eq!(body.read_from(come(b"3456")).unwrap(), Some(vec![]));
         assert_eq!(body.read_from(come(b"789G")).unwrap(), Some(b"G".to_vec()));
-        assert_eq!((body.len(), stock.left()), (10, (990, 1000)));
+        assert_eq!((body.len(), space.left()), (10, (990, 1000)));
         assert_eq!(body.take_whole().unwrap(), b"0123456789");
         assert!(body.is_empty() && body.take_whole().is_none());
-        assert_eq!(stock.left(), (1000, 1000));
+        assert_eq!(space.left(), (1000, 1000));
         // A read that fails takes nothing.
-        assert!(Body::new(&stock, 5).read_from(|_| Err(io::ErrorKind::ConnectionReset.into())).is_err());
-        assert_eq!(stock.left(), (1000, 1000));
+        assert!(Body::new(&space, 5).read_from(|_| Err(io::ErrorKind::ConnectionReset.into())).is_err());
+        assert_eq!(space.left(), (1000, 1000));
         // Where there is no memory for all of it nothing is read, and what comes goes to the disk in time.
-        let mut large = Body::new(&stock, 1000);
+        let mut large = Body::new(&space, 1000);
         assert_eq!(large.read_from(|_| panic!("there is no room")).unwrap(), None);
         large.push(b"0123").unwrap();
         assert!(large.take_whole().is_some_and(|bytes| bytes == b"0123"));
         // In blocks of a frame's size.
-        let stock = Stock::new(1 << 20, 0, std::env::temp_dir(), 1);
-        let mut long = Body::new(&stock, 200_000);
+        let space = BodySpace::new(1 << 20, 0, std::env::temp_dir(), 1);
+        let mut long = Body::new(&space, 200_000);
         while long.len() < 200_000 {
             let fill = |block: &mut Vec<u8>| {
                 block.resize(block.capacity(), 7);
@@ -318,8 +316,8 @@ mod tests {
             steps in proptest::collection::vec((0..150_000_usize, 0..200_000_usize), 1..20),
         ) {
             let directory = tempfile::tempdir().unwrap();
-            let stock = Stock::new(memory, most, directory.path().into(), most);
-            let mut body = Body::new(&stock, 0);
+            let space = BodySpace::new(memory, most, directory.path().into(), most);
+            let mut body = Body::new(&space, 0);
             let (mut put, mut got, mut buffer) = (Vec::new(), Vec::new(), vec![0; 200_000]);
             for (push, take) in steps {
                 let push = push.min(usize::try_from(most - body.len().min(most)).unwrap());
@@ -333,7 +331,7 @@ mod tests {
             body.read_to_end(&mut got).unwrap();
             prop_assert!(put == got);
             drop(body);
-            prop_assert_eq!(stock.left(), (memory, most));
+            prop_assert_eq!(space.left(), (memory, most));
         }
     }
 }
