@@ -12,19 +12,19 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Threads that answer: a request that waits for its plugin takes one.
+/// Number of threads. A request that waits for its plugin occupies one.
 const THREADS: usize = 4;
 
-/// Requests that wait for a thread.
+/// Limit of requests that wait for a thread.
 const QUEUE: usize = 64;
 
-/// Time for a body that is passed on while it comes to make progress; the gate ends slow ones sooner.
+/// Time in which a streamed body must make progress. The gate ends slow ones sooner.
 const BODY_TIME: Duration = Duration::from_mins(1);
 
-/// Starts the threads, and gives the queue that they take requests from.
+/// Starts the threads. Returns the queue from which they take requests.
 ///
 /// # Errors
-/// A thread cannot be had.
+/// A thread cannot be created.
 pub(crate) fn start(api: &Arc<Api>, registry: &Arc<Registry>) -> io::Result<Sender<WaitingRequest>> {
     let (sender, queue) = bounded(QUEUE);
     for number in 1..=THREADS {
@@ -37,7 +37,7 @@ pub(crate) fn start(api: &Arc<Api>, registry: &Arc<Registry>) -> io::Result<Send
 fn work(api: &Api, registry: &Registry, queue: &Receiver<WaitingRequest>) {
     for waiting in queue {
         let Some(request) = waiting.take(Instant::now()) else { continue };
-        // A request that is dropped by a panic is answered that the host has failed.
+        // A request that a panic drops is answered with 500.
         if catch_unwind(AssertUnwindSafe(|| answer(api, registry, request))).is_err() {
             log::error!("a request made the API panic");
         }

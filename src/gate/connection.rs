@@ -28,53 +28,53 @@ slotmap::new_key_type! {
 /// What a connection is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// Nothing of a request has come.
+    /// No byte of a request has arrived.
     Idle,
-    /// A head is coming.
+    /// Part of a head has arrived.
     Head,
-    /// A body is coming, and is collected.
+    /// The head is complete, and the body is being collected.
     Body,
-    /// The request has come whole, and waits until its route is known.
+    /// The request is complete, and waits until the plugins are known.
     Held,
-    /// The request has been passed on.
+    /// The request is in its queue or being answered.
     Running,
-    /// What is left to send is sent, then the connection ends.
+    /// The connection ends once the rest of the output has been sent.
     Closing,
-    /// Everything is sent, and the client has been told. What it still sends is thrown away for a while: the kernel would take the answer
-    /// back if the connection ended while the client sends.
+    /// All output has been sent, and the sending side is shut down. Input is discarded for a while: if the connection were closed while the
+    /// client sends, the kernel would reset it and the client would lose the answer.
     Lingering,
 }
 
 /// A client's connection.
 pub(super) struct Connection {
     pub(super) stream: Stream,
-    /// Where it comes from, as the kernel says; none through a Unix socket.
+    /// The peer's address; none for a Unix socket.
     pub(super) address: Option<IpAddr>,
-    /// Counts for its address: the connection, or for a proxy's client the request whose answer is not taken yet.
+    /// What counts for the address: the connection itself, or, behind a proxy, the request until its answer has been sent.
     pub(super) counted: Option<Counted>,
-    /// What kind of client it has; none when it is only told that there is no place for it.
+    /// The kind of peer; none for a connection that is only told that the host is full.
     pub(super) peer: Option<PeerKind>,
     pub(super) phase: Phase,
-    /// Until when the phase may last.
+    /// When the phase ends at the latest.
     pub(super) deadline: Option<Instant>,
-    /// Bytes that have come and are not used yet.
+    /// Input that was received and not processed.
     pub(super) input: Vec<u8>,
-    /// How much of them was searched for the end of a head.
+    /// Number of its bytes that were searched for the end of a head.
     pub(super) searched: usize,
-    /// More may be there to read.
+    /// Whether a read may find more.
     pub(super) readable: bool,
-    /// The client has ended its sending: announced by the kernel, though bytes may stand before the end.
+    /// Whether the kernel has announced the end of the client's sending. Unread bytes may precede it.
     pub(super) half_closed: bool,
-    /// Both directions have ended.
+    /// Whether both directions have ended.
     pub(super) hung_up: bool,
-    /// The end of what it sends has been read.
+    /// Whether the end of its sending was read.
     pub(super) ended: bool,
-    /// Bytes to send, of which the first `sent` are gone.
+    /// Output; the first `sent` bytes were sent.
     pub(super) out: Vec<u8>,
     pub(super) sent: usize,
     /// How fast the client reads the answer.
     pub(super) read_rate: ReadRate,
-    /// Bytes of the answer that a worker has sent on the direct way.
+    /// Bytes of the answer that a worker has sent directly.
     pub(super) sent_direct: u64,
     /// The exchange under way.
     pub(super) exchange: Option<Exchange>,
@@ -84,21 +84,21 @@ pub(super) struct Connection {
 
 /// Who answers a request.
 pub(super) enum Destination {
-    /// A plugin, whose route has so many bytes.
+    /// A plugin, and the length of its route in bytes.
     Plugin(Arc<Plugin>, usize),
     /// One of the API's threads.
     Api,
-    /// The event loop itself, with this answer.
+    /// The event loop, with a prepared answer.
     Here(Prepared),
-    /// It is not known yet, since the first scan of the plugins directory is under way.
+    /// Unknown until the first scan of the plugins directory has ended.
     Unknown,
 }
 
-/// An answer of the host's own.
+/// A complete answer of the host.
 #[derive(Default)]
 pub(super) struct Prepared {
     pub(super) status: u16,
-    /// Status line and headers, without those that frame the answer.
+    /// Status line and headers, without those of the framing.
     pub(super) head: Vec<u8>,
     pub(super) body: Vec<u8>,
 }
@@ -107,43 +107,43 @@ pub(super) struct Prepared {
 pub(super) struct Exchange {
     pub(super) number: u64,
     pub(super) head: Head,
-    /// The canonical head, as the parser has written it; empty once the request was passed on.
+    /// The head in the parser's canonical form; empty once the request was submitted.
     pub(super) request: Vec<u8>,
     pub(super) origin: Origin,
     pub(super) destination: Destination,
     /// When the request's head was complete.
     pub(super) began: Instant,
-    /// Bytes that the kernel had been given for the client before.
+    /// Bytes that had been passed to the kernel on this connection before.
     pub(super) given_before: u64,
-    /// What has come of the body and is not passed on yet; none when the request has no body.
+    /// The part of the body that was received and not passed on; none if the request has no body.
     pub(super) body: Option<Body>,
-    /// Where the body goes that is passed on while it comes.
+    /// The channel for a body that is passed on while it arrives.
     pub(super) body_sender: Option<BodySender>,
     pub(super) decoder: Option<Decoder>,
-    /// Bytes of the body that have come.
+    /// Bytes of the body received so far.
     pub(super) received: u64,
-    /// Whether the whole request has come.
+    /// Whether the request was received completely.
     pub(super) complete: bool,
-    /// How fast the body comes.
+    /// The rate at which the body arrives.
     pub(super) body_rate: Rate,
-    /// The request's state, once it was passed on.
+    /// The state of the request, once it was submitted.
     pub(super) in_flight: Option<Arc<InFlight>>,
     /// The plugin's slot that the connection holds.
     pub(super) slot: Option<Slot>,
-    /// Where the rest of the answer comes from.
+    /// The source of the rest of the answer.
     pub(super) pieces: Option<Pieces>,
-    /// Whether a piece may be there.
+    /// Whether it may have a piece ready.
     pub(super) has_pieces: bool,
-    /// The beginning of the answer, once the client has got something of it.
+    /// What is known of the answer, once part of it has been sent.
     pub(super) answer: Option<Begun>,
     /// Whether the connection ends after the answer.
     pub(super) last: bool,
 }
 
-/// Bytes at the front of a buffer that are gone already, from which on it is worth moving the rest there.
+/// Number of processed bytes at the front of a buffer from which on the rest is moved to the front.
 const WORN: usize = 64 * 1024;
 
-/// Moves what is left in a buffer to its front, so that one that is never quite empty does not grow.
+/// Moves the unprocessed rest of a buffer to its front, so that a buffer that is never empty does not grow.
 fn compact(out: &mut Vec<u8>, sent: &mut usize) {
     if *sent >= WORN {
         out.drain(..*sent);
@@ -152,23 +152,22 @@ fn compact(out: &mut Vec<u8>, sent: &mut usize) {
 }
 
 impl Exchange {
-    /// Whether what is left of the request's body is not wanted any more: the answer has begun without it.
+    /// Whether the rest of the request's body is not needed, because the answer has begun without it.
     pub(super) fn is_answered_early(&self) -> bool {
         !self.complete && self.answer.is_some()
     }
 
-    /// Whether the event loop answers by itself, so that a body is only read away.
+    /// Whether the event loop itself answers, so that a body is only discarded.
     pub(super) fn is_answered_here(&self) -> bool {
         matches!(self.destination, Destination::Here(_))
     }
 
-    /// What it says of how its answer is framed.
+    /// How its answer is to be framed.
     pub(super) fn terms(&self) -> Terms {
         Terms { head: self.head.head, old: self.head.old, last: self.last }
     }
 
-    /// Gives up the answer that another thread may be sending. Returns how far it has come: where it is `Over`, the event loop is about to
-    /// hear of its end.
+    /// Abandons an answer that a worker may be sending. Returns its progress; after `Over` the event loop is about to receive its end.
     pub(super) fn cancel(&mut self) -> Progress {
         let direct = self.in_flight.as_ref().map_or(Progress::Untouched, |in_flight| in_flight.cancel());
         match (direct, self.answer.is_some(), self.pieces.is_some()) {
@@ -216,9 +215,9 @@ impl Connection {
         self.readable || !self.input.is_empty()
     }
 
-    /// Whether its client has gone, by the end of its sending behind the request under way. A client of HTTP/1.0, or one that has said that
-    /// the connection ends, may end its sending and still read its answer, unless it is a proxy or both directions have ended; for all
-    /// others it is the end.
+    /// Whether the client has gone: it has ended its sending after the request under way. A client that speaks HTTP/1.0, or has sent
+    /// `connection: close`, may end its sending and still read the answer, unless it is a proxy or both directions have ended. For all
+    /// others the end of sending is the end.
     pub(super) fn is_abandoned(&self) -> bool {
         let may_half_close = || {
             let stays = |exchange: &Exchange| exchange.head.keep_alive;
@@ -228,26 +227,26 @@ impl Connection {
         self.hung_up || (self.half_closed && !may_half_close() && is_behind())
     }
 
-    /// Bytes that wait to be sent.
+    /// The unsent output.
     pub(super) fn unsent(&self) -> usize {
         self.out.len() - self.sent
     }
 
-    /// Whether everything has been sent.
+    /// Whether all output has been sent.
     pub(super) fn is_flushed(&self) -> bool {
         self.unsent() == 0 && !self.stream.is_unsent()
     }
 
-    /// Whether nothing more is to be sent of an answer that has begun.
+    /// Whether an answer that has begun has been sent completely.
     pub(super) fn is_done(&self) -> bool {
         self.is_flushed() && self.exchange.as_ref().is_none_or(|exchange| exchange.answer.is_none())
     }
 
-    /// Sends what waits and these bytes behind it, or keeps them until they can be sent.
+    /// Sends the unsent output and then these bytes. Keeps what the socket does not take.
     pub(super) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         let mut rest = bytes;
-        // TLS takes less at a time than the socket does, and nothing tells when it would take more: only once the socket is full is
-        // it said when there is room again.
+        // TLS takes less at a time than the socket, without an event when it would take more. Only a full socket raises an event when there
+        // is room again.
         while self.unsent() > 0 || !rest.is_empty() {
             match self.stream.write(&self.out[self.sent..], rest) {
                 Ok(n) => {
@@ -273,31 +272,31 @@ impl Connection {
         self.out.extend_from_slice(bytes);
     }
 
-    /// Sends what waits, as far as it goes.
+    /// Sends as much of the output as the socket takes.
     pub(super) fn flush(&mut self) -> io::Result<()> {
         self.send(&[])?;
         if self.out.is_empty() { self.stream.flush() } else { Ok(()) }
     }
 
-    /// Notes what a worker has sent on the direct way.
+    /// Counts bytes that a worker has sent directly.
     pub(super) fn note_sent_direct(&mut self) {
         if let Some(in_flight) = self.exchange.as_ref().and_then(|exchange| exchange.in_flight.as_ref()) {
             self.sent_direct = in_flight.writer.sent();
         }
     }
 
-    /// Bytes that the kernel has been given for the client, those of earlier answers included unless they went the direct way.
+    /// Bytes passed to the kernel on this connection, including earlier answers except those that were sent directly.
     pub(super) fn given(&mut self) -> u64 {
         self.note_sent_direct();
         self.stream.written() + self.sent_direct
     }
 
-    /// Reads what has come. Nothing read means that nothing is there, or that nothing more will come, as `ended` then says.
+    /// Reads available input. If none was read, `ended` tells whether the input has ended.
     pub(super) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.read_by(buffer.len(), |stream| stream.read(buffer))
     }
 
-    /// The same, without TLS, to the room there is behind what a buffer holds.
+    /// Reads into the spare capacity of a buffer, without TLS.
     pub(super) fn read_to(&mut self, buffer: &mut Vec<u8>) -> io::Result<usize> {
         self.read_by(buffer.capacity() - buffer.len(), |stream| stream.read_to(buffer))
     }
@@ -311,7 +310,7 @@ impl Connection {
             match read(&mut self.stream) {
                 Ok(0) => self.ended = true,
                 Ok(n) => {
-                    // Less than asked for is all there was, unless the end stands behind it; TLS may have more of its own.
+                    // A short read has taken all input, apart from a possible end. TLS may hold more.
                     self.readable = n == most || self.half_closed || self.stream.is_tls();
                     return Ok(n);
                 }
@@ -327,8 +326,7 @@ impl Connection {
         }
     }
 
-    /// Reads more of its request's body straight to where it stays, if that can be: it has a length, and a place in memory. Gives what
-    /// came behind it.
+    /// Reads the request's body directly into its buffer, if the body has a length and a place in memory. Returns what was read beyond it.
     pub(super) fn read_to_body(&mut self) -> Option<io::Result<Vec<u8>>> {
         let exchange = self.exchange.as_mut().filter(|exchange| exchange.decoder.is_none())?;
         let mut body = exchange.body.take_if(|_| !self.stream.is_tls())?;
@@ -346,7 +344,7 @@ impl Connection {
         read.transpose()
     }
 
-    /// Whether the client is to send more of its request's body, and there is room for it.
+    /// Whether more of the request's body is expected, and there is room for it.
     pub(super) fn wants_body(&self, window: u64) -> bool {
         self.exchange.as_ref().is_some_and(|exchange| {
             let has_room = || exchange.is_answered_here() || exchange.body.as_ref().is_some_and(|body| body.len() < window);

@@ -37,7 +37,7 @@ const ID_PREFIX: usize = 12;
 /// Interval at which deadlines are checked.
 pub(super) const SWEEP: Duration = Duration::from_millis(100);
 
-/// How many times within `--write-timeout` the kernel is asked what a slow client has not read: a few system calls each time.
+/// Samples of a slow client's unread bytes within `--write-timeout`; each takes a few system calls.
 const SAMPLES: u32 = 10;
 
 /// Longest time a reverse proxy may read nothing of an answer, if it has read enough before. It reads in bursts, whenever the buffer of its own
@@ -50,51 +50,51 @@ const LONGEST_SWEEP: Duration = Duration::from_secs(10);
 /// Interval at which requests that arrived before the end of the first scan are routed again.
 const HELD_TICK: Duration = Duration::from_millis(20);
 
-/// Connections taken at a time, before those there are get their turn.
+/// Connections accepted before the existing ones get their turn.
 const ACCEPTS: usize = 64;
 
-/// Connections that are told that there is no place for them and watched until they end, beyond those that may be there; more are
-/// told and ended at once.
+/// Connections beyond `--max-connections` that get a 503 and are then watched until the client closes. Further ones are closed at once.
 const MAX_TURNED_AWAY: usize = 64;
 
-/// Events taken at a time.
+/// Events fetched per call.
 const EVENTS: usize = 256;
 
-/// Time a client has to see its answer, and to stop sending, before its connection is ended.
+/// Time in which a client has to read the last answer and stop sending, before its connection is closed.
 pub(super) const LINGER: Duration = Duration::from_secs(1);
 
-/// Time an idle connection is kept once the host stops: a request that is on its way is answered.
+/// Time for which an idle connection is kept once the host stops, so that a request on its way is still answered.
 const FAREWELL: Duration = Duration::from_millis(250);
 
 /// Time for connections that are being established to reach a listener that accepts no others: one round trip.
 const ACCEPT_GRACE: Duration = Duration::from_millis(100);
 
-/// Buffers that are kept for the next who needs one.
+/// Buffers kept for reuse.
 const KEPT_BUFFERS: usize = 32;
 
-/// Largest buffer that is kept.
+/// Largest buffer kept for reuse, in bytes.
 const KEPT_BUFFER: usize = MAX_WHOLE;
 
-/// Reads for one connection at a time, before the others get their turn.
+/// Reads from one connection before the others get their turn.
 pub(super) const TURN: usize = 16;
 
-/// Bytes read first of what may be a request: most heads are shorter, and a body's bytes that come along have to be moved.
+/// Size of the first read of a request, in bytes: most heads are shorter, and bytes of a body that are read with the head have to be
+/// copied.
 pub(super) const FIRST_READ: usize = 4 * 1024;
 
-/// Bytes read at a time.
+/// Size of further reads, in bytes.
 pub(super) const SCRATCH: usize = 64 * 1024;
 
-/// What an event is about, in the top bits of its number's lower half, which no key's index reaches.
+/// Kind of an event, in the top bits of the lower half of its number. No key's index reaches them.
 const KIND_SHIFT: u64 = 28;
 const KIND_MASK: u64 = 0xf << KIND_SHIFT;
 const CONNECTION: u64 = 1;
 const LISTENER: u64 = 2;
 const WAKER: u64 = 3;
 
-/// What is told of each connection, each time once.
+/// Events that are watched on each connection, edge-triggered.
 const INCOMING: EventFlags = EventFlags::IN.union(EventFlags::RDHUP).union(EventFlags::ET);
 
-/// What decides how long an idle connection is kept at this moment.
+/// The current load, which decides how long an idle connection is kept.
 struct IdleTerms {
     longest: Duration,
     all: Filling,
@@ -130,29 +130,29 @@ pub(super) struct EventLoop {
     clients: usize,
     turned_away: usize,
     pub(super) per_address: PerAddress,
-    /// Where trusted proxies come from.
+    /// Networks of trusted proxies.
     pub(super) proxies: Networks,
-    /// Requests that were passed on and are not answered.
+    /// Requests that were submitted and are not answered.
     pub(super) in_flight: usize,
-    /// Connections whose requests wait until their routes are known.
+    /// Connections whose requests wait for the first scan.
     pub(super) held: Vec<ConnectionKey>,
-    /// Connections that have had their turn, though there is more to do.
+    /// Connections that have had their turn and have more to do.
     pub(super) again: Vec<ConnectionKey>,
     pub(super) body_space: Arc<BodySpace>,
     pub(super) log_topics: LogTopics,
     sock_diag: SockDiag,
-    /// Where what clients send is read to.
+    /// Buffer for reads.
     pub(super) scratch: Vec<u8>,
     pub(super) buffers: Vec<Vec<u8>>,
-    /// A file that is given up to tell a client that there are no more.
+    /// A spare file descriptor, given up to refuse a client when there are no others.
     reserve: Option<OwnedFd>,
     pub(super) now: Instant,
     swept: Instant,
     pub(super) next_sweep: Instant,
-    /// The host stops: who waits to hear that all requests are being answered.
+    /// Set when the host stops: tells the waiting thread that all requests are being answered.
     draining: Option<Sender<()>>,
     pub(super) is_draining: bool,
-    /// When the listeners are closed for good.
+    /// When the listeners are closed.
     close_listeners_at: Option<Instant>,
     ending: Option<(Instant, Sender<()>)>,
 }
@@ -175,7 +175,7 @@ impl EventLoop {
         }
         let now = Instant::now();
         let Settings { limits, proxies, spool, answer_time } = settings;
-        // What is read ahead of a body is no more than this, and one read and what was left of the one before it beyond.
+        // A body that is passed on while it arrives occupies at most this, one read, and the rest of the read before it.
         let most = limits.body_buffer.max(LEAST_WINDOW) + 2 * LEAST_WINDOW;
         let body_space = BodySpace::new(limits.body_memory, limits.body_disk, spool, most);
         Ok(Self {
@@ -227,7 +227,7 @@ impl EventLoop {
             }
             self.responses.waker().wake_up();
             self.now = Instant::now();
-            // Before the events: a client that closes once it has its answer is not to be taken for one that went before.
+            // Before the events, so that a client that closes after its answer does not count as one that left before.
             self.take_responses();
             for event in &events {
                 let (flags, data) = (event.flags, event.data.u64());
@@ -275,7 +275,7 @@ impl EventLoop {
         Timespec::try_from(wait).ok()
     }
 
-    /// Does what it was told to.
+    /// Executes the orders of other threads.
     fn obey(&mut self) {
         while let Ok(order) = self.orders.try_recv() {
             match order {
@@ -287,8 +287,7 @@ impl EventLoop {
                     for key in keys {
                         let Some(connection) = self.connections.get(key) else { continue };
                         match (connection.phase, &connection.exchange) {
-                            // The plugins have ended, so what is left of an answer that has begun is in the host: it goes on while
-                            // there is time.
+                            // The plugins have ended, so the rest of each answer is in the host. It is sent while there is time.
                             (Phase::Closing | Phase::Lingering, _) => {}
                             (_, Some(exchange)) if exchange.answer.is_some() => {}
                             (Phase::Idle, _) => self.close(key),
@@ -539,7 +538,7 @@ impl EventLoop {
         let idle_terms = self.idle_terms();
         for (key, connection) in &mut self.connections {
             if connection.phase == Phase::Idle {
-                // Connections may have become many since it became idle.
+                // The number of connections may have grown since it became idle.
                 let until = self.now + idle_terms.time(connection);
                 connection.deadline = connection.deadline.map(|deadline| deadline.min(until));
             }
@@ -590,7 +589,8 @@ impl EventLoop {
             }
         }
         for key in unseen {
-            // The kernel tells nothing, so only what it takes shows that the client reads. It has room long before it says so.
+            // Without socket diagnostics only the bytes that the kernel takes show that the client reads. The kernel has room long before
+            // it raises an event.
             self.connection_ready(key, EventFlags::OUT);
         }
     }
@@ -612,7 +612,7 @@ impl EventLoop {
         self.buffers.pop().unwrap_or_default()
     }
 
-    /// Keeps a buffer for the next who needs one.
+    /// Keeps a buffer for reuse.
     pub(super) fn keep_buffer(&mut self, mut buffer: Vec<u8>) {
         if buffer.capacity() > 0 && buffer.capacity() <= KEPT_BUFFER && self.buffers.len() < KEPT_BUFFERS {
             buffer.clear();
@@ -621,7 +621,8 @@ impl EventLoop {
     }
 }
 
-/// Gives a connection that ends now an answer. What has come of a request is read away: the kernel would take the answer back else.
+/// Sends an answer on a connection that is closed at once. Input is read first: the kernel would reset a connection with unread input, and
+/// the client would lose the answer.
 fn tell(socket: &OwnedFd, answer: &[u8]) {
     rustix::net::send(socket, answer, rustix::net::SendFlags::NOSIGNAL).ok();
     rustix::net::shutdown(socket, rustix::net::Shutdown::Write).ok();

@@ -20,7 +20,7 @@ use std::sync::Arc;
 pub(crate) enum PeerKind {
     /// Any client.
     Public,
-    /// A trusted reverse proxy, which says by headers for whom it comes.
+    /// A trusted reverse proxy, whose headers name the client.
     Proxy,
 }
 
@@ -46,7 +46,7 @@ impl Listener {
         let socket = unix_socket::stream_socket(family)?;
         // What an earlier host has left on its way need not be waited for.
         sockopt::set_socket_reuseaddr(&socket, true)?;
-        // Connections inherit it: answers go out when they are written, not when more has come.
+        // Connections inherit it: answers are sent when they are written.
         sockopt::set_tcp_nodelay(&socket, true)?;
         bind(&socket, &address)?;
         listen(&socket, BACKLOG)?;
@@ -66,10 +66,9 @@ impl Listener {
         SocketAddr::try_from(rustix::net::getsockname(&self.socket).ok()?).ok()
     }
 
-    /// Has nobody else come, while those who are on their way still do: who would come is refused once this is closed, and whoever
-    /// closed it at once would cut off those in between. Where it cannot be had, that is what happens.
+    /// Stops new connections, and still accepts those that are being established. Closing the socket at once would reset those.
     pub(super) fn stop(&self) {
-        // Where it fails, who would come is refused a little sooner.
+        // If this fails, new connections are refused a little sooner.
         match rustix::net::getsockname(&self.socket).map(SocketAddrUnix::try_from) {
             Ok(Ok(address)) => {
                 let path = address.path().map(|path| PathBuf::from(OsStr::from_bytes(path.to_bytes())));
@@ -80,13 +79,13 @@ impl Listener {
         };
     }
 
-    /// Takes the next connection that waits, if one does, with its address where it has one.
+    /// Accepts the next waiting connection, with its address if it has one.
     pub(super) fn accept(&self) -> Result<Option<(OwnedFd, Option<IpAddr>)>, Errno> {
         loop {
             return match acceptfrom_with(&self.socket, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
                 Ok((socket, address)) => Ok(Some((socket, address.and_then(ip)))),
                 Err(Errno::AGAIN) => Ok(None),
-                // A connection that ended before it was taken, and other errors of that connection's own, see accept(2).
+                // The connection ended before it was accepted, or had another error of its own, see accept(2).
                 Err(Errno::CONNABORTED | Errno::INTR | Errno::PROTO | Errno::PERM) => continue,
                 Err(error) => Err(error),
             };
@@ -100,10 +99,10 @@ impl AsFd for Listener {
     }
 }
 
-/// A program for the kernel (see bpf(4) of BSD) that drops segments which ask for a connection: those with SYN and without ACK. The
-/// client asks again after a second.
+/// A socket filter (bpf(4) of BSD) that drops the segments that open a connection: those with SYN and without ACK. The client repeats them
+/// after a second.
 fn no_more_connections() -> [SockFilter; 5] {
-    /// Where the flags are in the header of a segment (RFC 9293, section 3.1).
+    /// Offset of the flags in the header of a segment (RFC 9293, section 3.1).
     const FLAGS: u32 = 13;
     const SYN: u32 = 0x02;
     const ACK: u32 = 0x10;

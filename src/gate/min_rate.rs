@@ -1,16 +1,16 @@
-//! How fast the other side of a connection goes on while it is waited for. Time is passed in.
+//! Rates of slow clients, and how long idle connections are kept. Pure: the caller passes the time in.
 
 use std::time::Duration;
 
-/// Time an idle connection is kept once half of all connections, or half of those of its address, are taken: longer than the pause
-/// between two requests of one visitor, and short enough that places come free.
+/// Time an idle connection is kept once half of all connections, or half of those of its address, are taken: longer than the pause between
+/// two requests of one visitor, and short enough to free connections.
 const PRESSED_IDLE: Duration = Duration::from_secs(15);
 
-/// Time an idle connection is kept once more than three quarters of all connections are taken: the way there and back of a next request
-/// that is sent at once.
+/// Time an idle connection is kept once more than three quarters of all connections are taken: one round trip of a client that sends its
+/// next request at once.
 const CROWDED_IDLE: Duration = Duration::from_millis(500);
 
-/// Connections there are, and those there may be.
+/// The number of connections and its limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Filling {
     pub(crate) taken: u64,
@@ -27,8 +27,7 @@ impl Filling {
     }
 }
 
-/// How long an idle connection is kept, at most `longest`: with `all` connections so full, and those of its own address, where they are
-/// counted.
+/// How long an idle connection is kept, at most `longest`, by the load of all connections and of those of its address, if they are counted.
 pub(crate) fn idle_time(longest: Duration, all: Filling, address: Option<Filling>) -> Duration {
     if all.is_above_three_quarters() {
         longest.min(CROWDED_IDLE)
@@ -39,30 +38,30 @@ pub(crate) fn idle_time(longest: Duration, all: Filling, address: Option<Filling
     }
 }
 
-/// The pace of bytes that come, or are taken. Only time in which the other side was waited for counts.
+/// The rate of bytes received or sent. Only time in which the host waits for the peer counts.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Rate {
     bytes: u64,
     /// Time waited since the last byte.
     stalled: Duration,
-    /// Time waited in all.
+    /// Total time waited.
     waited: Duration,
 }
 
 impl Rate {
-    /// Notes bytes.
+    /// Counts bytes.
     pub(crate) fn progress(&mut self, bytes: usize) {
         self.bytes += bytes as u64;
         self.stalled = Duration::ZERO;
     }
 
-    /// Notes time in which the other side was waited for.
+    /// Adds time in which the host waited for the peer.
     pub(crate) fn wait(&mut self, time: Duration) {
         self.stalled += time;
         self.waited += time;
     }
 
-    /// Whether it has stood still for as long as `patience`, or was below `rate` bytes a second on average beyond that time.
+    /// Whether nothing has moved for `patience`, or the average is below `rate` bytes per second, not counting the first `patience`.
     pub(crate) fn is_too_slow(&self, patience: Duration, rate: u64) -> bool {
         self.has_stalled(patience) || self.is_below(rate, patience)
     }
@@ -79,60 +78,60 @@ impl Rate {
 
 /// How a client reads its answer, judged by what it has read and not by what the kernel's buffers have taken.
 ///
-/// What is unread costs system calls to find out, so the caller samples it at intervals, and only while it waits for the client.
+/// Finding the number of unread bytes takes system calls. The caller samples it at intervals, and only while it waits for the client.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct ReadRate {
     rate: Rate,
     /// Time waited since the last sample.
     since_sample: Duration,
-    /// Bytes given to the kernel before this answer.
+    /// Bytes passed to the kernel before this answer.
     before: u64,
-    /// Bytes given that the client had not read at the last sample. Some may be of an earlier answer.
+    /// Bytes that the client had not read at the last sample. Some may belong to an earlier answer.
     unread: u64,
-    /// Most bytes of this answer found read by a sample; negative while some of an earlier one are unread.
+    /// Largest number of bytes of this answer that a sample found read; negative while bytes of an earlier one are unread.
     read: Option<i64>,
     /// Time for which the client may still pause.
     pause: Duration,
 }
 
-/// What is asked of a client that reads an answer.
+/// Limits for a client that reads an answer.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ReadLimits {
     /// Time in which it must read something.
     pub(crate) patience: Duration,
     /// Least bytes a second on average, beyond that time.
     pub(crate) rate: u64,
-    /// Longest pause that it earns by reading faster than that; none where this is zero.
+    /// Longest pause that a client earns by reading faster; zero for none.
     pub(crate) longest_pause: Duration,
 }
 
 impl ReadRate {
-    /// Begins with an answer, on a connection to which so many bytes were given before.
+    /// A new answer on a connection for which the kernel has been passed `before` bytes.
     pub(crate) fn new(before: u64) -> Self {
         Self { before, ..Self::default() }
     }
 
-    /// Notes time in which the client was waited for.
+    /// Adds time in which the host waited for the client.
     pub(crate) fn wait(&mut self, time: Duration) {
         self.rate.wait(time);
         self.since_sample += time;
         self.pause = self.pause.saturating_sub(time);
     }
 
-    /// Whether the client was waited for so long since the last sample.
+    /// Whether the host has waited for `interval` since the last sample.
     pub(crate) fn is_due(&self, interval: Duration) -> bool {
         self.since_sample >= interval
     }
 
-    /// Notes how many bytes the connection was given, those of earlier answers included, and how many of them are unread, where that is
-    /// known. Where it never is, what the kernel takes counts as read.
+    /// Adds a sample: the bytes passed to the kernel on this connection, and how many of them are unread, if that is known. If it never is,
+    /// what the kernel takes counts as read.
     pub(crate) fn sample(&mut self, given: u64, unread: Option<u64>, terms: &ReadLimits) {
         self.since_sample = Duration::ZERO;
         self.unread = unread.unwrap_or(self.unread);
         let given = given.saturating_sub(self.before);
         let read = given.cast_signed().saturating_sub(self.unread.cast_signed());
         let earlier = self.read.unwrap_or(0);
-        // A client may have bytes of an earlier answer to read first: only what it reads after the first sample counts then.
+        // A client may first have to read bytes of an earlier answer. Then only what it reads after the first sample counts.
         self.read = Some(if self.read.is_none() { read } else { read.max(earlier) });
         if let Ok(bytes @ 1..) = usize::try_from(read - earlier) {
             self.rate.progress(bytes);

@@ -1,8 +1,8 @@
-//! The gate: the host's front on the network.
+//! The gate: the host's HTTP server for the network.
 //!
-//! One thread reads requests from all connections over epoll, holds clients to limits of size, time and number, routes each request, and
-//! puts it into the queue of its plugin. It never waits for a client, a plugin or a disk, and for no lock that is held for long. Answers
-//! come back by the response channel, or go from the worker straight to the client.
+//! One thread reads requests from all connections over epoll, limits size, time and number, routes each request, and puts it into the queue
+//! of its plugin. It never waits for a client, a plugin or a disk, nor for a lock that is held for long. Answers come through the response
+//! channel, or go from the worker directly to the client.
 
 pub(crate) mod api_pool;
 pub(crate) mod connection;
@@ -36,25 +36,26 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// What a gate needs beside its listeners.
+/// Settings of a gate.
 pub(crate) struct Settings {
     /// The limits of clients.
     pub(crate) limits: Limits,
-    /// Networks whose hosts are trusted to say for whom they come.
+    /// Networks of trusted proxies.
     pub(crate) proxies: Networks,
     /// The directory for bodies that do not fit in memory.
     pub(crate) spool: PathBuf,
-    /// Time for an answer to begin, after which the host itself has lost the request.
+    /// Time for an answer to begin. After that the host has lost the request by a fault of its own.
     pub(crate) answer_time: AnswerTime,
 }
 
-/// What the gate is told.
+/// Orders to the gate's thread.
 pub(super) enum Order {
-    /// New connections get this certificate.
+    /// Use this certificate for new connections.
     Certificate(Arc<ServerConfig>),
-    /// No new connections; those there are end with their next answer. Told when no request waits for the beginning of its answer.
+    /// Accept no new connections, and end existing ones with their next answer. The sender is told when each request has the beginning of
+    /// its answer.
     Drain(Sender<()>),
-    /// What is left to send is sent until then, and the gate ends. Told the end by the channel's.
+    /// Send the remaining output until the deadline, and end. The channel closes at the end.
     End(Instant, Sender<()>),
 }
 
@@ -66,10 +67,10 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
-    /// Starts a gate over sockets that listen. The channel that is returned closes when the gate has ended, be it by a fault.
+    /// Starts a gate with its listeners. The returned channel closes when the gate has ended, also by a fault.
     ///
     /// # Errors
-    /// The thread cannot be had.
+    /// The thread cannot be created.
     pub(crate) fn start(
         listeners: Vec<Listener>,
         settings: Settings,
@@ -93,12 +94,12 @@ impl Gate {
         Ok((Self { orders, waker, router }, ended))
     }
 
-    /// Has new connections get a certificate.
+    /// Sets the certificate of new connections.
     pub(crate) fn set_certificate(&self, config: Arc<ServerConfig>) {
         self.order(Order::Certificate(config));
     }
 
-    /// Takes no new connections, and waits, until a deadline, for every request that came to be answered, or being answered.
+    /// Accepts no new connections, and waits until a deadline until the answer of every request has begun.
     pub(crate) fn drain(&self, deadline: Instant) {
         let (sender, drained) = bounded(1);
         self.order(Order::Drain(sender));
@@ -110,16 +111,16 @@ impl Gate {
         self.router.close();
     }
 
-    /// Sends what is left to send, until a deadline, and ends.
+    /// Sends the remaining output until a deadline, and ends.
     pub(crate) fn end(&self, deadline: Instant) {
         let (sender, ended) = bounded(0);
         self.order(Order::End(deadline, sender));
-        // Nothing is ever sent: the end is the channel's.
+        // Nothing is ever sent: the channel closes.
         ended.recv_deadline(deadline).ok();
     }
 
     fn order(&self, order: Order) {
-        // A gate that is gone has said so, and its end is the host's.
+        // If the gate has ended by a fault, the host ends as well.
         if self.orders.send(order).is_ok() {
             self.waker.wake();
         }

@@ -5,10 +5,10 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::rc::Rc;
 
-/// Counts by origin; none is kept for an origin that has nothing.
+/// Counts by origin. An origin with no connections has no entry.
 type Counts = Rc<RefCell<HashMap<IpAddr, u32>>>;
 
-/// What each origin has. The gate's thread alone uses it.
+/// Counts of all origins, for the gate's thread only.
 #[derive(Debug, Default, Clone)]
 pub(super) struct PerAddress(Counts);
 
@@ -20,12 +20,12 @@ pub(super) struct Counted {
 }
 
 impl PerAddress {
-    /// How many the origin of an address has.
+    /// The count of an address's origin.
     pub(super) fn of(&self, address: IpAddr) -> u32 {
         self.0.borrow().get(&origin(address)).copied().unwrap_or(0)
     }
 
-    /// Counts one more for the origin of an address.
+    /// Adds one to the count of an address's origin.
     pub(super) fn count(&self, address: IpAddr) -> Counted {
         let origin = origin(address);
         *self.0.borrow_mut().entry(origin).or_default() += 1;
@@ -45,7 +45,7 @@ impl Drop for Counted {
     }
 }
 
-/// Whose connections are counted together: one address, or the network of 64 bits that one client has in IPv6 (RFC 6177).
+/// Addresses that are counted together: one IPv4 address, or the /64 network that one client has in IPv6 (RFC 6177).
 fn origin(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,

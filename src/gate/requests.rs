@@ -1,4 +1,4 @@
-//! The way in: requests are read, routed, collected, passed on and refused.
+//! Requests: reads, routes, collects, submits and refuses them.
 
 use super::connection::{ConnectionKey, Destination, Exchange, Phase, Prepared};
 use super::event_loop::{EventLoop, FIRST_READ, LINGER, SCRATCH, TURN};
@@ -27,22 +27,22 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Least that is read ahead of a body that is passed on while it comes.
+/// Least number of bytes read ahead of a body that is passed on while it arrives.
 pub(super) const LEAST_WINDOW: u64 = SCRATCH as u64;
 
-/// Most requests that wait for the end of the first scan of the plugins directory.
+/// Limit of requests that wait for the end of the first scan of the plugins directory.
 const MAX_HELD: usize = 1024;
 
-/// What can be done next for a connection.
+/// How to proceed with a connection.
 enum Step {
-    /// Something more, at once.
+    /// Take the next step at once.
     Again,
-    /// Nothing, until something happens.
+    /// Wait for an event.
     Wait,
 }
 
 impl EventLoop {
-    /// Something has happened on a connection.
+    /// Handles an event of a connection.
     pub(super) fn connection_ready(&mut self, key: ConnectionKey, flags: EventFlags) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         if flags.intersects(EventFlags::ERR) {
@@ -57,13 +57,13 @@ impl EventLoop {
             if connection.flush().is_err() {
                 return self.close(key);
             }
-            // The answer may have been held back for this client.
+            // The answer may have waited for this client to read.
             self.relay(key);
         }
         self.drive(key);
     }
 
-    /// Does for a connection all that can be done now.
+    /// Takes all steps that are possible now for a connection.
     pub(super) fn drive(&mut self, key: ConnectionKey) {
         for _ in 0..TURN {
             let Some(connection) = self.connections.get(key) else { return };
@@ -82,7 +82,7 @@ impl EventLoop {
         self.again.push(key);
     }
 
-    /// How much of a body is read ahead of what takes it.
+    /// How many bytes of a body are read ahead of its consumer.
     pub(super) fn window(&self) -> u64 {
         self.limits.body_buffer.max(LEAST_WINDOW)
     }
@@ -97,7 +97,7 @@ impl EventLoop {
         let mut request = self.buffer();
         let Self { connections, proxies, .. } = self;
         let Some(connection) = connections.get_mut(key) else { return Step::Wait };
-        // One answer after the other: the next request waits until the client has taken this one.
+        // The next request waits until this answer has been sent.
         if !connection.is_flushed() {
             self.keep_buffer(request);
             return Step::Wait;
@@ -124,19 +124,19 @@ impl EventLoop {
         self.read_on(key, limits.bytes)
     }
 
-    /// Reads more of a head.
+    /// Reads more of a head, and parses it.
     fn read_on(&mut self, key: ConnectionKey, most: usize) -> Step {
         let Self { connections, scratch, .. } = self;
         let Some(connection) = connections.get_mut(key) else { return Step::Wait };
         if !connection.readable {
             if connection.input.is_empty() && connection.input.capacity() > 0 {
-                // What is idle holds no buffer.
+                // An idle connection holds no buffer.
                 let input = std::mem::take(&mut connection.input);
                 self.keep_buffer(input);
             }
             return Step::Wait;
         }
-        // No more than a head and a byte is ever needed to judge it.
+        // A head and one more byte are enough to judge it.
         let first = if connection.input.is_empty() { FIRST_READ } else { SCRATCH };
         let most = (most + 1).saturating_sub(connection.input.len()).min(first);
         let was_handshaking = connection.stream.is_handshaking();
@@ -175,7 +175,7 @@ impl EventLoop {
         }
     }
 
-    /// A head has come: routes the request, and decides about its body.
+    /// Routes a request whose head is complete, and decides how to handle its body.
     fn begin(&mut self, key: ConnectionKey, head: Head, request: Vec<u8>) {
         let too_large = matches!(head.framing, Framing::Length(length) if length > self.limits.max_body);
         let body = match head.framing {
@@ -235,7 +235,7 @@ impl EventLoop {
         }
     }
 
-    /// Finds out who answers a request. False where the connection goes on with something else, since the request was refused.
+    /// Finds the destination of a request. False if the request was refused.
     fn route(&mut self, key: ConnectionKey) -> bool {
         let Some(exchange) = self.connections.get_mut(key).and_then(|connection| connection.exchange.as_mut()) else {
             return false;
@@ -254,13 +254,13 @@ impl EventLoop {
         }
     }
 
-    /// Has the client send its body, or answers at once where the body would be sent for nothing.
+    /// Tells the client to send its body, or answers at once if the body is not needed.
     fn ask_for_body(&mut self, key: ConnectionKey) {
         let body_buffer = self.limits.body_buffer;
         let Some(connection) = self.connections.get_mut(key) else { return };
         let Some(exchange) = connection.exchange.as_mut().filter(|exchange| !exchange.complete) else { return };
         if let Destination::Here(_) = exchange.destination {
-            // A body that is on its way is read away, so that the connection can go on; a large one is not worth it.
+            // A small body that is on its way is discarded, so that the connection can be kept.
             let is_large = matches!(exchange.head.framing, Framing::Length(length) if length > body_buffer);
             if exchange.head.expects_continue || is_large {
                 exchange.last = true;
@@ -274,8 +274,7 @@ impl EventLoop {
         }
     }
 
-    /// Counts a request that a proxy has passed on for the address of the client behind it, where that is known. False where that has
-    /// as many as it may.
+    /// Counts a request of a proxy for the address of the client behind it, if that is known. False if the client has reached its limit.
     fn count_behind_proxy(&mut self, key: ConnectionKey, address: Option<IpAddr>) -> bool {
         let (Some(connection), Some(address)) = (self.connections.get_mut(key), address) else { return true };
         if connection.peer != Some(PeerKind::Proxy) {
@@ -294,7 +293,7 @@ impl EventLoop {
         false
     }
 
-    /// Collects a body; once there is enough of it the request is passed on.
+    /// Collects a body. Submits the request once enough of it was received.
     fn collect(&mut self, key: ConnectionKey) -> Step {
         if !self.read_body(key) {
             return Step::Again;
@@ -310,7 +309,7 @@ impl EventLoop {
         if connection.has_input() { Step::Again } else { Step::Wait }
     }
 
-    /// Has a request answered by whom it is for, now that enough of it has come.
+    /// Submits a request of which enough was received to its destination.
     fn pass_on(&mut self, key: ConnectionKey) {
         let Some(exchange) = self.connections.get(key).and_then(|connection| connection.exchange.as_ref()) else { return };
         match exchange.destination {
@@ -320,7 +319,7 @@ impl EventLoop {
         }
     }
 
-    /// Keeps a request whose route is not known while the first scan of the plugins directory is under way.
+    /// Holds a request until the first scan of the plugins directory has ended.
     fn hold(&mut self, key: ConnectionKey) {
         if self.held.len() >= MAX_HELD {
             return self.refuse(key, errors::CROWDED);
@@ -333,7 +332,7 @@ impl EventLoop {
         self.next_sweep = self.next_sweep.min(deadline);
     }
 
-    /// Routes the requests that are held once more.
+    /// Routes the held requests again.
     pub(super) fn route_held(&mut self) {
         for key in std::mem::take(&mut self.held) {
             if self.connections.get(key).is_none_or(|connection| connection.phase != Phase::Held) || !self.route(key) {
@@ -350,13 +349,13 @@ impl EventLoop {
         }
     }
 
-    /// Puts a request into the queue of whom it is for. From here on it is answered by a [`Responder`], whatever happens to it.
+    /// Puts a request into the queue of its destination. From here on a [`Responder`] answers it, whatever happens.
     fn submit(&mut self, key: ConnectionKey) {
         let deadline = self.now + self.answer_time.get();
         let Some(connection) = self.connections.get_mut(key) else { return };
         let is_flushed = connection.is_flushed();
         let Some(exchange) = &mut connection.exchange else { return };
-        // Once the host drains, each answer says that it is the connection's last.
+        // While the host drains, each answer is the last of its connection.
         exchange.last |= self.is_draining;
         let terms = Terms { last: exchange.last || !exchange.complete, ..exchange.terms() };
         let socket = if exchange.complete && is_flushed { connection.stream.share() } else { None };
@@ -409,7 +408,7 @@ impl EventLoop {
         self.send_body(key);
     }
 
-    /// Passes on what has come of a body, as far as the worker takes it.
+    /// Passes on as much of a received body as the worker takes.
     pub(super) fn send_body(&mut self, key: ConnectionKey) {
         let Some(exchange) = self.connections.get_mut(key).and_then(|connection| connection.exchange.as_mut()) else { return };
         while let (Some(sender), Some(body)) = (&exchange.body_sender, &mut exchange.body) {
@@ -418,7 +417,7 @@ impl EventLoop {
                     if let Some(sender) = exchange.body_sender.take() {
                         sender.complete();
                     }
-                    // The connection can go on after an answer that begins from now on.
+                    // The connection can be kept after an answer that begins from now on.
                     if let Some(in_flight) = &exchange.in_flight {
                         in_flight.writer.set_last(exchange.last);
                     }
@@ -433,7 +432,7 @@ impl EventLoop {
                 Ok(length) => {
                     piece.truncate(length);
                     if !sender.put(piece) {
-                        // The plugin wants no more of it, and its answer is on the way.
+                        // The plugin needs no more of it, and its answer is on the way.
                         exchange.body_sender = None;
                     }
                 }
@@ -460,7 +459,7 @@ impl EventLoop {
             return Step::Wait;
         }
         if exchange.is_answered_early() {
-            // The rest of the body is read away, so that the client comes to read its answer.
+            // The rest of the body is discarded, so that the client gets to read its answer.
             return self.discard(key);
         }
         if !self.read_body(key) {
@@ -476,7 +475,7 @@ impl EventLoop {
         }
     }
 
-    /// Reads once what has come of a body, if there is room for it. False when the connection goes on with something else.
+    /// Reads more of a body once, if there is room for it. False if the connection has left this phase.
     fn read_body(&mut self, key: ConnectionKey) -> bool {
         let window = self.window();
         let Some(connection) = self.connections.get_mut(key) else { return false };
@@ -519,8 +518,8 @@ impl EventLoop {
         self.keep_body(key, taken, bytes)
     }
 
-    /// Goes on after bytes of a body: `bytes`, of which so many were taken, are left. False when the connection goes on with something
-    /// else.
+    /// Handles the state after bytes of a body: the rest of `bytes`, beyond those taken, is kept as input. False if the connection has left
+    /// this phase.
     fn keep_body(&mut self, key: ConnectionKey, taken: Result<usize, HttpError>, mut bytes: Vec<u8>) -> bool {
         let Some(connection) = self.connections.get_mut(key) else { return false };
         let refused = match taken {
@@ -538,7 +537,7 @@ impl EventLoop {
         refused.is_none()
     }
 
-    /// Puts bytes of a body where they belong; says how many were the body's.
+    /// Decodes bytes and appends them to the body. Returns how many of them belong to the body.
     fn take_body(&mut self, key: ConnectionKey, bytes: &[u8]) -> Result<usize, HttpError> {
         let max_body = self.limits.max_body;
         let Some(exchange) = self.connections.get_mut(key).and_then(|connection| connection.exchange.as_mut()) else {
@@ -561,7 +560,7 @@ impl EventLoop {
                     used += step.used;
                     exchange.received += step.data.len() as u64;
                     exchange.complete = step.ended;
-                    // A chunk is refused by the size it announces: its data may never come.
+                    // A chunk is refused by its announced size, before its data arrive.
                     if exchange.received.saturating_add(decoder.announced()) > max_body {
                         return Err(errors::TOO_LARGE);
                     }
@@ -590,7 +589,7 @@ impl EventLoop {
         })
     }
 
-    /// Answers a request that has come whole, or whose body is not wanted, with what was prepared when it was routed.
+    /// Sends the answer that was prepared when the request was routed.
     fn answer_here(&mut self, key: ConnectionKey) {
         let (is_draining, now) = (self.is_draining, self.now);
         let Some(connection) = self.connections.get_mut(key) else { return };
@@ -610,7 +609,7 @@ impl EventLoop {
         self.answered(key);
     }
 
-    /// Answers with an error; the connection ends after it. What the client has got of another answer is broken off.
+    /// Answers with an error, and ends the connection. An answer that has begun is aborted instead.
     pub(super) fn refuse(&mut self, key: ConnectionKey, error: HttpError) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         match connection.exchange.as_mut().map_or(Progress::Untouched, Exchange::cancel) {
@@ -619,7 +618,7 @@ impl EventLoop {
             Progress::Untouched => {}
         }
         let head_request = connection.exchange.as_ref().is_some_and(|exchange| exchange.head.head);
-        // Nothing is known of a client whose head is being read, nor of a request that has been passed on.
+        // The framing is unknown while a head is being read, and after the request was submitted.
         let request = connection.exchange.as_ref().map(|exchange| &exchange.request).filter(|request| !request.is_empty());
         let answer = errors::last_answer(error, head_request, request.map(|request| audience(request, None)));
         if let Some(exchange) = &mut connection.exchange {
@@ -638,17 +637,17 @@ impl EventLoop {
         self.drive(key);
     }
 
-    /// Breaks a connection off, so that the client can see that its answer is not whole.
+    /// Resets a connection, so that the client can tell that its answer is incomplete.
     pub(super) fn cut(&mut self, key: ConnectionKey) {
         if let Some(connection) = self.connections.get(key) {
-            // One that is broken already needs no breaking.
+            // It may have ended already.
             connection.stream.break_off().ok();
             self.end_exchange(key, Outcome::Cut);
             self.close(key);
         }
     }
 
-    /// Sends what is left, then tells the client that nothing more comes.
+    /// Sends the rest of the output, then shuts down sending.
     fn finish(&mut self, key: ConnectionKey) -> Step {
         let Some(connection) = self.connections.get_mut(key) else { return Step::Wait };
         if connection.flush().is_err() {
@@ -656,7 +655,7 @@ impl EventLoop {
             return Step::Wait;
         }
         if !connection.is_flushed() {
-            // A client that still sends may not read before it has sent all.
+            // A client may not read before it has sent everything.
             return self.discard(key);
         }
         connection.release();
@@ -669,7 +668,7 @@ impl EventLoop {
         Step::Again
     }
 
-    /// Throws away what comes.
+    /// Discards input.
     fn discard(&mut self, key: ConnectionKey) -> Step {
         let Self { connections, scratch, .. } = self;
         let Some(connection) = connections.get_mut(key) else { return Step::Wait };
@@ -691,14 +690,15 @@ impl EventLoop {
         }
     }
 
-    /// An answer has been passed on to its end: the client may go on, or its connection ends. The caller drives the connection further.
+    /// Ends an exchange whose answer is complete, and prepares the connection for the next request or its end. The caller drives the
+    /// connection further.
     pub(super) fn answered(&mut self, key: ConnectionKey) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         if !connection.is_flushed() {
-            // Only the request, which ends here, knows it.
+            // Only the exchange, which ends here, has it.
             connection.note_sent_direct();
         }
-        // Where the answer had begun before the host was to stop, the client was not told that it is the last: it is idle for a while.
+        // If the answer began before the drain, it did not say `connection: close`. So the connection stays idle for a while.
         let last = connection.exchange.as_ref().is_none_or(|exchange| exchange.last || !exchange.complete);
         self.end_exchange(key, Outcome::Complete);
         let Some(connection) = self.connections.get(key) else { return };
@@ -716,7 +716,7 @@ impl EventLoop {
         }
     }
 
-    /// The one place where an exchange ends, however it does: with everything that is known of it.
+    /// Every exchange ends here, with everything that is known of it.
     pub(super) fn end_exchange(&mut self, key: ConnectionKey, outcome: Outcome) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         let given = connection.given() + connection.unsent() as u64;
@@ -725,7 +725,7 @@ impl EventLoop {
         connection.slot = exchange.slot.take().filter(|_| !connection.is_flushed());
         let outcome = match outcome {
             Outcome::Complete => outcome,
-            // The client has the whole answer, of whose end the event loop is about to hear.
+            // The worker has sent the whole answer, and the event loop is about to receive its end.
             _ if exchange.cancel() == Progress::Over => Outcome::Complete,
             _ => outcome,
         };
@@ -749,7 +749,7 @@ impl EventLoop {
     }
 }
 
-/// Whether a request has begun with these bytes. Some old clients send an empty line after a body, which is nothing (RFC 9112, section 2.2).
+/// Whether these bytes begin a request. Some old clients send an empty line after a body, which is ignored (RFC 9112, section 2.2).
 fn is_begun(input: &[u8]) -> bool {
     !matches!(input, b"" | b"\r" | b"\r\n")
 }

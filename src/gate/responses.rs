@@ -1,15 +1,15 @@
-//! The way out: answers come by the response channel, and are sent to their clients as fast as these take them.
+//! Answers: takes them from the response channel, and sends them as fast as clients read them.
 
 use super::connection::{ConnectionKey, Exchange};
 use super::event_loop::{EventLoop, TURN};
 use crate::http::response_channel::{Address, Begun, Next, ResponsePart, Then};
 use slotmap::KeyData;
 
-/// Parts taken at a time, before the connections get their turn.
+/// Parts taken before the connections get their turn.
 const PARTS: usize = 256;
 
 impl EventLoop {
-    /// Takes what has come by the response channel.
+    /// Takes parts of answers from the response channel.
     pub(super) fn take_responses(&mut self) {
         for _ in 0..PARTS {
             let Some((address, part)) = self.responses.take() else { return };
@@ -17,7 +17,7 @@ impl EventLoop {
         }
     }
 
-    /// Takes a part of an answer, if its request is still under way.
+    /// Handles a part of an answer, if its request is still under way.
     fn take_part(&mut self, address: Address, part: ResponsePart) {
         let key = KeyData::from_ffi(address.connection).into();
         let Some(connection) = self.connections.get_mut(key) else { return };
@@ -62,7 +62,7 @@ impl EventLoop {
             }
             ResponsePart::BodyRoom => {
                 self.send_body(key);
-                // There is room to read more of it.
+                // More of the body can be read.
                 self.drive(key);
             }
         }
@@ -95,12 +95,12 @@ impl EventLoop {
         }
     }
 
-    /// Passes on the pieces of an answer, as far as the client takes them.
+    /// Sends the pieces of an answer, as far as the client takes them.
     pub(super) fn relay(&mut self, key: ConnectionKey) {
         for _ in 0..TURN {
             let Some(connection) = self.connections.get(key) else { return };
             let Some(exchange) = &connection.exchange else { return };
-            // As long as something waits for the client, what follows waits where it is.
+            // While output is unsent, further pieces stay in their channel.
             if !exchange.has_pieces || connection.unsent() > 0 {
                 return;
             }

@@ -1,4 +1,4 @@
-//! Decides who answers a request.
+//! Finds the destination of each request.
 
 use super::connection::{Destination, Prepared};
 use super::pages;
@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// The routes, and what else requests may be for.
+/// Routes requests to plugins, the API and the host's own pages.
 pub(crate) struct Router {
     registry: Arc<Registry>,
     api: Arc<Api>,
@@ -27,21 +27,22 @@ pub(crate) struct Router {
     closing: AtomicBool,
 }
 
-/// What becomes of a request.
+/// Where a request goes.
 pub(super) enum Routed {
-    /// It goes there; its connection holds this slot of the plugin.
+    /// To this destination; its connection holds this slot of the plugin.
     To(Destination, Option<Slot>),
-    /// Its plugin holds as many connections as it may. The connection ends, so that it is free for other plugins' clients.
+    /// Nowhere: clients of its plugin hold as many connections as one plugin may have. The connection ends, so that other plugins' clients
+    /// can use it.
     Full(HttpError),
 }
 
 impl Router {
-    /// A router to the plugins of a registry and to the API. One plugin may hold `per_plugin` connections.
+    /// A router for the plugins of a registry and the API. Clients of one plugin may hold `per_plugin` connections.
     pub(crate) fn new(registry: Arc<Registry>, api: Arc<Api>, api_queue: Sender<WaitingRequest>, per_plugin: u32) -> Self {
         Self { registry, api, api_queue, per_plugin, closing: AtomicBool::new(false) }
     }
 
-    /// Has all requests refused from now on, since the host stops.
+    /// Refuses all requests from now on, because the host stops.
     pub(super) fn close(&self) {
         self.closing.store(true, Ordering::Release);
     }
@@ -59,7 +60,7 @@ impl Router {
         self.api_queue.try_send(request).map_err(|full| full.into_inner())
     }
 
-    /// Decides who answers the request with this canonical head, which is `complete` where it has no body. `id` gives its id.
+    /// Finds the destination of the request with this canonical head, which is `complete` if it has no body. `id` returns its id.
     pub(super) fn route(&self, head: &[u8], complete: bool, id: impl Fn() -> String) -> Routed {
         let (method, target, _) = split_head(head);
         let (path, _) = split_target(target);
@@ -72,7 +73,7 @@ impl Router {
         if self.closing.load(Ordering::Acquire) {
             return error(errors::STOPPING);
         }
-        // Asked before the routes are, which are all there are if it is so.
+        // Read before the routes: if it is set, they are complete.
         let known = self.is_scanned();
         let routes = self.registry.routes();
         match routes.resolve(path) {

@@ -1,8 +1,8 @@
-//! How many bytes of an answer its client has not read yet, as the kernel's socket diagnostics tell (sock_diag(7), what `ss` uses).
+//! Number of bytes that a client has not read yet, by the kernel's socket diagnostics (sock_diag(7), which `ss` uses).
 //!
-//! The send buffer alone does not tell a slow reader from one that has stopped: the kernel reports room only when a third of a TCP
-//! buffer is free, or three quarters of a Unix socket's. On the loopback device even acknowledgements come in steps of up to 64 KiB. The receive queue of
-//! a client on the same machine is exact, so it is counted as well where the kernel shows it.
+//! The send buffer alone does not tell a slow reader from one that has stopped: the kernel reports room only when a third of a TCP buffer
+//! is free, or three quarters of a Unix socket's. On the loopback device even acknowledgements come in steps of up to 64 KiB. The receive
+//! queue of a client on the same machine is exact, so it counts as well if the kernel shows it.
 
 use rustix::fd::OwnedFd;
 use rustix::fs::fstat;
@@ -15,28 +15,28 @@ use std::net::{IpAddr, SocketAddr};
 /// Largest reply in bytes: a header, a message and a few attributes.
 const REPLY: usize = 1024;
 
-/// Replies read before one is given up: an earlier one may be left from a query that failed.
+/// Replies read before a query is given up: one of an earlier, failed query may be left.
 const MAX_REPLIES: usize = 4;
 
-// What the kernel's headers call linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h and linux/unix_diag.h.
+// From the kernel's headers linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h and linux/unix_diag.h.
 const NLMSG_HEADER: usize = 16;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const NLM_F_REQUEST: u16 = 1;
 const IPPROTO_TCP: u8 = 6;
 /// Sockets in any state.
 const ALL_STATES: u32 = u32::MAX;
-/// Any socket of this name, whichever it was before.
+/// Any cookie: the query names its socket otherwise.
 const NO_COOKIE: [u32; 2] = [u32::MAX; 2];
 const UDIAG_SHOW_PEER: u32 = 0x04;
 const UDIAG_SHOW_RQLEN: u32 = 0x10;
 const UNIX_DIAG_PEER: u16 = 2;
 const UNIX_DIAG_RQLEN: u16 = 4;
-/// Where `idiag_rqueue` stands in `inet_diag_msg`, with `idiag_wqueue` behind it.
+/// Offset of `idiag_rqueue` in `inet_diag_msg`; `idiag_wqueue` follows.
 const INET_QUEUES: usize = 56;
-/// Where the attributes stand behind `unix_diag_msg`.
+/// Offset of the attributes after `unix_diag_msg`.
 const UNIX_ATTRIBUTES: usize = 16;
 
-/// A way to ask the kernel about sockets.
+/// A netlink socket for socket diagnostics.
 pub(super) struct SockDiag {
     netlink: Option<OwnedFd>,
     sequence: u32,
@@ -47,12 +47,12 @@ pub(super) struct SockDiag {
 struct Queues {
     /// Received and not read.
     receive: u32,
-    /// Sent and not acknowledged, or not sent. Of a Unix socket it is the memory that these bytes take.
+    /// Sent and not acknowledged, or unsent. For a Unix socket, the memory that they occupy.
     send: u32,
 }
 
 impl SockDiag {
-    /// Opens it. Where that cannot be, nothing is told.
+    /// Opens the netlink socket. If that fails, all queries return `None`.
     pub(super) fn open() -> Self {
         let netlink = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, SocketFlags::CLOEXEC, Some(netlink::SOCK_DIAG)).ok();
         Self { netlink, sequence: 0 }
@@ -124,8 +124,7 @@ impl SockDiag {
         Some((queues?, peer))
     }
 
-    /// Asks about one socket; gives what stands behind the header of the reply. The kernel replies before `send` returns, so nothing is
-    /// waited for.
+    /// Queries one socket. Returns what follows the header of the reply. The kernel replies before `send` returns, so this does not wait.
     fn ask(&mut self, request: &[u8]) -> Option<Vec<u8>> {
         self.sequence = self.sequence.wrapping_add(1);
         let netlink = self.netlink.as_ref()?;
@@ -149,7 +148,7 @@ impl SockDiag {
     }
 }
 
-/// An address as the kernel files it: one of IPv4 that came through a socket of IPv6 is one of IPv4.
+/// An address as the kernel stores it: IPv4 for an IPv4 address of an IPv6 socket.
 fn canonical(address: SocketAddrAny) -> Option<SocketAddr> {
     let address = SocketAddr::try_from(address).ok()?;
     match address.ip().to_canonical() {

@@ -1,4 +1,4 @@
-//! A client's connection as a stream of bytes that never waits: a socket, with TLS over it or without.
+//! A client's connection as a non-blocking stream of bytes: a socket, with or without TLS.
 
 use crate::http::parse::request_head::{MAX_METHOD, is_token};
 use rustix::buffer::spare_capacity;
@@ -8,32 +8,32 @@ use rustls::{ServerConfig, ServerConnection};
 use std::io::{self, IoSlice, Read, Write};
 use std::sync::Arc;
 
-/// Plain bytes that TLS keeps before they are sent: as much as one of its records holds twice over.
+/// Unsent plain bytes that TLS buffers: the content of two of its largest records.
 const TLS_BUFFER: usize = 32 * 1024;
 
 /// First byte of each connection that speaks TLS: the type of the record that holds a hello (RFC 8446, section 5.1).
 const HANDSHAKE: u8 = 22;
 
-/// Most bytes that are looked at to tell what is spoken where TLS is expected: a method of the greatest length, and what ends it.
+/// Bytes examined to recognise plain HTTP if TLS is expected: the longest method and the space after it.
 const MAX_OPENING: usize = MAX_METHOD + 1;
 
 /// A connection.
 pub(crate) struct Stream {
     socket: Socket,
     tls: Option<Box<ServerConnection>>,
-    /// Whether the client still has to show by its first bytes that it speaks TLS.
+    /// Whether the first bytes are still to show that the client speaks TLS.
     is_new: bool,
-    /// Whether it speaks HTTP where TLS is expected.
+    /// Whether the client speaks plain HTTP though TLS is expected.
     is_plain: bool,
 }
 
-/// What is spoken where TLS is expected, as far as the first bytes show.
+/// What the first bytes show of the client's protocol, if TLS is expected.
 #[derive(Debug, PartialEq, Eq)]
 enum Opening {
     Tls,
     Http,
     Other,
-    /// More bytes would tell.
+    /// More bytes are needed.
     Unclear,
 }
 
@@ -51,7 +51,7 @@ impl Opening {
 
 struct Socket {
     file: Arc<OwnedFd>,
-    /// Bytes that the kernel has taken.
+    /// Bytes passed to the kernel.
     written: u64,
 }
 
@@ -80,7 +80,7 @@ impl Write for Socket {
 }
 
 impl Stream {
-    /// A stream over a socket that does not block.
+    /// A stream over a non-blocking socket.
     pub(crate) fn new(socket: OwnedFd, tls: Option<&Arc<ServerConfig>>) -> io::Result<Self> {
         let tls = match tls {
             None => None,
@@ -94,12 +94,12 @@ impl Stream {
         Ok(Self { socket: Socket { file: Arc::new(socket), written: 0 }, tls, is_new, is_plain: false })
     }
 
-    /// Whether what is sent is encrypted.
+    /// Whether the stream is encrypted.
     pub(crate) fn is_tls(&self) -> bool {
         self.tls.is_some()
     }
 
-    /// Whether the client speaks plain HTTP though TLS is expected. It is answered in plain HTTP, and nothing is passed on for it.
+    /// Whether the client speaks plain HTTP though TLS is expected. It gets a plain error, and no request of it is submitted.
     pub(crate) fn is_plain_http(&self) -> bool {
         self.is_plain
     }
@@ -117,7 +117,7 @@ impl Stream {
                 }
                 Opening::Unclear => return Err(io::ErrorKind::WouldBlock.into()),
                 Opening::Other => {
-                    // Its end is no end of TLS.
+                    // Its end is not one of TLS.
                     self.tls = None;
                     return Err(io::ErrorKind::InvalidData.into());
                 }
@@ -127,17 +127,17 @@ impl Stream {
         Ok(())
     }
 
-    /// Whether the handshake of TLS is still under way.
+    /// Whether the TLS handshake is still under way.
     pub(crate) fn is_handshaking(&self) -> bool {
         self.tls.as_ref().is_some_and(|tls| tls.is_handshaking())
     }
 
-    /// The socket, for bytes that are sent as they are; none where they are encrypted.
+    /// The socket, for plain bytes; none with TLS.
     pub(crate) fn share(&self) -> Option<Arc<OwnedFd>> {
         self.tls.is_none().then(|| Arc::clone(&self.socket.file))
     }
 
-    /// Bytes that the kernel has taken by this stream, as they went on the wire.
+    /// Bytes that this stream has passed to the kernel, as on the wire.
     pub(crate) fn written(&self) -> u64 {
         self.socket.written
     }
@@ -147,7 +147,7 @@ impl Stream {
         &self.socket.file
     }
 
-    /// Reads what has come; 0 at the end. Less than asked for means, without TLS, that nothing more is there.
+    /// Reads available input; 0 at the end. Without TLS, a short read has taken all of it.
     pub(crate) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.is_new {
             self.peek()?;
@@ -156,7 +156,7 @@ impl Stream {
         loop {
             match tls.reader().read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                // A connection that ends without TLS's own end is judged by HTTP's framing, as without TLS.
+                // If a connection ends without `close_notify`, HTTP's framing tells whether something is missing, as without TLS.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
                 read => return read,
             }
@@ -164,24 +164,25 @@ impl Stream {
                 return Ok(0);
             }
             let processed = tls.process_new_packets();
-            // The handshake's answers, or an alert that says what was wrong.
+            // The handshake's messages, or an alert about an error.
             let flushed = flush(tls, &mut self.socket);
             processed.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
             flushed?;
         }
     }
 
-    /// Whether the client's end of sending is what comes next. With TLS this cannot be told from its last records, and counts as so.
+    /// Whether the end of the client's sending is the next thing to read. With TLS it cannot be told from the last records, and counts as
+    /// such.
     pub(crate) fn is_at_end(&self) -> bool {
         self.tls.is_some() || recv(&self.socket.file, &mut [0; 1], RecvFlags::PEEK).is_ok_and(|(_, length)| length == 0)
     }
 
-    /// Reads what has come, without TLS, to the room there is behind what a buffer holds; nothing at the end.
+    /// Reads available input into the spare capacity of a buffer, without TLS; 0 at the end.
     pub(crate) fn read_to(&mut self, buffer: &mut Vec<u8>) -> io::Result<usize> {
         Ok(rustix::io::read(&self.socket.file, spare_capacity(buffer))?)
     }
 
-    /// Sends bytes and others behind them, as many as are taken now.
+    /// Sends bytes, then others, as many as the socket takes.
     pub(crate) fn write(&mut self, first: &[u8], second: &[u8]) -> io::Result<usize> {
         let Some(tls) = &mut self.tls else {
             return match (first, second) {
@@ -195,30 +196,30 @@ impl Stream {
         if taken == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(taken) }
     }
 
-    /// Whether bytes that were taken are not sent yet.
+    /// Whether TLS holds unsent bytes.
     pub(crate) fn is_unsent(&self) -> bool {
         self.tls.as_ref().is_some_and(|tls| tls.wants_write())
     }
 
-    /// Sends what was taken and not sent yet, as far as it goes.
+    /// Sends bytes that TLS holds, as far as the socket takes them.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
         self.tls.as_mut().map_or(Ok(()), |tls| flush(tls, &mut self.socket))
     }
 
-    /// Says by TLS, where there is any, that this is the end and that nothing is missing (RFC 8446, section 6.1).
+    /// With TLS, sends `close_notify`: the end, with nothing missing (RFC 8446, section 6.1).
     pub(crate) fn say_end(&mut self) -> io::Result<()> {
         let Some(tls) = &mut self.tls else { return Ok(()) };
         tls.send_close_notify();
         flush(tls, &mut self.socket)
     }
 
-    /// Tells the client that nothing more is sent. What it sends can still be read.
+    /// Shuts down sending. Input can still be read.
     pub(crate) fn end_sending(&mut self) -> io::Result<()> {
         self.say_end()?;
         Ok(shutdown(&self.socket.file, Shutdown::Write)?)
     }
 
-    /// Makes the connection end, once it is dropped, in a way that no client takes for an answer's end.
+    /// Makes the connection end with a reset when it is dropped, which no client takes for the end of an answer.
     pub(crate) fn break_off(&self) -> io::Result<()> {
         Ok(sockopt::set_socket_linger(&self.socket.file, Some(std::time::Duration::ZERO))?)
     }
