@@ -1,4 +1,4 @@
-//! A request's body that is passed on while it comes: a bounded channel of pieces from the event loop to the worker, with back-pressure.
+//! A request's body that is passed on while it arrives: a bounded channel of pieces from the event loop to the worker, with back-pressure.
 
 use super::response_channel::{Address, ResponseChannel, ResponsePart};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
@@ -10,31 +10,31 @@ use std::time::Duration;
 /// Largest piece in bytes.
 pub(crate) const PIECE: usize = 64 * 1024;
 
-/// Pieces that wait for the worker.
+/// Capacity of the channel in pieces.
 const PIECES: usize = 4;
 
-/// What both ends share.
+/// State that both ends share.
 #[derive(Default)]
 struct Shared {
-    /// The event loop has a piece for which there was no room.
+    /// Whether the event loop has a piece for which there was no room.
     wants_room: AtomicBool,
-    /// The body has come whole.
+    /// Whether the body is complete.
     complete: AtomicBool,
 }
 
-/// The event loop's end. Dropped without [`BodySender::complete`], it tells the worker that the rest will not come.
+/// The event loop's end. If it is dropped without [`BodySender::complete`], the worker sees an incomplete body.
 pub(crate) struct BodySender {
     pieces: Sender<Vec<u8>>,
     shared: Arc<Shared>,
 }
 
-/// The worker's end. Dropped, it tells the event loop that no more is wanted.
+/// The worker's end. If it is dropped, the event loop sends no more.
 pub(crate) struct BodyReceiver {
     pieces: Receiver<Vec<u8>>,
     shared: Arc<Shared>,
     channel: Arc<ResponseChannel>,
     address: Address,
-    /// The piece at hand, of which the first `used` bytes are given out.
+    /// The current piece, of which the first `used` bytes were read.
     piece: Vec<u8>,
     used: usize,
 }
@@ -49,22 +49,22 @@ pub(crate) fn body_stream(channel: &Arc<ResponseChannel>, address: Address) -> (
 }
 
 impl BodySender {
-    /// Whether another piece can be put. Where it cannot, a [`ResponsePart::BodyRoom`] comes once there is room.
+    /// Whether there is room for another piece. If not, the event loop receives [`ResponsePart::BodyRoom`] once there is.
     pub(crate) fn has_room(&self) -> bool {
         if !self.pieces.is_full() {
             return true;
         }
         self.shared.wants_room.store(true, Ordering::SeqCst);
-        // The worker may have taken a piece before it could see the mark.
+        // The worker may have taken a piece before the flag was set.
         !self.pieces.is_full()
     }
 
-    /// Puts a piece. False when the worker wants no more.
+    /// Sends a piece. False if the worker needs no more.
     pub(crate) fn put(&self, piece: Vec<u8>) -> bool {
         !matches!(self.pieces.try_send(piece), Err(TrySendError::Disconnected(_)))
     }
 
-    /// Says that the pieces are the whole body.
+    /// Marks the body as complete, after its last piece.
     pub(crate) fn complete(self) {
         self.shared.complete.store(true, Ordering::Release);
     }
@@ -74,7 +74,7 @@ impl BodyReceiver {
     /// Reads more of the body; 0 at its end.
     ///
     /// # Errors
-    /// `WouldBlock` when nothing came for `time`, `UnexpectedEof` when the rest will not come.
+    /// `WouldBlock` if nothing arrives for `time`, `UnexpectedEof` if the body is incomplete.
     pub(super) fn read(&mut self, buffer: &mut [u8], time: Duration) -> io::Result<usize> {
         while self.used == self.piece.len() {
             self.piece = match self.pieces.recv_timeout(time) {

@@ -1,4 +1,4 @@
-//! The `date` of an answer (RFC 9110, section 6.6.1), formatted once a second in each thread at most.
+//! The `date` of an answer (RFC 9110, section 6.6.1), formatted at most once a second in each thread.
 
 use std::cell::Cell;
 use std::io::Write;
@@ -15,7 +15,7 @@ thread_local! {
     static LAST: Cell<(u64, [u8; LENGTH])> = const { Cell::new((u64::MAX, [b' '; LENGTH])) };
 }
 
-/// Appends a line with the present date to a head.
+/// Appends a `date` line with the current time to a head.
 pub(crate) fn put_line(head: &mut Vec<u8>) {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     head.extend_from_slice(b"date: ");
@@ -23,7 +23,7 @@ pub(crate) fn put_line(head: &mut Vec<u8>) {
     head.extend_from_slice(b"\r\n");
 }
 
-/// The date of a second since 1970. A clock beyond the form's years gives its last second.
+/// Formats a second since 1970. Later years than the form has give its last second.
 fn format(second: u64) -> [u8; LENGTH] {
     let second = second.min(END - 1);
     LAST.with(|last| {
@@ -32,7 +32,7 @@ fn format(second: u64) -> [u8; LENGTH] {
             return date;
         }
         let mut date = [b' '; LENGTH];
-        // The form has exactly this length.
+        // The format has exactly this length.
         write!(&mut date[..], "{}", httpdate::HttpDate::from(UNIX_EPOCH + Duration::from_secs(second))).ok();
         last.set((second, date));
         date

@@ -1,7 +1,7 @@
-//! Lets a worker write an answer straight to the client's socket, so that the event loop need not be woken for it.
+//! Lets a worker write an answer directly to the client's socket, without waking the event loop.
 //!
 //! The event loop grants the socket with a request, and writes nothing to it until the grant ends: when the answer has been sent, when the
-//! client did not take all of a write, or when the event loop revokes it because the answer is not wanted any more.
+//! client did not take all of a write, or when the event loop revokes it because the request was cancelled.
 
 use super::framing::Terms;
 use crate::lock::LockExt;
@@ -47,13 +47,13 @@ struct State {
 
 impl DirectWriter {
     /// A writer for the answer to a request with these terms, over `socket` if it is granted. `alone` says that no other request was in
-    /// flight when this one was passed on.
+    /// flight when this one was submitted.
     pub(crate) fn new(socket: Option<Arc<OwnedFd>>, terms: Terms, alone: bool) -> Self {
         let state = Mutex::new(State { socket, last: terms.last, progress: Progress::Untouched, sent: 0 });
         Self { head: terms.head, old: terms.old, alone, state, awaited: AtomicBool::new(false) }
     }
 
-    /// Whether no other request was in flight when this one was passed on.
+    /// Whether no other request was in flight when this one was submitted.
     pub(super) fn is_alone(&self) -> bool {
         self.alone
     }
@@ -68,14 +68,14 @@ impl DirectWriter {
         self.lock().last = last;
     }
 
-    /// Sends bytes of an answer, as many as the client takes at once. Nothing more goes this way when those are not all of them, or are
-    /// the `last`. An error of the connection counts as bytes not taken, since the event loop finds it by itself.
+    /// Sends as many bytes of an answer as the client takes at once. The grant ends if those are not all, or are the `last`. An error of
+    /// the connection counts as bytes not taken; the event loop finds it by itself.
     ///
     /// # Errors
     /// The socket was not granted, or was revoked.
     pub(super) fn send(&self, parts: &[&[u8]; 3], last: bool) -> Result<usize, Revoked> {
         let total: usize = parts.iter().map(|part| part.len()).sum();
-        // The lock is held over a call that does not block.
+        // The lock is held during a call that does not block.
         let mut state = self.lock();
         let socket = state.socket.as_ref().ok_or(Revoked)?;
         let parts = parts.map(IoSlice::new);
@@ -90,25 +90,25 @@ impl DirectWriter {
         Ok(sent)
     }
 
-    /// Bytes sent this way.
+    /// Bytes sent directly.
     pub(crate) fn sent(&self) -> u64 {
         self.lock().sent
     }
 
-    /// Notes that the event loop has something to do at the end of the answer, so that it is woken then.
+    /// Requests that the event loop is woken at the end of the answer, because it has something to do then.
     pub(crate) fn await_end(&self) {
         self.awaited.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
     }
 
-    /// Whether the event loop is to be woken at the end. To be called after the end was put into the response channel: either this sees
-    /// the mark, or the event loop, which looks into the channel after it has set the mark, sees the end.
+    /// Whether the event loop is to be woken at the end. Call this after the end was put into the response channel: either this sees the
+    /// flag, or the event loop, which checks the channel after it has set the flag, sees the end.
     pub(super) fn is_awaited(&self) -> bool {
         fence(Ordering::SeqCst);
         self.awaited.load(Ordering::Relaxed)
     }
 
-    /// Takes the socket back, whatever has been sent.
+    /// Revokes the socket, whatever has been sent.
     pub(crate) fn revoke(&self) -> Progress {
         let mut state = self.lock();
         state.socket = None;

@@ -1,10 +1,10 @@
-//! The page that a browser gets where a program gets the JSON of an error. Pure.
+//! The error page for browsers. Programs get JSON. Pure.
 
 use super::errors::Audience;
 use super::http_error::HttpError;
 use crate::util::escape::html;
 
-/// Headers of the page. It holds its style and nothing else, and no script.
+/// Headers of the page. Its policy allows its inline style, and no script.
 pub(super) const HEADERS: [(&str, &str); 3] = [
     (
         "content-security-policy",
@@ -19,14 +19,14 @@ body{max-width:34rem;margin:15vh auto 2rem;padding:0 1rem}
 h1{font-size:1.6rem;line-height:1.25}
 small{opacity:.75}";
 
-/// What is in the page for a status: its title, what has happened, and what the visitor can do.
+/// The texts of the page for a status: the title, what happened, and what the visitor can do.
 struct Words {
     title: &'static str,
     happened: &'static str,
     advice: &'static str,
 }
 
-/// The words for an error. Where there are none of its own, what has happened is the error's own sentence.
+/// The texts for an error. Without texts of its own, the error's sentence says what happened.
 fn words(error: HttpError) -> Words {
     let (title, happened, advice) = match (error.status, error.code) {
         (400, "https_required") => (
@@ -74,10 +74,10 @@ fn words(error: HttpError) -> Words {
     Words { title, happened, advice }
 }
 
-/// What the visitor can do where waiting helps.
+/// What the visitor can do if waiting helps.
 const RETRY: &str = "Wait a moment, and try again.";
 
-/// The page for an error. With a `retry_after`, a safe request is repeated by the page itself.
+/// The page for an error. With a `retry_after`, the page itself repeats a safe request.
 pub(super) fn render(error: HttpError, audience: Audience<'_>) -> String {
     let Words { title, happened, advice } = words(error);
     let (refresh, advice) = match error.retry_after.filter(|_| audience.is_safe).map(|seconds| seconds.max(1)) {
@@ -113,7 +113,7 @@ pub(super) fn render(error: HttpError, audience: Audience<'_>) -> String {
     )
 }
 
-/// A message as a sentence of its own.
+/// A message as a sentence, with a capital and a full stop.
 fn sentence(message: &str) -> String {
     let mut letters = message.chars();
     let first = letters.next().map(|letter| letter.to_ascii_uppercase());

@@ -1,13 +1,13 @@
 //! The errors that the host itself answers clients with, and how they are rendered: JSON for programs, a page for browsers.
 //!
-//! This is the one table of them, but for errors in a request's head, which [`super::parse::request_head`] finds and names.
+//! This is the only table of them. Errors in a request's head are in [`super::parse::request_head`].
 
 use super::date;
 use super::error_page;
 use super::framing::status_line;
 use super::http_error::HttpError;
 
-/// `retry-after` in seconds where something is full: it empties quickly, if at all.
+/// `retry-after` in seconds if something is full. It usually empties quickly.
 const FULL_RETRY_AFTER: u64 = 1;
 
 const fn overloaded(message: &'static str) -> HttpError {
@@ -34,7 +34,7 @@ pub(crate) const METHOD_NOT_ALLOWED: HttpError = HttpError::new(405, "method_not
 /// The head took longer than `--head-timeout`.
 pub(crate) const SLOW_HEAD: HttpError = HttpError::new(408, "timeout", "the request's head did not come in time");
 
-/// The body was below `--min-rate`, or stood still for `--body-timeout`.
+/// The body was slower than `--min-rate`, or nothing arrived for `--body-timeout`.
 pub(crate) const SLOW_BODY: HttpError = HttpError::new(408, "timeout", "the request's body came too slowly");
 
 /// The body is larger than `--max-body`.
@@ -57,16 +57,16 @@ pub(crate) const FULL: HttpError = overloaded("there are too many connections");
 /// The plugin holds `--max-connections-per-plugin` connections.
 pub(crate) const PLUGIN_FULL: HttpError = overloaded("the plugin holds too many connections");
 
-/// Every connection of the plugin is taken by an answer that streams.
+/// Streams occupy every connection of the plugin.
 pub(crate) const STREAMS_FULL: HttpError = overloaded("all of the plugin's connections are taken by streams");
 
 /// The client behind a proxy has `--max-connections-per-address` requests under way.
 pub(crate) const ADDRESS_FULL: HttpError = overloaded("the client's address has too many requests under way");
 
-/// There is no memory or file for the body.
+/// There is no memory and no disk space for the body.
 pub(crate) const NO_ROOM: HttpError = overloaded("there is no room for the request's body now");
 
-/// The plugin does not run now. Callers add the `retry-after` that its state gives.
+/// The plugin is not running. Callers add the `retry-after` of its state.
 pub(crate) const UNAVAILABLE: HttpError = HttpError::new(503, "unavailable", "the plugin is not available now");
 
 /// The host is stopping.
@@ -82,7 +82,7 @@ pub(crate) const NO_ANSWER: HttpError = HttpError::new(504, "timeout", "no answe
 pub(crate) const NO_SPACE: HttpError =
     HttpError::new(507, "no_space", "there is no space left on the disk for the request's body");
 
-/// What the host takes, for those who ask about none of its paths, or with a method that it never takes.
+/// The value of `allow` for `OPTIONS *` and for methods that the host never accepts.
 pub(crate) const METHODS: &str = "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS";
 
 /// What decides how an error is rendered for a client.
@@ -92,19 +92,19 @@ pub(crate) struct Audience<'a> {
     pub(crate) html: bool,
     /// The method is `GET` or `HEAD`, so that a browser may repeat the request by itself.
     pub(crate) is_safe: bool,
-    /// The request's id, where it has one.
+    /// The request's id, if it has one.
     pub(crate) id: Option<&'a str>,
 }
 
-/// The JSON of an error, with a line end behind it.
+/// The JSON of an error, with a line end.
 pub(crate) fn json(code: &str, message: &str) -> String {
     let mut body = serde_json::json!({"error": {"code": code, "message": message}}).to_string();
     body.push('\n');
     body
 }
 
-/// Renders an error as the client prefers it, as JSON where nothing is known of the client. Returns the status line and headers, each
-/// with its line end, without those that frame the answer, and the body.
+/// Renders an error as the client prefers it, as JSON if nothing is known of the client. Returns the status line and headers without those
+/// of the framing, and the body.
 pub(crate) fn render(error: HttpError, audience: Option<Audience<'_>>) -> (Vec<u8>, String) {
     let mut head = status_line(error.status);
     date::put_line(&mut head);
@@ -135,7 +135,7 @@ pub(crate) fn render(error: HttpError, audience: Option<Audience<'_>>) -> (Vec<u
     (head, body)
 }
 
-/// The whole answer as it goes on the wire, where the connection ends after it.
+/// The complete answer as on the wire, with `connection: close`.
 pub(crate) fn last_answer(error: HttpError, head_request: bool, audience: Option<Audience<'_>>) -> Vec<u8> {
     let (mut out, body) = render(error, audience);
     out.extend_from_slice(format!("connection: close\r\ncontent-length: {}\r\n\r\n", body.len()).as_bytes());
@@ -145,10 +145,10 @@ pub(crate) fn last_answer(error: HttpError, head_request: bool, audience: Option
     out
 }
 
-/// Most media ranges of an `accept` that are read. Browsers send up to eight.
+/// Limit of media ranges read from an `accept`. Browsers send up to eight.
 const MAX_RANGES: usize = 32;
 
-/// Whether a client with these `accept` values, in their order, prefers HTML to JSON. One that names neither of them does not.
+/// Whether a client with these `accept` values, in order, prefers HTML to JSON. A client that names neither does not.
 pub(crate) fn prefers_html<'a>(accept: impl IntoIterator<Item = &'a str>) -> bool {
     let (mut html, mut json) = (Wish::default(), Wish::default());
     let ranges = accept.into_iter().flat_map(|value| value.split(',')).take(MAX_RANGES);
@@ -164,7 +164,7 @@ pub(crate) fn prefers_html<'a>(accept: impl IntoIterator<Item = &'a str>) -> boo
             json.include(weight);
         }
     }
-    // Among equals, what was named counts before what a pattern includes, and what was named first before the rest.
+    // With equal weights a named type wins over a pattern, and the first named type over the others.
     let before = match (html.place, json.place) {
         (Some(html), Some(json)) => html < json,
         _ => true,
@@ -172,12 +172,12 @@ pub(crate) fn prefers_html<'a>(accept: impl IntoIterator<Item = &'a str>) -> boo
     html.weight > 0 && (html.weight > json.weight || html.weight == json.weight && before)
 }
 
-/// How much a client wants a type.
+/// A client's preference for a type.
 #[derive(Default)]
 struct Wish {
-    /// In thousandths.
+    /// The weight in thousandths.
     weight: u16,
-    /// Where it is named, unless only a pattern includes it.
+    /// Its position, if it is named and not only included in a pattern.
     place: Option<usize>,
 }
 
@@ -194,7 +194,7 @@ impl Wish {
     }
 }
 
-/// The weight among a media range's parameters (RFC 9110, section 12.4.2), in thousandths. One that is malformed is none.
+/// The weight among a media range's parameters (RFC 9110, section 12.4.2), in thousandths. A malformed weight counts as 0.
 fn weight(parameters: &str) -> u16 {
     let given = parameters.split(';').find_map(|parameter| {
         let (name, value) = parameter.split_once('=')?;

@@ -1,4 +1,4 @@
-//! How an answer goes on the wire: its head, and the framing of its body (RFC 9112). Pure.
+//! The head of an answer and the framing of its body on the wire (RFC 9112). Pure.
 
 use super::date;
 use crate::protocol::message::{HOP_BY_HOP, Response};
@@ -7,10 +7,10 @@ use std::io::Write;
 /// Status of an answer that has no body and no length (RFC 9110, section 8.6).
 const NO_CONTENT: u16 = 204;
 
-/// Bytes reserved for the head of an answer; few are longer.
+/// Initial capacity for the head of an answer; few are longer.
 const HEAD_SIZE: usize = 512;
 
-/// Headers that only the host itself may send.
+/// Headers that only the host may send.
 const RESERVED: &str = "x-plugrack";
 
 /// What the request says about the framing of its answer.
@@ -27,15 +27,15 @@ pub(crate) struct Terms {
 /// How an answer is framed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Framed {
-    /// The body goes in chunks.
+    /// Whether the body is chunked.
     pub(crate) chunked: bool,
-    /// No body is sent: the method was `HEAD`, or the status has none.
+    /// Whether no body is sent: the method was `HEAD`, or the status has none.
     pub(crate) bodiless: bool,
     /// The connection ends after the answer.
     pub(crate) last: bool,
 }
 
-/// The status line, in a buffer for the head of an answer.
+/// The status line, in a new buffer for a head.
 pub(crate) fn status_line(status: u16) -> Vec<u8> {
     let mut head = Vec::with_capacity(HEAD_SIZE);
     let reason = ::http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("Unknown");
@@ -43,8 +43,8 @@ pub(crate) fn status_line(status: u16) -> Vec<u8> {
     head
 }
 
-/// The head of a plugin's answer without the lines that frame it, and the length of the body that it declares. Hop-by-hop headers and
-/// those that `connection` names are left out; a `date` is added where there is none.
+/// The head of a plugin's answer without the framing, and the declared length of its body. Leaves out hop-by-hop headers and those that
+/// `connection` names, and adds a missing `date`.
 pub(crate) fn answer_head(response: &Response<'_>) -> (Vec<u8>, Option<u64>) {
     let mut head = status_line(response.status);
     let (mut length, mut has_date) = (None, false);
@@ -89,12 +89,12 @@ fn has_body(status: u16, terms: Terms) -> bool {
     !terms.head && !matches!(status, 100..=199 | NO_CONTENT | 304)
 }
 
-/// Ends the head of an answer with the lines that frame its body of `length` bytes, where that is known, and an empty line.
+/// Ends the head with the headers that frame a body of `length` bytes, if that is known, and an empty line.
 pub(crate) fn frame(head: &mut Vec<u8>, status: u16, length: Option<u64>, terms: Terms) -> Framed {
     let has_body = has_body(status, terms);
     let mut framed = Framed { chunked: false, bodiless: !has_body, last: terms.last };
     if status == NO_CONTENT {
-        // Not even a length of 0.
+        // These statuses have no `content-length` at all.
     } else if let Some(length) = length {
         put(head, format_args!("content-length: {length}\r\n"));
     } else if has_body && !terms.old {
@@ -113,12 +113,12 @@ pub(crate) fn frame(head: &mut Vec<u8>, status: u16, length: Option<u64>, terms:
     framed
 }
 
-/// Appends the line before a chunk of so many bytes.
+/// Appends the line before a chunk of `length` bytes.
 pub(crate) fn put_chunk_size(out: &mut Vec<u8>, bytes: usize) {
     put(out, format_args!("{bytes:x}\r\n"));
 }
 
-/// What stands behind a piece of the body that is a chunk, or the last piece.
+/// The bytes that follow a chunk, or the last chunk.
 pub(crate) fn after_piece(framed: Framed, is_empty: bool, last: bool) -> &'static [u8] {
     match (framed.chunked, is_empty, last) {
         (true, false, false) => b"\r\n",

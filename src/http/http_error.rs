@@ -1,15 +1,15 @@
-//! An error that the host answers a client with.
+//! An error response of the host.
 
 /// Status, code and sentence of an error. The JSON body and the page for browsers are made from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct HttpError {
     /// HTTP status.
     pub(crate) status: u16,
-    /// Name for programs.
+    /// Error code, for programs.
     pub(crate) code: &'static str,
-    /// What is wrong, for people: one sentence without a capital and a full stop. It names no setting, since anybody may read it.
+    /// What is wrong, for people: one sentence without a capital and a full stop. It names no setting, since anyone may read it.
     pub(crate) message: &'static str,
-    /// `retry-after` in seconds, where waiting helps.
+    /// `retry-after` in seconds, if waiting helps.
     pub(crate) retry_after: Option<u64>,
 }
 

@@ -1,7 +1,7 @@
-//! A request that the event loop has passed on: the state that it shares with the thread that answers.
+//! The state of a submitted request, which the event loop shares with the thread that answers.
 //!
-//! While the request waits for a worker it is kept here, so that the event loop can drop it, with its memory, when the client goes or
-//! its time is over. A queue only holds [`WaitingRequest`]s, which lead here.
+//! A waiting request is stored here, so that the event loop can drop it and its memory when the client leaves or its time is over. A queue
+//! only holds [`WaitingRequest`]s, which refer to it.
 
 use super::HttpError;
 use super::direct_writer::{DirectWriter, Progress};
@@ -12,11 +12,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Instant;
 
-/// What the event loop and the thread that answers share of one request.
+/// The shared state of one request.
 pub(crate) struct InFlight {
-    /// The direct way to the client.
+    /// The direct writer to the client.
     pub(crate) writer: DirectWriter,
-    /// When the request was passed on.
+    /// When the request was submitted.
     pub(crate) arrived: Instant,
     waiting: Mutex<Option<Request>>,
     cancelled: AtomicBool,
@@ -24,16 +24,16 @@ pub(crate) struct InFlight {
 }
 
 impl InFlight {
-    /// The state of a request that is passed on at `now`, with the direct way to its client.
+    /// The state of a request that is submitted at `now`.
     pub(crate) fn new(writer: DirectWriter, now: Instant) -> Arc<Self> {
         let (waiting, cancelled, taken_at) = Default::default();
         Arc::new(Self { writer, arrived: now, waiting, cancelled, taken_at })
     }
 
-    /// Gives the answer up: a request that waits is dropped, and whoever has taken it finds out by [`InFlight::is_cancelled`]. Returns how
-    /// far an answer has come on the direct way.
+    /// Cancels the request. A waiting request is dropped; a worker that has taken it sees [`InFlight::is_cancelled`]. Returns how much of
+    /// an answer was sent directly.
     pub(crate) fn cancel(&self) -> Progress {
-        // Set first: a worker that puts the request back looks at the flag while it holds the lock.
+        // Set before the lock: a worker that puts the request back reads the flag while it holds the lock.
         self.cancelled.store(true, Ordering::SeqCst);
         let waiting = self.lock().take();
         if let Some(mut request) = waiting {
@@ -42,7 +42,7 @@ impl InFlight {
         self.writer.revoke()
     }
 
-    /// Whether nobody waits for the answer any more.
+    /// Whether the request was cancelled.
     pub(crate) fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
     }
@@ -57,11 +57,11 @@ impl InFlight {
     }
 }
 
-/// A request that waits in a queue. Dropped there, it is answered that the host has lost it.
+/// A request that waits in a queue. If it is dropped there, its client gets 500.
 pub(crate) struct WaitingRequest(Arc<InFlight>);
 
 impl WaitingRequest {
-    /// Has a request wait. None, and the request is dropped, when nobody waits for its answer any more.
+    /// Stores a request until a worker takes it. None, and the request is dropped, if it was cancelled.
     pub(crate) fn new(request: Request) -> Option<Self> {
         let in_flight = Arc::clone(request.responder.in_flight());
         let mut waiting = in_flight.lock();
@@ -76,7 +76,7 @@ impl WaitingRequest {
         Some(Self(in_flight))
     }
 
-    /// Takes the request at `now`; none when nobody waits for its answer any more.
+    /// Takes the request at `now`; none if it was cancelled.
     pub(crate) fn take(self, now: Instant) -> Option<Request> {
         let request = self.0.lock().take();
         if request.is_some() {
@@ -93,12 +93,12 @@ impl WaitingRequest {
         }
     }
 
-    /// When the request was passed on.
+    /// When the request was submitted.
     pub(crate) fn arrived(&self) -> Instant {
         self.0.arrived
     }
 
-    /// Whether nobody waits for the answer any more.
+    /// Whether the request was cancelled.
     pub(crate) fn is_cancelled(&self) -> bool {
         self.0.is_cancelled()
     }

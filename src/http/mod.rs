@@ -1,5 +1,5 @@
-//! HTTP/1.1 as the host reads and writes it, apart from connections and plugins: parsers, framing, errors, bodies, and one request with
-//! its responder. Nothing here waits for a client.
+//! HTTP/1.1, independent of connections and plugins: parsers, framing, errors, bodies, and a request with its responder. Nothing here waits
+//! for a client.
 
 pub(crate) mod body;
 pub(crate) mod body_stream;

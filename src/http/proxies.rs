@@ -1,12 +1,12 @@
-//! Reverse proxies that are trusted to say for whom they come, and the reading of what they say. Pure.
+//! Trusted reverse proxies, and their headers about the client. Pure.
 
 use ipnet::{IpNet, Ipv4Net};
 use std::net::{IpAddr, SocketAddr};
 
-/// Most elements of `x-forwarded-for` that are looked at: one for each proxy on the way, of which there are seldom more than three.
+/// Limit of elements read from `x-forwarded-for`: one for each proxy on the way, of which there are rarely more than three.
 const MAX_HOPS: usize = 32;
 
-/// Longest request id in bytes that is taken over from a proxy: those in use have 16 to 64.
+/// Longest request id accepted from a proxy, in bytes. Common ones have 16 to 64.
 const MAX_REQUEST_ID: usize = 128;
 
 /// Leading bits of the IPv6 addresses that stand for IPv4 addresses (`::ffff:0:0/96`, RFC 4291, section 2.5.5.2).
@@ -17,11 +17,11 @@ const MAPPED_BITS: u8 = 96;
 pub(crate) struct Networks(Vec<IpNet>);
 
 impl Networks {
-    /// Reads networks with commas between them; a plain address is a network of its own. An empty text has none, so that the
-    /// variable of the setting can be set to nothing.
+    /// Reads networks separated by commas; a plain address is a network of its own. An empty text is no network, so that the setting's
+    /// variable may be empty.
     ///
     /// # Errors
-    /// Which element is not a network, and what one looks like.
+    /// Which element is not a network, with an example of one.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let elements = text.split(',').map(str::trim).filter(|element| !element.is_empty());
         elements.map(network).collect::<Result<_, _>>().map(Self)
@@ -37,9 +37,9 @@ impl Networks {
         self.0.iter().any(|network| network.contains(&address))
     }
 
-    /// The client that the `x-forwarded-for` headers of a trusted proxy name: the rightmost address that is not itself that of
-    /// a trusted proxy, or the leftmost where all are. Each proxy appends the address that it was asked from, so what stands left of that address
-    /// is the client's own word. Nothing where an element on the way is no address, or there are too many.
+    /// The client that the `x-forwarded-for` headers of a trusted proxy name: the rightmost address that is not itself that of a trusted
+    /// proxy, or the leftmost if all are. Each proxy appends the address of its own client, so the client itself may have written
+    /// everything to the left of that. None if an element on the way is no address, or there are too many.
     pub(super) fn client<'a>(&self, headers: impl DoubleEndedIterator<Item = &'a [u8]>) -> Option<IpAddr> {
         let mut furthest = None;
         let elements = headers.rev().flat_map(|value| value.rsplit(|&byte| byte == b','));
@@ -76,8 +76,7 @@ fn address(element: &[u8]) -> Option<IpAddr> {
     Some(address.to_canonical())
 }
 
-/// Whether a proxy's request id can be taken over: it is shown in logs and passed on in headers, where nothing may read it as
-/// more than one word.
+/// Whether a proxy's request id is acceptable. It appears in logs and headers, so it must be one word everywhere.
 pub(super) fn is_request_id(value: &[u8]) -> bool {
     let is_plain = |byte: &u8| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\'' | b'`' | b'\\' | b',' | b';');
     (1..=MAX_REQUEST_ID).contains(&value.len()) && value.iter().all(is_plain)

@@ -12,69 +12,69 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Bytes reserved for a message beside what comes from the request's head.
+/// Bytes reserved for a message in addition to the request's head.
 const MESSAGE_SIZE: usize = 512;
 
-/// Characters of a path or a key by which a request is named in messages, so that the reason behind it fits the line.
+/// Limit for a path or a key in messages, in characters, so that the reason after it fits into the line.
 const MAX_NAMED: usize = 200;
 
-/// Where a request comes from.
+/// The origin of a request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Origin {
-    /// The client's address, where it is known.
+    /// The client's address, if it is known.
     pub(crate) address: Option<IpAddr>,
-    /// The client came by HTTPS.
+    /// Whether the client uses HTTPS.
     pub(crate) https: bool,
-    /// A trusted proxy has passed the request on, so that its request id counts.
+    /// Whether a trusted proxy has passed the request on, so that its request id is used.
     pub(crate) proxied: bool,
 }
 
-/// What the method says about the request.
+/// Properties of a request's method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Method {
-    /// It changes nothing (RFC 9110, section 9.2.1).
+    /// Safe (RFC 9110, section 9.2.1).
     Get,
-    /// It changes nothing, and its answer has no body.
+    /// Safe, and its answer has no body.
     Head,
-    /// Nothing is known.
+    /// Any other method.
     Other,
 }
 
-/// How long a body is.
+/// The length of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BodyLength {
-    /// So many bytes; 0 where there is none.
+    /// In bytes; 0 if there is none.
     Known(u64),
-    /// It comes in chunks.
+    /// Unknown: the body is chunked.
     Unknown,
 }
 
 /// A request's body.
 pub(crate) enum RequestBody {
-    /// It has come whole; none where the request has no body.
+    /// Received completely; none if the request has no body.
     Whole(Option<Body>),
-    /// It is passed on while it comes.
+    /// Passed on while it arrives.
     Stream(BodyReceiver),
 }
 
-/// How a request was lost with a plugin's connection whose process lived on, so that it may be sent once more.
+/// How a request was lost with a plugin's connection while the process lived on, so that it may be sent once more.
 pub(crate) struct Loss {
-    /// The process that it may be sent to again. If that one has ended, the request may be the reason.
+    /// The process to which it may be sent again. If that process has ended, the request may be the reason.
     pub(crate) process: u64,
     /// What happened, for the plugin's log.
     pub(crate) why: String,
 }
 
-/// A request's id: the one that a trusted proxy has given it, or the host's own.
+/// A request's id: that of a trusted proxy, or the host's own.
 #[derive(Clone)]
 pub(crate) struct RequestId {
-    /// What all ids of this run of the host begin with.
+    /// The common prefix of all ids of this run of the host.
     pub(crate) prefix: Arc<str>,
     /// The request's number in this run.
     pub(crate) number: u64,
 }
 
-/// A request. However it ends, its client is answered, see [`Responder`].
+/// A request. Its [`Responder`] makes sure that the client gets an answer, however it ends.
 pub(crate) struct Request {
     /// The canonical head, as [`super::parse::request_head::read`] has written it.
     pub(crate) head: Vec<u8>,
@@ -85,15 +85,15 @@ pub(crate) struct Request {
     pub(crate) id: RequestId,
     /// The length of the body.
     pub(crate) length: BodyLength,
-    /// Whether the head has said that there is a body, be it empty: a plugin then sees its `content-length`.
+    /// Whether the head announced a body, even an empty one: the plugin then sees its `content-length`.
     pub(crate) declares_body: bool,
     pub(crate) body: RequestBody,
     pub(crate) responder: Responder,
-    /// When the request was passed on: its deadlines count from here.
+    /// When the request was submitted. Its deadlines count from here.
     pub(crate) arrived: Instant,
-    /// It was re-queued once, and is not pipelined any more: a second loss then shows which request it was.
+    /// Whether it was re-queued. It is then not pipelined any more, so that a second loss shows which request it was.
     pub(crate) alone: bool,
-    /// How it was lost with its connection, if it was.
+    /// How it was lost with its connection, if that happened.
     pub(crate) loss: Option<Box<Loss>>,
 }
 
@@ -117,7 +117,7 @@ pub(crate) fn header_in<'a>(head: &'a [u8], name: &str) -> Option<&'a [u8]> {
     header_lines(split_head(head).2).find(|(each, _)| *each == name.as_bytes()).map(|(_, value)| value)
 }
 
-/// Name and value of each header line.
+/// The name and value of each header line.
 fn header_lines(lines: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     lines.split(|&byte| byte == b'\n').filter_map(|line| {
         let line = line.strip_suffix(b"\r")?;
@@ -131,7 +131,7 @@ fn put_number(out: &mut Vec<u8>, number: u64) {
     io::Write::write_fmt(out, format_args!("{number}")).ok();
 }
 
-/// Appends a field of a JSON object behind another, with a text.
+/// Appends a text field to a JSON object, after another field.
 fn put_field(out: &mut Vec<u8>, name: &str, value: &str) {
     out.extend_from_slice(b",\"");
     out.extend_from_slice(name.as_bytes());
@@ -139,7 +139,7 @@ fn put_field(out: &mut Vec<u8>, name: &str, value: &str) {
     put_text(out, value.as_bytes());
 }
 
-/// Appends a pair of name and value, with a comma behind it.
+/// Appends a pair of name and value, and a comma.
 fn put_header(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.push(b'[');
     put_text(out, name);
@@ -148,7 +148,8 @@ fn put_header(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(b"],");
 }
 
-/// Appends a JSON string with each byte as the character of its number (Latin-1), which is how the protocol has values that are not ASCII.
+/// Appends a JSON string with each byte as the character of its number (Latin-1), which is how the protocol represents values that are not
+/// ASCII.
 fn put_text(out: &mut Vec<u8>, bytes: &[u8]) {
     out.push(b'"');
     let mut rest = bytes;
@@ -186,7 +187,7 @@ pub(crate) fn audience<'a>(head: &[u8], id: Option<&'a str>) -> Audience<'a> {
 }
 
 impl Method {
-    /// What is known of the method with this name.
+    /// The properties of the method with this name.
     pub(crate) fn named(name: &str) -> Self {
         match name {
             "GET" => Self::Get,
@@ -224,7 +225,7 @@ impl Request {
         split_head(&self.head).1
     }
 
-    /// The first header of a name in lower case, where it is UTF-8.
+    /// The first header with a name in lower case, if its value is UTF-8.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         std::str::from_utf8(header_in(&self.head, name)?).ok()
     }
@@ -245,8 +246,8 @@ impl Request {
         format!("{method} {} (request {})", named(split_target(target).0), self.id())
     }
 
-    /// Appends the message for the plugin as JSON, an `http` message of the protocol. It is written straight from the head, since each
-    /// request goes through here.
+    /// Appends the protocol's `http` message for the plugin as JSON. It is written directly from the head, because every request passes
+    /// here.
     pub(crate) fn encode(&self, id: u64, more: bool, out: &mut Vec<u8>) {
         let (method, target, lines) = split_head(&self.head);
         let (path, query) = split_target(target);
@@ -281,14 +282,14 @@ impl Request {
         put_header(out, b"x-forwarded-proto", if self.origin.https { b"https" } else { b"http" });
         put_header(out, b"x-forwarded-prefix", mount.as_bytes());
         put_header(out, b"x-request-id", self.id().as_bytes());
-        // The comma behind the last.
+        // The comma after the last pair.
         out.pop();
         out.push(b']');
         put_field(out, "remote", &remote);
         out.extend_from_slice(if more { br#","more":true}"# } else { br#","more":false}"# });
     }
 
-    /// The whole body, of `most` bytes at most, where it is in one piece of memory and nothing of it was read.
+    /// The whole body, if it has at most `most` bytes, is one block of memory, and none of it was read.
     pub(crate) fn take_whole_body(&mut self, most: usize) -> Option<Vec<u8>> {
         let RequestBody::Whole(Some(body)) = &mut self.body else { return None };
         if body.len() > most as u64 { None } else { body.take_whole() }
@@ -297,7 +298,7 @@ impl Request {
     /// Reads more of the body; 0 at its end.
     ///
     /// # Errors
-    /// `WouldBlock` when nothing came for `time`, `UnexpectedEof` when the rest will not come, and those of a temporary file.
+    /// `WouldBlock` if nothing arrives for `time`, `UnexpectedEof` if the body is incomplete, and those of a temporary file.
     pub(crate) fn read_body(&mut self, buffer: &mut [u8], time: Duration) -> io::Result<usize> {
         match &mut self.body {
             RequestBody::Whole(None) => Ok(0),

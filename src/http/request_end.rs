@@ -1,4 +1,4 @@
-//! What is known of a request when it ends, and the counters that are kept of it.
+//! What is known of a request at its end, and the counters of a plugin's requests.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -8,11 +8,11 @@ use std::time::Duration;
 /// How a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// The client was given a whole answer.
+    /// The whole answer was sent.
     Complete,
-    /// The answer was broken off.
+    /// The answer was aborted after it had begun.
     Cut,
-    /// The client went before the answer was complete.
+    /// The client left before the answer was complete.
     Cancelled,
 }
 
@@ -20,13 +20,13 @@ pub(crate) enum Outcome {
 #[derive(Debug)]
 pub(crate) struct RequestEnd {
     pub(crate) outcome: Outcome,
-    /// The answer's status; none where no answer began.
+    /// The answer's status; none if no answer began.
     pub(crate) status: Option<u16>,
     /// Bytes of the request's body.
     pub(crate) received: u64,
     /// Bytes sent to the client, head and framing included.
     pub(crate) sent: u64,
-    /// Time until a worker took the request; none where none did.
+    /// Time until a worker took the request; none if none did.
     pub(crate) queued: Option<Duration>,
     /// Time until the answer began.
     pub(crate) first_byte: Option<Duration>,
@@ -79,9 +79,9 @@ pub(crate) struct TrafficCounts {
     pub(crate) client_error: u64,
     /// Answers with a status from 500 to 599.
     pub(crate) server_error: u64,
-    /// Answers that were broken off.
+    /// Answers that were aborted after they had begun.
     pub(crate) cut: u64,
-    /// Requests whose client went before the answer was complete.
+    /// Requests whose client left before the answer was complete.
     pub(crate) cancelled: u64,
     /// Bytes of request bodies.
     pub(crate) received_bytes: u64,

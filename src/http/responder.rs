@@ -1,5 +1,4 @@
-//! The responder: how a thread that has an answer gets it to the client, straight to the socket where that can be, and else by the
-//! response channel.
+//! The responder sends an answer to the client: directly to the socket if that is possible, and otherwise through the response channel.
 
 use super::HttpError;
 use super::direct_writer::Revoked;
@@ -12,14 +11,14 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Largest body in bytes that is not put into one of the channel's buffers.
+/// Largest body in bytes that does not use one of the channel's buffers.
 const SMALL: usize = 16 * 1024;
 
-/// Bytes reserved for the line before a chunk.
+/// Capacity for the line before a chunk.
 const CHUNK_SIZE_LINE: usize = 24;
 
-/// Answers one request. Dropped unanswered, it answers that the host has failed; dropped within an answer, it breaks the answer off, so
-/// that the client can see that it is not complete.
+/// Answers one request. If it is dropped without an answer, the client gets 500. If it is dropped within an answer, the answer is aborted,
+/// so that the client can tell that it is incomplete.
 pub(crate) struct Responder {
     in_flight: Arc<InFlight>,
     channel: Arc<ResponseChannel>,
@@ -29,11 +28,11 @@ pub(crate) struct Responder {
 
 enum State {
     Unanswered,
-    /// The answer goes on straight to the client.
+    /// The answer continues directly to the client.
     Direct(Begun),
-    /// The answer goes on by the response channel.
+    /// The answer continues through the response channel.
     Pieces(PieceWriter, Framed),
-    /// It is complete, or cannot go on, or nobody waits for it.
+    /// It is complete, aborted or cancelled.
     Over,
 }
 
@@ -48,18 +47,18 @@ impl Responder {
         &self.in_flight
     }
 
-    /// Whether nobody waits for the answer any more.
+    /// Whether the request was cancelled.
     pub(crate) fn is_cancelled(&self) -> bool {
         self.in_flight.is_cancelled()
     }
 
-    /// Answers nothing, since nobody waits for it.
+    /// Ends without an answer, because the request was cancelled.
     pub(super) fn abandon(&mut self) {
         self.state = State::Over;
     }
 
-    /// Sends the head of a plugin's answer, which was checked, and the first of its body. `rest` more bytes of the same frame follow in
-    /// pieces. With neither those nor `more` the answer is complete.
+    /// Sends the checked head of a plugin's answer, and the beginning of its body. `rest` more bytes of the same frame follow in pieces.
+    /// With neither those nor `more` the answer is complete.
     ///
     /// # Errors
     /// The client has gone.
@@ -73,9 +72,9 @@ impl Responder {
         self.begin(response.status, head, length, first, rest == 0 && !response.more)
     }
 
-    /// Sends a whole answer, whose `head` is its status line and headers without those that frame it.
+    /// Sends a complete answer. `head` is its status line and headers without those of the framing.
     pub(crate) fn answer_whole(&mut self, status: u16, head: Vec<u8>, body: &[u8]) {
-        // A client that has gone needs no answer.
+        // A client that has left needs no answer.
         self.begin(status, head, Some(body.len() as u64), body, true).ok();
     }
 
@@ -87,7 +86,7 @@ impl Responder {
         }
     }
 
-    /// Waits until another piece can be sent without a wait for the client; false where that takes longer than `time`.
+    /// Waits until another piece can be sent without waiting for the client; false if that takes longer than `time`.
     pub(crate) fn has_room_within(&self, time: Duration) -> bool {
         if let State::Pieces(writer, _) = &self.state { writer.has_room_within(time) } else { true }
     }
@@ -97,7 +96,7 @@ impl Responder {
     /// # Errors
     /// The client has gone.
     pub(crate) fn piece(&mut self, bytes: &[u8], last: bool) -> io::Result<()> {
-        // What a client does not take at once is kept for it, so a piece is small.
+        // What a client does not take at once is buffered, so a piece is small.
         let mut rest = bytes;
         while let Some((piece, behind)) = rest.split_at_checked(PIECE).filter(|(_, behind)| !behind.is_empty()) {
             self.put(piece, false)?;
@@ -122,7 +121,7 @@ impl Responder {
             && !framed.chunked
             && !framed.bodiless
         {
-            // It goes on as it is, uncopied.
+            // The buffer is passed on without a copy.
             buffer.truncate(length);
             writer.put(buffer)?;
             return self.put(&[], last);
@@ -132,13 +131,13 @@ impl Responder {
         sent
     }
 
-    /// Breaks off an answer that has begun.
+    /// Aborts an answer that has begun.
     pub(crate) fn cut(&mut self) {
         if let State::Direct(begun) = &self.state {
             self.in_flight.writer.revoke();
             self.channel.put(self.address, ResponsePart::Direct { begun: *begun, unsent: Vec::new(), then: Then::Broken });
         }
-        // Pieces that end without their mark are an answer that breaks off.
+        // Pieces that end without being marked complete abort the answer.
         self.state = State::Over;
     }
 
@@ -159,7 +158,7 @@ impl Responder {
             put_chunk_size(&mut head, body.len());
         }
         let after = after_piece(framed, body.is_empty(), whole);
-        // The event loop sends whole answers while the worker goes on, unless it sleeps and there are no others.
+        // The event loop sends complete answers while the worker continues, unless it sleeps and no other request is in flight.
         if (!whole || (self.in_flight.writer.is_alone() && self.channel.is_asleep()))
             && self.send_direct(begun, [&head, body, after], whole).is_ok()
         {
@@ -214,7 +213,7 @@ impl Responder {
         }
     }
 
-    /// Sends parts of an answer straight to the client. What the client does not take at once is left to the event loop, and with it
+    /// Sends parts of an answer directly to the client. If the client does not take all of them at once, the event loop sends the rest and
     /// what follows.
     fn send_direct(&mut self, begun: Begun, parts: [&[u8]; 3], last: bool) -> Result<(), Revoked> {
         let total: usize = parts.iter().map(|part| part.len()).sum();
@@ -223,7 +222,7 @@ impl Responder {
         if last {
             let is_sent = unsent.is_empty();
             self.channel.put_quietly(self.address, ResponsePart::Direct { begun, unsent, then: Then::Ended });
-            // The event loop need not be woken where nothing depends on it.
+            // The event loop need not be woken if nothing depends on it.
             if !is_sent || begun.framed.last || self.in_flight.writer.is_awaited() {
                 self.channel.wake();
             }

@@ -1,7 +1,7 @@
-//! The channel by which answers come back to the event loop.
+//! The channel for answers from workers to the event loop.
 //!
-//! Each part of an answer carries the address of its request. The event loop gives each number out once, so a part for a request that is
-//! over, as when its client has gone, matches nothing and is dropped.
+//! Each part of an answer carries the address of its request. The event loop uses each number once, so a part for a request that has ended
+//! matches nothing and is dropped.
 
 use super::framing::Framed;
 use crate::lock::LockExt;
@@ -13,20 +13,20 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-/// Largest answer in bytes, head and body, that is handed over whole: twice the body of one frame to a plugin. A larger one comes in
-/// pieces, so that a slow client holds up the plugin and does not fill the host's memory.
+/// Largest answer, head and body in bytes, that is sent as one part: twice the body of one frame to a plugin. A larger one is sent in
+/// pieces, so that a slow client slows the plugin down and does not fill the host's memory.
 pub(crate) const MAX_WHOLE: usize = 128 * 1024;
 
 /// Largest piece of an answer in bytes.
 pub(crate) const PIECE: usize = 64 * 1024;
 
-/// Pieces of one answer that wait for the event loop.
+/// Capacity of an answer's channel in pieces.
 const PIECES: usize = 4;
 
-/// Buffers that are kept for the next large answer: new memory from the system costs more than filling it.
+/// Buffers kept for further large answers: new memory from the system costs more than filling it.
 const SPARES: usize = 32;
 
-/// Which request a part is for.
+/// The request to which a part belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Address {
     /// The connection's key in the event loop, as a number.
@@ -43,38 +43,38 @@ pub(crate) struct Begun {
     pub(crate) framed: Framed,
 }
 
-/// A part of an answer. All bytes are as they go on the wire.
+/// A part of an answer. All bytes are as on the wire.
 pub(crate) enum ResponsePart {
-    /// It begins with `bytes`, and goes on with `rest`, if there is more.
+    /// Its beginning, and the channel for the rest, if there is more.
     Begun { begun: Begun, bytes: Vec<u8>, rest: Option<Pieces> },
-    /// There is more in its pieces, or their end.
+    /// The channel has more pieces, or their end.
     More,
-    /// The worker has begun it on the direct way, or gone on there; `unsent` is what the client did not take.
+    /// The worker has sent it directly; `unsent` is what the client did not take.
     Direct { begun: Begun, unsent: Vec<u8>, then: Then },
-    /// The worker has taken a piece of the request's body, and there is room for another.
+    /// There is room for another piece of the request's body.
     BodyRoom,
 }
 
-/// How an answer goes on that was begun on the direct way.
+/// How an answer continues that was begun directly.
 pub(crate) enum Then {
-    /// On the same way.
+    /// Directly.
     Direct,
     /// In pieces.
     Pieces(Pieces),
     /// It is complete.
     Ended,
-    /// It has broken off.
+    /// It was aborted.
     Broken,
 }
 
-/// The side of the threads that answer. Each request has few parts in the channel, and there are no more requests than connections.
+/// The workers' end. It is bounded, since each request has few parts in it, and there are no more requests than connections.
 pub(crate) struct ResponseChannel {
     parts: Sender<(Address, ResponsePart)>,
     spares: Arc<Spares>,
     waker: Arc<Waker>,
 }
 
-/// The event loop's side.
+/// The event loop's end.
 pub(crate) struct Responses {
     parts: Receiver<(Address, ResponsePart)>,
     spares: Arc<Spares>,
@@ -90,12 +90,12 @@ impl Spares {
         self.0.locked()
     }
 
-    /// A buffer with what it holds from its last use, or a new one.
+    /// A used buffer with its old content, or a new one.
     fn take(&self) -> Vec<u8> {
         self.lock().pop().unwrap_or_default()
     }
 
-    /// Keeps a buffer if it is large and there are few.
+    /// Keeps a large buffer for reuse, unless there are enough.
     fn keep(&self, buffer: Vec<u8>) {
         if buffer.capacity() >= PIECE {
             let mut spares = self.lock();
@@ -106,7 +106,7 @@ impl Spares {
     }
 }
 
-/// The pieces of an answer, as the worker puts them.
+/// The worker's end of an answer in pieces.
 pub(super) struct PieceWriter {
     pieces: Option<Sender<Vec<u8>>>,
     told: Arc<AtomicBool>,
@@ -116,36 +116,36 @@ pub(super) struct PieceWriter {
     channel: Arc<ResponseChannel>,
 }
 
-/// The pieces of an answer, as the event loop takes them.
+/// The event loop's end of an answer in pieces.
 pub(crate) struct Pieces {
     pieces: Receiver<Vec<u8>>,
     /// Whether a [`ResponsePart::More`] is on its way.
     told: Arc<AtomicBool>,
-    /// Whether the pieces are all of the answer.
+    /// Whether the answer is complete with these pieces.
     ended: Arc<AtomicBool>,
 }
 
-/// What comes next of an answer.
+/// The next of an answer's pieces.
 pub(crate) enum Next {
     Piece(Vec<u8>),
-    /// Nothing has come yet.
+    /// There is none yet.
     Nothing,
     /// It is complete.
     End,
-    /// The rest will not come.
+    /// The answer was aborted.
     Broken,
 }
 
-/// Wakes the event loop where it sleeps: most of the time it is awake, and the system call is spared.
+/// Wakes the event loop if it sleeps. Usually it is awake, which saves the system call.
 pub(crate) struct Waker {
     file: OwnedFd,
     asleep: AtomicBool,
 }
 
-/// A channel: the side of the threads that answer, and the event loop's.
+/// Creates the channel: the workers' end and the event loop's.
 ///
 /// # Errors
-/// There is no file for the waker.
+/// There is no file descriptor for the waker.
 pub(crate) fn response_channel() -> io::Result<(ResponseChannel, Responses)> {
     let (sender, parts) = unbounded();
     let spares = Arc::<Spares>::default();
@@ -156,15 +156,15 @@ pub(crate) fn response_channel() -> io::Result<(ResponseChannel, Responses)> {
 }
 
 impl ResponseChannel {
-    /// Hands over a part of an answer.
+    /// Sends a part of an answer, and wakes the event loop.
     pub(super) fn put(&self, address: Address, part: ResponsePart) {
-        // Without an event loop nobody waits for it.
+        // If the event loop has ended, the part is not needed.
         if self.parts.send((address, part)).is_ok() {
             self.waker.wake();
         }
     }
 
-    /// The same for what the event loop need not know before it wakes anyway.
+    /// Sends a part without waking the event loop.
     pub(super) fn put_quietly(&self, address: Address, part: ResponsePart) {
         self.parts.send((address, part)).ok();
     }
@@ -179,7 +179,7 @@ impl ResponseChannel {
         self.waker.asleep.load(Ordering::Relaxed)
     }
 
-    /// The two ends of an answer that goes on in pieces.
+    /// The two ends of an answer in pieces.
     pub(super) fn pieces(self: &Arc<Self>, address: Address) -> (PieceWriter, Pieces) {
         let (sender, pieces) = bounded(PIECES);
         let (told, ended) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
@@ -195,7 +195,7 @@ impl ResponseChannel {
         buffer
     }
 
-    /// The same with what it holds from its last use, so that it can be read into without being filled with zeros.
+    /// A buffer with its old content, so that it can be read into without being zeroed.
     pub(super) fn used_buffer(&self) -> Vec<u8> {
         self.spares.take()
     }
@@ -207,18 +207,18 @@ impl ResponseChannel {
 }
 
 impl PieceWriter {
-    /// Says that what was written is all.
+    /// Marks the answer as complete.
     pub(super) fn end(self) {
         self.ended.store(true, Ordering::Release);
     }
 
-    /// Puts a whole piece behind what has been written.
+    /// Appends a whole piece.
     pub(super) fn put(&mut self, piece: Vec<u8>) -> io::Result<()> {
         self.flush()?;
         self.send(piece)
     }
 
-    /// Waits until the next piece can be put without a wait, or the event loop wants no more; false where that takes longer than `time`.
+    /// Waits until the next piece can be sent without a wait, or the event loop needs no more; false if that takes longer than `time`.
     pub(super) fn has_room_within(&self, time: Duration) -> bool {
         let Some(pieces) = self.pieces.as_ref().filter(|pieces| pieces.is_full()) else { return true };
         let mut room = Select::new();
@@ -228,13 +228,13 @@ impl PieceWriter {
 
     fn send(&self, piece: Vec<u8>) -> io::Result<()> {
         let Some(pieces) = &self.pieces else { return Ok(()) };
-        // Waits while the client takes no more, which the event loop bounds: it drops the other end for a client that is gone.
+        // Blocks while the client takes no more. The event loop bounds this: it drops its end for a client that is too slow or has left.
         pieces.send(piece).map_err(|_| io::ErrorKind::BrokenPipe)?;
         self.tell();
         Ok(())
     }
 
-    /// Has the event loop look.
+    /// Notifies the event loop.
     fn tell(&self) {
         if !self.told.swap(true, Ordering::AcqRel) {
             self.channel.put(self.address, ResponsePart::More);
@@ -255,7 +255,7 @@ impl Write for PieceWriter {
         Ok(n)
     }
 
-    /// Hands over what has been written.
+    /// Sends what was written.
     fn flush(&mut self) -> io::Result<()> {
         let piece = std::mem::take(&mut self.piece);
         if piece.is_empty() { Ok(()) } else { self.send(piece) }
@@ -263,7 +263,7 @@ impl Write for PieceWriter {
 }
 
 impl Drop for PieceWriter {
-    /// The event loop sees the end, and whether the answer is complete.
+    /// The event loop then sees the end, and whether the answer is complete.
     fn drop(&mut self) {
         self.pieces = None;
         self.tell();
@@ -271,7 +271,7 @@ impl Drop for PieceWriter {
 }
 
 impl Pieces {
-    /// Says that [`ResponsePart::More`] has come. To be called before the pieces are looked at.
+    /// Notes that [`ResponsePart::More`] was received. Call this before reading the pieces.
     pub(crate) fn hear(&self) {
         self.told.swap(false, Ordering::AcqRel);
     }
@@ -288,7 +288,7 @@ impl Pieces {
 }
 
 impl Responses {
-    /// What wakes the event loop.
+    /// The waker of the event loop.
     pub(crate) fn waker(&self) -> &Arc<Waker> {
         &self.waker
     }
@@ -298,7 +298,7 @@ impl Responses {
         self.parts.try_recv().ok()
     }
 
-    /// Takes back the buffer that a part came in.
+    /// Takes back the buffer of a part.
     pub(crate) fn give_back(&self, buffer: Vec<u8>) {
         self.spares.keep(buffer);
     }
@@ -310,23 +310,24 @@ impl Responses {
 }
 
 impl Waker {
-    /// To be called after something was put where the event loop looks before it sleeps.
+    /// Wakes the event loop if it sleeps. Call this after something was put into a channel that it checks before it sleeps.
     pub(crate) fn wake(&self) {
-        // Either this thread sees the event loop asleep, or the event loop, which looks after it has said so, sees what was put.
+        // Either this thread sees the flag and wakes the event loop, or the event loop, which checks the channels after it has set the
+        // flag, sees what was put.
         fence(Ordering::SeqCst);
         if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed) {
-            // It fails only when the counter is full, and then the event loop is awake.
+            // It fails only if the counter is full, and then the event loop is awake.
             rustix::io::write(&self.file, &1_u64.to_ne_bytes()).ok();
         }
     }
 
-    /// Says that the event loop is about to sleep, before it looks for the last time.
+    /// Sets the flag that the event loop is about to sleep, before its last check of the channels.
     pub(crate) fn go_to_sleep(&self) {
         self.asleep.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
     }
 
-    /// Says that the event loop is awake.
+    /// Clears the flag.
     pub(crate) fn wake_up(&self) {
         self.asleep.store(false, Ordering::Relaxed);
     }

@@ -1,4 +1,5 @@
-//! Bounds the connections that one plugin holds: those with a request that is under way at it or waits for it, or an answer that is still read.
+//! Limits the client connections that one plugin occupies: those with a request that waits or is under way, or with an answer that the
+//! client still reads.
 
 use crate::lock::LockExt;
 use crate::util::log_throttle::LogThrottle;
@@ -6,26 +7,26 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-/// The slots of one plugin, one for each connection that it holds.
+/// The slots of one plugin, one for each client connection.
 #[derive(Debug, Default)]
 pub(crate) struct Slots {
     taken: Arc<AtomicUsize>,
     refused: Mutex<LogThrottle>,
 }
 
-/// A slot that is taken until this is dropped.
+/// An occupied slot, freed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Slot(Arc<AtomicUsize>);
 
-/// All slots are taken. Holds the number of refusals since the last log line where another line is due.
+/// All slots are taken. Holds the number of refusals since the last log line, if another line is due.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct NoSlot(pub(crate) Option<u64>);
 
 impl Slots {
-    /// Takes one of `most` slots.
+    /// Occupies one of `most` slots.
     ///
     /// # Errors
-    /// None is free.
+    /// No slot is free.
     pub(crate) fn take(&self, most: usize) -> Result<Slot, NoSlot> {
         let one_more = |taken: usize| (taken < most).then_some(taken + 1);
         match self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more) {

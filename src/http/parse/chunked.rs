@@ -1,24 +1,23 @@
-//! The chunked body of a request (RFC 9112, section 7.1), taken apart. Pure.
+//! Decoder for the chunked body of a request (RFC 9112, section 7.1). Pure.
 //!
-//! Only the data comes out: extensions and trailers are checked and thrown away, as nobody here knows what they mean. What is
-//! refused: sizes that are anything but hexadecimal digits, line ends other than CRLF, characters that do not belong in a
-//! header, and more of extensions and trailers than anybody needs.
+//! Only the data is returned. Extensions and trailers are checked and discarded. The decoder refuses sizes with anything but hexadecimal
+//! digits, line ends other than CRLF, characters that a header may not have, and extensions and trailers above a limit.
 
 use super::request_head::{is_token, is_value};
 
-/// Most digits of a chunk's size: with 16 the number always fits 64 bits.
+/// Limit of digits of a chunk's size: 16 always fit into 64 bits.
 const MAX_SIZE_DIGITS: u8 = 16;
 
-/// Most bytes of extensions in one body. Nobody reads them, and they must not be a way past the limit of bodies.
+/// Limit of all extensions in one body, in bytes. They are not part of `--max-body`, so they need a limit of their own.
 const MAX_EXTENSIONS: usize = 16 * 1024;
 
-/// Most bytes of trailers, their line ends included: as much as a head may have.
+/// Limit of trailers in bytes, with line ends: that of a head.
 const MAX_TRAILERS: usize = 16 * 1024;
 
-/// Most lines of trailers: as many as a head may have headers.
+/// Limit of trailer lines: that of headers.
 const MAX_TRAILER_LINES: usize = 64;
 
-/// Takes a chunked body apart as it comes.
+/// Decodes a chunked body as it arrives.
 #[derive(Debug)]
 pub(crate) struct Decoder {
     state: State,
@@ -46,7 +45,7 @@ enum State {
     SizeEnd {
         size: u64,
     },
-    /// So many bytes of data, at least one.
+    /// This number of bytes of data, at least one.
     Data {
         left: u64,
     },
@@ -58,27 +57,27 @@ enum State {
     TrailerName,
     TrailerValue,
     TrailerEnd,
-    /// The line end after which nothing follows.
+    /// The last line end.
     LastLf,
     Ended,
 }
 
-/// What a piece of the body has given.
+/// The result of decoding a piece.
 pub(crate) struct Step<'a> {
-    /// Bytes that need not be shown again.
+    /// Number of bytes consumed.
     pub(crate) used: usize,
-    /// Data among them.
+    /// The data among them.
     pub(crate) data: &'a [u8],
-    /// The body has ended; what follows is not part of it.
+    /// Whether the body has ended.
     pub(crate) ended: bool,
 }
 
-/// Why a body cannot be read. Nothing after it can be either.
+/// Why a body cannot be decoded. Then nothing after it can be read either.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Broken {
-    /// It is not a chunked body.
+    /// Its chunked framing is malformed.
     Malformed,
-    /// It has more extensions or trailers than are taken.
+    /// Its extensions or trailers exceed a limit.
     TooLarge,
 }
 
@@ -89,8 +88,8 @@ impl Decoder {
         Self { state, extensions: 0, trailers: 0, trailer_lines: 0 }
     }
 
-    /// Takes the next piece of the body, up to the end of one run of data. Uses at least one byte of it, unless it is empty or the
-    /// body has ended. Of no more use after an error.
+    /// Decodes the next piece, up to the end of one run of data. Consumes at least one byte, unless the piece is empty or the body has
+    /// ended. Must not be used after an error.
     pub(crate) fn step<'a>(&mut self, input: &'a [u8]) -> Result<Step<'a>, Broken> {
         let mut used = 0;
         while let Some(&byte) = input.get(used) {
@@ -110,7 +109,7 @@ impl Decoder {
         Ok(Step { used, data: &[], ended: matches!(self.state, State::Ended) })
     }
 
-    /// Bytes of the present chunk that are still to come, as far as its size has been read.
+    /// Bytes of the current chunk that are still to be received, as far as its size was read.
     pub(crate) fn announced(&self) -> u64 {
         match self.state {
             State::Size { size, .. } | State::Extension { size } | State::SizeEnd { size } => size,

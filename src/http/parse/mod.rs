@@ -1,4 +1,4 @@
-//! The parsers of what clients send. Pure.
+//! Parsers of client input. Pure.
 
 pub(crate) mod chunked;
 #[cfg(test)]
