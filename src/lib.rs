@@ -1,18 +1,18 @@
 //! A self-hosted plugin host, which the `plugrack` binary runs. The crate `plugrack-sdk` has the plugin protocol and the Rust SDK.
 //!
-//! The rooms, from the bottom up; each uses only those below it:
+//! The modules, from the bottom up. Each uses only those below it:
 //!
-//! * [`util`]: small tools
-//! * [`licensing`]: what the host can tell of licences
-//! * [`process`]: processes, what they print, and what is left of them
-//! * [`system`]: the data directory, limits, sockets
-//! * [`http`]: HTTP/1.1, one request, and its responder
-//! * [`store`]: the database
-//! * [`plugins`]: the registry, supervision, queues and workers
-//! * [`api`]: the operator's API
-//! * [`gate`]: the network
-//! * [`server`]: how `plugrack serve` starts and ends
-//! * [`cli`]: the commands
+//! * `util`: small tools without a domain
+//! * `licensing`: what the host knows of licences
+//! * `process`: child processes, their output and their orphans
+//! * `system`: the data directory, limits, sockets
+//! * `http`: HTTP/1.1, one request, and its responder
+//! * `store`: the database
+//! * `plugins`: the registry, supervision, queues and workers
+//! * `api`: the operator's API
+//! * `gate`: the HTTP server for the network
+//! * `server`: start and stop of `plugrack serve`
+//! * `cli`: the commands
 
 use plugrack_sdk::{license, lock, protocol};
 
