@@ -32,13 +32,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use subtle::ConstantTimeEq;
 
-/// Lines of a log that `logs` gives when not told how many.
+/// Default number of lines of `logs`.
 const DEFAULT_LOG_LINES: usize = 100;
 
-/// Most lines of a log in one answer.
+/// Limit of lines of a log in one answer.
 const MAX_LOG_LINES: usize = 10_000;
 
-/// How much longer than a plugin may take an operation on a key is waited for: its worker answers when the time is over.
+/// Margin beyond a plugin's time for an operation on a key. Its worker answers when that time is over.
 const KV_MARGIN: Duration = Duration::from_secs(5);
 
 /// Longest key of a setting in bytes.
@@ -47,10 +47,10 @@ const MAX_CONFIG_KEY: usize = 128;
 /// Largest value of a setting in bytes: all of them must fit the head of `init`.
 const MAX_CONFIG_VALUE: usize = 16 * 1024;
 
-/// Largest settings of a plugin together, in bytes, as they stand in the head of `init`: beside them it has space for a licence.
+/// Largest total size of a plugin's settings in bytes, as JSON in the head of `init`, which also holds the licence.
 const MAX_CONFIG: usize = 48 * 1024;
 
-/// The header of an error that a plugin gave, whose code and message are its own.
+/// Header of an error whose code and message come from a plugin.
 pub(crate) const BY_PLUGIN: (&str, &str) = ("x-plugrack-error", "plugin");
 
 /// The API of a registry.
@@ -65,9 +65,9 @@ pub(crate) struct Api {
 pub(crate) struct Reply {
     /// HTTP status.
     pub(crate) status: u16,
-    /// JSON, with a line end behind it.
+    /// JSON, with a line end.
     pub(crate) body: String,
-    /// A header that belongs to the status.
+    /// An additional header for this status.
     pub(crate) header: Option<(&'static str, &'static str)>,
 }
 
@@ -79,12 +79,12 @@ impl Reply {
         }
     }
 
-    /// The headers beside `date` and those that frame the answer.
+    /// The headers, without `date` and those of the framing.
     fn headers(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
         [("content-type", "application/json"), ("cache-control", "no-store")].into_iter().chain(self.header)
     }
 
-    /// The status line and headers, without those that frame the answer, and the body.
+    /// The status line and headers without those of the framing, and the body.
     pub(crate) fn render(self) -> (Vec<u8>, String) {
         let mut head = status_line(self.status);
         self.headers().for_each(|(name, value)| put_header(&mut head, name, value));
@@ -99,7 +99,7 @@ impl From<Refused> for Reply {
     }
 }
 
-/// What went wrong, on its way to a [`Reply`].
+/// A failed request, before it becomes a [`Reply`].
 struct Refused {
     status: u16,
     code: String,
@@ -123,7 +123,7 @@ impl Refused {
 }
 
 impl From<StoreError> for Refused {
-    /// The store itself has logged it.
+    /// A failure of the store, which has logged it.
     fn from(error: StoreError) -> Self {
         Self::new(status_of(error.code()), error.code(), error.to_string())
     }
@@ -131,13 +131,13 @@ impl From<StoreError> for Refused {
 
 type Handled = Result<Reply, Refused>;
 
-/// A plugin's id that something is kept under in the store, or may be, and the plugin itself unless its file is refused or gone.
+/// A plugin's id with data in the store, and the plugin itself unless its file is refused or gone.
 struct Known {
     id: String,
     plugin: Option<Arc<Plugin>>,
 }
 
-/// A request, taken apart.
+/// A parsed request.
 struct Call<'a> {
     method: &'a str,
     /// Path segments below `/api`, decoded.
@@ -147,12 +147,12 @@ struct Call<'a> {
 }
 
 impl Api {
-    /// The API of a registry, for whoever has the token. `base` is the URL of the host, if it has one.
+    /// Creates the API of a registry. `base` is the URL of the host, if it has one.
     pub(crate) fn new(registry: Arc<Registry>, token: String, base: Option<String>) -> Self {
         Self { registry, token, base }
     }
 
-    /// What is wrong with a request by its head alone, so that its body need not be sent: the token, the path or the method.
+    /// Checks token, path and method, so that the body of an invalid request need not be sent.
     pub(crate) fn check(&self, method: &str, url: &str, authorization: Option<&str>) -> Option<Reply> {
         let path = url.split_once('?').map_or(url, |(path, _)| path);
         let checked = self.authorize(authorization).and_then(|()| path_of(path)).and_then(|path| {
@@ -162,7 +162,7 @@ impl Api {
         checked.err().map(Reply::from)
     }
 
-    /// Answers a request to `url`, as it was sent, from a client that shows `authorization`.
+    /// Answers a request. `url` is the target as it was sent, `authorization` the header's value.
     pub(crate) fn handle(&self, method: &str, url: &str, authorization: Option<&str>, body: &mut dyn Read) -> Reply {
         self.try_handle(method, url, authorization, body).unwrap_or_else(Reply::from)
     }
@@ -188,7 +188,7 @@ impl Api {
         };
         let query = query.split('&').filter(|part| !part.is_empty()).map(pair).collect::<Result<_, Refused>>()?;
         let body = read_body(body)?;
-        // Soon after the start not all that is there is known.
+        // The first scan may still be under way.
         self.registry.is_scanned(HOLD);
         self.route(&Call { method, path, query, body })
     }
@@ -238,7 +238,7 @@ impl Api {
         Reply::ok(&json!({"instance_id": id, "version": env!("CARGO_PKG_VERSION"), "plugins_dir": plugins}))
     }
 
-    /// Sets the high-water mark of time to the system clock, and has plugins that are unlicensed try again.
+    /// Sets the high-water mark of time to the system clock, and starts unlicensed plugins again.
     fn reset_license_clock(&self) -> Handled {
         let context = self.registry.context();
         let before = context.license_clock.readings().mark;
@@ -271,7 +271,7 @@ impl Api {
             .ok_or_else(|| no_plugin(&self.registry, id))
     }
 
-    /// Deletes what a plugin that is gone has left.
+    /// Deletes the data of a plugin that is gone.
     fn forget(&self, id: &str) -> Handled {
         if !self.registry.left_behind()?.iter().any(|left| left.is_of(id)) {
             return Err(Refused::new(404, "not_found", format!("nothing is left of a plugin {id}: plugrack gone lists what is")));
@@ -280,7 +280,7 @@ impl Api {
         Ok(Reply::ok(&json!({"forgotten": id})))
     }
 
-    /// Gives an id and what is kept under it to a file.
+    /// Gives an id and its data to a file.
     fn adopt(&self, id: &str, body: &[u8]) -> Handled {
         let body: Value = serde_json::from_slice(body).unwrap_or_default();
         let Some(file) = body["file"].as_str().filter(|_| is_plugin_id(id)) else {
@@ -293,7 +293,7 @@ impl Api {
     fn command(&self, id: &str, verb: &str) -> Handled {
         let may_run = self.plugin(id).map_or(true, |plugin| plugin.status().enabled);
         if matches!(verb, "start" | "restart") && may_run {
-            // What is executed is what was asked: a file that was replaced or refused is asked first.
+            // The host only executes a file whose metadata it has read, so a replaced or refused file is called with `--metadata` first.
             let replaced = self.registry.replace(id);
             if replaced.map_err(|why| Refused::new(409, "refused", format!("the file of {id} is refused: {why}")))? {
                 self.registry.command(&*self.plugin(id)?, Command::Start);
@@ -345,7 +345,7 @@ impl Api {
                 format!("a setting's key is 1-{MAX_CONFIG_KEY} bytes without control characters"),
             ));
         }
-        // Before it is parsed, which rounds some of them.
+        // Checked before parsing, which rounds some numbers.
         if let Some(inexact) = std::str::from_utf8(body).ok().and_then(json_number::inexact) {
             return Err(Refused::new(400, "bad_request", inexact));
         }
@@ -368,7 +368,7 @@ impl Api {
         }
     }
 
-    /// A plugin that was refused tries again with its new settings; one that runs gets them when it starts the next time.
+    /// A refused plugin is started again with its new settings. A running one gets them at its next start.
     fn configured(&self, known: &Known) -> Handled {
         let running = known.reconsider();
         Ok(Reply::ok(&json!({"config": self.registry.context().store.config(&known.id)?, "restart_needed": running})))
@@ -378,15 +378,15 @@ impl Api {
         Ok(Reply::ok(&view::license(&self.registry, plugin)?))
     }
 
-    /// Sets a licence on trial: what can be judged without the vendor's key is judged before anything is written, and where the
-    /// plugin refuses it the previous one is back in its place. With `force` it is set for good, whatever is judged.
+    /// Sets a licence on trial. Checks that need no vendor key come before any write. If the plugin refuses the licence, the previous one
+    /// is restored. With `force` the licence is set without checks and for good.
     fn set_license(&self, id: &str, call: &Call<'_>) -> Handled {
         let plugin = self.plugin(id)?;
         let force = call.flag("force")?;
         let bad = |why| Refused::new(400, "bad_license", why);
         let token = if force { check_text(&call.body) } else { check_form(&call.body) }.map_err(bad)?;
         let store = &self.registry.context().store;
-        // What it has said of this licence before does not count.
+        // An earlier refusal of this licence does not count.
         plugin.note_refused_license(None);
         if force {
             store.set_license(id, token)?;
@@ -408,7 +408,7 @@ impl Api {
         Err(Refused::new(409, "license_refused", outcome))
     }
 
-    /// Judges a licence without the vendor's key. One that is not valid yet passes where nothing is lost by it: the plugin waits for it.
+    /// Checks a licence without the vendor's key. One that is not valid yet passes if the plugin does not run: it then waits for it.
     fn check_license(&self, plugin: &Plugin, token: &str) -> Result<(), Refused> {
         let (context, id) = (self.registry.context(), plugin.id());
         let place = Place {
@@ -449,13 +449,13 @@ impl Api {
         self.license(&plugin)
     }
 
-    /// A plugin that runs, or would if it could, is started with its present licence; returns when it has settled.
+    /// Restarts an enabled plugin with its current licence, and waits until it has settled.
     fn relicense(&self, plugin: &Plugin, event: &str) {
         self.registry.context().store.note_event(plugin.id(), event, "by the operator");
         self.registry.command(plugin, Command::Relicense);
     }
 
-    /// What the store has, whether the plugin runs or not.
+    /// Served from the store, whether the plugin runs or not.
     fn kv_list(&self, id: &str, call: &Call<'_>) -> Handled {
         let known = self.known(id)?;
         let text = |name: &str| call.query.get(name).cloned();
@@ -476,7 +476,7 @@ impl Api {
         Ok(Reply::ok(&json!({"keys": keys, "next": answer.result.next})))
     }
 
-    /// An operation on a key: by way of the plugin, or in the store itself where it is to be `direct`.
+    /// Runs an operation on a key: through the plugin, or directly in the store if it is `direct`.
     fn kv(&self, id: &str, op: KvOp, value: Vec<u8>, direct: bool) -> Handled {
         let known = self.known(id)?;
         let is_read = op.is_read();
@@ -494,7 +494,7 @@ impl Api {
             let plugin = match &known.plugin {
                 Some(plugin) => plugin,
                 None => {
-                    // Why there is none; it may have come just now.
+                    // Why there was none; it may have been set just now.
                     let refused = self.plugin(id).err();
                     let refused =
                         refused.unwrap_or_else(|| Refused::new(503, "unavailable", format!("the plugin {id} has just come")));
@@ -516,7 +516,7 @@ impl Api {
         Ok(Reply::ok(&json!({"key": key, "rev": result.rev, name: value})))
     }
 
-    /// Has a plugin do an operation on a key. `itself` says how to do it without the plugin.
+    /// Sends an operation on a key to a plugin. `itself` describes how to do it without the plugin, for messages.
     fn ask(&self, plugin: &Plugin, op: KvOp, value: Vec<u8>, itself: &str) -> Result<(KvResult, Vec<u8>), Refused> {
         let id = plugin.id();
         let limits = plugin.status().limits.unwrap_or(self.registry.context().default_limits);
@@ -550,13 +550,13 @@ impl Api {
         Err(Refused::new(status, code, message))
     }
 
-    /// A plugin by its id, which may be refused or gone: the store has what was kept for it before.
+    /// Finds a plugin by its id. It may be refused or gone, if the store has data of it.
     fn known(&self, id: &str) -> Result<Known, Refused> {
         let found = self.registry.find(id);
         if let Some((_, Entry::Accepted { plugin, .. })) = found {
             return Ok(Known { id: plugin.id().to_owned(), plugin: Some(plugin) });
         }
-        // The name of a file alone is no id: another plugin may have it.
+        // A file's name is not an id: another plugin may have that id.
         let said = matches!(&found, Some((_, Entry::Refused { id: Some(said), .. })) if said == id);
         if said || self.registry.context().store.knows(id)? {
             return Ok(Known { id: id.to_owned(), plugin: None });
@@ -576,11 +576,11 @@ impl Api {
 }
 
 impl Known {
-    /// Has a plugin that was refused try again, since something has been set for it. Returns whether a process runs, which has it only after
-    /// a restart.
+    /// Starts a refused plugin again, because a setting of it has changed. Returns whether a process runs, which gets the setting only
+    /// after a restart.
     fn reconsider(&self) -> bool {
         let Some(plugin) = &self.plugin else { return false };
-        // A supervisor that is gone belongs to a plugin that is.
+        // If the supervisor is gone, so is the plugin.
         drop(plugin.control.send(Command::Reconsider));
         plugin.status().pid.is_some()
     }
@@ -610,7 +610,7 @@ impl Call<'_> {
 
 fn read_body(body: &mut dyn Read) -> Result<Vec<u8>, Refused> {
     let mut bytes = Vec::new();
-    // The store takes no more than this, and settings less.
+    // This is the store's limit. That of settings is lower.
     let read = body.take(MAX_VALUE as u64 + 1).read_to_end(&mut bytes);
     read.map_err(|error| Refused::new(400, "bad_request", format!("the body did not come whole: {error}")))?;
     if bytes.len() > MAX_VALUE {
@@ -619,12 +619,12 @@ fn read_body(body: &mut dyn Read) -> Result<Vec<u8>, Refused> {
     Ok(bytes)
 }
 
-/// The segments of a path below `/api`, decoded. A key may hold encoded slashes, so the path is cut before.
+/// The segments of a path below `/api`, decoded. The path is split before it is decoded, because a key may contain encoded slashes.
 fn path_of(path: &str) -> Result<Vec<String>, Refused> {
     path.strip_prefix("/api").unwrap_or(path).split('/').skip(1).map(decode).collect()
 }
 
-/// The methods of a path below `/api`; none where there is nothing.
+/// The methods of a path below `/api`; none if there is no such path.
 fn methods_of(path: &[&str]) -> Option<&'static [&'static str]> {
     Some(match path {
         ["instance"] | ["plugins"] | ["plugins", _] | ["plugins", _, "logs" | "config" | "kv" | "env" | "limits"] => &["GET"],
@@ -638,7 +638,7 @@ fn methods_of(path: &[&str]) -> Option<&'static [&'static str]> {
     })
 }
 
-/// Whether it is the path or the method that is wrong.
+/// The error for an unknown path or a wrong method.
 fn unknown(method: &str, path: &[&str]) -> Refused {
     let shown = path.join("/");
     let Some(methods) = methods_of(path) else {
@@ -672,7 +672,7 @@ fn kv_refused(error: &KvError) -> Refused {
     Refused::new(status_of(error.code()), error.code(), error.to_string())
 }
 
-/// The HTTP status for a code of the protocol; a plugin may use others.
+/// The HTTP status for an error code of the protocol. A plugin may use other codes.
 fn status_of(code: &str) -> u16 {
     match code {
         "bad_request" | "bad_key" => 400,
@@ -687,7 +687,7 @@ fn status_of(code: &str) -> u16 {
     }
 }
 
-/// Nobody is told that a plugin is not there before all are known.
+/// No request gets `not found` before the first scan has finished.
 fn no_plugin(registry: &Registry, id: &str) -> Refused {
     if registry.is_scanned(Duration::ZERO) {
         return Refused::new(404, "not_found", format!("there is no plugin {id}"));

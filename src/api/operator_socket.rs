@@ -1,7 +1,7 @@
-//! The operator's own socket: tiny_http serves the API there, for the commands of this program.
+//! The operator's socket: tiny_http serves the API on it, for the commands of this program.
 //!
-//! The socket has the mode 0600, so that only the host's user and root reach it. It has threads of its own, apart from those for API
-//! requests of the network, so that the operator is answered when clients have taken everything.
+//! The socket has the mode 0600, so that only the host's user and root reach it. It has threads of its own, so that the operator is
+//! answered even when clients occupy all others.
 
 use super::Api;
 use crate::system::rlimits;
@@ -21,32 +21,32 @@ use tiny_http::{Header, Request, Response, Server};
 /// The mode of the socket.
 const MODE: u32 = 0o600;
 
-/// Threads that answer: a command that waits for its plugin takes one.
+/// Number of threads. A command that waits for its plugin occupies one.
 const THREADS: usize = 4;
 
-/// Requests that wait for a thread.
+/// Limit of requests that wait for a thread.
 const QUEUE: usize = 64;
 
-/// How often the socket is tried while no request comes: tiny_http ends without a word where it cannot start a thread.
+/// Interval at which an idle socket is checked: tiny_http ends without an error if it cannot create a thread.
 const CHECK_EVERY: Duration = Duration::from_secs(5);
 
-/// Threads that tiny_http starts with. It panics without them.
+/// Threads that tiny_http creates at its start. It panics if it cannot.
 const LIBRARY_THREADS: usize = 6;
 
-/// Longest body that a request may announce, in bytes: far above what the API takes. When tiny_http drops a request, it allocates
-/// what the client has announced and not sent, and the process aborts if it cannot have that.
+/// Longest body that a request may announce, in bytes: far above the API's limit. When tiny_http drops a request, it allocates the
+/// announced and unread rest of the body, and the process aborts if that fails.
 const MAX_ANNOUNCED: usize = 64 * 1024 * 1024;
 
-/// Pause before tiny_http is started again.
+/// Pause before another attempt to start tiny_http.
 const RESTART_PAUSE: Duration = Duration::from_millis(200);
 
-/// Time in which tiny_http has to be there again. Without the operator's socket the host ends, for its supervisor to start it afresh.
+/// Time limit for starting tiny_http again. Without the operator's socket the host exits, so that its supervisor starts it again.
 const RESTART_TIME: Duration = Duration::from_secs(60);
 
-/// Serves the API at a path, on threads of its own. The channel that is returned closes when the socket has failed for good.
+/// Serves the API on a socket at `path`. The returned channel closes when the socket has failed for good.
 ///
 /// # Errors
-/// Why the host cannot listen there, or what thread cannot be had.
+/// The socket or a thread cannot be created.
 pub(crate) fn serve(api: &Arc<Api>, path: PathBuf) -> Result<Receiver<()>> {
     let mut server = Some(start(&path)?);
     let (queue, requests) = bounded::<Request>(QUEUE);
@@ -57,7 +57,7 @@ pub(crate) fn serve(api: &Arc<Api>, path: PathBuf) -> Result<Receiver<()>> {
     }
     let (alive, failed) = bounded(0);
     let receive = move || {
-        // tiny_http removes its socket's file when it is dropped, so the next is started after that.
+        // tiny_http removes its socket's file when it is dropped, so the next one starts after that.
         while let Some(running) = server.take() {
             receive(&running, &path, &queue);
             log::warn!("the operator's socket takes no connections any more, and is opened again");
@@ -86,7 +86,7 @@ fn receive(server: &Server, path: &Path, queue: &Sender<Request>) {
                 log::warn!(
                     "a request at the operator's socket gets no answer: it announces more than the limit of {MAX_ANNOUNCED} bytes"
                 );
-                // The request is never dropped. It costs a thread and an open file, and not the process.
+                // The request is never dropped. That costs a thread and an open file instead of the process.
                 std::mem::forget(request);
                 false
             }
@@ -97,7 +97,7 @@ fn receive(server: &Server, path: &Path, queue: &Sender<Request>) {
                 }
                 false
             }
-            // A socket that was removed is found by whoever watches the data directory.
+            // A removed socket is noticed by the watch of the data directory.
             Ok(None) => UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused),
             Err(_) => true,
         };
@@ -107,7 +107,7 @@ fn receive(server: &Server, path: &Path, queue: &Sender<Request>) {
 fn start_again(path: &Path) -> Option<Server> {
     let deadline = Instant::now() + RESTART_TIME;
     loop {
-        // tiny_http panics without threads, of which others may have taken the last just now.
+        // tiny_http panics if it cannot create its threads.
         let error = match catch_unwind(AssertUnwindSafe(|| start(path))) {
             Ok(Ok(server)) => return Some(server),
             Ok(Err(error)) => format!("{error:#}"),
@@ -136,6 +136,6 @@ fn respond(request: Request, reply: super::Reply) {
     let headers: Vec<Header> = reply.headers().filter_map(|(name, value)| Header::from_bytes(name, value).ok()).collect();
     let (status, body) = (reply.status, reply.body);
     let response = headers.into_iter().fold(Response::from_string(body).with_status_code(status), Response::with_header);
-    // A command that has gone needs no answer.
+    // A command that has ended needs no answer.
     request.respond(response).ok();
 }

@@ -1,12 +1,12 @@
-//! The line among a program's last words that says why it ended. Pure.
+//! Finds the line of a program's last output that says why it ended. Pure.
 //!
-//! Runtimes print more behind the reason: Node its version, Go its goroutines, Rust a hint, Java and Ruby where they were. These are
-//! passed over, and a reason that stands beside its stack trace is preferred.
+//! Runtimes print more after the reason: Node its version, Go its goroutines, Rust a hint, Java and Ruby a stack trace. Such lines are
+//! skipped, and a reason next to its stack trace is preferred.
 
-/// Lines behind an exception, as in the fields of an error that Node or Python print, within which it is still taken for the reason.
+/// Number of lines after an exception, such as the fields of an error, within which it still counts as the reason.
 const MAX_BEHIND: usize = 20;
 
-/// Starts of lines that no runtime means as a reason.
+/// Prefixes of lines that are not a reason in any runtime.
 const NOISE: [&str; 12] = [
     "Node.js v",
     "note: run with",
@@ -22,10 +22,10 @@ const NOISE: [&str; 12] = [
     "For further information",
 ];
 
-/// The heading behind Node's reason for a module that is missing, above a list of those that want it.
+/// The line after Node's reason for a missing module, before the list of modules that require it.
 const REQUIRED_BY: &str = "Require stack:";
 
-/// The line that says why; none when nothing was printed.
+/// The line with the reason; none if nothing was printed.
 pub(crate) fn failure_line<'a>(lines: &[&'a str]) -> Option<&'a str> {
     let exception = (0..lines.len()).rev().take(MAX_BEHIND).find(|&at| is_exception(lines, at));
     let last = || (0..lines.len()).rev().find(|&at| !is_noise(lines, at));
@@ -33,7 +33,7 @@ pub(crate) fn failure_line<'a>(lines: &[&'a str]) -> Option<&'a str> {
     exception.or_else(last).or_else(any).map(|at| lines[at].trim())
 }
 
-/// Whether a line names an exception, `Error: …` or `module.SomeError: …`, and stands beside its stack trace.
+/// Whether a line names an exception, `Error: …` or `module.SomeError: …`, and is next to its stack trace.
 fn is_exception(lines: &[&str], at: usize) -> bool {
     let name = lines[at].split_once(':').map_or(lines[at], |(name, _)| name);
     let named = ["Error", "Exception", "Interrupt"].iter().any(|end| name.ends_with(end)) && !name.contains(' ');
@@ -43,7 +43,7 @@ fn is_exception(lines: &[&str], at: usize) -> bool {
 
 fn is_noise(lines: &[&str], at: usize) -> bool {
     let line = lines[at];
-    // A frame of Go: a function, and on the next line where it is.
+    // A frame of Go: a function, and its position on the next line.
     let is_frame =
         || line.ends_with(')') && lines.get(at + 1).is_some_and(|next| next.starts_with('\t') && next.contains(".go:"));
     is_indented(line) || !line.contains(char::is_alphanumeric) || NOISE.iter().any(|start| line.starts_with(start)) || is_frame()

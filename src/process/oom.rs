@@ -1,4 +1,4 @@
-//! OomMonitor of the machine: whether the kernel has been killing for want of it, and how much the processes of a session have.
+//! Memory: the kernel's out-of-memory kills, and the resident memory of each session.
 
 use procfs::process::all_processes;
 use procfs::{page_size, vmstat};
