@@ -1,4 +1,6 @@
-//! The queue of one plugin: a bounded channel that outlives the plugin's processes.
+//! The queue of one plugin: a channel with a limit, which outlives the plugin's processes.
+//!
+//! The limit is the queue's own: a bounded channel of crossbeam reserves memory for all its places, 24 KiB for each idle plugin.
 //!
 //! Requests that were taken and re-queued, because a connection was lost or they have not expired yet, are kept in front of the channel by
 //! time of arrival. So the oldest request is always taken first.
@@ -7,7 +9,7 @@ use crate::http::HttpError;
 use crate::lock::LockExt;
 use crate::plugins::job::Job;
 use crate::util::log_throttle::{LogThrottle, suppressed_note};
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use crossbeam_channel::{Receiver, SendError, Sender, bounded, unbounded};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -42,12 +44,12 @@ impl Queue {
     /// A queue for a plugin with this concurrency.
     pub(crate) fn new(id: &str, concurrency: usize) -> Self {
         let capacity = (concurrency * CAPACITY_PER_CONNECTION).min(MAX_CAPACITY);
-        let (sender, receiver) = bounded(capacity);
+        let (sender, receiver) = unbounded();
         let (front, in_front, successor, full) = Default::default();
         Self { id: id.to_owned(), capacity, sender, receiver, front, in_front, wake: bounded(1), successor, full }
     }
 
-    /// Appends a request.
+    /// Appends a request. Threads that do so at the same moment may exceed the capacity by their number.
     ///
     /// # Errors
     /// The queue is full: the request, for the caller to answer.
@@ -62,9 +64,9 @@ impl Queue {
         let refused = if self.len() >= self.capacity {
             job
         } else {
-            match self.sender.try_send(job) {
+            match self.sender.send(job) {
                 Ok(()) => return Ok(()),
-                Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) => job,
+                Err(SendError(job)) => job,
             }
         };
         self.warn_full();
