@@ -25,7 +25,6 @@ FUNCTIONS = {
     "encoding_a_frame": "encode_frame",
     "decoding_a_frame": "decode_frame",
     "reading_the_head_of_a_request": "read_request",
-    "reading_the_head_of_an_answer": "read_answer",
     "finding_the_route_among_300": "find_route",
     "getting_a_key": "get_key",
 }
