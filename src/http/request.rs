@@ -317,7 +317,7 @@ impl Request {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::super::direct_writer::DirectWriter;
     use super::super::framing::Terms;
     use super::super::in_flight::InFlight;
@@ -328,7 +328,8 @@ mod tests {
     use crate::protocol::message::{Http, Message, Text};
     use proptest::prelude::*;
 
-    fn request(head: Vec<u8>, mount: usize, length: BodyLength, origin: Origin) -> Request {
+    /// A request with this head, whose responder leads nowhere.
+    pub(crate) fn request(head: Vec<u8>, mount: usize, length: BodyLength, origin: Origin) -> Request {
         let terms = Terms { head: false, old: false, last: false };
         let now = Instant::now();
         let in_flight = InFlight::new(DirectWriter::new(None, terms, false), now);

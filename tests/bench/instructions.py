@@ -22,7 +22,7 @@ SECONDS = 120
 
 # By the test that calls it.
 FUNCTIONS = {
-    "encoding_a_frame": "encode_frame",
+    "encoding_a_request": "encode_request",
     "decoding_a_frame": "decode_frame",
     "reading_the_head_of_a_request": "read_request",
     "finding_the_route_among_300": "find_route",
