@@ -406,9 +406,7 @@ fn begin_scan(registry: &Arc<Registry>, reason: ScanReason) {
 fn open_listener(settings: &Serve) -> Result<Listener> {
     match &settings.listen {
         Listen::Unix(_) if settings.tls_cert.is_some() => {
-            bail!(
-                "--tls-cert is for a TCP address: leave it out if the host listens on a Unix socket, and set TLS up in the reverse proxy"
-            )
+            bail!("TLS is set up in the reverse proxy if the host listens on a Unix socket: leave --tls-cert out")
         }
         Listen::Unix(path) => Listener::unix(path, PROXY_MODE),
         Listen::Tcp(address) => Listener::tcp(*address, certificate(settings)?),
