@@ -2,7 +2,6 @@
 
 use super::listener::PeerKind;
 use super::min_rate::{Rate, ReadRate};
-use super::per_address::Counted;
 use super::stream::Stream;
 use crate::http::InFlight;
 use crate::http::body::Body;
@@ -15,6 +14,7 @@ use crate::http::request::Origin;
 use crate::http::response_channel::{Begun, Pieces};
 use crate::http::slots::Slot;
 use crate::plugins::plugin::Plugin;
+use crate::util::key_counts::Counted;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -51,7 +51,7 @@ pub(super) struct Connection {
     /// The peer's address; none for a Unix socket.
     pub(super) address: Option<IpAddr>,
     /// What counts for the address: the connection itself, or, behind a proxy, the request until its answer has been sent.
-    pub(super) counted: Option<Counted>,
+    pub(super) counted: Option<Counted<IpAddr>>,
     /// The kind of peer; none for a connection that is only told that the host is full.
     pub(super) peer: Option<PeerKind>,
     pub(super) phase: Phase,

@@ -412,7 +412,7 @@ impl EventLoop {
         let Some(key) = self.admit(Some(peer), socket, tls.as_ref(), address, deadline) else { return };
         self.clients += 1;
         if peer == PeerKind::Public {
-            self.connections[key].counted = address.map(|address| self.per_address.count(address));
+            self.connections[key].counted = address.and_then(|address| self.per_address.count(address, per_address));
         }
         if tls.is_none() {
             self.connections[key].deadline = Some(self.idle_until(&self.connections[key]));
@@ -621,8 +621,8 @@ impl EventLoop {
     }
 }
 
-/// Sends an answer on a connection that is closed at once. Input is read first: the kernel would reset a connection with unread input, and
-/// the client would lose the answer.
+/// Sends an answer on a connection that is closed afterwards. Before the close the input is read: the kernel would reset a connection with
+/// unread input, and the client would lose the answer.
 fn tell(socket: &OwnedFd, answer: &[u8]) {
     rustix::net::send(socket, answer, rustix::net::SendFlags::NOSIGNAL).ok();
     rustix::net::shutdown(socket, rustix::net::Shutdown::Write).ok();

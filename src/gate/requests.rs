@@ -281,8 +281,8 @@ impl EventLoop {
             return true;
         }
         let most = self.limits.max_connections_per_address;
-        if self.per_address.of(address) < most {
-            connection.counted = Some(self.per_address.count(address));
+        connection.counted = self.per_address.count(address, most);
+        if connection.counted.is_some() {
             return true;
         }
         self.log_topics.hit(LogTopic::Address, self.now, || {

@@ -3,13 +3,13 @@
 //! The caller does not identify itself: the kernel names the peer process and its uid. Its session determines the plugin, and its uid must
 //! be that plugin's.
 
-use crate::lock::LockExt;
 use crate::plugins::connection::RELEASE_AFTER;
 use crate::plugins::context::{Context, Owner, Sessions};
 use crate::protocol::frame::{EncodeError, FrameReader, ReadError, encode};
 use crate::protocol::message::{Failure, MAX_ID, Malformed, Message};
 use crate::protocol::values::integer;
 use crate::store::kv::Call;
+use crate::util::key_counts::KeyCounts;
 use crate::util::log_throttle::{LogThrottle, suppressed_note};
 use crate::util::pause::pause;
 use crate::util::threads;
@@ -20,17 +20,17 @@ use nix::sys::socket::sockopt::{PeerCredentials, PeerPidfd};
 use nix::unistd::{Pid, getsid};
 use rustix::event::{PollFd, PollFlags, poll};
 use serde::Deserialize;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Most connections of one plugin: each takes a thread of the host.
-const MAX_CONNECTIONS: usize = 64;
+const MAX_CONNECTIONS: u32 = 64;
 
 /// Most requests under way on one connection.
 const MAX_PENDING: usize = 64;
@@ -52,7 +52,7 @@ const BACKLOG: i32 = 512;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Number of connections of each plugin.
-type Counts = Arc<Mutex<HashMap<Arc<str>, usize>>>;
+type Counts = KeyCounts<Arc<str>>;
 
 /// Listens on the host socket, on its own threads, as long as the host runs.
 pub(crate) fn listen(context: Arc<Context>) -> io::Result<()> {
@@ -128,7 +128,7 @@ impl Refusal {
 fn admit(stream: UnixStream, context: &Arc<Context>, counts: &Counts) -> Result<(), Refusal> {
     let (pid, owner) = identify(&stream, &context.sessions)?;
     let plugin = Arc::clone(&owner.plugin);
-    let Some(slot) = ConnectionSlot::take(counts, &plugin) else {
+    let Some(counted) = counts.count(Arc::clone(&plugin), MAX_CONNECTIONS) else {
         owner.warn(&format!("it has {MAX_CONNECTIONS} connections to the host, which is the limit; another one is closed"));
         return Ok(());
     };
@@ -142,7 +142,7 @@ fn admit(stream: UnixStream, context: &Arc<Context>, counts: &Counts) -> Result<
                 owner.note(&format!("a connection of process {pid} to the host socket was closed: {closed}"));
             }
         }
-        drop(slot);
+        drop(counted);
     };
     thread.spawn(serve).map(drop).map_err(|error| Refusal::Failed { pid, plugin, error })
 }
@@ -187,36 +187,6 @@ fn has_id(handle: &OwnedFd, pid: i32) -> bool {
     }
     let described = fs::read_to_string(format!("/proc/self/fdinfo/{}", handle.as_fd().as_raw_fd()));
     described.is_ok_and(|described| described.lines().any(|line| line == format!("Pid:\t{pid}")))
-}
-
-/// A slot among a plugin's connections, released when dropped.
-struct ConnectionSlot {
-    counts: Counts,
-    plugin: Arc<str>,
-}
-
-impl ConnectionSlot {
-    fn take(counts: &Counts, plugin: &Arc<str>) -> Option<Self> {
-        let mut taken = counts.locked();
-        let count = taken.entry(Arc::clone(plugin)).or_default();
-        if *count >= MAX_CONNECTIONS {
-            return None;
-        }
-        *count += 1;
-        Some(Self { counts: Arc::clone(counts), plugin: Arc::clone(plugin) })
-    }
-}
-
-impl Drop for ConnectionSlot {
-    fn drop(&mut self) {
-        let mut taken = self.counts.locked();
-        if let Some(count) = taken.get_mut(&self.plugin) {
-            *count -= 1;
-            if *count == 0 {
-                taken.remove(&self.plugin);
-            }
-        }
-    }
 }
 
 /// Why a connection is closed.

@@ -1,7 +1,8 @@
-//! Small tools without state of the host's: units, escapes, times, throttles.
+//! Small tools that know nothing of the host: units, escapes, times, throttles, counts.
 
 pub(crate) mod escape;
 pub(crate) mod json_number;
+pub(crate) mod key_counts;
 pub(crate) mod log_throttle;
 pub(crate) mod pause;
 pub(crate) mod threads;
