@@ -4,9 +4,8 @@ pub(crate) mod operator_socket;
 mod settings;
 pub(crate) mod view;
 
-use crate::http::date;
 use crate::http::errors;
-use crate::http::framing::{put_header, status_line};
+use crate::http::framing::host_head;
 use crate::license::{Code, Place, Time, check_unsigned, unverified};
 use crate::licensing::clock::CLOCK_NOT_SET;
 use crate::licensing::status::{check_form, check_text, for_people, verdict};
@@ -17,7 +16,7 @@ use crate::process::log_file;
 use crate::protocol::message::{DeleteOp, KvOp, KvResult, ListOp, MAX_KEY, MAX_VALUE, SetOp};
 use crate::protocol::metadata::is_plugin_id;
 use crate::store::kv::KvError;
-use crate::store::{StoreError, now_ms};
+use crate::store::{Store, StoreError, now_ms};
 use crate::util::json_number;
 use crate::util::utc;
 use base64::Engine;
@@ -86,10 +85,7 @@ impl Reply {
 
     /// The status line and headers without those of the framing, and the body.
     pub(crate) fn render(self) -> (Vec<u8>, String) {
-        let mut head = status_line(self.status);
-        self.headers().for_each(|(name, value)| put_header(&mut head, name, value));
-        date::put_line(&mut head);
-        (head, self.body)
+        (host_head(self.status, self.headers()), self.body)
     }
 }
 
@@ -165,6 +161,10 @@ impl Api {
     /// Answers a request. `url` is the target as it was sent, `authorization` the header's value.
     pub(crate) fn handle(&self, method: &str, url: &str, authorization: Option<&str>, body: &mut dyn Read) -> Reply {
         self.try_handle(method, url, authorization, body).unwrap_or_else(Reply::from)
+    }
+
+    fn store(&self) -> &Store {
+        &self.registry.context().store
     }
 
     fn authorize(&self, authorization: Option<&str>) -> Result<(), Refused> {
@@ -333,7 +333,7 @@ impl Api {
 
     fn config(&self, id: &str) -> Handled {
         let known = self.known(id)?;
-        Ok(Reply::ok(&json!({"config": self.registry.context().store.config(&known.id)?})))
+        Ok(Reply::ok(&json!({"config": self.store().config(&known.id)?})))
     }
 
     fn set_config(&self, id: &str, key: &str, body: &[u8]) -> Handled {
@@ -351,8 +351,7 @@ impl Api {
         }
         let value: Value = serde_json::from_slice(body)
             .map_err(|error| Refused::new(400, "bad_request", format!("the value is not JSON: {error}")))?;
-        let fits = value.to_string().len() <= MAX_CONFIG_VALUE
-            && self.registry.context().store.set_config(&known.id, key, &value, MAX_CONFIG)?;
+        let fits = value.to_string().len() <= MAX_CONFIG_VALUE && self.store().set_config(&known.id, key, &value, MAX_CONFIG)?;
         if !fits {
             let message = format!("a setting is at most {MAX_CONFIG_VALUE} bytes, and all of a plugin's together {MAX_CONFIG}");
             return Err(Refused::new(413, "too_large", message));
@@ -362,7 +361,7 @@ impl Api {
 
     fn unset_config(&self, id: &str, key: &str) -> Handled {
         let known = self.known(id)?;
-        match self.registry.context().store.unset_config(&known.id, key)? {
+        match self.store().unset_config(&known.id, key)? {
             true => self.configured(&known),
             false => Err(Refused::new(404, "not_found", format!("the plugin {id} has no setting {key:?}"))),
         }
@@ -371,7 +370,7 @@ impl Api {
     /// A refused plugin is started again with its new settings. A running one gets them at its next start.
     fn configured(&self, known: &Known) -> Handled {
         let running = known.reconsider();
-        Ok(Reply::ok(&json!({"config": self.registry.context().store.config(&known.id)?, "restart_needed": running})))
+        Ok(Reply::ok(&json!({"config": self.store().config(&known.id)?, "restart_needed": running})))
     }
 
     fn license(&self, plugin: &Plugin) -> Handled {
@@ -385,7 +384,7 @@ impl Api {
         let force = call.flag("force")?;
         let bad = |why| Refused::new(400, "bad_license", why);
         let token = if force { check_text(&call.body) } else { check_form(&call.body) }.map_err(bad)?;
-        let store = &self.registry.context().store;
+        let store = self.store();
         // An earlier refusal of this licence does not count.
         plugin.note_refused_license(None);
         if force {
@@ -442,7 +441,7 @@ impl Api {
 
     fn unset_license(&self, id: &str) -> Handled {
         let plugin = self.plugin(id)?;
-        if !self.registry.context().store.unset_license(plugin.id())? {
+        if !self.store().unset_license(plugin.id())? {
             return Err(Refused::new(404, "not_found", format!("no licence is set for the plugin {id}")));
         }
         self.relicense(&plugin, "license_removed");
@@ -451,7 +450,7 @@ impl Api {
 
     /// Restarts an enabled plugin with its current licence, and waits until it has settled.
     fn relicense(&self, plugin: &Plugin, event: &str) {
-        self.registry.context().store.note_event(plugin.id(), event, "by the operator");
+        self.store().note_event(plugin.id(), event, "by the operator");
         self.registry.command(plugin, Command::Relicense);
     }
 
@@ -465,8 +464,7 @@ impl Api {
             limit: Some(u32::try_from(call.number("limit", 100, 1..=1000)?).unwrap_or(u32::MAX)),
             values: false,
         };
-        let answer =
-            self.registry.context().store.kv(&known.id, KvOp::List(list), &[]).wait().map_err(|error| kv_refused(&error))?;
+        let answer = self.store().kv(&known.id, KvOp::List(list), &[]).wait().map_err(|error| kv_refused(&error))?;
         let mut keys: Value = serde_json::from_slice(&answer.body).map_err(Refused::internal)?;
         for entry in keys.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
             if let Some(left) = entry.remove("expires_in_ms").and_then(|left| left.as_i64()) {
@@ -488,7 +486,7 @@ impl Api {
         };
         let itself = format!("{what} the store itself with plugrack kv {verb} --direct {id} KEY");
         let (result, value) = if direct {
-            let answer = self.registry.context().store.kv(&known.id, op, &value).wait().map_err(|error| kv_refused(&error))?;
+            let answer = self.store().kv(&known.id, op, &value).wait().map_err(|error| kv_refused(&error))?;
             (answer.result, answer.body)
         } else {
             let plugin = match &known.plugin {
@@ -558,7 +556,7 @@ impl Api {
         }
         // A file's name is not an id: another plugin may have that id.
         let said = matches!(&found, Some((_, Entry::Refused { id: Some(said), .. })) if said == id);
-        if said || self.registry.context().store.knows(id)? {
+        if said || self.store().knows(id)? {
             return Ok(Known { id: id.to_owned(), plugin: None });
         }
         self.plugin(id).map(|plugin| Known { id: id.to_owned(), plugin: Some(plugin) })

@@ -21,7 +21,7 @@ impl Api {
     /// `/api/plugins/ID/env`: the names of a plugin's environment variables, or one of these variables.
     pub(super) fn env(&self, id: &str, name: Option<&str>, call: &Call<'_>) -> Handled {
         let known = self.known(id)?;
-        let store = &self.registry.context().store;
+        let store = self.store();
         let missing = |name: &str| Refused::new(404, "not_found", format!("no variable {name} is set for the plugin {id}"));
         match (call.method, name) {
             ("GET", None) => Ok(Reply::ok(&json!({"env": store.env_names(&known.id)?}))),
@@ -46,7 +46,7 @@ impl Api {
             let why = format!("the value of {name} is not UTF-8 text without NUL: encode it, for example in base64");
             return Err(Refused::new(400, "bad_request", why));
         };
-        if text.len() > MAX_ENV_VALUE || !self.registry.context().store.set_env(&known.id, name, text, MAX_ENV)? {
+        if text.len() > MAX_ENV_VALUE || !self.store().set_env(&known.id, name, text, MAX_ENV)? {
             let why =
                 format!("a variable may have {MAX_ENV_VALUE} bytes, and all variables of a plugin {MAX_ENV} bytes in total");
             return Err(Refused::new(413, "too_large", why));
@@ -56,7 +56,7 @@ impl Api {
 
     fn env_set(&self, known: &Known) -> Handled {
         let restart_needed = known.reconsider();
-        Ok(Reply::ok(&json!({"env": self.registry.context().store.env_names(&known.id)?, "restart_needed": restart_needed})))
+        Ok(Reply::ok(&json!({"env": self.store().env_names(&known.id)?, "restart_needed": restart_needed})))
     }
 
     /// `/api/plugins/ID/limits`: the limits that apply to a plugin, or one of them.
@@ -70,7 +70,7 @@ impl Api {
                 Some(Limit::named(name).ok_or_else(unknown)?)
             }
         };
-        let store = &self.registry.context().store;
+        let store = self.store();
         match (call.method, limit) {
             ("GET", None) => Ok(Reply::ok(&json!({"limits": self.limits_of(&known)?}))),
             ("GET", Some(limit)) => Ok(Reply::ok(&self.limits_of(&known)?[limit.name()])),

@@ -2,9 +2,9 @@
 
 use super::pages;
 use crate::api::Api;
-use crate::http::framing::{put_header, status_line};
+use crate::http::framing::host_head;
 use crate::http::request::audience;
-use crate::http::{Request, WaitingRequest, date};
+use crate::http::{Request, WaitingRequest};
 use crate::plugins::registry::Registry;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::io::{self, Read};
@@ -37,7 +37,7 @@ pub(crate) fn start(api: &Arc<Api>, registry: &Arc<Registry>) -> io::Result<Send
 fn work(api: &Api, registry: &Registry, queue: &Receiver<WaitingRequest>) {
     for waiting in queue {
         let Some(request) = waiting.take(Instant::now()) else { continue };
-        // A request that a panic drops is answered with 500.
+        // A request that a panic drops is answered with 502.
         if catch_unwind(AssertUnwindSafe(|| answer(api, registry, request))).is_err() {
             log::error!("a request made the API panic");
         }
@@ -54,10 +54,7 @@ fn answer(api: &Api, registry: &Registry, mut request: Request) {
         (status, head, body)
     } else {
         let (kind, page) = pages::index(registry, audience(&request.head, None).html);
-        let mut head = status_line(200);
-        [("content-type", kind)].iter().chain(&pages::HEADERS).for_each(|(name, value)| put_header(&mut head, name, value));
-        date::put_line(&mut head);
-        (200, head, page)
+        (200, host_head(200, [("content-type", kind)].into_iter().chain(pages::HEADERS)), page)
     };
     request.responder.answer_whole(status, head, body.as_bytes());
 }

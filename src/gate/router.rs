@@ -4,10 +4,10 @@ use super::connection::{Destination, Prepared};
 use super::pages;
 use crate::api::Api;
 use crate::http::errors::{self, METHODS};
-use crate::http::framing::{put_header, status_line};
+use crate::http::framing::host_head;
 use crate::http::request::{audience, header_in, split_head, split_target};
 use crate::http::slots::{NoSlot, Slot};
-use crate::http::{HttpError, WaitingRequest, date};
+use crate::http::{HttpError, WaitingRequest};
 use crate::plugins::registry::Registry;
 use crate::plugins::routes::Target;
 use crate::util::log_throttle::suppressed_note;
@@ -127,8 +127,5 @@ fn here(status: u16, head: Vec<u8>, body: impl Into<Vec<u8>>) -> Routed {
 }
 
 fn here_with(status: u16, headers: &[(&str, &str)], body: &str) -> Routed {
-    let mut head = status_line(status);
-    headers.iter().for_each(|(name, value)| put_header(&mut head, name, value));
-    date::put_line(&mut head);
-    here(status, head, body)
+    here(status, host_head(status, headers.iter().copied()), body)
 }

@@ -1,10 +1,10 @@
-//! The errors that the host itself answers clients with, and how they are rendered: JSON for programs, a page for browsers.
+//! The host's own error responses, rendered as JSON for programs or as a page for browsers.
 //!
 //! This is the only table of them. Errors in a request's head are in [`super::parse::request_head`].
 
 use super::date;
 use super::error_page;
-use super::framing::status_line;
+use super::framing::{put_header, status_line};
 use super::http_error::HttpError;
 
 /// `retry-after` in seconds if something is full. It usually empties quickly.
@@ -108,9 +108,7 @@ pub(crate) fn json(code: &str, message: &str) -> String {
 pub(crate) fn render(error: HttpError, audience: Option<Audience<'_>>) -> (Vec<u8>, String) {
     let mut head = status_line(error.status);
     date::put_line(&mut head);
-    let mut put = |name: &str, value: &str| {
-        [name, ": ", value, "\r\n"].into_iter().for_each(|part| head.extend_from_slice(part.as_bytes()));
-    };
+    let mut put = |name: &str, value: &str| put_header(&mut head, name, value);
     let body = match audience {
         Some(audience) if audience.html => {
             put("content-type", "text/html; charset=utf-8");

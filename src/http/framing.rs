@@ -43,6 +43,14 @@ pub(crate) fn status_line(status: u16) -> Vec<u8> {
     head
 }
 
+/// The status line, these headers and a `date`: the head of an answer of the host's own, without the framing.
+pub(crate) fn host_head<'a>(status: u16, headers: impl IntoIterator<Item = (&'a str, &'a str)>) -> Vec<u8> {
+    let mut head = status_line(status);
+    headers.into_iter().for_each(|(name, value)| put_header(&mut head, name, value));
+    date::put_line(&mut head);
+    head
+}
+
 /// The head of a plugin's answer without the framing, and the declared length of its body. Leaves out hop-by-hop headers and those that
 /// `connection` names, and adds a missing `date`.
 pub(crate) fn answer_head(response: &Response<'_>) -> (Vec<u8>, Option<u64>) {
@@ -94,7 +102,7 @@ pub(crate) fn frame(head: &mut Vec<u8>, status: u16, length: Option<u64>, terms:
     let has_body = has_body(status, terms);
     let mut framed = Framed { chunked: false, bodiless: !has_body, last: terms.last };
     if status == NO_CONTENT {
-        // These statuses have no `content-length` at all.
+        // It has no `content-length`, not even 0.
     } else if let Some(length) = length {
         put(head, format_args!("content-length: {length}\r\n"));
     } else if has_body && !terms.old {
@@ -113,7 +121,7 @@ pub(crate) fn frame(head: &mut Vec<u8>, status: u16, length: Option<u64>, terms:
     framed
 }
 
-/// Appends the line before a chunk of `length` bytes.
+/// Appends the line before a chunk of this many bytes.
 pub(crate) fn put_chunk_size(out: &mut Vec<u8>, bytes: usize) {
     put(out, format_args!("{bytes:x}\r\n"));
 }
