@@ -57,7 +57,7 @@ impl InFlight {
     }
 }
 
-/// A request that waits in a queue. If it is dropped there, its client gets 500.
+/// A request that waits in a queue. If it is dropped there, its client gets 502.
 pub(crate) struct WaitingRequest(Arc<InFlight>);
 
 impl WaitingRequest {
@@ -87,6 +87,10 @@ impl WaitingRequest {
 
     /// Answers with an error.
     pub(crate) fn fail(self, error: HttpError) {
+        self.fail_if_waiting(error);
+    }
+
+    fn fail_if_waiting(&self, error: HttpError) {
         let waiting = self.0.lock().take();
         if let Some(request) = waiting {
             request.fail(error);
@@ -106,9 +110,6 @@ impl WaitingRequest {
 
 impl Drop for WaitingRequest {
     fn drop(&mut self) {
-        let waiting = self.0.lock().take();
-        if let Some(request) = waiting {
-            request.fail(errors::BAD_GATEWAY);
-        }
+        self.fail_if_waiting(errors::BAD_GATEWAY);
     }
 }

@@ -14,10 +14,7 @@ use std::time::{Duration, Instant};
 /// Largest body in bytes that does not use one of the channel's buffers.
 const SMALL: usize = 16 * 1024;
 
-/// Capacity for the line before a chunk.
-const CHUNK_SIZE_LINE: usize = 24;
-
-/// Answers one request. If it is dropped without an answer, the client gets 500. If it is dropped within an answer, the answer is aborted,
+/// Answers one request. If it is dropped without an answer, the client gets 502. If it is dropped within an answer, the answer is aborted,
 /// so that the client can tell that it is incomplete.
 pub(crate) struct Responder {
     in_flight: Arc<InFlight>,
@@ -182,25 +179,21 @@ impl Responder {
     }
 
     fn put(&mut self, bytes: &[u8], last: bool) -> io::Result<()> {
+        let framed = match &self.state {
+            State::Direct(begun) => begun.framed,
+            State::Pieces(_, framed) => *framed,
+            State::Unanswered | State::Over => return Err(io::ErrorKind::BrokenPipe.into()),
+        };
+        let body = if framed.bodiless { &[] } else { bytes };
+        let mut before = Vec::new();
+        if framed.chunked && !body.is_empty() {
+            put_chunk_size(&mut before, body.len());
+        }
+        let parts = [&before, body, after_piece(framed, body.is_empty(), last)];
         match std::mem::replace(&mut self.state, State::Over) {
-            State::Direct(begun) => {
-                let body = if begun.framed.bodiless { &[] } else { bytes };
-                let mut before = Vec::with_capacity(CHUNK_SIZE_LINE);
-                if begun.framed.chunked && !body.is_empty() {
-                    put_chunk_size(&mut before, body.len());
-                }
-                let after = after_piece(begun.framed, body.is_empty(), last);
-                self.send_direct(begun, [&before, body, after], last).map_err(|Revoked| io::ErrorKind::BrokenPipe.into())
-            }
+            State::Direct(begun) => self.send_direct(begun, parts, last).map_err(|Revoked| io::ErrorKind::BrokenPipe.into()),
             State::Pieces(mut writer, framed) => {
-                let body = if framed.bodiless { &[] } else { bytes };
-                if framed.chunked && !body.is_empty() {
-                    let mut before = Vec::with_capacity(CHUNK_SIZE_LINE);
-                    put_chunk_size(&mut before, body.len());
-                    writer.write_all(&before)?;
-                }
-                writer.write_all(body)?;
-                writer.write_all(after_piece(framed, body.is_empty(), last))?;
+                parts.into_iter().try_for_each(|part| writer.write_all(part))?;
                 writer.flush()?;
                 if last {
                     writer.end();

@@ -67,7 +67,8 @@ pub(crate) enum Then {
     Broken,
 }
 
-/// The workers' end. It is bounded, since each request has few parts in it, and there are no more requests than connections.
+/// The workers' end. The channel has no limit of its own: each request has few parts in it, and there are no more requests than
+/// connections.
 pub(crate) struct ResponseChannel {
     parts: Sender<(Address, ResponsePart)>,
     spares: Arc<Spares>,
@@ -276,7 +277,7 @@ impl Pieces {
         self.told.swap(false, Ordering::AcqRel);
     }
 
-    /// What comes next.
+    /// Takes the next piece, or tells why there is none.
     pub(crate) fn next(&self) -> Next {
         match self.pieces.try_recv() {
             Ok(piece) => Next::Piece(piece),
