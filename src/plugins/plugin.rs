@@ -283,7 +283,7 @@ impl Plugin {
     /// The answer to the request.
     pub(crate) fn admit(&self) -> Result<(), HttpError> {
         if self.admission.load(Ordering::Acquire) == Admission::Shut as u8 {
-            return Err(errors::UNAVAILABLE.retry_after(self.retry_after()));
+            return Err(self.unavailable());
         }
         Ok(())
     }
@@ -313,7 +313,7 @@ impl Plugin {
     /// afterwards, so one of the two threads sees the request.
     fn fail_if_shut(&self) {
         if self.admission.load(Ordering::SeqCst) == Admission::Shut as u8 {
-            self.queue.fail_all(errors::UNAVAILABLE.retry_after(self.retry_after()));
+            self.queue.fail_all(self.unavailable());
         }
     }
 
@@ -336,7 +336,7 @@ impl Plugin {
     /// Fails all waiting requests, and refuses new ones.
     pub(crate) fn fail_waiting(&self) {
         self.admission.store(Admission::Shut as u8, Ordering::SeqCst);
-        self.queue.fail_all(errors::UNAVAILABLE.retry_after(self.retry_after()));
+        self.queue.fail_all(self.unavailable());
     }
 
     /// Whether the caller is to close its connection, because the plugin needs fewer. Only one closes at a time.
@@ -479,6 +479,11 @@ impl Plugin {
     pub(crate) fn set_status(&self, admission: Admission, change: impl FnOnce(&mut Status)) {
         change(&mut self.lock_status());
         self.admission.store(admission as u8, Ordering::SeqCst);
+    }
+
+    /// The answer to requests while the plugin does not run.
+    fn unavailable(&self) -> HttpError {
+        errors::UNAVAILABLE.retry_after(self.retry_after())
     }
 
     fn retry_after(&self) -> u64 {

@@ -61,16 +61,11 @@ impl Queue {
             // Cancelled requests count until they are dropped.
             self.drop_cancelled();
         }
-        let refused = if self.len() >= self.capacity {
-            job
-        } else {
-            match self.sender.send(job) {
-                Ok(()) => return Ok(()),
-                Err(SendError(job)) => job,
-            }
-        };
-        self.warn_full();
-        Err(refused)
+        if self.len() >= self.capacity {
+            self.warn_full();
+            return Err(job);
+        }
+        self.sender.send(job).map_err(|SendError(job)| job)
     }
 
     /// Warns that the queue is full, at most once a minute.
