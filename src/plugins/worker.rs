@@ -179,6 +179,45 @@ type Outcome = Result<(), Broken>;
 /// The connection is not usable any more.
 struct Broken;
 
+/// What a worker does while it waits for its plugin or a client.
+struct Stalling {
+    plugin: Arc<Plugin>,
+    process: Arc<ProcessState>,
+    /// Whether the worker's connection counts as stalled.
+    stalled: Cell<bool>,
+}
+
+impl Stalling {
+    /// Marks the connection as stalled by the current request, asks for another one, and expires queued requests. True if the process has
+    /// ended, so that the caller stops waiting.
+    fn stall(&self) -> bool {
+        let Self { plugin, process, stalled } = self;
+        if !stalled.replace(true) {
+            plugin.scaling.stalled.fetch_add(1, Ordering::Relaxed);
+        }
+        plugin.ask_to_grow();
+        let streams_only = plugin.is_full_of_streams();
+        let limit = |job: &Job| {
+            let limit = job.time_limit(process.request_timeout);
+            if streams_only { limit.min(STREAMS_TIME) } else { limit }
+        };
+        plugin.queue.expire(|job| job.arrived().elapsed() >= limit(job), |job| expire(plugin, process, job));
+        process.ended.load(Ordering::Relaxed)
+    }
+
+    /// Waits until the client takes more of its answer; meanwhile expires queued requests.
+    fn wait_for_client(&self, request: &Request) {
+        while !request.responder.has_room_within(CLIENT_TICK) && !self.stall() {}
+    }
+
+    /// Ends the mark of the current request.
+    fn clear(&self) {
+        if self.stalled.take() {
+            self.plugin.scaling.stalled.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
 /// A worker and its connection.
 pub(crate) struct Worker {
     plugin: Arc<Plugin>,
@@ -191,8 +230,7 @@ pub(crate) struct Worker {
     next_job: Option<Job>,
     /// Buffer for request bodies.
     buffer: Vec<u8>,
-    /// Whether this connection counts as stalled.
-    stalled: Cell<bool>,
+    stalling: Stalling,
     missed_pings: u32,
     idle_pings: u32,
     /// Time of the last answer.
@@ -204,7 +242,7 @@ pub(crate) struct Worker {
 impl Worker {
     /// The first worker of a process, on the connection that was used for `init`.
     pub(crate) fn new(plugin: Arc<Plugin>, process: Arc<ProcessState>, connection: Connection) -> Self {
-        let stalled = Cell::new(false);
+        let stalling = Stalling { plugin: Arc::clone(&plugin), process: Arc::clone(&process), stalled: Cell::new(false) };
         Self {
             plugin,
             process,
@@ -213,7 +251,7 @@ impl Worker {
             pace: None,
             next_job: None,
             buffer: Vec::new(),
-            stalled,
+            stalling,
             missed_pings: 0,
             idle_pings: 0,
             last_answer: Instant::now(),
@@ -243,9 +281,7 @@ impl Worker {
                 }
                 Next::Stop => return self.shut_down(),
             };
-            if self.stalled.take() {
-                self.plugin.scaling.stalled.fetch_sub(1, Ordering::Relaxed);
-            }
+            self.stalling.clear();
             self.unaccepted = None;
             if outcome.is_ok() && !self.first && self.next_job.is_none() && self.plugin.is_to_shrink() {
                 return;
@@ -397,22 +433,6 @@ impl Worker {
         false
     }
 
-    /// Marks the connection as stalled by the current request, asks for another one, and expires queued requests. True if the process has
-    /// ended, so that the caller stops waiting.
-    fn stall(plugin: &Plugin, process: &ProcessState, stalled: &Cell<bool>) -> bool {
-        if !stalled.replace(true) {
-            plugin.scaling.stalled.fetch_add(1, Ordering::Relaxed);
-        }
-        plugin.ask_to_grow();
-        let streams_only = plugin.is_full_of_streams();
-        let limit = |job: &Job| {
-            let limit = job.time_limit(process.request_timeout);
-            if streams_only { limit.min(STREAMS_TIME) } else { limit }
-        };
-        plugin.queue.expire(|job| job.arrived().elapsed() >= limit(job), |job| expire(plugin, process, job));
-        process.ended.load(Ordering::Relaxed)
-    }
-
     /// Sends a request, with other queued ones if they can be pipelined, and passes the answers on to their clients.
     fn serve_requests(&mut self, mut first: Request) -> Outcome {
         let begun = Instant::now();
@@ -515,7 +535,7 @@ impl Worker {
                     ended = n == 0 || request.length == BodyLength::Known(length as u64);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    Self::stall(&self.plugin, &self.process, &self.stalled);
+                    self.stalling.stall();
                     if request.responder.is_cancelled() {
                         return Ok(None);
                     }
@@ -538,7 +558,7 @@ impl Worker {
         let mut total = length as u64;
         if !ended {
             // Both the client and the plugin may be slow.
-            Self::stall(&self.plugin, &self.process, &self.stalled);
+            self.stalling.stall();
         }
         while !ended {
             let interrupted = || self.process.ended.load(Ordering::Relaxed) || request.responder.is_cancelled();
@@ -562,7 +582,7 @@ impl Worker {
                     self.queue_data(&Data { id, more: !ended, aborted: false }, &buffer[..n])?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    Self::stall(&self.plugin, &self.process, &self.stalled);
+                    self.stalling.stall();
                 }
                 Err(_) => {
                     // The end of its connection tells the plugin that the rest of the body will not come.
@@ -716,11 +736,6 @@ impl Worker {
         format!("{what} before {before}")
     }
 
-    /// Waits until the client takes more of its answer; meanwhile expires queued requests.
-    fn wait_for_client(request: &Request, plugin: &Plugin, process: &ProcessState, stalled: &Cell<bool>) {
-        while !request.responder.has_room_within(CLIENT_TICK) && !Self::stall(plugin, process, stalled) {}
-    }
-
     /// Passes on the rest of a large frame; the `last` frame ends the answer. Reads all of it even if the client has gone, so that the
     /// connection stays usable. Returns whether everything was `delivered`.
     fn pass_rest(
@@ -730,21 +745,20 @@ impl Worker {
         last: bool,
         delivered: io::Result<()>,
     ) -> Result<io::Result<()>, Broken> {
-        let (process, plugin, stalled) = (&self.process, &self.plugin, &self.stalled);
         if rest > 0 {
-            plugin.scaling.note_blocking();
+            self.plugin.scaling.note_blocking();
         }
         let (mut left, mut delivered) = (rest, delivered);
         while left > 0 {
             let mut buffer = request.responder.buffer();
-            let interrupted = || Self::stall(plugin, process, stalled) || request.responder.is_cancelled();
+            let interrupted = || self.stalling.stall() || request.responder.is_cancelled();
             let n = match self.connection.read_rest(&mut buffer, Instant::now() + STREAM_IDLE, interrupted) {
                 Ok(n) => n,
                 Err(_) if request.responder.is_cancelled() => return Err(Broken),
                 Err(wait_error) => return self.cut_lost(request, &wait_error).map(Ok),
             };
             left -= n;
-            Self::wait_for_client(request, plugin, process, stalled);
+            self.stalling.wait_for_client(request);
             delivered = delivered.and_then(|()| request.responder.filled(buffer, n, last && left == 0));
         }
         Ok(delivered)
@@ -762,14 +776,13 @@ impl Worker {
                 counted.get_or_init(|| self.plugin.count_stream());
             }
         };
-        let (process, plugin, stalled) = (&self.process, &self.plugin, &self.stalled);
         count();
-        Self::stall(plugin, process, stalled);
-        let ending = || events && process.stopping.load(Ordering::Relaxed);
+        self.stalling.stall();
+        let ending = || events && self.process.stopping.load(Ordering::Relaxed);
         loop {
             let interrupted = || {
                 count();
-                Self::stall(plugin, process, stalled) || ending() || request.responder.is_cancelled()
+                self.stalling.stall() || ending() || request.responder.is_cancelled()
             };
             let waited = self.connection.wait(Instant::now() + STREAM_IDLE, interrupted);
             if request.responder.is_cancelled() {
@@ -811,7 +824,7 @@ impl Worker {
             let mut rest = frame.body;
             loop {
                 let (piece, behind) = rest.split_at(rest.len().min(PIECE));
-                Self::wait_for_client(request, plugin, process, stalled);
+                self.stalling.wait_for_client(request);
                 if request.responder.piece(piece, !data.more && behind.is_empty()).is_err() {
                     return if data.more { Err(Broken) } else { Ok(()) };
                 }
@@ -859,15 +872,13 @@ impl Worker {
 
     /// Waits for a frame; meanwhile expires queued requests.
     fn wait(&mut self, deadline: Instant) -> Result<(), WaitError> {
-        let (process, plugin, stalled) = (&self.process, &self.plugin, &self.stalled);
-        self.connection.wait(deadline, || Self::stall(plugin, process, stalled))
+        self.connection.wait(deadline, || self.stalling.stall())
     }
 
     /// Waits for the beginning of the answer to a request. Is interrupted if its client goes, and after one tick if other requests
     /// `followed` it.
     fn wait_begin(&mut self, request: &Request, deadline: Instant, followed: bool) -> Result<(), WaitError> {
-        let (process, plugin, stalled) = (&self.process, &self.plugin, &self.stalled);
-        let interrupted = || Self::stall(plugin, process, stalled) || followed || request.responder.is_cancelled();
+        let interrupted = || self.stalling.stall() || followed || request.responder.is_cancelled();
         self.connection.wait_begin(deadline, interrupted)
     }
 
