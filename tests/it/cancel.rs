@@ -2,7 +2,7 @@
 //! process over its socket, and close a connection in the middle of a stream, as the host does when a client goes.
 
 use crate::sdk::node;
-use crate::support::{Guarded, Site, cancelled, command, copy_program, pause, root, wait_for, write_file};
+use crate::support::{Guarded, Server, Site, cancelled, command, copy_program, pause, root, wait_for, write_file};
 use plugrack_sdk::protocol::frame::{FrameReader, encode};
 use serde_json::{Value, json};
 use std::fs::{self, File};
@@ -28,6 +28,16 @@ fn install(language: &str, dir: &Path) {
     symlink(&name, dir.join("plugin")).unwrap();
     let sdk = root().join("sdk").join(if language == "py" { "python/plugrack.py" } else { "node/plugrack.mjs" });
     fs::copy(&sdk, dir.join(sdk.file_name().unwrap())).unwrap();
+}
+
+/// A host with the fixture, ready.
+fn serve(site: Site, language: &str) -> Server {
+    let dir = site.plugins().join("cancelled");
+    fs::create_dir(&dir).unwrap();
+    install(language, &dir);
+    let server = site.start();
+    server.wait_state("cancelled", "ready");
+    server
 }
 
 /// The fixture, ready.
@@ -162,7 +172,7 @@ fn serves_others_beside_blocked_streams(language: &str) {
         let mut plugin = Plugin::start(language, concurrency);
         plugin.abandon("/blocked", concurrency);
         plugin.assert_answers(concurrency);
-        // These make as many as may be left behind; what is said about that stands in the log once.
+        // Now as many handlers run as the SDK allows. The log says so once.
         plugin.abandon("/blocked", concurrency);
         let mut waiting = plugin.connect();
         waiting.ask("/");
@@ -191,12 +201,7 @@ fn the_node_sdk_serves_others_beside_blocked_streams_whose_host_has_gone() {
 
 /// The host gives a request up when its time has passed, and has only this one connection for the next.
 fn heeds_the_end_of_a_requests_time(language: &str) {
-    let site = Site::new().args(&["--request-timeout", "1s"]);
-    let dir = site.plugins().join("cancelled");
-    fs::create_dir(&dir).unwrap();
-    install(language, &dir);
-    let server = site.start();
-    server.wait_state("cancelled", "ready");
+    let server = serve(Site::new().args(&["--request-timeout", "1s"]), language);
     assert_eq!(server.get("/cancelled/late").status, 504);
     server.wait_logged("cancelled", &["cancelled\n"]);
     wait_for("an answer", || (server.get("/cancelled/").text() == "hello").then_some(()));
@@ -256,12 +261,7 @@ fn the_node_sdk_calls_handlers_one_by_one_where_there_is_one_connection() {
 
 /// By a real client, which closes its connection while the stream is silent.
 fn ends_the_stream_of_a_client_that_has_gone(language: &str) {
-    let site = Site::new();
-    let dir = site.plugins().join("cancelled");
-    fs::create_dir(&dir).unwrap();
-    install(language, &dir);
-    let server = site.start();
-    server.wait_state("cancelled", "ready");
+    let server = serve(Site::new(), language);
     for round in 1..=2 {
         let mut client = server.client();
         client.send(b"GET /cancelled/heeds HTTP/1.1\r\nhost: test\r\n\r\n");

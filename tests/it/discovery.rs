@@ -539,7 +539,7 @@ fn two_plugins_can_swap_their_routes() {
     assert_eq!((server.get("/x/p").text(), server.get("/y/p").text()), ("GET /p of b", "GET /p of a"));
 }
 
-/// A log that nobody reads must not hold up who asks for the list of plugins, the front page among them.
+/// If the host's log is a pipe that nobody reads, the list of plugins and the start page must still be answered.
 #[test]
 fn a_log_that_takes_nothing_does_not_keep_the_list_of_plugins() {
     let site = Site::new().fake("p");
