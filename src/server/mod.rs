@@ -39,8 +39,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-/// Interval at which refused files are checked for changes, and the longest time between an out-of-memory kill and the exit that it
-/// explains: long enough to cost nothing, and short enough for an operator who has fixed a file.
+/// Interval at which refused files are checked for changes: long enough to cost nothing, and short enough after an operator has fixed a
+/// file. Also the longest time between an out-of-memory kill and the exit that it explains.
 const WATCH_EVERY: Duration = Duration::from_secs(5);
 
 /// Least time between two scans on SIGHUP. Signals that arrive meanwhile count as one, so that a storm of them neither keeps the host busy
