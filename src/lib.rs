@@ -8,6 +8,7 @@
 //! * `system`: the data directory, limits, sockets
 //! * `http`: HTTP/1.1, one request, and its responder
 //! * `store`: the database
+//! * `apps`: applications that do not speak the plugin protocol, and their manifests
 //! * `plugins`: the registry, supervision, queues and workers
 //! * `api`: the operator's API
 //! * `gate`: the HTTP server for the network
@@ -17,6 +18,7 @@
 use plugrack_sdk::{license, lock, protocol};
 
 mod api;
+mod apps;
 mod cli;
 mod gate;
 #[cfg(test)]

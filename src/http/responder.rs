@@ -138,7 +138,19 @@ impl Responder {
         self.state = State::Over;
     }
 
-    fn begin(&mut self, status: u16, mut head: Vec<u8>, length: Option<u64>, body: &[u8], whole: bool) -> io::Result<()> {
+    /// Sends the head and the beginning of the body; the `whole` answer if nothing follows. `head` is the status line and the headers
+    /// without those of the framing, `length` that of the body, if it is known.
+    ///
+    /// # Errors
+    /// The client has gone.
+    pub(crate) fn begin(
+        &mut self,
+        status: u16,
+        mut head: Vec<u8>,
+        length: Option<u64>,
+        body: &[u8],
+        whole: bool,
+    ) -> io::Result<()> {
         if body.len() > MAX_WHOLE {
             let (first, rest) = body.split_at(PIECE);
             self.begin(status, head, length, first, false)?;
