@@ -4,6 +4,7 @@ pub(crate) mod operator_socket;
 mod settings;
 pub(crate) mod view;
 
+use crate::apps::manifest::Run;
 use crate::http::errors;
 use crate::http::framing::host_head;
 use crate::license::{Code, Place, Time, check_unsigned, unverified};
@@ -574,13 +575,18 @@ impl Api {
 }
 
 impl Known {
+    /// How its manifest says that it runs, if it has one.
+    fn run(&self) -> Option<&Run> {
+        self.plugin.as_ref().and_then(|plugin| plugin.run())
+    }
+
     /// Starts a refused plugin again, because a setting of it has changed. Returns whether a process runs, which gets the setting only
     /// after a restart.
     fn reconsider(&self) -> bool {
         let Some(plugin) = &self.plugin else { return false };
         // If the supervisor is gone, so is the plugin.
         drop(plugin.control.send(Command::Reconsider));
-        plugin.status().pid.is_some()
+        plugin.status().state.has_process()
     }
 }
 

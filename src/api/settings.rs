@@ -114,7 +114,7 @@ impl Api {
 
     fn limits_set(&self, known: &Known) -> Handled {
         known.reconsider();
-        let limits = self.registry.context().limits(&known.id)?;
+        let limits = self.registry.context().limits(&known.id, known.run())?;
         let restart_needed = running(known).is_some_and(|running| running != limits);
         Ok(Reply::ok(&json!({"limits": self.limits_of(known)?, "restart_needed": restart_needed})))
     }
@@ -123,7 +123,7 @@ impl Api {
     /// process if that differs.
     fn limits_of(&self, known: &Known) -> Result<Map<String, Value>, Refused> {
         let context = self.registry.context();
-        let (set, limits, running) = (context.store.limits(&known.id)?, context.limits(&known.id)?, running(known));
+        let (set, limits, running) = (context.store.limits(&known.id)?, context.limits(&known.id, known.run())?, running(known));
         let one = |limit: Limit| {
             let value = shown(limit, &limits);
             let mut one = json!({"value": value, "default": !set.has(limit)});
@@ -144,7 +144,7 @@ impl Api {
 /// The limits of the running process.
 fn running(known: &Known) -> Option<LimitsInForce> {
     let status = known.plugin.as_ref()?.status();
-    status.limits.filter(|_| status.pid.is_some())
+    status.limits.filter(|_| status.state.has_process())
 }
 
 /// A limit's value as JSON: a number, or a time as text; null is no limit.

@@ -23,6 +23,7 @@ impl EventLoop {
         let Some(connection) = self.connections.get_mut(key) else { return };
         let Some(exchange) = connection.exchange.as_mut().filter(|exchange| exchange.number == address.request) else { return };
         match part {
+            ResponsePart::Interim(head) => self.send(key, &head),
             ResponsePart::Begun { begun, bytes, rest } => {
                 let is_whole = rest.is_none();
                 (exchange.pieces, exchange.has_pieces) = (rest, true);

@@ -51,26 +51,38 @@ pub(crate) fn host_head<'a>(status: u16, headers: impl IntoIterator<Item = (&'a 
     head
 }
 
-/// The head of a plugin's answer without the framing, and the declared length of its body. Leaves out hop-by-hop headers and those that
-/// `connection` names, and adds a missing `date`.
-pub(crate) fn answer_head(response: &Response<'_>) -> (Vec<u8>, Option<u64>) {
-    let mut head = status_line(response.status);
-    let (mut length, mut has_date) = (None, false);
-    let options = response.headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("connection"));
-    let options: Vec<&str> = options.flat_map(|(_, value)| value.split(',')).map(str::trim).collect();
-    for (name, value) in &response.headers {
-        let is = |other: &str| name.eq_ignore_ascii_case(other);
-        if is("content-length") {
-            length = value.parse().ok();
-        } else if !HOP_BY_HOP.into_iter().any(is) && !is_reserved(name) && !options.iter().any(|option| is(option)) {
-            has_date |= is("date");
-            put_header(&mut head, name, value);
+/// The head of a response on its way to a client.
+#[derive(Debug)]
+pub(crate) struct ResponseHead {
+    pub(crate) status: u16,
+    /// The status line and the header lines, without those of the framing.
+    pub(crate) lines: Vec<u8>,
+    /// The declared length of the body.
+    pub(crate) length: Option<u64>,
+}
+
+impl ResponseHead {
+    /// The head of a checked answer of the plugin protocol. Leaves out hop-by-hop headers and those that `connection` names, and adds a
+    /// missing `date`.
+    pub(crate) fn of(response: &Response<'_>) -> Self {
+        let mut head = status_line(response.status);
+        let (mut length, mut has_date) = (None, false);
+        let options = response.headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("connection"));
+        let options: Vec<&str> = options.flat_map(|(_, value)| value.split(',')).map(str::trim).collect();
+        for (name, value) in &response.headers {
+            let is = |other: &str| name.eq_ignore_ascii_case(other);
+            if is("content-length") {
+                length = value.parse().ok();
+            } else if !HOP_BY_HOP.into_iter().any(is) && !is_reserved(name) && !options.iter().any(|option| is(option)) {
+                has_date |= is("date");
+                put_header(&mut head, name, value);
+            }
         }
+        if !has_date {
+            date::put_line(&mut head);
+        }
+        Self { status: response.status, lines: head, length }
     }
-    if !has_date {
-        date::put_line(&mut head);
-    }
-    (head, length)
 }
 
 fn is_reserved(name: &str) -> bool {
@@ -189,13 +201,13 @@ mod tests {
         ];
         let headers = headers.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
         let response = Response { id: 1, status: 200, headers, more: false };
-        let (head, length) = answer_head(&response);
+        let ResponseHead { lines: head, length, .. } = ResponseHead::of(&response);
         assert_eq!(length, Some(5));
         let text: String = head.iter().map(|&byte| char::from(byte)).collect();
         let (text, date) = text.rsplit_once("date: ").unwrap();
         assert_eq!(text, "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\nset-cookie: a\r\nset-cookie: \u{e9}\r\n");
         assert!(date.ends_with(" GMT\r\n"));
         let dated = Response { headers: vec![("Date".into(), "now".into())], ..response };
-        assert_eq!(answer_head(&dated).0, b"HTTP/1.1 200 OK\r\ndate: now\r\n");
+        assert_eq!(ResponseHead::of(&dated).lines, b"HTTP/1.1 200 OK\r\ndate: now\r\n");
     }
 }

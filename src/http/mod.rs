@@ -11,6 +11,7 @@ pub(crate) mod framing;
 pub(crate) mod http_error;
 pub(crate) mod in_flight;
 pub(crate) mod parse;
+pub(crate) mod prefix;
 pub(crate) mod proxies;
 pub(crate) mod request;
 pub(crate) mod request_end;

@@ -3,10 +3,9 @@
 use super::HttpError;
 use super::direct_writer::Revoked;
 use super::errors::{self, Audience};
-use super::framing::{self, Framed, after_piece, frame, put_chunk_size};
+use super::framing::{Framed, ResponseHead, after_piece, frame, put_chunk_size};
 use super::in_flight::InFlight;
 use super::response_channel::{Address, Begun, MAX_WHOLE, PIECE, PieceWriter, ResponseChannel, ResponsePart, Then};
-use crate::protocol::message::Response;
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -54,19 +53,28 @@ impl Responder {
         self.state = State::Over;
     }
 
-    /// Sends the checked head of a plugin's answer, and the beginning of its body. `rest` more bytes of the same frame follow in pieces.
-    /// With neither those nor `more` the answer is complete.
+    /// Sends the head of a plugin's answer, and the beginning of its body. `rest` more bytes of it follow in pieces. With neither those nor
+    /// `more` the answer is complete.
     ///
     /// # Errors
     /// The client has gone.
-    pub(crate) fn answer(&mut self, response: &Response<'_>, first: &[u8], rest: usize) -> io::Result<()> {
-        let (head, mut length) = framing::answer_head(response);
+    pub(crate) fn answer(&mut self, head: ResponseHead, first: &[u8], rest: usize, more: bool) -> io::Result<()> {
+        let ResponseHead { status, lines, mut length } = head;
         let size = first.len() + rest;
-        let bodiless = self.in_flight.writer.terms().head || response.is_bodiless();
-        if length.is_none() && !response.more && (!bodiless || size > 0) {
+        let bodiless = self.in_flight.writer.terms().head || matches!(status, 204 | 304);
+        if length.is_none() && !more && (!bodiless || size > 0) {
             length = Some(size as u64);
         }
-        self.begin(response.status, head, length, first, rest == 0 && !response.more)
+        self.begin(status, lines, length, first, rest == 0 && !more)
+    }
+
+    /// Sends the head of an interim response (1xx) before the answer, unless the client speaks HTTP/1.0, which has none.
+    pub(crate) fn interim(&mut self, head: Vec<u8>) {
+        if matches!(self.state, State::Unanswered) && !self.in_flight.writer.terms().old {
+            // The event loop writes it, so the answer must take the same way, or it could come first.
+            self.in_flight.writer.revoke();
+            self.channel.put(self.address, ResponsePart::Interim(head));
+        }
     }
 
     /// Sends a complete answer. `head` is its status line and headers without those of the framing.

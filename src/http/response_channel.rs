@@ -45,6 +45,8 @@ pub(crate) struct Begun {
 
 /// A part of an answer. All bytes are as on the wire.
 pub(crate) enum ResponsePart {
+    /// The head of an interim response (1xx).
+    Interim(Vec<u8>),
     /// Its beginning, and the channel for the rest, if there is more.
     Begun { begun: Begun, bytes: Vec<u8>, rest: Option<Pieces> },
     /// The channel has more pieces, or their end.

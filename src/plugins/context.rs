@@ -1,5 +1,6 @@
 //! The context that all plugins share: identity, data directory, store, licence clock, limits, and the sessions of running plugins.
 
+use crate::apps::manifest::Run;
 use crate::license::Time;
 use crate::licensing::clock::{ClockReadings, LicenseClock};
 use crate::licensing::status;
@@ -11,7 +12,8 @@ use crate::process::chown_tree::chown_tree;
 use crate::process::oom::OomMonitor;
 use crate::process::output::PluginLog;
 use crate::process::watchdog::Watchdog;
-use crate::store::limits::LimitsInForce;
+use crate::protocol::metadata::Metadata;
+use crate::store::limits::{LimitsInForce, PluginLimits};
 use crate::store::{Store, StoreError, now_ms};
 use crate::system::data_dir::DataDir;
 use crate::system::rlimits::Capacity;
@@ -23,7 +25,7 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 use uuid::Uuid;
 
@@ -62,9 +64,16 @@ pub(crate) struct Context {
     pub(crate) pass_env: Vec<(OsString, OsString)>,
     /// The time by which licences are judged.
     pub(crate) license_clock: SharedLicenseClock,
+    /// The URL of the host, once it listens on one.
+    pub(crate) base_url: OnceLock<String>,
 }
 
 impl Context {
+    /// The URL of a plugin, as far as the host knows its own; otherwise its path.
+    pub(crate) fn url_of(&self, metadata: &Metadata) -> String {
+        self.base_url.get().cloned().unwrap_or_default() + &metadata.route
+    }
+
     /// The bounds of a file's `--metadata` call. Each file gets a uid of its own, so that no call can tamper with another's answer. Files
     /// beyond the range share its first uid.
     ///
@@ -83,9 +92,16 @@ impl Context {
         Bounds { uid, memory, open_files, variables: self.pass_env.clone() }
     }
 
-    /// The limits that apply to a plugin from its next start on.
-    pub(crate) fn limits(&self, plugin: &str) -> Result<LimitsInForce, StoreError> {
-        let mut limits = self.store.limits(plugin)?.over(self.default_limits);
+    /// The limits that apply to a plugin from its next start on: those that the operator has set, then those of its manifest, then the
+    /// host's.
+    pub(crate) fn limits(&self, plugin: &str, run: Option<&Run>) -> Result<LimitsInForce, StoreError> {
+        let manifest = run.map_or_else(PluginLimits::default, |run| PluginLimits {
+            open_files: run.open_files,
+            start_timeout: run.start_timeout,
+            request_timeout: run.request_timeout,
+        });
+        let mut limits = self.store.limits(plugin)?.over(manifest.over(self.default_limits));
+        self.answer_time.outlast(limits.request_timeout);
         // The limit may have been set while the host had a higher one.
         limits.open_files = [limits.open_files, self.capacity.most_files()].into_iter().flatten().min();
         Ok(limits)

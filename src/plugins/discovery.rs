@@ -1,5 +1,6 @@
 //! Scans the plugins directory, and reads each file's metadata by running it with `--metadata`.
 
+use crate::apps::manifest::{self, Manifest};
 use crate::lock::{LockExt, unpoisoned};
 use crate::process::preflight;
 use crate::process::{self, Bounds};
@@ -45,10 +46,12 @@ const PROGRAM: &str = "plugin";
 pub(crate) struct Found {
     /// The name in the directory.
     pub(crate) file: String,
-    /// The path of the executable.
+    /// The path of the executable, or of the manifest.
     pub(crate) program: PathBuf,
     /// The fingerprint, which changes if the file is replaced; none if the file cannot be examined.
     pub(crate) fingerprint: Option<Fingerprint>,
+    /// What the manifest says, or what is wrong with it, if there is one.
+    pub(crate) manifest: Option<Result<Arc<Manifest>, String>>,
 }
 
 impl Found {
@@ -170,7 +173,7 @@ pub(crate) fn list(dir: &Path) -> io::Result<Vec<Found>> {
         let file = escaped(&name, &taken);
         taken.insert(file.clone());
         let program = program(dir.join(name));
-        found.push(Found { file, fingerprint: fingerprint(&program), program });
+        found.push(examine(file, program));
     }
     found.sort_by(|a, b| a.file.cmp(&b.file));
     Ok(found)
@@ -188,14 +191,24 @@ fn escaped(name: &OsStr, taken: &BTreeSet<String>) -> String {
 
 /// Examines the entry of this name in the plugins directory.
 pub(crate) fn inspect(dir: &Path, file: &str) -> Found {
-    let program = program(dir.join(file));
-    let fingerprint = fingerprint(&program);
-    Found { file: file.to_owned(), program, fingerprint }
+    examine(file.to_owned(), program(dir.join(file)))
 }
 
-/// The executable of the plugin at a path.
+/// Examines the executable or manifest at a path.
+fn examine(file: String, program: PathBuf) -> Found {
+    // Before the manifest is read: if it changes meanwhile, the next scan sees that.
+    let fingerprint = fingerprint(&program);
+    let manifest = program.ends_with(manifest::FILE).then(|| manifest::read(&program).map(Arc::new));
+    Found { file, program, fingerprint, manifest }
+}
+
+/// The executable of the plugin at a path, or its manifest, which takes precedence.
 fn program(path: PathBuf) -> PathBuf {
-    if path.is_dir() { path.join(PROGRAM) } else { path }
+    if !path.is_dir() {
+        return path;
+    }
+    let manifest = path.join(manifest::FILE);
+    if manifest.symlink_metadata().is_ok() { manifest } else { path.join(PROGRAM) }
 }
 
 /// The fingerprint of the file at a path; none if it cannot be examined.
@@ -287,7 +300,10 @@ fn work((queue, done): &(Mutex<CallQueue>, Condvar), at_once: usize) {
 /// Runs a file with `--metadata`, for `time` at most.
 pub(crate) fn read_metadata(found: &Found, bounds: &Bounds, time: Duration) -> Result<Metadata, Refusal> {
     if found.program.ends_with(PROGRAM) && !found.program.exists() && !found.program.is_symlink() {
-        return Err(Refusal::lasting(format!("the directory has no executable file named {PROGRAM} inside")));
+        return Err(Refusal::lasting(format!(
+            "the directory has neither an executable file named {PROGRAM} nor a {} inside",
+            manifest::FILE
+        )));
     }
     preflight::check(&found.program).map_err(Refusal::lasting)?;
     let output = process::output(&found.program, "--metadata", bounds, time, MAX_METADATA)

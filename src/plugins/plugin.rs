@@ -1,5 +1,6 @@
 //! One plugin as the rest of the host sees it: its metadata, its status, and the admission of its requests.
 
+use crate::apps::manifest::{Kind, Manifest, Run};
 use crate::http::request_end::Traffic;
 use crate::http::slots::Slots;
 use crate::http::{HttpError, errors};
@@ -162,6 +163,8 @@ pub(crate) enum Command {
     Proceed,
     /// The process with this number has ended.
     Exited { process: u64 },
+    /// All workers of the process with this number have ended, because it is to stop.
+    Drained { process: u64 },
     /// The process with this number does not respond.
     Unresponsive {
         process: u64,
@@ -198,8 +201,10 @@ pub(crate) enum Admission {
 /// A plugin of the registry.
 pub(crate) struct Plugin {
     pub(crate) metadata: Metadata,
-    /// The path of the executable.
+    /// The path of the executable, or of the manifest.
     pub(crate) program: PathBuf,
+    /// The manifest, if it has one.
+    pub(crate) manifest: Option<Arc<Manifest>>,
     /// The fingerprint of the file that printed the metadata. No other file is executed.
     pub(crate) fingerprint: Option<Fingerprint>,
     /// The path of the socket on which its processes listen.
@@ -255,6 +260,7 @@ impl Plugin {
         Self {
             metadata,
             program: found.program.clone(),
+            manifest: found.manifest.as_ref().and_then(|manifest| manifest.as_ref().ok()).map(Arc::clone),
             fingerprint: found.fingerprint,
             socket,
             queue,
@@ -275,6 +281,16 @@ impl Plugin {
 
     pub(crate) fn id(&self) -> &str {
         &self.metadata.id
+    }
+
+    /// How its manifest says that it runs, if it has one.
+    pub(crate) fn run(&self) -> Option<&Run> {
+        self.manifest.as_ref().map(|manifest| &manifest.run)
+    }
+
+    /// How the host speaks to it.
+    pub(crate) fn kind(&self) -> Kind {
+        self.run().map_or(Kind::Native, |run| run.kind)
     }
 
     /// Checks, before the body of a new request is read, that the plugin may serve it.
@@ -441,9 +457,9 @@ impl Plugin {
     }
 
     /// Records the process and its limits. Only the supervisor calls this and the following setters.
-    pub(crate) fn set_process(&self, pid: i32, limits: LimitsInForce) {
+    pub(crate) fn set_process(&self, pid: Option<i32>, limits: LimitsInForce) {
         let mut status = self.lock_status();
-        (status.pid, status.limits) = (Some(pid), Some(limits));
+        (status.pid, status.limits) = (pid, Some(limits));
     }
 
     pub(crate) fn set_enabled(&self, enabled: bool) {
@@ -457,7 +473,8 @@ impl Plugin {
 
     /// The scan result by which the plugin was accepted, under this file name.
     pub(crate) fn found(&self, file: &str) -> Found {
-        Found { file: file.to_owned(), program: self.program.clone(), fingerprint: self.fingerprint }
+        let manifest = self.manifest.as_ref().map(|manifest| Ok(Arc::clone(manifest)));
+        Found { file: file.to_owned(), program: self.program.clone(), fingerprint: self.fingerprint, manifest }
     }
 
     /// Whether the program is still the file that printed the metadata.

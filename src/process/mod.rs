@@ -6,6 +6,7 @@
 pub(crate) mod chown_tree;
 pub(crate) mod exit;
 pub(crate) mod failure_line;
+pub(crate) mod listeners;
 pub(crate) mod log_file;
 pub(crate) mod oom;
 pub(crate) mod orphans;
@@ -26,7 +27,10 @@ use nix::unistd::execve;
 use orphans::Selector;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Access;
-use rustix::io::Errno;
+use rustix::io::{Errno, FdFlags};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
 use rustix::process::{Gid, Pid, PidfdFlags, Resource, Rlimit, Signal, Uid, WaitId, WaitIdOptions, pidfd_open};
 use rustix::stdio::{dup2_stdin, stdin};
 use signal_hook::consts::{SIGCHLD, SIGPIPE};
@@ -34,9 +38,11 @@ use signal_hook::iterator::Signals;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
-use std::io::{self, PipeReader, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, IoSlice, IoSliceMut, PipeReader, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
@@ -87,7 +93,10 @@ pub(crate) const SOCKET_VARIABLE: &str = "PLUGRACK_SOCKET";
 /// Variable that a `--metadata` call gets, and that identifies its orphans.
 const ASK_VARIABLE: &str = "PLUGRACK_ASK";
 
-/// Longest report of the shim in bytes. A pipe takes that much in one write without blocking.
+/// The descriptor of a listener that the host hands over: the first of sd_listen_fds(3).
+const LISTENER: i32 = 3;
+
+/// Longest report of the shim in bytes. A socket takes that much in one write without blocking.
 const MAX_REPORT: usize = 4096;
 
 /// Time to wait for the report after the shim has ended. It is complete by then; only its reader may need time.
@@ -120,7 +129,7 @@ const SET_PREFIX: &str = "PLUGRACK_SET_";
 const MAX_VARIABLE_NAME: usize = 128;
 
 /// `PATH` of children if the host has none.
-const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+pub(crate) const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 /// Children that this program waits for.
 static OWN: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
@@ -253,24 +262,31 @@ pub(crate) struct Process {
     mark: Option<(&'static str, OsString)>,
 }
 
+/// How a plugin's process is started.
+#[derive(Debug)]
+pub(crate) struct Launch {
+    pub(crate) program: PathBuf,
+    pub(crate) arguments: Vec<OsString>,
+    /// Its working directory.
+    pub(crate) directory: PathBuf,
+    /// Variables of its environment, in addition to those of all children.
+    pub(crate) env: Vec<(String, OsString)>,
+    /// A listening socket that it gets as descriptor 3, in the way of sd_listen_fds(3).
+    pub(crate) listener: Option<OwnedFd>,
+}
+
 impl Process {
     /// Starts a plugin; its output goes to `log`.
-    pub(crate) fn start(
-        program: &Path,
-        home: &Path,
-        env: &[(&str, &OsStr)],
-        bounds: &Bounds,
-        log: &PluginLog,
-        name: &str,
-    ) -> io::Result<Self> {
+    pub(crate) fn start(launch: &Launch, bounds: &Bounds, log: &PluginLog, name: &str) -> io::Result<Self> {
         let (reader, writer) = io::pipe()?;
-        let (mut command, report) = shim(program, home, bounds)?;
-        command.envs(env.iter().copied()).stdout(writer.try_clone()?).stderr(writer);
+        let (mut command, report) = shim(&launch.program, &launch.directory, launch.listener.as_ref(), bounds)?;
+        let env = launch.env.iter().map(|(name, value)| (name, value));
+        command.args(&launch.arguments).envs(env).stdout(writer.try_clone()?).stderr(writer);
         let mut process = Self::spawn(&mut command)?;
         // The command holds write ends of the pipes; they must close for the report and the capture to see an end of file.
         drop(command);
-        let socket = env.iter().find(|(name, _)| *name == SOCKET_VARIABLE);
-        process.mark = socket.map(|(_, socket)| (SOCKET_VARIABLE, (*socket).into()));
+        let socket = launch.env.iter().find(|(name, _)| *name == SOCKET_VARIABLE);
+        process.mark = socket.map(|(_, socket)| (SOCKET_VARIABLE, socket.clone()));
         let log = log.clone();
         let ((capturing, captured), (executing, executed)) = (bounded(0), bounded(1));
         (process.captured, process.executed) = (Some(captured), Some(executed));
@@ -459,7 +475,7 @@ pub(crate) fn output(
 ) -> io::Result<Result<Vec<u8>, FailedRun>> {
     // A parallel call under the same uid would be mistaken for an orphan of this one.
     let _turn = bounds.uid.map(Turn::wait).transpose()?;
-    let (mut command, report) = shim(program, Path::new("/"), bounds)?;
+    let (mut command, report) = shim(program, Path::new("/"), None, bounds)?;
     let mark = OsString::from(Uuid::new_v4().simple().to_string());
     command.arg(argument).env(ASK_VARIABLE, &mark).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut process = Process::spawn(&mut command)?;
@@ -603,17 +619,28 @@ fn this_program() -> Command {
     command
 }
 
-/// A command that starts `program` through the shim, in `directory`, with only the allowed environment variables; and the pipe on which
-/// the shim reports a failure, see [`exec_error`].
-fn shim(program: &Path, directory: &Path, bounds: &Bounds) -> io::Result<(Command, PipeReader)> {
-    let (report, reporting) = io::pipe()?;
+/// A command that starts `program` through the shim, in `directory`, with only the allowed environment variables; and the socket on which
+/// the shim gets a `listener` for the program, and reports a failure, see [`exec_error`].
+fn shim(program: &Path, directory: &Path, listener: Option<&OwnedFd>, bounds: &Bounds) -> io::Result<(Command, UnixStream)> {
+    let (report, reporting) = UnixStream::pair()?;
+    if let Some(listener) = listener {
+        let listeners = [listener.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        ancillary.push(SendAncillaryMessage::ScmRights(&listeners));
+        sendmsg(&report, &[IoSlice::new(b"3")], &mut ancillary, SendFlags::NOSIGNAL)?;
+    }
     let mut command = this_program();
     command.arg(SHIM).arg(std::process::id().to_string());
     let number = |bound: Option<u64>| bound.map_or(UNBOUND.to_owned(), |number| number.to_string());
-    command.arg(number(bounds.uid.map(u64::from))).arg(number(bounds.memory)).arg(number(bounds.open_files)).arg(program);
-    command.current_dir(directory).stdin(reporting).env_clear().env("PATH", DEFAULT_PATH).env("HOME", directory);
+    command.arg(number(bounds.uid.map(u64::from))).arg(number(bounds.memory)).arg(number(bounds.open_files));
+    command.arg(number(listener.map(|_| 1))).arg(program);
+    command.current_dir(directory).stdin(OwnedFd::from(reporting)).env_clear().env("PATH", DEFAULT_PATH).env("HOME", directory);
     command.env(RUN_VARIABLE, run_id());
     command.envs(INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?)))).envs(PRESET);
+    if listener.is_some() {
+        command.env("LISTEN_FDS", "1");
+    }
     for (name, value) in &bounds.variables {
         let mut set = OsString::from(SET_PREFIX);
         set.push(name);
@@ -623,7 +650,7 @@ fn shim(program: &Path, directory: &Path, bounds: &Bounds) -> io::Result<(Comman
 }
 
 /// Waits until the shim has executed the program or failed, and returns why it could not; none if it could, or ended for another reason.
-fn exec_error(report: PipeReader) -> Option<ExecError> {
+fn exec_error(report: UnixStream) -> Option<ExecError> {
     let mut reported = Vec::new();
     report.take(MAX_REPORT as u64).read_to_end(&mut reported).ok()?;
     let reported = String::from_utf8_lossy(&reported);
@@ -632,12 +659,33 @@ fn exec_error(report: PipeReader) -> Option<ExecError> {
     Some(if PASSING.contains(&error) { ExecError::Passing(error) } else { ExecError::Unfit(reason.to_owned()) })
 }
 
-/// Takes the report pipe from standard input, the only way to pass it here, and leaves an empty input in its place. The pipe closes on
+/// Takes the host's socket from standard input, the only way to pass it here, and leaves an empty input in its place. The socket closes on
 /// exec, which tells the host that the program was executed.
-fn take_report() -> io::Result<File> {
-    let report = rustix::io::fcntl_dupfd_cloexec(stdin(), 3)?;
+fn take_report() -> io::Result<UnixStream> {
+    let report = rustix::io::fcntl_dupfd_cloexec(stdin(), LISTENER + 1)?;
     dup2_stdin(no_input()?)?;
     Ok(report.into())
+}
+
+/// Takes the listener for the program from the host's socket, and gives it the descriptor that the program expects.
+fn take_listener(host: &UnixStream) -> io::Result<OwnedFd> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    recvmsg(host, &mut [IoSliceMut::new(&mut [0])], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    let received = ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut listeners) => listeners.next(),
+        _ => None,
+    });
+    let mut listener = received.ok_or(io::ErrorKind::UnexpectedEof)?;
+    if listener.as_raw_fd() != LISTENER {
+        listener = rustix::io::fcntl_dupfd_cloexec(&listener, LISTENER)?;
+    }
+    if listener.as_raw_fd() != LISTENER {
+        return Err(io::Error::other(format!(
+            "the host was started with an open file as descriptor {LISTENER}, which must be free"
+        )));
+    }
+    Ok(listener)
 }
 
 /// An empty input: `/dev/null`, or a closed pipe in a root without it.
@@ -645,17 +693,23 @@ fn no_input() -> io::Result<OwnedFd> {
     File::open("/dev/null").map(OwnedFd::from).or_else(|_| io::pipe().map(|(reader, _)| reader.into()))
 }
 
-/// The shim: `plugrack __exec HOST_PID UID MEMORY FILES PROGRAM [ARGUMENT]…` confines this process, then becomes the program.
+/// The shim: `plugrack __exec HOST_PID UID MEMORY FILES LISTENER PROGRAM [ARGUMENT]…` confines this process, then becomes the program.
 pub(crate) fn shim_main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let host = arguments.next().and_then(|pid| pid.to_str().and_then(|pid| pid.parse().ok()));
     let (uid, memory, files) = (bound(arguments.next()), bound(arguments.next()), bound(arguments.next()));
-    let (Some(host), Some(uid), Some(memory), Some(open_files), Some(program)) = (host, uid, memory, files, arguments.next())
+    let listens = bound::<u64>(arguments.next()).map(|listener| listener.is_some());
+    let (Some(host), Some(uid), Some(memory), Some(open_files), Some(listens), Some(program)) =
+        (host, uid, memory, files, listens, arguments.next())
     else {
         return complain(format_args!("{SHIM} is how plugrack starts plugins, not a command"), 64);
     };
     let mut report = match take_report() {
         Ok(report) => report,
         Err(error) => return complain(format_args!("cannot prepare {}: {error}", program.display()), 126),
+    };
+    let listener = match listens.then(|| take_listener(&report)).transpose() {
+        Ok(listener) => listener,
+        Err(error) => return complain(format_args!("cannot give {} its socket: {error}", program.display()), 126),
     };
     // Resolved before the privileges are dropped.
     let needed = uid.map_or(Vec::new(), |_| needed(Path::new(&program)));
@@ -668,7 +722,11 @@ pub(crate) fn shim_main(mut arguments: impl Iterator<Item = OsString>) -> ExitCo
     if let (Some(uid), Some(barred)) = (uid, needed.iter().find_map(|(path, access)| barred(path, *access))) {
         return complain(format_args!("uid {uid} cannot {barred}"), 77);
     }
-    let error = execute(&program, arguments);
+    // Confinement has made every file close-on-exec.
+    if let Some(Err(error)) = listener.as_ref().map(|listener| rustix::io::fcntl_setfd(listener, FdFlags::empty())) {
+        return complain(format_args!("cannot give {} its socket: {error}", program.display()), 126);
+    }
+    let error = execute(&program, arguments, listener.is_some());
     let explained = if is_passing(&error) { None } else { preflight::explain(Path::new(&program)) };
     let reason = explained.unwrap_or_else(|| error.to_string());
     tell(&mut report, &error, &reason);
@@ -682,7 +740,7 @@ fn is_passing(error: &io::Error) -> bool {
 }
 
 /// Reports to the host why the program is not executed, in the format of [`exec_error`].
-fn tell(report: &mut File, error: &io::Error, reason: &str) {
+fn tell(report: &mut UnixStream, error: &io::Error, reason: &str) {
     let reported = format!("{} {reason}", error.raw_os_error().unwrap_or_default());
     // The host may be gone.
     drop(report.write_all(&reported.as_bytes()[..reported.len().min(MAX_REPORT)]));
@@ -690,7 +748,7 @@ fn tell(report: &mut File, error: &io::Error, reason: &str) {
 
 /// Executes the program; returns only on failure. Not by [`Command`], because its C library runs a shell on files that the kernel does
 /// not execute.
-fn execute(program: &OsStr, arguments: impl Iterator<Item = OsString>) -> io::Error {
+fn execute(program: &OsStr, arguments: impl Iterator<Item = OsString>, listens: bool) -> io::Error {
     // Rust's runtime ignores SIGPIPE, and the program would inherit that. A caught signal becomes the default on exec.
     if let Err(error) = signal_hook::flag::register(SIGPIPE, Arc::default()) {
         return error;
@@ -698,7 +756,11 @@ fn execute(program: &OsStr, arguments: impl Iterator<Item = OsString>) -> io::Er
     let text = |text: &[u8]| CString::new(text);
     let path = text(program.as_bytes());
     let arguments = std::iter::once(program.to_owned()).chain(arguments).map(|argument| text(argument.as_bytes()));
-    let environment = environment().into_iter().map(|(name, value)| text(&[name.as_bytes(), b"=", value.as_bytes()].concat()));
+    let mut environment = environment();
+    if listens {
+        environment.insert("LISTEN_PID".into(), std::process::id().to_string().into());
+    }
+    let environment = environment.into_iter().map(|(name, value)| text(&[name.as_bytes(), b"=", value.as_bytes()].concat()));
     match (path, arguments.collect::<Result<Vec<_>, _>>(), environment.collect::<Result<Vec<_>, _>>()) {
         (Ok(path), Ok(arguments), Ok(environment)) => match execve(&path, &arguments, &environment) {
             Ok(never) => match never {},
@@ -725,12 +787,16 @@ fn bound<T: FromStr>(argument: Option<OsString>) -> Option<Option<T>> {
     }
 }
 
-/// The paths that a program needs, with the required access: itself, its interpreter, its home. Links are resolved.
+/// The paths that a program needs, with the required access: itself, its interpreter, its home and working directory. Links are resolved.
 fn needed(program: &Path) -> Vec<(PathBuf, Access)> {
     let interpreter = preflight::interpreter(program);
     let home = std::env::var_os("HOME").map(PathBuf::from);
-    let paths =
-        [(Some(program.to_owned()), Access::READ_OK | Access::EXEC_OK), (interpreter, Access::EXEC_OK), (home, Access::EXEC_OK)];
+    let paths = [
+        (Some(program.to_owned()), Access::READ_OK | Access::EXEC_OK),
+        (interpreter, Access::EXEC_OK),
+        (home, Access::EXEC_OK),
+        (Some(".".into()), Access::EXEC_OK),
+    ];
     paths.into_iter().filter_map(|(path, access)| Some((std::fs::canonicalize(path?).ok()?, access))).collect()
 }
 
@@ -885,7 +951,7 @@ mod tests {
     #[test]
     fn what_the_shim_reports_is_told_apart() {
         let told = |report: &str| {
-            let (reader, mut writer) = io::pipe().unwrap();
+            let (reader, mut writer) = UnixStream::pair().unwrap();
             writer.write_all(report.as_bytes()).unwrap();
             drop(writer);
             exec_error(reader)

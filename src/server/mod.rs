@@ -35,8 +35,8 @@ use std::fs;
 use std::io::Write;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// Interval at which refused files are checked for changes: long enough to cost nothing, and short enough after an operator has fixed a
@@ -94,8 +94,10 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     let listening = listener.address().map_or_else(|| settings.listen.to_string(), |address| address.to_string());
     host_socket::listen(Arc::clone(&context)).context("cannot listen on the host socket")?;
     log::info!("plugrack {} is instance {}", env!("CARGO_PKG_VERSION"), context.instance_id);
+    let url = base_url(settings, &listening);
+    url.clone().into_iter().for_each(|url| drop(context.base_url.set(url)));
     let registry = Arc::new(Registry::new(context, plugins.clone()));
-    let api = Arc::new(Api::new(Arc::clone(&registry), token, base_url(settings, &listening)));
+    let api = Arc::new(Api::new(Arc::clone(&registry), token, url));
     let operator_ended = operator_socket::serve(&api, data.api_socket()).context("cannot serve the operator's socket")?;
     let (gate, gate_ended) = start_gate(listener, settings, &data, &registry, &api)?;
     write_listen(&data, &listening).context("cannot write the run directory")?;
@@ -220,6 +222,7 @@ fn open_context(
         pass_env: passed(&settings.pass_env),
         license_clock: SharedLicenseClock::new(&store).with_context(cannot_read)?,
         store,
+        base_url: OnceLock::new(),
     })
 }
 

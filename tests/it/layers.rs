@@ -19,14 +19,12 @@ const SDK_ROOMS: [&str; 3] = ["lock", "protocol", "license"];
 const MOST_LINES: usize = 600;
 
 /// Files with more, and why they are not divided.
-const LONG: [(&str, &str); 12] = [
+const LONG: [(&str, &str); 10] = [
     ("src/api/mod.rs", "the routes and the handlers of plugins and keys, which share their lookups"),
     ("src/gate/event_loop.rs", "one thread's loop: events, listeners, deadlines"),
     ("src/gate/requests.rs", "one state machine: a request from its first byte to its end"),
     ("src/http/parse/request_head.rs", "one parser, of which more than half are its tests"),
     ("src/plugins/registry/rescan.rs", "one scan of the plugins directory, from its files to what becomes of the plugins"),
-    ("src/plugins/supervisor.rs", "one state machine: the life of a plugin's processes"),
-    ("src/plugins/worker.rs", "one state machine: a connection and the requests on it"),
     ("src/process/mod.rs", "the start of a process, in parent and child, and its end"),
     ("src/store/kv.rs", "the operations on keys, which share their accounts, and their tests"),
     ("src/store/mod.rs", "the writer with its groups, the readers, and their tests"),

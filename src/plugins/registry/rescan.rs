@@ -260,6 +260,10 @@ impl Registry {
 
     /// The cached metadata of a file, if the file is unchanged.
     fn cached_metadata(&self, found: &Found) -> Option<Metadata> {
+        if found.manifest.is_some() {
+            // A manifest is read with the directory.
+            return None;
+        }
         // If the cache cannot be read, the host calls the file again.
         let program = self.context.store.program(&found.file).ok()?;
         let is_same = program.fingerprint.is_some() && program.fingerprint == self.answer_key(found);
@@ -275,6 +279,10 @@ impl Registry {
     /// Runs a file's `--metadata` call, and stores the answer.
     fn call_metadata(&self, found: &Found) -> Result<Metadata, Refusal> {
         found.check_name()?;
+        if let Some(manifest) = &found.manifest {
+            let manifest = manifest.as_ref().map_err(|why| Refusal::lasting(why.clone()))?;
+            return Ok(manifest.metadata.clone());
+        }
         let bounds = self.context.program_bounds(&found.file).map_err(Refusal::passing)?;
         let answer_key = self.answer_key(found);
         let metadata = discovery::read_metadata(found, &bounds, self.context.metadata_timeout)?;

@@ -1,0 +1,604 @@
+//! A connection to an application that speaks HTTP/1.1 (RFC 9112): requests are written, responses are read and checked.
+//!
+//! Whatever the application sends, its answer is one: what follows a complete response closes the connection, and a response that can be
+//! read in two ways is refused.
+
+mod head;
+
+use crate::apps::endpoint::Endpoint;
+use crate::http::Request;
+use crate::http::framing::{ResponseHead, put_chunk_size};
+use crate::http::parse::chunked::{self, Decoder};
+use crate::http::prefix::Mount;
+use crate::http::request::BodyLength;
+use crate::util::escape;
+use crate::util::threads::timespec;
+use head::{Fields, could_be_response, is_whole_head, response_lines, write_head};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use rustix::buffer::spare_capacity;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
+use std::io::{self, IoSlice};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// Time to connect by TCP: an application is on this machine or near it.
+const CONNECT_TIME: Duration = Duration::from_secs(5);
+
+/// Interval at which a wait calls `interrupted`. Deadlines are kept to this precision.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Largest head of a response in bytes, as in nginx with all its buffers.
+pub(crate) const MAX_HEAD: usize = 64 * 1024;
+
+/// Most header lines of a response.
+const MAX_HEADERS: usize = 256;
+
+/// Most interim responses (1xx) to one request. An application sends one or two.
+const MAX_INTERIM: u32 = 16;
+
+/// Bytes to read at once.
+const READ: usize = 16 * 1024;
+
+/// Most bytes of a streaming body that are passed on as one piece.
+const PIECE: usize = 64 * 1024;
+
+/// Buffers, in bytes, that an idle connection keeps.
+const KEPT: usize = 32 * 1024;
+
+/// Longest excerpt of invalid input in messages, in bytes.
+const EXCERPT: usize = 60;
+
+/// A connection to an application.
+pub(crate) struct HttpConnection {
+    /// None if it is not open.
+    stream: Option<OwnedFd>,
+    /// Whether the route stays in the path, so that the application's own references are right.
+    keeps_route: bool,
+    outgoing: Vec<u8>,
+    /// The body of the last request, kept apart so that a large one is not copied.
+    body: Vec<u8>,
+    /// Number of bytes of both that were sent.
+    sent: usize,
+    /// Bytes received; those before `start` were consumed.
+    input: Vec<u8>,
+    start: usize,
+    /// Data of a streaming body.
+    piece: Vec<u8>,
+    /// Whether the body of the request under way is chunked.
+    sends_chunked: bool,
+    /// Requests sent on this connection.
+    requests: u64,
+    /// Interim responses to the current request.
+    interim: u32,
+    framing: Framing,
+    /// The application has closed its end.
+    ended: bool,
+    /// The connection can be used for another request.
+    kept: bool,
+}
+
+/// How the rest of a response's body arrives.
+enum Framing {
+    /// It has none, or it was received.
+    None,
+    /// So many bytes.
+    Length(u64),
+    Chunked(Decoder),
+    /// Until the application closes the connection.
+    Close,
+}
+
+/// What came instead of bytes.
+#[derive(Debug)]
+pub(crate) enum Stopped {
+    Deadline,
+    Interrupted,
+    Lost(io::Error),
+}
+
+/// The beginning of a response.
+pub(crate) struct Response {
+    pub(crate) head: ResponseHead,
+    /// Whether it is a stream of server-sent events.
+    pub(crate) events: bool,
+}
+
+/// What was received where a response was due.
+pub(crate) enum Head {
+    /// The head of a response.
+    Response(Response),
+    /// An interim response, as bytes for the client.
+    Interim(Vec<u8>),
+    /// An interim response that is not for the client.
+    Ignored,
+}
+
+/// What is wrong with a response, as a sentence about the application.
+pub(crate) type Fault = String;
+
+impl HttpConnection {
+    /// A connection that is not open.
+    pub(crate) fn closed(keeps_route: bool) -> Self {
+        Self {
+            stream: None,
+            keeps_route,
+            outgoing: Vec::new(),
+            body: Vec::new(),
+            sent: 0,
+            input: Vec::new(),
+            start: 0,
+            piece: Vec::new(),
+            sends_chunked: false,
+            requests: 0,
+            interim: 0,
+            framing: Framing::None,
+            ended: false,
+            kept: true,
+        }
+    }
+
+    /// Connects to an application. If it has a `uid` of its own, the listener must have it too. Fails at once if nobody listens.
+    pub(crate) fn open(endpoint: &Endpoint, uid: Option<u32>, keeps_route: bool) -> io::Result<Self> {
+        let stream = match endpoint {
+            Endpoint::Unix(path) => {
+                let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+                let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+                rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+                if uid.is_some_and(|uid| !getsockopt(&socket, PeerCredentials).is_ok_and(|peer| peer.uid() == uid)) {
+                    return Err(io::Error::other("another user listens on its socket"));
+                }
+                socket
+            }
+            Endpoint::Tcp(address) => {
+                if let Some(uid) = uid {
+                    check_owner(*address, uid)?;
+                }
+                let socket = TcpStream::connect_timeout(address, CONNECT_TIME)?;
+                socket.set_nodelay(true)?;
+                socket.into()
+            }
+        };
+        rustix::io::ioctl_fionbio(&stream, false)?;
+        rustix::net::sockopt::set_socket_timeout(&stream, rustix::net::sockopt::Timeout::Recv, Some(TICK))?;
+        Ok(Self { stream: Some(stream), ..Self::closed(keeps_route) })
+    }
+
+    /// Whether it is open.
+    pub(crate) fn is_open(&self) -> bool {
+        self.stream.is_some()
+    }
+
+    /// Closes it.
+    pub(crate) fn close(&mut self) {
+        *self = Self::closed(self.keeps_route);
+    }
+
+    fn stream(&self) -> io::Result<BorrowedFd<'_>> {
+        self.stream.as_ref().map(AsFd::as_fd).ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    /// Appends a request to the send buffer, with its body or, if there is `more`, the beginning of it.
+    pub(crate) fn queue_request(&mut self, request: &Request, more: bool, body: Vec<u8>) {
+        self.requests += 1;
+        self.interim = 0;
+        self.flatten();
+        self.sends_chunked = request.length == BodyLength::Unknown && more;
+        let length = match request.length {
+            BodyLength::Known(length) => request.declares_body.then_some(length),
+            BodyLength::Unknown => (!more).then_some(body.len() as u64),
+        };
+        write_head(request, length, self.sends_chunked, self.keeps_route, &mut self.outgoing);
+        if self.sends_chunked {
+            put_chunk(&mut self.outgoing, &body);
+        } else {
+            self.body = body;
+        }
+    }
+
+    /// Appends a `GET` of the host's own to the send buffer.
+    pub(crate) fn queue_get(&mut self, path: &str) {
+        self.requests += 1;
+        self.interim = 0;
+        self.flatten();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nuser-agent: plugrack\r\nconnection: close\r\n\r\n");
+        self.outgoing.extend_from_slice(request.as_bytes());
+    }
+
+    /// Appends a piece of the request's body.
+    pub(crate) fn queue_piece(&mut self, piece: &[u8], more: bool) {
+        self.flatten();
+        if self.sends_chunked {
+            put_chunk(&mut self.outgoing, piece);
+            if !more {
+                self.outgoing.extend_from_slice(b"0\r\n\r\n");
+            }
+        } else {
+            self.outgoing.extend_from_slice(piece);
+        }
+    }
+
+    /// The rest of the request's body is not sent, so no other request can follow.
+    pub(crate) fn abort_body(&mut self) {
+        self.kept = false;
+    }
+
+    /// Makes the send buffer one vector.
+    fn flatten(&mut self) {
+        self.outgoing.append(&mut self.body);
+    }
+
+    /// Number of bytes in the send buffer.
+    pub(crate) fn unsent(&self) -> usize {
+        self.outgoing.len() + self.body.len() - self.sent
+    }
+
+    /// Whether no byte of the send buffer was sent.
+    pub(crate) fn is_unsent(&self) -> bool {
+        self.sent == 0 && self.unsent() > 0
+    }
+
+    /// Sends what the application takes now. True if everything was sent.
+    pub(crate) fn send_some(&mut self) -> io::Result<bool> {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        while self.unsent() > 0 {
+            let stream = self.stream()?;
+            let head = self.outgoing.get(self.sent..).unwrap_or_default();
+            let body = &self.body[self.sent.saturating_sub(self.outgoing.len())..];
+            let sent = if body.is_empty() {
+                rustix::net::send(stream, head, flags)
+            } else {
+                rustix::net::sendmsg(
+                    stream,
+                    &[IoSlice::new(head), IoSlice::new(body)],
+                    &mut SendAncillaryBuffer::default(),
+                    flags,
+                )
+            };
+            match sent {
+                Ok(n) => self.sent += n,
+                Err(Errno::AGAIN) => return Ok(false),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.outgoing.clear();
+        self.body = Vec::new();
+        self.sent = 0;
+        Ok(true)
+    }
+
+    /// Waits up to `time` until the stream is ready. A hang-up or an error counts as readable, so that the next read reports it.
+    pub(crate) fn poll(&self, interest: PollFlags, time: Duration) -> PollFlags {
+        let Ok(stream) = self.stream() else { return PollFlags::IN };
+        let mut fds = [PollFd::from_borrowed_fd(stream, interest)];
+        match poll(&mut fds, Some(&timespec(time))) {
+            Ok(_) if fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR) => PollFlags::IN,
+            Ok(_) => fds[0].revents(),
+            Err(_) => PollFlags::empty(),
+        }
+    }
+
+    /// Whether something was received that is not read yet, or the application has closed the connection.
+    pub(crate) fn has_input(&self) -> bool {
+        self.holds_bytes() || self.ended || self.poll(PollFlags::IN, Duration::ZERO).contains(PollFlags::IN)
+    }
+
+    /// Whether bytes were received that are not consumed. Costs no system call.
+    pub(crate) fn holds_bytes(&self) -> bool {
+        self.start < self.input.len()
+    }
+
+    /// The bytes that were received and not consumed, shortened and escaped for messages, and their number.
+    pub(crate) fn excerpt(&self) -> (usize, String) {
+        let bytes = &self.input[self.start..];
+        let mut text = String::new();
+        escape::escape(&mut text, &bytes[..bytes.len().min(EXCERPT)]);
+        (bytes.len(), text)
+    }
+
+    /// Reads what arrived, without a wait. False if nothing did.
+    pub(crate) fn read_now(&mut self) -> io::Result<bool> {
+        match self.receive(RecvFlags::DONTWAIT) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            received => received.map(|()| true),
+        }
+    }
+
+    fn receive(&mut self, flags: RecvFlags) -> io::Result<()> {
+        if self.start == self.input.len() {
+            self.input.clear();
+            self.start = 0;
+        } else if self.start >= READ {
+            self.input.drain(..self.start);
+            self.start = 0;
+        }
+        self.input.reserve(READ);
+        let stream = self.stream.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        let (_, received) = rustix::net::recv(stream, spare_capacity(&mut self.input), flags)?;
+        self.ended = received == 0;
+        Ok(())
+    }
+
+    /// Sends, and waits until `ready` gives a value from what was received, or the application has closed the connection.
+    fn wait<T>(
+        &mut self,
+        deadline: Instant,
+        interrupted: impl Fn() -> bool,
+        mut ready: impl FnMut(&mut Self) -> Option<T>,
+    ) -> Result<Option<T>, Stopped> {
+        loop {
+            if let Some(value) = ready(self) {
+                return Ok(Some(value));
+            }
+            if self.ended {
+                return Ok(None);
+            }
+            let received = match self.send_some() {
+                // A blocking read of at most a tick.
+                Ok(true) => self.receive(RecvFlags::empty()),
+                Ok(false) if self.poll(PollFlags::IN | PollFlags::OUT, TICK).contains(PollFlags::IN) => {
+                    self.receive(RecvFlags::DONTWAIT)
+                }
+                Ok(false) => Err(io::ErrorKind::WouldBlock.into()),
+                // The application may have answered before it stopped reading.
+                Err(error) => {
+                    self.kept = false;
+                    match self.receive(RecvFlags::DONTWAIT) {
+                        Ok(()) if !self.ended => {
+                            self.forget_unsent();
+                            Ok(())
+                        }
+                        _ => Err(error),
+                    }
+                }
+            };
+            match received {
+                Ok(()) => {}
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                    if interrupted() {
+                        return Err(Stopped::Interrupted);
+                    }
+                    if Instant::now() >= deadline {
+                        return Err(Stopped::Deadline);
+                    }
+                }
+                Err(error) => return Err(Stopped::Lost(error)),
+            }
+        }
+    }
+
+    /// Drops what the application does not take any more.
+    fn forget_unsent(&mut self) {
+        self.outgoing.clear();
+        self.body = Vec::new();
+        self.sent = 0;
+    }
+
+    /// Waits until [`HttpConnection::has_head`], or the application has closed the connection.
+    pub(crate) fn wait_head(&mut self, deadline: Instant, interrupted: impl Fn() -> bool) -> Result<(), Stopped> {
+        self.wait(deadline, interrupted, |this| this.has_head().then_some(())).map(drop)
+    }
+
+    /// Whether the head of a response was received, or something that is none.
+    pub(crate) fn has_head(&self) -> bool {
+        let input = &self.input[self.start..];
+        input.len() > MAX_HEAD || is_whole_head(input) || !could_be_response(input)
+    }
+
+    /// Whether a request may be sent once more if this connection was lost: it had served others, and nothing of an answer came.
+    pub(crate) fn was_kept(&self) -> bool {
+        self.requests > 1 && !self.holds_bytes()
+    }
+
+    /// Whether the application has closed the connection.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Takes the head that [`HttpConnection::wait_head`] has received. `mount` maps its references, `head_request` says that it has no
+    /// body.
+    ///
+    /// # Errors
+    /// What is wrong with it. The connection is not usable then.
+    pub(crate) fn take_head(&mut self, mount: Option<Mount<'_>>, head_request: bool) -> Result<Head, Fault> {
+        let input = &self.input[self.start..];
+        let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+        let mut parsed = httparse::Response::new(&mut headers);
+        let used = match parsed.parse(&input[..input.len().min(MAX_HEAD)]) {
+            Ok(httparse::Status::Complete(used)) => used,
+            Ok(httparse::Status::Partial) if input.len() >= MAX_HEAD => {
+                return Err(format!("the head of its response has more than {MAX_HEAD} bytes"));
+            }
+            Ok(httparse::Status::Partial) => {
+                return Err(format!("it closed the connection after {} bytes of the head of its response", input.len()));
+            }
+            Err(httparse::Error::TooManyHeaders) => {
+                return Err(format!("its response has more than {MAX_HEADERS} header lines"));
+            }
+            Err(error) => {
+                let (_, excerpt) = self.excerpt();
+                return Err(format!("its response is not valid HTTP ({error}), and begins with \"{excerpt}\""));
+            }
+        };
+        let (status, version) = (parsed.code.unwrap_or_default(), parsed.version.unwrap_or_default());
+        let fields = Fields::read(parsed.headers)?;
+        let is_interim = (100..200).contains(&status);
+        let lines = response_lines(status, parsed.reason, parsed.headers, mount, !is_interim);
+        let events = fields.is_events;
+        self.start += used;
+        if is_interim {
+            self.interim += 1;
+            return match status {
+                101 => Err("it switched to another protocol, which the request did not ask for".into()),
+                _ if self.interim > MAX_INTERIM => Err(format!("it sent more than {MAX_INTERIM} interim responses")),
+                100 => Ok(Head::Ignored),
+                _ => Ok(Head::Interim([&lines[..], b"\r\n"].concat())),
+            };
+        }
+        if !(200..=599).contains(&status) {
+            return Err(format!("the status of its response is {status}, and must be 100-599"));
+        }
+        let is_bodiless = head_request || matches!(status, 204 | 304);
+        self.framing = match (fields.is_chunked, fields.length) {
+            (true, Some(_)) => return Err("its response has both content-length and transfer-encoding".into()),
+            _ if is_bodiless => Framing::None,
+            (true, None) => Framing::Chunked(Decoder::new()),
+            (false, Some(length)) => Framing::Length(length),
+            (false, None) => Framing::Close,
+        };
+        let keeps_alive = if version == 0 { fields.keep_alive } else { !fields.close };
+        self.kept &= keeps_alive && !matches!(self.framing, Framing::Close);
+        let length = if status == 204 { None } else { fields.length };
+        Ok(Head::Response(Response { head: ResponseHead { status, lines, length }, events }))
+    }
+
+    /// The beginning of the body, as far as it was received, the number of bytes left for [`HttpConnection::read_rest`], and whether more
+    /// follows in pieces.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(crate) fn begin_body(&mut self) -> Result<(&[u8], usize, bool), Fault> {
+        match &mut self.framing {
+            Framing::None => Ok((&[], 0, false)),
+            Framing::Length(length) => {
+                let total = usize::try_from(*length).map_err(|_| format!("its content-length of {length} is too large"))?;
+                let first = total.min(self.input.len() - self.start);
+                self.start += first;
+                *length -= first as u64;
+                Ok((&self.input[self.start - first..self.start], total - first, false))
+            }
+            Framing::Chunked(_) | Framing::Close => {
+                self.piece.clear();
+                let ended = self.decode()?;
+                Ok((&self.piece, 0, !ended))
+            }
+        }
+    }
+
+    /// Waits for more of a body with a length, and returns the number of bytes read.
+    pub(crate) fn read_rest(
+        &mut self,
+        buffer: &mut [u8],
+        deadline: Instant,
+        interrupted: impl Fn() -> bool,
+    ) -> Result<Option<usize>, Stopped> {
+        let Framing::Length(left) = self.framing else { return Ok(None) };
+        let most = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
+        let n = loop {
+            if self.holds_bytes() {
+                let n = most.min(self.input.len() - self.start);
+                buffer[..n].copy_from_slice(&self.input[self.start..][..n]);
+                self.start += n;
+                break n;
+            }
+            // Straight into the buffer, which spares a copy.
+            if self.send_some().is_ok_and(|sent| sent) {
+                let stream = self.stream().map_err(Stopped::Lost)?;
+                match rustix::net::recv(stream, &mut buffer[..most], RecvFlags::empty()) {
+                    Ok((_, 0)) => {
+                        self.ended = true;
+                        return Ok(None);
+                    }
+                    Ok((n, _)) => break n,
+                    Err(Errno::AGAIN | Errno::INTR) if interrupted() => return Err(Stopped::Interrupted),
+                    Err(Errno::AGAIN | Errno::INTR) if Instant::now() >= deadline => return Err(Stopped::Deadline),
+                    Err(Errno::AGAIN | Errno::INTR) => {}
+                    Err(error) => return Err(Stopped::Lost(error.into())),
+                }
+            } else if self.wait(deadline, &interrupted, |this| this.holds_bytes().then_some(()))?.is_none() {
+                return Ok(None);
+            }
+        };
+        self.framing = Framing::Length(left - n as u64);
+        Ok(Some(n))
+    }
+
+    /// Waits for more of a body without a length. [`HttpConnection::take_piece`] returns it.
+    pub(crate) fn wait_piece(&mut self, deadline: Instant, interrupted: impl Fn() -> bool) -> Result<(), Stopped> {
+        self.piece.clear();
+        self.wait(deadline, interrupted, |this| this.holds_bytes().then_some(())).map(drop)
+    }
+
+    /// The next piece of such a body, and whether more follow.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(crate) fn take_piece(&mut self) -> Result<(&[u8], bool), Fault> {
+        let is_over = self.ended && !self.holds_bytes();
+        let ended = match self.framing {
+            Framing::Close if is_over => true,
+            Framing::Chunked(_) if is_over => return Err("it closed the connection before the end of its response".into()),
+            _ => self.decode()?,
+        };
+        Ok((&self.piece, !ended))
+    }
+
+    /// Appends the data of what was received to the piece. True if the body is complete.
+    fn decode(&mut self) -> Result<bool, Fault> {
+        let Framing::Chunked(decoder) = &mut self.framing else {
+            let n = (self.input.len() - self.start).min(PIECE);
+            self.piece.extend_from_slice(&self.input[self.start..][..n]);
+            self.start += n;
+            return Ok(false);
+        };
+        while self.start < self.input.len() && self.piece.len() < PIECE {
+            let step = decoder.step(&self.input[self.start..]).map_err(|broken| match broken {
+                chunked::Broken::Malformed => "the chunked framing of its response is malformed".to_owned(),
+                chunked::Broken::TooLarge => "the extensions or trailers of its chunked response are too large".to_owned(),
+            })?;
+            self.piece.extend_from_slice(step.data);
+            self.start += step.used;
+            if step.ended {
+                self.framing = Framing::None;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether another request can follow a complete response.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.kept && !self.ended && self.unsent() == 0
+    }
+
+    /// Frees memory that an idle connection does not need.
+    pub(crate) fn release(&mut self) {
+        if !self.holds_bytes() {
+            self.input.clear();
+            self.start = 0;
+            self.input.shrink_to(KEPT);
+        }
+        if self.outgoing.is_empty() {
+            self.outgoing.shrink_to(KEPT);
+        }
+        self.piece = Vec::new();
+    }
+}
+
+/// Appends a chunk of a request's body; nothing if it is empty, since that would end the body.
+fn put_chunk(out: &mut Vec<u8>, bytes: &[u8]) {
+    if !bytes.is_empty() {
+        put_chunk_size(out, bytes.len());
+        out.extend_from_slice(bytes);
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
+/// Checks that the listener at a local address belongs to a user.
+fn check_owner(address: SocketAddr, uid: u32) -> io::Result<()> {
+    let entries = procfs::net::tcp().into_iter().chain(procfs::net::tcp6()).flatten();
+    let is_listener = |entry: &procfs::net::TcpNetEntry| {
+        let local = entry.local_address;
+        entry.state == procfs::net::TcpState::Listen
+            && local.port() == address.port()
+            && (local.ip() == address.ip() || local.ip().is_unspecified())
+    };
+    let mut owners = entries.filter(is_listener).map(|entry| entry.uid).peekable();
+    if owners.peek().is_some() && owners.all(|owner| owner == uid) {
+        return Ok(());
+    }
+    Err(io::Error::other(format!("no process of the plugin's user listens on {address}")))
+}

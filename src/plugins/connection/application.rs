@@ -1,0 +1,213 @@
+//! A connection to an application, by HTTP/1.1.
+//!
+//! It is opened for a request and not in advance: an application that serves one connection at a time would wait on an idle one.
+
+use super::{Answer, Piece, PluginConnection, Received, Sent, TICK, WaitError};
+use crate::apps::http_connection::{Head, HttpConnection, Stopped};
+use crate::apps::manifest::Prefix;
+use crate::http::Request;
+use crate::http::prefix::Mount;
+use crate::http::request::{split_head, split_target};
+use crate::plugins::job::{KvFailure, KvJob};
+use crate::plugins::process_state::ProcessState;
+use crate::plugins::worker::{Outcome, Worker};
+use crate::protocol::frame::EncodeError;
+use crate::protocol::message::Failure;
+use rustix::event::PollFlags;
+use std::io;
+use std::time::Instant;
+
+/// A connection to an application.
+pub(crate) struct ApplicationConnection {
+    http: HttpConnection,
+    next_id: u64,
+    /// Whether references in responses are mapped to the route.
+    maps: bool,
+}
+
+impl ApplicationConnection {
+    fn keeps_route(process: &ProcessState) -> bool {
+        process.run().is_some_and(|run| run.prefix == Prefix::Keep)
+    }
+}
+
+impl From<Stopped> for WaitError {
+    fn from(stopped: Stopped) -> Self {
+        match stopped {
+            Stopped::Deadline => Self::Deadline,
+            Stopped::Interrupted => Self::Interrupted,
+            Stopped::Lost(error) => Self::Lost(error),
+        }
+    }
+}
+
+impl PluginConnection for ApplicationConnection {
+    const PIPELINES: bool = false;
+    const ON_DEMAND: bool = true;
+    const HAS_IDS: bool = false;
+
+    fn prepare(process: &ProcessState) -> io::Result<Self> {
+        let keeps_route = Self::keeps_route(process);
+        Ok(Self { http: HttpConnection::closed(keeps_route), next_id: 0, maps: !keeps_route })
+    }
+
+    fn connect(process: &ProcessState) -> io::Result<Self> {
+        let keeps_route = Self::keeps_route(process);
+        let http = HttpConnection::open(&process.endpoint, process.listener_uid(), keeps_route)?;
+        Ok(Self { http, next_id: 0, maps: !keeps_route })
+    }
+
+    fn is_open(&self) -> bool {
+        self.http.is_open()
+    }
+
+    fn close(&mut self) {
+        self.http.close();
+    }
+
+    fn next_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    fn queue_request(&mut self, request: &Request, _id: u64, more: bool, body: Vec<u8>) -> Result<(), EncodeError> {
+        self.http.queue_request(request, more, body);
+        Ok(())
+    }
+
+    fn queue_piece(&mut self, _id: u64, piece: &[u8], more: bool) -> Result<(), EncodeError> {
+        self.http.queue_piece(piece, more);
+        Ok(())
+    }
+
+    fn abort_body(&mut self, _id: u64) -> Result<(), EncodeError> {
+        self.http.abort_body();
+        Ok(())
+    }
+
+    fn queued(&mut self) -> usize {
+        self.http.unsent()
+    }
+
+    fn flush(&mut self, deadline: Instant, interrupted: impl Fn() -> bool) -> Result<Sent, WaitError> {
+        loop {
+            match self.http.send_some() {
+                Ok(true) => return Ok(Sent::All),
+                Ok(false) => {}
+                // The application may have answered before it stopped reading.
+                Err(_) if self.http.has_input() => return Ok(Sent::Answered),
+                Err(error) => return Err(WaitError::Lost(error)),
+            }
+            if interrupted() {
+                return Err(WaitError::Interrupted);
+            }
+            let left = deadline.checked_duration_since(Instant::now()).ok_or(WaitError::Deadline)?;
+            if self.http.poll(PollFlags::IN | PollFlags::OUT, left.min(TICK)).contains(PollFlags::IN) {
+                return Ok(Sent::Answered);
+            }
+        }
+    }
+
+    fn is_unsent(&mut self) -> bool {
+        self.http.is_unsent()
+    }
+
+    fn has_answer(&mut self) -> bool {
+        self.http.has_input()
+    }
+
+    fn is_followed(&self) -> bool {
+        false
+    }
+
+    fn holds_bytes(&self) -> bool {
+        self.http.holds_bytes()
+    }
+
+    fn check_quiet(&mut self, place: &str) -> Result<(), Option<String>> {
+        if self.next_id == 0 {
+            return Ok(());
+        }
+        if !self.http.holds_bytes() {
+            match self.http.read_now() {
+                Ok(false) => return Ok(()),
+                Ok(true) if self.http.holds_bytes() => {}
+                Ok(true) | Err(_) => return Err(None),
+            }
+        }
+        let (bytes, excerpt) = self.http.excerpt();
+        Err(Some(format!("{bytes} bytes came {place}, where nothing was due, and begin with \"{excerpt}\"")))
+    }
+
+    fn unfinished(&self) -> Option<String> {
+        let (bytes, excerpt) = self.http.excerpt();
+        (bytes > 0).then(|| format!("the head of its response has no end after {bytes} bytes, and begins with \"{excerpt}\""))
+    }
+
+    fn may_resend(&self) -> bool {
+        self.http.was_kept()
+    }
+
+    fn wait_answer(&mut self, deadline: Instant, interrupted: impl Fn() -> bool) -> Result<(), WaitError> {
+        Ok(self.http.wait_head(deadline, interrupted)?)
+    }
+
+    fn take_answer(&mut self, request: &Request, _id: u64) -> Result<Received<'_>, WaitError> {
+        if self.http.has_ended() && !self.http.holds_bytes() {
+            return Err(WaitError::Closed { within: false });
+        }
+        let (_, target, _) = split_head(&request.head);
+        let route = split_target(target).0.get(..request.mount).unwrap_or_default();
+        let host = request.header("host").unwrap_or_default();
+        let mount = self.maps.then_some(Mount { route, host });
+        let refused = |why: String| Ok(Received::Unexpected { why: format!("protocol error: {why}"), ours: true });
+        let response = match self.http.take_head(mount, request.is_head()) {
+            Ok(Head::Response(response)) => response,
+            Ok(Head::Interim(head)) => return Ok(Received::Interim(head)),
+            Ok(Head::Ignored) => return Ok(Received::Nothing),
+            Err(why) => return refused(why),
+        };
+        match self.http.begin_body() {
+            Ok((first, rest, more)) => {
+                Ok(Received::Answer(Answer { head: response.head, first, rest, more, events: response.events }))
+            }
+            Err(why) => refused(why),
+        }
+    }
+
+    fn read_rest(&mut self, buffer: &mut [u8], deadline: Instant, interrupted: impl Fn() -> bool) -> Result<usize, WaitError> {
+        self.http.read_rest(buffer, deadline, interrupted)?.ok_or(WaitError::Closed { within: true })
+    }
+
+    fn wait_piece(&mut self, deadline: Instant, interrupted: impl Fn() -> bool) -> Result<(), WaitError> {
+        Ok(self.http.wait_piece(deadline, interrupted)?)
+    }
+
+    fn take_piece(&mut self, _id: u64) -> Result<Piece<'_>, WaitError> {
+        Ok(match self.http.take_piece() {
+            Ok((bytes, more)) => Piece::Data { bytes, more },
+            Err(why) => Piece::Broken(format!("protocol error: {why}")),
+        })
+    }
+
+    fn is_kept(&self) -> bool {
+        self.http.is_kept()
+    }
+
+    fn release(&mut self) {
+        self.http.release();
+    }
+
+    fn operate(_worker: &mut Worker<Self>, job: KvJob) -> Outcome {
+        let message = "an application has no key-value messages; its keys are in the host's store".into();
+        job.reply(Err(KvFailure::Refused(Failure { id: 0, code: "unsupported".into(), message, index: None })));
+        Ok(())
+    }
+
+    fn ping(worker: &mut Worker<Self>) -> Outcome {
+        worker.close_if_ended();
+        Ok(())
+    }
+
+    fn shut_down(_worker: Worker<Self>) {}
+}

@@ -1,0 +1,468 @@
+//! Requests and their answers on a worker's connection.
+
+use super::stalling::CLIENT_TICK;
+use super::{Broken, Outcome, STREAM_IDLE, Worker};
+use crate::http::request::{BodyLength, Loss, RequestBody};
+use crate::http::response_channel::PIECE;
+use crate::http::{HttpError, Request, WaitingRequest, errors};
+use crate::plugins::connection::{Answer, Piece, PluginConnection, Received, Sent, WaitError};
+use crate::plugins::job::Job;
+use crate::plugins::process_state::ProcessState;
+use crate::plugins::scaling::QUICK;
+use crate::protocol::message::MAX_INLINE_BODY;
+use std::cell::OnceCell;
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Most requests that are pipelined.
+const MAX_DEPTH: usize = 32;
+
+/// Number of recent requests that dominate the moving average of the time for one.
+const MEMORY: u32 = 16;
+
+/// Bytes of pipelined requests after which no more are added: less than a socket's buffer holds, so that the write never waits for a
+/// plugin that itself waits to be read.
+const MAX_BATCH: usize = 64 * 1024;
+
+/// Time for a batch from which it counts as blocking: far more than a quick plugin needs, wake-ups included.
+const LONG: Duration = Duration::from_millis(20);
+
+/// Time after which a long answer counts as a stream even if it is no event stream, so that requests do not wait for its end.
+const LONG_STREAM: Duration = Duration::from_secs(15);
+
+/// Time for the exit of the process to become known after its connection was lost. If it takes longer, as under load, only the message is
+/// less exact: the request is marked with its process, and no other process gets it.
+const SETTLE_TIME: Duration = Duration::from_millis(250);
+
+impl<C: PluginConnection> Worker<C> {
+    /// Sends a request, with other queued ones if they can be pipelined, and passes the answers on to their clients.
+    pub(super) fn serve_requests(&mut self, mut first: Request) -> Outcome {
+        let begun = Instant::now();
+        let timeout = self.process.request_timeout;
+        let mut outstanding = VecDeque::with_capacity(1);
+        let mut given = None;
+        ProcessState::set_flag(&self.process.asked);
+        if !first.is_safe() {
+            self.plugin.scaling.note_blocking();
+        }
+        if first.length == BodyLength::Known(0) {
+            let depth = if C::PIPELINES && first.is_safe() && !first.alone { self.depth() } else { 1 };
+            self.send(first, Vec::new(), &mut outstanding);
+            while outstanding.len() < depth && self.connection.queued() < MAX_BATCH {
+                match self.plugin.queue.try_take() {
+                    Some(Job::Http(waiting)) => {
+                        let Some(request) = waiting.take(begun) else { continue };
+                        if request.is_safe() && !request.alone {
+                            self.send(request, Vec::new(), &mut outstanding);
+                        } else {
+                            self.next_job = WaitingRequest::new(request).map(Job::Http);
+                            break;
+                        }
+                    }
+                    Some(job) => {
+                        self.next_job = Some(job);
+                        break;
+                    }
+                    None => break,
+                }
+            }
+        } else {
+            match first.take_whole_body(MAX_INLINE_BODY) {
+                Some(body) => self.send(first, body, &mut outstanding),
+                None => outstanding.extend(self.upload(first)?),
+            }
+            // The client may be slow to send the body, so the plugin's time limit starts after it.
+            given = Some(Instant::now() + timeout);
+        }
+        let sent = outstanding.len();
+        while let Some((id, request)) = outstanding.pop_front() {
+            let deadline = given.unwrap_or(request.arrived + timeout);
+            if self.answer(id, request, deadline, &mut outstanding).is_err() {
+                self.requeue(outstanding);
+                return Err(Broken);
+            }
+        }
+        self.last_answer = Instant::now();
+        self.measure(self.last_answer.duration_since(begun), sent);
+        Ok(())
+    }
+
+    /// The number of requests to pipeline.
+    fn depth(&self) -> usize {
+        match self.pace {
+            Some(pace) if pace < QUICK => {
+                let connections = self.plugin.scaling.connections.load(Ordering::Relaxed).max(1);
+                (1 + self.plugin.queue.len() / connections).min(MAX_DEPTH)
+            }
+            _ => 1,
+        }
+    }
+
+    fn measure(&mut self, elapsed: Duration, requests: usize) {
+        let count = u32::try_from(requests).unwrap_or(u32::MAX);
+        if elapsed >= LONG {
+            self.plugin.scaling.note_blocking();
+        }
+        if let Some(each) = elapsed.checked_div(count) {
+            let weight = count.min(MEMORY / 2);
+            let pace = self.pace.map_or(each, |pace| (pace * (MEMORY - weight) + each * weight) / MEMORY);
+            self.pace = Some(pace);
+            self.plugin.scaling.set_pace(pace);
+        }
+        self.plugin.answered.fetch_add(requests as u64, Ordering::Relaxed);
+    }
+
+    /// Appends a request with its whole body to the send buffer.
+    fn send(&mut self, request: Request, body: Vec<u8>, outstanding: &mut VecDeque<(u64, Request)>) {
+        let id = self.connection.next_id();
+        match self.connection.queue_request(&request, id, false, body) {
+            Ok(()) => outstanding.push_back((id, request)),
+            // The only possible cause is a head that does not fit into a frame.
+            Err(_) => request.fail(errors::HEAD_TOO_LARGE),
+        }
+    }
+
+    /// Sends a request with its body, until the plugin answers. None if the client was answered already, or has gone.
+    fn upload(&mut self, mut request: Request) -> Result<Option<(u64, Request)>, Broken> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.resize(MAX_INLINE_BODY, 0);
+        let is_streamed = matches!(request.body, RequestBody::Stream(_));
+        let mut length = 0;
+        let mut ended = false;
+        // A complete body fills the first frame; of a streamed one, the plugin gets the first bytes at once.
+        while length < buffer.len() && !ended && !(is_streamed && length > 0) {
+            match request.read_body(&mut buffer[length..], CLIENT_TICK) {
+                Ok(n) => {
+                    length += n;
+                    ended = n == 0 || request.length == BodyLength::Known(length as u64);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.stalling.stall();
+                    if request.responder.is_cancelled() {
+                        return Ok(None);
+                    }
+                    if self.process.ended.load(Ordering::Relaxed) {
+                        self.requeue_one(request);
+                        return Err(Broken);
+                    }
+                }
+                Err(_) => {
+                    request.fail(errors::BAD_BODY);
+                    return Ok(None);
+                }
+            }
+        }
+        let id = self.connection.next_id();
+        if self.connection.queue_request(&request, id, !ended, buffer[..length].to_vec()).is_err() {
+            request.fail(errors::HEAD_TOO_LARGE);
+            return Ok(None);
+        }
+        let mut total = length as u64;
+        if !ended {
+            // Both the client and the plugin may be slow.
+            self.stalling.stall();
+        }
+        while !ended {
+            let interrupted = || self.process.ended.load(Ordering::Relaxed) || request.responder.is_cancelled();
+            let sent = match self.connection.flush(Instant::now() + STREAM_IDLE, interrupted) {
+                Ok(sent) => sent,
+                Err(_) if request.responder.is_cancelled() => return Err(Broken),
+                Err(wait_error) => {
+                    let why = self.describe_loss(&wait_error, STREAM_IDLE, "it had taken the body");
+                    return self.fail(request, errors::BAD_GATEWAY, &why, Err(Broken));
+                }
+            };
+            if sent == Sent::Answered || self.connection.has_answer() {
+                // The plugin answers early and gets no more of the body. The rest of the send buffer is sent while the answer arrives.
+                self.connection.abort_body(id).map_err(|_| Broken)?;
+                break;
+            }
+            match request.read_body(&mut buffer, CLIENT_TICK) {
+                Ok(n) => {
+                    total += n as u64;
+                    ended = n == 0 || request.length == BodyLength::Known(total);
+                    self.connection.queue_piece(id, &buffer[..n], !ended).map_err(|_| Broken)?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.stalling.stall();
+                }
+                Err(_) => {
+                    // The end of its connection tells the plugin that the rest of the body will not come.
+                    request.fail(errors::BAD_BODY);
+                    return Err(Broken);
+                }
+            }
+        }
+        self.buffer = buffer;
+        Ok(Some((id, request)))
+    }
+
+    /// Waits for the answer to a request and passes it on to its client. The requests `behind` it are outstanding too; if they would have
+    /// to wait for long, they are re-queued.
+    fn answer(&mut self, id: u64, mut request: Request, deadline: Instant, behind: &mut VecDeque<(u64, Request)>) -> Outcome {
+        let mut alone = true;
+        let events = loop {
+            match self.wait_answer(&request, deadline, !behind.is_empty()) {
+                Ok(()) => {}
+                // The end of its connection tells the plugin that nobody waits for the answer.
+                Err(_) if behind.is_empty() && request.responder.is_cancelled() => return Err(Broken),
+                Err(WaitError::Interrupted) if !behind.is_empty() && !self.process.ended.load(Ordering::Relaxed) => {
+                    // Another connection may serve them long before. This one is closed afterwards, because their first answers may
+                    // still arrive on it.
+                    alone = false;
+                    self.requeue(std::mem::take(behind));
+                    self.plugin.ask_to_grow();
+                    continue;
+                }
+                Err(WaitError::Deadline) => {
+                    let why = self.describe_loss(&WaitError::Deadline, self.process.request_timeout, "its answer began");
+                    return self.fail(request, errors::TIMEOUT, &why, Err(Broken));
+                }
+                Err(wait_error) => return self.connection_lost(request, &wait_error),
+            }
+            let followed = behind.is_empty() && self.connection.is_followed();
+            match self.connection.take_answer(&request, id) {
+                Ok(Received::Answer(Answer { head, first, rest, more, events })) => {
+                    ProcessState::set_flag(&self.process.served);
+                    if let Some(loss) = request.loss.take() {
+                        let name = request.name();
+                        self.plugin.log.note(&format!("{name}: {}; it was sent once more, and answered", loss.why));
+                    }
+                    let begun = request.responder.answer(head, first, rest, more);
+                    let delivered = self.pass_rest(&mut request, rest, !more, begun)?;
+                    if more {
+                        delivered.map_err(|_| Broken)?;
+                        break events;
+                    }
+                    // If the client has gone, the connection is still usable.
+                    delivered.ok();
+                    let followed = followed || (!C::HAS_IDS && self.connection.holds_bytes());
+                    let quiet = !followed || self.is_quiet(&format!("behind the answer to {}", request.name()));
+                    return if alone && quiet && self.connection.is_kept() { Ok(()) } else { Err(Broken) };
+                }
+                Ok(Received::Interim(head)) => request.responder.interim(head),
+                Ok(Received::Nothing) => {}
+                Ok(Received::Refused { why, whole }) => {
+                    ProcessState::set_flag(&self.process.served);
+                    return self.bad_response(request, &why, whole);
+                }
+                Ok(Received::Error(reason)) => {
+                    ProcessState::set_flag(&self.process.served);
+                    return self.fail(request, errors::BAD_GATEWAY, &reason, Ok(()));
+                }
+                Ok(Received::Late(what)) if Instant::now() < deadline => {
+                    if std::mem::take(&mut alone) {
+                        let name = request.name();
+                        let why = "an earlier request was answered twice";
+                        self.plugin
+                            .log
+                            .note(&format!("protocol error: before the answer to {name} (id {id}) {what} came: {why}"));
+                    }
+                }
+                Ok(Received::Late(what)) => {
+                    let why = format!("protocol error: {what} came where the response with id {id} was due");
+                    return self.lose(request, why);
+                }
+                Ok(Received::Unexpected { why, ours: true }) => {
+                    return self.fail(request, errors::BAD_GATEWAY, &why, Err(Broken));
+                }
+                // It may belong to an earlier request, so this one is not to blame.
+                Ok(Received::Unexpected { why, ours: false }) => return self.lose(request, why),
+                Err(error) => return self.connection_lost(request, &error),
+            }
+        };
+        let relayed = self.relay(&mut request, id, events);
+        // After a stream with requests behind it, late answers to them may arrive, so the connection is replaced.
+        if alone && behind.is_empty() && self.connection.is_kept() { relayed } else { Err(Broken) }
+    }
+
+    /// The connection was lost before the answer to a request began.
+    fn connection_lost(&mut self, request: Request, wait_error: &WaitError) -> Outcome {
+        if request.is_safe() && self.unaccepted.is_none() && self.connection.is_unsent() {
+            // The plugin had already closed the connection, so it has not read the request.
+            self.requeue_one(request);
+            return Err(Broken);
+        }
+        let why = self.describe_loss(wait_error, self.process.request_timeout, "it answered");
+        if self.process.ended.load(Ordering::Relaxed) {
+            return self.fail(request, errors::BAD_GATEWAY, &why, Err(Broken));
+        }
+        self.lose(request, why)
+    }
+
+    /// Re-queues a safe request whose connection is lost, once, for the same process; fails any other.
+    fn lose(&self, mut request: Request, why: String) -> Outcome {
+        if !request.is_safe() || !self.connection.may_resend() {
+            return self.fail(request, errors::BAD_GATEWAY, &why, Err(Broken));
+        }
+        if request.loss.is_some() {
+            return self.fail(request, errors::BAD_GATEWAY, &format!("{why}; it was sent twice"), Err(Broken));
+        }
+        request.alone = true;
+        request.loss = Some(Box::new(Loss { process: self.process.number, why }));
+        self.requeue_one(request);
+        Err(Broken)
+    }
+
+    /// Describes how a connection was lost before the plugin did something within `time`. If the process may have ended, waits a moment
+    /// for its exit.
+    pub(super) fn describe_loss(&self, wait_error: &WaitError, time: Duration, before: &str) -> String {
+        let what = match wait_error {
+            WaitError::Deadline => {
+                let waited = format!("{} s passed before {before}", time.as_secs_f32());
+                return match self.connection.unfinished() {
+                    Some(unfinished) => format!("{waited}: {unfinished}"),
+                    None => waited,
+                };
+            }
+            WaitError::Invalid(_) => return wait_error.to_string(),
+            wait_error if self.process.ends_within(SETTLE_TIME) => match self.process.exit.get() {
+                Some(exit) => return format!("the process ended before {before}: {exit}"),
+                None => format!("the process ended ({wait_error})"),
+            },
+            wait_error => wait_error.to_string(),
+        };
+        format!("{what} before {before}")
+    }
+
+    /// Passes on the rest of a large frame; the `last` frame ends the answer. Reads all of it even if the client has gone, so that the
+    /// connection stays usable. Returns whether everything was `delivered`.
+    fn pass_rest(
+        &mut self,
+        request: &mut Request,
+        rest: usize,
+        last: bool,
+        delivered: io::Result<()>,
+    ) -> Result<io::Result<()>, Broken> {
+        if rest > 0 {
+            self.plugin.scaling.note_blocking();
+        }
+        let (mut left, mut delivered) = (rest, delivered);
+        while left > 0 {
+            let mut buffer = request.responder.buffer();
+            let interrupted = || self.stalling.stall() || request.responder.is_cancelled();
+            let n = match self.connection.read_rest(&mut buffer, Instant::now() + STREAM_IDLE, interrupted) {
+                Ok(n) => n,
+                Err(_) if request.responder.is_cancelled() => return Err(Broken),
+                Err(wait_error) => return self.cut_lost(request, &wait_error).map(Ok),
+            };
+            left -= n;
+            self.stalling.wait_for_client(request);
+            delivered = delivered.and_then(|()| request.responder.filled(buffer, n, last && left == 0));
+        }
+        Ok(delivered)
+    }
+
+    /// Passes on the rest of an answer that streams.
+    fn relay(&mut self, request: &mut Request, id: u64, events: bool) -> Outcome {
+        self.pace = None;
+        let begun = Instant::now();
+        // An event stream does not end. Other streams usually do, so requests wait for them at first.
+        let counted = OnceCell::new();
+        let count = || {
+            if events || begun.elapsed() >= LONG_STREAM {
+                counted.get_or_init(|| self.plugin.count_stream());
+            }
+        };
+        count();
+        self.stalling.stall();
+        let ending = || events && self.process.stopping.load(Ordering::Relaxed);
+        loop {
+            let interrupted = || {
+                count();
+                self.stalling.stall() || ending() || request.responder.is_cancelled()
+            };
+            let waited = self.connection.wait_piece(Instant::now() + STREAM_IDLE, interrupted);
+            if request.responder.is_cancelled() {
+                // The end of its connection tells the plugin that the client has gone.
+                return Err(Broken);
+            }
+            if ending() {
+                // Event streams may end at any time, so this is not an error.
+                request.responder.piece(&[], true).ok();
+                return Err(Broken);
+            }
+            if let Err(wait_error) = waited {
+                return self.cut_lost(request, &wait_error);
+            }
+            let (mut rest, more) = match self.connection.take_piece(id) {
+                Ok(Piece::Data { bytes, more }) => (bytes, more),
+                Ok(Piece::Aborted(why)) => {
+                    self.cut_off(request, &why);
+                    return Ok(());
+                }
+                Ok(Piece::Broken(why)) => return self.cut(request, &why),
+                Err(error) => return self.cut_lost(request, &error),
+            };
+            loop {
+                let (piece, behind) = rest.split_at(rest.len().min(PIECE));
+                self.stalling.wait_for_client(request);
+                if request.responder.piece(piece, !more && behind.is_empty()).is_err() {
+                    return if more { Err(Broken) } else { Ok(()) };
+                }
+                rest = behind;
+                if rest.is_empty() {
+                    break;
+                }
+            }
+            if !more {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Aborts an answer that has begun, so that its client does not take it for complete.
+    fn cut_off(&self, request: &mut Request, why: &str) {
+        request.responder.cut();
+        self.plugin.note_failed(&format!("{}: the answer was cut short: {why}", request.name()));
+    }
+
+    /// Aborts an answer after which the connection is not usable.
+    fn cut(&self, request: &mut Request, why: &str) -> Outcome {
+        self.cut_off(request, why);
+        Err(Broken)
+    }
+
+    /// Aborts an answer whose connection was lost. Tells the client first, because the exit of the process may take a moment to be known.
+    fn cut_lost(&self, request: &mut Request, wait_error: &WaitError) -> Outcome {
+        request.responder.cut();
+        self.cut(request, &self.describe_loss(wait_error, STREAM_IDLE, "its end"))
+    }
+
+    /// Answers 502 in place of an invalid answer.
+    fn bad_response(&self, request: Request, why: &str, whole: bool) -> Outcome {
+        let outcome = if whole { Ok(()) } else { Err(Broken) };
+        self.fail(request, errors::BAD_GATEWAY, &format!("the answer was refused: {why}"), outcome)
+    }
+
+    /// Fails a request. Writes the line in the plugin's log first, so that it is there when the client has the answer.
+    pub(super) fn fail<T>(&self, request: Request, error: HttpError, why: &str, outcome: Result<T, Broken>) -> Result<T, Broken> {
+        self.plugin.note_failed(&format!("{}: {why}", request.name()));
+        request.fail(error);
+        outcome
+    }
+
+    /// Waits for the beginning of the answer to a request. Is interrupted if its client goes, and after one tick if other requests
+    /// `followed` it.
+    fn wait_answer(&mut self, request: &Request, deadline: Instant, followed: bool) -> Result<(), WaitError> {
+        let interrupted = || self.stalling.stall() || followed || request.responder.is_cancelled();
+        self.connection.wait_answer(deadline, interrupted)
+    }
+
+    /// Re-queues requests that get no answer on this connection; they are not pipelined again. If the process may have ended,
+    /// [`Worker::describe_loss`] has waited for its exit before.
+    fn requeue(&self, waited: VecDeque<(u64, Request)>) {
+        for (_, mut request) in waited {
+            request.alone = true;
+            self.requeue_one(request);
+        }
+    }
+
+    fn requeue_one(&self, request: Request) {
+        if let Some(waiting) = WaitingRequest::new(request) {
+            self.plugin.requeue(Job::Http(waiting));
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! A worker: a thread that owns one connection to a plugin. It takes requests from the plugin's queue, sends them, and passes the answers
+//! on to the clients as they arrive.
+//!
+//! What the connection speaks is the business of [`PluginConnection`]: frames of the plugin protocol, or HTTP to an application.
+//!
+//! While the plugin is quick, the worker pipelines requests that are safe to repeat, so that one write and one read serve many. It sends
+//! all others one at a time. If the connection is lost, the worker opens another. It ends when the plugin's process ends or is to stop.
+//!
+//! **A lost request.** The request that was due when its process ended is answered 502 and never sent to another process, because it may
+//! have killed the process. The worker re-queues the requests pipelined behind it, which are not pipelined again, so that a second death
+//! shows which one is fatal. If only the connection was lost, a safe request is sent once more, to the same process.
+//!
+//! **The plugin's log** gets one line for each request that the plugin failed: the request, what the plugin sent, and what the protocol
+//! expects.
+
+mod exchange;
+mod native;
+mod stalling;
+
+pub(crate) use native::MAX_MISSED_PINGS;
+
+use crate::http::{WaitingRequest, errors};
+use crate::plugins::connection::application::ApplicationConnection;
+use crate::plugins::connection::{PluginConnection, RELEASE_AFTER};
+use crate::plugins::job::Job;
+use crate::plugins::plugin::Plugin;
+use crate::plugins::process_state::{ProcessState, UnacceptedConnection};
+use crossbeam_channel::{RecvTimeoutError, Select};
+use stalling::{Stalling, expire};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Idle time after which the worker pings the plugin.
+const PING_AFTER: Duration = Duration::from_secs(15);
+
+/// Number of pings without a request between them after which a connection beyond the first is closed.
+const IDLE_PINGS: u32 = 4;
+
+/// Time without progress after which a streaming body is aborted, in either direction.
+const STREAM_IDLE: Duration = Duration::from_secs(60);
+
+/// Time limit to open another connection.
+const RECONNECT_TIME: Duration = Duration::from_secs(5);
+
+/// The same for a request that was not sent, which only needs another connection.
+const UNSENT_SETTLE_TIME: Duration = Duration::from_millis(100);
+
+/// Idle time after which a connection is checked for unexpected input before a safe request too: a second answer to the previous request,
+/// or the end of the connection, has arrived by then. A busier connection is spared the system call, since ids reveal a second answer.
+const LOOK_AFTER: Duration = Duration::from_millis(10);
+
+/// Pause between attempts to connect.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
+
+/// What a worker does next.
+enum Next {
+    Job(Job),
+    Ping,
+    Stop,
+}
+
+/// Whether the connection is still usable.
+pub(crate) type Outcome = Result<(), Broken>;
+
+/// The connection is not usable any more.
+pub(crate) struct Broken;
+
+/// A worker and its connection.
+pub(crate) struct Worker<C> {
+    plugin: Arc<Plugin>,
+    process: Arc<ProcessState>,
+    connection: C,
+    unaccepted: Option<UnacceptedConnection>,
+    /// Average time for a request; none before the first measurement.
+    pace: Option<Duration>,
+    /// A request taken from the queue that is sent alone, after the current batch.
+    next_job: Option<Job>,
+    /// Buffer for request bodies.
+    buffer: Vec<u8>,
+    stalling: Stalling,
+    missed_pings: u32,
+    idle_pings: u32,
+    /// Time of the last answer.
+    last_answer: Instant,
+    /// Whether this is the first worker of the process, which stays until the process ends.
+    first: bool,
+}
+
+impl<C: PluginConnection> Worker<C> {
+    /// The first worker of a process, on a connection of its own.
+    pub(crate) fn new(plugin: Arc<Plugin>, process: Arc<ProcessState>, connection: C) -> Self {
+        let stalling = Stalling::new(&plugin, &process);
+        Self {
+            plugin,
+            process,
+            connection,
+            unaccepted: None,
+            pace: None,
+            next_job: None,
+            buffer: Vec::new(),
+            stalling,
+            missed_pings: 0,
+            idle_pings: 0,
+            last_answer: Instant::now(),
+            first: true,
+        }
+    }
+
+    /// A further worker, which opens its own connection. None if the process takes none.
+    pub(crate) fn connect(plugin: Arc<Plugin>, process: Arc<ProcessState>) -> Option<Self> {
+        let unaccepted = Some(UnacceptedConnection::new(&process));
+        let connection = retry(&plugin, &process, C::prepare)?;
+        Some(Self { first: false, unaccepted, ..Self::new(plugin, process, connection) })
+    }
+
+    /// Serves requests until the process ends or is to stop, or the connection is surplus.
+    pub(crate) fn run(mut self) {
+        // Many plugins may start or be pinged at once; none should keep a buffer that only a request needs.
+        self.release();
+        loop {
+            let outcome = match self.next() {
+                Next::Job(job) if !self.connection.is_open() && !self.reconnect() => return self.plugin.requeue(job),
+                Next::Job(job) => self.serve(job),
+                Next::Ping if !self.first && self.idle_pings >= IDLE_PINGS => return,
+                Next::Ping => {
+                    self.idle_pings += 1;
+                    let outcome = C::ping(&mut self);
+                    self.release();
+                    outcome
+                }
+                Next::Stop => return C::shut_down(self),
+            };
+            self.stalling.clear();
+            self.unaccepted = None;
+            if outcome.is_ok() && !self.first && self.next_job.is_none() && self.plugin.is_to_shrink() {
+                return;
+            }
+            if outcome.is_err() {
+                self.connection.close();
+                if !C::ON_DEMAND && !self.reconnect() {
+                    return self.next_job.take().into_iter().for_each(|job| self.plugin.requeue(job));
+                }
+            }
+        }
+    }
+
+    /// Replaces the connection. False if the process takes no other.
+    fn reconnect(&mut self) -> bool {
+        self.unaccepted = Some(UnacceptedConnection::new(&self.process));
+        let connection = retry(&self.plugin, &self.process, C::connect);
+        connection.map(|connection| self.connection = connection).is_some()
+    }
+
+    fn next(&mut self) -> Next {
+        if let Some(job) = self.next_job.take() {
+            return Next::Job(job);
+        }
+        // Leaves queued requests to the next process, or a constant stream of them would keep this one from stopping.
+        if self.process.stopping.load(Ordering::Relaxed) {
+            return Next::Stop;
+        }
+        if let Some(job) = self.plugin.queue.try_take() {
+            return Next::Job(job);
+        }
+        self.plugin.scaling.idle.fetch_add(1, Ordering::Relaxed);
+        let next = self.next_within(RELEASE_AFTER).or_else(|| {
+            self.release();
+            self.next_within(PING_AFTER - RELEASE_AFTER)
+        });
+        self.plugin.scaling.idle.fetch_sub(1, Ordering::Relaxed);
+        next.unwrap_or(Next::Ping)
+    }
+
+    /// Frees memory that an idle connection does not need.
+    fn release(&mut self) {
+        self.connection.release();
+        self.buffer = Vec::new();
+    }
+
+    /// Waits up to `time` for a request or the order to stop.
+    fn next_within(&self, time: Duration) -> Option<Next> {
+        let (queue, deadline) = (&self.plugin.queue, Instant::now() + time);
+        let mut select = Select::new();
+        select.recv(queue.channel());
+        let woken = select.recv(queue.wake());
+        let stop = select.recv(&self.process.stop);
+        loop {
+            let ready = select.select_deadline(deadline).ok()?;
+            match ready.index() {
+                index if index == stop => {
+                    ready.recv(&self.process.stop).ok();
+                    return Some(Next::Stop);
+                }
+                index if index == woken => {
+                    ready.recv(queue.wake()).ok();
+                    if let Some(job) = queue.try_take() {
+                        return Some(Next::Job(job));
+                    }
+                }
+                _ => return Some(ready.recv(queue.channel()).map_or(Next::Stop, |job| Next::Job(queue.received(job)))),
+            }
+        }
+    }
+
+    /// Serves a request or operation, or fails it if it has waited too long.
+    fn serve(&mut self, job: Job) -> Outcome {
+        self.idle_pings = 0;
+        let now = Instant::now();
+        if now.duration_since(job.arrived()) >= job.time_limit(self.process.request_timeout) {
+            expire(&self.plugin, &self.process, job);
+            return Ok(());
+        }
+        if self.process.ended.load(Ordering::Relaxed) {
+            self.next_job = Some(job);
+            return Err(Broken);
+        }
+        match job {
+            Job::Http(waiting) => {
+                // None if the client has gone.
+                let Some(mut request) = waiting.take(now) else { return Ok(()) };
+                if !self.can_send(request.is_safe(), now) {
+                    self.next_job = WaitingRequest::new(request).map(Job::Http);
+                    return Err(Broken);
+                }
+                match request.loss.take_if(|loss| loss.process != self.process.number) {
+                    Some(loss) => {
+                        let why = format!("{}, and then the process ended", loss.why);
+                        self.fail(request, errors::BAD_GATEWAY, &why, Ok(()))
+                    }
+                    None => self.serve_requests(request),
+                }
+            }
+            Job::Kv(job) => {
+                if !self.can_send(false, now) {
+                    self.next_job = Some(Job::Kv(job));
+                    return Err(Broken);
+                }
+                C::operate(self, *job)
+            }
+        }
+    }
+
+    /// Whether the connection is fit for a request, which may be `repeatable`. If not, the request may go to another connection, or to the
+    /// next process.
+    fn can_send(&mut self, repeatable: bool, now: Instant) -> bool {
+        let rested = !C::HAS_IDS || self.connection.holds_bytes() || now.duration_since(self.last_answer) >= LOOK_AFTER;
+        if (repeatable && !rested) || self.is_quiet("on an idle connection") {
+            return true;
+        }
+        if !repeatable {
+            self.process.ends_within(UNSENT_SETTLE_TIME);
+        }
+        false
+    }
+
+    /// Whether the connection has no unexpected input and is open. A new connection always counts as quiet, so that a request that keeps
+    /// finding closed connections fails on the second.
+    fn is_quiet(&mut self, place: &str) -> bool {
+        match self.connection.check_quiet(place) {
+            Ok(()) => true,
+            Err(what) => {
+                what.into_iter().for_each(|what| self.plugin.log.note(&format!("protocol error: {what}")));
+                false
+            }
+        }
+    }
+}
+
+impl Worker<ApplicationConnection> {
+    /// Closes an idle connection that the application has closed.
+    pub(crate) fn close_if_ended(&mut self) {
+        if self.connection.is_open() && self.connection.has_answer() {
+            self.connection.close();
+        }
+    }
+}
+
+/// Tries to connect until it succeeds. None if the process has ended, is to stop, or does not accept it in time.
+fn retry<C>(plugin: &Plugin, process: &ProcessState, connect: impl Fn(&ProcessState) -> io::Result<C>) -> Option<C> {
+    let deadline = Instant::now() + RECONNECT_TIME;
+    while !process.ended.load(Ordering::Relaxed) {
+        match connect(process) {
+            Ok(connection) => return Some(connection),
+            Err(_) if process.stopping.load(Ordering::Relaxed) => return None,
+            Err(error) if Instant::now() >= deadline => {
+                plugin.unresponsive(process.number, format!("it takes no connection: {error}"));
+                return None;
+            }
+            Err(_) => match process.stop.recv_timeout(RECONNECT_PAUSE) {
+                Err(RecvTimeoutError::Timeout) => {}
+                _ => return None,
+            },
+        }
+    }
+    None
+}
