@@ -204,6 +204,7 @@ impl Validators {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     const VERSION: Version = Version { size: 4096, inode: 7, modified: (784_111_777, 5), changed: (784_111_778, 6) };
     const DATE: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
@@ -339,6 +340,17 @@ mod tests {
         }
         assert_eq!(verdict(&young(), &["if-range: TAG"]), SEND_WHOLE);
         assert_eq!(verdict(&young(), &[&format!("if-range: {DATE}")]), SEND_WHOLE);
+    }
+
+    proptest! {
+        #[test]
+        fn no_date_and_no_list_is_too_strange(date in "[A-Z][a-z]{2}(day)?,? [0-9]{2}[ -]([A-Z][a-z]{2})[ -][0-9]{2,4} [0-9:]{8} GMT", list in "[W/\", *a-]{0,20}") {
+            let lines = ["if-modified-since", "if-unmodified-since", "if-range"].map(|name| format!("{name}: {date}"));
+            let lists = ["if-match", "if-none-match", "if-range"].map(|name| format!("{name}: {list}"));
+            for line in lines.iter().chain(&lists) {
+                verdict(&old(), &[line]);
+            }
+        }
     }
 
     #[test]

@@ -266,7 +266,8 @@ impl Site {
         for coding in conditions.accepted.preferred() {
             path.extend_from_slice(coding.suffix);
             if let Ok(Entry::File(encoded)) = self.root.find(&path)
-                && encoded.version.modified >= file.version.modified
+                // Whole seconds: some compressors copy the plain file's time without the rest.
+                && encoded.version.modified.0 >= file.version.modified.0
             {
                 return (encoded, Some(coding));
             }

@@ -3,6 +3,9 @@
 /// The one segment with a leading dot that is served, as the first of a path (RFC 8615).
 const WELL_KNOWN: &[u8] = b".well-known";
 
+/// The manifest, which lies in the root if that is the plugin's own directory. It may hold secrets.
+const MANIFEST: &[u8] = b"plugrack.toml";
+
 /// Bytes reserved for what is appended to a path: the name of an index, or the suffix of a content coding.
 const RESERVE: usize = 32;
 
@@ -57,10 +60,12 @@ pub(super) fn is_file_name(name: &str) -> bool {
 
 /// None if the last segment, which begins at `start`, is not served.
 fn check_segment(bytes: &[u8], start: usize) -> Option<()> {
-    match bytes.get(start)? {
-        b'.' if start > 0 || bytes != WELL_KNOWN => None,
-        _ => Some(()),
-    }
+    let segment = bytes.get(start..)?;
+    let is_served = match segment.first()? {
+        b'.' => start == 0 && segment == WELL_KNOWN,
+        _ => segment != MANIFEST,
+    };
+    is_served.then_some(())
 }
 
 fn hex(digit: u8) -> Option<u8> {
@@ -130,6 +135,9 @@ mod tests {
             "/.well-known/.a",
             "/a/.well-known",
             "/a/.well-known/b",
+            "/plugrack.toml",
+            "/plugrack%2etoml",
+            "/a/plugrack.toml",
             "/.well-knowns",
             "/.well-know",
             "/%",

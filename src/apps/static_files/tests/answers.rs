@@ -138,6 +138,13 @@ fn a_compressed_file_beside_it_is_sent_to_those_who_accept_it() {
     assert_eq!((part.status, part.header("content-range"), part.text()), (206, Some("bytes 1-2/6"), "ro"));
     fixture.link("../secret.txt", "b.js.zst");
     assert_eq!(fixture.get("/b.js", &["accept-encoding: zstd"]).text(), "plain");
+    // A compressor may copy the time of the plain file in whole seconds.
+    for (path, nanoseconds) in [("c.js", 999_999_999), ("c.js.br", 0)] {
+        fixture.write(path, path);
+        let time = SystemTime::UNIX_EPOCH + Duration::new(1_000_000_000, nanoseconds);
+        fs::File::options().write(true).open(fixture.path(path)).unwrap().set_modified(time).unwrap();
+    }
+    assert_eq!(fixture.get("/c.js", &["accept-encoding: br"]).text(), "c.js.br");
     // An index has its compressed files too.
     fixture.write("index.html", "plain").write("index.html.br", "brotli");
     assert_eq!(fixture.get("/", &["accept-encoding: br"]).text(), "brotli");
