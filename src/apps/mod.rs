@@ -4,3 +4,4 @@ pub(crate) mod endpoint;
 pub(crate) mod http_connection;
 pub(crate) mod manifest;
 pub(crate) mod probe;
+pub(crate) mod static_files;

@@ -25,11 +25,18 @@ pub(crate) const BAD_BODY: HttpError =
 pub(crate) const PLAIN_HTTP: HttpError =
     HttpError::new(400, "https_required", "this port speaks HTTPS: use an address that begins with https://");
 
-/// No route matches the path.
+/// A file of a static site cannot be opened by the host.
+pub(crate) const UNREADABLE: HttpError = HttpError::new(403, "forbidden", "this file cannot be read");
+
+/// No route matches the path, or the plugin has nothing there.
 pub(crate) const NOT_FOUND: HttpError = HttpError::new(404, "not_found", "there is nothing at this path");
 
 /// The host's own pages are read-only.
 pub(crate) const METHOD_NOT_ALLOWED: HttpError = HttpError::new(405, "method_not_allowed", "only GET and HEAD are answered here");
+
+/// A static site has only files to read.
+pub(crate) const FILES_ARE_READ_ONLY: HttpError =
+    HttpError::new(405, "method_not_allowed", "only GET, HEAD and OPTIONS are answered here");
 
 /// The head took longer than `--head-timeout`.
 pub(crate) const SLOW_HEAD: HttpError = HttpError::new(408, "timeout", "the request's head did not come in time");
@@ -37,8 +44,16 @@ pub(crate) const SLOW_HEAD: HttpError = HttpError::new(408, "timeout", "the requ
 /// The body was slower than `--min-rate`, or nothing arrived for `--body-timeout`.
 pub(crate) const SLOW_BODY: HttpError = HttpError::new(408, "timeout", "the request's body came too slowly");
 
+/// `if-match` or `if-unmodified-since` does not hold for a file of a static site.
+pub(crate) const PRECONDITION_FAILED: HttpError =
+    HttpError::new(412, "precondition_failed", "the file is not the one that the request's condition names");
+
 /// The body is larger than `--max-body`.
 pub(crate) const TOO_LARGE: HttpError = HttpError::new(413, "too_large", "the request's body is over the limit of this site");
+
+/// The range of the request is behind the end of a file of a static site.
+pub(crate) const RANGE_NOT_SATISFIABLE: HttpError =
+    HttpError::new(416, "range_not_satisfiable", "the file does not have the range that the request asks for");
 
 /// The head does not fit in a message to a plugin.
 pub(crate) const HEAD_TOO_LARGE: HttpError =
@@ -66,6 +81,13 @@ pub(crate) const ADDRESS_FULL: HttpError = overloaded("the client's address has 
 /// There is no memory and no disk space for the body.
 pub(crate) const NO_ROOM: HttpError = overloaded("there is no room for the request's body now");
 
+/// The system has no more open files, or no memory to open one.
+pub(crate) const NO_FILES: HttpError = overloaded("too many files are open now");
+
+/// A file of a static site became shorter, or was replaced, before the first byte was sent.
+pub(crate) const FILE_CHANGED: HttpError =
+    HttpError::new(503, "file_changed", "the file changed while it was read").retry_after(FULL_RETRY_AFTER);
+
 /// The plugin is not running. Callers add the `retry-after` of its state.
 pub(crate) const UNAVAILABLE: HttpError = HttpError::new(503, "unavailable", "the plugin is not available now");
 
@@ -81,6 +103,9 @@ pub(crate) const NO_ANSWER: HttpError = HttpError::new(504, "timeout", "no answe
 /// The disk is full.
 pub(crate) const NO_SPACE: HttpError =
     HttpError::new(507, "no_space", "there is no space left on the disk for the request's body");
+
+/// The value of `allow` for the files of a static site.
+pub(crate) const FILE_METHODS: &str = "GET, HEAD, OPTIONS";
 
 /// The value of `allow` for `OPTIONS *` and for methods that the host never accepts.
 pub(crate) const METHODS: &str = "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS";
@@ -128,7 +153,12 @@ pub(crate) fn render(error: HttpError, audience: Option<Audience<'_>>) -> (Vec<u
         put("retry-after", &seconds.to_string());
     }
     if error.status == 405 {
-        put("allow", if error == METHOD_NOT_ALLOWED { "GET, HEAD" } else { METHODS });
+        let methods = match error {
+            METHOD_NOT_ALLOWED => "GET, HEAD",
+            FILES_ARE_READ_ONLY => FILE_METHODS,
+            _ => METHODS,
+        };
+        put("allow", methods);
     }
     (head, body)
 }
@@ -192,8 +222,8 @@ impl Wish {
     }
 }
 
-/// The weight among a media range's parameters (RFC 9110, section 12.4.2), in thousandths. A malformed weight counts as 0.
-fn weight(parameters: &str) -> u16 {
+/// The weight among the parameters of a media range or a content coding (RFC 9110, section 12.4.2), in thousandths. A malformed weight counts as 0.
+pub(crate) fn weight(parameters: &str) -> u16 {
     let given = parameters.split(';').find_map(|parameter| {
         let (name, value) = parameter.split_once('=')?;
         name.trim().eq_ignore_ascii_case("q").then_some(value.trim())
@@ -258,11 +288,15 @@ mod tests {
             BAD_HEAD,
             BAD_BODY,
             PLAIN_HTTP,
+            UNREADABLE,
             NOT_FOUND,
             METHOD_NOT_ALLOWED,
+            FILES_ARE_READ_ONLY,
             SLOW_HEAD,
             SLOW_BODY,
+            PRECONDITION_FAILED,
             TOO_LARGE,
+            RANGE_NOT_SATISFIABLE,
             HEAD_TOO_LARGE,
             BAD_GATEWAY,
             CROWDED,
@@ -271,6 +305,8 @@ mod tests {
             STREAMS_FULL,
             ADDRESS_FULL,
             NO_ROOM,
+            NO_FILES,
+            FILE_CHANGED,
             UNAVAILABLE,
             STOPPING,
             TIMEOUT,

@@ -87,9 +87,9 @@ enum Contact {
     /// It does not: there is no process, or none that listens.
     None,
     /// By `init`, on a connection that is there once the process listens.
-    Init(Option<FrameConnection>),
+    Init(Option<Box<FrameConnection>>),
     /// By a connection, or a request.
-    Probe(Probe),
+    Probe(Box<Probe>),
 }
 
 /// A process and its resources.

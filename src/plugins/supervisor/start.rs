@@ -6,7 +6,6 @@ use super::{
 use crate::apps::endpoint::Endpoint;
 use crate::apps::manifest::Kind;
 
-use crate::apps::probe::Probe;
 use crate::licensing::status;
 use crate::plugins::connection::application::ApplicationConnection;
 use crate::plugins::connection::frames::{FIRST_ID, FrameConnection};
@@ -56,7 +55,7 @@ impl Supervisor {
                 self.plugin.set_process(running.pid(), running.limits);
                 let contact = match running.state.kind() {
                     Kind::Native => Contact::Init(None),
-                    Kind::Http | Kind::FastCgi => Contact::Probe(Probe::default()),
+                    Kind::Http | Kind::FastCgi => Contact::Probe(Box::default()),
                     Kind::Cgi | Kind::Static => Contact::None,
                 };
                 self.phase = Phase::Starting { running, contact, deadline, told: None, broken: None };
@@ -249,7 +248,7 @@ impl Supervisor {
         match init.and_then(|init| opened.queue(&init, &[]).map_err(|error| error.to_string())) {
             Ok(()) => {
                 if let Phase::Starting { contact, .. } = &mut self.phase {
-                    *contact = Contact::Init(Some(opened));
+                    *contact = Contact::Init(Some(Box::new(opened)));
                 }
             }
             Err(error) => self.fault(Exit::Fault, format!("cannot send it init: {error}")),
@@ -299,7 +298,8 @@ impl Supervisor {
             Phase::Starting { mut running, contact, .. } => {
                 running.ready = true;
                 running.turn = None;
-                let connection = if let Contact::Init(connection) = contact { connection } else { None };
+                let connection =
+                    if let Contact::Init(connection) = contact { connection.map(|connection| *connection) } else { None };
                 let working = self.spawn_worker(&running.state, connection, true);
                 self.look_at = self.look_at.map(|_| Instant::now() + LOOK_EVERY);
                 self.phase = Phase::Ready { running };
