@@ -3,6 +3,7 @@
 //! Each mistake is one sentence with file, line, and what is allowed.
 
 use crate::apps::endpoint::Endpoint;
+use crate::apps::static_files::DEFAULT_INDEX;
 use crate::process::check_variable;
 use crate::protocol::metadata::Metadata;
 use crate::util::units::{parse_request_time, parse_start_time};
@@ -353,7 +354,7 @@ fn read_run(run: &Table<'_>, directory: &Path) -> Result<Run, String> {
 }
 
 fn default_index(kind: Kind) -> &'static str {
-    if kind == Kind::FastCgi { "index.php" } else { "index.html" }
+    if kind == Kind::FastCgi { "index.php" } else { DEFAULT_INDEX }
 }
 
 /// A table of the manifest, with the text for line numbers.

@@ -92,6 +92,12 @@ impl KvJob {
         format!("kv {} {:?}", self.op.name(), named(key))
     }
 
+    /// Answers for a plugin that does not speak the plugin protocol, which has the operation.
+    pub(crate) fn refuse_unsupported(self) {
+        let message = "it does not speak the plugin protocol, by which it could be asked for its keys".to_owned();
+        self.reply(Err(KvFailure::Refused(Failure { id: 0, code: "unsupported".to_owned(), message, index: None })));
+    }
+
     /// Answers. The receiver may be gone.
     pub(crate) fn reply(self, reply: KvReply) {
         self.reply.try_send(reply).ok();

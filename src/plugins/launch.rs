@@ -2,8 +2,10 @@
 
 use crate::apps::endpoint::Endpoint;
 use crate::apps::manifest::{FILE, Kind, Listen, Run, expand};
+use crate::apps::static_files::Site;
 use crate::plugins::context::{Context, HOST_SOCKET_VARIABLE};
 use crate::plugins::plugin::Plugin;
+use crate::plugins::worker::site_options;
 use crate::process::exit::Exit;
 use crate::process::{Bounds, DEFAULT_PATH, Launch, SOCKET_VARIABLE, preflight};
 use crate::protocol::message::{Init, PROTOCOL_VERSION};
@@ -57,8 +59,10 @@ pub(crate) fn prepare(
         let launch = Launch { program, arguments, directory: home, env, listener };
         return Ok(Prepared { launch: Some(launch), endpoint: socket });
     };
-    if matches!(run.kind, Kind::Cgi | Kind::Static | Kind::FastCgi) {
-        check_root(run)?;
+    match run.kind {
+        Kind::Static => drop(Site::open(&site_options(run)).map_err(|error| (Exit::NotStarted, error.to_string()))?),
+        Kind::Cgi | Kind::FastCgi => check_root(run)?,
+        Kind::Native | Kind::Http => {}
     }
     if !run.has_process() {
         let endpoint = if let Listen::Attached(endpoint) = &run.listen { endpoint.clone() } else { socket };

@@ -167,7 +167,7 @@ fn the_table_of_limits_is_that_of_the_source() {
                 (Number, Constant("plugins/queue.rs", "MAX_CAPACITY")),
             ],
         ),
-        ("idle time before a `ping` | @ s | fixed", &[(Seconds, Constant("plugins/worker/mod.rs", "PING_AFTER"))]),
+        ("idle time before a `ping` | @ s | fixed", &[(Seconds, Constant("plugins/worker/intake.rs", "PING_AFTER"))]),
         ("time for a `pong` | @ s | fixed", &[(Seconds, Constant("plugins/worker/native.rs", "PING_TIME"))]),
         (
             "pings without an answer before a restart | @ | fixed",
@@ -241,7 +241,7 @@ fn the_numbers_in_the_protocol_s_prose_are_those_of_the_source() {
         ("**Values** are 0 … @ bytes", "protocol/message.rs", "MAX_VALUE", As::Groups),
         ("1 … @ (ten years)", "protocol/message.rs", "MAX_TTL_MS", As::Groups),
         ("the database locked this comes after @ s,", "store/schema.rs", "BUSY_TIMEOUT", As::Seconds),
-        ("that has been idle for @ s", "plugins/worker/mod.rs", "PING_AFTER", As::Seconds),
+        ("that has been idle for @ s", "plugins/worker/intake.rs", "PING_AFTER", As::Seconds),
         ("gives the plugin @ s to answer", "plugins/worker/native.rs", "PING_TIME", As::Seconds),
         ("After @ pings the host closes an idle connection", "plugins/worker/mod.rs", "IDLE_PINGS", As::Number),
         ("retried with backoff, @ s doubling", "plugins/restart_policy.rs", "FIRST_BACKOFF", As::Seconds),

@@ -8,11 +8,10 @@ use crate::apps::manifest::Prefix;
 use crate::http::Request;
 use crate::http::prefix::Mount;
 use crate::http::request::{split_head, split_target};
-use crate::plugins::job::{KvFailure, KvJob};
+use crate::plugins::job::KvJob;
 use crate::plugins::process_state::ProcessState;
 use crate::plugins::worker::{Outcome, Worker};
 use crate::protocol::frame::EncodeError;
-use crate::protocol::message::Failure;
 use rustix::event::PollFlags;
 use std::io;
 use std::time::Instant;
@@ -199,8 +198,7 @@ impl PluginConnection for ApplicationConnection {
     }
 
     fn operate(_worker: &mut Worker<Self>, job: KvJob) -> Outcome {
-        let message = "an application has no key-value messages; its keys are in the host's store".into();
-        job.reply(Err(KvFailure::Refused(Failure { id: 0, code: "unsupported".into(), message, index: None })));
+        job.refuse_unsupported();
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! Requests and their answers on a worker's connection.
 
+use super::pace::Pace;
 use super::stalling::CLIENT_TICK;
 use super::{Broken, Outcome, STREAM_IDLE, Worker};
 use crate::http::request::{BodyLength, Loss, RequestBody};
@@ -19,15 +20,9 @@ use std::time::{Duration, Instant};
 /// Most requests that are pipelined.
 const MAX_DEPTH: usize = 32;
 
-/// Number of recent requests that dominate the moving average of the time for one.
-const MEMORY: u32 = 16;
-
 /// Bytes of pipelined requests after which no more are added: less than a socket's buffer holds, so that the write never waits for a
 /// plugin that itself waits to be read.
 const MAX_BATCH: usize = 64 * 1024;
-
-/// Time for a batch from which it counts as blocking: far more than a quick plugin needs, wake-ups included.
-const LONG: Duration = Duration::from_millis(20);
 
 /// Time after which a long answer counts as a stream even if it is no event stream, so that requests do not wait for its end.
 const LONG_STREAM: Duration = Duration::from_secs(15);
@@ -85,33 +80,19 @@ impl<C: PluginConnection> Worker<C> {
             }
         }
         self.last_answer = Instant::now();
-        self.measure(self.last_answer.duration_since(begun), sent);
+        self.pace.measure(&self.plugin, self.last_answer.duration_since(begun), sent);
         Ok(())
     }
 
     /// The number of requests to pipeline.
     fn depth(&self) -> usize {
-        match self.pace {
+        match self.pace.get() {
             Some(pace) if pace < QUICK => {
                 let connections = self.plugin.scaling.connections.load(Ordering::Relaxed).max(1);
                 (1 + self.plugin.queue.len() / connections).min(MAX_DEPTH)
             }
             _ => 1,
         }
-    }
-
-    fn measure(&mut self, elapsed: Duration, requests: usize) {
-        let count = u32::try_from(requests).unwrap_or(u32::MAX);
-        if elapsed >= LONG {
-            self.plugin.scaling.note_blocking();
-        }
-        if let Some(each) = elapsed.checked_div(count) {
-            let weight = count.min(MEMORY / 2);
-            let pace = self.pace.map_or(each, |pace| (pace * (MEMORY - weight) + each * weight) / MEMORY);
-            self.pace = Some(pace);
-            self.plugin.scaling.set_pace(pace);
-        }
-        self.plugin.answered.fetch_add(requests as u64, Ordering::Relaxed);
     }
 
     /// Appends a request with its whole body to the send buffer.
@@ -357,7 +338,7 @@ impl<C: PluginConnection> Worker<C> {
 
     /// Passes on the rest of an answer that streams.
     fn relay(&mut self, request: &mut Request, id: u64, events: bool) -> Outcome {
-        self.pace = None;
+        self.pace = Pace::default();
         let begun = Instant::now();
         // An event stream does not end. Other streams usually do, so requests wait for them at first.
         let counted = OnceCell::new();

@@ -14,26 +14,29 @@
 //! expects.
 
 mod exchange;
+mod files;
+mod intake;
 mod native;
+mod pace;
 mod stalling;
 
+pub(crate) use files::{FileWorker, site_options};
 pub(crate) use native::MAX_MISSED_PINGS;
 
 use crate::http::{WaitingRequest, errors};
+use crate::plugins::connection::PluginConnection;
 use crate::plugins::connection::application::ApplicationConnection;
-use crate::plugins::connection::{PluginConnection, RELEASE_AFTER};
 use crate::plugins::job::Job;
 use crate::plugins::plugin::Plugin;
 use crate::plugins::process_state::{ProcessState, UnacceptedConnection};
-use crossbeam_channel::{RecvTimeoutError, Select};
+use crossbeam_channel::RecvTimeoutError;
+use intake::{Next, next};
+use pace::Pace;
 use stalling::{Stalling, expire};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-
-/// Idle time after which the worker pings the plugin.
-const PING_AFTER: Duration = Duration::from_secs(15);
 
 /// Number of pings without a request between them after which a connection beyond the first is closed.
 const IDLE_PINGS: u32 = 4;
@@ -54,13 +57,6 @@ const LOOK_AFTER: Duration = Duration::from_millis(10);
 /// Pause between attempts to connect.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
 
-/// What a worker does next.
-enum Next {
-    Job(Job),
-    Ping,
-    Stop,
-}
-
 /// Whether the connection is still usable.
 pub(crate) type Outcome = Result<(), Broken>;
 
@@ -73,8 +69,7 @@ pub(crate) struct Worker<C> {
     process: Arc<ProcessState>,
     connection: C,
     unaccepted: Option<UnacceptedConnection>,
-    /// Average time for a request; none before the first measurement.
-    pace: Option<Duration>,
+    pace: Pace,
     /// A request taken from the queue that is sent alone, after the current batch.
     next_job: Option<Job>,
     /// Buffer for request bodies.
@@ -97,7 +92,7 @@ impl<C: PluginConnection> Worker<C> {
             process,
             connection,
             unaccepted: None,
-            pace: None,
+            pace: Pace::default(),
             next_job: None,
             buffer: Vec::new(),
             stalling,
@@ -154,54 +149,16 @@ impl<C: PluginConnection> Worker<C> {
     }
 
     fn next(&mut self) -> Next {
-        if let Some(job) = self.next_job.take() {
-            return Next::Job(job);
+        match self.next_job.take() {
+            Some(job) => Next::Job(job),
+            None => next(&Arc::clone(&self.plugin), &Arc::clone(&self.process), || self.release()),
         }
-        // Leaves queued requests to the next process, or a constant stream of them would keep this one from stopping.
-        if self.process.stopping.load(Ordering::Relaxed) {
-            return Next::Stop;
-        }
-        if let Some(job) = self.plugin.queue.try_take() {
-            return Next::Job(job);
-        }
-        self.plugin.scaling.idle.fetch_add(1, Ordering::Relaxed);
-        let next = self.next_within(RELEASE_AFTER).or_else(|| {
-            self.release();
-            self.next_within(PING_AFTER - RELEASE_AFTER)
-        });
-        self.plugin.scaling.idle.fetch_sub(1, Ordering::Relaxed);
-        next.unwrap_or(Next::Ping)
     }
 
     /// Frees memory that an idle connection does not need.
     fn release(&mut self) {
         self.connection.release();
         self.buffer = Vec::new();
-    }
-
-    /// Waits up to `time` for a request or the order to stop.
-    fn next_within(&self, time: Duration) -> Option<Next> {
-        let (queue, deadline) = (&self.plugin.queue, Instant::now() + time);
-        let mut select = Select::new();
-        select.recv(queue.channel());
-        let woken = select.recv(queue.wake());
-        let stop = select.recv(&self.process.stop);
-        loop {
-            let ready = select.select_deadline(deadline).ok()?;
-            match ready.index() {
-                index if index == stop => {
-                    ready.recv(&self.process.stop).ok();
-                    return Some(Next::Stop);
-                }
-                index if index == woken => {
-                    ready.recv(queue.wake()).ok();
-                    if let Some(job) = queue.try_take() {
-                        return Some(Next::Job(job));
-                    }
-                }
-                _ => return Some(ready.recv(queue.channel()).map_or(Next::Stop, |job| Next::Job(queue.received(job)))),
-            }
-        }
     }
 
     /// Serves a request or operation, or fails it if it has waited too long.

@@ -1,0 +1,62 @@
+//! What a worker does next: it takes a job from its plugin's queue, or is told to stop.
+
+use crate::plugins::connection::RELEASE_AFTER;
+use crate::plugins::job::Job;
+use crate::plugins::plugin::Plugin;
+use crate::plugins::process_state::ProcessState;
+use crossbeam_channel::Select;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Idle time after which the worker pings the plugin.
+pub(super) const PING_AFTER: Duration = Duration::from_secs(15);
+
+/// What a worker does next.
+pub(super) enum Next {
+    Job(Job),
+    Ping,
+    Stop,
+}
+
+/// Waits for the next job. Calls `release` once the worker is idle for a while, so that it frees memory.
+pub(super) fn next(plugin: &Plugin, process: &ProcessState, release: impl FnOnce()) -> Next {
+    // Leaves queued requests to the next process, or a constant stream of them would keep this one from stopping.
+    if process.stopping.load(Ordering::Relaxed) {
+        return Next::Stop;
+    }
+    if let Some(job) = plugin.queue.try_take() {
+        return Next::Job(job);
+    }
+    plugin.scaling.idle.fetch_add(1, Ordering::Relaxed);
+    let next = next_within(plugin, process, RELEASE_AFTER).or_else(|| {
+        release();
+        next_within(plugin, process, PING_AFTER - RELEASE_AFTER)
+    });
+    plugin.scaling.idle.fetch_sub(1, Ordering::Relaxed);
+    next.unwrap_or(Next::Ping)
+}
+
+/// Waits up to `time` for a request or the order to stop.
+fn next_within(plugin: &Plugin, process: &ProcessState, time: Duration) -> Option<Next> {
+    let (queue, deadline) = (&plugin.queue, Instant::now() + time);
+    let mut select = Select::new();
+    select.recv(queue.channel());
+    let woken = select.recv(queue.wake());
+    let stop = select.recv(&process.stop);
+    loop {
+        let ready = select.select_deadline(deadline).ok()?;
+        match ready.index() {
+            index if index == stop => {
+                ready.recv(&process.stop).ok();
+                return Some(Next::Stop);
+            }
+            index if index == woken => {
+                ready.recv(queue.wake()).ok();
+                if let Some(job) = queue.try_take() {
+                    return Some(Next::Job(job));
+                }
+            }
+            _ => return Some(ready.recv(queue.channel()).map_or(Next::Stop, |job| Next::Job(queue.received(job)))),
+        }
+    }
+}
