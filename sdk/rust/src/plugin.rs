@@ -8,7 +8,7 @@ use super::response::IntoResponse;
 use super::server::{Handlers, InitHandler, KvHandler, Server};
 use super::{Error, log};
 use crate::protocol::message::PROTOCOL_VERSION;
-use crate::protocol::metadata::Metadata;
+use crate::protocol::metadata::{BelowRoute, Metadata, TrailingSlash};
 use rustix::process::{Resource, getrlimit};
 use std::io::Write;
 use std::os::unix::net::UnixListener;
@@ -39,6 +39,7 @@ impl Plugin {
     /// A plugin with the metadata it must have; the protocol's table gives their form.
     ///
     /// `id` names it everywhere, `name` is for people, `icon` an emoji or a `data:image/…` URI, and `route` where on the web it is put.
+    /// A plugin with [host names](Self::hosts) alone has an empty route.
     #[must_use]
     pub fn new(id: &str, name: &str, version: &str, icon: &str, route: &str) -> Self {
         Metadata {
@@ -46,7 +47,10 @@ impl Plugin {
             name: name.to_owned(),
             version: version.to_owned(),
             icon: icon.to_owned(),
-            route: route.to_owned(),
+            route: Some(route.to_owned()).filter(|route| !route.is_empty()),
+            host: Vec::new(),
+            below_route: BelowRoute::AsIs,
+            trailing_slash: TrailingSlash::AsIs,
             protocol: PROTOCOL_VERSION,
             concurrency: default_concurrency(getrlimit(Resource::Data).current),
             description: None,
@@ -66,6 +70,27 @@ impl Plugin {
     #[must_use]
     pub fn concurrency(mut self, connections: u32) -> Self {
         self.metadata.concurrency = connections;
+        self
+    }
+
+    /// Host names that are the plugin's as a whole, such as `wiki.example.org` or `*.example.org`.
+    #[must_use]
+    pub fn hosts(mut self, names: &[&str]) -> Self {
+        self.metadata.host = names.iter().map(|&name| name.to_owned()).collect();
+        self
+    }
+
+    /// Has the host put the route before paths in the headers of responses: the plugin need not know its route.
+    #[must_use]
+    pub fn rewrite_below_route(mut self) -> Self {
+        self.metadata.below_route = BelowRoute::Rewrite;
+        self
+    }
+
+    /// Has the host redirect a request for the bare route to the route with a slash, so that relative links work.
+    #[must_use]
+    pub fn redirect_to_slash(mut self) -> Self {
+        self.metadata.trailing_slash = TrailingSlash::Redirect;
         self
     }
 
