@@ -291,6 +291,11 @@ mod tests {
         let metadata = Metadata::parse(plugin.checked_metadata().unwrap().as_bytes()).unwrap();
         assert_eq!(metadata, plugin.metadata);
         assert_eq!((&*metadata.id, metadata.concurrency, metadata.homepage.as_deref()), ("probe", 4, Some("where")));
+        let named = Plugin::new("probe", "Probe", "1.0.0", "🔬", "").hosts(&["probe.example", "*.probe.example"]);
+        let named = named.rewrite_below_route().redirect_to_slash();
+        let metadata = Metadata::parse(named.checked_metadata().unwrap().as_bytes()).unwrap();
+        assert_eq!((metadata.route, &*metadata.host), (None, &["probe.example".to_owned(), "*.probe.example".to_owned()][..]));
+        assert_eq!((metadata.below_route, metadata.trailing_slash), (BelowRoute::Rewrite, TrailingSlash::Redirect));
         let refused = Plugin::new("Probe", "Probe", "1.0.0", "🔬", "/probe").checked_metadata().unwrap_err();
         assert!(refused.to_string().contains("id"), "{refused}");
     }
