@@ -6,6 +6,7 @@ use crate::gate::{Limits, Listener};
 use crate::http::proxies::Networks;
 use crate::process::check_variable;
 use crate::util::units::{parse_request_time, parse_size, parse_start_time, parse_time};
+use clap::builder::FalseyValueParser;
 use std::fmt;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -40,7 +41,7 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "FILE", env = "PLUGRACK_TLS_CERT", value_delimiter = ',', requires = "tls_key")]
     pub(crate) tls_cert: Vec<PathBuf>,
 
-    /// Private key of the certificate, PEM; once for each --tls-cert, in the same order [default: none]
+    /// Private key of the certificate, PEM; once for each certificate, in the same order [default: none]
     #[arg(long, value_name = "FILE", env = "PLUGRACK_TLS_KEY", value_delimiter = ',', requires = "tls_cert")]
     pub(crate) tls_key: Vec<PathBuf>,
 
@@ -53,7 +54,7 @@ pub(crate) struct Serve {
     pub(crate) host_name: Vec<OwnNameList>,
 
     /// Answer 421 to a request whose host is neither a plugin's nor one of the host's own [default: off]
-    #[arg(long, env = "PLUGRACK_ONLY_KNOWN_HOSTS")]
+    #[arg(long, env = "PLUGRACK_ONLY_KNOWN_HOSTS", value_parser = FalseyValueParser::new())]
     pub(crate) only_known_hosts: bool,
 
     /// Networks of reverse proxies whose x-forwarded-for and related headers are trusted, such as 10.0.0.0/8,fd00::/8; may be repeated [default: none]
