@@ -15,6 +15,7 @@ use crate::plugins::routes::Target;
 use crate::protocol::metadata::TrailingSlash;
 use crate::util::log_throttle::suppressed_note;
 use crossbeam_channel::Sender;
+use memchr::memchr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -76,7 +77,7 @@ impl Router {
 
     /// Finds the destination of the request with this canonical head, which is `complete` if it has no body. `id` returns its id.
     pub(super) fn route(&self, head: &[u8], complete: bool, id: impl Fn() -> String) -> Routed {
-        let (method, target, _) = split_head(head);
+        let (method, target, headers) = split_head(head);
         let (path, _) = split_target(target);
         let is_reading = matches!(method, "GET" | "HEAD");
         let error = |error: HttpError| {
@@ -90,7 +91,7 @@ impl Router {
         // Read before the routes: if it is set, they are complete.
         let known = self.is_scanned();
         let routes = self.registry.routes();
-        match self.hosts.owner(header_in(head, "host").unwrap_or_default(), &routes, known) {
+        match self.hosts.owner(host_in(headers), &routes, known) {
             // `*` is the host itself, whatever its name is.
             Owner::Plugin(_) if path == "*" => {}
             Owner::Plugin(plugin) => return self.to_plugin(plugin, 0).unwrap_or_else(error),
@@ -153,6 +154,12 @@ impl Router {
     }
 }
 
+/// The host among the headers of a canonical head, which is the first of them.
+fn host_in(headers: &[u8]) -> &[u8] {
+    let value = headers.strip_prefix(b"host: ").unwrap_or_default();
+    &value[..memchr(b'\r', value).unwrap_or_default()]
+}
+
 /// A target with a slash behind its path.
 fn with_slash(target: &str, path: &str) -> String {
     let query = target.strip_prefix(path).unwrap_or_default();
@@ -170,6 +177,13 @@ fn here_with(status: u16, headers: &[(&str, &str)], body: &str) -> Routed {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_host_is_the_first_header() {
+        assert_eq!(host_in(b"host: a.example:80\r\naccept: */*\r\n"), b"a.example:80");
+        assert_eq!(host_in(b"host: \r\nx: host: b\r\n"), b"");
+        assert_eq!(host_in(b""), b"");
+    }
 
     #[test]
     fn the_query_stays_behind_the_slash() {

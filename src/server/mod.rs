@@ -406,7 +406,8 @@ fn begin_scan(registry: &Arc<Registry>, reason: ScanReason) {
 fn open_listener(settings: &Serve) -> Result<Listener> {
     match &settings.listen {
         Listen::Unix(_) if settings.tls().is_some() => {
-            bail!("TLS is set up in the reverse proxy if the host listens on a Unix socket: leave --tls-cert and --tls-dir out")
+            let setting = if settings.tls_cert.is_empty() { "--tls-dir" } else { "--tls-cert" };
+            bail!("TLS is set up in the reverse proxy if the host listens on a Unix socket: leave {setting} out")
         }
         Listen::Unix(path) => Listener::unix(path, PROXY_MODE),
         Listen::Tcp(address) => Listener::tcp(*address, settings.tls().load()?.map(|(config, _)| config)),

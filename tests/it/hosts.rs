@@ -338,6 +338,23 @@ fn a_request_for_a_plugins_name_waits_for_the_first_scan() {
 }
 
 #[test]
+fn the_name_of_a_plugin_that_is_refused_answers_503() {
+    let wiki = metadata_with("wiki", json!({"route": null, "host": ["wiki.example.org", "*.wiki.example.org"]}));
+    let server = Site::new().fake_with("wiki", &wiki).start();
+    server.wait_state("wiki", "ready");
+    let (_, site) = server.stop();
+    let mut broken = wiki;
+    broken["metadata_exit"] = json!(1);
+    install_fake(&site.plugins(), "wiki", &broken);
+    let server = site.fake_with("other", &metadata_with("other", json!({"route": null, "host": ["a.wiki.example.org"]}))).start();
+    server.wait_state("other", "ready");
+    for host in ["wiki.example.org", "b.wiki.example.org"] {
+        assert_error(&get(&server, host, "/healthz"), 503, "unavailable");
+    }
+    assert_eq!(get(&server, "a.wiki.example.org", "/healthz").text(), "GET /healthz of other");
+}
+
+#[test]
 fn names_work_over_the_socket_of_a_proxy_and_local_ones_do_not() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("http.sock");

@@ -102,11 +102,12 @@ impl Authority {
         let issued = Certificate { certificate: path("pem"), key: path("key") };
         let dir = self.dir.path().display();
         let settings = format!(
-            "[ca]\ndefault_ca=own\n[own]\ndatabase={dir}/index\nnew_certs_dir={dir}\npolicy=any\nx509_extensions=names\n\
+            "[ca]\ndefault_ca=own\n[own]\ndatabase={dir}/index\nserial={dir}/serial\nnew_certs_dir={dir}\npolicy=any\nx509_extensions=names\n\
              [any]\ncommonName=supplied\n[names]\nsubjectAltName=DNS:{name}\n"
         );
         std::fs::write(path("cnf"), settings).unwrap();
         std::fs::write(self.dir.path().join("index"), "").unwrap();
+        std::fs::write(self.dir.path().join("serial"), "01").unwrap();
         let openssl = |arguments: &[&str], configure: &dyn Fn(&mut std::process::Command)| {
             let mut openssl = command("openssl");
             configure(openssl.args(arguments));
@@ -118,7 +119,7 @@ impl Authority {
         openssl(&key, &|openssl| {
             openssl.arg("-keyout").arg(&issued.key).arg("-out").arg(path("csr"));
         });
-        openssl(&["ca", "-batch", "-notext", "-rand_serial", "-md", "sha256", "-startdate", from, "-enddate", to], &|openssl| {
+        openssl(&["ca", "-batch", "-notext", "-md", "sha256", "-startdate", from, "-enddate", to], &|openssl| {
             openssl.arg("-config").arg(path("cnf")).arg("-in").arg(path("csr")).arg("-out").arg(&issued.certificate);
             openssl.arg("-cert").arg(&self.own.certificate).arg("-keyfile").arg(&self.own.key);
         });
