@@ -133,7 +133,7 @@ impl Sources<'_> {
         let (certificates, keys) = (self.certificates.len(), self.keys.len());
         if certificates != keys {
             bail!(
-                "there are {certificates} certificates and {keys} private keys: set --tls-key once for each --tls-cert, in the same order"
+                "--tls-cert has {certificates} files and --tls-key has {keys}: set --tls-key once for each --tls-cert, in the same order"
             );
         }
         let mut pairs: Vec<Pair> = self.certificates.iter().cloned().zip(self.keys.iter().cloned()).collect();

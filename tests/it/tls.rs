@@ -519,7 +519,7 @@ fn a_mistake_among_several_certificates_is_one_sentence() {
     let in_dir = |dir: &Path| vec!["--tls-dir".to_owned(), dir.to_str().unwrap().to_owned()];
     let listed = |arguments: &[&str]| arguments.iter().map(|argument| (*argument).to_owned()).collect::<Vec<_>>();
     for (arguments, says) in [
-        (listed(&[&one[..2], &two[..]].concat()), "there are 2 certificates and 1 private keys: set --tls-key once for each"),
+        (listed(&[&one[..2], &two[..]].concat()), "--tls-cert has 2 files and --tls-key has 1: set --tls-key once for each"),
         (listed(&[&one[..2], &two[2..]].concat()), "does not belong to the certificate"),
         (in_dir(empty.path()), "has no pair: put NAME.crt (or NAME.pem) and NAME.key into it"),
         (in_dir(&missing), "cannot read the directory of certificates"),
