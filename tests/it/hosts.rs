@@ -112,7 +112,7 @@ fn a_plugin_has_its_whole_origin_and_the_host_keeps_its_own() {
 }
 
 #[test]
-fn a_browser_keeps_the_cookies_of_two_names_apart() {
+fn the_cookies_of_two_names_stay_apart() {
     let server = rack(&[]);
     let port = server.address().port();
     let jar = server.site().data().join("cookies");
