@@ -407,7 +407,7 @@ class HttpRequest {
     this.path = head.path;
     /** What follows the `?`, not decoded; empty where there is none. */
     this.query = head.query ?? '';
-    /** The plugin's route: what links to the plugin's own pages begin with. */
+    /** The plugin's route: what links to the plugin's own pages begin with; empty for a request by host name. */
     this.mount = head.mount;
     this.headers = new HeaderList(head.headers ?? []);
     /** The client's address; empty when it is not known. */
@@ -1483,7 +1483,10 @@ export class Plugin {
    * @param {string} metadata.name for people
    * @param {string} metadata.version
    * @param {string} metadata.icon an emoji, or a `data:image/…` URI
-   * @param {string} metadata.route such as `/notes`
+   * @param {string} [metadata.route] such as `/notes`; a plugin has a route, host names, or both
+   * @param {string[]} [metadata.host] host names that are the plugin's as a whole, such as `wiki.example.org` or `*.example.org`
+   * @param {'rewrite'} [metadata.belowRoute] the host puts the route before paths in the headers of responses
+   * @param {'redirect'} [metadata.trailingSlash] the host redirects the bare route to the route with a slash
    * @param {number} [metadata.concurrency] how many requests to serve at once, 1 to 256, and 16 unless given; an open stream
    *   counts as one. With 1 a handler is not called before the one under way has answered, or its request was given up
    * @param {string} [metadata.description]
@@ -1495,8 +1498,8 @@ export class Plugin {
    * @param {string | null} [metadata.releaseDate] of this release, which the licence must cover: `YYYY-MM-DD`
    */
   constructor({
-    id, name, version, icon, route, concurrency = CONCURRENCY, description, author, homepage, speaks, licenseKeys = null,
-    releaseDate = null,
+    id, name, version, icon, route, host, belowRoute, trailingSlash, concurrency = CONCURRENCY, description, author, homepage,
+    speaks, licenseKeys = null, releaseDate = null,
   }) {
     if (licenseKeys !== null) {
       readKeyring(licenseKeys); // a slip of the author shows at once, not on a customer's machine
@@ -1504,7 +1507,10 @@ export class Plugin {
     }
     this.#license = ({ license, instanceId, notBeforeTime }) =>
       licenseKeys && verifyLicense(license, { keyring: licenseKeys, pluginId: id, instanceId, releaseDate, notBeforeTime });
-    this.#metadata = { id, name, version, icon, route, protocol: PROTOCOL, concurrency, description, author, homepage, speaks };
+    this.#metadata = {
+      id, name, version, icon, route, host, below_route: belowRoute, trailing_slash: trailingSlash, protocol: PROTOCOL,
+      concurrency, description, author, homepage, speaks,
+    };
     this.#handlers = {
       init: () => {},
       http: () => new Reply('not found\n', { status: 404 }),

@@ -506,7 +506,7 @@ class Request:
     method: str  #: as the client sent it
     path: str  #: what follows the mount, not decoded; begins with "/"
     query: Optional[str]  #: what follows the "?", not decoded; None where there is no "?"
-    mount: str  #: the plugin's route; links are made with it
+    mount: str  #: the plugin's route, "" for a request by host name; links are made with it
     headers: Headers
     remote: str  #: the client's address, "" when it is not known
     #: Set once nobody waits for the answer: the client has gone, its time has passed, or the plugin is to stop. `wait` on it
@@ -1194,9 +1194,10 @@ class Context(NamedTuple):
 class Plugin:
     """A plugin: its metadata, its handlers, and `run()`.
 
-    The arguments are the fields of the metadata. `concurrency` is how many connections, and so requests at a time, the
-    host may have open: 1 to 256. With 1 handlers need not be safe to run side by side. Unless given it is 16, or as many
-    as there is room for where the operator has bounded the plugin's memory (`--plugin-memory`).
+    The arguments are the fields of the metadata. A plugin has a `route`, names in `host`, or both. `concurrency` is how many
+    connections, and so requests at a time, the host may have open: 1 to 256. With 1 handlers need not be safe to run side by
+    side. Unless given it is 16, or as many as there is room for where the operator has bounded the plugin's memory
+    (`--plugin-memory`).
 
     `license_keys` is for a plugin that runs only with a licence: the vendor's public keys, by their names. `release_date`
     (`YYYY-MM-DD`) is that of this release, which the licence must cover. Both are as for `verify_license`.
@@ -1206,7 +1207,8 @@ class Plugin:
     context: Optional[Context]  #: what `init` brought; None before
     stopping: threading.Event  #: set when the host shuts the plugin down: streams without an end must end, within 3 s
 
-    def __init__(self, *, id: str, name: str, version: str, icon: str, route: str,
+    def __init__(self, *, id: str, name: str, version: str, icon: str, route: Optional[str] = None,
+                 host: Optional[List[str]] = None, below_route: Optional[str] = None, trailing_slash: Optional[str] = None,
                  concurrency: Optional[int] = None,
                  description: Optional[str] = None, author: Optional[str] = None,
                  homepage: Optional[str] = None, speaks: Optional[List[str]] = None, license_keys: Optional[Mapping[str, str]] = None,
@@ -1214,6 +1216,7 @@ class Plugin:
         if concurrency is None:
             concurrency = _default_concurrency(resource.getrlimit(resource.RLIMIT_DATA)[0])
         self.metadata = _fields(id=id, name=name, version=version, icon=icon, route=route, protocol=1,
+                                host=host, below_route=below_route, trailing_slash=trailing_slash,
                                 concurrency=concurrency, description=description, author=author, homepage=homepage,
                                 speaks=speaks)
         if license_keys is not None:

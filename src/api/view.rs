@@ -33,6 +33,9 @@ pub(crate) struct Summary {
     version: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     route: Option<String>,
+    /// The host names that it lists.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    host: Vec<String>,
     state: State,
     /// Time of the last change of the state.
     #[serde(serialize_with = "utc::serialize")]
@@ -90,7 +93,7 @@ pub(crate) struct Details {
     summary: Summary,
     #[serde(skip_serializing_if = "Option::is_none")]
     metadata: Option<Metadata>,
-    /// Its URL; none if the host listens on a Unix socket.
+    /// Its URL; none if the host listens on a Unix socket, or if the plugin has wildcards alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     url: Option<String>,
     /// What the operator can do to make it run; empty if there is nothing to do.
@@ -155,7 +158,7 @@ pub(crate) fn one(registry: &Registry, id: &str, base: Option<&str>) -> Result<O
             Details {
                 summary: accepted(registry, file, plugin, status, token.as_deref(), &oom::by_session()),
                 metadata: Some(plugin.metadata.clone()),
-                url: base.map(|base| format!("{base}{}", plugin.metadata.route)),
+                url: base.and_then(|base| url(base, &plugin.metadata)),
                 advice,
                 last_end,
                 events,
@@ -186,6 +189,20 @@ pub(crate) fn one(registry: &Registry, id: &str, base: Option<&str>) -> Result<O
     Ok(Some(details))
 }
 
+/// The URL of a plugin: by its route, or else by its first exact host name.
+fn url(base: &str, metadata: &Metadata) -> Option<String> {
+    if let Some(route) = &metadata.route {
+        return Some(format!("{base}{route}"));
+    }
+    let name = metadata.exact_host()?;
+    let (scheme, authority) = base.split_once("://")?;
+    let port = authority.rsplit_once(':').map_or("", |(_, port)| port);
+    match (scheme, port) {
+        ("http", "80") | ("https", "443") => Some(format!("{scheme}://{name}/")),
+        _ => Some(format!("{scheme}://{name}:{port}/")),
+    }
+}
+
 /// The status of a plugin's licence.
 pub(crate) fn license(registry: &Registry, plugin: &Plugin) -> Result<License, StoreError> {
     let Given { token, previous } = registry.context().store.given_license(plugin.id())?;
@@ -213,6 +230,7 @@ fn refused(file: String, id: &Option<String>, rejected: &Rejected) -> Summary {
         name: None,
         version: None,
         route: None,
+        host: Vec::new(),
         // A plugin with metadata does not wait for a `--metadata` call.
         state: if rejected.outlook == Outlook::Failing && id.is_none() { State::BackingOff } else { State::Refused },
         since: rejected.at,
@@ -246,7 +264,8 @@ fn accepted(
         file,
         name: Some(metadata.name),
         version: Some(metadata.version),
-        route: Some(metadata.route),
+        route: metadata.route,
+        host: metadata.host,
         state: status.state,
         since: status.since,
         reason: status.reason,

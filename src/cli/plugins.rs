@@ -132,7 +132,7 @@ fn cells(plugin: &Value, space: &str, now: i64) -> [String; 7] {
         number(&process["restarts"]),
         memory(&process["memory"], space),
         cell(&plugin["version"]),
-        cell(&plugin["route"]),
+        cell(if plugin["route"].is_null() { &plugin["host"][0] } else { &plugin["route"] }),
     ]
 }
 
@@ -244,6 +244,7 @@ fn details(plugin: &Value, now: i64) -> String {
                 ("name", text(&plugin["name"])),
                 ("version", text(&plugin["version"])),
                 ("route", text(&plugin["route"])),
+                ("host", items(&plugin["host"]).map(word).collect::<Vec<_>>().join(", ")),
                 ("url", text(&plugin["url"])),
                 ("description", text(&metadata["description"])),
                 ("author", text(&metadata["author"])),

@@ -53,7 +53,7 @@ fn answer(api: &Api, registry: &Registry, mut request: Request) {
         let (head, body) = reply.render();
         (status, head, body)
     } else {
-        let (kind, page) = pages::index(registry, audience(&request.head, None).html);
+        let (kind, page) = pages::index(registry, audience(&request.head, None).html, request.header("host").unwrap_or_default());
         (200, host_head(200, [("content-type", kind)].into_iter().chain(pages::HEADERS)), page)
     };
     request.responder.answer_whole(status, head, body.as_bytes());

@@ -279,7 +279,7 @@ impl EventLoop {
     fn obey(&mut self) {
         while let Ok(order) = self.orders.try_recv() {
             match order {
-                Order::Certificate(config) => self.set_certificate(&config),
+                Order::Certificates(config) => self.set_certificates(&config),
                 Order::Drain(drained) => self.drain(drained),
                 Order::End(deadline, ended) => {
                     self.ending = Some((deadline, ended));
@@ -299,7 +299,7 @@ impl EventLoop {
         }
     }
 
-    fn set_certificate(&mut self, config: &Arc<ServerConfig>) {
+    fn set_certificates(&mut self, config: &Arc<ServerConfig>) {
         for listener in &mut self.listeners {
             if let Some(tls) = &mut listener.tls {
                 *tls = Arc::clone(config);

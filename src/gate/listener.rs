@@ -66,6 +66,11 @@ impl Listener {
         SocketAddr::try_from(rustix::net::getsockname(&self.socket).ok()?).ok()
     }
 
+    /// The address, if it is one of this machine alone.
+    pub(crate) fn loopback(&self) -> Option<IpAddr> {
+        self.address().map(|address| address.ip().to_canonical()).filter(IpAddr::is_loopback)
+    }
+
     /// Stops new connections, and still accepts those that are being established. Closing the socket at once would reset those.
     pub(super) fn stop(&self) {
         // If this fails, new connections are refused a little sooner.

@@ -7,6 +7,7 @@
 pub(crate) mod api_pool;
 pub(crate) mod connection;
 pub(crate) mod event_loop;
+pub(crate) mod hosts;
 pub(crate) mod limits;
 pub(crate) mod listener;
 pub(crate) mod log_topics;
@@ -50,8 +51,8 @@ pub(crate) struct Settings {
 
 /// Orders to the gate's thread.
 pub(super) enum Order {
-    /// Use this certificate for new connections.
-    Certificate(Arc<ServerConfig>),
+    /// Use these certificates for new connections.
+    Certificates(Arc<ServerConfig>),
     /// Accept no new connections, and end existing ones with their next answer. The sender is told when each request has the beginning of
     /// its answer.
     Drain(Sender<()>),
@@ -94,9 +95,9 @@ impl Gate {
         Ok((Self { orders, waker, router }, ended))
     }
 
-    /// Sets the certificate of new connections.
-    pub(crate) fn set_certificate(&self, config: Arc<ServerConfig>) {
-        self.order(Order::Certificate(config));
+    /// Sets the certificates of new connections.
+    pub(crate) fn set_certificates(&self, config: Arc<ServerConfig>) {
+        self.order(Order::Certificates(config));
     }
 
     /// Accepts no new connections, and waits until a deadline until the answer of every request has begun.

@@ -2,6 +2,7 @@
 
 use crate::plugins::plugin::{Plugin, State};
 use crate::plugins::registry::{Entry, Registry};
+use crate::protocol::metadata::Metadata;
 use crate::util::escape::{html, shown};
 use std::fmt::Write;
 use std::sync::Arc;
@@ -49,8 +50,9 @@ small.down { opacity: 1; color: #d33 }
 <h1>plugrack</h1>
 ";
 
-/// The list of plugins, as a page or as plain text: its content type and its text.
-pub(crate) fn index(registry: &Registry, html: bool) -> (&'static str, String) {
+/// The list of plugins, as a page or as plain text: its content type and its text. Links to other names have the port of the `host` that
+/// the client has asked for.
+pub(crate) fn index(registry: &Registry, html: bool, host: &str) -> (&'static str, String) {
     let plugins: Vec<Arc<Plugin>> = registry
         .entries()
         .into_values()
@@ -59,19 +61,35 @@ pub(crate) fn index(registry: &Registry, html: bool) -> (&'static str, String) {
             Entry::Refused { .. } => None,
         })
         .collect();
-    if html { ("text/html; charset=utf-8", page(&plugins)) } else { ("text/plain; charset=utf-8", text(&plugins)) }
+    if html {
+        ("text/html; charset=utf-8", page(&plugins, port(host)))
+    } else {
+        ("text/plain; charset=utf-8", text(&plugins, port(host)))
+    }
 }
 
-fn text(plugins: &[Arc<Plugin>]) -> String {
+/// The port of a host, with its colon; empty if there is none.
+fn port(host: &str) -> &str {
+    let port = host.rfind(':').map_or("", |colon| &host[colon..]);
+    if port.len() > 1 && port[1..].bytes().all(|byte| byte.is_ascii_digit()) { port } else { "" }
+}
+
+/// Where a plugin is on the web, from this page: its route, or else its first exact host name.
+fn link(metadata: &Metadata, port: &str) -> Option<String> {
+    metadata.route.clone().or_else(|| Some(format!("//{}{port}/", metadata.exact_host()?)))
+}
+
+fn text(plugins: &[Arc<Plugin>], port: &str) -> String {
     let mut out = String::new();
     for plugin in plugins {
         let m = &plugin.metadata;
-        put(&mut out, format_args!("{:<24} {} {} ({})\n", m.route, shown(&m.name), m.version, words(plugin.status().state)));
+        let place = link(m, port).or_else(|| m.host.first().cloned()).unwrap_or_default();
+        put(&mut out, format_args!("{place:<24} {} {} ({})\n", shown(&m.name), m.version, words(plugin.status().state)));
     }
     if plugins.is_empty() { "no plugins yet\n".into() } else { out }
 }
 
-fn page(plugins: &[Arc<Plugin>]) -> String {
+fn page(plugins: &[Arc<Plugin>], port: &str) -> String {
     let mut out = TOP.to_owned();
     if plugins.is_empty() {
         out.push_str("<p>No plugins yet: put one in the plugins directory, and run <code>plugrack rescan</code>.\n");
@@ -89,7 +107,10 @@ fn page(plugins: &[Arc<Plugin>]) -> String {
         let class =
             if matches!(state, State::CrashLooping | State::Refused | State::Unlicensed) { " class=\"down\"" } else { "" };
         let about = if up { m.description.clone().unwrap_or_default() } else { words(state) };
-        let (open, close) = if up { (format!("<a href=\"{}\">", escape(&m.route)), "</a>") } else { ("<div>".into(), "</div>") };
+        let (open, close) = match link(m, port).filter(|_| up) {
+            Some(link) => (format!("<a href=\"{}\">", escape(&link)), "</a>"),
+            None => ("<div>".into(), "</div>"),
+        };
         let name = escape(&m.name);
         let about = escape(&about);
         put(

@@ -1,6 +1,7 @@
 //! Finds the destination of each request.
 
 use super::connection::{Destination, Prepared};
+use super::hosts::{Hosts, Owner};
 use super::pages;
 use crate::api::Api;
 use crate::http::errors::{self, METHODS};
@@ -8,13 +9,20 @@ use crate::http::framing::host_head;
 use crate::http::request::{audience, header_in, split_head, split_target};
 use crate::http::slots::{NoSlot, Slot};
 use crate::http::{HttpError, WaitingRequest};
+use crate::plugins::plugin::Plugin;
 use crate::plugins::registry::Registry;
 use crate::plugins::routes::Target;
+use crate::protocol::metadata::TrailingSlash;
 use crate::util::log_throttle::suppressed_note;
 use crossbeam_channel::Sender;
+use memchr::memchr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+/// The host of the request is neither a plugin's nor one of the host's own (`--only-known-hosts`).
+const MISDIRECTED: HttpError =
+    HttpError::new(421, "misdirected_request", "this site does not answer for the host of the request");
 
 /// Routes requests to plugins, the API and the host's own pages.
 pub(crate) struct Router {
@@ -23,6 +31,7 @@ pub(crate) struct Router {
     api_queue: Sender<WaitingRequest>,
     /// Connections that one plugin may hold.
     per_plugin: u32,
+    hosts: Hosts,
     /// Set when the host takes no new requests.
     closing: AtomicBool,
 }
@@ -38,8 +47,14 @@ pub(super) enum Routed {
 
 impl Router {
     /// A router for the plugins of a registry and the API. Clients of one plugin may hold `per_plugin` connections.
-    pub(crate) fn new(registry: Arc<Registry>, api: Arc<Api>, api_queue: Sender<WaitingRequest>, per_plugin: u32) -> Self {
-        Self { registry, api, api_queue, per_plugin, closing: AtomicBool::new(false) }
+    pub(crate) fn new(
+        registry: Arc<Registry>,
+        api: Arc<Api>,
+        api_queue: Sender<WaitingRequest>,
+        per_plugin: u32,
+        hosts: Hosts,
+    ) -> Self {
+        Self { registry, api, api_queue, per_plugin, hosts, closing: AtomicBool::new(false) }
     }
 
     /// Refuses all requests from now on, because the host stops.
@@ -62,7 +77,7 @@ impl Router {
 
     /// Finds the destination of the request with this canonical head, which is `complete` if it has no body. `id` returns its id.
     pub(super) fn route(&self, head: &[u8], complete: bool, id: impl Fn() -> String) -> Routed {
-        let (method, target, _) = split_head(head);
+        let (method, target, headers) = split_head(head);
         let (path, _) = split_target(target);
         let is_reading = matches!(method, "GET" | "HEAD");
         let error = |error: HttpError| {
@@ -76,26 +91,21 @@ impl Router {
         // Read before the routes: if it is set, they are complete.
         let known = self.is_scanned();
         let routes = self.registry.routes();
+        match self.hosts.owner(host_in(headers), &routes, known) {
+            // `*` is the host itself, whatever its name is.
+            Owner::Plugin(_) if path == "*" => {}
+            Owner::Plugin(plugin) => return self.to_plugin(plugin, 0).unwrap_or_else(error),
+            Owner::Routes => {}
+            Owner::Unsettled => return Routed::To(Destination::Unknown, None),
+            Owner::Nobody => return error(MISDIRECTED),
+        }
         match routes.resolve(path) {
-            Target::Plugin { plugin, mount, .. } => {
-                if let Err(refused) = plugin.admit() {
-                    return error(refused);
-                }
-                match plugin.slots.take(self.per_plugin as usize) {
-                    Ok(slot) => Routed::To(Destination::Plugin(Arc::clone(plugin), mount.len()), Some(slot)),
-                    Err(NoSlot(suppressed)) => {
-                        if let Some(suppressed) = suppressed {
-                            log::warn!(
-                                "{} holds {} connections, and another request for it was refused (serve --max-connections-per-plugin){}",
-                                plugin.id(),
-                                self.per_plugin,
-                                suppressed_note(suppressed)
-                            );
-                        }
-                        Routed::Full(errors::PLUGIN_FULL)
-                    }
-                }
+            Target::Plugin { plugin, mount, .. }
+                if path == mount && plugin.metadata.trailing_slash == TrailingSlash::Redirect =>
+            {
+                here_with(308, &[("location", &with_slash(target, path))], "")
             }
+            Target::Plugin { plugin, mount, .. } => self.to_plugin(plugin, mount.len()).unwrap_or_else(error),
             Target::Api(_) => {
                 let authorization = header_in(head, "authorization").and_then(|value| std::str::from_utf8(value).ok());
                 match self.api.check(method, target, authorization) {
@@ -120,6 +130,40 @@ impl Router {
             Target::Nothing => error(errors::NOT_FOUND),
         }
     }
+
+    /// Takes a request to a plugin whose route in the request's path has so many bytes.
+    ///
+    /// # Errors
+    /// Why the plugin takes no requests now.
+    fn to_plugin(&self, plugin: &Arc<Plugin>, mount: usize) -> Result<Routed, HttpError> {
+        plugin.admit()?;
+        match plugin.slots.take(self.per_plugin as usize) {
+            Ok(slot) => Ok(Routed::To(Destination::Plugin(Arc::clone(plugin), mount), Some(slot))),
+            Err(NoSlot(suppressed)) => {
+                if let Some(suppressed) = suppressed {
+                    log::warn!(
+                        "{} holds {} connections, and another request for it was refused (serve --max-connections-per-plugin){}",
+                        plugin.id(),
+                        self.per_plugin,
+                        suppressed_note(suppressed)
+                    );
+                }
+                Ok(Routed::Full(errors::PLUGIN_FULL))
+            }
+        }
+    }
+}
+
+/// The host among the headers of a canonical head, which is the first of them.
+fn host_in(headers: &[u8]) -> &[u8] {
+    let value = headers.strip_prefix(b"host: ").unwrap_or_default();
+    &value[..memchr(b'\r', value).unwrap_or_default()]
+}
+
+/// A target with a slash behind its path.
+fn with_slash(target: &str, path: &str) -> String {
+    let query = target.strip_prefix(path).unwrap_or_default();
+    format!("{path}/{query}")
 }
 
 fn here(status: u16, head: Vec<u8>, body: impl Into<Vec<u8>>) -> Routed {
@@ -128,4 +172,25 @@ fn here(status: u16, head: Vec<u8>, body: impl Into<Vec<u8>>) -> Routed {
 
 fn here_with(status: u16, headers: &[(&str, &str)], body: &str) -> Routed {
     here(status, host_head(status, headers.iter().copied()), body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_is_the_first_header() {
+        assert_eq!(host_in(b"host: a.example:80\r\naccept: */*\r\n"), b"a.example:80");
+        assert_eq!(host_in(b"host: \r\nx: host: b\r\n"), b"");
+        assert_eq!(host_in(b""), b"");
+    }
+
+    #[test]
+    fn the_query_stays_behind_the_slash() {
+        for (target, path, expected) in
+            [("/wiki", "/wiki", "/wiki/"), ("/wiki?a=b?c/d", "/wiki", "/wiki/?a=b?c/d"), ("/a/b?", "/a/b", "/a/b/?")]
+        {
+            assert_eq!(with_slash(target, path), expected);
+        }
+    }
 }

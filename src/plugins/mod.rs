@@ -3,6 +3,7 @@
 pub(crate) mod connection;
 pub(crate) mod context;
 pub(crate) mod discovery;
+pub(crate) mod host_names;
 pub(crate) mod host_socket;
 pub(crate) mod job;
 pub(crate) mod launch;

@@ -1,5 +1,8 @@
 //! Which part of the host a request is for: a plugin, the operator's API, or a page. Pure.
 
+use super::host_names::{NameMap, local_id};
+use std::collections::HashMap;
+
 /// Where a request goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Target<'a, T> {
@@ -24,18 +27,63 @@ pub(crate) enum Target<'a, T> {
     Nothing,
 }
 
-/// The routes of all plugins.
+/// Who has a host name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Named<'a, T> {
+    /// A plugin that lists it, or whose id it has.
+    Plugin(&'a T),
+    /// A plugin that has listed it before the host started, and is not known yet.
+    Expected,
+    /// No plugin.
+    Nobody,
+}
+
+/// The routes and the host names of all plugins.
 #[derive(Debug, Clone)]
 pub(crate) struct Routes<T> {
     /// Sorted by length, longest first, so that the first match is the closest.
     plugins: Vec<(String, T)>,
+    /// The host names that plugins list.
+    names: NameMap<T>,
+    ids: HashMap<Box<str>, T>,
+    /// Host names of plugins that may come.
+    expected: NameMap<()>,
 }
 
 impl<T> Routes<T> {
     /// Routes to what they lead to; each route is taken once at most.
     pub(crate) fn new(mut plugins: Vec<(String, T)>) -> Self {
         plugins.sort_by(|(a, _), (b, _)| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
-        Self { plugins }
+        Self { plugins, names: NameMap::default(), ids: HashMap::new(), expected: NameMap::default() }
+    }
+
+    /// Adds a plugin's id and the host names that it lists. What another plugin has already stays with it.
+    pub(crate) fn add_plugin(&mut self, id: &str, names: &[String], plugin: &T)
+    where
+        T: Clone,
+    {
+        self.ids.entry(id.into()).or_insert_with(|| plugin.clone());
+        names.iter().for_each(|name| self.names.add(name, plugin.clone()));
+    }
+
+    /// Adds a host name of a plugin that may come.
+    pub(crate) fn expect(&mut self, name: &str) {
+        self.expected.add(name, ());
+    }
+
+    /// Whether a plugin lists or may list a host name.
+    pub(crate) fn has_names(&self) -> bool {
+        !(self.names.is_empty() && self.expected.is_empty())
+    }
+
+    /// Finds who has a host name, which is in lower case. `local` lets `ID.localhost` stand for a plugin that does not list it.
+    pub(crate) fn by_name(&self, name: &str, local: bool) -> Named<'_, T> {
+        let by_id = || local_id(name).filter(|_| local).and_then(|id| self.ids.get(id));
+        match self.names.get(name).or_else(by_id) {
+            Some(plugin) => Named::Plugin(plugin),
+            None if self.expected.get(name).is_some() => Named::Expected,
+            None => Named::Nobody,
+        }
     }
 
     /// Finds who answers for a path, which is taken as the client sent it, not decoded.

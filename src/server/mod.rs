@@ -4,7 +4,7 @@ mod data_watch;
 pub(crate) mod options;
 
 use crate::api::{Api, operator_socket};
-use crate::gate::{Gate, Limits, Listener, Router, Settings, api_pool, tls};
+use crate::gate::{Gate, Limits, Listener, Router, Settings, api_pool};
 use crate::http::proxies::Networks;
 use crate::http::response_channel::response_channel;
 use crate::plugins::context::{Context, HOST_SOCKET_VARIABLE, Sessions, SharedLicenseClock};
@@ -237,10 +237,10 @@ fn open_plugins_dir(data: &DataDir, settings: &Serve) -> Result<PathBuf> {
 
 /// The scheme and `://` of the host's URLs; empty for a Unix socket, which has none.
 fn scheme(settings: &Serve) -> &'static str {
-    match (&settings.listen, &settings.tls_cert) {
+    match (&settings.listen, settings.tls().is_some()) {
         (Listen::Unix(_), _) => "",
-        (_, Some(_)) => "https://",
-        (_, None) => "http://",
+        (_, true) => "https://",
+        (_, false) => "http://",
     }
 }
 
@@ -264,7 +264,7 @@ fn start_gate(
     let limits = Limits { max_connections, ..settings.limits.clone() };
     let per_plugin = limits.max_connections_per_plugin.of(max_connections);
     let api_queue = api_pool::start(api, registry).context("cannot start the threads of the API")?;
-    let router = Router::new(Arc::clone(registry), Arc::clone(api), api_queue, per_plugin);
+    let router = Router::new(Arc::clone(registry), Arc::clone(api), api_queue, per_plugin, settings.hosts(&listener));
     let gate_settings = Settings {
         limits,
         proxies: Networks::all(&settings.trust_proxy),
@@ -277,7 +277,7 @@ fn start_gate(
 
 /// Warns of a host that is open to the network in plain HTTP, and of plugins that run as root.
 fn warn_of_exposure(settings: &Serve, listening: &str) {
-    if matches!(settings.listen, Listen::Tcp(address) if !address.ip().is_loopback()) && settings.tls_cert.is_none() {
+    if matches!(settings.listen, Listen::Tcp(address) if !address.ip().is_loopback()) && !settings.tls().is_some() {
         log::warn!("{listening} is open to the network, in plain HTTP: set --tls-cert, or put a reverse proxy with TLS in front");
     }
     if geteuid().is_root() && settings.plugin_uids.is_none() {
@@ -327,7 +327,7 @@ fn wait_for_stop(
             },
             recv(hung_up) -> _ => {
                 (hung_up, hang_up_at) = (never(), Instant::now() + HANG_UP_PAUSE);
-                read_certificate_again(settings, gate);
+                read_certificates_again(settings, gate);
                 // A request that is already waiting leads to a scan that finds all changes up to now.
                 scan_requests.try_send(()).unwrap_or_default();
             },
@@ -408,31 +408,30 @@ fn begin_scan(registry: &Arc<Registry>, reason: ScanReason) {
 /// Opens the socket for clients.
 fn open_listener(settings: &Serve) -> Result<Listener> {
     match &settings.listen {
-        Listen::Unix(_) if settings.tls_cert.is_some() => {
-            bail!("TLS is set up in the reverse proxy if the host listens on a Unix socket: leave --tls-cert out")
+        Listen::Unix(_) if settings.tls().is_some() => {
+            let setting = if settings.tls_cert.is_empty() { "--tls-dir" } else { "--tls-cert" };
+            bail!("TLS is set up in the reverse proxy if the host listens on a Unix socket: leave {setting} out")
         }
         Listen::Unix(path) => Listener::unix(path, PROXY_MODE),
-        Listen::Tcp(address) => Listener::tcp(*address, certificate(settings)?),
+        Listen::Tcp(address) => Listener::tcp(*address, settings.tls().load()?.map(|(config, _)| config)),
     }
 }
 
-/// The certificate for clients; none without TLS.
-fn certificate(settings: &Serve) -> Result<Option<Arc<rustls::ServerConfig>>> {
-    match (&settings.tls_cert, &settings.tls_key) {
-        (Some(certificate), Some(key)) => tls::load(certificate, key).map(Some),
-        _ => Ok(None),
-    }
-}
-
-/// Reads the certificate again, for new connections. An invalid one changes nothing.
-fn read_certificate_again(settings: &Serve, gate: &Gate) {
-    match certificate(settings) {
+/// Reads the certificates again, for new connections. If one of them is invalid, all stay as they were.
+fn read_certificates_again(settings: &Serve, gate: &Gate) {
+    match settings.tls().load() {
         Ok(None) => {}
-        Ok(Some(config)) => {
-            gate.set_certificate(config);
-            log::info!("the certificate was read again");
+        Ok(Some((config, number))) => {
+            gate.set_certificates(config);
+            match number {
+                1 => log::info!("the certificate was read again"),
+                _ => log::info!("the {number} certificates were read again"),
+            }
         }
-        Err(error) => log::error!("the certificate stays as it was: {error:#}"),
+        Err(error) if settings.tls_cert.len() == 1 && settings.tls_dir.is_none() => {
+            log::error!("the certificate stays as it was: {error:#}");
+        }
+        Err(error) => log::error!("all certificates stay as they were: {error:#}"),
     }
 }
 

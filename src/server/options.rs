@@ -1,9 +1,12 @@
 //! The settings of `plugrack serve`: command line and environment, validated.
 
-use crate::gate::Limits;
+use crate::gate::hosts::{Hosts, OwnName, OwnNames};
+use crate::gate::tls::Sources;
+use crate::gate::{Limits, Listener};
 use crate::http::proxies::Networks;
 use crate::process::check_variable;
 use crate::util::units::{parse_request_time, parse_size, parse_start_time, parse_time};
+use clap::builder::FalseyValueParser;
 use std::fmt;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -34,13 +37,25 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "ADDR:PORT|unix:PATH", env = "PLUGRACK_LISTEN", default_value = "127.0.0.1:8080", value_parser = parse_listen)]
     pub(crate) listen: Listen,
 
-    /// Certificate chain for TLS: PEM, server certificate first; reloaded on SIGHUP [default: none]
-    #[arg(long, value_name = "FILE", env = "PLUGRACK_TLS_CERT", requires = "tls_key")]
-    pub(crate) tls_cert: Option<PathBuf>,
+    /// Certificate chain for TLS: PEM, server certificate first; reloaded on SIGHUP; may be repeated, then the client's SNI chooses [default: none]
+    #[arg(long, value_name = "FILE", env = "PLUGRACK_TLS_CERT", value_delimiter = ',', requires = "tls_key")]
+    pub(crate) tls_cert: Vec<PathBuf>,
 
-    /// Private key of the certificate, PEM [default: none]
-    #[arg(long, value_name = "FILE", env = "PLUGRACK_TLS_KEY", requires = "tls_cert")]
-    pub(crate) tls_key: Option<PathBuf>,
+    /// Private key of the certificate, PEM; once for each certificate, in the same order [default: none]
+    #[arg(long, value_name = "FILE", env = "PLUGRACK_TLS_KEY", value_delimiter = ',', requires = "tls_cert")]
+    pub(crate) tls_key: Vec<PathBuf>,
+
+    /// Directory of more certificates for TLS: NAME.crt or NAME.pem, each with NAME.key [default: none]
+    #[arg(long, value_name = "DIR", env = "PLUGRACK_TLS_DIR")]
+    pub(crate) tls_dir: Option<PathBuf>,
+
+    /// Names and IP addresses of the host itself, such as rack.example.org; may be repeated [default: none]
+    #[arg(long, value_name = "NAMES", env = "PLUGRACK_HOST_NAME", value_parser = parse_own_names)]
+    pub(crate) host_name: Vec<OwnNameList>,
+
+    /// Answer 421 to a request whose host is neither a plugin's nor one of the host's own [default: off]
+    #[arg(long, env = "PLUGRACK_ONLY_KNOWN_HOSTS", value_parser = FalseyValueParser::new())]
+    pub(crate) only_known_hosts: bool,
 
     /// Networks of reverse proxies whose x-forwarded-for and related headers are trusted, such as 10.0.0.0/8,fd00::/8; may be repeated [default: none]
     #[arg(long, value_name = "CIDR", env = "PLUGRACK_TRUST_PROXY", value_parser = Networks::parse)]
@@ -81,6 +96,26 @@ pub(crate) struct Serve {
     #[command(flatten)]
     pub(crate) limits: Limits,
 }
+
+impl Serve {
+    /// Where certificates and private keys are.
+    pub(crate) fn tls(&self) -> Sources<'_> {
+        Sources { certificates: &self.tls_cert, keys: &self.tls_key, directory: self.tls_dir.as_deref() }
+    }
+
+    /// How the host tells host names apart behind a listener.
+    pub(crate) fn hosts(&self, listener: &Listener) -> Hosts {
+        let own = OwnNames::new(self.host_name.iter().flat_map(|names| &names.0));
+        let proxies = Networks::all(&self.trust_proxy);
+        // A proxy on this machine passes on hosts that others have chosen.
+        let local = listener.loopback().is_some_and(|address| !proxies.contain(address));
+        Hosts { own, local, only_known: self.only_known_hosts }
+    }
+}
+
+/// Names and addresses of the host itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct OwnNameList(Vec<OwnName>);
 
 /// Names of environment variables.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,6 +160,12 @@ fn parse_names(text: &str) -> Result<Names, String> {
     names.map(|name| check_variable(name).map(|()| name.to_owned())).collect::<Result<_, _>>().map(Names)
 }
 
+/// Comma-separated names and addresses. Empty text gives none, so that the setting's environment variable may be empty.
+fn parse_own_names(text: &str) -> Result<OwnNameList, String> {
+    let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
+    names.map(OwnName::parse).collect::<Result<_, _>>().map(OwnNameList)
+}
+
 fn parse_uids(text: &str) -> Result<RangeInclusive<u32>, String> {
     let number = |text: &str| text.parse::<u32>().ok().filter(|uid| UIDS.contains(uid));
     match text.split_once('-').and_then(|(first, last)| Some((number(first)?, number(last)?))) {
@@ -164,6 +205,14 @@ mod tests {
         for wrong in ["HOME", "A,PLUGRACK_DATA", "A=1", "1A", "a-b", "A B"] {
             assert!(parse_names(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn names_of_the_host_are_given_with_commas() {
+        let list = parse_own_names("rack.example.org, 192.0.2.1,").unwrap();
+        assert_eq!(list.0, [OwnName::Name("rack.example.org".into()), OwnName::Address([192, 0, 2, 1].into())]);
+        assert_eq!(parse_own_names(""), Ok(OwnNameList(Vec::new())));
+        assert!(parse_own_names("rack.example.org,Rack").unwrap_err().starts_with("\"Rack\" is neither"));
     }
 
     #[test]

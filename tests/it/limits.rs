@@ -380,10 +380,11 @@ fn settings() -> BTreeSet<[String; 3]> {
     // `[` ends a setting's words, and ` --` begins the next.
     let each = help.split(" --").filter(|setting| setting.contains("[env: "));
     each.map(|setting| {
-        let (name, rest) = setting.split_once(" <").unwrap();
-        let (value, _) = rest.split_once('>').unwrap();
+        let (name, rest) = setting.split_once(' ').unwrap();
+        // A switch has no value.
+        let value = rest.strip_prefix('<').and_then(|rest| rest.split_once('>')).map(|(value, _)| format!(" {value}"));
         let default = within(setting, "[default: ", "]").unwrap_or("none".into());
-        [format!("--{name} {value}"), within(setting, "[env: ", "=]").unwrap(), default]
+        [format!("--{name}{}", value.unwrap_or_default()), within(setting, "[env: ", "=]").unwrap(), default]
     })
     .collect()
 }

@@ -21,6 +21,7 @@ mod frames;
 mod gate_limits;
 mod gone_clients;
 mod host_limits;
+mod hosts;
 mod http11;
 mod identity;
 mod isolation;

@@ -395,3 +395,172 @@ fn a_host_that_stops_ends_its_connections_properly() {
     assert!(rest.is_empty());
     assert_eq!(server.ended().0.code(), Some(0));
 }
+
+// --- Several certificates ---------------------------------------------------------------------------------
+
+/// The common name of the certificate that `openssl s_client` is shown for a name; none sends no SNI.
+fn shown_for(server: &Server, name: Option<&str>) -> String {
+    let mut openssl = command("openssl");
+    openssl.args(["s_client", "-connect", &server.address().to_string()]).stdin(std::process::Stdio::null());
+    match name {
+        Some(name) => openssl.args(["-servername", name]),
+        None => openssl.arg("-noservername"),
+    };
+    let output = openssl.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let subject = said.lines().find_map(|line| line.strip_prefix("subject=")).unwrap_or_else(|| panic!("{name:?}: {said}"));
+    subject.rsplit("CN = ").next().unwrap().to_owned()
+}
+
+#[test]
+fn the_certificate_is_chosen_by_the_name_that_the_client_asks_for() {
+    let authority = Authority::new();
+    let (files, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let first = authority.issue_for(files.path(), "first", &["rack.example.org", "localhost"]);
+    let wild = authority.issue_for(files.path(), "wild", &["*.example.org", "example.org"]);
+    authority.issue_for(dir.path(), "exact", &["wiki.example.org", "Other.Example.net"]);
+    let pem = authority.issue_for(dir.path(), "pem", &["pem.example.net"]);
+    fs::rename(&pem.certificate, dir.path().join("pem.pem")).unwrap();
+    for other in ["README", ".hidden.key", "options.conf"] {
+        fs::write(dir.path().join(other), "no pair").unwrap();
+    }
+    let pairs = [first.arguments(), wild.arguments()].concat();
+    let mut metadata = crate::support::metadata("wiki");
+    metadata["host"] = serde_json::json!(["wiki.example.org"]);
+    let server = Site::new()
+        .args(&pairs)
+        .args(&["--tls-dir", dir.path().to_str().unwrap()])
+        .fake_with("wiki", &serde_json::json!({"metadata": metadata}))
+        .start();
+    server.wait_state("wiki", "ready");
+    for (name, certificate) in [
+        (Some("rack.example.org"), "first"),
+        (Some("wiki.example.org"), "exact"),
+        (Some("WIKI.example.ORG"), "exact"),
+        (Some("other.example.net"), "exact"),
+        (Some("pem.example.net"), "pem"),
+        (Some("example.org"), "wild"),
+        (Some("any.example.org"), "wild"),
+        // A wildcard of a certificate stands for one label.
+        (Some("b.any.example.org"), "first"),
+        (Some("unknown.example.com"), "first"),
+        (None, "first"),
+    ] {
+        assert_eq!(shown_for(&server, name), certificate, "{name:?}");
+    }
+    // A real client checks the name, and asks the plugin of that name.
+    let port = server.address().port();
+    for (host, path, answer) in [
+        ("wiki.example.org", "/a", "GET /a of wiki"),
+        ("any.example.org", "/wiki/a", "GET /a of wiki"),
+        ("rack.example.org", "/healthz", "ok\n"),
+    ] {
+        let mut get = curl();
+        get.args(["--resolve", &format!("{host}:{port}:127.0.0.1"), "--cacert"]).arg(authority.file());
+        assert_eq!(String::from_utf8(run(get.arg(format!("https://{host}:{port}{path}"))).stdout).unwrap(), answer, "{host}");
+    }
+    let mut get = curl();
+    get.args(["--resolve", &format!("b.any.example.org:{port}:127.0.0.1"), "--cacert"]).arg(authority.file());
+    assert_eq!(get.arg(format!("https://b.any.example.org:{port}/")).output().unwrap().status.code(), Some(60));
+}
+
+#[test]
+fn sighup_reads_all_certificates_again_or_none() {
+    let authority = Authority::new();
+    let dir = tempfile::tempdir().unwrap();
+    let one = authority.issue_for(dir.path(), "one", &["one.example"]);
+    let two = authority.issue_for(dir.path(), "two", &["two.example"]);
+    let server = Site::new().args(&["--tls-dir", dir.path().to_str().unwrap()]).start();
+    let shown = |name: &str| shown_for(&server, Some(name));
+    let hang_up = |what: &str, times: usize| {
+        server.signal("HUP");
+        wait_for("the certificates to be read", || (server.log().matches(what).count() == times).then_some(()));
+    };
+    assert_eq!((shown("one.example"), shown("two.example"), shown("three.example")), ("one".into(), "two".into(), "one".into()));
+    let other = tempfile::tempdir().unwrap();
+    let renewed = authority.issue_for(other.path(), "renewed", &["one.example"]);
+    replace(&one, &renewed);
+    authority.issue_for(dir.path(), "three", &["three.example"]);
+    hang_up("the 3 certificates were read again", 1);
+    wait_for("the new certificate", || (shown("three.example") == "three").then_some(()));
+    assert_eq!(shown("one.example"), "renewed");
+    // Of the next change one half is wrong, so nothing of it counts.
+    replace(&one, &authority.issue_for(other.path(), "again", &["one.example"]));
+    fs::rename(&two.key, other.path().join("key")).unwrap();
+    hang_up("all certificates stay as they were", 1);
+    let said = server.log();
+    let said = said.lines().find(|line| line.contains("stay as they were")).unwrap();
+    assert!(said.contains(two.certificate.to_str().unwrap()) && said.contains("has no private key beside it: add"), "{said}");
+    assert_eq!((shown("one.example"), shown("two.example")), ("renewed".to_owned(), "two".to_owned()));
+    fs::rename(other.path().join("key"), &two.key).unwrap();
+    hang_up("the 3 certificates were read again", 2);
+    wait_for("the latest certificate", || (shown("one.example") == "again").then_some(()));
+}
+
+#[test]
+fn a_mistake_among_several_certificates_is_one_sentence() {
+    let authority = Authority::new();
+    let dir = || tempfile::tempdir().unwrap();
+    let files = dir();
+    let one = authority.issue_for(files.path(), "one", &["one.example"]);
+    let two = authority.issue_for(files.path(), "two", &["two.example"]);
+    let (one, two) = (one.arguments(), two.arguments());
+    let (empty, lonely_key, lonely_certificate, double, mixed) = (dir(), dir(), dir(), dir(), dir());
+    authority.issue_for(lonely_key.path(), "a", &["a.example"]);
+    fs::remove_file(lonely_key.path().join("a.crt")).unwrap();
+    authority.issue_for(lonely_certificate.path(), "a", &["a.example"]);
+    fs::remove_file(lonely_certificate.path().join("a.key")).unwrap();
+    authority.issue_for(double.path(), "a", &["a.example"]);
+    fs::copy(double.path().join("a.crt"), double.path().join("a.pem")).unwrap();
+    authority.issue_for(mixed.path(), "a", &["a.example"]);
+    authority.issue_for(mixed.path(), "b", &["b.example"]);
+    fs::copy(mixed.path().join("a.key"), mixed.path().join("b.key")).unwrap();
+    let missing = empty.path().join("missing");
+    let in_dir = |dir: &Path| vec!["--tls-dir".to_owned(), dir.to_str().unwrap().to_owned()];
+    let listed = |arguments: &[&str]| arguments.iter().map(|argument| (*argument).to_owned()).collect::<Vec<_>>();
+    for (arguments, says) in [
+        (listed(&[&one[..2], &two[..]].concat()), "--tls-cert has 2 files and --tls-key has 1: set --tls-key once for each"),
+        (listed(&[&one[..2], &two[2..]].concat()), "does not belong to the certificate"),
+        (in_dir(empty.path()), "has no pair: put NAME.crt (or NAME.pem) and NAME.key into it"),
+        (in_dir(&missing), "cannot read the directory of certificates"),
+        (in_dir(lonely_key.path()), "a.key has no certificate beside it: add"),
+        (in_dir(lonely_certificate.path()), "a.crt has no private key beside it: add"),
+        (in_dir(double.path()), "are both the certificate of one name: remove one of them"),
+        (in_dir(mixed.path()), "b.key does not belong to the certificate"),
+    ] {
+        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+        let output = Site::new().args(&arguments).run_to_end();
+        let said = String::from_utf8(output.stderr).unwrap();
+        let last = said.lines().last().unwrap_or_default();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
+        assert!(last.starts_with("plugrack: ") && last.contains(says), "{arguments:?}: {said}");
+    }
+    // As the variables have it: with commas.
+    let server = Site::new()
+        .env("PLUGRACK_TLS_CERT", &format!("{},{}", one[1], two[1]))
+        .env("PLUGRACK_TLS_KEY", &format!("{},{}", one[3], two[3]))
+        .start();
+    assert_eq!((shown_for(&server, Some("two.example")), shown_for(&server, None)), ("two".to_owned(), "one".to_owned()));
+}
+
+/// The host serves: the clock may be wrong, and other names have other certificates.
+#[test]
+fn a_certificate_that_clients_refuse_is_named_in_the_log() {
+    let authority = Authority::new();
+    let old = authority.issue_between("old.example", "20200101000000Z", "20200201000000Z");
+    let early = authority.issue_between("early.example", "20450101000000Z", "20450201000000Z");
+    let nameless = authority.issue("nameless");
+    let pairs = [old.arguments(), early.arguments(), nameless.arguments()].concat();
+    let server = Site::new().args(&pairs).start();
+    let log = server.log();
+    for (file, says) in [
+        (&old, "has expired at 2020-02-01T00:00:00.000Z: renew it, then send SIGHUP"),
+        (&early, "is not valid before 2045-01-01T00:00:00.000Z: set the clock of this machine"),
+        (&nameless, "names no host, so no client gets it: issue it with subject alternative names"),
+    ] {
+        let file = file.certificate.to_str().unwrap();
+        assert!(log.lines().any(|line| line.contains(file) && line.contains(says)), "{says}: {log}");
+    }
+    assert_eq!(shown_for(&server, Some("early.example")), "early.example");
+    assert_eq!(shown_for(&server, Some("other.example")), "old.example");
+}

@@ -440,6 +440,17 @@ describe('the process', () => {
     });
   });
 
+  check('a plugin may have host names in place of a route', async (t) => {
+    const source = `import { Plugin } from './plugrack.mjs';
+      new Plugin({
+        id: 'p', name: 'P', version: '1', icon: 'p', host: ['p.example', '*.p.example'], belowRoute: 'rewrite', trailingSlash: 'redirect',
+      }).run();`;
+    const plugin = start(t, { args: ['--metadata'], install: (dir) => writeFileSync(join(dir, 'plugin.mjs'), source) });
+    assert.equal(await plugin.exit, 0);
+    const { route, host, below_route: belowRoute, trailing_slash: trailingSlash } = JSON.parse(plugin.out);
+    assert.deepEqual([route, host, belowRoute, trailingSlash], [undefined, ['p.example', '*.p.example'], 'rewrite', 'redirect']);
+  });
+
   check('it serves 16 requests at once unless told otherwise', async (t) => {
     for (const [given, expected] of [['', 16], [', concurrency: 1', 1]]) {
       const source = `import { Plugin } from './plugrack.mjs';

@@ -597,6 +597,13 @@ class LifeTest(TestCase):
         self.assertEqual(plugrack.Plugin(**fields, speaks=["tunnel"], concurrency=4.0).metadata,
                          {**fields, "protocol": 1, "concurrency": 4, "speaks": ["tunnel"]})
 
+    def test_a_plugin_may_have_host_names_in_place_of_a_route(self):
+        places = {"host": ["a.example", "*.a.example"], "below_route": "rewrite", "trailing_slash": "redirect"}
+        metadata = plugrack.Plugin(id="a", name="A", version="1", icon="a", **places).metadata
+        self.assertEqual({name: metadata.get(name) for name in ["route", *places]}, {"route": None, **places})
+        plain = plugrack.Plugin(id="a", name="A", version="1", icon="a", route="/a").metadata
+        self.assertFalse(plain.keys() & places.keys())
+
     def test_by_hand(self):
         plugin = self.directory / "plugin"
         plugin.write_text(OWN_KV, "utf-8")

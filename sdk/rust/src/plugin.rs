@@ -8,7 +8,7 @@ use super::response::IntoResponse;
 use super::server::{Handlers, InitHandler, KvHandler, Server};
 use super::{Error, log};
 use crate::protocol::message::PROTOCOL_VERSION;
-use crate::protocol::metadata::Metadata;
+use crate::protocol::metadata::{BelowRoute, Metadata, TrailingSlash};
 use rustix::process::{Resource, getrlimit};
 use std::io::Write;
 use std::os::unix::net::UnixListener;
@@ -39,6 +39,7 @@ impl Plugin {
     /// A plugin with the metadata it must have; the protocol's table gives their form.
     ///
     /// `id` names it everywhere, `name` is for people, `icon` an emoji or a `data:image/…` URI, and `route` where on the web it is put.
+    /// A plugin with [host names](Self::hosts) alone has an empty route.
     #[must_use]
     pub fn new(id: &str, name: &str, version: &str, icon: &str, route: &str) -> Self {
         Metadata {
@@ -46,7 +47,10 @@ impl Plugin {
             name: name.to_owned(),
             version: version.to_owned(),
             icon: icon.to_owned(),
-            route: route.to_owned(),
+            route: Some(route.to_owned()).filter(|route| !route.is_empty()),
+            host: Vec::new(),
+            below_route: BelowRoute::AsIs,
+            trailing_slash: TrailingSlash::AsIs,
             protocol: PROTOCOL_VERSION,
             concurrency: default_concurrency(getrlimit(Resource::Data).current),
             description: None,
@@ -66,6 +70,27 @@ impl Plugin {
     #[must_use]
     pub fn concurrency(mut self, connections: u32) -> Self {
         self.metadata.concurrency = connections;
+        self
+    }
+
+    /// Host names that are the plugin's as a whole, such as `wiki.example.org` or `*.example.org`.
+    #[must_use]
+    pub fn hosts(mut self, names: &[&str]) -> Self {
+        self.metadata.host = names.iter().map(|&name| name.to_owned()).collect();
+        self
+    }
+
+    /// Has the host put the route before paths in the headers of responses: the plugin need not know its route.
+    #[must_use]
+    pub fn rewrite_below_route(mut self) -> Self {
+        self.metadata.below_route = BelowRoute::Rewrite;
+        self
+    }
+
+    /// Has the host redirect a request for the bare route to the route with a slash, so that relative links work.
+    #[must_use]
+    pub fn redirect_to_slash(mut self) -> Self {
+        self.metadata.trailing_slash = TrailingSlash::Redirect;
         self
     }
 
@@ -266,6 +291,11 @@ mod tests {
         let metadata = Metadata::parse(plugin.checked_metadata().unwrap().as_bytes()).unwrap();
         assert_eq!(metadata, plugin.metadata);
         assert_eq!((&*metadata.id, metadata.concurrency, metadata.homepage.as_deref()), ("probe", 4, Some("where")));
+        let named = Plugin::new("probe", "Probe", "1.0.0", "🔬", "").hosts(&["probe.example", "*.probe.example"]);
+        let named = named.rewrite_below_route().redirect_to_slash();
+        let metadata = Metadata::parse(named.checked_metadata().unwrap().as_bytes()).unwrap();
+        assert_eq!((metadata.route, &*metadata.host), (None, &["probe.example".to_owned(), "*.probe.example".to_owned()][..]));
+        assert_eq!((metadata.below_route, metadata.trailing_slash), (BelowRoute::Rewrite, TrailingSlash::Redirect));
         let refused = Plugin::new("Probe", "Probe", "1.0.0", "🔬", "/probe").checked_metadata().unwrap_err();
         assert!(refused.to_string().contains("id"), "{refused}");
     }

@@ -69,7 +69,7 @@ impl<'a> Request<'a> {
         self.head.query.as_deref()
     }
 
-    /// The plugin's route: what links to its own pages begin with.
+    /// The plugin's route: what links to its own pages begin with. Empty for a request by host name.
     #[must_use]
     pub fn mount(&self) -> &str {
         &self.head.mount

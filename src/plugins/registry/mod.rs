@@ -1,4 +1,4 @@
-//! The registry of plugins: finds, starts, updates and stops them, and looks them up by id and route.
+//! The registry of plugins: finds, starts, updates and stops them, and looks them up by id, route and host name.
 //!
 //! A scan is one pass over the plugins directory; the operator's `rescan` command starts one. It reads the metadata of each new or
 //! changed file, several in parallel, and processes each answer as it arrives. It finishes with the last answer. A plugin whose file
@@ -14,6 +14,7 @@ use rescan::ScanState;
 use crate::lock::{LockExt, unpoisoned};
 use crate::plugins::context::Context;
 use crate::plugins::discovery::{self, Fingerprint, Found, MetadataCalls, Outlook, Refusal};
+use crate::plugins::host_names::local_id;
 use crate::plugins::plugin::{Command, Plugin, Quit, State};
 use crate::plugins::routes::Routes;
 use crate::plugins::supervisor::{COMMANDS, HOLD_TICK, Supervisor, Trial};
@@ -24,7 +25,7 @@ use crate::store::{StoreError, now_ms};
 use crate::system::rlimits;
 use crate::util::threads;
 use crossbeam_channel::{Receiver, Sender, bounded};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock};
@@ -49,6 +50,8 @@ pub(crate) struct Registry {
     /// Whether the first scan has finished, readable without the lock.
     scanned: AtomicBool,
     routes: RwLock<Arc<Routes<Arc<Plugin>>>>,
+    /// Host names that the plugins had when the host stopped. They are not the host's while the first scan is under way.
+    expected_names: Vec<String>,
     metadata_calls: MetadataCalls,
     /// Set when the host stops, after which no plugin is added.
     closing: AtomicBool,
@@ -122,10 +125,26 @@ type Supervised = (Arc<Plugin>, Receiver<()>);
 impl Registry {
     /// An empty registry for a plugins directory.
     pub(crate) fn new(context: Arc<Context>, dir: PathBuf) -> Self {
-        let routes = RwLock::new(Arc::new(Routes::new(Vec::new())));
+        let expected_names = names_before(&context, &dir);
+        let mut routes = Routes::new(Vec::new());
+        expected_names.iter().for_each(|name| routes.expect(name));
+        let routes = RwLock::new(Arc::new(routes));
         let (state, scan_finished, scanned, closing, updates, gone, enabling) = Default::default();
         let metadata_calls = MetadataCalls::new();
-        Self { context, dir, state, scan_finished, scanned, routes, metadata_calls, closing, updates, gone, enabling }
+        Self {
+            context,
+            dir,
+            state,
+            scan_finished,
+            scanned,
+            routes,
+            expected_names,
+            metadata_calls,
+            closing,
+            updates,
+            gone,
+            enabling,
+        }
     }
 
     /// Advances the licence clock, and once a day checks for licences that expire soon.
@@ -275,15 +294,24 @@ impl Registry {
         Ok((plugin, ended))
     }
 
+    /// Publishes the routes and the host names of all plugins. A plugin that was refused keeps those that no other plugin has.
     fn publish(&self, entries: &BTreeMap<String, Entry>) {
-        let plugins =
-            || entries.values().filter_map(|entry| if let Entry::Accepted { plugin, .. } = entry { Some(plugin) } else { None });
-        let taken: BTreeSet<&str> = plugins().map(|plugin| plugin.metadata.route.as_str()).collect();
+        let accepted =
+            entries.values().filter_map(|entry| if let Entry::Accepted { plugin, .. } = entry { Some(plugin) } else { None });
         let were = entries.values().filter_map(|entry| if let Entry::Refused { was, .. } = entry { was.as_ref() } else { None });
-        let were = were.filter(|plugin| !taken.contains(plugin.metadata.route.as_str()));
-        let lead = |plugin: &Arc<Plugin>| (plugin.metadata.route.clone(), Arc::clone(plugin));
-        let routes = Arc::new(Routes::new(plugins().chain(were).map(lead).collect()));
-        *unpoisoned(self.routes.write()) = routes;
+        let plugins: Vec<&Arc<Plugin>> = accepted.chain(were).collect();
+        let mut by_route = BTreeMap::new();
+        for plugin in &plugins {
+            if let Some(route) = &plugin.metadata.route {
+                by_route.entry(route.clone()).or_insert_with(|| Arc::clone(plugin));
+            }
+        }
+        let mut routes = Routes::new(by_route.into_iter().collect());
+        plugins.iter().for_each(|plugin| routes.add_plugin(plugin.id(), &plugin.metadata.host, plugin));
+        if !self.scanned.load(Ordering::Acquire) {
+            self.expected_names.iter().for_each(|name| routes.expect(name));
+        }
+        *unpoisoned(self.routes.write()) = Arc::new(routes);
     }
 
     /// Sends a command to a plugin, and waits until it has settled.
@@ -348,15 +376,18 @@ impl Entry {
 
     /// Why another plugin conflicts with this one, if it does.
     fn conflict(&self, file: &str, metadata: &Metadata) -> Option<String> {
-        match self {
-            Self::Accepted { plugin, .. } if plugin.id() == metadata.id => {
-                Some(format!("the id {} is taken by {file}", metadata.id))
-            }
-            Self::Accepted { plugin, .. } if plugin.metadata.route == metadata.route => {
-                Some(format!("the route {} is taken by {file}", metadata.route))
-            }
-            _ => None,
+        let Self::Accepted { plugin, .. } = self else { return None };
+        let own = &plugin.metadata;
+        if own.id == metadata.id {
+            return Some(format!("the id {} is taken by {file}", metadata.id));
         }
+        if let Some(route) = metadata.route.as_ref().filter(|route| own.route.as_ref() == Some(route)) {
+            return Some(format!("the route {route} is taken by {file}"));
+        }
+        let listed = metadata.host.iter().find(|name| own.host.contains(name) || local_id(name) == Some(&own.id));
+        // On loopback the name is the other plugin's by its id.
+        let name = listed.or_else(|| own.host.iter().find(|name| local_id(name) == Some(&metadata.id)))?;
+        Some(format!("the host name {name} is taken by {file}"))
     }
 
     /// The plugin, and what closes when its supervisor has ended.
@@ -374,6 +405,14 @@ fn history(entries: &BTreeMap<String, Entry>, file: &str, was: Option<&Plugin>) 
         other != file && matches!(entry, Entry::Accepted { plugin, .. } if plugin.id() == name)
     };
     (!entries.iter().any(is_other)).then(|| name.to_owned())
+}
+
+/// The host names that the files of a plugins directory had when they were last asked.
+fn names_before(context: &Context, dir: &Path) -> Vec<String> {
+    // A directory or a database that cannot be read is reported where it is needed.
+    let found = discovery::list(dir).unwrap_or_default();
+    let metadata = |found: &Found| Metadata::parse(context.store.program(&found.file).ok()?.metadata?.as_bytes()).ok();
+    found.iter().filter_map(metadata).flat_map(|metadata| metadata.host).collect()
 }
 
 /// Waits until a plugin that was told to quit has ended.

@@ -76,10 +76,53 @@ impl Authority {
     pub(crate) fn issue_with(&self, name: &str, kind: &str) -> Certificate {
         let path = |ending: &str| self.dir.path().join(format!("{name}.{ending}"));
         let issued = Certificate { certificate: path("pem"), key: path("key") };
+        self.issue_to(&issued, name, kind, "IP:127.0.0.1");
+        issued
+    }
+
+    /// A certificate for these DNS names, with its files `NAME.crt` and `NAME.key` in a directory.
+    pub(crate) fn issue_for(&self, dir: &Path, name: &str, names: &[&str]) -> Certificate {
+        let path = |ending: &str| dir.join(format!("{name}.{ending}"));
+        let issued = Certificate { certificate: path("crt"), key: path("key") };
+        let names: Vec<_> = names.iter().map(|name| format!("DNS:{name}")).collect();
+        self.issue_to(&issued, name, "ec", &names.join(","));
+        issued
+    }
+
+    fn issue_to(&self, issued: &Certificate, name: &str, kind: &str, names: &str) {
         let (certificate, key) = (self.own.certificate.to_str().unwrap(), self.own.key.to_str().unwrap());
-        let more =
-            ["-CA", certificate, "-CAkey", key, "-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=CA:FALSE"];
-        request(&issued, name, kind, &more);
+        let names = format!("subjectAltName={names}");
+        let more = ["-CA", certificate, "-CAkey", key, "-addext", &names, "-addext", "basicConstraints=CA:FALSE"];
+        request(issued, name, kind, &more);
+    }
+
+    /// A certificate for a DNS name that is valid between two times, such as `20200101000000Z`.
+    pub(crate) fn issue_between(&self, name: &str, from: &str, to: &str) -> Certificate {
+        let path = |ending: &str| self.dir.path().join(format!("{name}.{ending}"));
+        let issued = Certificate { certificate: path("pem"), key: path("key") };
+        let dir = self.dir.path().display();
+        let settings = format!(
+            "[ca]\ndefault_ca=own\n[own]\ndatabase={dir}/index\nserial={dir}/serial\nnew_certs_dir={dir}\npolicy=any\nx509_extensions=names\n\
+             [any]\ncommonName=supplied\n[names]\nsubjectAltName=DNS:{name}\n"
+        );
+        std::fs::write(path("cnf"), settings).unwrap();
+        std::fs::write(self.dir.path().join("index"), "").unwrap();
+        std::fs::write(self.dir.path().join("serial"), "01").unwrap();
+        let openssl = |arguments: &[&str], configure: &dyn Fn(&mut std::process::Command)| {
+            let mut openssl = command("openssl");
+            configure(openssl.args(arguments));
+            let output = openssl.output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        };
+        let key =
+            ["req", "-new", "-noenc", "-subj", &format!("/CN={name}"), "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"];
+        openssl(&key, &|openssl| {
+            openssl.arg("-keyout").arg(&issued.key).arg("-out").arg(path("csr"));
+        });
+        openssl(&["ca", "-batch", "-notext", "-md", "sha256", "-startdate", from, "-enddate", to], &|openssl| {
+            openssl.arg("-config").arg(path("cnf")).arg("-in").arg(path("csr")).arg("-out").arg(&issued.certificate);
+            openssl.arg("-cert").arg(&self.own.certificate).arg("-keyfile").arg(&self.own.key);
+        });
         issued
     }
 

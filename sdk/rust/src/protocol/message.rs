@@ -465,7 +465,7 @@ pub struct Http<'a> {
     /// What follows the first `?`, not decoded.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub query: Option<Text<'a>>,
-    /// The plugin's route.
+    /// The plugin's route; empty for a request by host name.
     #[serde(borrow)]
     pub mount: Text<'a>,
     /// In order, repeats kept, names in lower case.

@@ -15,6 +15,21 @@ pub const MAX_ID_LENGTH: usize = 63;
 /// Longest route in bytes.
 pub const MAX_ROUTE: usize = 128;
 
+/// Most host names of one plugin: enough for a site with all its spellings, and few enough to list.
+pub const MAX_HOSTS: usize = 32;
+
+/// Longest host name in bytes, without a dot at its end (RFC 1035, section 2.3.4).
+pub const MAX_HOST_NAME: usize = 253;
+
+/// Longest label of a host name in bytes (RFC 1035, section 2.3.4).
+const MAX_LABEL: usize = 63;
+
+/// What a host name that stands for many begins with.
+pub const WILDCARD: &str = "*.";
+
+/// The name of the local machine (RFC 6761, section 6.3). It is the host's, and each name below it that of the plugin with that id.
+pub const LOCALHOST: &str = "localhost";
+
 /// Longest name in characters, and version in bytes.
 pub const MAX_NAME: usize = 64;
 
@@ -43,12 +58,15 @@ pub const RESERVED_ROUTES: [&str; 4] = ["/api", "/admin", "/healthz", "/metrics"
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// The fields, each of its type. What else they must be is for [`Metadata::check`].
-const FIELDS: [Field; 11] = [
+const FIELDS: [Field; 14] = [
     Field::required("id", Form::Text),
     Field::required("name", Form::Text),
     Field::required("version", Form::Text),
     Field::required("icon", Form::Text),
-    Field::required("route", Form::Text),
+    Field::optional("route", Form::Text),
+    Field::optional("host", Form::Texts),
+    Field::optional("below_route", Form::Word(&["rewrite"])),
+    Field::optional("trailing_slash", Form::Word(&["redirect"])),
     Field::optional("protocol", Form::Integer(0, u32::MAX as u64)),
     Field::optional("concurrency", Form::Integer(0, u32::MAX as u64)),
     Field::optional("description", Form::Text),
@@ -68,8 +86,18 @@ pub struct Metadata {
     pub version: String,
     /// An emoji, a few characters, or a `data:image/…` URI.
     pub icon: String,
-    /// Where on the web it is put: `/segment(/segment)*`.
-    pub route: String,
+    /// The path at which it is put on the web: `/segment(/segment)*`. None if it has host names alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route: Option<String>,
+    /// Host names that are the plugin's as a whole, such as `wiki.example.org` or `*.example.org`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host: Vec<String>,
+    /// What the host does to paths in its responses below the route.
+    #[serde(default, skip_serializing_if = "BelowRoute::is_as_is")]
+    pub below_route: BelowRoute,
+    /// What the host answers at the route itself.
+    #[serde(default, skip_serializing_if = "TrailingSlash::is_as_is")]
+    pub trailing_slash: TrailingSlash,
     /// The protocol version it speaks.
     #[serde(default = "default_protocol", deserialize_with = "integer")]
     pub protocol: u32,
@@ -88,6 +116,42 @@ pub struct Metadata {
     /// Names of the message types beyond protocol 1 that it understands. The host of this version sends none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub speaks: Vec<String>,
+}
+
+/// What the host does to paths in the headers of a plugin's responses, if the request came by its route.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BelowRoute {
+    /// Nothing: the plugin writes them with its route.
+    #[default]
+    #[serde(skip)]
+    AsIs,
+    /// It puts the route before the paths in `location`, `content-location`, `refresh`, and before the path of each cookie.
+    Rewrite,
+}
+
+impl BelowRoute {
+    fn is_as_is(&self) -> bool {
+        *self == Self::AsIs
+    }
+}
+
+/// What the host does with a request for a plugin's route without a slash behind it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TrailingSlash {
+    /// It passes the request on.
+    #[default]
+    #[serde(skip)]
+    AsIs,
+    /// It redirects the client to the route with a slash, so that relative links lead below the route.
+    Redirect,
+}
+
+impl TrailingSlash {
+    fn is_as_is(&self) -> bool {
+        *self == Self::AsIs
+    }
 }
 
 fn default_protocol() -> u32 {
@@ -117,6 +181,9 @@ pub enum BadMetadata {
         /// What it must be.
         rule: &'static str,
     },
+    /// It has no place on the web.
+    #[error("metadata.route is missing, and so is metadata.host: a plugin needs a route, host names, or both")]
+    Nowhere,
     /// A route of the host's own.
     #[error("the route {0} belongs to the host")]
     Reserved(String),
@@ -142,6 +209,12 @@ impl Metadata {
         Ok(metadata)
     }
 
+    /// The first host name that is no wildcard.
+    #[must_use]
+    pub fn exact_host(&self) -> Option<&str> {
+        self.host.iter().map(String::as_str).find(|name| !name.starts_with(WILDCARD))
+    }
+
     /// Checks every field against the protocol's table.
     ///
     /// # Errors
@@ -158,14 +231,23 @@ impl Metadata {
         let version = (1..=MAX_NAME).contains(&self.version.len()) && self.version.bytes().all(|b| (0x20..0x7f).contains(&b));
         require(version, "version", &self.version, "1-64 printable ASCII characters")?;
         require(is_icon(&self.icon), "icon", &self.icon, "an emoji, 1-4 characters, or a data:image/ URI of at most 32 KiB")?;
-        require(
-            is_route(&self.route),
-            "route",
-            &self.route,
-            "/segment(/segment)*, segments of a-z, 0-9 and . _ -, at most 128 bytes",
-        )?;
-        if is_reserved(&self.route) {
-            return Err(BadMetadata::Reserved(self.route.clone()));
+        if self.route.is_none() && self.host.is_empty() {
+            return Err(BadMetadata::Nowhere);
+        }
+        if let Some(route) = &self.route {
+            require(is_route(route), "route", route, "/segment(/segment)*, segments of a-z, 0-9 and . _ -, at most 128 bytes")?;
+            if is_reserved(route) {
+                return Err(BadMetadata::Reserved(route.clone()));
+            }
+        }
+        require(self.host.len() <= MAX_HOSTS, "host", &self.host.join(", "), "at most 32 host names")?;
+        for (at, name) in self.host.iter().enumerate() {
+            if let Some(rule) = host_name_fault(name) {
+                require(false, "host", name, rule)?;
+            }
+            let own = name.strip_prefix(WILDCARD).unwrap_or(name) == LOCALHOST;
+            require(!own, "host", name, "localhost and *.localhost belong to the host")?;
+            require(!self.host[..at].contains(name), "host", name, "each host name is given once")?;
         }
         if self.protocol != PROTOCOL_VERSION {
             return Err(BadMetadata::Protocol(self.protocol));
@@ -242,6 +324,40 @@ fn is_route(route: &str) -> bool {
     route.len() <= MAX_ROUTE && route.strip_prefix('/').is_some_and(|rest| rest.split('/').all(segment))
 }
 
+/// Why a string is no host name, be it exact or with `*.` before it, as the rule that it breaks; none if it is one.
+#[must_use]
+pub fn host_name_fault(name: &str) -> Option<&'static str> {
+    let exact = name.strip_prefix(WILDCARD).unwrap_or(name);
+    let is_label = |label: &str| {
+        (1..=MAX_LABEL).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let is_number = |label: &str| label.bytes().all(|byte| byte.is_ascii_digit());
+    if !name.is_ascii() {
+        Some("an international name is written in ASCII, such as xn--bcher-kva.example")
+    } else if name.contains('/') {
+        Some("a host name has no scheme and no path")
+    } else if name.contains(':') {
+        Some("a host name has no port and is no address")
+    } else if exact.contains('*') {
+        Some("a wildcard is *. before a name, such as *.example.org")
+    } else if name.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        Some("a host name is in lower case")
+    } else if name.len() > MAX_HOST_NAME {
+        Some("a host name has at most 253 bytes")
+    } else if exact.ends_with('.') {
+        Some("a host name has no dot at its end")
+    } else if !exact.split('.').all(is_label) {
+        Some("the labels between the dots are 1-63 of a-z, 0-9 and -, neither beginning nor ending with -")
+    } else if exact.rsplit('.').next().is_some_and(is_number) {
+        Some("a host name does not end with a number, as an address does")
+    } else {
+        None
+    }
+}
+
 fn is_reserved(route: &str) -> bool {
     RESERVED_ROUTES.iter().any(|kept| route.strip_prefix(kept).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
 }
@@ -265,6 +381,7 @@ mod tests {
     fn the_required_fields_are_enough() {
         let metadata = Metadata::parse(notes().to_string().as_bytes()).unwrap();
         assert_eq!((metadata.protocol, metadata.concurrency), (1, 1));
+        assert_eq!((metadata.below_route, metadata.trailing_slash), (BelowRoute::AsIs, TrailingSlash::AsIs));
         for field in ["id", "name", "version", "icon", "route"] {
             let mut lacking = notes();
             lacking.as_object_mut().unwrap().remove(field);
@@ -295,7 +412,15 @@ mod tests {
         }
         for (field, value, error) in [
             ("id", json!(7), "metadata.id must be a string, got 7"),
-            ("route", json!(null), "metadata.route is null, which is the same as missing: it must be a string"),
+            (
+                "route",
+                json!(null),
+                "metadata.route is missing, and so is metadata.host: a plugin needs a route, host names, or both",
+            ),
+            ("host", json!("a.example"), "metadata.host must be an array of strings, got the string \"a.example\""),
+            ("host", json!(["A.example"]), "the metadata's host \"A.example\" is not valid: a host name is in lower case"),
+            ("below_route", json!("strip"), "metadata.below_route must be one of rewrite, got the string \"strip\""),
+            ("trailing_slash", json!(true), "metadata.trailing_slash must be one of redirect, got true"),
             ("speaks", json!("a"), "metadata.speaks must be an array of strings, got the string \"a\""),
             ("speaks", json!([1]), "metadata.speaks[0] must be a string, got 1"),
             (
@@ -312,6 +437,60 @@ mod tests {
     }
 
     #[test]
+    fn a_plugin_has_a_route_or_host_names_or_both() {
+        let mut metadata = notes();
+        metadata.as_object_mut().unwrap().remove("route");
+        metadata["host"] = json!([]);
+        assert!(matches!(Metadata::parse(metadata.to_string().as_bytes()), Err(BadMetadata::Nowhere)));
+        metadata["host"] = json!(["notes.example", "*.notes.example"]);
+        metadata["below_route"] = json!("rewrite");
+        metadata["trailing_slash"] = json!("redirect");
+        let read = Metadata::parse(metadata.to_string().as_bytes()).unwrap();
+        assert_eq!((read.route.as_deref(), read.host.len()), (None, 2));
+        assert_eq!((read.below_route, read.trailing_slash), (BelowRoute::Rewrite, TrailingSlash::Redirect));
+        // As the host keeps it.
+        assert_eq!(Metadata::parse(&serde_json::to_vec(&read).unwrap()).unwrap(), read);
+        let plain = Metadata::parse(notes().to_string().as_bytes()).unwrap();
+        let kept = serde_json::to_value(&plain).unwrap();
+        assert!(["host", "below_route", "trailing_slash"].iter().all(|field| kept.get(field).is_none()), "{kept}");
+    }
+
+    #[test]
+    fn a_host_name_says_which_rule_it_breaks() {
+        for (name, rule) in [
+            ("", "labels"),
+            (".", "dot at its end"),
+            ("a..example", "labels"),
+            ("a.example.", "dot at its end"),
+            ("-a.example", "labels"),
+            ("a-.example", "labels"),
+            ("a_b.example", "labels"),
+            ("a b", "labels"),
+            ("x\n", "labels"),
+            ("A.example", "lower case"),
+            ("bücher.example", "ASCII"),
+            ("https://a.example", "no scheme"),
+            ("a.example/b", "no path"),
+            ("a.example:80", "no port"),
+            ("[::1]", "no address"),
+            ("192.0.2.1", "number"),
+            ("7", "number"),
+            ("*", "wildcard"),
+            ("*example.org", "wildcard"),
+            ("a.*.org", "wildcard"),
+            ("*.*.org", "wildcard"),
+            ("*.", "labels"),
+            ("*.192.0.2.1", "number"),
+        ] {
+            assert!(host_name_fault(name).is_some_and(|fault| fault.contains(rule)), "{name:?}: {:?}", host_name_fault(name));
+        }
+        assert!(host_name_fault(&format!("{}.example", "x".repeat(64))).is_some_and(|fault| fault.contains("1-63")));
+        let long = "a.".repeat(126);
+        assert_eq!(host_name_fault(&(long.clone() + "b")), None);
+        assert!(host_name_fault(&(long + "bc")).is_some_and(|fault| fault.contains("253")));
+    }
+
+    #[test]
     fn each_field_is_held_to_its_form() {
         let good: &[(&str, Value)] = &[
             ("id", json!("a")),
@@ -322,6 +501,15 @@ mod tests {
             ("icon", json!("data:image/png;base64,AAAA")),
             ("route", json!("/a/b.c/d_e-f")),
             ("route", json!("/apis")),
+            ("host", json!(["wiki.example.org", "*.example.org", "intranet", "a-1.b2.s3x", "other.localhost"])),
+            ("host", json!(["xn--bcher-kva.example", "*.org"])),
+            ("host", json!((0..32).map(|n| format!("n{n}.example")).collect::<Vec<_>>())),
+            ("host", json!([format!("{}.{}", "x".repeat(63), "y.".repeat(94) + "z")])),
+            ("host", json!(null)),
+            ("below_route", json!("rewrite")),
+            ("below_route", json!(null)),
+            ("trailing_slash", json!("redirect")),
+            ("trailing_slash", json!(null)),
             ("concurrency", json!(256)),
             ("concurrency", json!(8.0)),
             ("concurrency", json!(null)),
@@ -365,6 +553,14 @@ mod tests {
             ("route", json!("/api")),
             ("route", json!("/api/x")),
             ("route", json!("/healthz")),
+            ("host", json!((0..33).map(|n| format!("n{n}.example")).collect::<Vec<_>>())),
+            ("host", json!(["a.example", "a.example"])),
+            ("host", json!(["localhost"])),
+            ("host", json!(["*.localhost"])),
+            ("host", json!(7)),
+            ("below_route", json!("as_is")),
+            ("below_route", json!(["rewrite"])),
+            ("trailing_slash", json!("")),
             ("concurrency", json!(0)),
             ("concurrency", json!(257)),
             ("concurrency", json!("4")),
