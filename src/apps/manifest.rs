@@ -212,11 +212,11 @@ pub(crate) fn parse(text: &str, directory: &Path) -> Result<Manifest, String> {
         return Err(top.fault(run, format_args!("run must be a table ([run]), not {}", article(run.get_ref()))));
     };
     let run = read_run(&Table { text, name: "run.", table }, directory)?;
-    let metadata = read_metadata(&top, run.kind)?;
+    let metadata = read_metadata(&top, &run)?;
     Ok(Manifest { metadata, run })
 }
 
-fn read_metadata(top: &Table<'_>, kind: Kind) -> Result<Metadata, String> {
+fn read_metadata(top: &Table<'_>, run: &Run) -> Result<Metadata, String> {
     let mut object = Map::new();
     for (key, value) in top.table {
         if key.get_ref() != "run" {
@@ -229,7 +229,7 @@ fn read_metadata(top: &Table<'_>, kind: Kind) -> Result<Metadata, String> {
             None => Err(format!("{FILE} has no id: id = \"NAME\", of a-z, 0-9 and -")),
         };
     };
-    let concurrency = match kind {
+    let concurrency = match run.kind {
         Kind::Native => None,
         Kind::Cgi => Some(CGI_CONCURRENCY),
         Kind::Http | Kind::FastCgi | Kind::Static => Some(CONCURRENCY),
@@ -239,6 +239,11 @@ fn read_metadata(top: &Table<'_>, kind: Kind) -> Result<Metadata, String> {
     object.entry("icon").or_insert_with(|| ICON.into());
     if let Some(concurrency) = concurrency {
         object.entry("concurrency").or_insert_with(|| concurrency.into());
+    }
+    if run.kind != Kind::Native && run.prefix == Prefix::Strip {
+        // An application that does not see its route cannot write it.
+        object.entry("below_route").or_insert_with(|| "rewrite".into());
+        object.entry("trailing_slash").or_insert_with(|| "redirect".into());
     }
     let json = Value::Object(object).to_string();
     Metadata::parse(json.as_bytes()).map_err(|error| {

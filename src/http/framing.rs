@@ -1,7 +1,9 @@
 //! The head of an answer and the framing of its body on the wire (RFC 9112). Pure.
 
 use super::date;
+use super::prefix::Mount;
 use crate::protocol::message::{HOP_BY_HOP, Response};
+use std::borrow::Cow;
 use std::io::Write;
 
 /// Status of an answer that has no body and no length (RFC 9110, section 8.6).
@@ -63,8 +65,8 @@ pub(crate) struct ResponseHead {
 
 impl ResponseHead {
     /// The head of a checked answer of the plugin protocol. Leaves out hop-by-hop headers and those that `connection` names, and adds a
-    /// missing `date`.
-    pub(crate) fn of(response: &Response<'_>) -> Self {
+    /// missing `date`. Maps references to a `mount`.
+    pub(crate) fn of(response: &Response<'_>, mount: Option<Mount<'_>>) -> Self {
         let mut head = status_line(response.status);
         let (mut length, mut has_date) = (None, false);
         let options = response.headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("connection"));
@@ -75,7 +77,10 @@ impl ResponseHead {
                 length = value.parse().ok();
             } else if !HOP_BY_HOP.into_iter().any(is) && !is_reserved(name) && !options.iter().any(|option| is(option)) {
                 has_date |= is("date");
-                put_header(&mut head, name, value);
+                match mount.map(|mount| mount.map(name, value.as_bytes())) {
+                    Some(Cow::Owned(mapped)) => put_header(&mut head, name, &String::from_utf8_lossy(&mapped)),
+                    _ => put_header(&mut head, name, value),
+                }
             }
         }
         if !has_date {
@@ -201,13 +206,13 @@ mod tests {
         ];
         let headers = headers.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
         let response = Response { id: 1, status: 200, headers, more: false };
-        let ResponseHead { lines: head, length, .. } = ResponseHead::of(&response);
+        let ResponseHead { lines: head, length, .. } = ResponseHead::of(&response, None);
         assert_eq!(length, Some(5));
         let text: String = head.iter().map(|&byte| char::from(byte)).collect();
         let (text, date) = text.rsplit_once("date: ").unwrap();
         assert_eq!(text, "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\nset-cookie: a\r\nset-cookie: \u{e9}\r\n");
         assert!(date.ends_with(" GMT\r\n"));
         let dated = Response { headers: vec![("Date".into(), "now".into())], ..response };
-        assert_eq!(ResponseHead::of(&dated).lines, b"HTTP/1.1 200 OK\r\ndate: now\r\n");
+        assert_eq!(ResponseHead::of(&dated, None).lines, b"HTTP/1.1 200 OK\r\ndate: now\r\n");
     }
 }

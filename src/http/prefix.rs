@@ -3,6 +3,8 @@
 //!
 //! A path that already begins with the route stays as it is: its author knows the route after all. Bodies are never changed.
 
+use super::Request;
+use super::request::split_target;
 use std::borrow::Cow;
 
 /// Where a plugin is mounted, as its client sees it.
@@ -14,7 +16,13 @@ pub(crate) struct Mount<'a> {
     pub(crate) host: &'a str,
 }
 
-impl Mount<'_> {
+impl<'a> Mount<'a> {
+    /// Where the plugin of a request is mounted.
+    pub(crate) fn of(request: &'a Request) -> Self {
+        let route = split_target(request.target()).0.get(..request.mount).unwrap_or_default();
+        Self { route, host: request.header("host").unwrap_or_default() }
+    }
+
     /// The value that the client gets for a header of this name, in any case.
     pub(crate) fn map<'v>(&self, name: &str, value: &'v [u8]) -> Cow<'v, [u8]> {
         let is = |other: &str| name.eq_ignore_ascii_case(other);

@@ -69,9 +69,17 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// The URL of a plugin, as far as the host knows its own; otherwise its path.
+    /// The URL of a plugin: by its route, or else by its host name. Without scheme and host if the host does not know its own.
     pub(crate) fn url_of(&self, metadata: &Metadata) -> String {
-        self.base_url.get().cloned().unwrap_or_default() + &metadata.route
+        let base = self.base_url.get().map(String::as_str).unwrap_or_default();
+        match (&metadata.route, metadata.exact_host()) {
+            (None, Some(name)) => {
+                let scheme = base.split_once("://").map_or("http", |(scheme, _)| scheme);
+                let port = base.rsplit_once(':').map(|(_, port)| port).filter(|port| port.parse::<u16>().is_ok());
+                port.map_or_else(|| format!("{scheme}://{name}"), |port| format!("{scheme}://{name}:{port}"))
+            }
+            (route, _) => base.to_owned() + route.as_deref().unwrap_or_default(),
+        }
     }
 
     /// The bounds of a file's `--metadata` call. Each file gets a uid of its own, so that no call can tamper with another's answer. Files

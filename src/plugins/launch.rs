@@ -98,7 +98,7 @@ pub(crate) fn prepare(
         expand(text, |name| match name {
             "socket" => Some(plugin.socket.display().to_string()),
             "port" => port.map(|port: u16| port.to_string()),
-            "route" => Some(plugin.metadata.route.clone()),
+            "route" => Some(plugin.metadata.route.clone().unwrap_or_default()),
             "url" => Some(context.url_of(&plugin.metadata)),
             "data" => Some(home.display().to_string()),
             "id" => Some(plugin.id().to_owned()),

@@ -17,6 +17,8 @@ pub(crate) struct ProcessState {
     pub(crate) endpoint: Endpoint,
     /// Its plugin's manifest, if it has one.
     pub(crate) manifest: Option<Arc<Manifest>>,
+    /// Whether references in the headers of its responses are mapped to its route.
+    pub(crate) rewrites: bool,
     /// Its uid, if the plugin has one of its own.
     pub(crate) uid: Option<u32>,
     /// Closes when the workers are to stop.

@@ -7,7 +7,6 @@ use crate::apps::http_connection::{Head, HttpConnection, Stopped};
 use crate::apps::manifest::Prefix;
 use crate::http::Request;
 use crate::http::prefix::Mount;
-use crate::http::request::{split_head, split_target};
 use crate::plugins::job::KvJob;
 use crate::plugins::process_state::ProcessState;
 use crate::plugins::worker::{Outcome, Worker};
@@ -47,13 +46,13 @@ impl PluginConnection for ApplicationConnection {
 
     fn prepare(process: &ProcessState) -> io::Result<Self> {
         let keeps_route = Self::keeps_route(process);
-        Ok(Self { http: HttpConnection::closed(keeps_route), next_id: 0, maps: !keeps_route })
+        Ok(Self { http: HttpConnection::closed(keeps_route), next_id: 0, maps: process.rewrites })
     }
 
     fn connect(process: &ProcessState) -> io::Result<Self> {
         let keeps_route = Self::keeps_route(process);
         let http = HttpConnection::open(&process.endpoint, process.listener_uid(), keeps_route)?;
-        Ok(Self { http, next_id: 0, maps: !keeps_route })
+        Ok(Self { http, next_id: 0, maps: process.rewrites })
     }
 
     fn is_open(&self) -> bool {
@@ -155,10 +154,7 @@ impl PluginConnection for ApplicationConnection {
         if self.http.has_ended() && !self.http.holds_bytes() {
             return Err(WaitError::Closed { within: false });
         }
-        let (_, target, _) = split_head(&request.head);
-        let route = split_target(target).0.get(..request.mount).unwrap_or_default();
-        let host = request.header("host").unwrap_or_default();
-        let mount = self.maps.then_some(Mount { route, host });
+        let mount = self.maps.then(|| Mount::of(request));
         let refused = |why: String| Ok(Received::Unexpected { why: format!("protocol error: {why}"), ours: true });
         let response = match self.http.take_head(mount, request.is_head()) {
             Ok(Head::Response(response)) => response,

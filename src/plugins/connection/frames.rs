@@ -5,6 +5,7 @@ use super::{Answer, Piece, PluginConnection, Received, Sent, TICK, WaitError};
 use crate::apps::endpoint::Endpoint;
 use crate::http::Request;
 use crate::http::framing::ResponseHead;
+use crate::http::prefix::Mount;
 use crate::plugins::job::KvJob;
 use crate::plugins::process_state::ProcessState;
 use crate::plugins::worker::{MAX_MISSED_PINGS, Outcome, Worker};
@@ -43,6 +44,8 @@ pub(crate) struct FrameConnection {
     next_id: u64,
     /// The answer that streams.
     stream: Stream,
+    /// Whether references in responses are mapped to the route.
+    maps: bool,
 }
 
 /// The body of an answer that continues in `data` frames.
@@ -77,6 +80,7 @@ impl FrameConnection {
             }),
             next_id: FIRST_ID,
             stream: Stream::default(),
+            maps: false,
         })
     }
 
@@ -131,7 +135,7 @@ impl PluginConnection for FrameConnection {
 
     fn connect(process: &ProcessState) -> io::Result<Self> {
         match &process.endpoint {
-            Endpoint::Unix(path) => Self::open(path, process.uid),
+            Endpoint::Unix(path) => Ok(Self { maps: process.rewrites, ..Self::open(path, process.uid)? }),
             Endpoint::Tcp(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
@@ -255,7 +259,7 @@ impl PluginConnection for FrameConnection {
                     Err(bad) => return Ok(Received::Refused { why: bad.to_string(), whole: !more && rest == 0 }),
                 };
                 self.stream = Stream { declared, received: size as u64 };
-                let head = ResponseHead::of(&response);
+                let head = ResponseHead::of(&response, self.maps.then(|| Mount::of(request)));
                 return Ok(Received::Answer(Answer { head, first: frame.body, rest, more, events: is_events(&response) }));
             }
             Ok(Message::Error(error)) if error.id == id && rest == 0 => {

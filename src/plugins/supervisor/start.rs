@@ -21,6 +21,7 @@ use crate::process::Process;
 use crate::process::exit::Exit;
 use crate::process::listeners::{self, Listening};
 use crate::protocol::message::{Failure, HostInfo, Init, Message, PROTOCOL_VERSION, WRONG_PROTOCOL};
+use crate::protocol::metadata::BelowRoute;
 use crate::store::licenses::Given;
 use crate::store::{StoreError, now_ms};
 use crate::system::data_dir::check_socket_path;
@@ -123,6 +124,7 @@ impl Supervisor {
             number,
             endpoint,
             manifest: self.plugin.manifest.clone(),
+            rewrites: self.plugin.metadata.below_route == BelowRoute::Rewrite,
             uid,
             stop: stopped,
             exited,
