@@ -4,6 +4,9 @@ use crate::util::escape;
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 
+/// Rightmost column of the comments, in characters, so that most lines fit a terminal.
+const COLUMN: usize = 40;
+
 /// A key of a manifest.
 struct Entry {
     key: &'static str,
@@ -20,6 +23,7 @@ pub(crate) struct Draft {
     pub(crate) evidence: String,
     /// What the operator should know or do, beyond the manifest.
     pub(crate) hints: Vec<String>,
+    identity: Vec<Entry>,
     plugin: Vec<Entry>,
     run: Vec<Entry>,
 }
@@ -28,12 +32,18 @@ impl Draft {
     /// A manifest of a kind, with nothing else in it.
     pub(super) fn new(application: &'static str, kind: &'static str, evidence: impl Into<String>) -> Self {
         let run = vec![Entry { key: "kind", value: kind.into(), why: String::new() }];
-        Self { application, evidence: evidence.into(), hints: Vec::new(), plugin: Vec::new(), run }
+        Self { application, evidence: evidence.into(), hints: Vec::new(), identity: Vec::new(), plugin: Vec::new(), run }
     }
 
-    /// Sets a key of the plugin.
-    pub(super) fn plugin(&mut self, key: &'static str, value: impl Into<Value>, why: impl Into<String>) {
+    /// Sets a key that says which plugin it is. Those come first.
+    pub(super) fn identify(&mut self, key: &'static str, value: impl Into<Value>, why: impl Into<String>) {
+        self.identity.push(Entry { key, value: value.into(), why: why.into() });
+    }
+
+    /// Sets another key of the plugin.
+    pub(super) fn plugin(mut self, key: &'static str, value: impl Into<Value>, why: impl Into<String>) -> Self {
         self.plugin.push(Entry { key, value: value.into(), why: why.into() });
+        self
     }
 
     /// Sets a key of the table `run`.
@@ -51,18 +61,18 @@ impl Draft {
     /// The manifest as TOML. Each guess has a comment.
     pub(crate) fn toml(&self) -> String {
         let mut out = format!("# Proposed by plugrack detect for {}: {}\n", self.application, escape::shown(&self.evidence));
-        put_entries(&mut out, &self.plugin);
+        put_entries(&mut out, self.identity.iter().chain(&self.plugin));
         out.push_str("\n[run]\n");
-        put_entries(&mut out, &self.run);
+        put_entries(&mut out, self.run.iter());
         out
     }
 
     /// The manifest as JSON, with the TOML in it.
     pub(crate) fn json(&self) -> Value {
-        let table =
-            |entries: &[Entry]| entries.iter().map(|entry| (entry.key.to_owned(), entry.value.clone())).collect::<Map<_, _>>();
-        let mut manifest = table(&self.plugin);
-        manifest.insert("run".to_owned(), table(&self.run).into());
+        let pair = |entry: &Entry| (entry.key.to_owned(), entry.value.clone());
+        let run: Map<_, _> = self.run.iter().map(pair).collect();
+        let mut manifest: Map<_, _> = self.identity.iter().chain(&self.plugin).map(pair).collect();
+        manifest.insert("run".to_owned(), run.into());
         json!({
             "application": self.application,
             "evidence": self.evidence,
@@ -73,8 +83,8 @@ impl Draft {
     }
 }
 
-fn put_entries(out: &mut String, entries: &[Entry]) {
-    let lines: Vec<String> = entries.iter().map(|entry| format!("{} = {}", entry.key, value(&entry.value))).collect();
+fn put_entries<'a>(out: &mut String, entries: impl Iterator<Item = &'a Entry> + Clone) {
+    let lines: Vec<String> = entries.clone().map(|entry| format!("{} = {}", entry.key, value(&entry.value))).collect();
     // Comments stand in one column, but a line that is much longer than the others does not push theirs away.
     let width = lines.iter().map(|line| line.chars().count()).filter(|width| *width <= COLUMN).max().unwrap_or(0);
     for (line, entry) in lines.iter().zip(entries) {
@@ -86,9 +96,6 @@ fn put_entries(out: &mut String, entries: &[Entry]) {
         .ok();
     }
 }
-
-/// Rightmost column of the comments, in characters, so that most lines fit a terminal.
-const COLUMN: usize = 40;
 
 /// A value as TOML.
 fn value(json: &Value) -> String {

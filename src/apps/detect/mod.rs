@@ -50,9 +50,8 @@ pub(crate) struct Detection {
 /// It is no directory, or cannot be opened.
 pub(crate) fn detect(directory: &Path, name: &str) -> io::Result<Detection> {
     let files = Files::open(directory)?;
-    if let Some(already) =
-        [MANIFEST, PLUGIN].into_iter().find(|name| files.is_program(name) || *name == MANIFEST && files.holds(name))
-    {
+    let manifest = files.holds(MANIFEST).then_some(MANIFEST);
+    if let Some(already) = manifest.or_else(|| files.is_program(PLUGIN).then_some(PLUGIN)) {
         return Ok(Detection { already: Some(already), found: Vec::new(), notes: files.notes() });
     }
     let package = node::Package::read(&files);
@@ -80,21 +79,21 @@ pub(crate) fn detect(directory: &Path, name: &str) -> io::Result<Detection> {
 /// Completes a manifest with what it says of the plugin.
 fn name_draft(draft: &mut Draft, name: &str, version: Option<&str>) {
     let id = plugin_id(name);
-    draft.plugin("id", id.as_str(), "from the name of the directory");
+    draft.identify("id", id.as_str(), "from the name of the directory");
     let is_name = !name.trim().is_empty() && name.chars().count() <= MAX_NAME && !name.chars().any(char::is_control);
-    draft.plugin("name", if is_name { name } else { &id }, "the name of the directory");
+    draft.identify("name", if is_name { name } else { &id }, "the name of the directory");
     let is_version =
         |version: &&str| (1..=MAX_NAME).contains(&version.len()) && version.bytes().all(|b| (0x20..0x7f).contains(&b));
     match version.filter(is_version) {
-        Some(version) => draft.plugin("version", version, "from package.json"),
-        None => draft.plugin("version", VERSION, "no file names a version"),
+        Some(version) => draft.identify("version", version, "from package.json"),
+        None => draft.identify("version", VERSION, "no file names a version"),
     }
-    draft.plugin("icon", ICON, "any emoji");
+    draft.identify("icon", ICON, "any emoji");
     match format!("/{id}") {
         route if RESERVED_ROUTES.contains(&route.as_str()) => {
-            draft.plugin("route", format!("{route}-app"), format!("{route} belongs to the host"));
+            draft.identify("route", format!("{route}-app"), format!("{route} belongs to the host"));
         }
-        route => draft.plugin("route", route, "from the id; or, for an origin of its own: host = [\"NAME.example.org\"]"),
+        route => draft.identify("route", route, "from the id; or, for an origin of its own: host = [\"NAME.example.org\"]"),
     }
 }
 

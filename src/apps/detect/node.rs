@@ -5,7 +5,7 @@ use super::files::Files;
 use serde_json::{Value, json};
 
 /// Packages that serve HTTP, with their names for people.
-const SERVERS: [(&str, &str); 15] = [
+const SERVERS: [(&str, &str); 14] = [
     ("next", "Next.js"),
     ("nuxt", "Nuxt"),
     ("@nestjs/core", "Nest"),
@@ -20,7 +20,6 @@ const SERVERS: [(&str, &str); 15] = [
     ("node-red", "Node-RED"),
     ("socket.io", "Socket.IO"),
     ("ws", "ws"),
-    ("@sveltejs/adapter-node", "SvelteKit"),
 ];
 
 /// Packages that build pages, with the directory they build into.
@@ -32,6 +31,13 @@ const BUNDLERS: [(&str, &str); 6] = [
     ("@angular/cli", "dist"),
     ("webpack", "dist"),
 ];
+
+/// Programs that a script `start` runs for developers alone, while they write the pages.
+const DEVELOPMENT_SERVERS: [&str; 8] =
+    ["vite", "react-scripts", "vue-cli-service", "ng", "parcel", "webpack", "webpack-dev-server", "npm"];
+
+/// What the text of a server mentions, besides a call of listen. Pages have such calls too, as in `history.listen()`.
+const SERVER_WORDS: [&str; 6] = ["createServer", "express", "fastify", "koa", "hono", "process.env.PORT"];
 
 /// The files that are a server's by their name.
 const SERVER_FILES: [&str; 5] = ["server.js", "app.js", "index.js", "server.mjs", "index.mjs"];
@@ -46,6 +52,7 @@ pub(super) struct Package {
     start: Option<String>,
     main: Option<String>,
     dependencies: Vec<String>,
+    development: Vec<String>,
 }
 
 impl Package {
@@ -64,27 +71,29 @@ impl Package {
             }
         };
         let string = |value: &Value| value.as_str().filter(|text| !text.trim().is_empty()).map(|text| text.trim().to_owned());
-        let tables = [&package["dependencies"], &package["devDependencies"]].into_iter().filter_map(Value::as_object);
+        let names = |table: &Value| table.as_object().map(|table| table.keys().cloned().collect()).unwrap_or_default();
         Some(Self {
             version: string(&package["version"]),
             start: string(&package["scripts"]["start"]),
             main: string(&package["main"]),
-            dependencies: tables.flat_map(|table| table.keys().cloned()).collect(),
+            dependencies: names(&package["dependencies"]),
+            development: names(&package["devDependencies"]),
         })
-    }
-
-    fn has(&self, name: &str) -> bool {
-        self.dependencies.iter().any(|dependency| dependency == name)
     }
 
     /// The server that the package depends on.
     fn server(&self) -> Option<&'static str> {
-        SERVERS.iter().find(|(name, _)| self.has(name)).map(|(_, shown)| *shown)
+        SERVERS.iter().find(|(name, _)| self.dependencies.iter().any(|used| used == name)).map(|(_, shown)| *shown)
     }
 
     /// The tool that builds pages from the package, and its output directory, if the package is no server.
     pub(super) fn bundler(&self) -> Option<(&'static str, &'static str)> {
-        BUNDLERS.into_iter().find(|(name, _)| self.has(name) && self.server().is_none())
+        let start = self.start.as_deref().and_then(|start| start.split_ascii_whitespace().next());
+        if self.server().is_some() || start.is_some_and(|start| !DEVELOPMENT_SERVERS.contains(&start)) {
+            return None;
+        }
+        let mut used = self.dependencies.iter().chain(&self.development);
+        used.find_map(|used| BUNDLERS.into_iter().find(|(name, _)| used == name))
     }
 }
 
@@ -170,7 +179,8 @@ fn by_name(files: &Files) -> Option<Start> {
 }
 
 fn listens(text: &str) -> bool {
-    text.contains(".listen(") || text.contains("serve(")
+    let has = |word: &&str| text.contains(*word);
+    [".listen(", " serve(", "\nserve("].iter().any(has) && SERVER_WORDS.iter().any(has)
 }
 
 /// The file that Node loads for a path in the package.

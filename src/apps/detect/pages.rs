@@ -11,18 +11,21 @@ const PHP_CHILDREN: u16 = 4;
 /// Where generators of pages put them.
 const OUTPUTS: [&str; 4] = ["public", "dist", "build", "_site"];
 
+/// Where bundlers take their page from.
+const SOURCES: [&str; 3] = [".", "public", "src"];
+
 /// PHP, by FastCGI.
 pub(super) fn php(files: &Files) -> Option<Draft> {
     // Laravel, Symfony and others keep all else out of the root.
     let root = ["public", "."].into_iter().find(|root| files.is_file(&format!("{root}/index.php")))?;
     let shown = if root == "." { "index.php" } else { "public/index.php" };
     let mut draft = Draft::new("PHP", "fastcgi", shown)
+        .plugin("concurrency", PHP_CHILDREN, "as many as PHP has processes")
         .run("command", json!(["php-cgi", "-b", "{socket}"]), "php-cgi from the PATH; php-fpm needs a configuration file")
         .run("listen", "socket", "php-cgi makes the socket")
         .run("env", json!({"PHP_FCGI_CHILDREN": PHP_CHILDREN.to_string()}), "as many requests at once as concurrency")
         .run("root", root, format!("the directory of {shown}"))
         .run("index", "index.php", "the script of a directory");
-    draft.plugin("concurrency", PHP_CHILDREN, "as many as PHP has processes");
     if root == "." && !files.is_file("composer.json") {
         draft = draft.hint("every .php file below the directory can be asked for, and every other file is served as it is");
     }
@@ -30,8 +33,8 @@ pub(super) fn php(files: &Files) -> Option<Draft> {
         draft = draft.hint("there is no vendor: composer install --no-dev");
     }
     Some(draft.hint(
-        "with php-fpm: command = [\"php-fpm\", \"-F\", \"-y\", \"FILE\"], and listen = unix socket of a pool in FILE; php-cgi is \
-        the package php-cgi of Debian and Ubuntu",
+        "php-cgi is the package php-cgi of Debian and Ubuntu; php-fpm needs a configuration FILE with a pool on a socket: \
+        command = [\"php-fpm\", \"-F\", \"-y\", \"FILE\"], listen = \"unix:/PATH/OF/THE/SOCKET\"",
     ))
 }
 
@@ -61,8 +64,10 @@ const CGI_PROCESS: &str = "each request starts a process, at most concurrency of
 /// A directory of pages.
 pub(super) fn static_files(files: &Files, package: Option<&Package>) -> Option<Draft> {
     let has_index = |root: &str| files.is_file(&format!("{root}/index.html"));
-    if let Some((bundler, output)) = package.and_then(Package::bundler) {
-        let built = OUTPUTS.into_iter().find(|root| has_index(root) && *root != "public");
+    let built = OUTPUTS.into_iter().find(|root| has_index(root) && *root != "public");
+    // Without a page to build from, the bundler is for a part of another application.
+    let has_source = built.is_some() || SOURCES.into_iter().any(has_index);
+    if let Some((bundler, output)) = package.and_then(Package::bundler).filter(|_| has_source) {
         let evidence = format!("package.json names {bundler}, which builds pages");
         let why = match built {
             Some(root) => format!("{root}/index.html was built"),

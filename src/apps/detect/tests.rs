@@ -192,7 +192,11 @@ fn node_is_started_as_its_package_says() {
     // No server: a library, and the development server of a bundler.
     assert!(detection(&[("package.json", &package(json!({"main": "a.js"}))), ("a.js", "exports.x = 1")]).found.is_empty());
     let json = package(json!({"scripts": {"start": "vite"}, "devDependencies": {"vite": "7"}}));
-    assert_eq!(applications(&detection(&[("package.json", &json)])), ["a single-page application"]);
+    assert_eq!(applications(&detection(&[("package.json", &json), ("index.html", "x")])), ["a single-page application"]);
+    assert!(detection(&[("package.json", &json)]).found.is_empty());
+    assert!(detection(&[("app.js", "history.listen(x)")]).found.is_empty());
+    let json = package(json!({"scripts": {"start": "node build"}, "devDependencies": {"vite": "7"}}));
+    assert_eq!(first(&[("package.json", &json)]).1["command"], json!(["node", "build"]));
     assert_eq!(first(&[("server.js", server)]).1["command"], json!(["node", "server.js"]));
 }
 
