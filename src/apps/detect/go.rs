@@ -45,7 +45,10 @@ pub(super) fn detect(files: &Files, directory: &str) -> Option<Draft> {
         draft = draft.hint(format!("no program is built yet: go build -o {name} ."));
     }
     if !is_told {
-        draft = draft.hint("how the program is told its address was not found: it must listen on 127.0.0.1 at the port in PORT, or on the socket of listen = \"socket\", whose path is {socket}");
+        draft = draft.hint(
+            "how the program is told its address was not found: it must listen on 127.0.0.1 at the port in PORT, or with \
+            listen = \"socket\" on the socket {socket}",
+        );
     }
     Some(draft.hint("net/http knows of no prefix: its pages must use relative links, or the header x-forwarded-prefix"))
 }

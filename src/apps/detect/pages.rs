@@ -27,7 +27,9 @@ pub(super) fn php(files: &Files) -> Option<Draft> {
         .run("root", root, format!("the directory of {shown}"))
         .run("index", "index.php", "the script of a directory");
     if root == "." && !files.is_file("composer.json") {
-        draft = draft.hint("every .php file below the directory can be asked for, and every other file is served as it is");
+        draft = draft.hint(
+            "every .php file below the directory can be asked for: keep libraries and configuration out of it, with the pages in public",
+        );
     }
     if files.is_file("composer.json") && !files.is_directory("vendor") {
         draft = draft.hint("there is no vendor: composer install --no-dev");

@@ -16,6 +16,10 @@ const FACTORIES: [&str; 2] = ["create_app", "make_app"];
 /// Why gunicorn's variable for a prefix is set.
 const SCRIPT_NAME_WHY: &str = "gunicorn takes the prefix from SCRIPT_NAME and expects it in the path";
 
+const ONE_AT_A_TIME: &str =
+    "gunicorn answers one request at a time: for more add --threads N to the command, and set concurrency = N";
+
+/// How a server calls an application.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Interface {
     Wsgi,
@@ -172,7 +176,7 @@ fn served(
                     format!("{target} is the application; {from}"),
                 )
                 .run("listen", "socket", "gunicorn makes the socket");
-            hint_of_tool(files, "gunicorn", with_script_name(draft))
+            hint_of_tool(files, "gunicorn", with_script_name(draft)).hint(ONE_AT_A_TIME)
         }
         Interface::Asgi => {
             let (program, from) = tool(files, "uvicorn");

@@ -68,7 +68,9 @@ prefix = "keep"                    # as SCRIPT_NAME needs it; with another serve
 "#
     );
     assert_eq!((detection.already, detection.found.len(), detection.notes.len()), (None, 1, 0));
-    assert!(detection.found[0].hints[0].contains("python3 -m venv .venv && .venv/bin/pip install gunicorn"));
+    let hints = &detection.found[0].hints;
+    assert!(hints[0].contains("python3 -m venv .venv && .venv/bin/pip install gunicorn"), "{hints:?}");
+    assert!(hints[1].contains("--threads N"), "{hints:?}");
 }
 
 #[test]
