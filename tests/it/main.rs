@@ -11,6 +11,7 @@ mod clients;
 mod confinement;
 mod data_dir;
 mod deploy;
+mod detect;
 mod differential;
 mod discovery;
 mod docs;

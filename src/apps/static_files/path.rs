@@ -4,7 +4,7 @@
 const WELL_KNOWN: &[u8] = b".well-known";
 
 /// The manifest, which lies in the root if that is the plugin's own directory. It may hold secrets.
-const MANIFEST: &[u8] = b"plugrack.toml";
+const MANIFEST: &[u8] = manifest::FILE.as_bytes();
 
 /// Bytes reserved for what is appended to a path: the name of an index, or the suffix of a content coding.
 const RESERVE: usize = 32;
