@@ -96,6 +96,13 @@ fn encoded(key: &str) -> String {
     key.bytes().map(|byte| format!("%{byte:02x}")).collect()
 }
 
+/// Appends the next byte, unless the connection has ended.
+fn read_one(client: &mut Client, bytes: &mut Vec<u8>) -> bool {
+    let byte = client.all(1);
+    bytes.extend_from_slice(&byte);
+    !byte.is_empty()
+}
+
 /// Each line follows the one before, in a namespace that is empty at first; so revisions are as written.
 #[test]
 fn every_operation_answers_over_http() {
@@ -563,6 +570,43 @@ fn a_slow_request_is_timed_out_and_an_idle_connection_is_not() {
 }
 
 #[test]
+fn a_caller_that_reads_no_answers_is_cut_off_and_keeps_nobody_waiting() {
+    let store = Store::new();
+    assert_eq!(store.ask("PUT", "/kv/large", &[], &vec![1; MIB]).status, 204);
+    let mut client = store.client();
+    client.send("GET /kv/large HTTP/1.1\r\nhost: a\r\n\r\n".repeat(16).as_bytes());
+    assert_eq!(store.ask("PUT", "/kv/a", &[], b"1").status, 204);
+    let log = store.server.site().data().join("logs/p.log");
+    let line = "to the host socket was closed: the replies to its requests were not read within 30 s";
+    let cut_off = || std::fs::read_to_string(&log).unwrap().contains(line).then_some(());
+    wait_within(Duration::from_secs(180), "the host to close the connection", cut_off);
+    assert!(client.rest().len() < 16 * MIB);
+    assert_eq!(store.ask("GET", "/kv/a", &[], b"").text(), "1");
+}
+
+#[test]
+fn a_request_with_any_byte_changed_is_answered_or_refused() {
+    let store = Store::new();
+    let good = b"PUT /kv/a%20b?ttl_ms=60000 HTTP/1.1\r\nhost: a\r\nif-none-match: *\r\ncontent-length: 5\r\n\r\nvalue";
+    for at in 0..good.len() {
+        for byte in [0, b'\n', b'\r', b' ', b'%', b':', b'9', 0xff] {
+            let mut bytes = good.to_vec();
+            bytes[at] = byte;
+            let mut client = store.client();
+            client.send(&bytes);
+            client.end_sending();
+            let said = String::from_utf8(client.rest()).unwrap();
+            // What does not begin as HTTP is read as frames, which have no answer.
+            let is_http = bytes[0].is_ascii_alphanumeric() || bytes[0] == b'%';
+            let is_http = is_http && !bytes[..4].contains(&0);
+            assert_eq!(said.starts_with("HTTP/1.1 "), is_http, "{:?}: {said}", bytes.escape_ascii().to_string());
+            assert!(!said.contains("HTTP/1.1 500"), "{:?}: {said}", bytes.escape_ascii().to_string());
+        }
+    }
+    assert_eq!(store.ask("PUT", "/kv/last", &[], b"x").status, 204);
+}
+
+#[test]
 fn two_callers_with_if_rev_lose_no_change() {
     const EACH: usize = 40;
     let store = Store::new();
@@ -615,10 +659,11 @@ fn acknowledged_writes_outlive_the_kill_of_the_host() {
                                 break;
                             }
                             // The end of the stream is readable too, and says nothing.
-                            if client.all("HTTP/1.1 204".len()) != b"HTTP/1.1 204" {
+                            let mut head = client.all("HTTP/1.1 204".len());
+                            if head != b"HTTP/1.1 204" {
                                 break;
                             }
-                            while client.all(1) != b"\n" || client.all(2) != b"\r\n" {}
+                            while !head.ends_with(b"\r\n\r\n") && read_one(&mut client, &mut head) {}
                             last = Some((format!("w{writer}"), round * 1_000_000 + n));
                         }
                         last

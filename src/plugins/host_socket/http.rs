@@ -1,7 +1,7 @@
 //! The store over HTTP/1.1: a connection of a caller, from its first request to its end.
 
 use super::http_operation::{self, Form, Operation, Refused, Response};
-use super::{Closed, MAX_REPLIES, Pending, send};
+use super::{Closed, MAX_REPLIES, Pending, send, wait_for};
 use crate::http::errors;
 use crate::http::framing::{Terms, frame, host_head};
 use crate::http::parse::chunked::{Broken, Decoder};
@@ -9,8 +9,7 @@ use crate::http::parse::request_head::{self, Framing, Limits};
 use crate::plugins::connection::RELEASE_AFTER;
 use crate::protocol::message::MAX_BODY;
 use crate::store::Store;
-use crate::util::threads::timespec;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::PollFlags;
 use std::io::{self, Read};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -130,20 +129,8 @@ impl Replies<'_> {
 pub(super) fn discard(mut stream: &UnixStream, deadline: Instant) -> io::Result<()> {
     stream.shutdown(Shutdown::Write)?;
     let mut discarded = [0; READ_SIZE];
-    while wait_readable(stream, Some(deadline))? && stream.read(&mut discarded)? > 0 {}
+    while wait_for(stream, PollFlags::IN, Some(deadline))? && stream.read(&mut discarded)? > 0 {}
     Ok(())
-}
-
-/// Waits until there is something to read or the stream has ended. False at the deadline.
-pub(super) fn wait_readable(stream: &UnixStream, deadline: Option<Instant>) -> io::Result<bool> {
-    loop {
-        let time = deadline.map(|deadline| timespec(deadline.saturating_duration_since(Instant::now())));
-        match poll(&mut [PollFd::new(stream, PollFlags::IN)], time.as_ref()) {
-            Ok(ready) => return Ok(ready > 0),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
 }
 
 /// A request that has arrived whole.
@@ -287,13 +274,13 @@ impl<'a> Reader<'a> {
         let is_begun = self.incoming.is_some() || !self.buffer.is_empty();
         if is_begun {
             let deadline = *self.deadline.get_or_insert_with(|| Instant::now() + HEAD_TIME);
-            if !wait_readable(self.stream, Some(deadline))? {
+            if !wait_for(self.stream, PollFlags::IN, Some(deadline))? {
                 let slow = if self.incoming.is_some() { errors::SLOW_BODY } else { errors::SLOW_HEAD };
                 return Err(Fault::Refused(slow.into()));
             }
-        } else if !wait_readable(self.stream, Some(Instant::now() + RELEASE_AFTER))? {
+        } else if !wait_for(self.stream, PollFlags::IN, Some(Instant::now() + RELEASE_AFTER))? {
             self.buffer = Vec::new();
-            wait_readable(self.stream, None)?;
+            wait_for(self.stream, PollFlags::IN, None)?;
         }
         let received = self.buffer.len();
         self.buffer.resize(received + READ_SIZE, 0);

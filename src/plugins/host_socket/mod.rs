@@ -26,10 +26,10 @@ use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::{PeerCredentials, PeerPidfd};
 use nix::unistd::{Pid, getsid};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::net::{RecvFlags, recv};
+use rustix::net::{RecvFlags, SendFlags, recv};
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -48,7 +48,7 @@ const MAX_PENDING_BYTES: usize = 1024 * 1024;
 /// Bytes of values that were read, or of replies, that trigger a write, even while more requests are waiting.
 const MAX_REPLIES: usize = 256 * 1024;
 
-/// Time for a plugin to read its replies before its connection is closed.
+/// Time for a plugin to go on reading its replies before its connection is closed.
 const WRITE_TIME: Duration = Duration::from_secs(30);
 
 /// Backlog of the socket. Strangers that flood the socket put at most this many connections, milliseconds of work, in front of a plugin's.
@@ -273,7 +273,6 @@ impl Language {
 
 /// Serves one connection until it closes.
 fn serve(stream: &UnixStream, store: &Store, plugin: &str) -> Result<(), Closed> {
-    stream.set_write_timeout(Some(WRITE_TIME))?;
     match Language::detect(stream)? {
         None => Ok(()),
         Some(Language::Frames) => frames::serve(stream, store, plugin),
@@ -282,11 +281,33 @@ fn serve(stream: &UnixStream, store: &Store, plugin: &str) -> Result<(), Closed>
 }
 
 /// Sends replies, which the plugin must read in time.
-fn send(mut stream: &UnixStream, replies: &[u8]) -> Result<(), Closed> {
-    stream.write_all(replies).map_err(|error| match error.kind() {
-        io::ErrorKind::WouldBlock => Closed::Unread,
-        _ => Closed::Broken(error),
-    })
+fn send(stream: &UnixStream, mut replies: &[u8]) -> Result<(), Closed> {
+    while !replies.is_empty() {
+        match rustix::net::send(stream, replies, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            Ok(sent) => replies = &replies[sent..],
+            Err(rustix::io::Errno::INTR) => {}
+            // A blocking write would return what it has sent after this time, and the next one would wait for as long again.
+            Err(rustix::io::Errno::AGAIN) => {
+                if !wait_for(stream, PollFlags::OUT, Some(Instant::now() + WRITE_TIME))? {
+                    return Err(Closed::Unread);
+                }
+            }
+            Err(error) => return Err(Closed::Broken(error.into())),
+        }
+    }
+    Ok(())
+}
+
+/// Waits until the stream can be read or written, or has ended. False at the deadline.
+fn wait_for(stream: &UnixStream, event: PollFlags, deadline: Option<Instant>) -> io::Result<bool> {
+    loop {
+        let time = deadline.map(|deadline| timespec(deadline.saturating_duration_since(Instant::now())));
+        match poll(&mut [PollFd::new(stream, event)], time.as_ref()) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// Operations of a connection that are under way, in order, each with what its reply needs. Every operation of a plugin reaches the store

@@ -1,10 +1,11 @@
-//! Answers refused callers that speak HTTP. Frames have no reply to who is refused: their connection is closed.
+//! Answers refused callers that speak HTTP. One that speaks frames gets no reply: its connection is closed.
 
-use super::Language;
-use super::http::{discard, wait_readable};
+use super::http::discard;
+use super::{Language, wait_for};
 use crate::http::{HttpError, errors};
 use crate::util::threads;
 use crossbeam_channel::{Receiver, Sender, bounded};
+use rustix::event::PollFlags;
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -54,7 +55,7 @@ fn answer(stream: &UnixStream, error: HttpError) -> io::Result<()> {
     let deadline = Instant::now() + ANSWER_TIME;
     // An answer is smaller than any send buffer, so this never waits.
     stream.set_nonblocking(true)?;
-    if wait_readable(stream, Some(deadline))? && Language::detect(stream)? == Some(Language::Http) {
+    if wait_for(stream, PollFlags::IN, Some(deadline))? && Language::detect(stream)? == Some(Language::Http) {
         let mut writer = stream;
         writer.write_all(&errors::last_answer(error, false, None))?;
         discard(stream, deadline)?;
