@@ -5,7 +5,7 @@ use crate::docs::blocks_in;
 use crate::kv::Wire;
 use crate::support::http::{Client, Reply, chunk};
 use crate::support::strain::Disk;
-use crate::support::{Server, Site, command, pause, wait_for, wait_within};
+use crate::support::{Server, Site, command, pause, range, uids, wait_for, wait_within};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
@@ -711,6 +711,23 @@ fn a_caller_that_is_no_plugin_is_refused() {
     let curl = "curl -s -o /dev/null -w '%{http_code} ' --unix-socket $PLUGRACK_HOST_SOCKET http://plugrack/kv/a";
     let both = || store.run("sh", &format!("{curl}; setsid -w {curl} || true"));
     wait_for("both answers", || (both().trim() == "200 403").then_some(()));
+}
+
+#[test]
+fn with_a_uid_of_its_own_a_plugin_has_its_own_keys() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let server = Site::new().args(&["--plugin-uids", &range(&uids())]).fake("p").fake("q").start();
+    let count = |plugin: &str| {
+        let script = "id -u >&2; curl -sS -X POST --unix-socket $PLUGRACK_HOST_SOCKET 'http://plugrack/kv/n?op=incr'";
+        let ran = server.request("POST", &format!("/{plugin}/run?with=sh"), &[], script.as_bytes());
+        let (uid, sum) = ran.text().split_once('\n').unwrap();
+        (uid.parse::<u32>().unwrap(), sum.to_owned())
+    };
+    let (first, again, other) = (count("p"), count("p"), count("q"));
+    assert_eq!([&*first.1, &again.1, &other.1], ["1", "2", "1"]);
+    assert!(first.0 == again.0 && first.0 != other.0 && first.0 > 0, "{first:?} {other:?}");
 }
 
 #[test]
