@@ -133,9 +133,10 @@ bench-docs: ## put the report of the last `make bench` into docs/
 test-tools:
 	@missing=; \
 	for tool in node:nodejs runsv:runit curl:curl wget:wget openssl:openssl ab:apache2-utils wrk:wrk h2load:nghttp2-client \
-		slowhttptest:slowhttptest chromium:chromium nginx:nginx caddy:caddy valgrind:valgrind; do \
+		slowhttptest:slowhttptest chromium:chromium nginx:nginx caddy:caddy valgrind:valgrind php:php-cli; do \
 		command -v "$${tool%:*}" >/dev/null || missing="$$missing $${tool#*:}"; \
 	done; \
+	php -m 2>/dev/null | grep -qx curl || missing="$$missing php-curl"; \
 	$(PYTHON) -c 'import cryptography' 2>/dev/null || missing="$$missing python3-cryptography"; \
 	$(PYTHON) -c 'import requests, httpx' 2>/dev/null || /usr/bin/python3 -c 'import requests, httpx' 2>/dev/null || \
 		missing="$$missing python3-requests python3-httpx"; \

@@ -49,6 +49,7 @@ mod sdk_concurrency;
 mod slow_clients;
 mod slow_readers;
 mod store_faults;
+mod store_http;
 mod streaming;
 mod streaming_gate;
 mod tls;

@@ -11,6 +11,7 @@ mod ruby;
 #[cfg(test)]
 mod tests;
 
+use crate::apps::manifest;
 use crate::protocol::metadata::{MAX_ID_LENGTH, MAX_NAME, RESERVED_ROUTES};
 pub(crate) use draft::Draft;
 use files::Files;

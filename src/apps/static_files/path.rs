@@ -1,5 +1,7 @@
 //! The path of a request as a path below the root. Pure.
 
+use crate::apps::manifest;
+
 /// The one segment with a leading dot that is served, as the first of a path (RFC 8615).
 const WELL_KNOWN: &[u8] = b".well-known";
 
