@@ -575,7 +575,7 @@ class RealApplicationTest(base.TestCase):
         self.eventually(lambda: "impatient" in process.log())
         connection = process.connect()
         self.assertEqual(connection.get("/fails")[0]["status"], 500)
-        self.assertIn("ValueError: in a view", process.log())
+        self.eventually(lambda: "ValueError: in a view" in process.log())
         connection.send({"type": "shutdown", "id": 9})
         self.assertEqual(process.wait(), 0)
         self.assertIn("shutdown", process.log())
