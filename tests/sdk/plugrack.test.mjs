@@ -1400,6 +1400,7 @@ plugin.run();
 `;
 
 describe('listeners of node:http', () => {
+  const check = (name, body) => test(name, { timeout: 60_000 }, body); // Express takes its time where a machine is busy
   const installListener = (dir) => writeFileSync(join(dir, 'plugin.mjs'), LISTENER);
   const begin = async (t) => {
     const plugin = start(t, { install: installListener });

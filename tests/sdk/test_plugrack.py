@@ -35,7 +35,7 @@ SDK = ROOT / "sdk" / "python" / "plugrack.py"
 EXAMPLES = ROOT / "plugins-examples"
 FRAMES = json.loads((ROOT / "tests" / "protocol" / "frames.json").read_text("utf-8"))
 MIB = 1_048_576
-PATIENCE = 10  # seconds until something that does not happen fails a test
+PATIENCE = 60  # seconds until something that does not happen fails a test
 
 INSTANCE = "5f0c3f0e-3d3b-4c0a-9a43-3d5d1f1f7a10"
 

@@ -41,7 +41,10 @@ def environ(environ, start_response):
 
 def lines(environ, start_response):
     body = environ["wsgi.input"]
-    parts = [body.read(3), body.readline(), body.readline(4), *body.readlines(1), *body, body.read(1)]
+    parts = [body.read(3), body.readline(), body.readline(4)]
+    parts += body.readlines(1)
+    parts += body
+    parts.append(body.read(1))
     start_response("200 OK", TEXT)
     return [b"|".join(parts)]
 
