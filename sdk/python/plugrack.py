@@ -1693,7 +1693,10 @@ def wsgi(app: Callable[..., Iterable[bytes]]) -> Callable[[Request], Any]:
     whose `cancelled` tells when the client has gone. A body that comes in several frames must be read before the first piece
     of the answer: the rest is dropped then.
     """
-    return lambda request: _ByApplication(lambda request, answer: _WSGICall(request, answer).run(app))
+    def serve(request: Request, answer: _Answer) -> None:
+        _WSGICall(request, answer).run(app)
+
+    return lambda request: _ByApplication(serve)
 
 
 class _WSGICall:
@@ -1940,7 +1943,8 @@ class _ASGI:
 
         events.put_nowait({"type": "lifespan.startup"})
         task = self.loop.create_task(lifespan())
-        await asyncio.wait([task, started], return_when=asyncio.FIRST_COMPLETED)
+        either: List[asyncio.Future[Any]] = [task, started]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         message = started.result() if started.done() else None
         if message:
             # As a rule it goes on with the error itself, which says more.
