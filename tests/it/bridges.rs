@@ -33,7 +33,8 @@ fn start(id: &str, name: &str, program: &str) -> Server {
     }
     symlink(packages().join("node/node_modules"), dir.join("node_modules")).unwrap();
     let path = format!("{}:{}", packages().join("python/bin").display(), std::env::var("PATH").unwrap());
-    let server = site.env("PATH", &path).args(&["--start-timeout", "60s"]).start();
+    // Larger bodies reach the plugin as they arrive.
+    let server = site.env("PATH", &path).args(&["--start-timeout", "60s", "--body-buffer", "64KiB"]).start();
     server.wait_state(id, "ready");
     server
 }
