@@ -6,6 +6,7 @@ mod support;
 
 mod answers;
 mod attack;
+mod bridges;
 mod cancel;
 mod clients;
 mod confinement;
