@@ -75,6 +75,9 @@ pub(crate) const PLUGIN_FULL: HttpError = overloaded("the plugin holds too many 
 /// Streams occupy every connection of the plugin.
 pub(crate) const STREAMS_FULL: HttpError = overloaded("all of the plugin's connections are taken by streams");
 
+/// `--max-tunnels` are open.
+pub(crate) const TUNNELS_FULL: HttpError = overloaded("the host has too many tunnels open");
+
 /// The client behind a proxy has `--max-connections-per-address` requests under way.
 pub(crate) const ADDRESS_FULL: HttpError = overloaded("the client's address has too many requests under way");
 

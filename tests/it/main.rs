@@ -54,6 +54,7 @@ mod store_http;
 mod streaming;
 mod streaming_gate;
 mod tls;
+mod tunnels;
 mod updates;
 mod web;
 mod web_faults;
