@@ -258,6 +258,10 @@ impl Plugin {
             last_end: None,
             update_refused: None,
         };
+        let is_native = !found
+            .manifest
+            .as_ref()
+            .is_some_and(|manifest| manifest.as_ref().is_ok_and(|manifest| manifest.run.kind != Kind::Native));
         let queue = Arc::new(Queue::new(&metadata.id, metadata.concurrency as usize));
         Self {
             metadata,
@@ -272,7 +276,7 @@ impl Plugin {
             traffic: Traffic::default(),
             answered: AtomicU64::new(0),
             failed: AtomicU64::new(0),
-            scaling: Scaling::new(),
+            scaling: Scaling::new(is_native),
             streams: AtomicUsize::new(0),
             upgrade_noted: AtomicBool::new(false),
             streams_full: Mutex::default(),

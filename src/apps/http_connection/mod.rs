@@ -336,6 +336,8 @@ impl HttpConnection {
         interrupted: impl Fn() -> bool,
         mut ready: impl FnMut(&mut Self) -> Option<T>,
     ) -> Result<Option<T>, Stopped> {
+        // An application that sends byte by byte must not keep the caller from looking up.
+        let mut look_up = Instant::now() + TICK;
         loop {
             if let Some(value) = ready(self) {
                 return Ok(Some(value));
@@ -362,17 +364,15 @@ impl HttpConnection {
                     }
                 }
             };
+            let now = Instant::now();
             match received {
-                Ok(()) => {}
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-                    if interrupted() {
-                        return Err(Stopped::Interrupted);
-                    }
-                    if Instant::now() >= deadline {
-                        return Err(Stopped::Deadline);
-                    }
+                Ok(()) if now < look_up => {}
+                Err(error) if !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                    return Err(Stopped::Lost(error));
                 }
-                Err(error) => return Err(Stopped::Lost(error)),
+                _ if interrupted() => return Err(Stopped::Interrupted),
+                _ if now >= deadline => return Err(Stopped::Deadline),
+                _ => look_up = now + TICK,
             }
         }
     }

@@ -80,6 +80,10 @@ impl<C: PluginConnection> Worker<C> {
             let deadline = given.unwrap_or(request.arrived + timeout);
             if self.answer(id, request, deadline, &mut outstanding).is_err() {
                 self.requeue(outstanding);
+                if C::ON_DEMAND {
+                    // An application may close its connection after each response.
+                    self.pace.measure(&self.plugin, begun.elapsed(), sent);
+                }
                 return Err(Broken);
             }
         }
