@@ -258,15 +258,13 @@ impl Plugin {
             last_end: None,
             update_refused: None,
         };
-        let is_native = !found
-            .manifest
-            .as_ref()
-            .is_some_and(|manifest| manifest.as_ref().is_ok_and(|manifest| manifest.run.kind != Kind::Native));
+        let manifest = found.manifest.as_ref().and_then(|manifest| manifest.as_ref().ok()).map(Arc::clone);
+        let is_native = manifest.as_ref().is_none_or(|manifest| manifest.run.kind == Kind::Native);
         let queue = Arc::new(Queue::new(&metadata.id, metadata.concurrency as usize));
         Self {
             metadata,
             program: found.program.clone(),
-            manifest: found.manifest.as_ref().and_then(|manifest| manifest.as_ref().ok()).map(Arc::clone),
+            manifest,
             fingerprint: found.fingerprint,
             socket,
             queue,
