@@ -75,7 +75,8 @@ pub(crate) fn serve(data: &Path, settings: &Serve) -> Result<()> {
     explained(run(data, settings, None))
 }
 
-/// Runs the host for an attempt with one application, until it is told to stop or `follow` returns.
+/// Runs the host for an attempt with one application, until it is told to stop or `follow` returns. The data directory is temporary: it
+/// is removed if this process is killed.
 ///
 /// # Errors
 /// See [`serve`].
@@ -92,6 +93,7 @@ fn explained(outcome: Result<()>) -> Result<()> {
 
 fn run(data: &Path, settings: &Serve, attempt: Option<(Attempt, Follower)>) -> Result<()> {
     let (attempt, follow) = attempt.unzip();
+    let temporary = attempt.as_ref().map(|_| data.to_owned());
     check_user(settings)?;
     let signals = catch_signals().context("cannot watch for signals")?;
     process::find_own_program().map_err(|error| anyhow!(error))?;
@@ -101,7 +103,8 @@ fn run(data: &Path, settings: &Serve, attempt: Option<(Attempt, Follower)>) -> R
     }
     let (data, lock, former) = open_data_dir(data, settings)?;
     process::reap_orphans().context("cannot watch for processes to reap")?;
-    let watchdog = Watchdog::start(&data.host_socket(), settings.plugin_uids.clone()).context("cannot start the watchdog")?;
+    let watchdog =
+        Watchdog::start(&data.host_socket(), settings.plugin_uids.clone(), temporary).context("cannot start the watchdog")?;
     kill_orphans(&data, former, settings);
     let (scan_requests, scan_requested) = bounded(1);
     let context = Arc::new(open_context(&data, settings, capacity, watchdog, scan_requests.clone(), attempt)?);

@@ -15,6 +15,7 @@ use crate::process::listeners::{self, Listening};
 use crate::process::output::Line;
 use crate::server;
 use crate::server::options::{Listen, Names, Serve, parse_listen, parse_names};
+use crate::system::temporary;
 use crate::util::escape;
 use crate::util::units::parse_start_time;
 use anyhow::{Context, Result, anyhow, bail};
@@ -22,9 +23,8 @@ use clap::Args;
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use save::{Draft, Target};
 use serde_json::json;
-use std::fs::{self, Permissions};
+use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::OnceLock;
@@ -178,17 +178,7 @@ fn make_data_dir(id: &str, manifest: &str) -> Result<TempDir> {
 /// Removes the data directory, with what the application has left there.
 fn remove(data: TempDir) -> Result<()> {
     let path = data.keep();
-    if fs::remove_dir_all(&path).is_ok() {
-        return Ok(());
-    }
-    // Caches such as Go's have directories that are read-only.
-    let mut directories = vec![path.clone()];
-    while let Some(directory) = directories.pop() {
-        fs::set_permissions(&directory, Permissions::from_mode(0o700)).ok();
-        let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
-        directories.extend(entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()));
-    }
-    fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}, the data directory of the attempt", path.display()))
+    temporary::remove(&path).with_context(|| format!("cannot remove {}, the temporary data directory", path.display()))
 }
 
 /// Reads a variable and its value.
@@ -274,25 +264,19 @@ impl Follower {
         // It may be that nobody reads it.
         print(&format!("{line}\n")).ok();
         let is_own_socket = place.used == Endpoint::Unix(plugin.socket.clone());
-        let advice = || advice::local_port(&self.draft.command);
-        if place.used != place.offered && !is_own_socket {
-            let (used, offered) = (&place.used, &place.offered);
-            note(&format!(
-                "it listens on {used}, which is not $PORT: {offered} was offered, and requests go to {used}; {}",
-                advice()
-            ));
-        }
+        let advice = advice::local_port(&self.draft.command);
         let open = listeners::of_session(pid).into_iter().filter_map(|listening| match listening {
             Listening::Tcp(address) if address.ip().is_unspecified() => Some(address.to_string()),
             _ => None,
         });
-        let open: Vec<_> = open.collect();
+        let open = open.collect::<Vec<_>>().join(", ");
+        if place.used != place.offered && !is_own_socket {
+            let (used, offered) = (&place.used, &place.offered);
+            let cure = if open.is_empty() { format!("; {advice}") } else { String::new() };
+            note(&format!("it listens on {used}, which is not $PORT ({offered}): requests go there{cure}"));
+        }
         if !open.is_empty() {
-            note(&format!(
-                "it listens on all interfaces ({}), so others on the network reach it directly: {}",
-                open.join(", "),
-                advice()
-            ));
+            note(&format!("it listens on all interfaces ({open}), so others on the network reach it directly: {advice}"));
         }
         if let Some(target) = &self.target {
             match self.saved(place, is_own_socket).and_then(|draft| target.write(&draft)) {
