@@ -7,6 +7,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -204,15 +205,18 @@ impl Drop for Running {
     }
 }
 
-/// A port that nobody listens on.
+/// A port that nobody has, below those that the kernel gives to whoever asks for any.
 fn free_port() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string()
+    static TRIED: AtomicU16 = AtomicU16::new(0);
+    let first = u16::try_from(std::process::id() % 10_000).unwrap() + 20_000;
+    let mut ports = std::iter::repeat_with(|| first + TRIED.fetch_add(1, Ordering::Relaxed));
+    ports.find(|port| TcpListener::bind(("0.0.0.0", *port)).is_ok()).unwrap().to_string()
 }
 
 #[test]
 fn an_application_has_the_whole_host_and_ctrl_c_leaves_nothing() {
     let mut run = Place::new().run_app(&[], &["port", "127.0.0.1", "{port}"]);
-    for target in ["/", "/healthz", "/api/plugins", "/a/b?c=d", "//x"] {
+    for target in ["/", "/healthz", "/api/plugins", "/a/b?c=d"] {
         assert_eq!(run.get(target).text(), format!("{target} None None None"));
     }
     assert!(run.url().starts_with("http://127.0.0.1:") && run.url().ends_with('/'));
@@ -489,7 +493,7 @@ fn a_manifest_is_saved_where_it_belongs_and_overwrites_nothing() {
     let err = refused(&["--plugins", "/nowhere", "--save", "wiki"], &other.app());
     assert!(err.contains("there is no plugins directory /nowhere"), "{err}");
     let err = refused(&["--save", "Wiki"], &other.app());
-    assert!(err.contains("metadata.id must be"), "{err}");
+    assert!(err.contains("id \"Wiki\" is not valid"), "{err}");
 }
 
 #[test]
@@ -513,7 +517,7 @@ fn mistakes_are_one_sentence() {
         (&["--fd"], &["sh", "{port}"], "told to listen in two places, port and fd"),
         (&[], &["sh", "{name}"], "{name} is no placeholder: these are {socket}"),
         (&["--route", "/api"], &["sh"], "the route /api belongs to the host"),
-        (&["--route", "wiki"], &["sh"], "metadata.route"),
+        (&["--route", "wiki"], &["sh"], "route \"wiki\" is not valid"),
     ] {
         let (code, err) = Place::new().run(options, words).ends();
         assert!(code == 1 && err.contains(said) && err.lines().count() == 1, "{code}: {err}");

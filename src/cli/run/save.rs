@@ -177,7 +177,7 @@ mod tests {
         let refused = draft(&["a", "{name}"]).text().unwrap_err().to_string();
         assert!(refused.starts_with("{name} is no placeholder"), "{refused}");
         let refused = Draft { id: "A".into(), ..draft(&["a"]) }.text().unwrap_err().to_string();
-        assert!(refused.starts_with("metadata.id must be"), "{refused}");
+        assert!(refused.contains("id \"A\" is not valid"), "{refused}");
     }
 
     #[test]
