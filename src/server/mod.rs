@@ -140,7 +140,7 @@ fn run(data: &Path, settings: &Serve, attempt: Option<(Attempt, Follower)>) -> R
     let followed = follow.map(|follow| start_follower(follow, &registry, url.unwrap_or(listening))).transpose();
     let followed = followed.context("cannot start the thread that follows the application")?;
     let failures = Failures { gate_ended, operator_ended, must_end, followed: followed.clone().unwrap_or_else(never) };
-    let outcome = wait_for_stop(settings, &gate, &signals, &scan_requests, &failures);
+    let outcome = wait_for_stop(settings, &gate, &signals, &scan_requests, &failures, followed.is_some());
 
     log::info!("stopping");
     // None if another host has the directory by now.
@@ -353,7 +353,7 @@ struct Failures {
     followed: Receiver<()>,
 }
 
-/// Handles signals until one of them, or a failure, ends the host.
+/// Handles signals until one of them, or a failure, ends the host. SIGHUP does so if the host belongs to a terminal.
 ///
 /// # Errors
 /// The failure.
@@ -363,12 +363,13 @@ fn wait_for_stop(
     signals: &Receiver<i32>,
     scan_requests: &Sender<()>,
     failures: &Failures,
+    ends_on_hang_up: bool,
 ) -> Result<()> {
     let (mut hung_up, mut hang_up_at) = (never(), Instant::now());
     loop {
         select! {
             recv(signals) -> signal => match signal {
-                Ok(SIGHUP) => hung_up = at(hang_up_at.max(Instant::now())),
+                Ok(SIGHUP) if !ends_on_hang_up => hung_up = at(hang_up_at.max(Instant::now())),
                 _ => return Ok(()),
             },
             recv(hung_up) -> _ => {

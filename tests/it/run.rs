@@ -381,14 +381,20 @@ fn nothing_is_left_however_it_ends() {
     run.get("/");
     run.signal("INT");
     run.signal("INT");
-    gone(run.ended().1);
+    gone(&run.ended().1);
 
     let mut run = Place::new().run_app(&[], &["env"]);
     run.get("/");
     run.signal("KILL");
     let (status, place) = run.ended();
     assert_eq!(status.signal(), Some(9));
-    gone(place);
+    gone(&place);
+
+    // Its terminal is closed.
+    let mut run = Place::new().run_app(&[], &["env"]);
+    run.get("/");
+    run.signal("HUP");
+    assert_eq!(run.ends().0, 0);
 
     // Before it listens; and a home with directories that are read-only.
     let place = Place::new();
@@ -400,7 +406,7 @@ fn nothing_is_left_however_it_ends() {
 
 /// Waits until nothing is left.
 #[track_caller]
-fn gone(place: Place) {
+fn gone(place: &Place) {
     let tmp = place.dir.path().join("tmp");
     wait_for("the directory to be removed", || (fs::read_dir(&tmp).unwrap().count() == 0).then_some(()));
     wait_for("the application to end", || place.pid("pid").is_none_or(|pid| !is_alive(pid)).then_some(()));
