@@ -25,6 +25,7 @@ use save::{Draft, Target};
 use serde_json::json;
 use std::fs;
 use std::io::{self, Write};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::OnceLock;
@@ -266,32 +267,35 @@ impl Follower {
         let is_own_socket = place.used == Endpoint::Unix(plugin.socket.clone());
         let advice = advice::local_port(&self.draft.command);
         let open = listeners::of_session(pid).into_iter().filter_map(|listening| match listening {
-            Listening::Tcp(address) if address.ip().is_unspecified() => Some(address.to_string()),
+            Listening::Tcp(address) if address.ip().is_unspecified() => Some(address),
             _ => None,
         });
-        let open = open.collect::<Vec<_>>().join(", ");
+        let open: Vec<_> = open.collect();
         if place.used != place.offered && !is_own_socket {
             let (used, offered) = (&place.used, &place.offered);
             let cure = if open.is_empty() { format!("; {advice}") } else { String::new() };
             note(&format!("it listens on {used}, which is not $PORT ({offered}): requests go there{cure}"));
         }
         if !open.is_empty() {
+            let open = open.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", ");
             note(&format!("it listens on all interfaces ({open}), so others on the network reach it directly: {advice}"));
         }
         if let Some(target) = &self.target {
-            match self.saved(place, is_own_socket).and_then(|draft| target.write(&draft)) {
+            match self.saved(place, is_own_socket, &open).and_then(|draft| target.write(&draft)) {
                 Ok(written) => say(&format!("plugrack: {written}")),
                 Err(error) => note(&format!("{} was not saved: {error:#}", self.draft.id)),
             }
         }
     }
 
-    /// The draft of what has worked.
-    fn saved(&self, place: &Place, is_own_socket: bool) -> Result<Draft> {
+    /// The draft of what has worked; `open` are the addresses at which the application listens on all interfaces.
+    fn saved(&self, place: &Place, is_own_socket: bool, open: &[SocketAddr]) -> Result<Draft> {
         match &place.used {
             _ if !self.is_free || place.used == place.offered => Ok(self.draft.clone()),
             _ if is_own_socket => Ok(Draft { listen: "socket", ..self.draft.clone() }),
-            Endpoint::Tcp(address) if address.ip().is_loopback() && address.is_ipv4() => {
+            Endpoint::Tcp(address)
+                if address.ip() == Ipv4Addr::LOCALHOST || open.iter().any(|open| open.port() == address.port()) =>
+            {
                 let fixed = || format!("it listens on {address} whatever $PORT is: {}", advice::local_port(&self.draft.command));
                 self.draft.with_port_for(address.port()).with_context(fixed)
             }
