@@ -12,6 +12,7 @@ mod license;
 mod limits;
 mod logs;
 mod plugins;
+mod run;
 mod table;
 mod usage;
 mod vendor;
@@ -56,6 +57,8 @@ struct Cli {
 enum Command {
     /// Run the host until SIGTERM or SIGINT. SIGHUP looks for new plugins and re-reads the certificate
     Serve(Box<Serve>),
+    /// Try a web application at once, without files: start it, find where it listens, and serve it until it ends or Ctrl-C
+    Run(Box<run::Run>),
     /// List plugins and their status
     #[command(aliases = ["ls", "ps", "status"])]
     List {
@@ -178,7 +181,7 @@ pub(crate) fn main() -> ExitCode {
         Some(role) if role == process::SHIM => return process::shim_main(arguments),
         Some(role) if role == process::SWEEPER => return process::sweeper_main(arguments),
         Some(role) if role == watchdog::ARGUMENT => {
-            log_to_stderr();
+            log_to_stderr("info");
             return watchdog::main(arguments);
         }
         _ => {}
@@ -189,7 +192,7 @@ pub(crate) fn main() -> ExitCode {
     };
     let console = Console { data, json };
     match run(command, &console) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         // `plugrack list | head` is not an error.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
@@ -203,11 +206,15 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-fn run(command: Command, console: &Console) -> Result<()> {
-    match command {
+fn run(command: Command, console: &Console) -> Result<ExitCode> {
+    let done = match command {
         Command::Serve(settings) => {
-            log_to_stderr();
+            log_to_stderr("info");
             server::serve(&console.data, &settings)
+        }
+        Command::Run(arguments) => {
+            log_to_stderr(run::LOGGED);
+            return arguments.run(console);
         }
         Command::Instance { action: None } => instance::show(console),
         Command::Instance { action: Some(InstanceAction::Rotate { yes }) } => instance::rotate(console, yes),
@@ -230,12 +237,13 @@ fn run(command: Command, console: &Console) -> Result<()> {
         Command::Gone => plugins::gone(console),
         Command::Detect(detect) => detect.run(console),
         Command::Forget { ids, yes } => plugins::forget(console, &ids, yes),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
-/// Logs to standard error, which may be a terminal. Log lines quote plugins, so the text is escaped.
-fn log_to_stderr() {
-    let mut log = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"));
+/// Logs to standard error, which may be a terminal, what `RUST_LOG` says, or else `filter`. Log lines quote plugins, so the text is escaped.
+fn log_to_stderr(filter: &str) {
+    let mut log = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(filter));
     log.format(|out, record| {
         let (time, level, what) = (out.timestamp(), record.level(), record.args().to_string());
         let style = out.default_level_style(level);

@@ -63,6 +63,8 @@ pub(crate) struct Hosts {
     pub(crate) local: bool,
     /// Whether other names than those of the host and of plugins are refused.
     pub(crate) only_known: bool,
+    /// The id of the plugin that answers for all names and paths, if one does.
+    pub(crate) sole: Option<String>,
 }
 
 /// Who answers for the host of a request.
@@ -82,6 +84,13 @@ impl Hosts {
     /// Who answers for a host, which is the value of a `host` header. `is_scanned` tells whether the routes are complete. It allocates
     /// nothing.
     pub(super) fn owner<'a, T>(&self, host: &[u8], routes: &'a Routes<T>, is_scanned: bool) -> Owner<'a, T> {
+        if let Some(sole) = &self.sole {
+            return match routes.by_id(sole) {
+                Some(plugin) => Owner::Plugin(plugin),
+                None if is_scanned => Owner::Nobody,
+                None => Owner::Unsettled,
+            };
+        }
         let bare = without_port(host);
         let is_local = self.local && is_below_localhost(bare);
         if host.is_empty() || !(is_local || self.only_known || routes.has_names()) {
@@ -161,7 +170,7 @@ mod tests {
 
     fn hosts(own: &[&str], local: bool, only_known: bool) -> Hosts {
         let own: Vec<_> = own.iter().map(|name| OwnName::parse(name).unwrap()).collect();
-        Hosts { own: OwnNames::new(&own), local, only_known }
+        Hosts { own: OwnNames::new(&own), local, only_known, sole: None }
     }
 
     #[test]
@@ -249,6 +258,16 @@ mod tests {
             assert_eq!(local.owner(host.as_bytes(), &routes, true), Owner::Routes, "{host}");
         }
         assert_eq!(local.owner(b"192.0.2.1", &routes, true), Owner::Nobody);
+    }
+
+    #[test]
+    fn a_sole_plugin_answers_for_every_name() {
+        let sole = |id: &str| Hosts { sole: Some(id.into()), ..hosts(&["rack.example.org"], true, true) };
+        for host in ["", "localhost:80", "127.0.0.1", "rack.example.org", "wiki.localhost", "evil.example", ":"] {
+            assert_eq!(sole("other").owner(host.as_bytes(), &routes(), true), Owner::Plugin(&3), "{host}");
+            assert_eq!(sole("none").owner(host.as_bytes(), &routes(), false), Owner::Unsettled, "{host}");
+            assert_eq!(sole("none").owner(host.as_bytes(), &routes(), true), Owner::Nobody, "{host}");
+        }
     }
 
     #[test]

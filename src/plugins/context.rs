@@ -5,6 +5,7 @@ use crate::license::Time;
 use crate::licensing::clock::{ClockReadings, LicenseClock};
 use crate::licensing::status;
 use crate::lock::LockExt;
+use crate::plugins::attempt::Attempt;
 use crate::plugins::plugin::AnswerTime;
 use crate::plugins::start_turns::Starts;
 use crate::process::Bounds;
@@ -66,12 +67,17 @@ pub(crate) struct Context {
     pub(crate) license_clock: SharedLicenseClock,
     /// The URL of the host, once it listens on one.
     pub(crate) base_url: OnceLock<String>,
+    /// The attempt with one application, if the host was started for that.
+    pub(crate) attempt: Option<Attempt>,
 }
 
 impl Context {
     /// The URL of a plugin: by its route, or else by its host name. Without scheme and host if the host does not know its own.
     pub(crate) fn url_of(&self, metadata: &Metadata) -> String {
         let base = self.base_url.get().map(String::as_str).unwrap_or_default();
+        if self.attempt.as_ref().is_some_and(|attempt| attempt.has_origin) {
+            return base.to_owned();
+        }
         match (&metadata.route, metadata.exact_host()) {
             (None, Some(name)) => {
                 let scheme = base.split_once("://").map_or("http", |(scheme, _)| scheme);

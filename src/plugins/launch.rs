@@ -114,10 +114,10 @@ pub(crate) fn prepare(
     bounds.variables = variables;
     let mut words = run.command.iter().map(|word| expanded(word));
     let command = words.next().unwrap_or_default();
-    let program = find_program(&command, run, bounds)?;
+    let directory = context.attempt.as_ref().map_or(&run.directory, |attempt| &attempt.directory).clone();
+    let program = find_program(&command, &directory, bounds)?;
     let listener = listener.as_ref().map(OwnedFd::try_clone).transpose().map_err(passing("pass on its socket"))?;
-    let launch =
-        Launch { program, arguments: words.map(OsString::from).collect(), directory: run.directory.clone(), env, listener };
+    let launch = Launch { program, arguments: words.map(OsString::from).collect(), directory, env, listener };
     Ok(Prepared { launch: Some(launch), endpoint })
 }
 
@@ -130,10 +130,10 @@ fn check_root(run: &Run) -> Result<(), (Exit, String)> {
     }
 }
 
-/// Finds the program of a command: a path is relative to the manifest, and a name is searched in the `PATH` of the plugin.
-fn find_program(command: &str, run: &Run, bounds: &Bounds) -> Result<PathBuf, (Exit, String)> {
+/// Finds the program of a command: a path is relative to the working directory, and a name is searched in the `PATH` of the plugin.
+fn find_program(command: &str, directory: &Path, bounds: &Bounds) -> Result<PathBuf, (Exit, String)> {
     if command.contains('/') {
-        let program = run.directory.join(command);
+        let program = directory.join(command);
         preflight::check(&program).map_err(|why| (Exit::Unfit, format!("cannot run {command}: {why}")))?;
         return Ok(program);
     }
@@ -144,9 +144,7 @@ fn find_program(command: &str, run: &Run, bounds: &Bounds) -> Result<PathBuf, (E
         let path = Path::new(OsStr::new(&path)).display();
         (
             Exit::Unfit,
-            format!(
-                "there is no command {command} in PATH ({path}): install it, or give its path in {FILE}, such as ./{command}"
-            ),
+            format!("there is no command {command} in PATH ({path}): install it, or give its path, such as ./{command}"),
         )
     })?;
     preflight::check(&program).map_err(|why| (Exit::Unfit, format!("cannot run {}: {why}", program.display())))?;

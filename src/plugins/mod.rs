@@ -1,5 +1,6 @@
 //! Plugins: they are found, asked who they are, started and supervised, and their requests are queued and answered.
 
+pub(crate) mod attempt;
 pub(crate) mod connection;
 pub(crate) mod context;
 pub(crate) mod discovery;

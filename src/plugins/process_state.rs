@@ -13,8 +13,10 @@ use std::time::Duration;
 pub(crate) struct ProcessState {
     /// The number of the process, unique in this run of the host.
     pub(crate) number: u64,
-    /// Where it listens.
+    /// Where it is to listen.
     pub(crate) endpoint: Endpoint,
+    /// Where it listens instead, if it was free to choose.
+    pub(crate) found: OnceLock<Endpoint>,
     /// Its plugin's manifest, if it has one.
     pub(crate) manifest: Option<Arc<Manifest>>,
     /// Whether references in the headers of its responses are mapped to its route.
@@ -42,6 +44,11 @@ pub(crate) struct ProcessState {
 }
 
 impl ProcessState {
+    /// Where it listens.
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        self.found.get().unwrap_or(&self.endpoint)
+    }
+
     /// How the manifest says that it runs, if the plugin has one.
     pub(crate) fn run(&self) -> Option<&Run> {
         self.manifest.as_ref().map(|manifest| &manifest.run)

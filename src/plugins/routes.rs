@@ -76,6 +76,11 @@ impl<T> Routes<T> {
         !(self.names.is_empty() && self.expected.is_empty())
     }
 
+    /// Finds the plugin with an id.
+    pub(crate) fn by_id(&self, id: &str) -> Option<&T> {
+        self.ids.get(id)
+    }
+
     /// Finds who has a host name, which is in lower case. `local` lets `ID.localhost` stand for a plugin that does not list it.
     pub(crate) fn by_name(&self, name: &str, local: bool) -> Named<'_, T> {
         let by_id = || local_id(name).filter(|_| local).and_then(|id| self.ids.get(id));

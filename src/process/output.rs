@@ -6,6 +6,7 @@
 use crate::lock::LockExt;
 use crate::process::log_file::LogFile;
 use crate::util::escape;
+use crossbeam_channel::Sender;
 use jiff::Timestamp;
 use memchr::{memchr, memchr_iter, memrchr, memrchr_iter};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -13,7 +14,7 @@ use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::io::{self, PipeReader, Read};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, TryLockError};
+use std::sync::{Arc, Mutex, OnceLock, TryLockError};
 use std::time::{Duration, Instant};
 
 /// Longest line in bytes; a longer one is split.
@@ -46,6 +47,9 @@ const MAX_NOTES: usize = 64;
 /// Longest note of the host in bytes; it may quote a request.
 const MAX_NOTE: usize = 4096;
 
+/// Time for the receiver of copies to take a line. Until then it holds up the plugin, as a terminal does; later it loses lines.
+const COPY_TIME: Duration = Duration::from_secs(5);
+
 /// Read size in bytes: the capacity of a pipe, see pipe(7).
 const READ_SIZE: usize = 64 * 1024;
 
@@ -58,6 +62,17 @@ pub(crate) struct PluginLog {
 struct Shared {
     writer: Arc<LogWriter>,
     printed: Mutex<Printed>,
+    /// Gets a copy of each line.
+    copies: OnceLock<Sender<Line>>,
+}
+
+/// A line of a log.
+#[derive(Debug)]
+pub(crate) enum Line {
+    /// The plugin has printed it.
+    Printed(Vec<u8>),
+    /// A note of the host.
+    Note(String),
 }
 
 /// The state that the logs of two processes of one plugin share, while an update runs beside the old process.
@@ -122,7 +137,18 @@ impl PluginLog {
     fn to(writer: Arc<LogWriter>) -> Self {
         let printed =
             Printed { generation: 0, recent: VecDeque::new(), window_end: Instant::now(), lines: 0, bytes: 0, left_out: 0 };
-        Self { shared: Arc::new(Shared { writer, printed: Mutex::new(printed) }) }
+        Self { shared: Arc::new(Shared { writer, printed: Mutex::new(printed), copies: OnceLock::new() }) }
+    }
+
+    /// Sends a copy of each line from now on, also of those beyond the rate limit.
+    pub(crate) fn copy_to(&self, copies: Sender<Line>) {
+        self.shared.copies.set(copies).ok();
+    }
+
+    fn copy_printed(&self, line: &[u8]) {
+        if let Some(copies) = self.shared.copies.get() {
+            copies.send_timeout(Line::Printed(line.to_vec()), COPY_TIME).ok();
+        }
     }
 
     /// Starts the log of a new process, and drops the last lines of the previous one. The group `reader` may read the log, including
@@ -153,6 +179,10 @@ impl PluginLog {
 
     /// Adds a note of the host about the plugin. Does not wait while another thread waits for the disk: that one writes the note later.
     pub(crate) fn note(&self, text: &str) {
+        if let Some(copies) = self.shared.copies.get() {
+            // A note must not wait.
+            copies.try_send(Line::Note(text.to_owned())).ok();
+        }
         let mut note = format!("plugrack: {text}");
         note.truncate(note.floor_char_boundary(MAX_NOTE));
         let mut notes = self.shared.writer.notes.locked();
@@ -311,7 +341,7 @@ impl Capture<'_> {
     /// Counts whole lines without writing them, if the rate limit of this second is used up. The last line is without its line end.
     fn leave_out(&mut self, lines: &[u8]) -> bool {
         let mut printed = self.log.shared.printed.locked();
-        if printed.has_room() {
+        if printed.has_room() || self.log.shared.copies.get().is_some() {
             return false;
         }
         printed.left_out += 1 + memchr_iter(b'\n', lines).count() as u64;
@@ -327,6 +357,7 @@ impl Capture<'_> {
     fn end_line(&mut self, whole: bool) {
         // The start of the line may already be written, and only its end left.
         if !(whole && self.continued && self.line.is_empty()) {
+            self.log.copy_printed(&self.line);
             let time = Timestamp::now();
             let mut printed = self.log.shared.printed.locked();
             if printed.generation == self.generation {

@@ -2,11 +2,12 @@
 //!
 //! The kernel kills a plugin with its host, but not the plugin's children. The watchdog reads the plugins' sessions as lines from a pipe,
 //! which closes when the host ends. Then it kills what is left of them, and exits. If plugins have uids of their own, it kills everything
-//! under those uids.
+//! under those uids. If the host's data directory is temporary, and the host could not remove it, the watchdog does.
 
 use crate::lock::LockExt;
 use crate::process::orphans::{self, Selector};
 use crate::process::{Process, RUN_VARIABLE, run_id};
+use crate::system::temporary;
 use crate::util::log_throttle::{LogThrottle, suppressed_note};
 use crate::util::pause::pause;
 use crate::util::threads;
@@ -19,7 +20,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io::{self, PipeWriter, Write};
 use std::ops::RangeInclusive;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex};
@@ -70,8 +71,9 @@ struct State {
 
 impl Watchdog {
     /// Starts the watchdog on a thread that replaces it if it exits. All processes under `uids` belong to plugins. First waits for the
-    /// watchdog of an earlier host on the same `host_socket`, which would mistake this host's plugins for orphans.
-    pub(crate) fn start(host_socket: &Path, uids: Option<RangeInclusive<u32>>) -> io::Result<Self> {
+    /// watchdog of an earlier host on the same `host_socket`, which would mistake this host's plugins for orphans. If the host ends without
+    /// [`Watchdog::finish`], the directory `temporary` is removed.
+    pub(crate) fn start(host_socket: &Path, uids: Option<RangeInclusive<u32>>, temporary: Option<PathBuf>) -> io::Result<Self> {
         let host_socket = host_socket.as_os_str().to_owned();
         let selector = Selector { variable: Some((HOST_VARIABLE, host_socket.clone())), ..Selector::default() };
         let deadline = Instant::now() + FINISH_TIME;
@@ -85,7 +87,7 @@ impl Watchdog {
         let (kept, known) = (Arc::clone(&shared), uids.clone());
         let keep = move || {
             let _alive: &Sender<()> = &alive;
-            keep(&kept, &host_socket, known.as_ref());
+            keep(&kept, &host_socket, known.as_ref(), temporary.as_deref());
         };
         threads::restarting(small_thread("watchdog"), keep)?;
         Ok(Self { shared, ended, uids })
@@ -111,6 +113,7 @@ impl Watchdog {
         let mut state = self.shared.state.locked();
         state.finishing = true;
         self.shared.finishing.notify_all();
+        state.tell(&Line::Finishing);
         let (watched, sessions) = (state.pipe.take().is_some(), std::mem::take(&mut state.sessions));
         drop(state);
         if !watched {
@@ -121,7 +124,7 @@ impl Watchdog {
 }
 
 /// Keeps a watchdog running until the host finishes.
-fn keep(Shared { state, finishing }: &Shared, host_socket: &OsStr, uids: Option<&RangeInclusive<u32>>) {
+fn keep(Shared { state, finishing }: &Shared, host_socket: &OsStr, uids: Option<&RangeInclusive<u32>>, temporary: Option<&Path>) {
     let (mut missing, mut ended) = (LogThrottle::default(), LogThrottle::default());
     loop {
         // Bound to a variable, or else the lock would be held for the lifetime of the watchdog.
@@ -129,7 +132,7 @@ fn keep(Shared { state, finishing }: &Shared, host_socket: &OsStr, uids: Option<
         if locked.finishing {
             return;
         }
-        let replaced = replace(&mut locked, host_socket, uids);
+        let replaced = replace(&mut locked, host_socket, uids, temporary);
         drop(locked);
         match replaced {
             Ok(process) => {
@@ -159,7 +162,12 @@ fn keep(Shared { state, finishing }: &Shared, host_socket: &OsStr, uids: Option<
     }
 }
 
-fn replace(state: &mut State, host_socket: &OsStr, uids: Option<&RangeInclusive<u32>>) -> io::Result<Process> {
+fn replace(
+    state: &mut State,
+    host_socket: &OsStr,
+    uids: Option<&RangeInclusive<u32>>,
+    temporary: Option<&Path>,
+) -> io::Result<Process> {
     let (reader, writer) = io::pipe()?;
     // A watchdog that does not read must not block the host.
     ioctl_fionbio(&writer, true)?;
@@ -169,16 +177,22 @@ fn replace(state: &mut State, host_socket: &OsStr, uids: Option<&RangeInclusive<
         state.tell(&Line::Started(session, started));
     }
     let uids = uids.map_or_else(String::new, |uids| format!("{}-{}", uids.start(), uids.end()));
-    Process::helper(ARGUMENT, &[run_id(), &uids], (HOST_VARIABLE, host_socket), reader).inspect_err(|_| state.pipe = None)
+    // The path is one that this program has made.
+    let temporary = temporary.map(Path::to_string_lossy).unwrap_or_default();
+    Process::helper(ARGUMENT, &[run_id(), &uids, &temporary], (HOST_VARIABLE, host_socket), reader)
+        .inspect_err(|_| state.pipe = None)
 }
 
-/// A line to the watchdog about a session: `SESSION STARTED`, `SESSION ?` if the start time is unknown, or `-SESSION`.
+/// A line to the watchdog about a session: `SESSION STARTED`, `SESSION ?` if the start time is unknown, or `-SESSION`; or `.` if the host
+/// ends in order.
 #[derive(Debug, PartialEq, Eq)]
 enum Line {
     /// The session exists, with the start time of its leader.
     Started(i32, Option<u64>),
     /// The session has no process left.
     Ended(i32),
+    /// The host ends in order.
+    Finishing,
 }
 
 impl fmt::Display for Line {
@@ -187,6 +201,7 @@ impl fmt::Display for Line {
             Self::Started(session, Some(started)) => write!(f, "{session} {started}"),
             Self::Started(session, None) => write!(f, "{session} ?"),
             Self::Ended(session) => write!(f, "-{session}"),
+            Self::Finishing => f.write_str("."),
         }
     }
 }
@@ -195,6 +210,7 @@ impl Line {
     /// None for a malformed line: a killed host may have written half of it.
     fn parse(line: &str) -> Option<Self> {
         match (line.strip_prefix('-'), line.split_once(' ')) {
+            _ if line == "." => Some(Self::Finishing),
             (Some(session), _) => session.parse().ok().map(Self::Ended),
             (None, Some((session, "?"))) => Some(Self::Started(session.parse().ok()?, None)),
             (None, Some((session, started))) => Some(Self::Started(session.parse().ok()?, Some(started.parse().ok()?))),
@@ -213,9 +229,13 @@ impl State {
     }
 }
 
-/// The watchdog: `plugrack __watchdog RUN UIDS` reads sessions from standard input until it closes, then kills the orphans of that run.
+/// The watchdog: `plugrack __watchdog RUN UIDS TEMPORARY` reads sessions from standard input until it closes, then kills the orphans of
+/// that run, and removes the temporary directory, if there is one and the host does not.
 pub(crate) fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
-    let (Some(run), Some(uids)) = (arguments.next(), arguments.next()) else { return ExitCode::from(64) };
+    let (Some(run), Some(uids), Some(temporary)) = (arguments.next(), arguments.next(), arguments.next()) else {
+        return ExitCode::from(64);
+    };
+    let mut temporary = Some(PathBuf::from(temporary)).filter(|path| path.is_absolute());
     let uids = uids.to_str().and_then(|uids| uids.split_once('-'));
     let uids = uids.and_then(|(first, last)| Some(first.parse().ok()?..=last.parse().ok()?));
     // Signals that end the host, from a terminal or by process name, must not end its watchdog first.
@@ -235,9 +255,15 @@ pub(crate) fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
         match line {
             Line::Started(session, started) => drop(sessions.insert(session, started)),
             Line::Ended(session) => drop(sessions.remove(&session)),
+            Line::Finishing => temporary = None,
         }
     }
     end_all(run, sessions, uids);
+    if let Some(path) = temporary
+        && let Err(error) = temporary::remove(&path)
+    {
+        log::error!("cannot remove {}, the temporary data directory: {error}", path.display());
+    }
     ExitCode::SUCCESS
 }
 
@@ -255,7 +281,7 @@ mod tests {
 
     #[test]
     fn a_line_to_the_watchdog_parses_to_what_was_written() {
-        for line in [Line::Started(7, Some(u64::MAX)), Line::Started(i32::MAX, None), Line::Ended(7)] {
+        for line in [Line::Started(7, Some(u64::MAX)), Line::Started(i32::MAX, None), Line::Ended(7), Line::Finishing] {
             assert_eq!(Line::parse(&line.to_string()), Some(line));
         }
         for line in ["", "7", "-", "- 7", "7 ", "7 x", "x 7", "7 1 2", "-7 1"] {

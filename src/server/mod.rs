@@ -1,12 +1,14 @@
-//! `plugrack serve`: the order of startup and shutdown, and the handling of signals.
+//! `plugrack serve` and `plugrack run`: the order of startup and shutdown, and the handling of signals.
 
 mod data_watch;
 pub(crate) mod options;
 
 use crate::api::{Api, operator_socket};
+use crate::gate::hosts::Hosts;
 use crate::gate::{Gate, Limits, Listener, Router, Settings, api_pool};
 use crate::http::proxies::Networks;
 use crate::http::response_channel::response_channel;
+use crate::plugins::attempt::Attempt;
 use crate::plugins::context::{Context, HOST_SOCKET_VARIABLE, Sessions, SharedLicenseClock};
 use crate::plugins::discovery;
 use crate::plugins::host_socket;
@@ -59,20 +61,39 @@ const PROXY_MODE: u32 = 0o660;
 /// Time limit for killing orphans of an earlier run.
 const ORPHANS_TIME: Duration = Duration::from_secs(2);
 
+/// Time for the follower of an attempt to return, once the application has ended.
+const FOLLOWER_TIME: Duration = Duration::from_secs(2);
+
+/// What follows an application: it gets the host's URL, or its address if it has none, and returns when the application has ended.
+pub(crate) type Follower = Box<dyn FnOnce(&Registry, &str) + Send>;
+
 /// Runs the host until it is told to stop.
 ///
 /// # Errors
 /// What failed, and, where that was for want of files, threads or memory, what to raise.
 pub(crate) fn serve(data: &Path, settings: &Serve) -> Result<()> {
-    run(data, settings).map_err(|error| {
-        match error.root_cause().downcast_ref().map(|cause| rlimits::explain(&error.to_string(), cause)) {
-            Some((sentence, true)) => anyhow!(sentence),
-            _ => error,
-        }
+    explained(run(data, settings, None))
+}
+
+/// Runs the host for an attempt with one application, until it is told to stop or `follow` returns. The data directory is temporary: it
+/// is removed if this process is killed.
+///
+/// # Errors
+/// See [`serve`].
+pub(crate) fn attempt(data: &Path, settings: &Serve, attempt: Attempt, follow: Follower) -> Result<()> {
+    explained(run(data, settings, Some((attempt, follow))))
+}
+
+fn explained(outcome: Result<()>) -> Result<()> {
+    outcome.map_err(|error| match error.root_cause().downcast_ref().map(|cause| rlimits::explain(&error.to_string(), cause)) {
+        Some((sentence, true)) => anyhow!(sentence),
+        _ => error,
     })
 }
 
-fn run(data: &Path, settings: &Serve) -> Result<()> {
+fn run(data: &Path, settings: &Serve, attempt: Option<(Attempt, Follower)>) -> Result<()> {
+    let (attempt, follow) = attempt.unzip();
+    let temporary = attempt.as_ref().map(|_| data.to_owned());
     check_user(settings)?;
     let signals = catch_signals().context("cannot watch for signals")?;
     process::find_own_program().map_err(|error| anyhow!(error))?;
@@ -82,10 +103,11 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     }
     let (data, lock, former) = open_data_dir(data, settings)?;
     process::reap_orphans().context("cannot watch for processes to reap")?;
-    let watchdog = Watchdog::start(&data.host_socket(), settings.plugin_uids.clone()).context("cannot start the watchdog")?;
+    let watchdog =
+        Watchdog::start(&data.host_socket(), settings.plugin_uids.clone(), temporary).context("cannot start the watchdog")?;
     kill_orphans(&data, former, settings);
     let (scan_requests, scan_requested) = bounded(1);
-    let context = Arc::new(open_context(&data, settings, capacity, watchdog, scan_requests.clone())?);
+    let context = Arc::new(open_context(&data, settings, capacity, watchdog, scan_requests.clone(), attempt)?);
     let store = context.store.clone();
     let token = data.admin_token()?;
     let plugins = open_plugins_dir(&data, settings)?;
@@ -97,7 +119,7 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     let url = base_url(settings, &listening);
     url.clone().into_iter().for_each(|url| drop(context.base_url.set(url)));
     let registry = Arc::new(Registry::new(context, plugins.clone()));
-    let api = Arc::new(Api::new(Arc::clone(&registry), token, url));
+    let api = Arc::new(Api::new(Arc::clone(&registry), token, url.clone()));
     let operator_ended = operator_socket::serve(&api, data.api_socket()).context("cannot serve the operator's socket")?;
     let (gate, gate_ended) = start_gate(listener, settings, &data, &registry, &api)?;
     write_listen(&data, &listening).context("cannot write the run directory")?;
@@ -105,7 +127,9 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     let (data_watch, must_end) =
         Watch::start(&data, store.clone(), lock).context("cannot start the thread that watches the data directory")?;
     log::info!("listening on {}{listening}, plugins from {}", scheme(settings), plugins.display());
-    warn_of_exposure(settings, &listening);
+    if follow.is_none() {
+        warn_of_exposure(settings, &listening);
+    }
 
     // The gate already serves. Requests for plugins that are not known yet wait for the first scan, so none gets a 404.
     let scanned = Arc::clone(&registry);
@@ -113,8 +137,10 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     threads::restarting(discovery, move || scan_loop(&scanned, &scan_requested))
         .context("cannot start the thread that scans the plugins directory")?;
     let signals = receive_signals(signals).context("cannot start the thread that receives signals")?;
-    let failures = Failures { gate_ended, operator_ended, must_end };
-    let outcome = wait_for_stop(settings, &gate, &signals, &scan_requests, &failures);
+    let followed = follow.map(|follow| start_follower(follow, &registry, url.unwrap_or(listening))).transpose();
+    let followed = followed.context("cannot start the thread that follows the application")?;
+    let failures = Failures { gate_ended, operator_ended, must_end, followed: followed.clone().unwrap_or_else(never) };
+    let outcome = wait_for_stop(settings, &gate, &signals, &scan_requests, &failures, followed.is_some());
 
     log::info!("stopping");
     // None if another host has the directory by now.
@@ -124,6 +150,9 @@ fn run(data: &Path, settings: &Serve) -> Result<()> {
     gate.close();
     registry.stop_all(deadline);
     gate.end(deadline.max(Instant::now()) + FLUSH_TIME);
+    if let Some(followed) = followed {
+        followed.recv_timeout(FOLLOWER_TIME).ok();
+    }
     registry.context().sessions.finish();
     registry.context().license_clock.advance_at_stop(&store);
     let saved = store.finish().context("the last changes are not in the database");
@@ -194,6 +223,7 @@ fn open_context(
     capacity: Capacity,
     watchdog: Watchdog,
     scan_requests: Sender<()>,
+    attempt: Option<Attempt>,
 ) -> Result<Context> {
     let quota = kv::Limits { keys: settings.kv_max_keys, bytes: settings.kv_max_bytes };
     let database = data.database();
@@ -223,6 +253,7 @@ fn open_context(
         license_clock: SharedLicenseClock::new(&store).with_context(cannot_read)?,
         store,
         base_url: OnceLock::new(),
+        attempt,
     })
 }
 
@@ -264,7 +295,9 @@ fn start_gate(
     let limits = Limits { max_connections, ..settings.limits.clone() };
     let per_plugin = limits.max_connections_per_plugin.of(max_connections);
     let api_queue = api_pool::start(api, registry).context("cannot start the threads of the API")?;
-    let router = Router::new(Arc::clone(registry), Arc::clone(api), api_queue, per_plugin, settings.hosts(&listener));
+    let attempt = registry.context().attempt.as_ref().filter(|attempt| attempt.has_origin);
+    let hosts = Hosts { sole: attempt.map(|attempt| attempt.id.clone()), ..settings.hosts(&listener) };
+    let router = Router::new(Arc::clone(registry), Arc::clone(api), api_queue, per_plugin, hosts);
     let gate_settings = Settings {
         limits,
         proxies: Networks::all(&settings.trust_proxy),
@@ -299,15 +332,28 @@ fn receive_signals(mut signals: Signals) -> std::io::Result<Receiver<i32>> {
     Ok(received)
 }
 
+/// Starts the thread that follows an application. The channel that is returned closes when it has ended.
+fn start_follower(follow: Follower, registry: &Arc<Registry>, url: String) -> std::io::Result<Receiver<()>> {
+    let (alive, ended) = bounded(0);
+    let registry = Arc::clone(registry);
+    std::thread::Builder::new().name("follower".into()).spawn(move || {
+        follow(&registry, &url);
+        drop::<Sender<()>>(alive);
+    })?;
+    Ok(ended)
+}
+
 /// What ends the host apart from signals. The first two channels close when their part has ended.
 struct Failures {
     gate_ended: Receiver<()>,
     operator_ended: Receiver<()>,
     /// Receives why the host must not go on with its data directory.
     must_end: Receiver<String>,
+    /// Closes when the application of an attempt has ended, which is no failure of the host.
+    followed: Receiver<()>,
 }
 
-/// Handles signals until one of them, or a failure, ends the host.
+/// Handles signals until one of them, or a failure, ends the host. SIGHUP does so if the host belongs to a terminal.
 ///
 /// # Errors
 /// The failure.
@@ -317,12 +363,13 @@ fn wait_for_stop(
     signals: &Receiver<i32>,
     scan_requests: &Sender<()>,
     failures: &Failures,
+    ends_on_hang_up: bool,
 ) -> Result<()> {
     let (mut hung_up, mut hang_up_at) = (never(), Instant::now());
     loop {
         select! {
             recv(signals) -> signal => match signal {
-                Ok(SIGHUP) => hung_up = at(hang_up_at.max(Instant::now())),
+                Ok(SIGHUP) if !ends_on_hang_up => hung_up = at(hang_up_at.max(Instant::now())),
                 _ => return Ok(()),
             },
             recv(hung_up) -> _ => {
@@ -333,6 +380,7 @@ fn wait_for_stop(
             },
             recv(failures.gate_ended) -> _ => bail!("the gate has ended, and with it all connections of clients"),
             recv(failures.operator_ended) -> _ => bail!("the operator's socket has failed"),
+            recv(failures.followed) -> _ => return Ok(()),
             recv(failures.must_end) -> sentence => match sentence {
                 Ok(sentence) => bail!(sentence),
                 Err(_) => bail!("the thread that watches the data directory has ended"),

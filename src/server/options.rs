@@ -6,7 +6,8 @@ use crate::gate::{Limits, Listener};
 use crate::http::proxies::Networks;
 use crate::process::check_variable;
 use crate::util::units::{parse_request_time, parse_size, parse_start_time, parse_time};
-use clap::builder::FalseyValueParser;
+use clap::builder::{FalseyValueParser, Resettable};
+use clap::{Args, FromArgMatches};
 use std::fmt;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -98,6 +99,15 @@ pub(crate) struct Serve {
 }
 
 impl Serve {
+    /// The defaults, whatever the environment says.
+    ///
+    /// # Errors
+    /// A default is not valid.
+    pub(crate) fn defaults() -> Result<Self, clap::Error> {
+        let command = Self::augment_args(clap::Command::new("serve")).mut_args(|argument| argument.env(Resettable::Reset));
+        Self::from_arg_matches(&command.try_get_matches_from(["serve"])?)
+    }
+
     /// Where certificates and private keys are.
     pub(crate) fn tls(&self) -> Sources<'_> {
         Sources { certificates: &self.tls_cert, keys: &self.tls_key, directory: self.tls_dir.as_deref() }
@@ -109,7 +119,7 @@ impl Serve {
         let proxies = Networks::all(&self.trust_proxy);
         // A proxy on this machine passes on hosts that others have chosen.
         let local = listener.loopback().is_some_and(|address| !proxies.contain(address));
-        Hosts { own, local, only_known: self.only_known_hosts }
+        Hosts { own, local, only_known: self.only_known_hosts, sole: None }
     }
 }
 
@@ -139,7 +149,7 @@ impl fmt::Display for Listen {
     }
 }
 
-fn parse_listen(text: &str) -> Result<Listen, String> {
+pub(crate) fn parse_listen(text: &str) -> Result<Listen, String> {
     match text.strip_prefix("unix:") {
         Some(path) if path.starts_with('/') => Ok(Listen::Unix(path.into())),
         Some(_) => Err("the path of a socket must be absolute, such as unix:/run/plugrack/http.sock".into()),
@@ -155,7 +165,7 @@ fn parse_memory(text: &str) -> Result<u64, String> {
 }
 
 /// Comma-separated names. Empty text gives none, so that the setting's environment variable may be empty.
-fn parse_names(text: &str) -> Result<Names, String> {
+pub(crate) fn parse_names(text: &str) -> Result<Names, String> {
     let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
     names.map(|name| check_variable(name).map(|()| name.to_owned())).collect::<Result<_, _>>().map(Names)
 }

@@ -2,4 +2,5 @@
 
 pub(crate) mod data_dir;
 pub(crate) mod rlimits;
+pub(crate) mod temporary;
 pub(crate) mod unix_socket;

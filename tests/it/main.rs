@@ -42,6 +42,7 @@ mod orphans;
 mod overload;
 mod plugin_settings;
 mod proxies;
+mod run;
 mod run_dir;
 mod scenarios;
 mod screens;

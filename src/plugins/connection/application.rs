@@ -52,7 +52,7 @@ impl PluginConnection for ApplicationConnection {
 
     fn connect(process: &ProcessState) -> io::Result<Self> {
         let keeps_route = Self::keeps_route(process);
-        let http = HttpConnection::open(&process.endpoint, process.listener_uid(), keeps_route)?;
+        let http = HttpConnection::open(process.endpoint(), process.listener_uid(), keeps_route)?;
         Ok(Self { http, next_id: 0, maps: process.rewrites })
     }
 

@@ -244,6 +244,9 @@ impl Registry {
     /// Registers a plugin, and starts it once other plugins with its id have ended.
     fn accept(&self, found: &Found, metadata: Metadata, enabled: bool, before: Vec<Supervised>) -> Result<Entry, Refusal> {
         let (id, log) = (metadata.id.clone(), PluginLog::new(self.context.data.log(&metadata.id)));
+        if let Some(attempt) = &self.context.attempt {
+            log.copy_to(attempt.lines.clone());
+        }
         let (plugin, ended) = self.supervise(found, metadata, log, None, enabled, before)?;
         self.context.store.note_owner(&id, &found.file);
         Ok(Entry::Accepted { plugin, ended, rejected: None })

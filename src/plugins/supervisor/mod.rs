@@ -11,6 +11,7 @@ use crate::apps::manifest::Listen;
 use crate::apps::probe::Probe;
 use crate::http::errors;
 use crate::licensing::wait::LicenseWait;
+use crate::plugins::attempt::Search;
 use crate::plugins::connection::frames::FrameConnection;
 use crate::plugins::context::Context;
 use crate::plugins::plugin::{Admission, Command, HOLD, Plugin, Quit, STARTING_RETRY_AFTER, State};
@@ -158,6 +159,8 @@ pub(crate) struct Supervisor {
     listener: Option<OwnedFd>,
     /// When to look whether an application that the host does not start still listens.
     look_at: Option<Instant>,
+    /// The search for where the application listens, if it is free to choose.
+    search: Option<Search>,
     /// Gets the outcome of an update's first start. If that fails, there is no second one.
     trial: Option<Trial>,
     /// Set if no other supervisor is to take over after a panic, because the plugin is being removed from the registry.
@@ -181,6 +184,7 @@ impl Supervisor {
         let phase = Phase::Down { retry_at: None };
         let (history, waiting) = (History::default(), Vec::new());
         let is_attached = plugin.run().is_some_and(|run| matches!(run.listen, Listen::Attached(_)));
+        let search = context.attempt.as_ref().filter(|attempt| attempt.is_free).map(|_| Search::default());
         Self {
             plugin,
             context,
@@ -198,6 +202,7 @@ impl Supervisor {
             updated: false,
             listener: None,
             look_at: is_attached.then(Instant::now),
+            search,
             trial,
             leaves,
         }

@@ -7,6 +7,7 @@ use crate::apps::endpoint::Endpoint;
 use crate::apps::manifest::Kind;
 
 use crate::licensing::status;
+use crate::plugins::attempt::Place;
 use crate::plugins::connection::application::ApplicationConnection;
 use crate::plugins::connection::frames::{FIRST_ID, FrameConnection};
 use crate::plugins::connection::{PluginConnection, WaitError};
@@ -123,6 +124,7 @@ impl Supervisor {
         let state = ProcessState {
             number,
             endpoint,
+            found: OnceLock::new(),
             manifest: self.plugin.manifest.clone(),
             rewrites: self.plugin.metadata.below_route == BelowRoute::Rewrite,
             uid,
@@ -220,16 +222,27 @@ impl Supervisor {
     fn probe(&mut self, now: Instant) {
         let Phase::Starting { running, contact: Contact::Probe(probe), deadline, .. } = &mut self.phase else { return };
         let state = &running.state;
+        if let (Some(search), Some(process), None) = (&mut self.search, &running.process, state.found.get())
+            && let Some(found) = search.step(process.pid(), &self.plugin.socket, &state.endpoint, now)
+        {
+            state.found.set(found).ok();
+        }
         let path = state.run().and_then(|run| run.ready.as_deref());
-        if probe.step(&state.endpoint, state.listener_uid(), path) {
+        if probe.step(state.endpoint(), state.listener_uid(), path) {
+            if let Some(attempt) = &self.context.attempt {
+                attempt.place.set(Place { offered: state.endpoint.clone(), used: state.endpoint().clone() }).ok();
+            }
             return self.ready();
         }
         if now >= *deadline {
             let last = probe.last().map(|last| format!(" ({last})")).unwrap_or_default();
-            let endpoint = &state.endpoint;
+            let endpoint = state.endpoint();
             let hint = running.process.as_ref().map(|process| elsewhere(process.pid(), endpoint)).unwrap_or_default();
             let what = match path {
                 Some(path) if probe.was_accepted() => format!("{path} has no good answer{last}"),
+                _ if self.search.is_some() && state.found.get().is_none() => {
+                    format!("it listens neither on $PORT ({endpoint}) nor on $PLUGRACK_SOCKET, nor on any other address")
+                }
                 _ => format!("it does not listen on {endpoint}{last}{hint}"),
             };
             self.too_late(&what);

@@ -183,6 +183,7 @@ impl Supervisor {
         // The first byte of a random UUID serves as the random number.
         let random = f64::from(uuid::Uuid::new_v4().as_bytes()[0]) / 255.0;
         let decision = match self.look_at {
+            _ if self.context.attempt.is_some() => Decision::Refuse,
             // It costs little to try again whether somebody listens.
             Some(_) => Decision::Retry(LOOK_EVERY),
             None => self.history.ended(exit, run, random),
