@@ -42,6 +42,7 @@ mod orphans;
 mod overload;
 mod plugin_settings;
 mod proxies;
+mod real_apps;
 mod run_dir;
 mod scenarios;
 mod screens;
