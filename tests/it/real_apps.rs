@@ -100,6 +100,7 @@ impl Rack {
                 replies
             };
             let asking = [scope.spawn(ask), scope.spawn(ask)];
+            let end = SetAtEnd(&done);
             self.update(&app);
             if logged.is_some() {
                 let pid = self.server.plugin(&app.id)["process"]["pid"].as_i64().unwrap();
@@ -107,7 +108,7 @@ impl Rack {
                 self.server.wait_restarted(&app.id, pid);
             }
             assert_eq!(app.get(path).status, 200);
-            done.store(true, Ordering::SeqCst);
+            drop(end);
             for asking in asking {
                 assert!(asking.join().unwrap() > 0);
             }
@@ -206,6 +207,15 @@ impl App<'_> {
         assert_eq!((uploaded.status, uploaded.text()), (200, UPLOAD.to_string().as_str()));
         let missing = self.request("HEAD", "/nowhere", &[], b"");
         assert!([200, 404].contains(&missing.status), "{missing:?}");
+    }
+}
+
+/// Sets a flag when it is dropped, also by a failure.
+struct SetAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
     }
 }
 
