@@ -114,6 +114,14 @@ impl Rack {
             }
         });
         assert_eq!(self.server.plugin(&app.id)["process"]["failed"], 0);
+        let local = App {
+            host: format!("{}.localhost", self.id),
+            base: String::new(),
+            id: self.id.clone(),
+            server: &self.server,
+            keeps_route: false,
+        };
+        assert!(self.keeps_route || local.get(path).status == 200, "{}", local.host);
         for app in [app, own] {
             assert_eq!(processes(self.server.site(), &app.id).is_empty(), logged.is_none());
             self.server.cli(&["stop", &app.id]);
