@@ -133,14 +133,17 @@ bench-docs: ## put the report of the last `make bench` into docs/
 
 # The tests of the Node SDK need node 18 or later, those of licences in Python the package cryptography, those of a supervised
 # host runit, those of the web its clients, a browser among them, and two proxies, those of slow clients slowhttptest, the counts of instructions valgrind; what is missing is installed where we may.
-# The bridges of the SDKs to WSGI, ASGI and node:http are tested with packages from PyPI and npm, installed once below target.
+# Applications, and the bridges of the SDKs to WSGI, ASGI and node:http, are tested with packages from PyPI and npm, installed once below
+# target, and with Go, and Sinatra under puma from Debian.
 test-tools:
 	@missing=; \
 	for tool in node:nodejs npm:npm runsv:runit curl:curl wget:wget openssl:openssl ab:apache2-utils wrk:wrk h2load:nghttp2-client \
-		slowhttptest:slowhttptest chromium:chromium nginx:nginx caddy:caddy valgrind:valgrind php:php-cli; do \
+		slowhttptest:slowhttptest chromium:chromium nginx:nginx caddy:caddy valgrind:valgrind php:php-cli \
+		go:golang-go ruby:ruby puma:puma; do \
 		command -v "$${tool%:*}" >/dev/null || missing="$$missing $${tool#*:}"; \
 	done; \
 	php -m 2>/dev/null | grep -qx curl || missing="$$missing php-curl"; \
+	ruby -e 'require "sinatra/base"' 2>/dev/null || missing="$$missing ruby-sinatra"; \
 	$(PYTHON) -c 'import cryptography' 2>/dev/null || missing="$$missing python3-cryptography"; \
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
 	$(PYTHON) -c 'import requests, httpx' 2>/dev/null || /usr/bin/python3 -c 'import requests, httpx' 2>/dev/null || \

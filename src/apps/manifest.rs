@@ -240,9 +240,11 @@ fn read_metadata(top: &Table<'_>, run: &Run) -> Result<Metadata, String> {
     if let Some(concurrency) = concurrency {
         object.entry("concurrency").or_insert_with(|| concurrency.into());
     }
-    if run.kind != Kind::Native && run.prefix == Prefix::Strip {
-        // An application that does not see its route cannot write it.
+    if run.kind != Kind::Native {
+        // An application that sees its route does not always write it: frameworks that do so in links leave their cookies at `/`.
         object.entry("below_route").or_insert_with(|| "rewrite".into());
+    }
+    if run.kind != Kind::Native && run.prefix == Prefix::Strip {
         object.entry("trailing_slash").or_insert_with(|| "redirect".into());
     }
     let json = Value::Object(object).to_string();

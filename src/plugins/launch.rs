@@ -74,7 +74,8 @@ pub(crate) fn prepare(
         _ if run.kind == Kind::Native => socket,
         Listen::Socket => socket,
         Listen::Descriptor => {
-            if listener.is_none() {
+            // Between two processes the plugin's run directory is removed, and a listener without its path is out of reach.
+            if listener.is_none() || !plugin.socket.exists() {
                 let bound = UnixListener::bind(&plugin.socket).map_err(passing("make its socket"))?;
                 *listener = Some(bound.into());
             }

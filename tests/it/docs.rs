@@ -1,5 +1,6 @@
 //! What the documentation says to do is done here, as it stands there.
 
+use crate::bridges::packages;
 use crate::support::{Server, Site, binary, command, root};
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -7,7 +8,11 @@ use std::path::Path;
 
 /// The fenced blocks of a page: language and text.
 fn blocks(page: &str) -> Vec<(String, String)> {
-    let text = fs::read_to_string(root().join(page)).unwrap();
+    blocks_of(&fs::read_to_string(root().join(page)).unwrap())
+}
+
+/// The fenced blocks of a text.
+fn blocks_of(text: &str) -> Vec<(String, String)> {
     let mut blocks = Vec::new();
     let mut lines = text.lines();
     while let Some(line) = lines.next() {
@@ -22,6 +27,15 @@ fn blocks(page: &str) -> Vec<(String, String)> {
 /// The blocks of a page in one language.
 pub(crate) fn blocks_in(page: &str, language: &str) -> Vec<String> {
     blocks(page).into_iter().filter(|(l, _)| l == language).map(|(_, text)| text).collect()
+}
+
+/// The first block in one language below a heading of the third level.
+#[track_caller]
+pub(crate) fn section_block(page: &str, heading: &str, language: &str) -> String {
+    let text = fs::read_to_string(root().join(page)).unwrap();
+    let section = text.split("\n### ").find_map(|section| section.strip_prefix(&format!("{heading}\n")));
+    let blocks = blocks_of(section.unwrap_or_else(|| panic!("{page} has no section {heading}")));
+    blocks.into_iter().find(|(l, _)| l == language).unwrap().1
 }
 
 /// A directory that looks like the repository after `make run`, with a running host's data directory as its `var`.
@@ -69,17 +83,48 @@ fn the_readmes_first_plugin_in_python_works_as_written() {
 }
 
 #[test]
+fn the_readmes_applications_of_flask_and_express_work_as_written() {
+    let server = Site::new().args(&["--start-timeout", "60s"]).start();
+    let dir = checkout(&server);
+    let [sh, toml, python] = ["sh", "toml", "python"].map(|language| blocks_in("README.md", language));
+    // What the commands install has to be here already, since tests fetch nothing.
+    for (block, install, installed, name) in [
+        (&sh[2], "python3 -m venv ", "python", "flask-hello/.venv"),
+        (&sh[3], "npm install ", "node/node_modules", "express-hello/node_modules"),
+    ] {
+        let (create, fetch) = block.split_once(install).unwrap();
+        assert!(fetch.contains(" flask gunicorn") || fetch.ends_with(" express\n"), "{fetch}");
+        run_block(&server, dir.path(), create);
+        symlink(packages().join(installed), dir.path().join("var/plugins").join(name)).unwrap();
+    }
+    for (name, text) in [
+        ("flask-hello/hello.py", &python[1]),
+        ("flask-hello/plugrack.toml", &toml[0]),
+        ("express-hello/app.js", &blocks_in("README.md", "js")[0]),
+        ("express-hello/plugrack.toml", &toml[1]),
+    ] {
+        fs::write(dir.path().join("var/plugins").join(name), text).unwrap();
+    }
+    // On a busy machine the start takes longer than a request waits for it.
+    let (rescan, look) = sh[4].split_once('\n').unwrap();
+    assert_eq!(run_block(&server, dir.path(), rescan), "added: express-hello, flask-hello\n");
+    ["flask-hello", "express-hello"].into_iter().for_each(|id| until_ready(&server, id));
+    assert_eq!(run_block(&server, dir.path(), look), "<p>Hello, World!</p>Hello World!");
+    server.wait_logged("express-hello", &["Example app listening on port "]);
+}
+
+#[test]
 fn the_readmes_first_plugin_in_rust_works_as_written() {
     let server = Site::new().start();
     let dir = checkout(&server);
     let krate = tempfile::tempdir().unwrap();
     fs::create_dir(krate.path().join("src")).unwrap();
-    let manifest = blocks_in("README.md", "toml").remove(0);
+    let manifest = blocks_in("README.md", "toml").remove(2);
     fs::write(krate.path().join("Cargo.toml"), manifest.replace("/path/to/plugrack", root().to_str().unwrap())).unwrap();
     fs::write(krate.path().join("src/main.rs"), blocks_in("README.md", "rust").remove(0)).unwrap();
     // The versions this repository is locked to, so that nothing has to be fetched.
     fs::copy(root().join("Cargo.lock"), krate.path().join("Cargo.lock")).unwrap();
-    let block = blocks_in("README.md", "sh").remove(2).replace("/path/to/plugrack", dir.path().to_str().unwrap());
+    let block = blocks_in("README.md", "sh").remove(5).replace("/path/to/plugrack", dir.path().to_str().unwrap());
     let said = run_block(&server, krate.path(), &block.replace("cargo build", "cargo build --quiet --offline"));
     assert!(said.starts_with("added: greet-rs\n"), "{said}");
     assert!(said.ends_with("Hello from Rust! You are visitor 1.\n"), "{said}");
@@ -91,7 +136,7 @@ fn the_readmes_way_from_a_vendors_key_to_a_running_plugin_works_as_written() {
     // As `make run` leaves it.
     let server = Site::new().example("licensed-python").start();
     let dir = checkout(&server);
-    let block = blocks_in("README.md", "sh").remove(3);
+    let block = blocks_in("README.md", "sh").remove(6);
     let commands: Vec<&str> = block.lines().filter(|line| !line.starts_with('#')).collect();
     assert_eq!(commands.len(), 6);
     for (number, command) in commands.iter().enumerate() {

@@ -43,6 +43,7 @@ mod overload;
 mod plugin_settings;
 mod proxies;
 mod run;
+mod real_apps;
 mod run_dir;
 mod scenarios;
 mod screens;
