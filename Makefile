@@ -129,14 +129,15 @@ bench-docs: ## put the report of the last `make bench` into docs/
 	$(PYTHON) tests/bench/run.py --write-docs
 
 # The tests of the Node SDK need node 18 or later, those of licences in Python the package cryptography, those of a supervised
-# host runit, those of the web its clients, a browser among them, and two proxies, those of slow clients slowhttptest, the counts of instructions valgrind; what is missing is installed where we may.
+# host runit, those of the web its clients, a browser among them, and two proxies, those of slow clients slowhttptest, those of FastCGI php-cgi and php-fpm, the counts of instructions valgrind; what is missing is installed where we may.
 test-tools:
 	@missing=; \
 	for tool in node:nodejs runsv:runit curl:curl wget:wget openssl:openssl ab:apache2-utils wrk:wrk h2load:nghttp2-client \
-		slowhttptest:slowhttptest chromium:chromium nginx:nginx caddy:caddy valgrind:valgrind php:php-cli; do \
+		slowhttptest:slowhttptest chromium:chromium nginx:nginx caddy:caddy valgrind:valgrind php:php-cli php-cgi:php-cgi; do \
 		command -v "$${tool%:*}" >/dev/null || missing="$$missing $${tool#*:}"; \
 	done; \
 	php -m 2>/dev/null | grep -qx curl || missing="$$missing php-curl"; \
+	ls /usr/sbin/php-fpm* >/dev/null 2>&1 || missing="$$missing php-fpm"; \
 	$(PYTHON) -c 'import cryptography' 2>/dev/null || missing="$$missing python3-cryptography"; \
 	$(PYTHON) -c 'import requests, httpx' 2>/dev/null || /usr/bin/python3 -c 'import requests, httpx' 2>/dev/null || \
 		missing="$$missing python3-requests python3-httpx"; \

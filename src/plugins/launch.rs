@@ -5,7 +5,7 @@ use crate::apps::manifest::{FILE, Kind, Listen, Run, expand};
 use crate::apps::static_files::Site;
 use crate::plugins::context::{Context, HOST_SOCKET_VARIABLE};
 use crate::plugins::plugin::Plugin;
-use crate::plugins::worker::site_options;
+use crate::plugins::worker::{files_beside, site_options};
 use crate::process::exit::Exit;
 use crate::process::{Bounds, DEFAULT_PATH, Launch, SOCKET_VARIABLE, preflight};
 use crate::protocol::message::{Init, PROTOCOL_VERSION};
@@ -61,7 +61,10 @@ pub(crate) fn prepare(
     };
     match run.kind {
         Kind::Static => drop(Site::open(&site_options(run)).map_err(|error| (Exit::NotStarted, error.to_string()))?),
-        Kind::Cgi | Kind::FastCgi => check_root(run)?,
+        Kind::Cgi | Kind::FastCgi => {
+            check_root(run)?;
+            drop(Site::open(&files_beside(run)).map_err(|error| (Exit::NotStarted, error.to_string()))?);
+        }
         Kind::Native | Kind::Http => {}
     }
     if !run.has_process() {

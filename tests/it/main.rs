@@ -18,6 +18,7 @@ mod docs;
 mod drain;
 mod durability;
 mod failed_requests;
+mod fastcgi;
 mod frames;
 mod gate_limits;
 mod gone_clients;

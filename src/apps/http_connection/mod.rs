@@ -3,7 +3,7 @@
 //! Whatever the application sends, its answer is one: what follows a complete response closes the connection, and a response that can be
 //! read in two ways is refused.
 
-mod head;
+pub(in crate::apps) mod head;
 
 use crate::apps::endpoint::Endpoint;
 use crate::http::Request;
@@ -14,18 +14,13 @@ use crate::http::request::BodyLength;
 use crate::util::escape;
 use crate::util::threads::timespec;
 use head::{Fields, could_be_response, is_whole_head, response_lines, write_head};
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 use std::io::{self, IoSlice};
-use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
-
-/// Time to connect by TCP: an application is on this machine or near it.
-const CONNECT_TIME: Duration = Duration::from_secs(5);
 
 /// Interval at which a wait calls `interrupted`. Deadlines are kept to this precision.
 const TICK: Duration = Duration::from_millis(100);
@@ -142,25 +137,7 @@ impl HttpConnection {
 
     /// Connects to an application. If it has a `uid` of its own, the listener must have it too. Fails at once if nobody listens.
     pub(crate) fn open(endpoint: &Endpoint, uid: Option<u32>, keeps_route: bool) -> io::Result<Self> {
-        let stream = match endpoint {
-            Endpoint::Unix(path) => {
-                let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-                let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-                rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-                if uid.is_some_and(|uid| !getsockopt(&socket, PeerCredentials).is_ok_and(|peer| peer.uid() == uid)) {
-                    return Err(io::Error::other("another user listens on its socket"));
-                }
-                socket
-            }
-            Endpoint::Tcp(address) => {
-                if let Some(uid) = uid {
-                    check_owner(*address, uid)?;
-                }
-                let socket = TcpStream::connect_timeout(address, CONNECT_TIME)?;
-                socket.set_nodelay(true)?;
-                socket.into()
-            }
-        };
+        let stream = endpoint.connect(uid)?;
         rustix::io::ioctl_fionbio(&stream, false)?;
         rustix::net::sockopt::set_socket_timeout(&stream, rustix::net::sockopt::Timeout::Recv, Some(TICK))?;
         Ok(Self { stream: Some(stream), ..Self::closed(keeps_route) })
@@ -585,20 +562,4 @@ fn put_chunk(out: &mut Vec<u8>, bytes: &[u8]) {
         out.extend_from_slice(bytes);
         out.extend_from_slice(b"\r\n");
     }
-}
-
-/// Checks that the listener at a local address belongs to a user.
-fn check_owner(address: SocketAddr, uid: u32) -> io::Result<()> {
-    let entries = procfs::net::tcp().into_iter().chain(procfs::net::tcp6()).flatten();
-    let is_listener = |entry: &procfs::net::TcpNetEntry| {
-        let local = entry.local_address;
-        entry.state == procfs::net::TcpState::Listen
-            && local.port() == address.port()
-            && (local.ip() == address.ip() || local.ip().is_unspecified())
-    };
-    let mut owners = entries.filter(is_listener).map(|entry| entry.uid).peekable();
-    if owners.peek().is_some() && owners.all(|owner| owner == uid) {
-        return Ok(());
-    }
-    Err(io::Error::other(format!("no process of the plugin's user listens on {address}")))
 }
