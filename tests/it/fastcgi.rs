@@ -327,7 +327,7 @@ fn a_client_that_goes_and_a_time_limit_end_the_connection() {
     server.cli(&["restart", "app"]);
     server.wait_state("app", "ready");
     let mut client = server.client();
-    client.send(b"GET /app/hang HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+    client.send(b"GET /app/hang HTTP/1.1\r\nhost: test\r\n\r\n");
     wait_for("the request to arrive", || touched(&server, "hanging").exists().then_some(()));
     drop(client);
     wait_for("the connection to end", || touched(&server, "gone").exists().then_some(()));

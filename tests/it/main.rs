@@ -7,6 +7,7 @@ mod support;
 mod answers;
 mod attack;
 mod cancel;
+mod cgi;
 mod clients;
 mod confinement;
 mod data_dir;

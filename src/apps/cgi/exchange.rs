@@ -22,6 +22,9 @@ const BODY_TICK: Duration = Duration::from_millis(10);
 /// Interval at which the wire of a silent script is asked whether it has ended.
 const END_CHECK: Duration = Duration::from_millis(100);
 
+/// Most reads for the last output of a script: more than a pipe holds.
+const LAST_READS: u32 = 16;
+
 /// A request that a script answers.
 pub(crate) struct Exchange {
     wire: Box<dyn Wire>,
@@ -102,8 +105,12 @@ impl Exchange {
         let time = if waits_for_client { Duration::ZERO } else { time.min(END_CHECK) };
         let ready = poll(&mut fds, Some(&timespec(time))).unwrap_or(0);
         if ready == 0 && self.wire.has_ended() {
-            // What it sent last was there before it ended.
-            while self.receive() && self.output.len() < MAX_HELD {}
+            // What it sent last was there before it ended. Something else may still send more.
+            for _ in 0..LAST_READS {
+                if !self.receive_some() {
+                    break;
+                }
+            }
             self.ended = true;
         }
     }
@@ -139,9 +146,10 @@ impl Exchange {
 
     /// Receives more of the answer. True if something came.
     fn receive(&mut self) -> bool {
-        if self.is_settled() || self.output.len() >= MAX_HELD {
-            return false;
-        }
+        !self.is_settled() && self.output.len() < MAX_HELD && self.receive_some()
+    }
+
+    fn receive_some(&mut self) -> bool {
         match self.wire.receive(&mut self.output) {
             Ok(Arrived::Nothing) => false,
             Ok(Arrived::Something) => true,

@@ -2,6 +2,7 @@
 //! and differs only in the [`Wire`] between host and script.
 
 pub(crate) mod exchange;
+pub(crate) mod process;
 pub(crate) mod response;
 pub(crate) mod scripts;
 pub(crate) mod variables;

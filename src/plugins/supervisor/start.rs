@@ -113,7 +113,8 @@ impl Supervisor {
         let (stop, stopped) = bounded(0);
         let (alive, exited) = bounded::<()>(0);
         let init = self.init(FIRST_ID).map_err(|error| (Exit::NotStarted, format!("cannot read its settings: {error}")))?;
-        let Prepared { launch, endpoint } = launch::prepare(&self.plugin, &self.context, &init, &mut self.listener, &mut bounds)?;
+        let Prepared { launch, endpoint, scripts } =
+            launch::prepare(&self.plugin, &self.context, &init, &mut self.listener, &mut bounds)?;
         let id = self.plugin.id();
         let process = launch.map(|launch| {
             let start = || Process::start(&launch, &bounds, &self.plugin.log, id);
@@ -123,6 +124,7 @@ impl Supervisor {
         let state = ProcessState {
             number,
             endpoint,
+            scripts,
             manifest: self.plugin.manifest.clone(),
             rewrites: self.plugin.metadata.below_route == BelowRoute::Rewrite,
             uid,

@@ -10,20 +10,26 @@ use super::stalling::{Stalling, expire};
 use super::{RECONNECT_PAUSE, RECONNECT_TIME, STREAM_IDLE};
 use crate::apps::cgi::Wire;
 use crate::apps::cgi::exchange::Exchange;
+use crate::apps::cgi::process::CgiWire;
 use crate::apps::cgi::response::Head;
 use crate::apps::cgi::scripts::{Found, Rule, Script, Scripts};
-use crate::apps::cgi::variables::variables;
+use crate::apps::cgi::variables::{Variables, variables};
 use crate::apps::fastcgi::FastCgiWire;
 use crate::apps::manifest::{Kind, Run};
 use crate::apps::static_files::{Site, SiteOptions};
 use crate::http::prefix::Mount;
 use crate::http::request::{BodyLength, split_target};
 use crate::http::{HttpError, Request, errors};
+use crate::plugins::context::Owner;
 use crate::plugins::job::Job;
 use crate::plugins::plugin::{CountedStream, Plugin};
-use crate::plugins::process_state::ProcessState;
+use crate::plugins::process_state::{ProcessState, ScriptStarter};
+use crate::process::{Launch, Pipes, Process, Reach};
+use crate::system::rlimits;
 use crate::util::pause::pause;
+use std::ffi::{OsStr, OsString};
 use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -76,7 +82,11 @@ impl ScriptWorker {
     /// The directory cannot be opened.
     pub(crate) fn open(plugin: Arc<Plugin>, process: Arc<ProcessState>, first: bool) -> io::Result<Self> {
         let run = process.run().ok_or(io::ErrorKind::NotFound)?;
-        let scripts = scripts_of(run);
+        let mut scripts = scripts_of(run);
+        if let Some((program, _)) = process.scripts.as_ref().and_then(|starter| starter.command.as_ref()) {
+            // It stands for a script, at its own absolute path.
+            scripts.script = Some(program.to_string_lossy().into_owned());
+        }
         let site = Site::open(&files_beside(run))?;
         Ok(Self { plugin, process, site, scripts, pace: Pace::default(), first })
     }
@@ -215,10 +225,10 @@ impl ScriptWorker {
                     let what = if head.is_none() { "its answer began" } else { "it ended its answer without a body" };
                     return Err(Failure::TooLate(format!("{} s passed before {what}", timeout.as_secs_f32())));
                 }
-                None if exchange.moved().elapsed() < STREAM_IDLE => {}
+                None if exchange.moved().elapsed() < timeout.max(STREAM_IDLE) => {}
                 None => {
-                    let why = format!("{} s passed before it had taken the body", STREAM_IDLE.as_secs());
-                    return Err(Failure::Script(why));
+                    let waited = timeout.max(STREAM_IDLE).as_secs_f32();
+                    return Err(Failure::TooLate(format!("{waited} s passed before it had taken the body")));
                 }
             }
             if exchange.is_body_broken() {
@@ -242,6 +252,10 @@ impl ScriptWorker {
     fn open_wire(&self, request: &Request, script: &Script, stalling: &Stalling) -> Result<Box<dyn Wire>, Failure> {
         let length = if let BodyLength::Known(length) = request.length { Some(length) } else { None };
         let variables = variables(request, script, &self.scripts.root, length);
+        if let Some(starter) = &self.process.scripts {
+            let started = self.start(starter, script, variables, request.name());
+            return started.map_err(|error| Failure::Script(rlimits::explain("cannot start its script", &error).0));
+        }
         let deadline = Instant::now() + RECONNECT_TIME;
         loop {
             let (endpoint, uid) = (&self.process.endpoint, self.process.listener_uid());
@@ -255,6 +269,34 @@ impl ScriptWorker {
             }
             pause(RECONNECT_PAUSE);
         }
+    }
+
+    /// Starts a script of CGI.
+    fn start(&self, starter: &ScriptStarter, script: &Script, variables: Variables, name: String) -> io::Result<Box<dyn Wire>> {
+        let (plugin, log) = (self.plugin.id(), &self.plugin.log);
+        let run = self.process.run().ok_or(io::ErrorKind::NotFound)?;
+        let (program, arguments, directory) = match &starter.command {
+            Some((program, arguments)) => (program.clone(), arguments.clone(), run.directory.clone()),
+            None => {
+                let program = self.scripts.root.join(OsStr::from_bytes(&script.file));
+                let directory = program.parent().unwrap_or(&self.scripts.root).to_owned();
+                (program, Vec::new(), directory)
+            }
+        };
+        let launch = Launch { program, arguments, directory, env: starter.env.clone(), listener: None };
+        let mut bounds = starter.bounds.clone();
+        // Behind those of the operator, so that what the host says of the request counts.
+        let variables = variables.into_iter().map(|(name, value)| (OsString::from_vec(name), OsString::from_vec(value)));
+        bounds.variables.extend(variables);
+        let ((stdin, sink), (source, stdout)) = (io::pipe()?, io::pipe()?);
+        let pipes = Pipes { stdin: stdin.into(), stdout: stdout.into() };
+        let start = || Process::start_script(&launch, &bounds, pipes, log, plugin);
+        let process = starter.context.sessions.enter(Owner::new(plugin, bounds.uid, log), start, Process::pid)?;
+        let context = Arc::clone(&starter.context);
+        let reap = Box::new(move |process: Process| {
+            context.sessions.leave(process.pid(), false, || process.reap(Reach::Marked));
+        });
+        Ok(Box::new(CgiWire::new(process, reap, (sink.into(), source.into()), log, name)?))
     }
 
     /// Passes an answer on to the client.
