@@ -10,11 +10,11 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// Time to connect by TCP: an application is on this machine or near it.
-const CONNECT_TIME: Duration = Duration::from_secs(5);
-
 /// The prefix of a Unix socket's path in text.
 const UNIX: &str = "unix:";
+
+/// Time to connect by TCP: an application is on this machine or near it.
+const CONNECT_TIME: Duration = Duration::from_secs(5);
 
 /// The address on which a plugin listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,7 +26,8 @@ pub(crate) enum Endpoint {
 }
 
 impl Endpoint {
-    /// Connects. If the application has a `uid` of its own, the listener must have it too. Fails at once if nobody listens.
+    /// Connects. If the plugin has a `uid` of its own, the listener must have it too: the path may be a link to another plugin's socket, and
+    /// the port another program's. Fails at once if nobody listens on this machine.
     pub(crate) fn connect(&self, uid: Option<u32>) -> io::Result<OwnedFd> {
         match self {
             Self::Unix(path) => {

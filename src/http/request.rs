@@ -89,6 +89,8 @@ pub(crate) struct Request {
     pub(crate) method: Method,
     pub(crate) origin: Origin,
     pub(crate) id: RequestId,
+    /// Whether the client asks for another protocol on its connection.
+    pub(crate) upgrade: bool,
     /// The length of the body.
     pub(crate) length: BodyLength,
     /// Whether the head announced a body, even an empty one: the plugin then sees its `content-length`.
@@ -343,7 +345,7 @@ impl Request {
         }
         put_field(out, "mount", mount.as_bytes());
         out.extend_from_slice(br#","headers":["#);
-        for (name, value) in header_lines(lines).filter(|(name, _)| *name != b"x-request-id") {
+        for (name, value) in header_lines(lines).filter(|(name, _)| !matches!(*name, b"x-request-id" | b"upgrade")) {
             put_header(out, name, value);
         }
         if let (BodyLength::Known(length), true) = (self.length, self.declares_body) {
@@ -415,6 +417,7 @@ pub(crate) mod tests {
             method: Method::Other,
             origin,
             id: RequestId { prefix: "0123456789ab".into(), number: 31 },
+            upgrade: false,
             length,
             declares_body: length != BodyLength::Known(0),
             body: RequestBody::Whole(None),

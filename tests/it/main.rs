@@ -6,6 +6,7 @@ mod support;
 
 mod answers;
 mod attack;
+mod bridges;
 mod cancel;
 mod cgi;
 mod clients;
@@ -55,6 +56,7 @@ mod store_http;
 mod streaming;
 mod streaming_gate;
 mod tls;
+mod tunnels;
 mod updates;
 mod web;
 mod web_faults;

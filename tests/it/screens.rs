@@ -190,9 +190,13 @@ fn a_plugin_is_shown_by_its_state_first_and_each_reason_once() {
         ("l", "unlicensed", "there is no licence (missing)"),
         ("f", "refused", "it is empty"),
     ] {
-        // Events are written a moment later.
-        let plugin = wait_for("its event", || Some(server.plugin(id)).filter(|plugin| plugin["events"][0]["kind"] == *state));
-        let shown = server.cli(&["show", id]);
+        // Events are written a moment later, and a plugin in a crash loop is tried again meanwhile.
+        let (plugin, shown) = wait_for("its event", || {
+            let plugin = server.plugin(id);
+            let shown = server.cli(&["show", id]);
+            let is_settled = plugin["events"][0]["kind"] == *state && server.plugin(id)["since"] == plugin["since"];
+            is_settled.then_some((plugin, shown))
+        });
         let lines: Vec<&str> = shown.lines().collect();
         assert_eq!(lines[0], format!("state        {state}"));
         let since = plugin["since"].as_str().unwrap();

@@ -68,6 +68,8 @@ pub(crate) struct HttpConnection {
     requests: u64,
     /// Interim responses to the current request.
     interim: u32,
+    /// Whether the current request asks for another protocol.
+    upgrades: bool,
     framing: Framing,
     /// The application has closed its end.
     ended: bool,
@@ -109,6 +111,9 @@ pub(crate) enum Head {
     Interim(Vec<u8>),
     /// An interim response that is not for the client.
     Ignored,
+    /// The application has switched to another protocol: its response as bytes for the client. [`HttpConnection::take_stream`] gives the
+    /// rest.
+    Upgraded(Vec<u8>),
 }
 
 /// What is wrong with a response, as a sentence about the application.
@@ -129,6 +134,7 @@ impl HttpConnection {
             sends_chunked: false,
             requests: 0,
             interim: 0,
+            upgrades: false,
             framing: Framing::None,
             ended: false,
             kept: true,
@@ -161,6 +167,7 @@ impl HttpConnection {
     pub(crate) fn queue_request(&mut self, request: &Request, more: bool, body: Vec<u8>) {
         self.requests += 1;
         self.interim = 0;
+        self.upgrades = request.upgrade;
         self.flatten();
         self.sends_chunked = request.length == BodyLength::Unknown && more;
         let length = match request.length {
@@ -306,6 +313,8 @@ impl HttpConnection {
         interrupted: impl Fn() -> bool,
         mut ready: impl FnMut(&mut Self) -> Option<T>,
     ) -> Result<Option<T>, Stopped> {
+        // An application that sends byte by byte must not keep the caller from looking up.
+        let mut look_up = Instant::now() + TICK;
         loop {
             if let Some(value) = ready(self) {
                 return Ok(Some(value));
@@ -332,17 +341,15 @@ impl HttpConnection {
                     }
                 }
             };
+            let now = Instant::now();
             match received {
-                Ok(()) => {}
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-                    if interrupted() {
-                        return Err(Stopped::Interrupted);
-                    }
-                    if Instant::now() >= deadline {
-                        return Err(Stopped::Deadline);
-                    }
+                Ok(()) if now < look_up => {}
+                Err(error) if !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                    return Err(Stopped::Lost(error));
                 }
-                Err(error) => return Err(Stopped::Lost(error)),
+                _ if interrupted() => return Err(Stopped::Interrupted),
+                _ if now >= deadline => return Err(Stopped::Deadline),
+                _ => look_up = now + TICK,
             }
         }
     }
@@ -409,6 +416,14 @@ impl HttpConnection {
         if is_interim {
             self.interim += 1;
             return match status {
+                101 if self.upgrades => match fields.upgrade {
+                    Some(protocol) => {
+                        let protocol = String::from_utf8_lossy(&protocol);
+                        let end = format!("connection: upgrade\r\nupgrade: {protocol}\r\n\r\n");
+                        Ok(Head::Upgraded([&lines[..], end.as_bytes()].concat()))
+                    }
+                    None => Err("it switched to another protocol without naming it in upgrade".into()),
+                },
                 101 => Err("it switched to another protocol, which the request did not ask for".into()),
                 _ if self.interim > MAX_INTERIM => Err(format!("it sent more than {MAX_INTERIM} interim responses")),
                 100 => Ok(Head::Ignored),
@@ -539,6 +554,12 @@ impl HttpConnection {
     /// Whether another request can follow a complete response.
     pub(crate) fn is_kept(&self) -> bool {
         self.kept && !self.ended && self.unsent() == 0
+    }
+
+    /// Gives up the socket after a switch to another protocol, with what was received behind the response.
+    pub(crate) fn take_stream(&mut self) -> Option<(OwnedFd, Vec<u8>)> {
+        let early = self.input.split_off(self.start);
+        Some((self.stream.take()?, early))
     }
 
     /// Frees memory that an idle connection does not need.

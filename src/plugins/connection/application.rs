@@ -13,6 +13,7 @@ use crate::plugins::worker::{Outcome, Worker};
 use crate::protocol::frame::EncodeError;
 use rustix::event::PollFlags;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 /// A connection to an application.
@@ -160,6 +161,7 @@ impl PluginConnection for ApplicationConnection {
             Ok(Head::Response(response)) => response,
             Ok(Head::Interim(head)) => return Ok(Received::Interim(head)),
             Ok(Head::Ignored) => return Ok(Received::Nothing),
+            Ok(Head::Upgraded(head)) => return Ok(Received::Upgraded(head)),
             Err(why) => return refused(why),
         };
         match self.http.begin_body() {
@@ -187,6 +189,10 @@ impl PluginConnection for ApplicationConnection {
 
     fn is_kept(&self) -> bool {
         self.http.is_kept()
+    }
+
+    fn take_stream(&mut self) -> Option<(OwnedFd, Vec<u8>)> {
+        self.http.take_stream()
     }
 
     fn release(&mut self) {
