@@ -68,7 +68,7 @@ impl Scripts {
     /// Finds what answers a path below the route, which is as the client sent it.
     pub(crate) fn find(&self, below: &str, place: impl Fn(&[u8]) -> Place) -> Found {
         if let Some(script) = &self.script {
-            // It gets every path, so only what cannot be decoded is refused.
+            // It gets every path that cannot lead it astray.
             let Some(info) = decode(below) else { return Found::Missing };
             let name = if self.rule == Rule::Suffix { [b"/", script.as_bytes()].concat() } else { Vec::new() };
             return Found::Script(Script { file: script.clone().into_bytes(), name, info });
@@ -147,7 +147,7 @@ fn holds_source(path: &[u8]) -> bool {
     name.windows(SUFFIX.len()).any(|part| part == SUFFIX) || SOURCES.into_iter().any(|suffix| name.ends_with(suffix))
 }
 
-/// Decodes the escapes of a path, once. None if one is malformed or NUL.
+/// Decodes the escapes of a path, once. None if one is malformed or NUL, or if a segment leads elsewhere.
 fn decode(path: &str) -> Option<Vec<u8>> {
     let mut decoded = Vec::with_capacity(path.len());
     let mut rest = path.bytes();
@@ -159,7 +159,8 @@ fn decode(path: &str) -> Option<Vec<u8>> {
         }
         decoded.push(byte);
     }
-    Some(decoded)
+    let leads_elsewhere = decoded.split(|&byte| byte == b'/').any(|segment| matches!(segment, b"." | b".."));
+    if leads_elsewhere { None } else { Some(decoded) }
 }
 
 #[cfg(test)]
@@ -273,11 +274,11 @@ mod tests {
     fn one_script_answers_every_path() {
         let all =
             |name: &str, info: &str| Found::Script(Script { file: b"app.php".to_vec(), name: name.into(), info: info.into() });
-        for (path, info) in [("", ""), ("/", "/"), ("/a/../b", "/a/../b"), ("/a%2fb//c", "/a/b//c"), ("/.x", "/.x")] {
+        for (path, info) in [("", ""), ("/", "/"), ("/a%2fb//c", "/a/b//c"), ("/.x", "/.x")] {
             assert_eq!(found(Rule::Suffix, Some("app.php"), &[], path), all("/app.php", info), "{path}");
             assert_eq!(found(Rule::Executable, Some("app.php"), &[], path), all("", info), "{path}");
         }
-        for path in ["/%00", "/%", "/%4", "/%zz"] {
+        for path in ["/%00", "/%", "/%4", "/%zz", "/a/../b", "/..", "/a/%2e%2E/b", "/a/..%2fb", "/./a"] {
             assert_eq!(found(Rule::Suffix, Some("app.php"), &[], path), Found::Missing, "{path}");
         }
     }
