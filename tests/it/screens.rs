@@ -204,7 +204,8 @@ fn a_plugin_is_shown_by_its_state_first_and_each_reason_once() {
         let head = shown.split("\n\n").next().unwrap();
         let advice = format!("\nwhat to do   {}\n", plugin["advice"].as_str().unwrap());
         assert!(head.contains(&advice) && head.ends_with(&format!("\nreason       {reason}")), "{shown}");
-        assert_eq!(head.contains("\nnext try     in "), id == "p", "{shown}");
+        // The file is tried again at times as well.
+        assert!(id == "f" || head.contains("\nnext try     in ") == (id == "p"), "{shown}");
         assert_eq!(shown.matches(reason).count(), 1, "{shown}");
         let words = reason.strip_prefix("exit code 1: ").unwrap_or(reason).trim_end_matches(" (missing)");
         assert_eq!(shown.matches(words).count(), 1, "{shown}");
