@@ -132,17 +132,18 @@ bench-docs: ## put the report of the last `make bench` into docs/
 	$(PYTHON) tests/bench/run.py --write-docs
 
 # The tests of the Node SDK need node 18 or later, those of licences in Python the package cryptography, those of a supervised
-# host runit, those of the web its clients, a browser among them, and two proxies, those of slow clients slowhttptest, the counts of instructions valgrind; what is missing is installed where we may.
+# host runit, those of the web its clients, a browser among them, and two proxies, those of slow clients slowhttptest, those of FastCGI php-cgi and php-fpm, the counts of instructions valgrind; what is missing is installed where we may.
 # Applications, and the bridges of the SDKs to WSGI, ASGI and node:http, are tested with packages from PyPI and npm, installed once below
 # target, and with Go, and Sinatra under puma from Debian.
 test-tools:
 	@missing=; \
 	for tool in node:nodejs npm:npm runsv:runit curl:curl wget:wget openssl:openssl ab:apache2-utils wrk:wrk h2load:nghttp2-client \
-		slowhttptest:slowhttptest chromium:chromium nginx:nginx caddy:caddy valgrind:valgrind php:php-cli \
+		slowhttptest:slowhttptest chromium:chromium nginx:nginx caddy:caddy valgrind:valgrind php:php-cli php-cgi:php-cgi \
 		go:golang-go ruby:ruby puma:puma; do \
 		command -v "$${tool%:*}" >/dev/null || missing="$$missing $${tool#*:}"; \
 	done; \
 	php -m 2>/dev/null | grep -qx curl || missing="$$missing php-curl"; \
+	ls /usr/sbin/php-fpm* >/dev/null 2>&1 || missing="$$missing php-fpm"; \
 	ruby -e 'require "sinatra/base"' 2>/dev/null || missing="$$missing ruby-sinatra"; \
 	$(PYTHON) -c 'import cryptography' 2>/dev/null || missing="$$missing python3-cryptography"; \
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \

@@ -44,6 +44,10 @@ pub(crate) const SLOW_HEAD: HttpError = HttpError::new(408, "timeout", "the requ
 /// The body was slower than `--min-rate`, or nothing arrived for `--body-timeout`.
 pub(crate) const SLOW_BODY: HttpError = HttpError::new(408, "timeout", "the request's body came too slowly");
 
+/// The body is chunked and large, and the plugin must know its length beforehand, as by FastCGI.
+pub(crate) const LENGTH_REQUIRED: HttpError =
+    HttpError::new(411, "length_required", "this plugin takes a large body only with content-length");
+
 /// `if-match` or `if-unmodified-since` does not hold for a file of a static site.
 pub(crate) const PRECONDITION_FAILED: HttpError =
     HttpError::new(412, "precondition_failed", "the file is not the one that the request's condition names");

@@ -126,7 +126,7 @@ pub(crate) fn header_in<'a>(head: &'a [u8], name: &str) -> Option<&'a [u8]> {
 }
 
 /// The name and value of each header line.
-fn header_lines(lines: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+pub(crate) fn header_lines(lines: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     let mut start = 0;
     memchr_iter(b'\n', lines).filter_map(move |end| {
         let line = lines[start..end].strip_suffix(b"\r");

@@ -5,7 +5,8 @@ use crate::apps::manifest::{FILE, Kind, Listen, Run, expand};
 use crate::apps::static_files::Site;
 use crate::plugins::context::{Context, HOST_SOCKET_VARIABLE};
 use crate::plugins::plugin::Plugin;
-use crate::plugins::worker::site_options;
+use crate::plugins::process_state::ScriptStarter;
+use crate::plugins::worker::{files_beside, site_options};
 use crate::process::exit::Exit;
 use crate::process::{Bounds, DEFAULT_PATH, Launch, SOCKET_VARIABLE, preflight};
 use crate::protocol::message::{Init, PROTOCOL_VERSION};
@@ -18,6 +19,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::chown;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The variable with the path of the file that holds what `init` tells a plugin of the plugin protocol.
 const CONTEXT_VARIABLE: &str = "PLUGRACK_CONTEXT";
@@ -28,6 +30,8 @@ pub(crate) struct Prepared {
     pub(crate) launch: Option<Launch>,
     /// Where it listens, or, if nobody does, its socket's path.
     pub(crate) endpoint: Endpoint,
+    /// How its scripts are started, if it has a process for each request.
+    pub(crate) scripts: Option<ScriptStarter>,
 }
 
 /// Prepares the start of a plugin. `listener` keeps a socket that the host makes for it. The variables of the manifest are added to
@@ -37,7 +41,7 @@ pub(crate) struct Prepared {
 /// The kind of failure, and one sentence.
 pub(crate) fn prepare(
     plugin: &Plugin,
-    context: &Context,
+    context: &Arc<Context>,
     init: &Init,
     listener: &mut Option<OwnedFd>,
     bounds: &mut Bounds,
@@ -57,16 +61,19 @@ pub(crate) fn prepare(
         preflight::check(&plugin.program).map_err(|why| (Exit::Unfit, why))?;
         let (program, arguments, listener) = (plugin.program.clone(), Vec::new(), None);
         let launch = Launch { program, arguments, directory: home, env, listener };
-        return Ok(Prepared { launch: Some(launch), endpoint: socket });
+        return Ok(Prepared { launch: Some(launch), endpoint: socket, scripts: None });
     };
     match run.kind {
         Kind::Static => drop(Site::open(&site_options(run)).map_err(|error| (Exit::NotStarted, error.to_string()))?),
-        Kind::Cgi | Kind::FastCgi => check_root(run)?,
+        Kind::Cgi | Kind::FastCgi => {
+            check_root(run)?;
+            drop(Site::open(&files_beside(run)).map_err(|error| (Exit::NotStarted, error.to_string()))?);
+        }
         Kind::Native | Kind::Http => {}
     }
-    if !run.has_process() {
+    if !run.has_process() && run.kind != Kind::Cgi {
         let endpoint = if let Listen::Attached(endpoint) = &run.listen { endpoint.clone() } else { socket };
-        return Ok(Prepared { launch: None, endpoint });
+        return Ok(Prepared { launch: None, endpoint, scripts: None });
     }
     let passing = |what: &'static str| move |error: io::Error| (Exit::NotStarted, format!("cannot {what}: {error}"));
     let mut port = None;
@@ -114,12 +121,21 @@ pub(crate) fn prepare(
     variables.append(&mut bounds.variables);
     bounds.variables = variables;
     let mut words = run.command.iter().map(|word| expanded(word));
-    let command = words.next().unwrap_or_default();
     let directory = context.attempt.as_ref().map_or(&run.directory, |attempt| &attempt.directory).clone();
-    let program = find_program(&command, &directory, bounds)?;
+    let program = words.next().map(|command| find_program(&command, &directory, bounds)).transpose()?;
+    let arguments: Vec<_> = words.map(OsString::from).collect();
+    if run.kind == Kind::Cgi {
+        if let Some(script) = run.script.as_ref().filter(|_| program.is_none()) {
+            preflight::check(&run.root.join(script)).map_err(|why| (Exit::Unfit, format!("cannot run {script}: {why}")))?;
+        }
+        let command = program.map(|program| (program, arguments));
+        let starter = ScriptStarter { context: Arc::clone(context), command, env, bounds: bounds.clone() };
+        return Ok(Prepared { launch: None, endpoint, scripts: Some(starter) });
+    }
+    let program = program.ok_or_else(|| (Exit::Unfit, format!("{FILE} has no run.command")))?;
     let listener = listener.as_ref().map(OwnedFd::try_clone).transpose().map_err(passing("pass on its socket"))?;
-    let launch = Launch { program, arguments: words.map(OsString::from).collect(), directory, env, listener };
-    Ok(Prepared { launch: Some(launch), endpoint })
+    let launch = Launch { program, arguments, directory, env, listener };
+    Ok(Prepared { launch: Some(launch), endpoint, scripts: None })
 }
 
 /// Checks that the directory of scripts or files is one.

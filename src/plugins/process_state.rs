@@ -2,12 +2,26 @@
 
 use crate::apps::endpoint::Endpoint;
 use crate::apps::manifest::{Kind, Listen, Manifest, Run};
+use crate::plugins::context::Context;
 use crate::plugins::restart_policy::Work;
+use crate::process::Bounds;
 use crate::process::exit::Exit;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+
+/// What workers need to start scripts of CGI.
+pub(crate) struct ScriptStarter {
+    pub(crate) context: Arc<Context>,
+    /// The program that answers every path, and its arguments; none if the path decides.
+    pub(crate) command: Option<(PathBuf, Vec<OsString>)>,
+    /// Variables of each script's environment, in addition to those of all children.
+    pub(crate) env: Vec<(String, OsString)>,
+    pub(crate) bounds: Bounds,
+}
 
 /// The state of one process of a plugin, shared by the supervisor and the workers.
 pub(crate) struct ProcessState {
@@ -17,6 +31,8 @@ pub(crate) struct ProcessState {
     pub(crate) endpoint: Endpoint,
     /// Where it listens instead, if it was free to choose.
     pub(crate) found: OnceLock<Endpoint>,
+    /// How its scripts are started, if each request has a process of its own.
+    pub(crate) scripts: Option<ScriptStarter>,
     /// Its plugin's manifest, if it has one.
     pub(crate) manifest: Option<Arc<Manifest>>,
     /// Whether references in the headers of its responses are mapped to its route.

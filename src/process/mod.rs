@@ -90,8 +90,14 @@ pub(crate) const RUN_VARIABLE: &str = "PLUGRACK_RUN";
 /// Variable that tells a plugin where to listen, and that identifies its orphans.
 pub(crate) const SOCKET_VARIABLE: &str = "PLUGRACK_SOCKET";
 
+/// Variable that a script of CGI gets, and that identifies its orphans.
+const SCRIPT_VARIABLE: &str = "PLUGRACK_SCRIPT";
+
 /// Variable that a `--metadata` call gets, and that identifies its orphans.
 const ASK_VARIABLE: &str = "PLUGRACK_ASK";
+
+/// The standard input as a descriptor.
+const INPUT: i32 = 0;
 
 /// The descriptor of a listener that the host hands over: the first of sd_listen_fds(3).
 const LISTENER: i32 = 3;
@@ -275,18 +281,66 @@ pub(crate) struct Launch {
     pub(crate) listener: Option<OwnedFd>,
 }
 
+/// Standard input and output of a script.
+#[derive(Debug)]
+pub(crate) struct Pipes {
+    pub(crate) stdin: OwnedFd,
+    pub(crate) stdout: OwnedFd,
+}
+
+/// A descriptor that the host hands over to a program.
+#[derive(Clone, Copy)]
+enum Passed<'a> {
+    Listener(&'a OwnedFd),
+    Input(&'a OwnedFd),
+}
+
+impl Passed<'_> {
+    /// The number that it has in the program.
+    fn target(self) -> i32 {
+        match self {
+            Self::Listener(_) => LISTENER,
+            Self::Input(_) => INPUT,
+        }
+    }
+}
+
 impl Process {
     /// Starts a plugin; its output goes to `log`.
     pub(crate) fn start(launch: &Launch, bounds: &Bounds, log: &PluginLog, name: &str) -> io::Result<Self> {
         let (reader, writer) = io::pipe()?;
-        let (mut command, report) = shim(&launch.program, &launch.directory, launch.listener.as_ref(), bounds)?;
-        let env = launch.env.iter().map(|(name, value)| (name, value));
-        command.args(&launch.arguments).envs(env).stdout(writer.try_clone()?).stderr(writer);
+        let (mut command, report) =
+            shim(&launch.program, &launch.directory, launch.listener.as_ref().map(Passed::Listener), bounds)?;
+        command.stdout(writer.try_clone()?).stderr(writer);
+        let socket = launch.env.iter().find(|(name, _)| *name == SOCKET_VARIABLE);
+        let mark = socket.map(|(_, socket)| (SOCKET_VARIABLE, socket.clone()));
+        Self::start_by(command, report, reader, launch, mark, log, name)
+    }
+
+    /// Starts a script, which has `pipes`; its standard error goes to `log`.
+    pub(crate) fn start_script(launch: &Launch, bounds: &Bounds, pipes: Pipes, log: &PluginLog, name: &str) -> io::Result<Self> {
+        let (reader, writer) = io::pipe()?;
+        let (mut command, report) = shim(&launch.program, &launch.directory, Some(Passed::Input(&pipes.stdin)), bounds)?;
+        let mark = OsString::from(Uuid::new_v4().simple().to_string());
+        command.stdout(pipes.stdout).stderr(writer).env(SCRIPT_VARIABLE, &mark);
+        Self::start_by(command, report, reader, launch, Some((SCRIPT_VARIABLE, mark)), log, name)
+    }
+
+    /// Starts a program by the shim's command. What can be read from `reader` goes to `log`.
+    fn start_by(
+        mut command: Command,
+        report: UnixStream,
+        reader: PipeReader,
+        launch: &Launch,
+        mark: Option<(&'static str, OsString)>,
+        log: &PluginLog,
+        name: &str,
+    ) -> io::Result<Self> {
+        command.args(&launch.arguments).envs(launch.env.iter().map(|(name, value)| (name, value)));
         let mut process = Self::spawn(&mut command)?;
         // The command holds write ends of the pipes; they must close for the report and the capture to see an end of file.
         drop(command);
-        let socket = launch.env.iter().find(|(name, _)| *name == SOCKET_VARIABLE);
-        process.mark = socket.map(|(_, socket)| (SOCKET_VARIABLE, socket.clone()));
+        process.mark = mark;
         let log = log.clone();
         let ((capturing, captured), (executing, executed)) = (bounded(0), bounded(1));
         (process.captured, process.executed) = (Some(captured), Some(executed));
@@ -361,8 +415,13 @@ impl Process {
         }
     }
 
+    /// How the process has ended, if it does so within `time`. Does not reap it.
+    pub(crate) fn exit_within(&self, time: Duration) -> Option<Exit> {
+        if self.ended_by(Instant::now() + time) { wait(self.pid) } else { None }
+    }
+
     /// Whether the process has ended. Does not reap it, so its id is still its own.
-    fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
         let waited = || rustix::process::waitid(WaitId::Pid(self.pid), options);
         // An error means that it was reaped already.
@@ -620,25 +679,25 @@ fn this_program() -> Command {
 }
 
 /// A command that starts `program` through the shim, in `directory`, with only the allowed environment variables; and the socket on which
-/// the shim gets a `listener` for the program, and reports a failure, see [`exec_error`].
-fn shim(program: &Path, directory: &Path, listener: Option<&OwnedFd>, bounds: &Bounds) -> io::Result<(Command, UnixStream)> {
+/// the shim gets what is `passed` to the program, and reports a failure, see [`exec_error`].
+fn shim(program: &Path, directory: &Path, passed: Option<Passed<'_>>, bounds: &Bounds) -> io::Result<(Command, UnixStream)> {
     let (report, reporting) = UnixStream::pair()?;
-    if let Some(listener) = listener {
-        let listeners = [listener.as_fd()];
+    if let Some(Passed::Listener(descriptor) | Passed::Input(descriptor)) = passed {
+        let descriptors = [descriptor.as_fd()];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        ancillary.push(SendAncillaryMessage::ScmRights(&listeners));
+        ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
         sendmsg(&report, &[IoSlice::new(b"3")], &mut ancillary, SendFlags::NOSIGNAL)?;
     }
     let mut command = this_program();
     command.arg(SHIM).arg(std::process::id().to_string());
     let number = |bound: Option<u64>| bound.map_or(UNBOUND.to_owned(), |number| number.to_string());
     command.arg(number(bounds.uid.map(u64::from))).arg(number(bounds.memory)).arg(number(bounds.open_files));
-    command.arg(number(listener.map(|_| 1))).arg(program);
+    command.arg(passed.map_or(UNBOUND.to_owned(), |passed| passed.target().to_string())).arg(program);
     command.current_dir(directory).stdin(OwnedFd::from(reporting)).env_clear().env("PATH", DEFAULT_PATH).env("HOME", directory);
     command.env(RUN_VARIABLE, run_id());
     command.envs(INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?)))).envs(PRESET);
-    if listener.is_some() {
+    if let Some(Passed::Listener(_)) = passed {
         command.env("LISTEN_FDS", "1");
     }
     for (name, value) in &bounds.variables {
@@ -667,16 +726,21 @@ fn take_report() -> io::Result<UnixStream> {
     Ok(report.into())
 }
 
-/// Takes the listener for the program from the host's socket, and gives it the descriptor that the program expects.
-fn take_listener(host: &UnixStream) -> io::Result<OwnedFd> {
+/// Takes what is for the program from the host's socket, and gives it the descriptor `target` that the program expects. Returns a listener,
+/// which is still to be closed on exec.
+fn take_passed(host: &UnixStream, target: i32) -> io::Result<Option<OwnedFd>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     recvmsg(host, &mut [IoSliceMut::new(&mut [0])], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
     let received = ancillary.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut listeners) => listeners.next(),
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
         _ => None,
     });
     let mut listener = received.ok_or(io::ErrorKind::UnexpectedEof)?;
+    if target == INPUT {
+        dup2_stdin(listener)?;
+        return Ok(None);
+    }
     if listener.as_raw_fd() != LISTENER {
         listener = rustix::io::fcntl_dupfd_cloexec(&listener, LISTENER)?;
     }
@@ -685,7 +749,7 @@ fn take_listener(host: &UnixStream) -> io::Result<OwnedFd> {
             "the host was started with an open file as descriptor {LISTENER}, which must be free"
         )));
     }
-    Ok(listener)
+    Ok(Some(listener))
 }
 
 /// An empty input: `/dev/null`, or a closed pipe in a root without it.
@@ -693,13 +757,13 @@ fn no_input() -> io::Result<OwnedFd> {
     File::open("/dev/null").map(OwnedFd::from).or_else(|_| io::pipe().map(|(reader, _)| reader.into()))
 }
 
-/// The shim: `plugrack __exec HOST_PID UID MEMORY FILES LISTENER PROGRAM [ARGUMENT]…` confines this process, then becomes the program.
+/// The shim: `plugrack __exec HOST_PID UID MEMORY FILES DESCRIPTOR PROGRAM [ARGUMENT]…` confines this process, then becomes the program.
 pub(crate) fn shim_main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let host = arguments.next().and_then(|pid| pid.to_str().and_then(|pid| pid.parse().ok()));
     let (uid, memory, files) = (bound(arguments.next()), bound(arguments.next()), bound(arguments.next()));
-    let listens = bound::<u64>(arguments.next()).map(|listener| listener.is_some());
-    let (Some(host), Some(uid), Some(memory), Some(open_files), Some(listens), Some(program)) =
-        (host, uid, memory, files, listens, arguments.next())
+    let passed = bound::<i32>(arguments.next());
+    let (Some(host), Some(uid), Some(memory), Some(open_files), Some(passed), Some(program)) =
+        (host, uid, memory, files, passed, arguments.next())
     else {
         return complain(format_args!("{SHIM} is how plugrack starts plugins, not a command"), 64);
     };
@@ -707,8 +771,8 @@ pub(crate) fn shim_main(mut arguments: impl Iterator<Item = OsString>) -> ExitCo
         Ok(report) => report,
         Err(error) => return complain(format_args!("cannot prepare {}: {error}", program.display()), 126),
     };
-    let listener = match listens.then(|| take_listener(&report)).transpose() {
-        Ok(listener) => listener,
+    let listener = match passed.map(|target| take_passed(&report, target)).transpose() {
+        Ok(listener) => listener.flatten(),
         Err(error) => return complain(format_args!("cannot give {} its socket: {error}", program.display()), 126),
     };
     // Resolved before the privileges are dropped.

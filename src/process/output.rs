@@ -230,6 +230,18 @@ impl PluginLog {
         self.write_notes();
     }
 
+    /// Adds output that came another way than through a pipe, line by line. Its end is the end of a line.
+    pub(crate) fn print(&self, output: &[u8]) {
+        let generation = self.shared.printed.locked().generation;
+        let mut capture = Capture { log: self, generation, line: Vec::new(), since: None, continued: false };
+        let now = Instant::now();
+        capture.turn_window(now, false);
+        capture.take(output, now);
+        if !capture.line.is_empty() {
+            capture.end_line(true);
+        }
+    }
+
     /// Captures `source` until its end.
     pub(crate) fn capture(&self, source: &PipeReader) {
         let generation = self.shared.printed.locked().generation;

@@ -14,13 +14,13 @@ use std::io::Write;
 const EVENTS: &[u8] = b"text/event-stream";
 
 /// What the header lines of a response say about its framing.
-pub(super) struct Fields {
-    pub(super) length: Option<u64>,
-    pub(super) is_chunked: bool,
+pub(in crate::apps) struct Fields {
+    pub(in crate::apps) length: Option<u64>,
+    pub(in crate::apps) is_chunked: bool,
     /// `connection: close`, or `keep-alive` of HTTP/1.0.
     pub(super) close: bool,
     pub(super) keep_alive: bool,
-    pub(super) is_events: bool,
+    pub(in crate::apps) is_events: bool,
     /// The protocol to which the application switches.
     pub(super) upgrade: Option<Vec<u8>>,
 }
@@ -30,7 +30,7 @@ impl Fields {
     ///
     /// # Errors
     /// What can be read in two ways, or not at all.
-    pub(super) fn read(headers: &[httparse::Header<'_>]) -> Result<Self, Fault> {
+    pub(in crate::apps) fn read(headers: &[httparse::Header<'_>]) -> Result<Self, Fault> {
         let mut fields =
             Self { length: None, is_chunked: false, close: false, keep_alive: false, is_events: false, upgrade: None };
         for header in headers {
@@ -67,7 +67,7 @@ impl Fields {
 }
 
 /// The status line and header lines for the client: without hop-by-hop headers and those of the framing, and `dated` if need be.
-pub(super) fn response_lines(
+pub(in crate::apps) fn response_lines(
     status: u16,
     reason: Option<&str>,
     headers: &[httparse::Header<'_>],
@@ -156,7 +156,7 @@ fn put_lines_without_id(lines: &[u8], out: &mut Vec<u8>) {
 }
 
 /// Whether a head is complete.
-pub(super) fn is_whole_head(input: &[u8]) -> bool {
+pub(in crate::apps) fn is_whole_head(input: &[u8]) -> bool {
     memmem::find(input, b"\n\r\n").is_some() || memmem::find(input, b"\n\n").is_some()
 }
 

@@ -3,7 +3,7 @@
 //! Whatever the application sends, its answer is one: what follows a complete response closes the connection, and a response that can be
 //! read in two ways is refused.
 
-mod head;
+pub(in crate::apps) mod head;
 
 use crate::apps::endpoint::Endpoint;
 use crate::http::Request;

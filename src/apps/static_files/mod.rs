@@ -8,13 +8,14 @@
 mod coding;
 mod conditional;
 mod media_type;
-mod path;
+pub(in crate::apps) mod path;
 mod range;
 mod root;
 #[cfg(test)]
 mod tests;
 mod transfer;
 
+use crate::apps::cgi::scripts::Place;
 use crate::http::errors::{self, FILE_METHODS};
 use crate::http::framing::{host_head, put_header, status_line};
 use crate::http::request::{audience, split_target};
@@ -117,6 +118,21 @@ impl Site {
         self.buffer = Vec::new();
     }
 
+    /// Follows a root that was replaced.
+    pub(crate) fn refresh(&mut self) {
+        self.root.refresh(Instant::now());
+    }
+
+    /// What is at a path below the root, for those who run scripts there.
+    pub(crate) fn place(&self, path: &[u8]) -> Place {
+        match self.root.find(path) {
+            Ok(Entry::File(file)) => Place::File { executable: file.executable },
+            Ok(Entry::Directory) => Place::Directory,
+            Ok(Entry::Missing) => Place::Missing,
+            Err(_) => Place::Refused,
+        }
+    }
+
     /// Answers a request.
     pub(crate) fn serve(&mut self, mut request: Request, caller: &dyn Caller) {
         match request.method_name() {
@@ -127,7 +143,7 @@ impl Site {
             }
             _ => return request.fail(errors::FILES_ARE_READ_ONLY),
         }
-        self.root.refresh(Instant::now());
+        self.refresh();
         let (path, query) = split_target(request.target());
         // The slash that is missing behind the route is that of a directory.
         let below = path.get(request.mount..).unwrap_or_default();

@@ -13,16 +13,16 @@ const RESERVE: usize = 32;
 
 /// A decoded path below the root. None of its segments is empty or leads upwards.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct SitePath {
+pub(in crate::apps) struct SitePath {
     /// The segments, with a slash between each two. Empty for the root.
-    pub(super) bytes: Vec<u8>,
+    pub(in crate::apps) bytes: Vec<u8>,
     /// Whether the path ends with a slash, which is how a directory is asked for.
-    pub(super) is_directory: bool,
+    pub(in crate::apps) is_directory: bool,
 }
 
 /// Decodes a path that begins with a slash, once. None if nothing is ever served there: a malformed escape, NUL, an escaped slash, an
 /// empty segment, and a segment that begins with a dot, which includes `.` and `..`.
-pub(super) fn resolve(path: &str) -> Option<SitePath> {
+pub(in crate::apps) fn resolve(path: &str) -> Option<SitePath> {
     let path = path.strip_prefix('/')?.as_bytes();
     let mut bytes = Vec::with_capacity(path.len() + RESERVE);
     let mut start = 0;

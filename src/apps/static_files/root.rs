@@ -45,6 +45,8 @@ pub(super) struct Root {
 pub(super) struct File {
     descriptor: OwnedFd,
     pub(super) version: Version,
+    /// Whether somebody may execute it.
+    pub(super) executable: bool,
 }
 
 /// What is at a path.
@@ -125,7 +127,9 @@ impl Root {
         };
         let found = fstat(&descriptor).map_err(refusal)?;
         match FileType::from_raw_mode(found.st_mode) {
-            FileType::RegularFile => Ok(Entry::File(File { descriptor, version: version(&found) })),
+            FileType::RegularFile => {
+                Ok(Entry::File(File { descriptor, version: version(&found), executable: found.st_mode & 0o111 != 0 }))
+            }
             FileType::Directory => Ok(Entry::Directory),
             _ => Err(Refusal::new(errors::NOT_FOUND, SPECIAL)),
         }

@@ -17,7 +17,7 @@ use crate::plugins::plugin::{Admission, Command, End, Plugin, State};
 use crate::plugins::process_state::ProcessState;
 use crate::plugins::restart_policy::Run;
 use crate::plugins::start_turns::{TURN_CHECK, Turn};
-use crate::plugins::worker::{FileWorker, Worker};
+use crate::plugins::worker::{FileWorker, ScriptWorker, Worker};
 use crate::process::Process;
 use crate::process::exit::Exit;
 use crate::process::listeners::{self, Listening};
@@ -114,7 +114,8 @@ impl Supervisor {
         let (stop, stopped) = bounded(0);
         let (alive, exited) = bounded::<()>(0);
         let init = self.init(FIRST_ID).map_err(|error| (Exit::NotStarted, format!("cannot read its settings: {error}")))?;
-        let Prepared { launch, endpoint } = launch::prepare(&self.plugin, &self.context, &init, &mut self.listener, &mut bounds)?;
+        let Prepared { launch, endpoint, scripts } =
+            launch::prepare(&self.plugin, &self.context, &init, &mut self.listener, &mut bounds)?;
         let id = self.plugin.id();
         let process = launch.map(|launch| {
             let start = || Process::start(&launch, &bounds, &self.plugin.log, id);
@@ -125,6 +126,7 @@ impl Supervisor {
             number,
             endpoint,
             found: OnceLock::new(),
+            scripts,
             manifest: self.plugin.manifest.clone(),
             rewrites: self.plugin.metadata.below_route == BelowRoute::Rewrite,
             uid,
@@ -348,7 +350,8 @@ impl Supervisor {
             match state.kind() {
                 Kind::Native => work::<FrameConnection>(&plugin, &state, connection, first),
                 Kind::Static => work_on_files(&plugin, &state, first),
-                _ => work::<ApplicationConnection>(&plugin, &state, None, first),
+                Kind::FastCgi | Kind::Cgi => work_by_scripts(&plugin, &state, first),
+                Kind::Http => work::<ApplicationConnection>(&plugin, &state, None, first),
             }
             drop(counted);
         });
@@ -380,6 +383,16 @@ fn elsewhere(session: i32, due: &Endpoint) -> String {
 /// Runs a worker of a static site until it ends.
 fn work_on_files(plugin: &Arc<Plugin>, state: &Arc<ProcessState>, first: bool) {
     let worker = FileWorker::open(Arc::clone(plugin), Arc::clone(state), first);
+    plugin.scaling.growing.store(false, Ordering::Relaxed);
+    match worker {
+        Ok(worker) => worker.run(),
+        Err(error) => plugin.unresponsive(state.number, format!("its root cannot be opened: {error}")),
+    }
+}
+
+/// Runs a worker that has scripts answer until it ends.
+fn work_by_scripts(plugin: &Arc<Plugin>, state: &Arc<ProcessState>, first: bool) {
+    let worker = ScriptWorker::open(Arc::clone(plugin), Arc::clone(state), first);
     plugin.scaling.growing.store(false, Ordering::Relaxed);
     match worker {
         Ok(worker) => worker.run(),

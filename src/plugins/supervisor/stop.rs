@@ -123,7 +123,11 @@ impl Supervisor {
         state.stopping.store(true, Ordering::Relaxed);
         state.ended.store(true, Ordering::Relaxed);
         drop(stop);
-        let Some(process) = process else { return Exit::Code(0) };
+        let Some(process) = process else {
+            // If something stays, the next start removes it.
+            drop(self.remove_run());
+            return Exit::Code(0);
+        };
         let session = process.pid();
         let reach = match state.uid {
             // When all plugins end, the watchdog kills the orphans of all of them at once.

@@ -24,10 +24,10 @@ pub(crate) struct FileWorker {
 }
 
 /// What a site needs to know of its worker.
-struct Surroundings<'a> {
-    plugin: &'a Plugin,
-    process: &'a ProcessState,
-    stalling: Stalling,
+pub(super) struct Surroundings<'a> {
+    pub(super) plugin: &'a Plugin,
+    pub(super) process: &'a ProcessState,
+    pub(super) stalling: &'a Stalling,
 }
 
 impl Caller for Surroundings<'_> {
@@ -81,9 +81,9 @@ impl FileWorker {
                 // None if the client has gone.
                 let Some(request) = waiting.take(now) else { return };
                 let stalling = Stalling::new(&self.plugin, &self.process);
-                let surroundings = Surroundings { plugin: &self.plugin, process: &self.process, stalling };
+                let surroundings = Surroundings { plugin: &self.plugin, process: &self.process, stalling: &stalling };
                 self.site.serve(request, &surroundings);
-                surroundings.stalling.clear();
+                stalling.clear();
                 self.pace.measure(&self.plugin, now.elapsed(), 1);
             }
             Job::Kv(job) => job.refuse_unsupported(),

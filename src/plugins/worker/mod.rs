@@ -18,10 +18,12 @@ mod files;
 mod intake;
 mod native;
 mod pace;
+mod scripts;
 mod stalling;
 
 pub(crate) use files::{FileWorker, site_options};
 pub(crate) use native::MAX_MISSED_PINGS;
+pub(crate) use scripts::{ScriptWorker, files_beside};
 
 use crate::http::{WaitingRequest, errors};
 use crate::plugins::connection::PluginConnection;
