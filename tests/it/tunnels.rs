@@ -70,10 +70,11 @@ fn bytes_pass_in_both_directions_and_each_end_is_passed_on_by_itself() {
     let large: Vec<u8> = (0..3_000_000_u32).map(|n| n.to_le_bytes()[n as usize % 3]).collect();
     let mut writer = client.try_clone().unwrap();
     let sent = large.clone();
-    let sender = std::thread::spawn(move || {
+    let sender = std::thread::Builder::new().name("sender".into()).spawn(move || {
         writer.write_all(&sent).unwrap();
         writer.shutdown(Shutdown::Write).unwrap();
     });
+    let sender = sender.unwrap();
     let mut got = Vec::new();
     client.read_to_end(&mut got).unwrap();
     sender.join().unwrap();
