@@ -17,6 +17,7 @@ mod docs;
 mod drain;
 mod durability;
 mod failed_requests;
+mod fidelity;
 mod frames;
 mod gate_limits;
 mod gone_clients;

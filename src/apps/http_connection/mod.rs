@@ -13,7 +13,7 @@ use crate::http::prefix::Mount;
 use crate::http::request::BodyLength;
 use crate::util::escape;
 use crate::util::threads::timespec;
-use head::{Fields, could_be_response, is_whole_head, response_lines, write_head};
+use head::{Fields, begins_interim, could_be_response, is_whole_head, response_lines, write_head};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -78,6 +78,8 @@ pub(crate) struct HttpConnection {
     ended: bool,
     /// The connection can be used for another request.
     kept: bool,
+    /// What was wrong with an interim response that was taken before the response was due.
+    fault: Option<Fault>,
 }
 
 /// How the rest of a response's body arrives.
@@ -137,6 +139,7 @@ impl HttpConnection {
             framing: Framing::None,
             ended: false,
             kept: true,
+            fault: None,
         }
     }
 
@@ -184,6 +187,10 @@ impl HttpConnection {
     pub(crate) fn queue_request(&mut self, request: &Request, more: bool, body: Vec<u8>) {
         self.requests += 1;
         self.interim = 0;
+        if self.requests == 1 && self.has_input() {
+            // An answer before the request may be followed by another one, which nothing may take for its own.
+            self.kept = false;
+        }
         self.flatten();
         self.sends_chunked = request.length == BodyLength::Unknown && more;
         let length = match request.length {
@@ -385,7 +392,24 @@ impl HttpConnection {
     /// Whether the head of a response was received, or something that is none.
     pub(crate) fn has_head(&self) -> bool {
         let input = &self.input[self.start..];
-        input.len() > MAX_HEAD || is_whole_head(input) || !could_be_response(input)
+        self.fault.is_some() || input.len() > MAX_HEAD || is_whole_head(input) || !could_be_response(input)
+    }
+
+    /// Takes an interim response (1xx) that came before the response was due: its bytes for the client, empty if it is not for the client.
+    /// None if something else came.
+    pub(crate) fn take_interim(&mut self) -> Option<Vec<u8>> {
+        if self.fault.is_some() || !self.has_head() || !begins_interim(&self.input[self.start..]) {
+            return None;
+        }
+        match self.take_head(None, false) {
+            Ok(Head::Interim(head)) => Some(head),
+            Ok(Head::Ignored) => Some(Vec::new()),
+            Ok(Head::Response(_)) => None,
+            Err(fault) => {
+                self.fault = Some(fault);
+                None
+            }
+        }
     }
 
     /// Whether a request may be sent once more if this connection was lost: it had served others, and nothing of an answer came.
@@ -404,7 +428,14 @@ impl HttpConnection {
     /// # Errors
     /// What is wrong with it. The connection is not usable then.
     pub(crate) fn take_head(&mut self, mount: Option<Mount<'_>>, head_request: bool) -> Result<Head, Fault> {
+        if let Some(fault) = self.fault.take() {
+            return Err(fault);
+        }
         let input = &self.input[self.start..];
+        if !could_be_response(input) {
+            let (_, excerpt) = self.excerpt();
+            return Err(format!("its response is not valid HTTP, and begins with \"{excerpt}\""));
+        }
         let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
         let mut parsed = httparse::Response::new(&mut headers);
         let used = match parsed.parse(&input[..input.len().min(MAX_HEAD)]) {
@@ -450,7 +481,9 @@ impl HttpConnection {
             (false, None) => Framing::Close,
         };
         let keeps_alive = if version == 0 { fields.keep_alive } else { !fields.close };
-        self.kept &= keeps_alive && !matches!(self.framing, Framing::Close);
+        // HTTP/1.0 has no chunks, so something on the way may have read them as another response (RFC 9112, section 6.1).
+        let is_clear = version > 0 || !fields.is_chunked;
+        self.kept &= keeps_alive && is_clear && !matches!(self.framing, Framing::Close);
         let length = if status == 204 { None } else { fields.length };
         Ok(Head::Response(Response { head: ResponseHead { status, lines, length }, events }))
     }

@@ -13,12 +13,18 @@ use crate::plugins::worker::{Outcome, Worker};
 use crate::protocol::frame::EncodeError;
 use rustix::event::PollFlags;
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// Age of the last request from which on a kept connection is replaced. Applications close idle ones, the most hasty after two seconds
+/// (gunicorn), and a request that cannot be repeated would be lost if it came at that moment.
+const REPLACE_AFTER: Duration = Duration::from_secs(1);
 
 /// A connection to an application.
 pub(crate) struct ApplicationConnection {
     http: HttpConnection,
     next_id: u64,
+    /// When the last request was sent.
+    asked: Instant,
     /// Whether references in responses are mapped to the route.
     maps: bool,
 }
@@ -46,13 +52,13 @@ impl PluginConnection for ApplicationConnection {
 
     fn prepare(process: &ProcessState) -> io::Result<Self> {
         let keeps_route = Self::keeps_route(process);
-        Ok(Self { http: HttpConnection::closed(keeps_route), next_id: 0, maps: process.rewrites })
+        Ok(Self { http: HttpConnection::closed(keeps_route), next_id: 0, asked: Instant::now(), maps: process.rewrites })
     }
 
     fn connect(process: &ProcessState) -> io::Result<Self> {
         let keeps_route = Self::keeps_route(process);
         let http = HttpConnection::open(&process.endpoint, process.listener_uid(), keeps_route)?;
-        Ok(Self { http, next_id: 0, maps: process.rewrites })
+        Ok(Self { http, next_id: 0, asked: Instant::now(), maps: process.rewrites })
     }
 
     fn is_open(&self) -> bool {
@@ -70,6 +76,7 @@ impl PluginConnection for ApplicationConnection {
 
     fn queue_request(&mut self, request: &Request, _id: u64, more: bool, body: Vec<u8>) -> Result<(), EncodeError> {
         self.http.queue_request(request, more, body);
+        self.asked = Instant::now();
         Ok(())
     }
 
@@ -100,7 +107,8 @@ impl PluginConnection for ApplicationConnection {
                 return Err(WaitError::Interrupted);
             }
             let left = deadline.checked_duration_since(Instant::now()).ok_or(WaitError::Deadline)?;
-            if self.http.poll(PollFlags::IN | PollFlags::OUT, left.min(TICK)).contains(PollFlags::IN) {
+            let ready = self.http.poll(PollFlags::IN | PollFlags::OUT, left.min(TICK));
+            if ready.contains(PollFlags::IN) && self.has_answer() {
                 return Ok(Sent::Answered);
             }
         }
@@ -110,8 +118,14 @@ impl PluginConnection for ApplicationConnection {
         self.http.is_unsent()
     }
 
+    /// A part of a head is no answer yet, so that the rest of the request's body is sent until it is complete.
     fn has_answer(&mut self) -> bool {
-        self.http.has_input()
+        let is_lost = self.http.has_input() && !self.http.has_head() && self.http.read_now().is_err();
+        is_lost || self.http.has_ended() || self.http.has_head() && self.http.has_input()
+    }
+
+    fn take_interim(&mut self) -> Option<Vec<u8>> {
+        self.http.take_interim()
     }
 
     fn is_followed(&self) -> bool {
@@ -125,6 +139,9 @@ impl PluginConnection for ApplicationConnection {
     fn check_quiet(&mut self, place: &str) -> Result<(), Option<String>> {
         if self.next_id == 0 {
             return Ok(());
+        }
+        if self.asked.elapsed() >= REPLACE_AFTER && !self.http.holds_bytes() {
+            return Err(None);
         }
         if !self.http.holds_bytes() {
             match self.http.read_now() {

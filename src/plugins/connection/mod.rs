@@ -149,6 +149,12 @@ pub(crate) trait PluginConnection: Sized + Send + 'static {
     /// Whether the plugin has sent something that was not read yet, or has closed the connection.
     fn has_answer(&mut self) -> bool;
 
+    /// Takes an interim response (1xx) that came while the request's body is being sent, which goes on after it: bytes for the client, or
+    /// none of them. None if the answer has come.
+    fn take_interim(&mut self) -> Option<Vec<u8>> {
+        None
+    }
+
     /// Whether bytes were received behind the current answer. Costs no system call.
     fn is_followed(&self) -> bool;
 
