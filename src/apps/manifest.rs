@@ -17,6 +17,9 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+#[cfg(test)]
+mod tests;
+
 /// Name of the manifest in a plugin's directory.
 pub(crate) const FILE: &str = "plugrack.toml";
 
@@ -247,7 +250,7 @@ fn read_metadata(top: &Table<'_>, run: &Run) -> Result<Metadata, String> {
     }
     let json = Value::Object(object).to_string();
     Metadata::parse(json.as_bytes()).map_err(|error| {
-        let error = error.to_string();
+        let error = error.to_string().replace("metadata.", "");
         // The sentence names the key, and the key has a line.
         let words = || error.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
         let key = words().find_map(|word| top.table.iter().find(|(key, _)| key.get_ref() == word));
@@ -305,7 +308,7 @@ fn read_run(run: &Table<'_>, directory: &Path) -> Result<Run, String> {
         for (key, value) in table.table {
             check_variable(key.get_ref()).map_err(|why| run.fault(value, format_args!("{why}")))?;
             let (text, value) = table.text_of(key.get_ref())?.unwrap_or(("", value));
-            table.check_placeholders(text, value)?;
+            table.check_placeholders(text, value, &listen)?;
             env.push((key.get_ref().to_string(), text.to_owned()));
         }
         if env.len() > MAX_ITEMS {
@@ -313,7 +316,11 @@ fn read_run(run: &Table<'_>, directory: &Path) -> Result<Run, String> {
         }
     }
     if let Some(value) = run.table.get("command") {
-        command.iter().try_for_each(|word| run.check_placeholders(word, value))?;
+        command.iter().try_for_each(|word| run.check_placeholders(word, value, &listen))?;
+        let is_of_shell = |word: &String| word.contains("$PORT") || word.contains("${PORT}");
+        if command.iter().any(is_of_shell) && !command.iter().any(|word| word == "-c") {
+            return Err(run.fault(value, format_args!("no shell replaces $PORT in run.command: write {{port}}")));
+        }
     }
     let ready = run.text_of("ready")?;
     if let Some((path, value)) = ready
@@ -379,6 +386,15 @@ impl<'a> Table<'a> {
         for (key, _) in self.table {
             if !allowed.contains(&key.get_ref().as_ref()) {
                 let (name, key_name, allowed) = (self.name, key.get_ref(), allowed.join(", "));
+                let is_of_run = Kind::ALL.iter().any(|kind| kind.keys().contains(&key_name.as_ref()));
+                let place = match self.name {
+                    "" if is_of_run => Some("below"),
+                    "run." if METADATA_KEYS.contains(&key_name.as_ref()) => Some("above"),
+                    _ => None,
+                };
+                if let Some(place) = place {
+                    return Err(at(self.text, Some(key.span()), format_args!("{key_name} belongs {place} [run]")));
+                }
                 let what = format_args!("{name}{key_name} is not a key here: {name}KEY is one of {allowed}");
                 return Err(if self.name.is_empty() {
                     at(self.text, Some(key.span()), format_args!("{key_name} is not a key here, which is one of {allowed}"))
@@ -436,9 +452,17 @@ impl<'a> Table<'a> {
         Ok(())
     }
 
-    /// Checks that what stands in braces is known, if it has the form of a placeholder.
-    fn check_placeholders(&self, text: &str, value: &Spanned<DeValue<'_>>) -> Result<(), String> {
+    /// Checks that what stands in braces is known, if it has the form of a placeholder, and has a value with this `listen`.
+    fn check_placeholders(&self, text: &str, value: &Spanned<DeValue<'_>>, listen: &Listen) -> Result<(), String> {
         for name in placeholders(text) {
+            let needs = match name {
+                "port" if *listen != Listen::Port => "\"port\"",
+                "socket" if *listen == Listen::Port => "\"socket\" or \"fd\"",
+                _ => "",
+            };
+            if !needs.is_empty() {
+                return Err(self.fault(value, format_args!("{{{name}}} has a value only with run.listen = {needs}")));
+            }
             if !PLACEHOLDERS.contains(&name) {
                 let known = PLACEHOLDERS.map(|name| format!("{{{name}}}")).join(" ");
                 return Err(self.fault(value, format_args!("{{{name}}} is no placeholder: these are {known}")));
@@ -473,7 +497,9 @@ impl<'a> Table<'a> {
 /// The names in braces in a text that have the form of a placeholder.
 fn placeholders(text: &str) -> impl Iterator<Item = &str> {
     let names = text.split('{').skip(1).filter_map(|rest| Some(rest.split_once('}')?.0));
-    names.filter(|name| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_lowercase()))
+    let is_misspelt = |name: &str| PLACEHOLDERS.iter().any(|known| known.eq_ignore_ascii_case(name));
+    let is_word = |name: &str| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_lowercase());
+    names.filter(move |name| is_word(name) || is_misspelt(name))
 }
 
 /// Replaces the placeholders of a text by their values, in one pass, so that no value is taken for a placeholder.

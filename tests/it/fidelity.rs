@@ -48,7 +48,18 @@ fn talks() -> BTreeMap<String, Talk> {
     };
     let ok = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
     for method in [
-        "GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND", "REPORT", "MKCOL", "M-SEARCH", "PURGE", "QUERY",
+        "GET",
+        "POST",
+        "PUT",
+        "PATCH",
+        "DELETE",
+        "OPTIONS",
+        "PROPFIND",
+        "REPORT",
+        "MKCOL",
+        "M-SEARCH",
+        "PURGE",
+        "QUERY",
         "UNKNOWN-METHOD",
     ] {
         let name = format!("method-{method}");
@@ -71,7 +82,12 @@ fn talks() -> BTreeMap<String, Talk> {
         put(&name, request("GET", &name, "", b""), &[b"HTTP/1.1 200 OK\r\n\r\n", &bytes(size)[..]].concat(), false);
     }
     let extended = b"5;a=b\r\nhello\r\n6;c=\"d;e\"\r\n world\r\n0;last\r\nx-sum: 1\r\n\r\n";
-    put("extensions-up", request("POST", "extensions-up", "transfer-encoding: chunked\r\ntrailer: x-sum\r\n", extended), ok, true);
+    put(
+        "extensions-up",
+        request("POST", "extensions-up", "transfer-encoding: chunked\r\ntrailer: x-sum\r\n", extended),
+        ok,
+        true,
+    );
     let head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n";
     put("extensions-down", request("GET", "extensions-down", "", b""), &[&head[..], extended].concat(), true);
     put("trailers", request("GET", "trailers", "te: trailers\r\nconnection: te\r\n", b""), &[&head[..], extended].concat(), true);
@@ -137,7 +153,8 @@ fn talks() -> BTreeMap<String, Talk> {
         put(name, request("GET", name, lines, b""), answer, keeps);
     }
     // Characters of a path and a query.
-    for (number, target) in ["a%2Fb%20c", "a;b=c", "a//b", "a?x=%00&y=%zz", "a??b", "%E2%82%AC", "a:b@c!$&'()*+,=", "a?{}|"].iter().enumerate()
+    for (number, target) in
+        ["a%2Fb%20c", "a;b=c", "a//b", "a?x=%00&y=%zz", "a??b", "%E2%82%AC", "a:b@c!$&'()*+,=", "a?{}|"].iter().enumerate()
     {
         put(&format!("target-{number}"), get(&format!("/read/target-{number}/{target}")), ok, true);
     }
@@ -221,7 +238,10 @@ fn say(name: &str, talk: &Talk, open: impl Fn() -> Wire, app: &App) -> (String, 
 }
 
 /// Where the host and nginx differ, and why.
-const DIFFERENT: [(&str, &str); 0] = [];
+const DIFFERENT: [(&str, &str); 2] = [
+    ("continue", "it answers 100 although the body is there already"),
+    ("no-reason-no-space", "it leaves out the space behind the status, which RFC 9112 demands"),
+];
 
 #[test]
 fn what_is_said_passes_as_it_does_through_nginx() {
@@ -233,7 +253,10 @@ fn what_is_said_passes_as_it_does_through_nginx() {
         let host = say(&name, &talk, || client(&server), &ours);
         let proxy = say(&name, &talk, || nginx.client(), &theirs);
         if host != proxy {
-            different.insert(name, format!("\n  host sees  {}\n  nginx sees {}\n  host says  {}\n  nginx says {}", host.0, proxy.0, host.1, proxy.1));
+            different.insert(
+                name,
+                format!("\n  host sees  {}\n  nginx sees {}\n  host says  {}\n  nginx says {}", host.0, proxy.0, host.1, proxy.1),
+            );
         }
     }
     for (name, why) in DIFFERENT {

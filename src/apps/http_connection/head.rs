@@ -163,3 +163,8 @@ pub(super) fn could_be_response(input: &[u8]) -> bool {
 pub(super) fn begins_interim(input: &[u8]) -> bool {
     input.get(8..12).is_some_and(|status| status.starts_with(b" 1") && status != b" 101")
 }
+
+/// Whether a head is that of a successful response or a redirection.
+pub(super) fn begins_well(input: &[u8]) -> bool {
+    input.get(8..10).is_some_and(|status| matches!(status, b" 2" | b" 3"))
+}

@@ -6,6 +6,7 @@ use super::{Answer, Piece, PluginConnection, Received, Sent, TICK, WaitError};
 use crate::apps::http_connection::{Head, HttpConnection, Stopped};
 use crate::apps::manifest::Prefix;
 use crate::http::Request;
+use crate::http::body::Body;
 use crate::http::prefix::Mount;
 use crate::plugins::job::KvJob;
 use crate::plugins::process_state::ProcessState;
@@ -122,6 +123,10 @@ impl PluginConnection for ApplicationConnection {
     fn has_answer(&mut self) -> bool {
         let is_lost = self.http.has_input() && !self.http.has_head() && self.http.read_now().is_err();
         is_lost || self.http.has_ended() || self.http.has_head() && self.http.has_input()
+    }
+
+    fn send_aside(&mut self, body: Body) -> bool {
+        self.http.send_aside(body)
     }
 
     fn take_interim(&mut self) -> Option<Vec<u8>> {

@@ -162,8 +162,11 @@ impl<C: PluginConnection> Worker<C> {
                     }
                     continue;
                 }
-                // The plugin answers early and gets no more of the body. The rest of the send buffer is sent while the answer arrives.
-                self.connection.abort_body(id).map_err(|_| Broken)?;
+                let rest = if let RequestBody::Whole(body) = &mut request.body { body.take() } else { None };
+                if !rest.is_some_and(|rest| self.connection.send_aside(rest)) {
+                    // The plugin answers early and gets no more of the body. The rest of the send buffer is sent while the answer arrives.
+                    self.connection.abort_body(id).map_err(|_| Broken)?;
+                }
                 break;
             }
             match request.read_body(&mut buffer, CLIENT_TICK) {

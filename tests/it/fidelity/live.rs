@@ -101,7 +101,9 @@ fn an_upload_reaches_the_application_while_it_is_sent() {
 /// An interim response is not the answer, so the rest of the body still goes to the application.
 #[test]
 fn an_interim_response_does_not_end_the_upload() {
-    for interim in ["HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\n", "HTTP/1.1 100 Continue\r\n\r\n", "HTTP/1.1 102 Processing\r\n\r\n"] {
+    for interim in
+        ["HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\n", "HTTP/1.1 100 Continue\r\n\r\n", "HTTP/1.1 102 Processing\r\n\r\n"]
+    {
         let (told, half) = channel();
         let told = Mutex::new(told);
         let app = App::start(move |wire, _| {
@@ -127,6 +129,51 @@ fn an_interim_response_does_not_end_the_upload() {
         wire.send(&[b'b'; 200_000]);
         let heard = hear(&mut wire, "POST").unwrap();
         assert_eq!((heard.status(), heard.text().as_str(), heard.interim.len()), (200, "300000", 0), "{interim}");
+        assert_eq!(ask(&mut wire, &get("/ok")).text(), "ok /ok");
+    }
+}
+
+/// More than the sockets' buffers hold, so that an application that is not read stops reading.
+#[test]
+fn an_application_may_answer_while_it_reads() {
+    let app = App::start(|wire, head| {
+        let length = head.header("content-length").map(|length| length.parse::<usize>().unwrap());
+        wire.send(
+            match length {
+                Some(length) => format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n"),
+                None => "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n".to_owned(),
+            }
+            .as_bytes(),
+        );
+        match length {
+            Some(length) => (0..length / 1000).all(|_| {
+                let bytes = wire.exactly(1000);
+                bytes.len() == 1000 && wire.send(&bytes)
+            }),
+            None => {
+                while let Some(chunk) = wire.chunk() {
+                    if chunk.is_empty() {
+                        wire.exactly(2);
+                        return wire.send(b"0\r\n\r\n");
+                    }
+                    wire.send(format!("{:x}\r\n", chunk.len()).as_bytes());
+                    wire.send(&chunk);
+                    wire.send(b"\r\n");
+                }
+                false
+            }
+        }
+    });
+    let server = host_before(&app, &[]);
+    let body = super::bytes(5_000_000);
+    let declared =
+        [format!("POST /echo HTTP/1.1\r\nhost: app.test\r\ncontent-length: {}\r\n\r\n", body.len()).as_bytes(), &body].concat();
+    let head = b"POST /echo HTTP/1.1\r\nhost: app.test\r\ntransfer-encoding: chunked\r\n\r\n";
+    let chunked = [&head[..], &super::chunks(&body, 70_000), b"0\r\n\r\n"].concat();
+    let mut wire = client(&server);
+    for request in [&declared, &chunked, &declared] {
+        let heard = ask(&mut wire, request);
+        assert!(heard.status() == 200 && heard.content.bytes == body, "{} bytes", heard.content.bytes.len());
         assert_eq!(ask(&mut wire, &get("/ok")).text(), "ok /ok");
     }
 }
@@ -267,7 +314,9 @@ fn two_applications() -> (App, Server) {
         let cookie = head.header("cookie").unwrap_or_default().to_owned();
         let mut lines = String::new();
         match head.target() {
-            "/login" => lines.push_str(&format!("set-cookie: session={}; Path=/; HttpOnly\r\n", head.header("user-agent").unwrap())),
+            "/login" => {
+                lines.push_str(&format!("set-cookie: session={}; Path=/; HttpOnly\r\n", head.header("user-agent").unwrap()))
+            }
             "/logout" => lines.push_str("set-cookie: session=; Path=/; Max-Age=0\r\n"),
             "/moved" => lines.push_str("location: /there?a=/b\r\ncontent-location: /here\r\nrefresh: 5; url=/next\r\n"),
             "/whole" => lines.push_str(&format!("location: http://{}/there\r\n", head.header("host").unwrap())),
@@ -351,7 +400,8 @@ fn references_are_mapped_to_the_route_and_the_application_learns_it() {
 
 #[test]
 fn headers_that_only_the_host_may_send_do_not_pass() {
-    let app = App::start(|wire, _| wire.send(b"HTTP/1.1 200 OK\r\nx-plugrack-state: ready\r\nx-own: 1\r\ncontent-length: 0\r\n\r\n"));
+    let app =
+        App::start(|wire, _| wire.send(b"HTTP/1.1 200 OK\r\nx-plugrack-state: ready\r\nx-own: 1\r\ncontent-length: 0\r\n\r\n"));
     let server = host_before(&app, &[]);
     let head = ask(&mut client(&server), &get("/any")).head;
     assert_eq!((head.header("x-plugrack-state"), head.header("x-own")), (None, Some("1")));
@@ -390,7 +440,9 @@ fn interim_responses_reach_clients_that_know_them() {
         if head.target() != "/only" {
             wire.send(b"HTTP/1.1 100 Continue\r\n\r\n");
         }
-        wire.send(b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\nlink: </b.js>\r\nconnection: x-hop\r\nx-hop: 1\r\n\r\n");
+        wire.send(
+            b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\nlink: </b.js>\r\nconnection: x-hop\r\nx-hop: 1\r\n\r\n",
+        );
         wire.send(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
     });
     let server = host_before(&app, &[]);

@@ -42,10 +42,7 @@ fn an_application_is_served_wherever_it_listens() {
         let variable = |name: &str| facts["env"][name].as_str().unwrap_or_default().to_owned();
         assert_eq!(variable("BASE"), format!("/{listen}"));
         let data = server.site().data().join("plugin-data").join(listen);
-        assert_eq!(
-            variable("WHERE"),
-            format!("http://{}/{listen} {} {listen} {{other-text}}", server.address(), data.display())
-        );
+        assert_eq!(variable("WHERE"), format!("http://{}/{listen} {} {listen} {{other-text}}", server.address(), data.display()));
         let place = facts["argv"][2].as_str().unwrap();
         match listen {
             "port" => assert_eq!(place, format!("127.0.0.1:{}", variable("PORT"))),
@@ -162,7 +159,7 @@ fn a_killed_application_is_started_again_and_the_request_it_died_of_is_not_repea
     let old = pid(&server, "app");
     let heard = ask(&mut client(&server), b"GET /app/exit HTTP/1.1\r\nhost: h\r\n\r\n");
     assert_eq!(heard.status(), 502);
-    server.wait_logged("app", &["GET /app/exit", "the process ended before it answered: exited with code 3"]);
+    server.wait_logged("app", &["GET /app/exit", "the process ended before it answered: exit code 3"]);
     server.wait_restarted("app", old);
     assert!(get(&server, "/app/").starts_with("pid "));
     // One that answers garbage lives on.
@@ -189,7 +186,8 @@ fn what_is_wrong_with_an_application_is_said() {
     site = manifest(site, "not-executable", "", "command = [\"./plugrack.toml\"]");
     site = app(site, "exits", "exit", "3", "");
     site = app(site, "exits-well", "exit", "0", "");
-    site = app(site, "unlicensed", "exit", "78", "");
+    site = app(site, "unlicensed", "unlicensed", "78", "");
+    site = app(site, "misconfigured", "exit", "78", "");
     site = app(site, "mute", "mute", "-", soon);
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     site = app(site, "elsewhere", "serve", &format!("127.0.0.1:{port}"), soon);
@@ -206,13 +204,14 @@ fn what_is_wrong_with_an_application_is_said() {
         ("missing", "refused", &["there is no command gunicornn in PATH", "install it"][..]),
         ("missing-file", "refused", &["cannot run ./run.sh"]),
         ("not-executable", "refused", &["cannot run ./plugrack.toml"]),
-        ("exits", "", &["exited with code 3", "no such table: users"]),
-        ("exits-well", "", &["exited with code 0"]),
-        ("unlicensed", "unlicensed", &["no such table: users"]),
+        ("exits", "", &["exit code 3: no such table: users"]),
+        ("exits-well", "", &["exit code 0: it ended, or went to the background", "in the foreground"]),
+        ("unlicensed", "unlicensed", &["this instance has no licence (missing)"]),
+        ("misconfigured", "refused", &["exit code 78", "no such table: users"]),
         ("mute", "", &["it was not ready within 2 s", "it does not listen on unix:"]),
         ("elsewhere", "", &["it was not ready within 2 s", "it listens on 127.0.0.1:", "give {socket} to its command"]),
         ("other-port", "", &["it was not ready within 2 s", "it listens on 127.0.0.1:", "give {port} or $PORT to its command"]),
-        ("forks", "", &["exited with code 0"]),
+        ("forks", "", &["exit code 0: it ended, or went to the background", "in the foreground"]),
         ("garbage", "", &["it was not ready within 2 s", "/ was not answered: its response is not valid HTTP", "garbage"]),
         ("unhealthy", "", &["it was not ready within 2 s", "/health was answered with 503"]),
     ] {

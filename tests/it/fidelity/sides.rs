@@ -3,7 +3,7 @@
 use super::wire::{Content, Head, Wire};
 use crate::support::{Guarded, Server, Site, command, wait_for};
 use std::fs;
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -185,15 +185,6 @@ pub(super) fn client(server: &Server) -> Wire {
     Wire::new(TcpStream::connect(server.address()).unwrap())
 }
 
-/// Ends what a client sends, and gives the connection.
-pub(super) fn half_closed(server: &Server, bytes: &[u8]) -> Wire {
-    use std::io::Write;
-    let mut stream = TcpStream::connect(server.address()).unwrap();
-    stream.write_all(bytes).unwrap();
-    stream.shutdown(Shutdown::Write).unwrap();
-    Wire::new(stream)
-}
-
 /// What a client has heard: interim answers, and the answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Heard {
@@ -223,8 +214,7 @@ pub(super) fn hear(wire: &mut Wire, method: &str) -> Option<Heard> {
             continue;
         }
         let bodiless = method == "HEAD" || matches!(head.status(), 204 | 304);
-        let content =
-            if bodiless { Content { complete: true, ..Content::default() } } else { wire.content(&head, false) };
+        let content = if bodiless { Content { complete: true, ..Content::default() } } else { wire.content(&head, false) };
         return Some(Heard { interim, head, content });
     }
 }
@@ -235,7 +225,8 @@ pub(super) fn ask(wire: &mut Wire, request: &[u8]) -> Heard {
     // Who has answered already may take no more.
     wire.send(request);
     let method = String::from_utf8_lossy(request).split(' ').next().unwrap().to_owned();
-    hear(wire, &method).unwrap_or_else(|| panic!("no answer to {:?}", String::from_utf8_lossy(&request[..request.len().min(100)])))
+    hear(wire, &method)
+        .unwrap_or_else(|| panic!("no answer to {:?}", String::from_utf8_lossy(&request[..request.len().min(100)])))
 }
 
 /// A request without a body.

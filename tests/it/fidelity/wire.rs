@@ -4,24 +4,23 @@ use crate::support::PATIENCE;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
 
 /// What carries the bytes.
 pub(super) trait Carrier: Read + Write + Send {
-    fn set_times(&self, read: Duration);
+    fn set_times(&self);
 }
 
 impl Carrier for TcpStream {
-    fn set_times(&self, read: Duration) {
+    fn set_times(&self) {
         self.set_nodelay(true).unwrap();
-        self.set_read_timeout(Some(read)).unwrap();
+        self.set_read_timeout(Some(PATIENCE)).unwrap();
         self.set_write_timeout(Some(PATIENCE)).unwrap();
     }
 }
 
 impl Carrier for UnixStream {
-    fn set_times(&self, read: Duration) {
-        self.set_read_timeout(Some(read)).unwrap();
+    fn set_times(&self) {
+        self.set_read_timeout(Some(PATIENCE)).unwrap();
         self.set_write_timeout(Some(PATIENCE)).unwrap();
     }
 }
@@ -68,11 +67,6 @@ impl Head {
         self.headers.iter().filter(|(each, _)| each == name).map(|(_, value)| value.as_str()).collect()
     }
 
-    /// The method of a request.
-    pub(super) fn method(&self) -> &str {
-        self.line.split(' ').next().unwrap()
-    }
-
     /// The target of a request.
     pub(super) fn target(&self) -> &str {
         self.line.split(' ').nth(1).unwrap()
@@ -86,7 +80,7 @@ impl Head {
 
 impl Wire {
     pub(super) fn new(stream: impl Carrier + 'static) -> Self {
-        stream.set_times(PATIENCE);
+        stream.set_times();
         Self { stream: Box::new(stream), input: Vec::new() }
     }
 
@@ -108,24 +102,6 @@ impl Wire {
                 panic!("nothing came in time after {:?}", latin(&self.input[..self.input.len().min(300)]))
             }
             Err(_) => false,
-        }
-    }
-
-    /// Whether something comes within a time, or is there.
-    pub(super) fn comes_within(&mut self, time: Duration) -> bool {
-        if !self.input.is_empty() {
-            return true;
-        }
-        self.stream.set_times(time);
-        let mut buffer = [0; 1];
-        let read = self.stream.read(&mut buffer);
-        self.stream.set_times(PATIENCE);
-        match read {
-            Ok(n) => {
-                self.input.extend_from_slice(&buffer[..n]);
-                true
-            }
-            Err(error) => error.kind() != ErrorKind::WouldBlock,
         }
     }
 
