@@ -317,7 +317,7 @@ fn read_run(run: &Table<'_>, directory: &Path) -> Result<Run, String> {
     }
     if let Some(value) = run.table.get("command") {
         command.iter().try_for_each(|word| run.check_placeholders(word, value, &listen))?;
-        let is_of_shell = |word: &String| word.contains("$PORT") || word.contains("${PORT}");
+        let is_of_shell = |word: &String| word.contains("$PORT");
         if command.iter().any(is_of_shell) && !command.iter().any(|word| word == "-c") {
             return Err(run.fault(value, format_args!("no shell replaces $PORT in run.command: write {{port}}")));
         }
@@ -382,28 +382,19 @@ impl<'a> Table<'a> {
         at(self.text, Some(value.span()), what)
     }
 
+    /// Checks that all keys are known. The first that is not is named, with where it belongs if it is one of another table.
     fn check_keys(&self, allowed: &[&str]) -> Result<(), String> {
-        for (key, _) in self.table {
-            if !allowed.contains(&key.get_ref().as_ref()) {
-                let (name, key_name, allowed) = (self.name, key.get_ref(), allowed.join(", "));
-                let is_of_run = Kind::ALL.iter().any(|kind| kind.keys().contains(&key_name.as_ref()));
-                let place = match self.name {
-                    "" if is_of_run => Some("below"),
-                    "run." if METADATA_KEYS.contains(&key_name.as_ref()) => Some("above"),
-                    _ => None,
-                };
-                if let Some(place) = place {
-                    return Err(at(self.text, Some(key.span()), format_args!("{key_name} belongs {place} [run]")));
-                }
-                let what = format_args!("{name}{key_name} is not a key here: {name}KEY is one of {allowed}");
-                return Err(if self.name.is_empty() {
-                    at(self.text, Some(key.span()), format_args!("{key_name} is not a key here, which is one of {allowed}"))
-                } else {
-                    at(self.text, Some(key.span()), what)
-                });
-            }
+        let unknown = self.table.iter().map(|(key, _)| key).filter(|key| !allowed.contains(&key.get_ref().as_ref()));
+        let Some(key) = unknown.min_by_key(|key| key.span().start) else { return Ok(()) };
+        let (name, text) = (self.name, key.get_ref());
+        let is_of_run = Kind::ALL.iter().any(|kind| kind.keys().contains(&text.as_ref()));
+        let fault = |what: fmt::Arguments<'_>| Err(at(self.text, Some(key.span()), what));
+        match name {
+            "" if is_of_run => fault(format_args!("{text} belongs below [run]")),
+            "run." if METADATA_KEYS.contains(&text.as_ref()) => fault(format_args!("{text} belongs above [run]")),
+            "" => fault(format_args!("{text} is not a key here, which is one of {}", allowed.join(", "))),
+            _ => fault(format_args!("{name}{text} is not a key here: {name}KEY is one of {}", allowed.join(", "))),
         }
-        Ok(())
     }
 
     /// The value of a key that is a text.

@@ -137,15 +137,16 @@ fn what_the_metadata_refuses_is_said_with_its_line_and_as_a_key_of_the_manifest(
         ("concurrency = \"8\"", &["concurrency"]),
         ("version = 3.1", &["version must be a string"]),
         ("icon = \"\"", &["icon"]),
-        ("homepage = 1979-05-27", &["homepage"]),
+        ("homepage = 7", &["homepage must be a string"]),
         ("below_route = \"map\"", &["below_route"]),
     ] {
-        let text = format!("id = \"wiki\"\n{line}\n[run]\nkind = \"http\"\ncommand = [\"a\"]");
+        let route = if line.starts_with("route") { "" } else { "route = \"/wiki\"\n" };
+        let text = format!("id = \"wiki\"\n{line}\n{route}[run]\nkind = \"http\"\ncommand = [\"a\"]");
         assert_says(&text, Some(2), words);
         assert!(!read_text(&text).unwrap_err().contains("metadata."), "{:?}", read_text(&text));
     }
     for id in ["Wiki", "my wiki", "-wiki", ""] {
-        assert_says(&format!("id = \"{id}\"\n[run]\nkind = \"http\"\ncommand = [\"a\"]"), Some(1), &["id"]);
+        assert_says(&format!("id = \"{id}\"\nroute = \"/wiki\"\n[run]\nkind = \"http\"\ncommand = [\"a\"]"), Some(1), &["id"]);
     }
 }
 
@@ -159,7 +160,7 @@ fn a_placeholder_that_nothing_replaces_is_said() {
         ("command = [\"a\", \"{port}\"]\nlisten = \"fd\"", &["{port} has a value only with run.listen = \"port\""]),
         ("command = [\"a\", \"{socket}\"]\nlisten = \"port\"", &["{socket} has a value only with run.listen = \"socket\""]),
         ("command = [\"a\", \"--port=$PORT\"]\nlisten = \"port\"", &["no shell", "{port}"]),
-        ("command = [\"a\", \"${PORT}\"]\nlisten = \"port\"", &["no shell", "{port}"]),
+        ("command = [\"a\", \"${PORT}\"]\nlisten = \"port\"", &["{PORT} is no placeholder", "{port}"]),
         ("env = { A = \"{port}\" }\ncommand = [\"a\"]", &["{port} has a value only with"]),
         ("env = { A = \"{adress}\" }\ncommand = [\"a\"]", &["{adress} is no placeholder"]),
     ] {

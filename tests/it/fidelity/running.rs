@@ -206,7 +206,7 @@ fn what_is_wrong_with_an_application_is_said() {
         ("not-executable", "refused", &["cannot run ./plugrack.toml"]),
         ("exits", "", &["exit code 3: no such table: users"]),
         ("exits-well", "", &["exit code 0: it ended, or went to the background", "in the foreground"]),
-        ("unlicensed", "unlicensed", &["this instance has no licence (missing)"]),
+        ("unlicensed", "unlicensed", &["this instance has no licence"]),
         ("misconfigured", "refused", &["exit code 78", "no such table: users"]),
         ("mute", "", &["it was not ready within 2 s", "it does not listen on unix:"]),
         ("elsewhere", "", &["it was not ready within 2 s", "it listens on 127.0.0.1:", "give {socket} to its command"]),
