@@ -275,7 +275,7 @@ fn what_is_said_to_a_port_passes_as_it_does_by_a_socket() {
         let request = String::from_utf8_lossy(&talk.request[..talk.request.len().min(100)]).into_owned();
         let (method, _) = request.split_once(' ').unwrap();
         let rest = &talk.request[method.len() + 1..];
-        let below = [method.as_bytes(), b" /port", &rest].concat();
+        let below = [method.as_bytes(), b" /port", rest].concat();
         let below = Talk { request: replace(&below, b"host: app.test", b"host: 127.0.0.1"), answer: Vec::new(), keeps: true };
         let (seen, said) = say(&name, &below, || client(&server), &app);
         assert_eq!(seen, by_socket.0.replace("app.test", "127.0.0.1"), "{name}");
