@@ -458,3 +458,46 @@ fn interim_responses_reach_clients_that_know_them() {
     let heard = hear(&mut wire, "GET").unwrap();
     assert_eq!((heard.status(), heard.interim.len()), (200, 0));
 }
+
+/// Who forwards HTTP/1.0 may have read chunks as something else, so nothing follows on the connection.
+#[test]
+fn a_chunked_answer_of_http_1_0_is_the_last_on_its_connection() {
+    let app = App::start(|wire, _| {
+        wire.send(b"HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n")
+    });
+    let server = host_before(&app, &[]);
+    let mut wire = client(&server);
+    for _ in 0..2 {
+        assert_eq!(ask(&mut wire, &get("/any")).text(), "ok");
+    }
+    let seen = app.seen();
+    assert_eq!(seen.len(), 2);
+    assert_ne!(seen[0].connection, seen[1].connection);
+}
+
+/// The application learns by the end of its connection that nobody waits for its answer.
+#[test]
+fn a_client_that_goes_ends_the_connection_to_the_application() {
+    let (tell, told) = channel();
+    let tell = Mutex::new(tell);
+    let app = App::start(move |wire, head| {
+        if head.target() == "/stream" {
+            wire.send(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n");
+        }
+        tell.lock().unwrap().send(wire.is_over()).unwrap();
+        false
+    });
+    let server = host_before(&app, &[]);
+    for path in ["/silent", "/stream"] {
+        let mut wire = client(&server);
+        wire.send(&get(path));
+        if path == "/stream" {
+            assert_eq!(wire.head().unwrap().status(), 200);
+        }
+        wait_for("the request to arrive", || (!app.seen().is_empty()).then_some(()));
+        drop(wire);
+        assert!(told.recv_timeout(PATIENCE).unwrap(), "{path}");
+        assert_eq!(ask(&mut client(&server), &get("/ok")).text(), "ok /ok");
+        app.seen();
+    }
+}
