@@ -20,6 +20,9 @@ STATIC_TARGET ?= $(shell command -v musl-gcc >/dev/null && test -d "$$(rustc --p
 	&& echo $(MUSL_TARGET) || echo $(HOST_TARGET))
 BUILT = $(or $(CARGO_TARGET_DIR),target)/$(STATIC_TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 
+# The packages from PyPI and npm that tests run, each with its version in tests/packages.
+PACKAGES = $(or $(CARGO_TARGET_DIR),target)/test-packages
+
 # The test modules about what goes wrong, in plugins, in the host and in the machine.
 FAULTS   = attack:: confinement:: data_dir:: deploy:: discovery:: drain:: durability:: host_limits:: isolation:: lifecycle:: logs:: orphans:: \
            overload:: slow_clients:: store_faults:: web_faults:: why::
@@ -130,13 +133,16 @@ bench-docs: ## put the report of the last `make bench` into docs/
 
 # The tests of the Node SDK need node 18 or later, those of licences in Python the package cryptography, those of a supervised
 # host runit, those of the web its clients, a browser among them, and two proxies, those of slow clients slowhttptest, the counts of instructions valgrind; what is missing is installed where we may.
+# The bridges of the SDKs to WSGI, ASGI and node:http are tested with packages from PyPI and npm, installed once below target.
 test-tools:
 	@missing=; \
-	for tool in node:nodejs runsv:runit curl:curl wget:wget openssl:openssl ab:apache2-utils wrk:wrk h2load:nghttp2-client \
-		slowhttptest:slowhttptest chromium:chromium nginx:nginx caddy:caddy valgrind:valgrind; do \
+	for tool in node:nodejs npm:npm runsv:runit curl:curl wget:wget openssl:openssl ab:apache2-utils wrk:wrk h2load:nghttp2-client \
+		slowhttptest:slowhttptest chromium:chromium nginx:nginx caddy:caddy valgrind:valgrind php:php-cli; do \
 		command -v "$${tool%:*}" >/dev/null || missing="$$missing $${tool#*:}"; \
 	done; \
+	php -m 2>/dev/null | grep -qx curl || missing="$$missing php-curl"; \
 	$(PYTHON) -c 'import cryptography' 2>/dev/null || missing="$$missing python3-cryptography"; \
+	$(PYTHON) -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
 	$(PYTHON) -c 'import requests, httpx' 2>/dev/null || /usr/bin/python3 -c 'import requests, httpx' 2>/dev/null || \
 		missing="$$missing python3-requests python3-httpx"; \
 	test -z "$$missing" || { \
@@ -145,6 +151,19 @@ test-tools:
 		else \
 			echo "make test needs:$$missing. Install it (Debian: apt install$$missing; node must be 18 or later)" >&2; exit 1; \
 		fi; }
+	@$(MAKE) --silent --no-print-directory $(PACKAGES)/python.installed $(PACKAGES)/node.installed
+
+$(PACKAGES)/python.installed: tests/packages/requirements.txt
+	rm -rf $(PACKAGES)/python
+	$(PYTHON) -m venv $(PACKAGES)/python
+	$(PACKAGES)/python/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+$(PACKAGES)/node.installed: tests/packages/package-lock.json tests/packages/package.json
+	@mkdir -p $(PACKAGES)/node
+	cp tests/packages/package.json tests/packages/package-lock.json $(PACKAGES)/node/
+	npm --prefix $(PACKAGES)/node ci --silent --ignore-scripts
+	@touch $@
 
 # The fuzzer's features of the compiler are for its developers, or for who says RUSTC_BOOTSTRAP.
 fuzz-tools:

@@ -18,6 +18,10 @@
  * handlers run. With 1 the next handler is called once the one before has settled; only a stream that was given up may still run
  * beside it, until it heeds its signal.
  *
+ * A listener as `http.createServer` takes it, such as an Express application, is the plugin's handler by `fromNode`:
+ *
+ *     plugin.onHttp(fromNode(app));
+ *
  * A proprietary plugin is given the public keys of its vendor, and its own release date. Its licence is then checked before
  * `onInit` runs, which finds in `context.granted` what the licence grants; where it does not hold, the plugin says what to do
  * and ends:
@@ -28,7 +32,9 @@
  */
 
 import { createPublicKey, verify } from 'node:crypto';
-import { connect, createServer } from 'node:net';
+import { createServer as createHttpServer } from 'node:http';
+import { connect, createServer, isIP } from 'node:net';
+import { Duplex } from 'node:stream';
 
 const PROTOCOL = 1;
 const PREFIX = 8; // the two lengths before each frame
@@ -43,6 +49,7 @@ const CONCURRENCY = 16; // requests at once unless told otherwise, so that a few
 const SHORTAGE_PAUSE = 100; // until the next try where files or memory have run out
 const ABANDONED_PATIENCE = 500; // new connections wait this long for abandoned handlers before the log says so
 const ABANDONED_TIME = 1000; // the exit waits this long for abandoned handlers: a third of the time the host gives a plugin to stop
+const HEAD_TIME = 1000; // how long a listener may go on with a body that nobody gets, once a HEAD is answered
 const SAY_EVERY = 60_000; // between two lines in the log about the same shortage
 const SHORTAGES = new Set(['EMFILE', 'ENFILE', 'ENOMEM', 'ENOBUFS', 'ECONNABORTED', 'EPROTO', 'EAGAIN']);
 const EXIT_FAILED = 1;
@@ -324,6 +331,11 @@ class Body {
     this.#pull = pull;
   }
 
+  /** Whether there are bytes to read, or may be. */
+  get isExpected() {
+    return this.#more || this.#chunk?.length > 0;
+  }
+
   /** Resolves to the next bytes, or to null at the end. Rejects where the body is cut short. */
   async read() {
     if (this.#discarded) throw abortError('a body cannot be read after the answer has begun');
@@ -398,9 +410,15 @@ class HeaderList {
  */
 class HttpRequest {
   #body;
+  #gone;
   #params;
 
-  constructor(head, body, signal) {
+  /** What a bridge needs besides: the body itself, and the AbortSignal that aborts only once the connection has ended. */
+  static bridged(request) {
+    return { body: request.#body, gone: request.#gone };
+  }
+
+  constructor(head, body, signal, gone) {
     /** Such as `GET`. */
     this.method = head.method;
     /** What follows the mount, not decoded; begins with `/`. */
@@ -418,6 +436,7 @@ class HttpRequest {
      */
     this.signal = signal;
     this.#body = body;
+    this.#gone = gone;
   }
 
   /** The query, decoded: a URLSearchParams. */
@@ -629,6 +648,7 @@ class Connection {
   #abandoned = false; // counted there as one whose handler still runs
   #stopping = false;
   #controller = null; // of the request under way
+  #gone = new AbortController(); // of the connection
   #arrived = null; // wakes who waits for a frame
   #drained = null; // wakes who waits for the socket to take more
 
@@ -730,6 +750,7 @@ class Connection {
     this.#queue.length = 0;
     this.#socket.destroy();
     this.#controller?.abort();
+    this.#gone.abort();
     this.#arrived?.();
     this.#drained?.();
   }
@@ -815,7 +836,7 @@ class Connection {
     if (this.#stopping) this.#controller.abort();
     let reply;
     try {
-      const request = new HttpRequest(frame.head, body, signal);
+      const request = new HttpRequest(frame.head, body, signal, this.#gone.signal);
       const result = await this.#session.capacity.inTurn(() => this.#session.handlers.http(request));
       reply = result instanceof Reply ? result : new Reply(result);
     } catch (error) {
@@ -1424,6 +1445,290 @@ function stamp(seconds) {
 /** What a licence says, in one line and not too long. */
 function show(text) {
   return JSON.stringify(text.slice(0, SHOWN)) + (text.length > SHOWN ? '…' : '');
+}
+
+// Node listeners -------------------------------------------------------------------------------------------------------
+
+/**
+ * A handler that answers with a listener as `http.createServer` takes it, such as an Express application:
+ *
+ *     plugin.onHttp(fromNode(app));
+ *
+ * A handler may also call it for some requests, and answer others by itself. The listener gets the request and response objects
+ * of node:http, on a socket in memory. `req.url` begins below the plugin's route, which is in `x-forwarded-prefix`. An error that
+ * it throws, or rejects with, is logged and answered with 500. A body that comes in several frames must be read before the answer
+ * begins: the rest is dropped then, and the answer of a listener that goes on reading is cut.
+ *
+ * @param {(req: import('node:http').IncomingMessage, res: import('node:http').ServerResponse) => unknown} app
+ * @returns {(request: HttpRequest) => Promise<Reply>}
+ */
+export function fromNode(app) {
+  if (typeof app !== 'function') throw new TypeError(`fromNode takes a function (req, res), not ${describe(app)}`);
+  // The host bounds size, number and time of requests. A head is no larger than in its frame, but for what separates its parts.
+  const limits = { maxHeaderSize: 2 * MAX_HEAD, requireHostHeader: false, headersTimeout: 0, requestTimeout: 0 };
+  const server = createHttpServer(limits, async (req, res) => {
+    req.socket.attach(req, res);
+    try {
+      await app(req, res);
+    } catch (error) {
+      answerFailure(res, error);
+    }
+  });
+  // Such as a method that node:http does not know.
+  server.on('clientError', (error, socket) => socket.end('HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n'));
+  return (request) => {
+    const socket = new ListenerSocket(request);
+    server.emit('connection', socket);
+    return socket.reply();
+  };
+}
+
+/** Answers 500 for a listener that has thrown, or cuts its answer. */
+function answerFailure(res, error) {
+  console.error(error);
+  if (res.headersSent) {
+    if (!res.writableEnded) res.destroy();
+    return;
+  }
+  for (const name of res.getHeaderNames()) res.removeHeader(name);
+  res.writeHead(500, { 'content-type': 'text/plain; charset=utf-8' }).end('internal error\n');
+}
+
+/**
+ * The bytes of a request as node:http reads them.
+ *
+ * @param {HttpRequest} request
+ * @returns {AsyncGenerator<Buffer>}
+ */
+async function* requestBytes(request) {
+  const { body } = HttpRequest.bridged(request);
+  const chunked = body.isExpected && request.headers.get('content-length') === null;
+  const url = request.query ? `${request.path}?${request.query}` : request.path;
+  const lines = [`${request.method} ${url} HTTP/1.1`, ...[...request.headers].map(([name, value]) => `${name}: ${value}`)];
+  lines.push(chunked ? 'transfer-encoding: chunked\r\nconnection: close' : 'connection: close', '\r\n');
+  yield Buffer.from(lines.join('\r\n'), 'latin1');
+  while (body.isExpected) {
+    const chunk = await body.read();
+    if (!chunked) yield chunk;
+    else if (chunk.length > 0) yield Buffer.concat([Buffer.from(`${chunk.length.toString(16)}\r\n`), chunk, Buffer.from('\r\n')]);
+  }
+  if (chunked) yield Buffer.from('0\r\n\r\n');
+}
+
+/** Takes apart what node:http writes in answer to one request, up to the end of the connection. */
+class AnswerParser {
+  /** Status and header pairs, or null before they are there. */
+  head = null;
+  isComplete = false; // the whole body has come
+  endsWithConnection = false; // only the end of the connection tells its end
+  #rest = EMPTY; // what is not parsed yet
+  #chunked = false;
+  #left = 0; // bytes of the body, or of the chunk
+
+  /** Takes the next bytes; returns the pieces of the body in them. */
+  push(bytes) {
+    let body = bytes;
+    while (!this.head) {
+      this.#rest = Buffer.concat([this.#rest, body]);
+      const end = this.#rest.indexOf('\r\n\r\n');
+      if (end < 0) return [];
+      this.#parseHead(this.#rest.latin1Slice(0, end));
+      body = this.#rest.subarray(end + 4);
+      this.#rest = EMPTY;
+    }
+    return this.#chunked ? this.#dechunk(body) : this.#count(body);
+  }
+
+  #parseHead(text) {
+    const [first, ...lines] = text.split('\r\n');
+    const status = Number(first.split(' ', 2)[1]);
+    if (status < 200) return; // such as 103, for which the protocol has no message
+    const headers = lines.map((line) => {
+      const colon = line.indexOf(':');
+      return [line.slice(0, colon), line.slice(colon + 1).trim()];
+    });
+    const value = (name) => headers.find(([each]) => each.toLowerCase() === name)?.[1];
+    this.#chunked = value('transfer-encoding') !== undefined;
+    const length = value('content-length');
+    this.endsWithConnection = !this.#chunked && length === undefined;
+    this.#left = this.#chunked ? 0 : Number(length ?? Infinity);
+    this.isComplete = this.#left === 0 && !this.#chunked;
+    const ours = new Set(['connection', 'keep-alive', 'transfer-encoding']);
+    this.head = { status, headers: headers.filter(([name]) => !ours.has(name.toLowerCase())) };
+  }
+
+  /** What is longer than its content-length is passed on: the host says so, and cuts the answer. */
+  #count(bytes) {
+    this.#left -= bytes.length;
+    this.isComplete = this.#left <= 0;
+    return bytes.length > 0 ? [bytes] : [];
+  }
+
+  #dechunk(bytes) {
+    const pieces = [];
+    let rest = Buffer.concat([this.#rest, bytes]);
+    for (;;) {
+      const piece = rest.subarray(0, this.#left);
+      if (piece.length > 0) pieces.push(piece);
+      this.#left -= piece.length;
+      rest = rest.subarray(piece.length);
+      const end = this.#left > 0 ? -1 : rest.indexOf('\r\n');
+      if (end < 0) break;
+      const line = rest.latin1Slice(0, end);
+      rest = rest.subarray(end + 2);
+      if (line === '' || this.isComplete) continue; // the end of a chunk, or a trailer
+      this.#left = parseInt(line, 16);
+      this.isComplete = this.#left === 0;
+    }
+    this.#rest = Buffer.from(rest);
+    return pieces;
+  }
+}
+
+/**
+ * The socket of one request: node:http reads the request from it, and writes the answer to it.
+ *
+ * Both ways have back-pressure: the body is received as the listener reads it, and a write is done once its pieces are sent.
+ */
+class ListenerSocket extends Duplex {
+  #request;
+  #source;
+  #req = null;
+  #res = null;
+  #answer = new AnswerParser();
+  #pieces = []; // of the answer's body, not taken yet
+  #written = null; // tells node:http that they are
+  #unwanted = false; // what else comes of it is dropped
+  #ended = false; // node:http has written all
+  #changed = null; // wakes who waits for the head or the next piece
+
+  /** @param {HttpRequest} request */
+  constructor(request) {
+    super();
+    this.#request = request;
+    this.#source = requestBytes(request);
+    this.remoteAddress = request.remote || undefined;
+    this.remoteFamily = { 4: 'IPv4', 6: 'IPv6' }[isIP(request.remote)];
+    this.encrypted = request.headers.get('x-forwarded-proto') === 'https';
+    const { gone } = HttpRequest.bridged(request);
+    const leave = () => this.destroy();
+    gone.addEventListener('abort', leave);
+    this.on('close', () => gone.removeEventListener('abort', leave));
+  }
+
+  // What listeners may ask of a socket, and what has no meaning for this one: its times are the host's.
+
+  setTimeout() {
+    return this;
+  }
+
+  setNoDelay() {
+    return this;
+  }
+
+  setKeepAlive() {
+    return this;
+  }
+
+  /** Says what node:http has made of the request. */
+  attach(req, res) {
+    this.#req = req;
+    this.#res = res;
+  }
+
+  /** Resolves to the answer once its head is there. */
+  async reply() {
+    while (!this.#answer.head && !this.#ended && !this.destroyed) await this.#change();
+    const { head, isComplete } = this.#answer;
+    if (!head) throw new Error('the listener closed its connection without an answer');
+    const reply = new Reply(null, head);
+    if (this.#request.method === 'HEAD' || head.status === 204 || head.status === 304) {
+      const timer = setTimeout(() => this.destroy(), HEAD_TIME);
+      this.on('close', () => clearTimeout(timer));
+      this.#drop();
+    } else if (isComplete) {
+      reply.body = Buffer.concat(this.#pieces);
+      this.#drop();
+    } else {
+      reply.body = { [Symbol.asyncIterator]: () => this.#body(), destroy: () => this.#unwanted || this.destroy() };
+    }
+    return reply;
+  }
+
+  async *#body() {
+    for (;;) {
+      yield* this.#pieces.splice(0);
+      this.#take();
+      if (this.#pieces.length > 0) continue;
+      if (this.#answer.isComplete || (this.#ended && this.#answer.endsWithConnection)) break;
+      if (this.#ended || this.destroyed) throw new Error('the listener ended its answer early');
+      await this.#change();
+    }
+    this.#drop();
+  }
+
+  /** Lets the listener write what else it has, for nobody. */
+  #drop() {
+    this.#unwanted = true;
+    this.#pieces.length = 0;
+    this.#take();
+  }
+
+  #take() {
+    const written = this.#written;
+    this.#written = null;
+    written?.();
+  }
+
+  #change() {
+    return new Promise((resolve) => (this.#changed = resolve));
+  }
+
+  _read() {
+    this.#source.next().then(
+      // The end of the request is not that of the connection: node:http would take that for a client that has gone.
+      ({ value, done }) => done || this.push(value),
+      (error) => this.#readingFailed(error),
+    );
+  }
+
+  /** The rest of the body does not come, as a rule since the answer has begun. That concerns a listener that reads on. */
+  #readingFailed(error) {
+    const [req, res] = [this.#req, this.#res];
+    const check = () => {
+      const reads = req.readableFlowing || req.listenerCount('readable') > 0;
+      if (!reads || res.writableEnded || this.destroyed) return;
+      console.error(error);
+      this.destroy();
+    };
+    if (!req) {
+      this.destroy();
+      return;
+    }
+    req.on('resume', check);
+    req.on('newListener', (name) => name === 'readable' && process.nextTick(check));
+    check();
+  }
+
+  _writev(chunks, callback) {
+    for (const { chunk } of chunks) this.#pieces.push(...this.#answer.push(chunk));
+    this.#written = callback;
+    if (this.#unwanted) this.#drop();
+    else if (!this.#answer.head) this.#take();
+    this.#changed?.();
+  }
+
+  _final(callback) {
+    this.#ended = true;
+    callback();
+    this.#changed?.();
+    process.nextTick(() => this.destroy());
+  }
+
+  _destroy(error, callback) {
+    callback(error);
+    this.#changed?.();
+  }
 }
 
 // The plugin -----------------------------------------------------------------------------------------------------------

@@ -32,6 +32,10 @@ handler at a time: an open stream then keeps every other request waiting. A requ
 for another, also while its handler still runs, so at most twice `concurrency` handlers run. With 1 the next handler is
 called once the one before has returned; only a stream that was given up may still run beside it, up to its next `yield`.
 
+A WSGI or ASGI application, such as one of Flask or FastAPI, is the plugin's handler by `wsgi` or `asgi`:
+
+    plugin.http(plugrack.wsgi(app))
+
 A proprietary plugin is given the public keys of its vendor, and its own release date. Its licence is then checked before
 the `init` handler runs, which finds in `context.granted` what the licence grants; where it does not hold, the plugin
 says what to do and ends. This, and only this, needs the package `cryptography`:
@@ -47,11 +51,13 @@ import base64
 import collections
 import contextlib
 import errno
+import io
 import itertools
 import json
 import logging
 import math
 import os
+import queue
 import re
 import resource
 import select
@@ -62,11 +68,14 @@ import threading
 import time
 from contextlib import closing
 from datetime import datetime, timezone
-from typing import (Any, Callable, Deque, Dict, FrozenSet, Generator, Iterable, Iterator, List, Mapping, NamedTuple, NoReturn,
-                    Optional, Pattern, Tuple, TypeVar, Union)
-from urllib.parse import parse_qsl
+from typing import (TYPE_CHECKING, Any, Awaitable, Callable, Deque, Dict, FrozenSet, Generator, Iterable, Iterator, List, Mapping,
+                    MutableMapping, NamedTuple, NoReturn, Optional, Pattern, Set, Tuple, TypeVar, Union)
+from urllib.parse import parse_qsl, unquote, unquote_to_bytes, urlsplit
 
-__all__ = ["Plugin", "Context", "Request", "Response", "Headers", "Store", "Entry", "License", "verify_license",
+if TYPE_CHECKING:
+    import asyncio
+
+__all__ = ["Plugin", "Context", "Request", "Response", "Headers", "Store", "Entry", "License", "verify_license", "wsgi", "asgi",
            "Error", "Conflict", "Refuse", "LicenseError", "HTTPError", "Disconnected"]
 
 _LENGTHS = struct.Struct(">II")
@@ -83,6 +92,9 @@ _SHORTAGE_PAUSE = 0.1  # seconds until the next try where files, memory or threa
 _THREAD_TIME = 1.0  # seconds a connection waits for a thread; then it is closed, and the host takes another
 _ABANDONED_PATIENCE = 0.5  # seconds that new connections wait for abandoned handlers before the log says so
 _ABANDONED_TIME = 1.0  # seconds the exit waits for abandoned handlers: a third of the time the host gives a plugin to stop
+_LIFESPAN_TIME = 1.5  # seconds for an application's shutdown: the host gives a plugin 3 to stop, and abandoned handlers take 1
+_BACKGROUND_TIME = 0.5  # seconds of these for what applications still do after their answers
+_MAX_CALLS = 1000  # calls of an ASGI application at once, which go on after their answers: beyond that requests get 503
 _SAY_EVERY = 60.0  # seconds between two lines in the log about the same shortage
 # What accept() fails with while the machine or the process is short of something, or for a peer that has gone.
 _SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED, errno.EPROTO,
@@ -309,6 +321,7 @@ class _Wire:
         self._seen = 0  # how far shutdown_waits() has looked ahead
         self.cancelled = threading.Event()  # for the requests on this connection
         self.ended = False  # whether `_notice_ends` has counted it as abandoned
+        self.on_end: Optional[Callable[[], None]] = None  # called when that happens; never waits
 
     def send(self, head: Mapping[str, Any], body: bytes = b"") -> None:
         """Puts a frame behind those to be sent. They go out together: before anything more is waited for, or in a moment."""
@@ -363,6 +376,13 @@ class _Wire:
             if head["type"] == "shutdown":
                 return True
             self._seen = end
+
+    def has_frame(self) -> bool:
+        """Whether `read` gives a frame at once. Never blocks, and receives what there is until there is a whole frame."""
+        while not self._parse(0):
+            if not self._receive(socket.MSG_DONTWAIT):
+                return False
+        return True
 
     def idle(self) -> bool:
         """Whether the stream is open and holds nothing unread."""
@@ -1251,6 +1271,8 @@ class Plugin:
         It returns a Response or what can be the body of one, or a pair (status, body). An HTTPError it raises is the
         answer; any other exception is logged and answered with 500. In the middle of a stream, when it is too late for
         that, the host cuts the answer short, and the connection serves the next request.
+
+        An application is such a handler too: `plugin.http(plugrack.wsgi(app))`.
         """
         self._handle_http = handler
         return handler
@@ -1299,6 +1321,9 @@ class Plugin:
         if self._exit_code == 0:
             with self._changed:
                 self._changed.wait_for(lambda: self._abandoned == 0, _ABANDONED_TIME)
+            deadline = time.monotonic() + _LIFESPAN_TIME
+            for application in _applications:
+                application.stop(deadline)
         sys.exit(self._exit_code)
 
     def _accept(self, listener: socket.socket) -> None:
@@ -1373,6 +1398,9 @@ class Plugin:
                     wire.ended = True
                     self._abandoned += 1
                     wire.cancelled.set()
+                    on_end = wire.on_end
+                    if on_end:
+                        on_end()
         self._end_if_stopped()
 
     def _connection_ended(self, wire: _Wire) -> None:
@@ -1466,6 +1494,8 @@ class Plugin:
             told = [head.get(name) for name in Context._fields[:-1]]  # `granted` is not for the host to say
             self.context = self._licensed(Context._make([*told, None]))
             self._handle_init(self.context)
+            for application in _applications:
+                application.start()
         except Exception as error:
             if isinstance(error, Refuse):
                 _log.error("%s", error)
@@ -1492,6 +1522,9 @@ class Plugin:
         try:
             with self._turn:
                 result = self._handle_http(request)
+                if isinstance(result, _ByApplication):
+                    self._serve_by_application(wire, request, result)
+                    return
             response, first, parts = _begin(result, request.method)
         except (Disconnected, _ProtocolError):
             raise
@@ -1533,6 +1566,21 @@ class Plugin:
                 wire.send(_error_head(request._id, code, f"{type(error).__name__}: {error}"))
                 request._drop_rest()
 
+    def _serve_by_application(self, wire: _Wire, request: Request, application: _ByApplication) -> None:
+        answer = _Answer(self, wire, request)
+        try:
+            application.serve(request, answer)
+        except (Disconnected, _ProtocolError):
+            raise
+        except Exception as error:
+            _log.exception("%s %s failed%s", request.method, request.path,
+                           " after its answer" if answer.ended else " in its answer" if answer.begun else "")
+            if not answer.begun:
+                answer.begin(500, [("content-type", "text/plain; charset=utf-8")])
+                answer.send(b"internal error\n", False)
+            elif not answer.ended:
+                wire.send(_error_head(request._id, "internal", f"{type(error).__name__}: {error}"))
+
     def _serve_kv(self, wire: _Wire, head: Dict[str, Any], value: bytes) -> None:
         reply, body = {"type": "result", "id": head["id"]}, b""
         try:
@@ -1564,3 +1612,556 @@ class Plugin:
         if op == "set":
             return self.store.set(key, value)
         return self.store.delete(key)
+
+
+# ---- Applications ----------------------------------------------------------------------------------------------------
+
+class _Answer:
+    """The answer to one request, which an application sends piece by piece, all from the thread of the request."""
+
+    def __init__(self, plugin: Plugin, wire: _Wire, request: Request) -> None:
+        self.begun = False  # whether the head has been sent
+        self.ended = False  # whether the last piece has been sent
+        self.cut = False  # whether it ended before the application's last piece, since the answer has no body
+        self._plugin = plugin
+        self._wire = wire
+        self._request = request
+        self._head: Dict[str, Any] = {}
+
+    def begin(self, status: int, headers: List[Tuple[str, str]]) -> None:
+        """Set the head, which is sent with the first piece."""
+        self._head = {"type": "response", "id": self._request._id, "status": status, "headers": Headers(headers)}
+
+    def send(self, piece: bytes, more: bool) -> None:
+        """Send a piece of the body; it is on its way when this returns."""
+        if self.begun:
+            self._send(piece, more)
+        elif self._head["status"] in (204, 304):
+            self.cut = more
+            self._send(b"", False)
+        elif self._request.method == "HEAD" and more:
+            self.cut = True
+            self._send(b"", True)  # as a stream, whose length is not 0 but unknown
+            self._send(b"", False)
+        else:
+            self._send(piece, more)
+
+    def flush(self) -> None:
+        self._wire.flush()
+
+    def _send(self, piece: bytes, more: bool) -> None:
+        if not self.begun and not more and len(piece) > _MAX_BODY and self._head["headers"].get("content-length") is None:
+            self._head["headers"].append(("content-length", str(len(piece))))
+        for part, goes_on in _split(piece, more):
+            self._head["more"] = goes_on
+            self._wire.send(self._head, part)
+            self.ended = not goes_on
+            if not self.begun:
+                self.begun = True
+                self._request._drop_rest()
+                self._head = {"type": "data", "id": self._request._id}
+            if goes_on:
+                self._wire.flush()
+                if self._wire.shutdown_waits():
+                    self._plugin._stop()
+
+
+class _ByApplication:
+    """What a handler returns where an application is to answer the request: `serve(request, answer)` does."""
+
+    def __init__(self, serve: Callable[[Request, _Answer], None]) -> None:
+        self.serve = serve
+
+
+def _authority(request: Request) -> Tuple[str, str, int]:
+    """Scheme, name and port by which the client has called the server."""
+    scheme = request.headers.get("x-forwarded-proto") or "http"
+    try:
+        parts = urlsplit("//" + (request.headers.get("host") or ""))
+        name, port = parts.hostname, parts.port
+    except ValueError:
+        name = port = None
+    return scheme, name or "localhost", port or (443 if scheme == "https" else 80)
+
+
+# ---- WSGI ------------------------------------------------------------------------------------------------------------
+
+def wsgi(app: Callable[..., Iterable[bytes]]) -> Callable[[Request], Any]:
+    """A handler that answers with a WSGI application (PEP 3333), such as one of Flask or Django.
+
+        plugin.http(plugrack.wsgi(app))
+
+    A handler may also call it for some requests, and answer others by itself. The application is called in the threads of the
+    plugin, `concurrency` of them side by side. SCRIPT_NAME is the plugin's route. `environ["plugrack.request"]` is the Request,
+    whose `cancelled` tells when the client has gone. A body that comes in several frames must be read before the first piece
+    of the answer: the rest is dropped then.
+    """
+    def serve(request: Request, answer: _Answer) -> None:
+        _WSGICall(request, answer).run(app)
+
+    return lambda request: _ByApplication(serve)
+
+
+class _WSGICall:
+    """One call of a WSGI application."""
+
+    def __init__(self, request: Request, answer: _Answer) -> None:
+        self._request = request
+        self._answer = answer
+        self._started = False
+        self._left: Optional[int] = None  # bytes that the content-length says are to come
+
+    def run(self, app: Callable[..., Iterable[bytes]]) -> None:
+        answer = self._answer
+        pieces = app(_environ(self._request), self._start_response)
+        try:
+            # The one piece of such a body is the last one.
+            single = isinstance(pieces, (list, tuple)) and len(pieces) == 1
+            for piece in pieces:
+                self._send(piece, single)
+                if answer.cut:
+                    break
+                if answer.ended and not single:
+                    answer.flush()  # the application may take its time from here on
+            if not answer.ended:
+                if not self._started:
+                    raise RuntimeError("the application did not call start_response")
+                answer.send(b"", False)
+            if hasattr(pieces, "close"):
+                answer.flush()
+        finally:
+            close = getattr(pieces, "close", None)
+            if close:
+                close()
+
+    def _start_response(self, status: str, headers: List[Tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], None]:
+        if exc_info:
+            try:
+                if self._answer.begun:
+                    raise exc_info[1].with_traceback(exc_info[2])
+            finally:
+                exc_info = None  # no circle of the traceback and this frame
+        elif self._started:
+            raise RuntimeError("start_response was called again without exc_info")
+        if not isinstance(status, str) or not re.fullmatch(r"[2-5][0-9]{2}( .*)?", status):
+            raise ValueError(f"the status must be a string such as '200 OK', got {status!r}")
+        left = None
+        for name, value in headers:
+            if not isinstance(name, str) or not isinstance(value, str):
+                raise TypeError(f"a header must be a pair of strings, got {(name, value)!r}")
+            value.encode("latin-1")
+            if name.lower() == "content-length":
+                left = int(value)
+        self._left = left
+        self._answer.begin(int(status[:3]), list(headers))
+        self._started = True
+        return lambda data: self._send(data, False)
+
+    def _send(self, piece: bytes, last: bool) -> None:
+        if not isinstance(piece, bytes):
+            raise TypeError(f"a body must be of bytes, got {type(piece).__name__}")
+        if not piece or self._answer.cut:
+            return  # the head goes out with the first byte of the body
+        if not self._started:
+            raise RuntimeError("the application did not call start_response before its answer")
+        if self._left is not None:
+            if len(piece) > self._left:
+                raise ValueError("the body is longer than its content-length")
+            self._left -= len(piece)
+            last = self._left == 0
+        self._answer.send(piece, not last)
+
+
+def _environ(request: Request) -> Dict[str, Any]:
+    scheme, name, port = _authority(request)
+    environ: Dict[str, Any] = {
+        "REQUEST_METHOD": request.method,
+        "SCRIPT_NAME": request.mount.rstrip("/"),
+        "PATH_INFO": unquote_to_bytes(request.path).decode("latin-1"),
+        "QUERY_STRING": request.query or "",
+        "SERVER_NAME": name,
+        "SERVER_PORT": str(port),
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "REMOTE_ADDR": request.remote,
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": scheme,
+        "wsgi.input": io.BufferedReader(_WSGIInput(request)),
+        "wsgi.input_terminated": True,  # it ends with the body, also where there is no CONTENT_LENGTH
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": False,
+        "wsgi.run_once": False,
+        "plugrack.request": request,
+    }
+    for name, value in request.headers:
+        if "_" in name:
+            continue  # it would pass for the header with a hyphen in its place
+        key = name.upper().replace("-", "_")
+        if key not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+            key = "HTTP_" + key
+        if key in environ:
+            value = environ[key] + ("; " if key == "HTTP_COOKIE" else ",") + value
+        environ[key] = value
+    if request._unread and not request._more:
+        environ.setdefault("CONTENT_LENGTH", str(len(request._unread)))  # of a chunked body that is all there
+    return environ
+
+
+class _WSGIInput(io.RawIOBase):
+    """The body of a request as a file."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        piece = self._request.read(len(buffer))
+        buffer[:len(piece)] = piece
+        return len(piece)
+
+
+# ---- ASGI ------------------------------------------------------------------------------------------------------------
+# asyncio takes a twentieth of a second to import, so only a plugin with such an application does, once it starts.
+
+_Message = MutableMapping[str, Any]
+_ASGIApp = Callable[[_Message, Callable[[], Awaitable[_Message]], Callable[[_Message], Awaitable[None]]], Awaitable[None]]
+
+_applications: List[_ASGI] = []  # those of the process, which start and stop with the plugin
+
+
+def asgi(app: _ASGIApp) -> Callable[[Request], Any]:
+    """A handler that answers with an ASGI 3 application, such as one of Starlette, FastAPI or Django.
+
+        plugin.http(plugrack.asgi(app))
+
+    A handler may also call it for some requests, and answer others by itself. The application runs on one event loop, in a
+    thread of its own. Its lifespan starts after the `init` handler and before the first request: where it fails, the plugin
+    does not start. Its shutdown has 1.5 s. `root_path` is the plugin's route. A body that comes in several frames must be read
+    before the first piece of the answer: `receive` gives `http.disconnect` from then on.
+    """
+    bridge = _ASGI(app)
+    _applications.append(bridge)
+    return lambda request: _ByApplication(bridge.serve)
+
+
+class _ASGI:
+    """An ASGI application, its event loop and its lifespan."""
+
+    def __init__(self, app: _ASGIApp) -> None:
+        self._app = app
+        self._starting = threading.Lock()
+        self._thread: Optional[threading.Thread] = None
+        self._outcome: queue.SimpleQueue[Optional[BaseException]] = queue.SimpleQueue()  # of the start
+        self._state: Dict[str, Any] = {}  # what the lifespan leaves for the requests
+        self._tasks: Set[asyncio.Task[None]] = set()
+        # Made on the loop's thread.
+        self.loop: asyncio.AbstractEventLoop
+        self._stopping: asyncio.Event
+
+    def start(self) -> None:
+        """Start the application unless it runs. Raises what keeps it from that.
+
+        The host's time for the start is the limit.
+        """
+        with self._starting:
+            if self._thread:
+                return
+            self._thread = threading.Thread(target=self._run_loop, name="asgi", daemon=True)
+            self._thread.start()
+            error = self._outcome.get()
+            if error:
+                self._thread = None
+                raise error
+
+    def stop(self, deadline: float) -> None:
+        """Shut the application down."""
+        if self._thread:
+            self.call(lambda: self._stopping.set())
+            self._thread.join(max(deadline - time.monotonic(), 0))
+            if self._thread.is_alive():
+                _log.error("the application's shutdown took more than %s s and is cut short", _LIFESPAN_TIME)
+
+    def call(self, callback: Callable[..., None], *arguments: Any) -> None:
+        """Call it on the loop, unless that has ended."""
+        try:
+            self.loop.call_soon_threadsafe(callback, *arguments)
+        except RuntimeError:
+            pass
+
+    def serve(self, request: Request, answer: _Answer) -> None:
+        self.start()
+        if len(self._tasks) >= _MAX_CALLS:
+            answer.begin(503, [("content-type", "text/plain; charset=utf-8"), ("retry-after", "1")])
+            answer.send(b"too many requests are still being worked on\n", False)
+            return
+        call = _ASGICall(self, request, dict(self._state))
+        wire = request._wire
+        wire.on_end = lambda: self.call(call.end)
+        try:
+            self.call(self._begin, call)
+            if wire.ended:  # before it was watched
+                self.call(call.end)
+            call.serve(answer)
+        finally:
+            wire.on_end = None
+
+    def _begin(self, call: _ASGICall) -> None:
+        call.enter()
+        task = self.loop.create_task(call.run(self._app))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _run_loop(self) -> None:
+        import asyncio
+        try:
+            asyncio.run(self._main())
+        except BaseException:
+            # A plugin whose application cannot run must not seem to: the host starts another.
+            _log.exception("the event loop of the application has failed")
+            os._exit(1)
+
+    async def _main(self) -> None:
+        import asyncio
+        self.loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        events: asyncio.Queue[_Message] = asyncio.Queue()
+        started: asyncio.Future[Optional[str]] = self.loop.create_future()
+
+        async def send(message: _Message) -> None:
+            kind = message["type"]
+            if kind == "lifespan.startup.complete":
+                started.set_result(None)
+            elif kind == "lifespan.startup.failed":
+                started.set_result(message.get("message") or "the application's startup failed")
+            elif kind == "lifespan.shutdown.failed":
+                _log.error("the application's shutdown failed: %s", message.get("message", ""))
+            elif kind != "lifespan.shutdown.complete":
+                raise ValueError(f"a lifespan has no message {kind!r}")
+
+        async def lifespan() -> None:
+            await self._app({"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self._state},
+                            events.get, send)
+
+        events.put_nowait({"type": "lifespan.startup"})
+        task = self.loop.create_task(lifespan())
+        either: List[asyncio.Future[Any]] = [task, started]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        message = started.result() if started.done() else None
+        if message:
+            # As a rule it goes on with the error itself, which says more.
+            await asyncio.wait([task], timeout=_LIFESPAN_TIME)
+        error = task.exception() if task.done() and not task.cancelled() else None
+        if message or isinstance(error, Refuse):
+            self._outcome.put(error or RuntimeError(message))
+            return
+        if not started.done():
+            _log.warning("the application takes no part in the lifespan protocol, and runs without: %s", error or "it returned")
+        self._outcome.put(None)
+        await self._stopping.wait()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_BACKGROUND_TIME)
+        if not task.done():
+            events.put_nowait({"type": "lifespan.shutdown"})
+            await asyncio.wait([task])  # at most for as long as `stop` does
+            if not task.cancelled() and task.exception():
+                _log.error("the application's shutdown failed", exc_info=task.exception())
+
+
+class _ASGICall:
+    """One call of an ASGI application: a task on the loop, and the thread of the request, which sends the answer.
+
+    One of the two reads from the connection at a time: the loop up to the first piece of the answer, then the thread.
+    """
+
+    def __init__(self, bridge: _ASGI, request: Request, state: Dict[str, Any]) -> None:
+        self._bridge = bridge
+        self._request = request
+        self._wire = request._wire
+        self._state = state
+        # What the thread is to send: a piece, whether more follow, and what is to be told once it is sent. None at the end.
+        self._pieces: queue.SimpleQueue[Optional[Tuple[bytes, bool, Optional[asyncio.Future[None]]]]] = queue.SimpleQueue()
+        self._head: Optional[Tuple[int, List[Tuple[str, str]]]] = None
+        self._complete = False  # whether the application has sent its last piece
+        self._failure: Optional[BaseException] = None  # by which the application has ended
+        self._broken: Optional[Exception] = None  # by which the connection has
+        self._first = True  # whether the piece that came with the request is still to be received
+        self._reading = request._more  # whether frames of the body are still to be received
+        self._waiter: Optional[asyncio.Future[None]] = None  # for the connection to be readable
+        # Made on the loop's thread.
+        self._over: asyncio.Event  # nothing more can be sent: the answer is complete, or the client has gone
+        self._receiving: asyncio.Lock
+
+    # In the thread of the request.
+
+    def serve(self, answer: _Answer) -> None:
+        """Send what the application does, up to its last piece. It may go on after that."""
+        error: Optional[Exception] = None
+        for piece, more, sent in iter(self._pieces.get, None):
+            try:
+                if not error:
+                    if not answer.begun and self._head:
+                        answer.begin(*self._head)
+                    answer.send(piece, more)
+            except Exception as failed:
+                error = failed
+            if error or answer.cut:
+                self._bridge.call(self.end)
+            if sent:
+                self._bridge.call(_settle, sent)
+            if answer.ended or not more:
+                break
+        error = error or self._broken
+        failure = self._failure
+        try:
+            if error:
+                raise error
+            if answer.ended:
+                return
+            if failure is None:
+                raise RuntimeError("the application returned before its answer was complete")
+            if _is_by_disconnect(failure):
+                raise Disconnected("the client has gone")
+            if isinstance(failure, Exception):
+                raise failure
+            raise RuntimeError(f"the application ended by {type(failure).__name__}") from failure
+        finally:
+            self._failure = failure = error = None  # no circle of a traceback and this frame: it would keep generators open
+
+    # On the loop.
+
+    def enter(self) -> None:
+        import asyncio
+        self._over = asyncio.Event()
+        self._receiving = asyncio.Lock()
+
+    async def run(self, app: _ASGIApp) -> None:
+        try:
+            await app(self._scope(), self._receive, self._send)
+        except BaseException as error:  # also SystemExit, which would end the loop
+            self._failure = error
+        if self._complete:
+            if self._failure and not _is_by_disconnect(self._failure):
+                _log.error("%s %s failed after its answer", self._request.method, self._request.path, exc_info=self._failure)
+            self._failure = None
+        self._stop_reading()
+        self.end()
+        self._pieces.put(None)
+
+    def end(self) -> None:
+        self._over.set()
+        self._wake()
+
+    def _scope(self) -> _Message:
+        request = self._request
+        scheme, name, port = _authority(request)
+        root_path = request.mount.rstrip("/")
+        raw_path = root_path + request.path
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "http_version": "1.1",
+            "method": request.method.upper(),
+            "scheme": scheme,
+            "path": unquote(raw_path),
+            "raw_path": raw_path.encode(),
+            "query_string": (request.query or "").encode(),
+            "root_path": root_path,
+            "headers": [(name.encode("latin-1"), value.encode("latin-1")) for name, value in request.headers],
+            "client": (request.remote, 0) if request.remote else None,
+            "server": (name, port),
+            "state": self._state,
+        }
+
+    async def _receive(self) -> _Message:
+        async with self._receiving:
+            try:
+                piece = await self._next_piece()
+            except (Disconnected, _ProtocolError) as error:
+                self._broken = error
+                piece = None
+                self.end()
+            if piece is not None:
+                return {"type": "http.request", "body": piece, "more_body": self._reading}
+            await self._over.wait()
+            return {"type": "http.disconnect"}
+
+    async def _next_piece(self) -> Optional[bytes]:
+        """The next piece of the body; None where nothing more can be received."""
+        request = self._request
+        if self._first and not self._over.is_set():
+            self._first = False
+            if request._unread or not request._more:
+                return request._unread
+        while self._reading and not self._over.is_set():
+            if self._wire.has_frame():
+                piece = request._next()
+                self._reading = request._more
+                if request._aborted:
+                    self.end()
+                    return None
+                return piece
+            await self._readable()
+        return None
+
+    async def _readable(self) -> None:
+        self._waiter = self._bridge.loop.create_future()
+        self._bridge.loop.add_reader(self._wire.fileno(), self._wake)
+        try:
+            await self._waiter
+        finally:
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter:
+            self._bridge.loop.remove_reader(self._wire.fileno())
+            _settle(self._waiter)
+            self._waiter = None
+
+    def _stop_reading(self) -> None:
+        """Leave the connection to the thread of the request."""
+        self._reading = False
+        self._wake()
+
+    async def _send(self, message: _Message) -> None:
+        kind = message["type"]
+        if kind == "http.response.start":
+            if self._head:
+                raise RuntimeError("http.response.start was sent twice")
+            headers = [(bytes(name).decode("latin-1"), bytes(value).decode("latin-1")) for name, value in message.get("headers", ())]
+            self._head = int(message["status"]), headers
+        elif kind != "http.response.body":
+            raise ValueError(f"an http response has no message {kind!r}")
+        elif not self._head:
+            raise RuntimeError("http.response.body was sent before http.response.start")
+        elif self._complete:
+            raise RuntimeError("http.response.body was sent after the last one")
+        elif self._over.is_set():
+            raise Disconnected("the client has gone")
+        else:
+            self._stop_reading()
+            piece, more = bytes(message.get("body", b"")), bool(message.get("more_body", False))
+            sent = self._bridge.loop.create_future() if more else None
+            self._complete = not more
+            self._pieces.put((piece, more, sent))
+            if sent:
+                await sent
+            else:
+                self.end()
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _is_by_disconnect(error: Optional[BaseException]) -> bool:
+    """Whether an application ended because its client had gone."""
+    seen: Set[int] = set()
+    while error and id(error) not in seen:
+        if isinstance(error, Disconnected):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False

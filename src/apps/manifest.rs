@@ -294,6 +294,12 @@ fn read_run(run: &Table<'_>, directory: &Path) -> Result<Run, String> {
         }
         (_, false) => {}
     }
+    if let Some((value, "")) = run.table.get("command").zip(command.first().map(String::as_str)) {
+        return Err(run.fault(value, format_args!("run.command begins with an empty string")));
+    }
+    if kind == Kind::Static && run.table.get("root").is_none() {
+        return Err(format!("{FILE} has no run.root: the directory that is served, such as root = \"public\""));
+    }
     let root = run.text_of("root")?.map_or(Path::new("."), |(root, _)| Path::new(root));
     let script = run.text_of("script")?.map(|(script, _)| script.to_owned());
     if kind == Kind::Cgi && command.is_empty() && script.is_none() && run.table.get("root").is_none() {
@@ -341,7 +347,7 @@ fn read_run(run: &Table<'_>, directory: &Path) -> Result<Run, String> {
             return Err(run.fault(value, format_args!("run.prefix {other:?} is neither \"strip\" nor \"keep\"")));
         }
     };
-    let index = run.texts("index")?;
+    let index = if run.table.contains_key("index") { run.texts("index")? } else { vec![default_index(kind).to_owned()] };
     let time = |key, parse: fn(&str) -> Result<Duration, String>| match run.text_of(key)? {
         None => Ok(None),
         Some((text, value)) => parse(text).map(Some).map_err(|why| run.fault(value, format_args!("run.{key} {text:?}: {why}"))),
@@ -357,7 +363,7 @@ fn read_run(run: &Table<'_>, directory: &Path) -> Result<Run, String> {
         open_files: run.number("open-files")?,
         prefix,
         root: directory.join(root),
-        index: if index.is_empty() { vec![default_index(kind).to_owned()] } else { index },
+        index,
         script,
         spa: run.flag("spa")?,
         cache_control: cache_control.map(|(text, _)| text.to_owned()),
@@ -416,18 +422,15 @@ impl<'a> Table<'a> {
             self.fault(value, format_args!("{name}{key} must be an array of strings ([\"…\", \"…\"]), not {}", article(what)))
         };
         let DeValue::Array(items) = value.get_ref() else { return Err(wrong(value.get_ref())) };
-        if items.is_empty() || items.len() > MAX_ITEMS {
+        if items.len() > MAX_ITEMS {
             let name = self.name;
-            return Err(self.fault(value, format_args!("{name}{key} has {} strings, and must have 1-{MAX_ITEMS}", items.len())));
+            return Err(self.fault(value, format_args!("{name}{key} has {} strings, and may have {MAX_ITEMS}", items.len())));
         }
         let mut texts = Vec::new();
         for item in items.iter() {
             let DeValue::String(text) = item.get_ref() else { return Err(wrong(item.get_ref())) };
             self.check_text(key, text, item)?;
             texts.push(text.to_string());
-        }
-        if texts[0].is_empty() {
-            return Err(self.fault(value, format_args!("{}{key} begins with an empty string", self.name)));
         }
         Ok(texts)
     }

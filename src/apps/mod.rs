@@ -1,5 +1,6 @@
 //! Applications that are plugins without speaking the plugin protocol: what their manifest says, and how the host talks to each kind.
 
+pub(crate) mod detect;
 pub(crate) mod endpoint;
 pub(crate) mod http_connection;
 pub(crate) mod manifest;

@@ -57,7 +57,7 @@ impl Probe {
             Ok(Head::Response(response)) if response.head.status < 500 => return true,
             Ok(Head::Response(response)) => self.fail(now, format!("{path} was answered with {}", response.head.status)),
             // The answer follows.
-            Ok(Head::Interim(_) | Head::Ignored) => self.asked = Some((connection, since)),
+            Ok(Head::Interim(_) | Head::Ignored | Head::Upgraded(_)) => self.asked = Some((connection, since)),
             Err(why) => self.fail(now, format!("{path} was not answered: {why}")),
         }
         false

@@ -4,6 +4,7 @@ pub(crate) mod api_client;
 mod clock;
 mod config;
 mod console;
+mod detect;
 mod env;
 mod instance;
 mod kv;
@@ -131,6 +132,8 @@ enum Command {
     },
     /// List the data of removed plugins: keys, settings, licences, files
     Gone,
+    /// Propose a manifest, plugrack.toml, for an application. Runs nothing, and works without a running host
+    Detect(detect::Detect),
     /// Delete the data of removed plugins
     Forget {
         /// Ids of removed plugins
@@ -225,6 +228,7 @@ fn run(command: Command, console: &Console) -> Result<()> {
         Command::Rescan => plugins::rescan(console),
         Command::Adopt { id, file } => plugins::adopt(console, &id, &file),
         Command::Gone => plugins::gone(console),
+        Command::Detect(detect) => detect.run(console),
         Command::Forget { ids, yes } => plugins::forget(console, &ids, yes),
     }
 }

@@ -3,6 +3,7 @@
 use super::listener::PeerKind;
 use super::min_rate::{Rate, ReadRate};
 use super::stream::Stream;
+use super::tunnel::Tunnel;
 use crate::http::InFlight;
 use crate::http::body::Body;
 use crate::http::body_stream::BodySender;
@@ -43,6 +44,8 @@ pub(super) enum Phase {
     /// All output has been sent, and the sending side is shut down. Input is discarded for a while: if the connection were closed while the
     /// client sends, the kernel would reset it and the client would lose the answer.
     Lingering,
+    /// The client and an application speak another protocol through the connection.
+    Tunnel,
 }
 
 /// A client's connection.
@@ -78,6 +81,8 @@ pub(super) struct Connection {
     pub(super) sent_direct: u64,
     /// The exchange under way.
     pub(super) exchange: Option<Exchange>,
+    /// What it is connected with, in the phase `Tunnel`.
+    pub(super) tunnel: Option<Box<Tunnel>>,
     /// The plugin's slot that this connection holds while the client reads the rest of an answer.
     pub(super) slot: Option<Slot>,
 }
@@ -198,6 +203,7 @@ impl Connection {
             read_rate: ReadRate::default(),
             sent_direct: 0,
             exchange: None,
+            tunnel: None,
             slot: None,
         }
     }

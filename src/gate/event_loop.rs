@@ -90,9 +90,10 @@ const KIND_MASK: u64 = 0xf << KIND_SHIFT;
 const CONNECTION: u64 = 1;
 const LISTENER: u64 = 2;
 const WAKER: u64 = 3;
+const APPLICATION: u64 = 4;
 
 /// Events that are watched on each connection, edge-triggered.
-const INCOMING: EventFlags = EventFlags::IN.union(EventFlags::RDHUP).union(EventFlags::ET);
+pub(super) const INCOMING: EventFlags = EventFlags::IN.union(EventFlags::RDHUP).union(EventFlags::ET);
 
 /// The current load, which decides how long an idle connection is kept.
 struct IdleTerms {
@@ -112,7 +113,7 @@ impl IdleTerms {
 
 /// The gate at work.
 pub(super) struct EventLoop {
-    epoll: OwnedFd,
+    pub(super) epoll: OwnedFd,
     orders: Receiver<Order>,
     pub(super) channel: Arc<ResponseChannel>,
     pub(super) responses: Responses,
@@ -129,6 +130,8 @@ pub(super) struct EventLoop {
     /// How many of them are clients', and how many are being refused.
     clients: usize,
     turned_away: usize,
+    /// How many of them are tunnels.
+    pub(super) tunnels: usize,
     pub(super) per_address: PerAddress,
     /// Networks of trusted proxies.
     pub(super) proxies: Networks,
@@ -193,6 +196,7 @@ impl EventLoop {
             connections: SlotMap::with_key(),
             clients: 0,
             turned_away: 0,
+            tunnels: 0,
             per_address: PerAddress::default(),
             proxies,
             in_flight: 0,
@@ -233,6 +237,7 @@ impl EventLoop {
                 let (flags, data) = (event.flags, event.data.u64());
                 match (data & KIND_MASK) >> KIND_SHIFT {
                     CONNECTION => self.connection_ready(KeyData::from_ffi(data & !KIND_MASK).into(), flags),
+                    APPLICATION => self.application_ready(KeyData::from_ffi(data & !KIND_MASK).into(), flags),
                     LISTENER => {
                         let index = usize::try_from(data & !KIND_MASK).unwrap_or(usize::MAX);
                         if let Some(pending) = self.pending.get_mut(index) {
@@ -290,7 +295,7 @@ impl EventLoop {
                             // The plugins have ended, so the rest of each answer is in the host. It is sent while there is time.
                             (Phase::Closing | Phase::Lingering, _) => {}
                             (_, Some(exchange)) if exchange.answer.is_some() => {}
-                            (Phase::Idle, _) => self.close(key),
+                            (Phase::Idle | Phase::Tunnel, _) => self.close(key),
                             _ => self.refuse(key, errors::STOPPING),
                         }
                     }
@@ -492,6 +497,7 @@ impl EventLoop {
             None => self.turned_away -= 1,
             Some(_) => self.clients -= 1,
         }
+        self.tunnels -= usize::from(connection.tunnel.is_some());
         self.keep_buffer(connection.input);
         self.keep_buffer(connection.out);
     }
@@ -512,7 +518,7 @@ impl EventLoop {
             let unanswered = self.connections.values().any(|connection| match connection.phase {
                 Phase::Idle | Phase::Head | Phase::Body | Phase::Held => true,
                 Phase::Running => connection.exchange.as_ref().is_some_and(|exchange| exchange.answer.is_none()),
-                Phase::Closing | Phase::Lingering => false,
+                Phase::Closing | Phase::Lingering | Phase::Tunnel => false,
             });
             if !unanswered {
                 self.draining = None;
@@ -542,7 +548,8 @@ impl EventLoop {
                 let until = self.now + idle_terms.time(connection);
                 connection.deadline = connection.deadline.map(|deadline| deadline.min(until));
             }
-            let waits_to_send = !connection.is_flushed();
+            // Whoever reads nothing from a tunnel holds up that tunnel alone.
+            let waits_to_send = !connection.is_flushed() && connection.phase != Phase::Tunnel;
             let limits = ReadLimits {
                 patience: self.limits.write_timeout,
                 rate: self.limits.min_rate,
@@ -632,6 +639,11 @@ fn tell(socket: &OwnedFd, answer: &[u8]) {
             return;
         }
     }
+}
+
+/// What an event of a tunnel's application is known by.
+pub(super) fn application_event(key: ConnectionKey) -> EventData {
+    event_data(APPLICATION, key.data())
 }
 
 /// What an event is known by.

@@ -1,6 +1,6 @@
 //! What the gate takes from clients, and for how long: the settings of `plugrack serve` about it.
 
-use crate::util::units::{parse_size, parse_time};
+use crate::util::units::{parse_request_time, parse_size, parse_time};
 use std::time::Duration;
 
 /// Largest `--max-body`: beyond this a length is a mistake.
@@ -51,6 +51,14 @@ pub(crate) struct Limits {
     /// Simultaneous connections that one plugin occupies: a number, or a percentage of all connections
     #[arg(long, value_name = "N|PERCENT%", env = "PLUGRACK_MAX_CONNECTIONS_PER_PLUGIN", default_value = "50%", value_parser = parse_share)]
     pub(crate) max_connections_per_plugin: Share,
+
+    /// Simultaneous tunnels, which are the connections of WebSocket: a number, or a percentage of all connections
+    #[arg(long, value_name = "N|PERCENT%", env = "PLUGRACK_MAX_TUNNELS", default_value = "50%", value_parser = parse_share)]
+    pub(crate) max_tunnels: Share,
+
+    /// Time without a byte in either direction after which a tunnel is closed; without it, tunnels stay open
+    #[arg(long, value_name = "TIME", env = "PLUGRACK_TUNNEL_IDLE", value_parser = parse_request_time)]
+    pub(crate) tunnel_idle: Option<Duration>,
 
     /// Largest request head: request line and headers
     #[arg(long, value_name = "SIZE", env = "PLUGRACK_MAX_HEAD", default_value = "16KiB", value_parser = parse_head_size)]

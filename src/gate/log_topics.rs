@@ -17,10 +17,13 @@ pub(super) enum LogTopic {
     Bodies,
     /// Files, threads or memory have run out.
     Resources,
+    /// The limit of tunnels is reached.
+    Tunnels,
 }
 
 /// All topics.
-const TOPICS: [LogTopic; 4] = [LogTopic::Connections, LogTopic::Address, LogTopic::Bodies, LogTopic::Resources];
+const TOPICS: [LogTopic; 5] =
+    [LogTopic::Connections, LogTopic::Address, LogTopic::Bodies, LogTopic::Resources, LogTopic::Tunnels];
 
 /// The throttles of all topics.
 #[derive(Debug, Default)]
@@ -63,6 +66,7 @@ impl LogTopic {
             Self::Address => "too many connections from one address",
             Self::Bodies => "no room for bodies",
             Self::Resources => "a lack of files, threads or memory",
+            Self::Tunnels => "tunnels refused",
         }
     }
 }

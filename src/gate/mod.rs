@@ -20,6 +20,7 @@ pub(crate) mod router;
 pub(crate) mod sock_diag;
 pub(crate) mod stream;
 pub(crate) mod tls;
+mod tunnel;
 
 pub(crate) use limits::Limits;
 pub(crate) use listener::Listener;

@@ -34,7 +34,7 @@ pub(super) const LEAST_WINDOW: u64 = SCRATCH as u64;
 const MAX_HELD: usize = 1024;
 
 /// How to proceed with a connection.
-enum Step {
+pub(super) enum Step {
     /// Take the next step at once.
     Again,
     /// Wait for an event.
@@ -73,6 +73,7 @@ impl EventLoop {
                 Phase::Held | Phase::Running => self.serve_in_flight(key),
                 Phase::Closing => self.finish(key),
                 Phase::Lingering => self.discard(key),
+                Phase::Tunnel => self.pump(key),
             };
             match step {
                 Step::Again => {}
@@ -185,7 +186,7 @@ impl EventLoop {
         };
         let decoder = (head.framing == Framing::Chunked).then(Decoder::new);
         let last = !head.keep_alive || self.is_draining;
-        let forwarded_for = head.forwarded_for;
+        let (forwarded_for, upgrade) = (head.forwarded_for, head.upgrade);
         let complete = body.is_none();
         self.last_number += 1;
         let number = self.last_number;
@@ -230,6 +231,8 @@ impl EventLoop {
             self.refuse(key, errors::ADDRESS_FULL);
         } else if too_large {
             self.refuse(key, errors::TOO_LARGE);
+        } else if upgrade && !self.has_room_for_tunnel() {
+            self.refuse(key, errors::TUNNELS_FULL);
         } else if self.route(key) {
             self.ask_for_body(key);
         }
@@ -381,6 +384,7 @@ impl EventLoop {
             head,
             origin: exchange.origin,
             id: RequestId { prefix: Arc::clone(&self.id_prefix), number: exchange.number },
+            upgrade: exchange.head.upgrade,
             length,
             declares_body: exchange.head.framing != Framing::None,
             body,

@@ -23,6 +23,7 @@ impl EventLoop {
         let Some(connection) = self.connections.get_mut(key) else { return };
         let Some(exchange) = connection.exchange.as_mut().filter(|exchange| exchange.number == address.request) else { return };
         match part {
+            ResponsePart::Upgraded { begun, bytes, application } => self.open_tunnel(key, begun, &bytes, application),
             ResponsePart::Interim(head) => self.send(key, &head),
             ResponsePart::Begun { begun, bytes, rest } => {
                 let is_whole = rest.is_none();
@@ -73,7 +74,7 @@ impl EventLoop {
         self.connections.get_mut(key)?.exchange.as_mut()
     }
 
-    fn begin_answer(&mut self, key: ConnectionKey, begun: Begun) {
+    pub(super) fn begin_answer(&mut self, key: ConnectionKey, begun: Begun) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         connection.deadline = None;
         if let Some(exchange) = &mut connection.exchange {
@@ -87,7 +88,7 @@ impl EventLoop {
         self.drive(key);
     }
 
-    fn send(&mut self, key: ConnectionKey, bytes: &[u8]) {
+    pub(super) fn send(&mut self, key: ConnectionKey, bytes: &[u8]) {
         if let Some(connection) = self.connections.get_mut(key)
             && !bytes.is_empty()
             && connection.send(bytes).is_err()

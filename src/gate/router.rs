@@ -20,10 +20,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// The host of the request is neither a plugin's nor one of the host's own (`--only-known-hosts`).
-const MISDIRECTED: HttpError =
-    HttpError::new(421, "misdirected_request", "this site does not answer for the host of the request");
-
 /// Routes requests to plugins, the API and the host's own pages.
 pub(crate) struct Router {
     registry: Arc<Registry>,
@@ -97,7 +93,7 @@ impl Router {
             Owner::Plugin(plugin) => return self.to_plugin(plugin, 0).unwrap_or_else(error),
             Owner::Routes => {}
             Owner::Unsettled => return Routed::To(Destination::Unknown, None),
-            Owner::Nobody => return error(MISDIRECTED),
+            Owner::Nobody => return error(errors::MISDIRECTED),
         }
         match routes.resolve(path) {
             Target::Plugin { plugin, mount, .. }

@@ -55,6 +55,10 @@ pub(crate) const TOO_LARGE: HttpError = HttpError::new(413, "too_large", "the re
 pub(crate) const RANGE_NOT_SATISFIABLE: HttpError =
     HttpError::new(416, "range_not_satisfiable", "the file does not have the range that the request asks for");
 
+/// The host of the request is neither a plugin's nor one of the host's own (`--only-known-hosts`).
+pub(crate) const MISDIRECTED: HttpError =
+    HttpError::new(421, "misdirected_request", "this site does not answer for the host of the request");
+
 /// The head does not fit in a message to a plugin.
 pub(crate) const HEAD_TOO_LARGE: HttpError =
     HttpError::new(431, "head_too_large", "the request's target and headers are over the limit of 64 KiB that a plugin is sent");
@@ -74,6 +78,9 @@ pub(crate) const PLUGIN_FULL: HttpError = overloaded("the plugin holds too many 
 
 /// Streams occupy every connection of the plugin.
 pub(crate) const STREAMS_FULL: HttpError = overloaded("all of the plugin's connections are taken by streams");
+
+/// `--max-tunnels` are open.
+pub(crate) const TUNNELS_FULL: HttpError = overloaded("the host has too many tunnels open");
 
 /// The client behind a proxy has `--max-connections-per-address` requests under way.
 pub(crate) const ADDRESS_FULL: HttpError = overloaded("the client's address has too many requests under way");
@@ -297,6 +304,7 @@ mod tests {
             PRECONDITION_FAILED,
             TOO_LARGE,
             RANGE_NOT_SATISFIABLE,
+            MISDIRECTED,
             HEAD_TOO_LARGE,
             BAD_GATEWAY,
             CROWDED,

@@ -5,15 +5,21 @@ use super::body::Body;
 use super::body_stream::BodyReceiver;
 use super::errors::{Audience, prefers_html};
 use super::responder::Responder;
-use memchr::{memchr, memmem};
-use std::fmt::Write;
-use std::io::{self, Read};
+use memchr::{memchr, memchr_iter, memmem};
+use std::fmt;
+use std::io::{self, Read, Write};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Bytes reserved for a message in addition to the request's head.
 const MESSAGE_SIZE: usize = 512;
+
+/// Most digits of a 64-bit number in decimal.
+const MAX_DIGITS: usize = 20;
+
+/// Most bytes of an address as text: IPv6 with an embedded IPv4 address.
+const MAX_ADDRESS: usize = 45;
 
 /// Limit for a path or a key in messages, in characters, so that the reason after it fits into the line.
 const MAX_NAMED: usize = 200;
@@ -83,6 +89,8 @@ pub(crate) struct Request {
     pub(crate) method: Method,
     pub(crate) origin: Origin,
     pub(crate) id: RequestId,
+    /// Whether the client asks for another protocol on its connection.
+    pub(crate) upgrade: bool,
     /// The length of the body.
     pub(crate) length: BodyLength,
     /// Whether the head announced a body, even an empty one: the plugin then sees its `content-length`.
@@ -119,24 +127,55 @@ pub(crate) fn header_in<'a>(head: &'a [u8], name: &str) -> Option<&'a [u8]> {
 
 /// The name and value of each header line.
 fn header_lines(lines: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
-    lines.split(|&byte| byte == b'\n').filter_map(|line| {
-        let line = line.strip_suffix(b"\r")?;
+    let mut start = 0;
+    memchr_iter(b'\n', lines).filter_map(move |end| {
+        let line = lines[start..end].strip_suffix(b"\r");
+        start = end + 1;
+        let line = line?;
         let (name, value) = line.split_at(memchr(b':', line)?);
         Some((name, value.strip_prefix(b": ").unwrap_or_default()))
     })
 }
 
 /// Appends a number in decimal.
-fn put_number(out: &mut Vec<u8>, number: u64) {
-    io::Write::write_fmt(out, format_args!("{number}")).ok();
+fn put_number(out: &mut Vec<u8>, mut number: u64) {
+    let mut digits = [0; MAX_DIGITS];
+    let mut start = digits.len();
+    loop {
+        start -= 1;
+        digits[start] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[start..]);
+}
+
+/// Appends an address as text.
+fn put_address(out: &mut Vec<u8>, address: IpAddr) {
+    match address {
+        IpAddr::V4(address) => {
+            for octet in address.octets() {
+                put_number(out, octet.into());
+                out.push(b'.');
+            }
+            // The dot after the last octet.
+            out.pop();
+        }
+        IpAddr::V6(address) => {
+            // Writing to memory does not fail.
+            write!(out, "{address}").ok();
+        }
+    }
 }
 
 /// Appends a text field to a JSON object, after another field.
-fn put_field(out: &mut Vec<u8>, name: &str, value: &str) {
+fn put_field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     out.extend_from_slice(b",\"");
     out.extend_from_slice(name.as_bytes());
     out.extend_from_slice(b"\":");
-    put_text(out, value.as_bytes());
+    put_text(out, value);
 }
 
 /// Appends a pair of name and value, and a comma.
@@ -152,21 +191,54 @@ fn put_header(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
 /// ASCII.
 fn put_text(out: &mut Vec<u8>, bytes: &[u8]) {
     out.push(b'"');
-    let mut rest = bytes;
-    while let Some(at) = rest.iter().position(|&byte| matches!(byte, ..0x20 | b'"' | b'\\' | 0x80..)) {
-        out.extend_from_slice(&rest[..at]);
-        let byte = rest[at];
-        match byte {
-            b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
-            0x80.. => out.extend_from_slice(char::from(byte).encode_utf8(&mut [0; 2]).as_bytes()),
-            _ => {
-                io::Write::write_fmt(out, format_args!("\\u{byte:04x}")).ok();
-            }
-        }
-        rest = &rest[at + 1..];
+    if is_plain(bytes) {
+        out.extend_from_slice(bytes);
+    } else {
+        bytes.iter().for_each(|&byte| put_character(out, byte));
     }
-    out.extend_from_slice(rest);
     out.push(b'"');
+}
+
+/// Appends a character of a JSON string.
+fn put_character(out: &mut Vec<u8>, byte: u8) {
+    match byte {
+        b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
+        0x80.. => out.extend_from_slice(char::from(byte).encode_utf8(&mut [0; 2]).as_bytes()),
+        ..0x20 => {
+            // Writing to memory does not fail.
+            write!(out, "\\u{byte:04x}").ok();
+        }
+        _ => out.push(byte),
+    }
+}
+
+/// Whether a JSON string represents each of these bytes as itself: printable ASCII, no quote and no backslash. It looks at eight bytes
+/// at a time, because almost every text of a request is plain.
+fn is_plain(bytes: &[u8]) -> bool {
+    let special = if let Some(last) = bytes.last_chunk() {
+        // The last eight bytes may overlap with the others.
+        let words = bytes.as_chunks().0.iter();
+        words.fold(special_bytes(*last), |special, word| special | special_bytes(*word))
+    } else if let (Some([a, b, c, d]), Some([e, f, g, h])) = (bytes.first_chunk(), bytes.last_chunk()) {
+        special_bytes([*a, *b, *c, *d, *e, *f, *g, *h])
+    } else {
+        bytes.iter().fold(0, |special, byte| special | special_bytes([*byte; 8]))
+    };
+    special == 0
+}
+
+/// A word that is 0 if none of these bytes needs an escape or two bytes in a JSON string.
+///
+/// A subtraction sets the high bit of a byte that is smaller than what is taken from it, and borrows from the next byte only then. So
+/// the word is never 0 by mistake, nor other than 0 without a special byte.
+fn special_bytes(bytes: [u8; 8]) -> u64 {
+    const EACH: u64 = u64::from_ne_bytes([1; 8]);
+    let word = u64::from_le_bytes(bytes);
+    let controls = word.wrapping_sub(EACH * 0x20);
+    // A byte becomes 0 where it is the one that is looked for.
+    let quotes = (word ^ (EACH * b'"' as u64)).wrapping_sub(EACH);
+    let backslashes = (word ^ (EACH * b'\\' as u64)).wrapping_sub(EACH);
+    (word | controls | quotes | backslashes) & (EACH << 7)
 }
 
 /// A path or a key in a message, shortened.
@@ -205,7 +277,13 @@ impl RequestId {
             let value = &head[memmem::find(head, LINE)? + LINE.len()..];
             String::from_utf8(value[..memchr(b'\r', value)?].to_vec()).ok()
         });
-        given.flatten().unwrap_or_else(|| format!("{}-{:x}", self.prefix, self.number))
+        given.flatten().unwrap_or_else(|| {
+            let mut id = String::with_capacity(self.prefix.len() + 1 + MAX_DIGITS);
+            id.push_str(&self.prefix);
+            // Writing to memory does not fail.
+            fmt::Write::write_fmt(&mut id, format_args!("-{:x}", self.number)).ok();
+            id
+        })
     }
 }
 
@@ -253,22 +331,21 @@ impl Request {
         let (path, query) = split_target(target);
         let (mount, path) = path.split_at_checked(self.mount).unwrap_or(("", path));
         let path = if path.is_empty() { "/" } else { path };
-        let mut remote = String::new();
+        let mut remote = Vec::with_capacity(MAX_ADDRESS);
         if let Some(address) = self.origin.address {
-            // Writing to memory does not fail.
-            write!(remote, "{address}").ok();
+            put_address(&mut remote, address);
         }
         out.reserve(self.head.len() + MESSAGE_SIZE);
         out.extend_from_slice(br#"{"type":"http","id":"#);
         put_number(out, id);
-        put_field(out, "method", method);
-        put_field(out, "path", path);
+        put_field(out, "method", method.as_bytes());
+        put_field(out, "path", path.as_bytes());
         if let Some(query) = query {
-            put_field(out, "query", query);
+            put_field(out, "query", query.as_bytes());
         }
-        put_field(out, "mount", mount);
+        put_field(out, "mount", mount.as_bytes());
         out.extend_from_slice(br#","headers":["#);
-        for (name, value) in header_lines(lines).filter(|(name, _)| *name != b"x-request-id") {
+        for (name, value) in header_lines(lines).filter(|(name, _)| !matches!(*name, b"x-request-id" | b"upgrade")) {
             put_header(out, name, value);
         }
         if let (BodyLength::Known(length), true) = (self.length, self.declares_body) {
@@ -277,7 +354,7 @@ impl Request {
             out.extend_from_slice(br#""],"#);
         }
         if !remote.is_empty() {
-            put_header(out, b"x-forwarded-for", remote.as_bytes());
+            put_header(out, b"x-forwarded-for", &remote);
         }
         put_header(out, b"x-forwarded-proto", if self.origin.https { b"https" } else { b"http" });
         put_header(out, b"x-forwarded-prefix", mount.as_bytes());
@@ -340,6 +417,7 @@ pub(crate) mod tests {
             method: Method::Other,
             origin,
             id: RequestId { prefix: "0123456789ab".into(), number: 31 },
+            upgrade: false,
             length,
             declares_body: length != BodyLength::Known(0),
             body: RequestBody::Whole(None),
@@ -405,7 +483,67 @@ pub(crate) mod tests {
         assert_eq!(request.name(), "GET /notes (request 0123456789ab-1f)");
     }
 
+    /// The string as serde_json writes it; it has short escapes for five of the controls.
+    fn generic(bytes: &[u8]) -> Vec<u8> {
+        let text: String = bytes.iter().map(|&byte| char::from(byte)).collect();
+        let mut json = serde_json::to_string(&text).unwrap();
+        for (short, long) in [("\\b", "\\u0008"), ("\\t", "\\u0009"), ("\\n", "\\u000a"), ("\\f", "\\u000c"), ("\\r", "\\u000d")]
+        {
+            // A doubled backslash is one that stands for itself.
+            json = json.split("\\\\").map(|part| part.replace(short, long)).collect::<Vec<_>>().join("\\\\");
+        }
+        json.into_bytes()
+    }
+
+    #[track_caller]
+    fn assert_generic(bytes: &[u8]) {
+        let mut out = Vec::new();
+        put_text(&mut out, bytes);
+        assert_eq!(String::from_utf8(out).unwrap().into_bytes(), generic(bytes), "{bytes:?}");
+    }
+
+    /// The check for plain text looks at words that overlap, so each place in each of them counts.
+    #[test]
+    fn every_byte_is_encoded_alike_wherever_it_stands() {
+        for length in 1..=12 {
+            for at in 0..length {
+                for byte in 0..=255 {
+                    for around in [b'a', 0x7f] {
+                        let mut bytes = vec![around; length];
+                        bytes[at] = byte;
+                        assert_generic(&bytes);
+                    }
+                }
+            }
+        }
+        assert_generic(b"");
+    }
+
+    #[test]
+    fn numbers_and_addresses_are_those_of_the_standard_library() {
+        for number in [0, 9, 10, 255, 1_234_567_890, u64::MAX] {
+            let mut out = Vec::new();
+            put_number(&mut out, number);
+            assert_eq!(out, number.to_string().into_bytes());
+        }
+        for text in ["0.0.0.0", "192.0.2.1", "255.255.255.255", "::", "2001:db8::1", "::ffff:192.0.2.1"] {
+            let mut out = Vec::new();
+            put_address(&mut out, text.parse().unwrap());
+            assert_eq!(out, text.as_bytes());
+        }
+    }
+
     proptest! {
+        #[test]
+        fn a_text_is_the_string_that_serde_json_writes(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
+            assert_generic(&bytes);
+        }
+
+        #[test]
+        fn a_plain_text_is_the_string_that_serde_json_writes(text in "[ -~]{0,80}") {
+            assert_generic(text.as_bytes());
+        }
+
         #[test]
         fn whatever_the_parser_accepts_is_a_message(input in prop::collection::vec(any::<u8>(), 0..60), name in "[a-z]{1,8}") {
             let value: Vec<u8> = input.into_iter().filter(|byte| !byte.is_ascii_control()).collect();

@@ -6,6 +6,7 @@ use super::errors::{self, Audience};
 use super::framing::{Framed, ResponseHead, after_piece, frame, put_chunk_size};
 use super::in_flight::InFlight;
 use super::response_channel::{Address, Begun, MAX_WHOLE, PIECE, PieceWriter, ResponseChannel, ResponsePart, Then};
+use rustix::fd::OwnedFd;
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -74,6 +75,18 @@ impl Responder {
             // The event loop writes it, so the answer must take the same way, or it could come first.
             self.in_flight.writer.revoke();
             self.channel.put(self.address, ResponsePart::Interim(head));
+        }
+    }
+
+    /// Passes on that an application has switched to another protocol: `bytes` is its response, and what followed it. From here on the
+    /// event loop connects it with the client.
+    pub(crate) fn upgrade(&mut self, bytes: Vec<u8>, application: OwnedFd) {
+        if matches!(self.state, State::Unanswered) {
+            self.in_flight.writer.revoke();
+            let framed = Framed { chunked: false, bodiless: true, last: true };
+            let begun = Begun { status: 101, at: Instant::now(), framed };
+            self.channel.put(self.address, ResponsePart::Upgraded { begun, bytes, application });
+            self.state = State::Over;
         }
     }
 
@@ -266,7 +279,6 @@ mod tests {
     use super::super::framing::{Terms, status_line};
     use super::super::response_channel::{Next, Responses, response_channel};
     use super::*;
-    use rustix::fd::OwnedFd;
     use std::io::Read;
     use std::os::unix::net::UnixStream;
 

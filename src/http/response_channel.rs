@@ -45,6 +45,9 @@ pub(crate) struct Begun {
 
 /// A part of an answer. All bytes are as on the wire.
 pub(crate) enum ResponsePart {
+    /// The application has switched to another protocol on this connection to it. `bytes` is the response for the client, and what followed
+    /// it.
+    Upgraded { begun: Begun, bytes: Vec<u8>, application: OwnedFd },
     /// The head of an interim response (1xx).
     Interim(Vec<u8>),
     /// Its beginning, and the channel for the rest, if there is more.

@@ -90,7 +90,10 @@ pub(crate) fn prepare(
         Listen::Attached(endpoint) => endpoint.clone(),
     };
     if run.kind != Kind::Native {
-        let path = plugin.socket.with_extension("json");
+        // Beside the socket, whose name an update has not in common with the running process.
+        let mut path = plugin.socket.clone().into_os_string();
+        path.push(".json");
+        let path = PathBuf::from(path);
         write_context(&path, init, bounds.uid).map_err(passing("write its context file"))?;
         env.push((CONTEXT_VARIABLE.to_owned(), path.into()));
     }

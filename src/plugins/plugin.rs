@@ -19,7 +19,7 @@ use crate::util::log_throttle::{LogThrottle, suppressed_note};
 use crossbeam_channel::Sender;
 use serde::Serialize;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -225,6 +225,8 @@ pub(crate) struct Plugin {
     pub(crate) scaling: Scaling,
     /// Number of connections occupied by streaming answers.
     streams: AtomicUsize,
+    /// Whether the line of [`Plugin::note_upgrade`] was written.
+    upgrade_noted: AtomicBool,
     /// Throttles the warning that streams occupy every connection.
     streams_full: Mutex<LogThrottle>,
     admission: AtomicU8,
@@ -256,11 +258,13 @@ impl Plugin {
             last_end: None,
             update_refused: None,
         };
+        let manifest = found.manifest.as_ref().and_then(|manifest| manifest.as_ref().ok()).map(Arc::clone);
+        let is_native = manifest.as_ref().is_none_or(|manifest| manifest.run.kind == Kind::Native);
         let queue = Arc::new(Queue::new(&metadata.id, metadata.concurrency as usize));
         Self {
             metadata,
             program: found.program.clone(),
-            manifest: found.manifest.as_ref().and_then(|manifest| manifest.as_ref().ok()).map(Arc::clone),
+            manifest,
             fingerprint: found.fingerprint,
             socket,
             queue,
@@ -270,8 +274,9 @@ impl Plugin {
             traffic: Traffic::default(),
             answered: AtomicU64::new(0),
             failed: AtomicU64::new(0),
-            scaling: Scaling::new(),
+            scaling: Scaling::new(is_native),
             streams: AtomicUsize::new(0),
+            upgrade_noted: AtomicBool::new(false),
             streams_full: Mutex::default(),
             admission: AtomicU8::new(admission as u8),
             status: Mutex::new(status),
@@ -416,6 +421,13 @@ impl Plugin {
     pub(crate) fn note_failed(&self, line: &str) {
         self.failed.fetch_add(1, Ordering::Relaxed);
         self.log.note(line);
+    }
+
+    /// Notes in the plugin's log, once, that a client asked for another protocol such as WebSocket, which the plugin does not speak.
+    pub(crate) fn note_upgrade(&self) {
+        if !self.upgrade_noted.swap(true, Ordering::Relaxed) {
+            self.log.note("a client asked for WebSocket or another protocol, which only applications (kind = \"http\") speak");
+        }
     }
 
     /// A copy of the status.

@@ -17,6 +17,10 @@ const BLOCKING_CONNECTIONS: usize = 2;
 /// second would only make smaller batches.
 const MANY_PROCESSORS: usize = 4;
 
+/// Connections for each processor that a quick plugin needs if its requests are not pipelined: enough that one is always on its way while
+/// others are being answered.
+const UNPIPELINED_CONNECTIONS: usize = 4;
+
 /// How long a plugin counts as blocking after the last request that blocked others.
 const BLOCKING_TIME: Duration = Duration::from_secs(1);
 
@@ -42,6 +46,8 @@ pub(crate) struct Stats {
     pub(crate) blocking: bool,
     /// Processors that the host may use.
     pub(crate) processors: usize,
+    /// Whether a connection takes requests before it has answered others.
+    pub(crate) pipelined: bool,
 }
 
 /// What to do about a plugin's connections.
@@ -57,7 +63,11 @@ pub(crate) enum Decision {
 
 /// Decides whether a plugin has too few connections or too many.
 pub(crate) fn decide(stats: &Stats) -> Decision {
-    let needed = if stats.blocking || stats.processors >= MANY_PROCESSORS { BLOCKING_CONNECTIONS } else { 1 };
+    let needed = match stats {
+        Stats { pipelined: false, processors, .. } => UNPIPELINED_CONNECTIONS * processors,
+        Stats { blocking: true, .. } | Stats { processors: MANY_PROCESSORS.., .. } => BLOCKING_CONNECTIONS,
+        _ => 1,
+    };
     let moving = stats.connections.saturating_sub(stats.stalled);
     let is_busy = stats.waiting > stats.idle && stats.connections < stats.most;
     if is_busy && (stats.pace >= QUICK || moving < needed) {
@@ -84,16 +94,17 @@ pub(crate) struct Scaling {
     pub(crate) shrinking: AtomicBool,
     /// Average time for a request, in microseconds.
     pace: AtomicU64,
+    pipelined: bool,
     created: Instant,
     /// Until when the plugin counts as blocking, in milliseconds after `created`.
     blocking_until: AtomicU64,
 }
 
 impl Scaling {
-    /// The counts of a plugin that has no connection.
-    pub(crate) fn new() -> Self {
+    /// The counts of a plugin that has no connection, and whose requests may be `pipelined`.
+    pub(crate) fn new(pipelined: bool) -> Self {
         let (idle, connections, stalled, growing, shrinking, pace, blocking_until) = Default::default();
-        Self { idle, connections, stalled, growing, shrinking, pace, created: Instant::now(), blocking_until }
+        Self { idle, connections, stalled, growing, shrinking, pace, pipelined, created: Instant::now(), blocking_until }
     }
 
     /// Records the recent average time for a request.
@@ -113,7 +124,17 @@ impl Scaling {
             [&self.idle, &self.connections, &self.stalled].map(|count| count.load(Ordering::Relaxed));
         let pace = Duration::from_micros(self.pace.load(Ordering::Relaxed));
         let blocking = self.created.elapsed() < Duration::from_millis(self.blocking_until.load(Ordering::Relaxed));
-        decide(&Stats { waiting, idle, connections, stalled, most, pace, blocking, processors: *PROCESSORS })
+        decide(&Stats {
+            waiting,
+            idle,
+            connections,
+            stalled,
+            most,
+            pace,
+            blocking,
+            processors: *PROCESSORS,
+            pipelined: self.pipelined,
+        })
     }
 }
 
@@ -150,14 +171,30 @@ mod tests {
             (50, 0, 1, 0, QUICK / 2, false, 2, Decision::Stay),
             (0, 8, 8, 0, QUICK / 2, false, 2, Decision::Stay),
         ] {
-            let stats = Stats { waiting, idle, connections, stalled, most: 8, pace, blocking, processors };
+            let stats = Stats { waiting, idle, connections, stalled, most: 8, pace, blocking, processors, pipelined: true };
+            assert_eq!(decide(&stats), expected, "{stats:?}");
+        }
+    }
+
+    #[test]
+    fn a_quick_plugin_without_pipelining_has_some_connections_for_each_processor() {
+        for (waiting, connections, pace, expected) in [
+            (50, 7, FAST, Decision::Grow),
+            (50, 8, FAST, Decision::Stay),
+            (50, 9, FAST, Decision::Shrink),
+            (50, 8, SLOW, Decision::Grow),
+            (50, 64, SLOW, Decision::Stay),
+            (0, 4, FAST, Decision::Stay),
+        ] {
+            let (idle, stalled, blocking) = (0, 0, false);
+            let stats = Stats { waiting, idle, connections, stalled, most: 64, pace, blocking, processors: 2, pipelined: false };
             assert_eq!(decide(&stats), expected, "{stats:?}");
         }
     }
 
     #[test]
     fn the_decision_uses_the_counters() {
-        let scaling = Scaling::new();
+        let scaling = Scaling::new(true);
         scaling.connections.store(1, Ordering::Relaxed);
         scaling.set_pace(SLOW);
         assert_eq!((scaling.decide(1, 8), scaling.decide(1, 1)), (Decision::Grow, Decision::Stay));

@@ -138,7 +138,7 @@ fn what_cannot_be_executed_is_refused() {
         ("no-interpreter", "interpreter /no/such/interpreter is not installed"),
         ("no-env", "interpreter nosuch is not installed"),
         ("from-windows", "CR LF"),
-        ("dir-empty", "no executable file named plugin"),
+        ("dir-empty", "neither an executable file named plugin nor a plugrack.toml"),
         ("dir-dir", "not a regular file"),
         ("dir-not-executable", "not executable: chmod +x"),
         ("dangling", "No such file"),

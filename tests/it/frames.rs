@@ -196,7 +196,11 @@ fn call(server: &Server, on: &str, bytes: &[u8]) -> Option<Value> {
 fn the_hosts_own_socket_has_the_reaction_that_is_due() {
     let server = server();
     let ask = unhex(&valid(&json!("call: get"))["hex"]);
-    let cases = vectors("invalid").into_iter().filter(|vector| vector["to"] == "any" || vector["to"] == "host_socket");
+    // What begins with a letter is HTTP there: `store_http` has that.
+    let is_text = |vector: &Value| unhex(&vector["hex"])[0].is_ascii_alphabetic();
+    let cases = vectors("invalid")
+        .into_iter()
+        .filter(|vector| (vector["to"] == "any" || vector["to"] == "host_socket") && !is_text(vector));
     for (number, vector) in cases.enumerate() {
         let (name, on) = (&vector["name"], format!("c{number}"));
         let reply = call(&server, &on, &unhex(&vector["hex"]));

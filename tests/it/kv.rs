@@ -68,6 +68,13 @@ impl Answer {
     fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap()
     }
+
+    /// The value that a `get` has read, and whether there is one.
+    #[track_caller]
+    pub(super) fn value(self) -> (Vec<u8>, bool) {
+        let found = self.fields()["found"] == true;
+        (self.body, found)
+    }
 }
 
 /// A connection of a plugin to the host, which lives in the plugin under a name.

@@ -121,7 +121,8 @@ fn the_table_of_limits_is_that_of_the_source() {
     use As::{Groups, KiB, MiB, Number, Seconds};
     use From::{Constant, Setting};
     const MESSAGE: &str = "protocol/message.rs";
-    let rows: [(&str, &[(As, From)]); 37] = [
+    const STORE_HTTP: &str = "plugins/host_socket/http.rs";
+    let rows: [(&str, &[(As, From)]); 39] = [
         ("head of a frame | 1–@ bytes | fixed", &[(Number, Constant(MESSAGE, "MAX_HEAD"))]),
         ("body of a frame | 0–@ bytes | fixed", &[(Number, Constant(MESSAGE, "MAX_BODY"))]),
         ("`id` of a message | 0 … 2^53−1 | fixed", &[]),
@@ -177,9 +178,24 @@ fn the_table_of_limits_is_that_of_the_source() {
         ("time from SIGTERM to SIGKILL | @ s | fixed", &[(Seconds, Constant("plugins/supervisor/mod.rs", "TERMINATE_TIME"))]),
         (
             "connections of a plugin to the host socket | @ | fixed",
-            &[(Number, Constant("plugins/host_socket.rs", "MAX_CONNECTIONS"))],
+            &[(Number, Constant("plugins/host_socket/mod.rs", "MAX_CONNECTIONS"))],
         ),
-        ("time to read replies on the host socket | @ s | fixed", &[(Seconds, Constant("plugins/host_socket.rs", "WRITE_TIME"))]),
+        (
+            "time to read replies on the host socket | @ s | fixed",
+            &[(Seconds, Constant("plugins/host_socket/mod.rs", "WRITE_TIME"))],
+        ),
+        (
+            "head of an HTTP request on the host socket | @ KiB and @ headers, within @ s | fixed",
+            &[
+                (KiB, Constant(STORE_HTTP, "MAX_HEAD")),
+                (Number, Constant(STORE_HTTP, "MAX_HEADERS")),
+                (Seconds, Constant(STORE_HTTP, "HEAD_TIME")),
+            ],
+        ),
+        (
+            "body of an HTTP request on the host socket | @ MiB, within @ s | fixed",
+            &[(MiB, Constant(MESSAGE, "MAX_BODY")), (Seconds, Constant(STORE_HTTP, "BODY_TIME"))],
+        ),
         ("key | 1–@ bytes | fixed", &[(Number, Constant(MESSAGE, "MAX_KEY"))]),
         ("value | 0–@ bytes | fixed", &[(Number, Constant(MESSAGE, "MAX_VALUE"))]),
         ("writes in a `txn` | @ | fixed", &[(Number, Constant(MESSAGE, "MAX_TXN_OPS"))]),
@@ -232,8 +248,14 @@ fn the_numbers_in_the_protocol_s_prose_are_those_of_the_source() {
         ("The process then has @ s to exit", "plugins/supervisor/mod.rs", "START_SETTLE_TIME", As::Seconds),
         ("exits non-zero within @ s of the `error`", "plugins/supervisor/mod.rs", "LEAVE_TIME", As::Seconds),
         ("and waits at most @ s for that", "plugins/worker/native.rs", "ACCEPT_TIME", As::Seconds),
-        ("at most @ such connections", "plugins/host_socket.rs", "MAX_CONNECTIONS", As::Number),
-        ("replies are not read for @ s", "plugins/host_socket.rs", "WRITE_TIME", As::Seconds),
+        ("at most @ such connections", "plugins/host_socket/mod.rs", "MAX_CONNECTIONS", As::Number),
+        ("replies are not read for @ s", "plugins/host_socket/mod.rs", "WRITE_TIME", As::Seconds),
+        ("The host waits @ s for the rest of a head", "plugins/host_socket/http.rs", "HEAD_TIME", As::Seconds),
+        ("and @ s for the rest of a body", "plugins/host_socket/http.rs", "BODY_TIME", As::Seconds),
+        ("The head is over @ KiB", "plugins/host_socket/http.rs", "MAX_HEAD", As::KiB),
+        ("or @ headers", "plugins/host_socket/http.rs", "MAX_HEADERS", As::Number),
+        ("The body is over @ bytes", "protocol/message.rs", "MAX_BODY", As::Groups),
+        ("The plugin has @ connections already", "plugins/host_socket/mod.rs", "MAX_CONNECTIONS", As::Number),
         ("| `limit` | integer | no | @ |", "protocol/message.rs", "DEFAULT_LIST_LIMIT", As::Number),
         ("| `limit` | integer | no | 100 | 1–@ |", "protocol/message.rs", "MAX_LIST_LIMIT", As::Number),
         ("The body is a JSON array of 1–@ writes", "protocol/message.rs", "MAX_TXN_OPS", As::Number),

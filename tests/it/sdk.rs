@@ -1,5 +1,6 @@
 //! The SDKs of the other languages by their own tests, and each example through the real host.
 
+use crate::bridges::packages;
 use crate::support::{Server, Site, command, root};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -26,7 +27,8 @@ pub(crate) fn node() -> bool {
 /// Runs a suite in the repository, and gives all it has printed.
 #[track_caller]
 fn suite(runner: &mut Command) -> String {
-    let output = runner.current_dir(root()).env("PYTHONDONTWRITEBYTECODE", "1").output().unwrap();
+    runner.current_dir(root()).env("PYTHONDONTWRITEBYTECODE", "1").env("PLUGRACK_TEST_PACKAGES", packages());
+    let output = runner.output().unwrap();
     let printed = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     assert!(output.status.success(), "{printed}");
     printed

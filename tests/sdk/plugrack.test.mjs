@@ -5,19 +5,21 @@ import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { createPrivateKey, createPublicKey, sign as signBytes } from 'node:crypto';
 import { once } from 'node:events';
-import { copyFileSync, cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { copyFileSync, cpSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { connect, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
-import { FrameDecoder, LicenseError, Plugin, encodeFrame, isSigned, splitToken, verifyLicense } from '../../sdk/node/plugrack.mjs';
+import { FrameDecoder, LicenseError, Plugin, encodeFrame, fromNode, isSigned, splitToken, verifyLicense } from '../../sdk/node/plugrack.mjs';
 
 const ROOT = fileURLToPath(new URL('../..', import.meta.url));
 const SDK = join(ROOT, 'sdk/node/plugrack.mjs');
 const GOLDEN = JSON.parse(readFileSync(join(ROOT, 'tests/protocol/frames.json'), 'utf8'));
 const MIB = 1048576;
+/** The packages from npm that `make test-tools` installs. */
+const PACKAGES = process.env.PLUGRACK_TEST_PACKAGES ?? join(ROOT, 'target/test-packages');
 const INSTANCE = '5f0c3f0e-3d3b-4c0a-9a43-3d5d1f1f7a10';
 
 /** A test that fails rather than hangs. */
@@ -1301,5 +1303,301 @@ describe('the clock example', () => {
     assert.equal(await second.call({ type: 'shutdown', id: 2 }), null);
     assert.equal(await plugin.exit, 0);
     assert.equal(plugin.log, '');
+  });
+});
+
+// Listeners as of node:http --------------------------------------------------------------------------------------------
+
+const LISTENER = `
+import { existsSync } from 'node:fs';
+import { setTimeout } from 'node:timers/promises';
+import { Plugin, fromNode } from './plugrack.mjs';
+
+const plugin = new Plugin({ id: 'fixture', name: 'Fixture', version: '1.0.0', icon: '🧪', route: '/fixture', concurrency: 8 });
+const go = async () => { while (!existsSync('go')) await setTimeout(5); };
+let written = 0;
+
+const paths = {
+  '/look': (req, res) => {
+    const { method, url, httpVersion, headers, rawHeaders, socket: { remoteAddress, remoteFamily, encrypted } } = req;
+    res.setHeader('x-two', ['a', 'b']);
+    res.end(JSON.stringify({ method, url, httpVersion, headers, raw: rawHeaders.length, remoteAddress, remoteFamily, encrypted }));
+  },
+  '/echo': async (req, res) => {
+    const pieces = [];
+    for await (const piece of req) pieces.push(piece);
+    res.end(Buffer.concat(pieces));
+  },
+  '/pipe': (req, res) => req.pipe(res),
+  '/slow-reader': async (req, res) => {
+    let size = 0;
+    for await (const piece of req) { await go(); size += piece.length; }
+    res.end(String(size));
+  },
+  '/pieces': async (req, res) => {
+    res.write('one');
+    await setTimeout(20);
+    res.write('two');
+    await setTimeout(20);
+    res.end('three');
+  },
+  '/gated': async (req, res) => {
+    res.write('begun');
+    await go();
+    res.end('over');
+  },
+  '/large': (req, res) => res.end(Buffer.alloc(${3 * MIB}, 'big')),
+  '/flood': async (req, res) => {
+    res.on('close', () => console.log('flood closed', res.writableFinished));
+    res.flushHeaders();
+    while (!res.destroyed) {
+      written += 65536;
+      if (res.write(Buffer.alloc(65536))) await setTimeout(0);
+      else await new Promise((done) => res.once('drain', done).once('close', done));
+    }
+  },
+  '/written': (req, res) => res.end(String(written)),
+  '/events': (req, res) => {
+    req.on('aborted', () => console.log('aborted'));
+    req.on('close', () => console.log('req closed'));
+    res.on('close', () => console.log('res closed', res.writableFinished));
+    res.on('finish', () => console.log('finished'));
+    if (req.method === 'POST') res.end('done');
+    else console.log('waiting');
+  },
+  '/early': (req, res) => res.writeHead(413).end('enough'),
+  '/empty': (req, res) => res.writeHead(204).end(),
+  '/unframed': (req, res) => { res.removeHeader('transfer-encoding'); res.write('no '); res.end('length'); },
+  '/trailers': (req, res) => {
+    res.writeHead(200, { trailer: 'x-sum' });
+    res.write('body');
+    res.addTrailers({ 'x-sum': '4' });
+    res.end();
+  },
+  '/hints': (req, res) => { res.writeEarlyHints({ link: '</a.css>; rel=preload' }); res.end('hinted'); },
+  '/throws': () => { throw new Error('thrown'); },
+  '/rejects': async (req, res) => { res.setHeader('x-left', '1'); await setTimeout(5); throw new Error('rejected'); },
+  '/breaks': async (req, res) => { res.write('begun'); await setTimeout(20); throw new Error('broken'); },
+  '/destroys': (req, res) => res.destroy(),
+  '/short': (req, res) => { res.writeHead(200, { 'content-length': 10 }); res.end('short'); },
+};
+
+const listener = fromNode((req, res) => paths[req.url.split('?')[0]](req, res));
+plugin.onHttp((request) => (request.path === '/native' ? 'native' : listener(request)));
+plugin.run();
+`;
+
+const EXPRESS = `
+import express from 'express';
+import { Plugin, fromNode } from './plugrack.mjs';
+
+const app = express();
+app.use(express.json());
+app.get('/', (req, res) => res.send(\`\${req.ip} \${req.protocol} \${req.hostname} \${req.get('x-forwarded-prefix')}\`));
+app.get('/items/:id', (req, res) => res.json({ id: req.params.id, full: req.query.full }));
+app.post('/sum', (req, res) => res.json({ sum: req.body.reduce((a, b) => a + b) }));
+app.get('/cookie', (req, res) => res.cookie('a', 'b').redirect('/fixture/'));
+app.get('/stream', async (req, res) => {
+  res.type('text/event-stream');
+  for (let i = 0; i < 3; i++) { res.write(\`data: \${i}\\n\\n\`); await new Promise((done) => setTimeout(done, 10)); }
+  res.end();
+});
+app.get('/file', (req, res) => res.sendFile(process.cwd() + '/plugin.mjs'));
+app.get('/fails', async () => { throw new Error('in a route'); });
+
+const plugin = new Plugin({ id: 'fixture', name: 'Fixture', version: '1.0.0', icon: '🧪', route: '/fixture' });
+plugin.onHttp(fromNode(app));
+plugin.run();
+`;
+
+describe('listeners of node:http', () => {
+  const check = (name, body) => test(name, { timeout: 60_000 }, body); // Express takes its time where a machine is busy
+  const installListener = (dir) => writeFileSync(join(dir, 'plugin.mjs'), LISTENER);
+  const begin = async (t) => {
+    const plugin = start(t, { install: installListener });
+    return { plugin, wire: await plugin.ready() };
+  };
+  const printed = async (plugin, text) => {
+    while (!plugin.out.includes(text)) await once(plugin.child.stdout, 'data');
+  };
+  const go = (plugin) => writeFileSync(join(plugin.dir, 'go'), '');
+  const header = ({ headers }, name) => headers.filter(([each]) => each.toLowerCase() === name).map(([, value]) => value);
+
+  check('the request is one of node:http', async (t) => {
+    const { wire } = await begin(t);
+    const headers = [['host', 'example.org'], ['x-forwarded-proto', 'https'], ['accept', 'a'], ['accept', 'b'], ['x-latin', 'é']];
+    const answer = await wire.get('/look?b=%20c', { method: 'DELETE', headers });
+    assert.deepEqual(JSON.parse(answer.body), {
+      method: 'DELETE', url: '/look?b=%20c', httpVersion: '1.1', raw: 12, remoteAddress: '192.0.2.7', remoteFamily: 'IPv4', encrypted: true,
+      headers: { host: 'example.org', 'x-forwarded-proto': 'https', accept: 'a, b', 'x-latin': 'é', connection: 'close' },
+    });
+    assert.deepEqual(header(answer, 'x-two'), ['a', 'b']);
+    assert.deepEqual(header(answer, 'connection'), []);
+    const head = ['x', 'y'].map((name) => [`x-${name}`, 'z'.repeat(20_000)]);
+    assert.equal((await wire.get('/look', { headers: head })).status, 200, 'a head as large as a host may allow');
+    assert.equal(await wire.text('/native'), 'native');
+  });
+
+  check('bodies come whole and in pieces, with a length and without', async (t) => {
+    const { wire } = await begin(t);
+    for (const path of ['/echo', '/pipe']) {
+      for (const headers of [[], [['content-length', '60000']]]) {
+        assert.equal((await wire.get(path, { method: 'POST', headers }, Buffer.alloc(60_000, 'x'))).body.length, 60_000, path);
+      }
+    }
+    for (const headers of [[], [['content-length', String(MIB + 20)]]]) {
+      wire.send(http(1, '/echo', { method: 'POST', headers, more: true }), '0123456789');
+      wire.send({ type: 'data', id: 1, more: true }, Buffer.alloc(MIB, 'x'));
+      wire.send({ type: 'data', id: 1 }, '9876543210');
+      assert.equal((await wire.answer()).body.toString(), `0123456789${'x'.repeat(MIB)}9876543210`);
+    }
+    assert.equal(await wire.text('/echo', { method: 'POST' }), '');
+  });
+
+  check('a body that is not read holds up the host', async (t) => {
+    const { plugin, wire } = await begin(t);
+    wire.send(http(1, '/slow-reader', { method: 'POST', more: true }), 'x');
+    let sent = 1;
+    while (wire.send({ type: 'data', id: 1, more: true }, Buffer.alloc(65536)) || await Promise.race([
+      once(wire.socket, 'drain').then(() => true), delay(500),
+    ])) sent += 65536;
+    sent += 65536;
+    assert.ok(sent < 16 * MIB, `${sent}`);
+    go(plugin);
+    wire.send({ type: 'data', id: 1 });
+    assert.equal((await wire.answer()).body.toString(), String(sent));
+  });
+
+  check('answers come in as many frames as they need', async (t) => {
+    const { plugin, wire } = await begin(t);
+    const frames = async (path, fields) => (await wire.get(path, fields)).frames.map(String);
+    assert.deepEqual(await frames('/early'), ['enough']);
+    assert.deepEqual(await frames('/pieces'), ['', 'one', 'two', 'three', '']);
+    assert.deepEqual(await frames('/empty'), ['']);
+    assert.equal(await wire.text('/unframed'), 'no length');
+    assert.equal(await wire.text('/trailers'), 'body');
+    assert.equal(await wire.text('/hints'), 'hinted');
+    const large = await wire.get('/large');
+    assert.deepEqual([large.body.length, header(large, 'content-length')], [3 * MIB, [String(3 * MIB)]]);
+    wire.send(http(1, '/gated'));
+    await wire.receive();
+    assert.equal((await wire.receive()).body.toString(), 'begun');
+    go(plugin);
+    assert.equal((await wire.receive()).body.toString(), 'over');
+    assert.equal((await wire.receive()).head.more, false);
+    assert.equal(plugin.log, '');
+  });
+
+  check('HEAD has the head alone, also of an endless answer', async (t) => {
+    const { plugin, wire } = await begin(t);
+    const look = await wire.get('/large', { method: 'HEAD' });
+    assert.deepEqual([look.status, look.frames.length, look.body.length], [200, 1, 0]);
+    assert.equal((await wire.get('/flood', { method: 'HEAD' })).body.length, 0);
+    assert.equal(await wire.text('/early'), 'enough');
+    await printed(plugin, 'flood closed false');
+  });
+
+  check('a slow client holds up the listener, and one that goes closes it', async (t) => {
+    const { plugin, wire } = await begin(t);
+    wire.send(http(1, '/flood'));
+    const other = await plugin.connect();
+    for (let before = -1, now = 0; now !== before;) {
+      await delay(300);
+      [before, now] = [now, Number(await other.text('/written'))];
+      assert.ok(now < 16 * MIB, `${now}`);
+    }
+    wire.close();
+    await printed(plugin, 'flood closed false');
+    other.send(http(1, '/events'));
+    await printed(plugin, 'waiting');
+    other.close();
+    await printed(plugin, 'req closed');
+    await printed(plugin, 'res closed false');
+    assert.ok(plugin.out.includes('aborted'));
+    assert.equal(await (await plugin.connect()).text('/native'), 'native');
+  });
+
+  check('a listener hears of the end of its answer', async (t) => {
+    const { plugin, wire } = await begin(t);
+    assert.equal(await wire.text('/events', { method: 'POST' }), 'done');
+    await printed(plugin, 'res closed true');
+    await printed(plugin, 'req closed');
+    assert.ok(plugin.out.includes('finished') && !plugin.out.includes('aborted'), plugin.out);
+  });
+
+  check('an early answer drops the rest of the body, and reading on cuts the answer', async (t) => {
+    const { plugin, wire } = await begin(t);
+    wire.send(http(1, '/early', { method: 'POST', more: true }), 'x');
+    assert.equal((await wire.receive()).body.toString(), 'enough');
+    wire.send({ type: 'data', id: 1, more: true }, 'y');
+    wire.send({ type: 'data', id: 1, aborted: true });
+    assert.equal(await wire.text('/native'), 'native');
+    assert.equal(plugin.log, '');
+    wire.send(http(1, '/pipe', { method: 'POST', more: true }), 'x');
+    assert.equal((await wire.receive()).head.type, 'response');
+    wire.send({ type: 'data', id: 1, aborted: true });
+    let last;
+    while ((last = (await wire.receive()).head).type === 'data');
+    assert.equal(last.type, 'error');
+    assert.equal(await wire.text('/native'), 'native');
+  });
+
+  check('a failure is answered once', async (t) => {
+    const { plugin, wire } = await begin(t);
+    for (const [path, said] of [['/throws', 'Error: thrown'], ['/rejects', 'Error: rejected'], ['/destroys', 'without an answer']]) {
+      const answer = await wire.get(path);
+      assert.deepEqual([answer.status, answer.body.toString(), header(answer, 'x-left')], [500, 'internal error\n', []], path);
+      await plugin.logged(said);
+    }
+    for (const path of ['/breaks', '/short']) {
+      wire.send(http(1, path));
+      assert.equal((await wire.receive()).head.status, 200);
+      await wire.receive();
+      assert.equal((await wire.receive()).head.type, 'error', path);
+    }
+    await plugin.logged('Error: broken');
+    assert.equal((await wire.get('/look', { method: 'STRANGE' })).status, 400, 'as node:http does');
+    assert.equal(await wire.text('/native'), 'native');
+  });
+
+  check('a shutdown waits for what is under way', async (t) => {
+    const { plugin, wire } = await begin(t);
+    wire.send(http(1, '/gated'));
+    await wire.receive();
+    await wire.receive();
+    wire.send({ type: 'shutdown', id: 2 });
+    await delay(100);
+    go(plugin);
+    assert.equal((await wire.receive()).body.toString(), 'over');
+    assert.equal(await plugin.exit, 0);
+    assert.equal(plugin.log, '');
+  });
+
+  check('what is no function is refused', () => assert.throws(() => fromNode({}), TypeError));
+
+  check('an application of Express', async (t) => {
+    const install = (dir) => {
+      writeFileSync(join(dir, 'plugin.mjs'), EXPRESS);
+      symlinkSync(join(PACKAGES, 'node/node_modules'), join(dir, 'node_modules'));
+    };
+    const plugin = start(t, { install });
+    const wire = await plugin.ready();
+    const headers = [['host', 'example.org'], ['x-forwarded-proto', 'https'], ['x-forwarded-prefix', '/fixture']];
+    assert.equal(await wire.text('/', { headers }), '192.0.2.7 https example.org /fixture');
+    assert.deepEqual(JSON.parse(await wire.text('/items/a%20b?full=1')), { id: 'a b', full: '1' });
+    const json = [['content-type', 'application/json']];
+    wire.send(http(1, '/sum', { method: 'POST', headers: json, more: true }), '[1,2');
+    wire.send({ type: 'data', id: 1 }, ',3]');
+    assert.equal((await wire.answer()).body.toString(), '{"sum":6}');
+    assert.equal((await wire.get('/sum', { method: 'POST', headers: json }, '[')).status, 400);
+    const redirect = await wire.get('/cookie');
+    assert.deepEqual([redirect.status, header(redirect, 'location'), header(redirect, 'set-cookie')], [302, ['/fixture/'], ['a=b; Path=/']]);
+    assert.deepEqual((await wire.get('/stream')).frames.map(String), ['', 'data: 0\n\n', 'data: 1\n\n', 'data: 2\n\n', '']);
+    assert.equal(await wire.text('/file'), EXPRESS);
+    assert.equal(await wire.text('/file', { headers: [['range', 'bytes=1-6']] }), 'import');
+    assert.equal((await wire.get('/', { method: 'HEAD' })).status, 200);
+    assert.equal((await wire.get('/nowhere')).status, 404);
+    assert.equal((await wire.get('/fails')).status, 500);
+    await plugin.logged('Error: in a route');
   });
 });

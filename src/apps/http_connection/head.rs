@@ -21,6 +21,8 @@ pub(super) struct Fields {
     pub(super) close: bool,
     pub(super) keep_alive: bool,
     pub(super) is_events: bool,
+    /// The protocol to which the application switches.
+    pub(super) upgrade: Option<Vec<u8>>,
 }
 
 impl Fields {
@@ -29,7 +31,8 @@ impl Fields {
     /// # Errors
     /// What can be read in two ways, or not at all.
     pub(super) fn read(headers: &[httparse::Header<'_>]) -> Result<Self, Fault> {
-        let mut fields = Self { length: None, is_chunked: false, close: false, keep_alive: false, is_events: false };
+        let mut fields =
+            Self { length: None, is_chunked: false, close: false, keep_alive: false, is_events: false, upgrade: None };
         for header in headers {
             let is = |name: &str| header.name.eq_ignore_ascii_case(name);
             let value = header.value.trim_ascii();
@@ -53,6 +56,8 @@ impl Fields {
                     fields.close |= option.eq_ignore_ascii_case(b"close");
                     fields.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
                 }
+            } else if is("upgrade") {
+                fields.upgrade = Some(value.to_vec());
             } else if is("content-type") {
                 fields.is_events |= value.get(..EVENTS.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(EVENTS));
             }
@@ -115,6 +120,9 @@ pub(super) fn write_head(request: &Request, length: Option<u64>, chunked: bool, 
     out.extend_from_slice(target.as_bytes());
     out.extend_from_slice(b" HTTP/1.1\r\n");
     put_lines_without_id(lines, out);
+    if request.upgrade {
+        put_header(out, "connection", "upgrade");
+    }
     let mut line = |name: &str, value: &str| put_header(out, name, value);
     match length {
         Some(length) => line("content-length", &length.to_string()),

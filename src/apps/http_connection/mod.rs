@@ -5,7 +5,6 @@
 
 mod body;
 mod head;
-mod owner;
 mod upload;
 
 use crate::apps::endpoint::Endpoint;
@@ -18,19 +17,14 @@ use crate::http::request::BodyLength;
 use crate::util::escape;
 use crate::util::threads::timespec;
 use head::{Fields, begins_interim, begins_well, could_be_response, is_whole_head, response_lines, write_head};
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 use std::io::{self, IoSlice};
-use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 use upload::Upload;
-
-/// Time to connect by TCP: an application is on this machine or near it.
-const CONNECT_TIME: Duration = Duration::from_secs(5);
 
 /// Interval at which a wait calls `interrupted`. Deadlines are kept to this precision.
 const TICK: Duration = Duration::from_millis(100);
@@ -78,6 +72,8 @@ pub(crate) struct HttpConnection {
     requests: u64,
     /// Interim responses to the current request.
     interim: u32,
+    /// Whether the current request asks for another protocol.
+    upgrades: bool,
     framing: Framing,
     /// The application has closed its end.
     ended: bool,
@@ -123,6 +119,9 @@ pub(crate) enum Head {
     Interim(Vec<u8>),
     /// An interim response that is not for the client.
     Ignored,
+    /// The application has switched to another protocol: its response as bytes for the client. [`HttpConnection::take_stream`] gives the
+    /// rest.
+    Upgraded(Vec<u8>),
 }
 
 /// What is wrong with a response, as a sentence about the application.
@@ -143,6 +142,7 @@ impl HttpConnection {
             sends_chunked: false,
             requests: 0,
             interim: 0,
+            upgrades: false,
             framing: Framing::None,
             ended: false,
             kept: true,
@@ -153,25 +153,7 @@ impl HttpConnection {
 
     /// Connects to an application. If it has a `uid` of its own, the listener must have it too. Fails at once if nobody listens.
     pub(crate) fn open(endpoint: &Endpoint, uid: Option<u32>, keeps_route: bool) -> io::Result<Self> {
-        let stream = match endpoint {
-            Endpoint::Unix(path) => {
-                let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-                let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-                rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-                if uid.is_some_and(|uid| !getsockopt(&socket, PeerCredentials).is_ok_and(|peer| peer.uid() == uid)) {
-                    return Err(io::Error::other("another user listens on its socket"));
-                }
-                socket
-            }
-            Endpoint::Tcp(address) => {
-                if let Some(uid) = uid {
-                    owner::check(*address, uid)?;
-                }
-                let socket = TcpStream::connect_timeout(address, CONNECT_TIME)?;
-                socket.set_nodelay(true)?;
-                socket.into()
-            }
-        };
+        let stream = endpoint.connect(uid)?;
         rustix::io::ioctl_fionbio(&stream, false)?;
         rustix::net::sockopt::set_socket_timeout(&stream, rustix::net::sockopt::Timeout::Recv, Some(TICK))?;
         Ok(Self { stream: Some(stream), ..Self::closed(keeps_route) })
@@ -199,6 +181,7 @@ impl HttpConnection {
             // An answer before the request may be followed by another one, which nothing may take for its own.
             self.kept = false;
         }
+        self.upgrades = request.upgrade;
         self.flatten();
         self.sends_chunked = request.length == BodyLength::Unknown && more;
         let length = match request.length {
@@ -355,6 +338,8 @@ impl HttpConnection {
         interrupted: impl Fn() -> bool,
         mut ready: impl FnMut(&mut Self) -> Option<T>,
     ) -> Result<Option<T>, Stopped> {
+        // An application that sends byte by byte must not keep the caller from looking up.
+        let mut look_up = Instant::now() + TICK;
         loop {
             if let Some(value) = ready(self) {
                 return Ok(Some(value));
@@ -381,17 +366,15 @@ impl HttpConnection {
                     }
                 }
             };
+            let now = Instant::now();
             match received {
-                Ok(()) => {}
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-                    if interrupted() {
-                        return Err(Stopped::Interrupted);
-                    }
-                    if Instant::now() >= deadline {
-                        return Err(Stopped::Deadline);
-                    }
+                Ok(()) if now < look_up => {}
+                Err(error) if !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                    return Err(Stopped::Lost(error));
                 }
-                Err(error) => return Err(Stopped::Lost(error)),
+                _ if interrupted() => return Err(Stopped::Interrupted),
+                _ if now >= deadline => return Err(Stopped::Deadline),
+                _ => look_up = now + TICK,
             }
         }
     }
@@ -423,7 +406,7 @@ impl HttpConnection {
         match self.take_head(None, false) {
             Ok(Head::Interim(head)) => Some(head),
             Ok(Head::Ignored) => Some(Vec::new()),
-            Ok(Head::Response(_)) => None,
+            Ok(Head::Response(_) | Head::Upgraded(_)) => None,
             Err(fault) => {
                 self.fault = Some(fault);
                 None
@@ -482,6 +465,14 @@ impl HttpConnection {
         if is_interim {
             self.interim += 1;
             return match status {
+                101 if self.upgrades => match fields.upgrade {
+                    Some(protocol) => {
+                        let protocol = String::from_utf8_lossy(&protocol);
+                        let end = format!("connection: upgrade\r\nupgrade: {protocol}\r\n\r\n");
+                        Ok(Head::Upgraded([&lines[..], end.as_bytes()].concat()))
+                    }
+                    None => Err("it switched to another protocol without naming it in upgrade".into()),
+                },
                 101 => Err("it switched to another protocol, which the request did not ask for".into()),
                 _ if self.interim > MAX_INTERIM => Err(format!("it sent more than {MAX_INTERIM} interim responses")),
                 100 => Ok(Head::Ignored),
@@ -510,6 +501,12 @@ impl HttpConnection {
     /// Whether another request can follow a complete response.
     pub(crate) fn is_kept(&self) -> bool {
         self.kept && !self.ended && self.unsent() == 0 && self.upload.as_ref().is_none_or(Upload::is_done)
+    }
+
+    /// Gives up the socket after a switch to another protocol, with what was received behind the response.
+    pub(crate) fn take_stream(&mut self) -> Option<(OwnedFd, Vec<u8>)> {
+        let early = self.input.split_off(self.start);
+        Some((self.stream.take()?, early))
     }
 
     /// Frees memory that an idle connection does not need.

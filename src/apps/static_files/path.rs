@@ -1,10 +1,12 @@
 //! The path of a request as a path below the root. Pure.
 
+use crate::apps::manifest;
+
 /// The one segment with a leading dot that is served, as the first of a path (RFC 8615).
 const WELL_KNOWN: &[u8] = b".well-known";
 
 /// The manifest, which lies in the root if that is the plugin's own directory. It may hold secrets.
-const MANIFEST: &[u8] = b"plugrack.toml";
+const MANIFEST: &[u8] = manifest::FILE.as_bytes();
 
 /// Bytes reserved for what is appended to a path: the name of an index, or the suffix of a content coding.
 const RESERVE: usize = 32;

@@ -116,8 +116,9 @@ fn head_within(input: &[u8], limits: Limits, byte_by_byte: bool) {
             check_canonical(&head, &out, &named);
             check_target(&input[..used], &out);
             assert!(out.len() <= 3 * used + 16, "it has grown by more than what is encoded of it");
-            let again = [&out[..], b"\r\n"].concat();
-            let wide = Limits { bytes: again.len(), headers: limits.headers.saturating_add(1) };
+            let option = if head.upgrade { "connection: upgrade\r\n" } else { "" };
+            let again = [&out[..], option.as_bytes(), b"\r\n"].concat();
+            let wide = Limits { bytes: again.len(), headers: limits.headers.saturating_add(2) };
             let keep_alive = true;
             let expected = Head {
                 old: false,
@@ -162,6 +163,10 @@ fn check_fields(head: &Head, input: &[u8], limits: Limits) -> Vec<String> {
     let named = String::from_utf8_lossy(&values("connection").join(&b","[..])).to_ascii_lowercase();
     let named: Vec<_> = named.split(',').map(|option| option.trim().to_owned()).collect();
     let names = |option: &str| named.iter().any(|named| named == option);
+    assert!(
+        !head.upgrade || (names("upgrade") && values("upgrade").len() == 1 && !has_body && !head.old),
+        "no upgrade was asked for"
+    );
     assert_eq!(head.keep_alive, !names("close") && (!head.old || names("keep-alive")));
     named
 }
@@ -193,12 +198,12 @@ fn check_canonical(head: &Head, out: &[u8], named: &[String]) {
         let (name, _) = field(line);
         assert!(line.starts_with(name.as_bytes()), "a name is not in lower case");
         assert_eq!(name == "host", number == 0, "there is not one host");
-        let left_out = HOP_BY_HOP.contains(&&*name)
+        let left_out = (HOP_BY_HOP.contains(&&*name) && !(name == "upgrade" && head.upgrade))
             || ["content-length", "expect", "forwarded", "x-real-ip", "x_real_ip", "x-request-id", "x_request_id"]
                 .contains(&&*name)
             || ["x-plugrack", "x_plugrack", "x-forwarded-", "x_forwarded_"].iter().any(|begin| name.starts_with(begin));
         assert!(!left_out, "{name} passes");
-        assert!(number == 0 || !named.contains(&name), "{name} passes, though it is for one hop");
+        assert!(number == 0 || name == "upgrade" || !named.contains(&name), "{name} passes, though it is for one hop");
     }
 }
 

@@ -65,6 +65,8 @@ pub(crate) struct Head {
     pub(crate) keep_alive: bool,
     /// The client waits for `100 Continue` before it sends the body.
     pub(crate) expects_continue: bool,
+    /// The client asks for another protocol, which the canonical head names in `upgrade`. Its body is empty.
+    pub(crate) upgrade: bool,
     /// Where the body ends.
     pub(crate) framing: Framing,
     /// Whom a trusted proxy names as its client, see [`Networks::client`].
@@ -233,15 +235,20 @@ fn parse(
         (None, host) => host.unwrap_or_default(),
     };
     let framing = known.framing(line.old)?;
+    let has_body = !matches!(framing, Framing::None | Framing::Length(0));
+    let upgrade = known.upgrade().filter(|_| line.method == b"GET" && !line.old && !has_body);
     write(line, host, fields, &known, out);
+    if let Some(protocol) = upgrade {
+        [b"upgrade: ", protocol, b"\r\n"].into_iter().for_each(|part| out.extend_from_slice(part));
+    }
     let forwarded = proxies.map_or_else(Forwarded::default, |proxies| Forwarded::gather(fields, proxies));
     forwarded.write(out);
-    let has_body = !matches!(framing, Framing::None | Framing::Length(0));
     Ok(Head {
         head: line.method == b"HEAD",
         old: line.old,
         keep_alive: !known.has_option("close") && (!line.old || known.has_option("keep-alive")),
         expects_continue: known.expects_continue && has_body && !line.old,
+        upgrade: upgrade.is_some(),
         framing,
         forwarded_for: forwarded.client,
         forwarded_https: forwarded.https,
@@ -296,6 +303,9 @@ struct Known<'a> {
     length: Option<&'a [u8]>,
     coding: Option<&'a [u8]>,
     expects_continue: bool,
+    /// The value of the only `Upgrade` header.
+    upgrade: Option<&'a [u8]>,
+    upgrades: u32,
     /// What the `Connection` headers name: the first so many of `options`.
     named: usize,
     options: [&'a [u8]; MAX_OPTIONS],
@@ -308,6 +318,8 @@ impl<'a> Known<'a> {
             length: None,
             coding: None,
             expects_continue: false,
+            upgrade: None,
+            upgrades: 0,
             named: 0,
             options: [b"".as_slice(); MAX_OPTIONS],
         };
@@ -334,6 +346,9 @@ impl<'a> Known<'a> {
                     return Err(HttpError::new(417, "expectation_failed", message));
                 }
                 known.expects_continue = true;
+            } else if name.eq_ignore_ascii_case("upgrade") {
+                known.upgrade = Some(value);
+                known.upgrades += 1;
             } else if name.eq_ignore_ascii_case("connection") {
                 for option in elements(value).filter(|option| !option.is_empty()) {
                     let place = known.options.get_mut(known.named);
@@ -362,6 +377,21 @@ impl<'a> Known<'a> {
             }
             (None, None) => Ok(Framing::None),
         }
+    }
+
+    /// The protocols that the client asks for, unless they are others for HTTP itself (RFC 9110, section 7.8): after a switch to one of
+    /// these the host would not see the client's requests.
+    fn upgrade(&self) -> Option<&'a [u8]> {
+        let is_other_http = |protocol: &[u8]| {
+            let begins = |name: &[u8]| protocol.get(..name.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(name));
+            begins(b"h2c") || begins(b"http") || begins(b"tls")
+        };
+        let is_protocol = |protocol: &[u8]| {
+            let mut parts = protocol.splitn(2, |&byte| byte == b'/');
+            parts.all(|part| !part.is_empty() && part.iter().all(|&byte| is_token(byte)))
+        };
+        let value = self.upgrade.filter(|_| self.upgrades == 1 && self.has_option("upgrade"))?;
+        elements(value).all(|protocol| is_protocol(protocol) && !is_other_http(protocol)).then_some(value)
     }
 
     fn has_option(&self, name: &str) -> bool {
@@ -588,6 +618,7 @@ mod tests {
                 old: false,
                 keep_alive: true,
                 expects_continue: false,
+                upgrade: false,
                 framing: Framing::None,
                 forwarded_for: None,
                 forwarded_https: None,
@@ -914,6 +945,34 @@ mod tests {
         let options = |count: usize| get(&format!("Connection: a,,{}\r\nConnection: z\r\n", "b,".repeat(count - 2)));
         accepted(options(MAX_OPTIONS));
         assert_bad(options(MAX_OPTIONS + 1));
+    }
+
+    #[test]
+    fn an_upgrade_is_passed_on_where_it_is_one_and_not_to_another_http() {
+        let upgrade = |headers: &str| accepted(get(headers)).0.upgrade;
+        let (head, out) = accepted(get("Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n"));
+        assert!(head.upgrade && out.ends_with("\r\nupgrade: websocket\r\n"), "{out}");
+        assert!(upgrade("Upgrade: a/1.0, b\r\nConnection: upgrade\r\n"));
+        for headers in [
+            "Upgrade: websocket\r\n",
+            "Connection: upgrade\r\n",
+            "Connection: upgrade\r\nUpgrade: websocket\r\nUpgrade: websocket\r\n",
+            "Connection: upgrade\r\nUpgrade: h2c\r\n",
+            "Connection: upgrade\r\nUpgrade: websocket, H2C\r\n",
+            "Connection: upgrade\r\nUpgrade: HTTP/2.0\r\n",
+            "Connection: upgrade\r\nUpgrade: TLS/1.0\r\n",
+            "Connection: upgrade\r\nUpgrade: web socket\r\n",
+            "Connection: upgrade\r\nUpgrade:\r\n",
+            "Connection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 1\r\n",
+        ] {
+            let (head, out) = accepted(get(headers));
+            assert!(!head.upgrade && !out.contains("upgrade"), "{headers} {out}");
+        }
+        let old = accepted("GET / HTTP/1.0\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n");
+        assert!(
+            !old.0.upgrade
+                && !accepted("POST / HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n").0.upgrade
+        );
     }
 
     #[test]

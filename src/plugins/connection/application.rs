@@ -14,6 +14,7 @@ use crate::plugins::worker::{Outcome, Worker};
 use crate::protocol::frame::EncodeError;
 use rustix::event::PollFlags;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 /// Age of the last request from which on a kept connection is replaced. Applications close idle ones, the most hasty after two seconds
@@ -182,6 +183,7 @@ impl PluginConnection for ApplicationConnection {
             Ok(Head::Response(response)) => response,
             Ok(Head::Interim(head)) => return Ok(Received::Interim(head)),
             Ok(Head::Ignored) => return Ok(Received::Nothing),
+            Ok(Head::Upgraded(head)) => return Ok(Received::Upgraded(head)),
             Err(why) => return refused(why),
         };
         match self.http.begin_body() {
@@ -209,6 +211,10 @@ impl PluginConnection for ApplicationConnection {
 
     fn is_kept(&self) -> bool {
         self.http.is_kept()
+    }
+
+    fn take_stream(&mut self) -> Option<(OwnedFd, Vec<u8>)> {
+        self.http.take_stream()
     }
 
     fn release(&mut self) {

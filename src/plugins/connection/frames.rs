@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendAncillaryBuffer, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 use serde::Serialize;
 use std::io::{self, IoSlice, Read};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -310,6 +311,10 @@ impl PluginConnection for FrameConnection {
 
     fn is_kept(&self) -> bool {
         true
+    }
+
+    fn take_stream(&mut self) -> Option<(OwnedFd, Vec<u8>)> {
+        None
     }
 
     fn release(&mut self) {

@@ -11,6 +11,7 @@ use crate::plugins::process_state::ProcessState;
 use crate::plugins::worker::{Outcome, Worker};
 use crate::protocol::frame::{EncodeError, ReadError};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 /// Interval at which a wait calls `interrupted`. Deadlines are kept to this precision.
@@ -68,6 +69,8 @@ pub(crate) enum Received<'a> {
     Answer(Answer<'a>),
     /// An interim response (1xx) before the answer, to be passed on.
     Interim(Vec<u8>),
+    /// The plugin has switched to another protocol: its response for the client. [`PluginConnection::take_stream`] gives the rest.
+    Upgraded(Vec<u8>),
     /// Something harmless that has nothing to do with the answer.
     Nothing,
     /// The plugin failed the request: its reason. The connection stays usable.
@@ -196,6 +199,9 @@ pub(crate) trait PluginConnection: Sized + Send + 'static {
 
     /// Whether the connection can take another request after a complete answer.
     fn is_kept(&self) -> bool;
+
+    /// Gives up the socket after a switch to another protocol, with what was received behind the response.
+    fn take_stream(&mut self) -> Option<(OwnedFd, Vec<u8>)>;
 
     /// Frees memory that an idle connection does not need.
     fn release(&mut self);

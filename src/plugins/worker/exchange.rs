@@ -3,6 +3,7 @@
 use super::pace::Pace;
 use super::stalling::CLIENT_TICK;
 use super::{Broken, Outcome, STREAM_IDLE, Worker};
+use crate::apps::manifest::Kind;
 use crate::http::request::{BodyLength, Loss, RequestBody};
 use crate::http::response_channel::PIECE;
 use crate::http::{HttpError, Request, WaitingRequest, errors};
@@ -42,6 +43,9 @@ impl<C: PluginConnection> Worker<C> {
         if !first.is_safe() {
             self.plugin.scaling.note_blocking();
         }
+        if first.upgrade && self.process.kind() != Kind::Http {
+            self.plugin.note_upgrade();
+        }
         if first.length == BodyLength::Known(0) {
             let depth = if C::PIPELINES && first.is_safe() && !first.alone { self.depth() } else { 1 };
             self.send(first, Vec::new(), &mut outstanding);
@@ -76,6 +80,10 @@ impl<C: PluginConnection> Worker<C> {
             let deadline = given.unwrap_or(request.arrived + timeout);
             if self.answer(id, request, deadline, &mut outstanding).is_err() {
                 self.requeue(outstanding);
+                if C::ON_DEMAND {
+                    // An application may close its connection after each response.
+                    self.pace.measure(&self.plugin, begun.elapsed(), sent);
+                }
                 return Err(Broken);
             }
         }
@@ -233,6 +241,14 @@ impl<C: PluginConnection> Worker<C> {
                     return if alone && quiet && self.connection.is_kept() { Ok(()) } else { Err(Broken) };
                 }
                 Ok(Received::Interim(head)) => request.responder.interim(head),
+                Ok(Received::Upgraded(mut bytes)) => {
+                    ProcessState::set_flag(&self.process.served);
+                    if let Some((stream, early)) = self.connection.take_stream() {
+                        bytes.extend_from_slice(&early);
+                        request.responder.upgrade(bytes, stream);
+                    }
+                    return Err(Broken);
+                }
                 Ok(Received::Nothing) => {}
                 Ok(Received::Refused { why, whole }) => {
                     ProcessState::set_flag(&self.process.served);

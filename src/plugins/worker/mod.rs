@@ -116,7 +116,14 @@ impl<C: PluginConnection> Worker<C> {
         self.release();
         loop {
             let outcome = match self.next() {
-                Next::Job(job) if !self.connection.is_open() && !self.reconnect() => return self.plugin.requeue(job),
+                Next::Job(job) if !self.connection.is_open() => match self.open_for(&job) {
+                    Opening::Open => self.serve(job),
+                    Opening::TooLate => {
+                        expire(&self.plugin, &self.process, job);
+                        Ok(())
+                    }
+                    Opening::Gone => return self.plugin.requeue(job),
+                },
                 Next::Job(job) => self.serve(job),
                 Next::Ping if !self.first && self.idle_pings >= IDLE_PINGS => return,
                 Next::Ping => {
@@ -148,17 +155,43 @@ impl<C: PluginConnection> Worker<C> {
         connection.map(|connection| self.connection = connection).is_some()
     }
 
-    fn next(&mut self) -> Next {
-        match self.next_job.take() {
-            Some(job) => Next::Job(job),
-            None => next(&Arc::clone(&self.plugin), &Arc::clone(&self.process), || self.release()),
+    /// Opens a connection on demand. A process that listens and accepts nothing is busy, so the job waits for it as long as it may.
+    fn open_for(&mut self, job: &Job) -> Opening {
+        self.unaccepted = Some(UnacceptedConnection::new(&self.process));
+        let refused = Instant::now() + RECONNECT_TIME;
+        while !self.process.ended.load(Ordering::Relaxed) && !self.process.stopping.load(Ordering::Relaxed) {
+            match C::connect(&self.process) {
+                Ok(connection) => {
+                    self.connection = connection;
+                    return Opening::Open;
+                }
+                Err(error) if !is_busy(&error) && Instant::now() >= refused => {
+                    self.plugin.unresponsive(self.process.number, format!("it takes no connection: {error}"));
+                    return Opening::Gone;
+                }
+                Err(_) => {}
+            }
+            if job.is_cancelled() || job.arrived().elapsed() >= job.time_limit(self.process.request_timeout) {
+                return Opening::TooLate;
+            }
+            self.stalling.stall();
+            if self.process.stop.recv_timeout(RECONNECT_PAUSE) != Err(RecvTimeoutError::Timeout) {
+                break;
+            }
         }
+        Opening::Gone
     }
 
-    /// Frees memory that an idle connection does not need.
+    fn next(&mut self) -> Next {
+        if let Some(job) = self.next_job.take() {
+            return Next::Job(job);
+        }
+        let Self { plugin, process, connection, buffer, .. } = self;
+        next(plugin, process, || release(connection, buffer))
+    }
+
     fn release(&mut self) {
-        self.connection.release();
-        self.buffer = Vec::new();
+        release(&mut self.connection, &mut self.buffer);
     }
 
     /// Serves a request or operation, or fails it if it has waited too long.
@@ -232,6 +265,26 @@ impl Worker<ApplicationConnection> {
             self.connection.close();
         }
     }
+}
+
+/// What became of a connection that is opened on demand.
+enum Opening {
+    Open,
+    /// The job has waited too long, or its client has gone.
+    TooLate,
+    /// The process has ended, is to stop, or does not listen.
+    Gone,
+}
+
+/// Whether a listener is there, but its backlog is full.
+fn is_busy(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
+/// Frees memory that an idle connection does not need.
+fn release(connection: &mut impl PluginConnection, buffer: &mut Vec<u8>) {
+    connection.release();
+    *buffer = Vec::new();
 }
 
 /// Tries to connect until it succeeds. None if the process has ended, is to stop, or does not accept it in time.

@@ -101,6 +101,7 @@ fn request(method: &str, path: &str, lines: &[&str], socket: Option<UnixStream>)
         origin: Origin { address: None, https: false, proxied: false },
         id: RequestId { prefix: "0123456789ab".into(), number: 31 },
         length: BodyLength::Known(0),
+        upgrade: false,
         declares_body: false,
         body: RequestBody::Whole(None),
         responder,

@@ -1,14 +1,21 @@
-//! The host socket, on which plugins make key-value requests, each served in the caller's namespace.
+//! The host socket, on which plugins make key-value requests, each served in the caller's namespace: as frames of the plugin protocol, or
+//! as HTTP/1.1.
 //!
 //! The caller does not identify itself: the kernel names the peer process and its uid. Its session determines the plugin, and its uid must
 //! be that plugin's.
 
-use crate::plugins::connection::RELEASE_AFTER;
+mod frames;
+mod http;
+mod http_operation;
+mod refuser;
+
+use crate::http::parse::request_head::is_token;
 use crate::plugins::context::{Context, Owner, Sessions};
-use crate::protocol::frame::{EncodeError, FrameReader, ReadError, encode};
-use crate::protocol::message::{Failure, MAX_ID, Malformed, Message};
-use crate::protocol::values::integer;
-use crate::store::kv::Call;
+use crate::plugins::host_socket::refuser::{FORBIDDEN, FULL, Refuser};
+use crate::protocol::frame::{EncodeError, ReadError};
+use crate::protocol::message::KvOp;
+use crate::store::Store;
+use crate::store::kv::{Answer, Call, KvError};
 use crate::util::key_counts::KeyCounts;
 use crate::util::log_throttle::{LogThrottle, suppressed_note};
 use crate::util::pause::pause;
@@ -19,10 +26,10 @@ use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::{PeerCredentials, PeerPidfd};
 use nix::unistd::{Pid, getsid};
 use rustix::event::{PollFd, PollFlags, poll};
-use serde::Deserialize;
+use rustix::net::{RecvFlags, SendFlags, recv};
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -35,13 +42,13 @@ const MAX_CONNECTIONS: u32 = 64;
 /// Most requests under way on one connection.
 const MAX_PENDING: usize = 64;
 
-/// Most bytes of values under way on one connection. Together with one more frame, this bounds the memory of a connection.
+/// Most bytes of values under way on one connection. Together with one more request, this bounds the memory of a connection.
 const MAX_PENDING_BYTES: usize = 1024 * 1024;
 
-/// Bytes of replies that trigger a write, even while more requests are waiting.
+/// Bytes of values that were read, or of replies, that trigger a write, even while more requests are waiting.
 const MAX_REPLIES: usize = 256 * 1024;
 
-/// Time for a plugin to read its replies before its connection is closed.
+/// Time for a plugin to go on reading its replies before its connection is closed.
 const WRITE_TIME: Duration = Duration::from_secs(30);
 
 /// Backlog of the socket. Strangers that flood the socket put at most this many connections, milliseconds of work, in front of a plugin's.
@@ -63,16 +70,18 @@ pub(crate) fn listen(context: Arc<Context>) -> io::Result<()> {
     let mode = if context.plugin_uids.is_some() { 0o666 } else { 0o600 };
     fs::set_permissions(&path, Permissions::from_mode(mode))?;
     let counts = Counts::default();
-    threads::restarting(std::thread::Builder::new().name("host-socket".into()), move || accept_all(&listener, &context, &counts))
+    let refuser = Refuser::start()?;
+    let accept = move || accept_all(&listener, &context, &counts, &refuser);
+    threads::restarting(std::thread::Builder::new().name("host-socket".into()), accept)
 }
 
-fn accept_all(listener: &UnixListener, context: &Arc<Context>, counts: &Counts) {
+fn accept_all(listener: &UnixListener, context: &Arc<Context>, counts: &Counts, refuser: &Refuser) {
     let mut refused = Refused::default();
     loop {
         match listener.accept() {
-            // A refused connection is closed at once, so it hardly delays those behind it.
+            // A refused connection is handed over at once, so it hardly delays those behind it.
             Ok((stream, _)) => {
-                if let Err(refusal) = admit(stream, context, counts) {
+                if let Err(refusal) = admit(stream, context, counts, refuser) {
                     refused.warn(refusal.kind(), || format!("{refusal}: its connection to the host socket is closed"));
                 }
             }
@@ -125,18 +134,25 @@ impl Refusal {
 }
 
 /// Identifies the plugin of a connection, and serves it on a thread of its own.
-fn admit(stream: UnixStream, context: &Arc<Context>, counts: &Counts) -> Result<(), Refusal> {
-    let (pid, owner) = identify(&stream, &context.sessions)?;
+fn admit(stream: UnixStream, context: &Arc<Context>, counts: &Counts, refuser: &Refuser) -> Result<(), Refusal> {
+    let identified = identify(&stream, &context.sessions).and_then(|(pid, owner)| confirm(&stream, pid).map(|()| (pid, owner)));
+    let (pid, owner) = match identified {
+        Ok(identified) => identified,
+        Err(refusal) => {
+            refuser.refuse(stream, FORBIDDEN);
+            return Err(refusal);
+        }
+    };
     let plugin = Arc::clone(&owner.plugin);
     let Some(counted) = counts.count(Arc::clone(&plugin), MAX_CONNECTIONS) else {
         owner.warn(&format!("it has {MAX_CONNECTIONS} connections to the host, which is the limit; another one is closed"));
+        refuser.refuse(stream, FULL);
         return Ok(());
     };
-    confirm(&stream, pid)?;
     let context = Arc::clone(context);
     let thread = std::thread::Builder::new().name(format!("calls-{plugin}")).stack_size(SMALL_STACK * 4);
     let serve = move || {
-        if let Err(closed) = serve(&stream, &context, &owner.plugin) {
+        if let Err(closed) = serve(&stream, &context.store, &owner.plugin) {
             log::debug!("{}: its connection to the host ended: {closed}", owner.plugin);
             if closed.is_error() {
                 owner.note(&format!("a connection of process {pid} to the host socket was closed: {closed}"));
@@ -198,6 +214,8 @@ enum Closed {
     Type(&'static str),
     #[error("{0}")]
     Malformed(String),
+    #[error("its HTTP request is refused: {0}")]
+    Http(String),
     #[error("a reply cannot be sent: {0}")]
     Encode(#[from] EncodeError),
     #[error("the replies to its requests were not read within {} s", WRITE_TIME.as_secs())]
@@ -222,109 +240,148 @@ impl Closed {
     }
 }
 
-/// Serves one connection until it closes. Consecutive writes are in flight together, so they share a commit; a read waits for those before
-/// it.
-fn serve(stream: &UnixStream, context: &Context, plugin: &str) -> Result<(), Closed> {
-    stream.set_write_timeout(Some(WRITE_TIME))?;
-    let mut frames = FrameReader::new(stream);
-    let mut pending = Pending::default();
-    let mut idle = true;
+/// How a caller speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Language {
+    Frames,
+    Http,
+}
+
+/// The first bytes of a connection that are looked at: the first length of a frame.
+const FIRST_BYTES: usize = 4;
+
+impl Language {
+    /// Waits for the first bytes, and leaves them there to be read. None at the end of the stream.
+    fn detect(stream: &UnixStream) -> io::Result<Option<Self>> {
+        loop {
+            let mut first = [0; FIRST_BYTES];
+            match recv(stream, &mut first[..], RecvFlags::PEEK) {
+                Ok((0, _)) => return Ok(None),
+                Ok((received, _)) => return Ok(Some(Self::of(&first[..received]))),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// A frame begins with a zero byte, since no head is longer than 64 KiB, and a request with a method. A length in little-endian may begin
+    /// with a letter, but has zero bytes too: the reader of frames says what is wrong with it.
+    fn of(first: &[u8]) -> Self {
+        if first.first().is_some_and(|&byte| is_token(byte)) && !first.contains(&0) { Self::Http } else { Self::Frames }
+    }
+}
+
+/// Serves one connection until it closes.
+fn serve(stream: &UnixStream, store: &Store, plugin: &str) -> Result<(), Closed> {
+    match Language::detect(stream)? {
+        None => Ok(()),
+        Some(Language::Frames) => frames::serve(stream, store, plugin),
+        Some(Language::Http) => http::serve(stream, store, plugin),
+    }
+}
+
+/// Sends replies, which the plugin must read in time.
+fn send(stream: &UnixStream, mut replies: &[u8]) -> Result<(), Closed> {
+    while !replies.is_empty() {
+        match rustix::net::send(stream, replies, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            Ok(sent) => replies = &replies[sent..],
+            Err(rustix::io::Errno::INTR) => {}
+            // A blocking write would return what it has sent after this time, and the next one would wait for as long again.
+            Err(rustix::io::Errno::AGAIN) => {
+                if !wait_for(stream, PollFlags::OUT, Some(Instant::now() + WRITE_TIME))? {
+                    return Err(Closed::Unread);
+                }
+            }
+            Err(error) => return Err(Closed::Broken(error.into())),
+        }
+    }
+    Ok(())
+}
+
+/// Waits until the stream can be read or written, or has ended. False at the deadline.
+fn wait_for(stream: &UnixStream, event: PollFlags, deadline: Option<Instant>) -> io::Result<bool> {
     loop {
-        let frame = match frames.read() {
-            Ok(frame) => frame,
-            Err(ReadError::Closed) => return Ok(()),
-            Err(ReadError::Io(error)) => match error.kind() {
-                io::ErrorKind::Interrupted => continue,
-                io::ErrorKind::WouldBlock => {
-                    frames.release();
-                    pending.replies = Vec::new();
-                    stream.set_read_timeout(None)?;
-                    idle = true;
-                    continue;
-                }
-                _ => return Err(error.into()),
-            },
+        let time = deadline.map(|deadline| timespec(deadline.saturating_duration_since(Instant::now())));
+        match poll(&mut [PollFd::new(stream, event)], time.as_ref()) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
-        };
-        if std::mem::take(&mut idle) {
-            stream.set_read_timeout(Some(RELEASE_AFTER))?;
-        }
-        match frame.message() {
-            Ok(Message::Kv(kv)) => {
-                if kv.op.is_read() {
-                    pending.answer_calls()?;
-                }
-                pending.bytes += frame.body.len();
-                pending.calls.push((kv.id, context.store.kv(plugin, kv.op, frame.body)));
-            }
-            Ok(other) => return Err(Closed::Type(other.kind())),
-            Err(malformed) => {
-                let id = match &malformed {
-                    Malformed::Json(_) | Malformed::Body { .. } => kv_id(frame.head),
-                    _ => None,
-                };
-                let Some(id) = id else { return Err(Closed::Malformed(malformed.to_string())) };
-                pending.answer_calls()?;
-                pending.fail(id, "bad_request", &malformed.to_string(), None)?;
-            }
-        }
-        if !frames.is_ready() || pending.is_much() {
-            pending.answer_calls()?;
-            (&mut &*stream).write_all(&pending.replies).map_err(|error| match error.kind() {
-                io::ErrorKind::WouldBlock => Closed::Unread,
-                _ => Closed::Broken(error),
-            })?;
-            pending.replies.clear();
-            pending.replies.shrink_to(SMALL_STACK);
         }
     }
 }
 
-/// The id of a `kv` request whose other fields are malformed.
-fn kv_id(head: &[u8]) -> Option<u64> {
-    #[derive(Deserialize)]
-    struct Request {
-        #[serde(rename = "type")]
-        kind: String,
-        #[serde(deserialize_with = "integer")]
-        id: u64,
+/// Operations of a connection that are under way, in order, each with what its reply needs. Every operation of a plugin reaches the store
+/// through here.
+struct Pending<'a, T> {
+    store: &'a Store,
+    plugin: &'a str,
+    calls: Vec<(T, Call)>,
+    /// Whether some of them may wait for a commit.
+    has_writes: bool,
+    /// Bytes of values to be written.
+    written: usize,
+    /// Bytes of values that were read.
+    read: usize,
+}
+
+impl<'a, T> Pending<'a, T> {
+    fn new(store: &'a Store, plugin: &'a str) -> Self {
+        Self { store, plugin, calls: Vec::new(), has_writes: false, written: 0, read: 0 }
     }
-    let request: Request = serde_json::from_slice(head).ok()?;
-    (request.kind == "kv" && request.id <= MAX_ID).then_some(request.id)
-}
 
-/// Requests under way, in order, and replies ready to send.
-#[derive(Default)]
-struct Pending {
-    calls: Vec<(u64, Call)>,
-    bytes: usize,
-    replies: Vec<u8>,
-}
+    /// Starts an operation. Consecutive writes are in flight together, so they share a commit; a read waits for those before it.
+    fn begin(&mut self, reply: T, op: KvOp, body: &[u8]) {
+        if op.is_read() {
+            self.settle();
+        } else {
+            self.has_writes = true;
+            self.written += body.len();
+        }
+        let call = self.store.kv(self.plugin, op, body);
+        if let Call::Done(Ok(answer)) = &call {
+            self.read += answer.body.len();
+        }
+        self.calls.push((reply, call));
+    }
 
-impl Pending {
     fn is_much(&self) -> bool {
-        self.calls.len() >= MAX_PENDING || self.bytes >= MAX_PENDING_BYTES || self.replies.len() >= MAX_REPLIES
+        self.calls.len() >= MAX_PENDING || self.written >= MAX_PENDING_BYTES || self.read >= MAX_REPLIES
     }
 
-    /// Waits for all requests under way, starting with the last one: it commits with or after the others, so this thread wakes only once.
-    fn answer_calls(&mut self) -> Result<(), EncodeError> {
-        self.bytes = 0;
-        let answers: Vec<_> = self.calls.drain(..).rev().map(|(id, call)| (id, call.wait())).collect();
-        for (id, answer) in answers.into_iter().rev() {
-            match answer {
-                Ok(mut answer) => {
-                    answer.result.id = id;
-                    encode(&mut self.replies, &answer.result, &answer.body)?;
-                }
-                Err(error) => {
-                    self.fail(id, error.code(), &error.message(), error.index())?;
-                }
-            }
+    /// Waits for all writes under way.
+    fn settle(&mut self) {
+        if std::mem::take(&mut self.has_writes) {
+            self.written = 0;
+            self.calls = wait(&mut self.calls).map(|(reply, answer)| (reply, Call::Done(answer))).collect();
         }
-        Ok(())
     }
 
-    fn fail(&mut self, id: u64, code: &str, message: &str, index: Option<usize>) -> Result<(), EncodeError> {
-        encode(&mut self.replies, &Failure { index, ..Failure::new(id, code, message) }, &[])
+    /// Waits for all operations under way, and gives their answers in order.
+    fn answers(&mut self) -> impl Iterator<Item = (T, Result<Answer, KvError>)> + use<T> {
+        (self.has_writes, self.written, self.read) = (false, 0, 0);
+        wait(&mut self.calls)
+    }
+}
+
+/// Waits for operations, starting with the last one: it commits with or after the others, so this thread wakes only once.
+fn wait<T>(calls: &mut Vec<(T, Call)>) -> impl Iterator<Item = (T, Result<Answer, KvError>)> + use<T> {
+    let answers: Vec<_> = calls.drain(..).rev().map(|(reply, call)| (reply, call.wait())).collect();
+    answers.into_iter().rev()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_bytes_tell_frames_from_http() {
+        for first in [&b"GET "[..], b"G", b"PUT ", b"get ", b"!", b"GET\xff"] {
+            assert_eq!(Language::of(first), Language::Http, "{first:?}");
+        }
+        for first in
+            [&[0, 0, 0, 22][..], &[0], &[0, 1, 0, 0], &[22, 0, 0, 0], b"A\0\0\0", &[0x16, 3, 1, 2], b"\r\n", b" GET", b"{\"a"]
+        {
+            assert_eq!(Language::of(first), Language::Frames, "{first:?}");
+        }
     }
 }
