@@ -230,15 +230,20 @@ fn a_request_on_a_connection_that_was_closed_meanwhile_is_sent_again_only_if_it_
         pause(Duration::from_millis(100));
     }
     assert_eq!(app.seen().len(), 4, "none was sent twice");
-    // Closed at the very request.
-    assert_eq!(ask(&mut wire, &get("/first")).status(), 200);
-    assert_eq!(ask(&mut wire, &get("/again")).status(), 200);
-    let seen: Vec<String> = app.seen().into_iter().map(|seen| seen.head.target().to_owned()).collect();
-    assert_eq!(seen, ["/first", "/again"]);
-    assert_eq!(ask(&mut wire, &post("/never-twice")).status(), 502);
-    assert_eq!(app.seen().len(), 0, "the one that read it did not tell");
-    assert_eq!(ask(&mut wire, &post("/fresh")).status(), 200);
-    server.wait_logged("app", &["GET /again", "it was sent once more, and answered", "POST /never-twice"]);
+    // Closed at the very request, unless that came to a new connection.
+    for number in 0..50 {
+        assert_eq!(ask(&mut wire, &get(&format!("/first-{number}"))).status(), 200);
+        assert_eq!(ask(&mut wire, &get(&format!("/again-{number}"))).status(), 200);
+        let path = format!("/never-twice-{number}");
+        let status = ask(&mut wire, &post(&path)).status();
+        let answered = app.seen().iter().filter(|seen| seen.head.target() == path).count();
+        assert!(matches!((status, answered), (502, 0) | (200, 1)), "{status} {answered}");
+        let log = fs::read_to_string(server.site().data().join("logs/app.log")).unwrap_or_default();
+        if log.contains("it was sent once more, and answered") && log.contains("POST /never-twice") {
+            return;
+        }
+    }
+    panic!("no request came to a connection that was closed");
 }
 
 /// Applications close idle connections after some seconds, so what cannot be sent again does not go there.
