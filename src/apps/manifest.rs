@@ -17,6 +17,9 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+#[cfg(test)]
+mod tests;
+
 /// Name of the manifest in a plugin's directory.
 pub(crate) const FILE: &str = "plugrack.toml";
 
@@ -249,7 +252,7 @@ fn read_metadata(top: &Table<'_>, run: &Run) -> Result<Metadata, String> {
     }
     let json = Value::Object(object).to_string();
     Metadata::parse(json.as_bytes()).map_err(|error| {
-        let error = error.to_string();
+        let error = error.to_string().replace("metadata.", "");
         // The sentence names the key, and the key has a line.
         let words = || error.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
         let key = words().find_map(|word| top.table.iter().find(|(key, _)| key.get_ref() == word));
@@ -313,7 +316,7 @@ fn read_run(run: &Table<'_>, directory: &Path) -> Result<Run, String> {
         for (key, value) in table.table {
             check_variable(key.get_ref()).map_err(|why| run.fault(value, format_args!("{why}")))?;
             let (text, value) = table.text_of(key.get_ref())?.unwrap_or(("", value));
-            table.check_placeholders(text, value)?;
+            table.check_placeholders(text, value, &listen)?;
             env.push((key.get_ref().to_string(), text.to_owned()));
         }
         if env.len() > MAX_ITEMS {
@@ -321,7 +324,11 @@ fn read_run(run: &Table<'_>, directory: &Path) -> Result<Run, String> {
         }
     }
     if let Some(value) = run.table.get("command") {
-        command.iter().try_for_each(|word| run.check_placeholders(word, value))?;
+        command.iter().try_for_each(|word| run.check_placeholders(word, value, &listen))?;
+        let is_of_shell = |word: &String| word.contains("$PORT");
+        if command.iter().any(is_of_shell) && !command.iter().any(|word| word == "-c") {
+            return Err(run.fault(value, format_args!("no shell replaces $PORT in run.command: write {{port}}")));
+        }
     }
     let ready = run.text_of("ready")?;
     if let Some((path, value)) = ready
@@ -383,19 +390,19 @@ impl<'a> Table<'a> {
         at(self.text, Some(value.span()), what)
     }
 
+    /// Checks that all keys are known. The first that is not is named, with where it belongs if it is one of another table.
     fn check_keys(&self, allowed: &[&str]) -> Result<(), String> {
-        for (key, _) in self.table {
-            if !allowed.contains(&key.get_ref().as_ref()) {
-                let (name, key_name, allowed) = (self.name, key.get_ref(), allowed.join(", "));
-                let what = format_args!("{name}{key_name} is not a key here: {name}KEY is one of {allowed}");
-                return Err(if self.name.is_empty() {
-                    at(self.text, Some(key.span()), format_args!("{key_name} is not a key here, which is one of {allowed}"))
-                } else {
-                    at(self.text, Some(key.span()), what)
-                });
-            }
+        let unknown = self.table.iter().map(|(key, _)| key).filter(|key| !allowed.contains(&key.get_ref().as_ref()));
+        let Some(key) = unknown.min_by_key(|key| key.span().start) else { return Ok(()) };
+        let (name, text) = (self.name, key.get_ref());
+        let is_of_run = Kind::ALL.iter().any(|kind| kind.keys().contains(&text.as_ref()));
+        let fault = |what: fmt::Arguments<'_>| Err(at(self.text, Some(key.span()), what));
+        match name {
+            "" if is_of_run => fault(format_args!("{text} belongs below [run]")),
+            "run." if METADATA_KEYS.contains(&text.as_ref()) => fault(format_args!("{text} belongs above [run]")),
+            "" => fault(format_args!("{text} is not a key here, which is one of {}", allowed.join(", "))),
+            _ => fault(format_args!("{name}{text} is not a key here: {name}KEY is one of {}", allowed.join(", "))),
         }
-        Ok(())
     }
 
     /// The value of a key that is a text.
@@ -441,9 +448,17 @@ impl<'a> Table<'a> {
         Ok(())
     }
 
-    /// Checks that what stands in braces is known, if it has the form of a placeholder.
-    fn check_placeholders(&self, text: &str, value: &Spanned<DeValue<'_>>) -> Result<(), String> {
+    /// Checks that what stands in braces is known, if it has the form of a placeholder, and has a value with this `listen`.
+    fn check_placeholders(&self, text: &str, value: &Spanned<DeValue<'_>>, listen: &Listen) -> Result<(), String> {
         for name in placeholders(text) {
+            let needs = match name {
+                "port" if *listen != Listen::Port => "\"port\"",
+                "socket" if *listen == Listen::Port => "\"socket\" or \"fd\"",
+                _ => "",
+            };
+            if !needs.is_empty() {
+                return Err(self.fault(value, format_args!("{{{name}}} has a value only with run.listen = {needs}")));
+            }
             if !PLACEHOLDERS.contains(&name) {
                 let known = PLACEHOLDERS.map(|name| format!("{{{name}}}")).join(" ");
                 return Err(self.fault(value, format_args!("{{{name}}} is no placeholder: these are {known}")));
@@ -478,7 +493,9 @@ impl<'a> Table<'a> {
 /// The names in braces in a text that have the form of a placeholder.
 fn placeholders(text: &str) -> impl Iterator<Item = &str> {
     let names = text.split('{').skip(1).filter_map(|rest| Some(rest.split_once('}')?.0));
-    names.filter(|name| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_lowercase()))
+    let is_misspelt = |name: &str| PLACEHOLDERS.iter().any(|known| known.eq_ignore_ascii_case(name));
+    let is_word = |name: &str| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_lowercase());
+    names.filter(move |name| is_word(name) || is_misspelt(name))
 }
 
 /// Replaces the placeholders of a text by their values, in one pass, so that no value is taken for a placeholder.

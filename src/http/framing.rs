@@ -90,7 +90,8 @@ impl ResponseHead {
     }
 }
 
-fn is_reserved(name: &str) -> bool {
+/// Whether a header is one that only the host may send.
+pub(crate) fn is_reserved(name: &str) -> bool {
     name.get(..RESERVED.len()).is_some_and(|beginning| beginning.eq_ignore_ascii_case(RESERVED))
 }
 

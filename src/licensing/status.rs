@@ -25,6 +25,19 @@ pub(crate) fn refusal(told: &Failure) -> Option<(Code, String)> {
     Some((code, sentence))
 }
 
+/// The code by which an application refuses its licence: it exits with 78, and its last line is `licence: CODE: WHAT TO DO`, or speaks of
+/// a licence in its own words.
+pub(crate) fn refusal_by_exit(exit: Exit, last_line: &str, has_license: bool) -> Option<Code> {
+    if exit != Exit::Code(78) {
+        return None;
+    }
+    let code = last_line.strip_prefix(SENTENCE).and_then(|rest| rest.split(':').next());
+    let code = code.and_then(|code| Code::ALL.into_iter().find(|known| known.as_str() == code));
+    let words = last_line.to_ascii_lowercase();
+    let speaks_of_it = words.contains("licence") || words.contains("license");
+    code.or_else(|| speaks_of_it.then_some(if has_license { Code::Malformed } else { Code::Missing }))
+}
+
 /// Trims a token and checks its form.
 ///
 /// # Errors
@@ -310,5 +323,15 @@ mod tests {
         for message in ["renew it", "licence: expired: renew it"] {
             assert_eq!(refusal(&told("expired", message)), Some((Code::Expired, "licence: expired: renew it".into())));
         }
+    }
+
+    #[test]
+    fn an_application_refuses_its_licence_by_its_exit_and_last_line() {
+        let refusal = |line| refusal_by_exit(Exit::Code(78), line, true);
+        assert_eq!(refusal("licence: expired: renew it"), Some(Code::Expired));
+        assert_eq!(refusal("Error: the License Key is not for this machine"), Some(Code::Malformed));
+        assert_eq!(refusal_by_exit(Exit::Code(78), "no licence", false), Some(Code::Missing));
+        assert_eq!(refusal("the setting DATABASE_URL is missing"), None);
+        assert_eq!(refusal_by_exit(Exit::Code(1), "licence: expired: renew it", true), None);
     }
 }

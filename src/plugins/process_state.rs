@@ -80,6 +80,11 @@ impl ProcessState {
         self.uid.filter(|_| self.run().is_none_or(|run| matches!(run.listen, Listen::Socket | Listen::Port)))
     }
 
+    /// Whether there is a process, which the host has started and whose end it learns.
+    pub(crate) fn has_process(&self) -> bool {
+        self.run().is_none_or(Run::has_process)
+    }
+
     /// What the process has served so far.
     pub(crate) fn work(&self) -> Work {
         match (self.asked.load(Ordering::Relaxed), self.served.load(Ordering::Relaxed)) {

@@ -21,6 +21,7 @@ mod drain;
 mod durability;
 mod failed_requests;
 mod fastcgi;
+mod fidelity;
 mod frames;
 mod gate_limits;
 mod gone_clients;

@@ -1,7 +1,7 @@
 //! The heads of requests to an application and of its responses.
 
 use super::Fault;
-use crate::http::framing::put_header;
+use crate::http::framing::{is_reserved, put_header};
 use crate::http::prefix::Mount;
 use crate::http::request::{header_in, split_head, split_target};
 use crate::http::{Request, date};
@@ -84,7 +84,7 @@ pub(in crate::apps) fn response_lines(
     let mut has_date = false;
     for header in headers {
         let is = |other: &str| header.name.eq_ignore_ascii_case(other);
-        let is_ours = is("content-length") || HOP_BY_HOP.into_iter().any(is);
+        let is_ours = is("content-length") || HOP_BY_HOP.into_iter().any(is) || is_reserved(header.name);
         if is_ours || options.iter().any(|option| option.eq_ignore_ascii_case(header.name.as_bytes())) {
             continue;
         }
@@ -134,7 +134,7 @@ pub(super) fn write_head(request: &Request, length: Option<u64>, chunked: bool, 
     }
     line("x-forwarded-proto", if request.origin.https { "https" } else { "http" });
     if header_in(&request.head, "x-forwarded-host").is_none()
-        && let Some(host) = request.header("host")
+        && let Some(host) = request.header("host").filter(|host| !host.is_empty())
     {
         line("x-forwarded-host", host);
     }
@@ -165,4 +165,14 @@ pub(super) fn could_be_response(input: &[u8]) -> bool {
     const BEGINNING: &[u8] = b"HTTP/1.";
     let n = input.len().min(BEGINNING.len());
     input[..n] == BEGINNING[..n]
+}
+
+/// Whether a head is that of an interim response, but for 101, after which no response follows.
+pub(super) fn begins_interim(input: &[u8]) -> bool {
+    input.get(8..12).is_some_and(|status| status.starts_with(b" 1") && status != b" 101")
+}
+
+/// Whether a head is that of a successful response or a redirection.
+pub(super) fn begins_well(input: &[u8]) -> bool {
+    input.get(8..10).is_some_and(|status| matches!(status, b" 2" | b" 3"))
 }

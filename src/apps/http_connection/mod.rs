@@ -3,17 +3,20 @@
 //! Whatever the application sends, its answer is one: what follows a complete response closes the connection, and a response that can be
 //! read in two ways is refused.
 
+mod body;
 pub(in crate::apps) mod head;
+mod upload;
 
 use crate::apps::endpoint::Endpoint;
 use crate::http::Request;
+use crate::http::body::Body;
 use crate::http::framing::{ResponseHead, put_chunk_size};
-use crate::http::parse::chunked::{self, Decoder};
+use crate::http::parse::chunked::Decoder;
 use crate::http::prefix::Mount;
 use crate::http::request::BodyLength;
 use crate::util::escape;
 use crate::util::threads::timespec;
-use head::{Fields, could_be_response, is_whole_head, response_lines, write_head};
+use head::{Fields, begins_interim, begins_well, could_be_response, is_whole_head, response_lines, write_head};
 use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -21,6 +24,7 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
+use upload::Upload;
 
 /// Interval at which a wait calls `interrupted`. Deadlines are kept to this precision.
 const TICK: Duration = Duration::from_millis(100);
@@ -75,6 +79,10 @@ pub(crate) struct HttpConnection {
     ended: bool,
     /// The connection can be used for another request.
     kept: bool,
+    /// The rest of the request's body, if it is sent while its answer is received.
+    upload: Option<Upload>,
+    /// What was wrong with an interim response that was taken before the response was due.
+    fault: Option<Fault>,
 }
 
 /// How the rest of a response's body arrives.
@@ -138,6 +146,8 @@ impl HttpConnection {
             framing: Framing::None,
             ended: false,
             kept: true,
+            upload: None,
+            fault: None,
         }
     }
 
@@ -167,6 +177,10 @@ impl HttpConnection {
     pub(crate) fn queue_request(&mut self, request: &Request, more: bool, body: Vec<u8>) {
         self.requests += 1;
         self.interim = 0;
+        if self.requests == 1 && self.has_input() {
+            // An answer before the request may be followed by another one, which nothing may take for its own.
+            self.kept = false;
+        }
         self.upgrades = request.upgrade;
         self.flatten();
         self.sends_chunked = request.length == BodyLength::Unknown && more;
@@ -202,6 +216,17 @@ impl HttpConnection {
         } else {
             self.outgoing.extend_from_slice(piece);
         }
+    }
+
+    /// Sends the rest of the request's body while its answer is received, unless the answer is an error, for which it is not needed. False
+    /// if it is not sent.
+    pub(crate) fn send_aside(&mut self, body: Body) -> bool {
+        self.flatten();
+        let queued = self.outgoing.split_off(self.sent);
+        self.forget_unsent();
+        let Some(stream) = self.stream.as_ref().filter(|_| begins_well(&self.input[self.start..])) else { return false };
+        self.upload = Upload::start(stream, queued, body, self.sends_chunked).ok();
+        self.upload.is_some()
     }
 
     /// The rest of the request's body is not sent, so no other request can follow.
@@ -369,7 +394,24 @@ impl HttpConnection {
     /// Whether the head of a response was received, or something that is none.
     pub(crate) fn has_head(&self) -> bool {
         let input = &self.input[self.start..];
-        input.len() > MAX_HEAD || is_whole_head(input) || !could_be_response(input)
+        self.fault.is_some() || input.len() > MAX_HEAD || is_whole_head(input) || !could_be_response(input)
+    }
+
+    /// Takes an interim response (1xx) that came before the response was due: its bytes for the client, empty if it is not for the client.
+    /// None if something else came.
+    pub(crate) fn take_interim(&mut self) -> Option<Vec<u8>> {
+        if self.fault.is_some() || !self.has_head() || !begins_interim(&self.input[self.start..]) {
+            return None;
+        }
+        match self.take_head(None, false) {
+            Ok(Head::Interim(head)) => Some(head),
+            Ok(Head::Ignored) => Some(Vec::new()),
+            Ok(Head::Response(_) | Head::Upgraded(_)) => None,
+            Err(fault) => {
+                self.fault = Some(fault);
+                None
+            }
+        }
     }
 
     /// Whether a request may be sent once more if this connection was lost: it had served others, and nothing of an answer came.
@@ -388,7 +430,14 @@ impl HttpConnection {
     /// # Errors
     /// What is wrong with it. The connection is not usable then.
     pub(crate) fn take_head(&mut self, mount: Option<Mount<'_>>, head_request: bool) -> Result<Head, Fault> {
+        if let Some(fault) = self.fault.take() {
+            return Err(fault);
+        }
         let input = &self.input[self.start..];
+        if !could_be_response(input) {
+            let (_, excerpt) = self.excerpt();
+            return Err(format!("its response is not valid HTTP, and begins with \"{excerpt}\""));
+        }
         let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
         let mut parsed = httparse::Response::new(&mut headers);
         let used = match parsed.parse(&input[..input.len().min(MAX_HEAD)]) {
@@ -442,118 +491,16 @@ impl HttpConnection {
             (false, None) => Framing::Close,
         };
         let keeps_alive = if version == 0 { fields.keep_alive } else { !fields.close };
-        self.kept &= keeps_alive && !matches!(self.framing, Framing::Close);
+        // HTTP/1.0 has no chunks, so something on the way may have read them as another response (RFC 9112, section 6.1).
+        let is_clear = version > 0 || !fields.is_chunked;
+        self.kept &= keeps_alive && is_clear && !matches!(self.framing, Framing::Close);
         let length = if status == 204 { None } else { fields.length };
         Ok(Head::Response(Response { head: ResponseHead { status, lines, length }, events }))
     }
 
-    /// The beginning of the body, as far as it was received, the number of bytes left for [`HttpConnection::read_rest`], and whether more
-    /// follows in pieces.
-    ///
-    /// # Errors
-    /// What is wrong with it.
-    pub(crate) fn begin_body(&mut self) -> Result<(&[u8], usize, bool), Fault> {
-        match &mut self.framing {
-            Framing::None => Ok((&[], 0, false)),
-            Framing::Length(length) => {
-                let total = usize::try_from(*length).map_err(|_| format!("its content-length of {length} is too large"))?;
-                let first = total.min(self.input.len() - self.start);
-                self.start += first;
-                *length -= first as u64;
-                Ok((&self.input[self.start - first..self.start], total - first, false))
-            }
-            Framing::Chunked(_) | Framing::Close => {
-                self.piece.clear();
-                let ended = self.decode()?;
-                Ok((&self.piece, 0, !ended))
-            }
-        }
-    }
-
-    /// Waits for more of a body with a length, and returns the number of bytes read.
-    pub(crate) fn read_rest(
-        &mut self,
-        buffer: &mut [u8],
-        deadline: Instant,
-        interrupted: impl Fn() -> bool,
-    ) -> Result<Option<usize>, Stopped> {
-        let Framing::Length(left) = self.framing else { return Ok(None) };
-        let most = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
-        let n = loop {
-            if self.holds_bytes() {
-                let n = most.min(self.input.len() - self.start);
-                buffer[..n].copy_from_slice(&self.input[self.start..][..n]);
-                self.start += n;
-                break n;
-            }
-            // Straight into the buffer, which spares a copy.
-            if self.send_some().is_ok_and(|sent| sent) {
-                let stream = self.stream().map_err(Stopped::Lost)?;
-                match rustix::net::recv(stream, &mut buffer[..most], RecvFlags::empty()) {
-                    Ok((_, 0)) => {
-                        self.ended = true;
-                        return Ok(None);
-                    }
-                    Ok((n, _)) => break n,
-                    Err(Errno::AGAIN | Errno::INTR) if interrupted() => return Err(Stopped::Interrupted),
-                    Err(Errno::AGAIN | Errno::INTR) if Instant::now() >= deadline => return Err(Stopped::Deadline),
-                    Err(Errno::AGAIN | Errno::INTR) => {}
-                    Err(error) => return Err(Stopped::Lost(error.into())),
-                }
-            } else if self.wait(deadline, &interrupted, |this| this.holds_bytes().then_some(()))?.is_none() {
-                return Ok(None);
-            }
-        };
-        self.framing = Framing::Length(left - n as u64);
-        Ok(Some(n))
-    }
-
-    /// Waits for more of a body without a length. [`HttpConnection::take_piece`] returns it.
-    pub(crate) fn wait_piece(&mut self, deadline: Instant, interrupted: impl Fn() -> bool) -> Result<(), Stopped> {
-        self.piece.clear();
-        self.wait(deadline, interrupted, |this| this.holds_bytes().then_some(())).map(drop)
-    }
-
-    /// The next piece of such a body, and whether more follow.
-    ///
-    /// # Errors
-    /// What is wrong with it.
-    pub(crate) fn take_piece(&mut self) -> Result<(&[u8], bool), Fault> {
-        let is_over = self.ended && !self.holds_bytes();
-        let ended = match self.framing {
-            Framing::Close if is_over => true,
-            Framing::Chunked(_) if is_over => return Err("it closed the connection before the end of its response".into()),
-            _ => self.decode()?,
-        };
-        Ok((&self.piece, !ended))
-    }
-
-    /// Appends the data of what was received to the piece. True if the body is complete.
-    fn decode(&mut self) -> Result<bool, Fault> {
-        let Framing::Chunked(decoder) = &mut self.framing else {
-            let n = (self.input.len() - self.start).min(PIECE);
-            self.piece.extend_from_slice(&self.input[self.start..][..n]);
-            self.start += n;
-            return Ok(false);
-        };
-        while self.start < self.input.len() && self.piece.len() < PIECE {
-            let step = decoder.step(&self.input[self.start..]).map_err(|broken| match broken {
-                chunked::Broken::Malformed => "the chunked framing of its response is malformed".to_owned(),
-                chunked::Broken::TooLarge => "the extensions or trailers of its chunked response are too large".to_owned(),
-            })?;
-            self.piece.extend_from_slice(step.data);
-            self.start += step.used;
-            if step.ended {
-                self.framing = Framing::None;
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
     /// Whether another request can follow a complete response.
     pub(crate) fn is_kept(&self) -> bool {
-        self.kept && !self.ended && self.unsent() == 0
+        self.kept && !self.ended && self.unsent() == 0 && self.upload.as_ref().is_none_or(Upload::is_done)
     }
 
     /// Gives up the socket after a switch to another protocol, with what was received behind the response.

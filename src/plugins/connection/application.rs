@@ -6,6 +6,7 @@ use super::{Answer, Piece, PluginConnection, Received, Sent, TICK, WaitError};
 use crate::apps::http_connection::{Head, HttpConnection, Stopped};
 use crate::apps::manifest::Prefix;
 use crate::http::Request;
+use crate::http::body::Body;
 use crate::http::prefix::Mount;
 use crate::plugins::job::KvJob;
 use crate::plugins::process_state::ProcessState;
@@ -14,12 +15,18 @@ use crate::protocol::frame::EncodeError;
 use rustix::event::PollFlags;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// Age of the last request from which on a kept connection is replaced. Applications close idle ones, the most hasty after two seconds
+/// (gunicorn), and a request that cannot be repeated would be lost if it came at that moment.
+const REPLACE_AFTER: Duration = Duration::from_secs(1);
 
 /// A connection to an application.
 pub(crate) struct ApplicationConnection {
     http: HttpConnection,
     next_id: u64,
+    /// When the last request was sent.
+    asked: Instant,
     /// Whether references in responses are mapped to the route.
     maps: bool,
 }
@@ -47,13 +54,13 @@ impl PluginConnection for ApplicationConnection {
 
     fn prepare(process: &ProcessState) -> io::Result<Self> {
         let keeps_route = Self::keeps_route(process);
-        Ok(Self { http: HttpConnection::closed(keeps_route), next_id: 0, maps: process.rewrites })
+        Ok(Self { http: HttpConnection::closed(keeps_route), next_id: 0, asked: Instant::now(), maps: process.rewrites })
     }
 
     fn connect(process: &ProcessState) -> io::Result<Self> {
         let keeps_route = Self::keeps_route(process);
         let http = HttpConnection::open(process.endpoint(), process.listener_uid(), keeps_route)?;
-        Ok(Self { http, next_id: 0, maps: process.rewrites })
+        Ok(Self { http, next_id: 0, asked: Instant::now(), maps: process.rewrites })
     }
 
     fn is_open(&self) -> bool {
@@ -71,6 +78,7 @@ impl PluginConnection for ApplicationConnection {
 
     fn queue_request(&mut self, request: &Request, _id: u64, more: bool, body: Vec<u8>) -> Result<(), EncodeError> {
         self.http.queue_request(request, more, body);
+        self.asked = Instant::now();
         Ok(())
     }
 
@@ -101,7 +109,8 @@ impl PluginConnection for ApplicationConnection {
                 return Err(WaitError::Interrupted);
             }
             let left = deadline.checked_duration_since(Instant::now()).ok_or(WaitError::Deadline)?;
-            if self.http.poll(PollFlags::IN | PollFlags::OUT, left.min(TICK)).contains(PollFlags::IN) {
+            let ready = self.http.poll(PollFlags::IN | PollFlags::OUT, left.min(TICK));
+            if ready.contains(PollFlags::IN) && self.has_answer() {
                 return Ok(Sent::Answered);
             }
         }
@@ -111,8 +120,18 @@ impl PluginConnection for ApplicationConnection {
         self.http.is_unsent()
     }
 
+    /// A part of a head is no answer yet, so that the rest of the request's body is sent until it is complete.
     fn has_answer(&mut self) -> bool {
-        self.http.has_input()
+        let is_lost = self.http.has_input() && !self.http.has_head() && self.http.read_now().is_err();
+        is_lost || self.http.has_ended() || self.http.has_head() && self.http.has_input()
+    }
+
+    fn send_aside(&mut self, body: Body) -> bool {
+        self.http.send_aside(body)
+    }
+
+    fn take_interim(&mut self) -> Option<Vec<u8>> {
+        self.http.take_interim()
     }
 
     fn is_followed(&self) -> bool {
@@ -126,6 +145,9 @@ impl PluginConnection for ApplicationConnection {
     fn check_quiet(&mut self, place: &str) -> Result<(), Option<String>> {
         if self.next_id == 0 {
             return Ok(());
+        }
+        if self.asked.elapsed() >= REPLACE_AFTER && !self.http.holds_bytes() {
+            return Err(None);
         }
         if !self.http.holds_bytes() {
             match self.http.read_now() {

@@ -4,6 +4,7 @@ pub(crate) mod application;
 pub(crate) mod frames;
 
 use crate::http::Request;
+use crate::http::body::Body;
 use crate::http::framing::ResponseHead;
 use crate::plugins::job::KvJob;
 use crate::plugins::process_state::ProcessState;
@@ -137,6 +138,11 @@ pub(crate) trait PluginConnection: Sized + Send + 'static {
     /// Appends a piece of the body of a request to the send buffer.
     fn queue_piece(&mut self, id: u64, piece: &[u8], more: bool) -> Result<(), EncodeError>;
 
+    /// Sends the rest of a body, which is all there, while the answer that has begun is received. False if the plugin gets no more of it.
+    fn send_aside(&mut self, _body: Body) -> bool {
+        false
+    }
+
     /// Tells the plugin that it gets no more of the body, because it has answered already.
     fn abort_body(&mut self, id: u64) -> Result<(), EncodeError>;
 
@@ -151,6 +157,12 @@ pub(crate) trait PluginConnection: Sized + Send + 'static {
 
     /// Whether the plugin has sent something that was not read yet, or has closed the connection.
     fn has_answer(&mut self) -> bool;
+
+    /// Takes an interim response (1xx) that came while the request's body is being sent, which goes on after it: bytes for the client, or
+    /// none of them. None if the answer has come.
+    fn take_interim(&mut self) -> Option<Vec<u8>> {
+        None
+    }
 
     /// Whether bytes were received behind the current answer. Costs no system call.
     fn is_followed(&self) -> bool;

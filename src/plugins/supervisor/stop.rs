@@ -97,16 +97,25 @@ impl Supervisor {
             Some(Then::WaitForCapacity(why)) => self.stopped(&why),
             Some(Then::Fault(exit, why)) => self.down(exit, run, &why),
             None => {
+                let is_native = self.plugin.kind() == Kind::Native;
+                let words = told.as_ref().map(told_text).or_else(|| self.last_words()).or(broken);
+                let has_license = self.given.token.is_some();
+                // An application has no reply in which it could refuse its licence.
+                let unlicensed = || status::refusal_by_exit(exit, words.as_deref()?, has_license).filter(|_| !is_native);
                 let exit = match told.as_ref().and_then(refusal) {
                     Some(refusal) => refusal,
                     None if exit == KILLED && self.context.oom.has_killed() => Exit::OutOfMemory,
-                    None => exit,
+                    None => unlicensed().map_or(exit, Exit::Unlicensed),
                 };
-                let words = told.as_ref().map(told_text).or_else(|| self.last_words()).or(broken);
                 let why = match words {
                     // The exit already says everything.
                     Some(words) if matches!(exit, Exit::Unlicensed(_)) => words,
                     Some(words) => format!("{exit}: {words}"),
+                    None if exit == Exit::Code(0) && !is_native => {
+                        format!(
+                            "{exit}: it ended, or went to the background; run it in the foreground, where the host watches it"
+                        )
+                    }
                     None if !run.ready && matches!(exit, Exit::Code(_) | Exit::Signal(_)) => {
                         format!("{exit} before it was ready")
                     }
@@ -151,6 +160,10 @@ impl Supervisor {
 
     /// Removes the plugin's files in the run directory; only its socket if another process of it may use the rest.
     pub(super) fn remove_run(&self) -> std::io::Result<()> {
+        if self.listener.is_some() && self.quitting.is_none() && !std::thread::panicking() {
+            // The next process gets the host's socket, on which connections wait meanwhile.
+            return Ok(());
+        }
         if !self.has_sibling() {
             return self.context.data.remove_plugin_run(self.plugin.id());
         }

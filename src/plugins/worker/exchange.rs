@@ -164,8 +164,17 @@ impl<C: PluginConnection> Worker<C> {
                 }
             };
             if sent == Sent::Answered || self.connection.has_answer() {
-                // The plugin answers early and gets no more of the body. The rest of the send buffer is sent while the answer arrives.
-                self.connection.abort_body(id).map_err(|_| Broken)?;
+                if let Some(head) = self.connection.take_interim() {
+                    if !head.is_empty() {
+                        request.responder.interim(head);
+                    }
+                    continue;
+                }
+                let rest = if let RequestBody::Whole(body) = &mut request.body { body.take() } else { None };
+                if !rest.is_some_and(|rest| self.connection.send_aside(rest)) {
+                    // The plugin answers early and gets no more of the body. The rest of the send buffer is sent while the answer arrives.
+                    self.connection.abort_body(id).map_err(|_| Broken)?;
+                }
                 break;
             }
             match request.read_body(&mut buffer, CLIENT_TICK) {
@@ -315,7 +324,7 @@ impl<C: PluginConnection> Worker<C> {
                 };
             }
             WaitError::Invalid(_) => return wait_error.to_string(),
-            wait_error if self.process.ends_within(SETTLE_TIME) => match self.process.exit.get() {
+            wait_error if self.process.has_process() && self.process.ends_within(SETTLE_TIME) => match self.process.exit.get() {
                 Some(exit) => return format!("the process ended before {before}: {exit}"),
                 None => format!("the process ended ({wait_error})"),
             },
