@@ -349,7 +349,7 @@ fn read_run(run: &Table<'_>, directory: &Path) -> Result<Run, String> {
             return Err(run.fault(value, format_args!("run.prefix {other:?} is neither \"strip\" nor \"keep\"")));
         }
     };
-    let index = if run.table.contains_key("index") { run.texts("index")? } else { vec![default_index(kind).to_owned()] };
+    let index = run.text_or_texts("index")?.unwrap_or_else(|| vec![default_index(kind).to_owned()]);
     let time = |key, parse: fn(&str) -> Result<Duration, String>| match run.text_of(key)? {
         None => Ok(None),
         Some((text, value)) => parse(text).map(Some).map_err(|why| run.fault(value, format_args!("run.{key} {text:?}: {why}"))),
@@ -435,6 +435,15 @@ impl<'a> Table<'a> {
             texts.push(text.to_string());
         }
         Ok(texts)
+    }
+
+    /// The value of a key that is an array of texts, or one text. None if it is not there.
+    fn text_or_texts(&self, key: &str) -> Result<Option<Vec<String>>, String> {
+        match self.table.get(key).map(Spanned::get_ref) {
+            None => Ok(None),
+            Some(DeValue::String(_)) => Ok(self.text_of(key)?.map(|(text, _)| vec![text.to_owned()])),
+            Some(_) => self.texts(key).map(Some),
+        }
     }
 
     fn check_text(&self, key: &str, text: &str, value: &Spanned<DeValue<'_>>) -> Result<(), String> {

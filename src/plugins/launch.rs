@@ -81,7 +81,7 @@ pub(crate) fn prepare(
         _ if run.kind == Kind::Native => socket,
         Listen::Socket => socket,
         Listen::Descriptor => {
-            // Between two processes the plugin's run directory is removed, and a listener without its path is out of reach.
+            // Somebody may have removed its path, without which it is out of reach.
             if listener.is_none() || !plugin.socket.exists() {
                 let bound = UnixListener::bind(&plugin.socket).map_err(passing("make its socket"))?;
                 *listener = Some(bound.into());

@@ -39,6 +39,11 @@ fn assert_toml(draft: &Draft) {
     let text = draft.toml();
     let parsed: toml::Table = toml::from_str(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
     assert_eq!(serde_json::to_value(parsed).unwrap(), draft.json()["manifest"], "{text}");
+    // A hint says that braces in a command are none of the manifest's.
+    if !draft.hints.iter().any(|hint| hint.contains("braces")) {
+        let read = manifest::parse(&text, Path::new("/srv/plugins/x"));
+        assert!(read.is_ok(), "{}\n{text}", read.unwrap_err());
+    }
 }
 
 fn applications(detection: &Detection) -> Vec<&'static str> {
