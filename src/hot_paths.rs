@@ -11,7 +11,7 @@ use crate::plugins::routes::{Routes, Target};
 use crate::protocol::frame::{FrameReader, encode};
 use crate::protocol::message::{Http, KvOp, Message};
 use crate::store::Store;
-use crate::store::kv::Limits;
+use crate::store::kv::Quota;
 use std::hint::black_box;
 
 /// Calls of each function.
@@ -116,7 +116,7 @@ fn finding_the_route_among_300() {
 #[test]
 fn getting_a_key() {
     let directory = tempfile::tempdir().unwrap();
-    let store = Store::open(&directory.path().join("plugrack.db"), Limits { keys: 1000, bytes: 1 << 20 }).unwrap();
+    let store = Store::open(&directory.path().join("plugrack.db"), Quota { keys: 1000, bytes: 1 << 20 }).unwrap();
     for number in 0..100 {
         let set = format!(r#"{{"op":"set","key":"key-{number}"}}"#);
         store.kv("p", serde_json::from_str(&set).unwrap(), &[b'v'; 100]).wait().unwrap();

@@ -4,7 +4,7 @@ use super::console::{Console, NOT_FOUND, failure, print};
 use crate::licensing::status;
 use crate::store::Store;
 use crate::store::identity::read_instance_id;
-use crate::store::kv::Limits;
+use crate::store::kv::Quota;
 use crate::system::data_dir::{DataDir, Lock};
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -43,7 +43,7 @@ pub(super) fn locked_store(console: &Console) -> Result<(Lock, Store)> {
     let (data, database) = existing(console)?;
     let lock = data.lock()?;
     // No keys are written here, so the quotas do not matter.
-    let limits = Limits { keys: u64::MAX, bytes: u64::MAX };
+    let limits = Quota { keys: u64::MAX, bytes: u64::MAX };
     let store = Store::open(&database, limits).with_context(|| format!("cannot open {}", database.display()))?;
     Ok((lock, store))
 }

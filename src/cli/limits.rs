@@ -10,7 +10,7 @@ use clap::builder::PossibleValuesParser;
 use serde_json::Value;
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Limits {
+pub(super) enum LimitsCommand {
     /// Print the limits that apply to a plugin, or one of them
     Get {
         /// The plugin's id
@@ -44,7 +44,7 @@ fn names() -> PossibleValuesParser {
     Limit::ALL.map(Limit::name).into()
 }
 
-impl Limits {
+impl LimitsCommand {
     pub(super) fn run(self, console: &Console) -> Result<()> {
         let api = console.api()?;
         let path = |id: &str| format!("/plugins/{}/limits", segment(id));

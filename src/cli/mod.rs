@@ -114,7 +114,7 @@ enum Command {
     /// Read and write a plugin's limits: open files, start timeout, request timeout
     Limits {
         #[command(subcommand)]
-        action: limits::Limits,
+        action: limits::LimitsCommand,
     },
     /// Set, show, issue and inspect licences
     License {

@@ -9,7 +9,7 @@ use super::requests::LEAST_WINDOW;
 use super::router::Router;
 use super::sock_diag::SockDiag;
 use super::stream::Stream;
-use super::{Limits, Order, Settings};
+use super::{ClientLimits, Order, Settings};
 use crate::http::body::BodySpace;
 use crate::http::errors;
 use crate::http::proxies::Networks;
@@ -117,7 +117,7 @@ pub(super) struct EventLoop {
     orders: Receiver<Order>,
     pub(super) channel: Arc<ResponseChannel>,
     pub(super) responses: Responses,
-    pub(super) limits: Limits,
+    pub(super) limits: ClientLimits,
     pub(super) answer_time: AnswerTime,
     pub(super) router: Arc<Router>,
     /// What the ids of this run's requests begin with, and the number of the last request.

@@ -37,7 +37,7 @@ impl Share {
 /// The limits of clients.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Limits of clients")]
-pub(crate) struct Limits {
+pub(crate) struct ClientLimits {
     /// Simultaneous connections; fewer if the limit of open files leaves less room
     #[arg(long, value_name = "N", env = "PLUGRACK_MAX_CONNECTIONS", default_value_t = 512,
         value_parser = clap::value_parser!(u32).range(1..=MAX_CONNECTIONS))]

@@ -22,7 +22,7 @@ pub(crate) mod stream;
 pub(crate) mod tls;
 mod tunnel;
 
-pub(crate) use limits::Limits;
+pub(crate) use limits::ClientLimits;
 pub(crate) use listener::Listener;
 pub(crate) use router::Router;
 
@@ -41,7 +41,7 @@ use std::time::Instant;
 /// Settings of a gate.
 pub(crate) struct Settings {
     /// The limits of clients.
-    pub(crate) limits: Limits,
+    pub(crate) limits: ClientLimits,
     /// Networks of trusted proxies.
     pub(crate) proxies: Networks,
     /// The directory for bodies that do not fit in memory.

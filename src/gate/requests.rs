@@ -88,9 +88,9 @@ impl EventLoop {
         self.limits.body_buffer.max(LEAST_WINDOW)
     }
 
-    fn head_limits(&self) -> request_head::Limits {
+    fn head_limits(&self) -> request_head::HeadLimits {
         let bytes = usize::try_from(self.limits.max_head).unwrap_or(usize::MAX);
-        request_head::Limits { bytes, headers: self.limits.max_headers.into() }
+        request_head::HeadLimits { bytes, headers: self.limits.max_headers.into() }
     }
 
     fn read_head(&mut self, key: ConnectionKey) -> Step {

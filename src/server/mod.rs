@@ -5,7 +5,7 @@ pub(crate) mod options;
 
 use crate::api::{Api, operator_socket};
 use crate::gate::hosts::Hosts;
-use crate::gate::{Gate, Limits, Listener, Router, Settings, api_pool};
+use crate::gate::{ClientLimits, Gate, Listener, Router, Settings, api_pool};
 use crate::http::proxies::Networks;
 use crate::http::response_channel::response_channel;
 use crate::plugins::attempt::Attempt;
@@ -225,7 +225,7 @@ fn open_context(
     scan_requests: Sender<()>,
     attempt: Option<Attempt>,
 ) -> Result<Context> {
-    let quota = kv::Limits { keys: settings.kv_max_keys, bytes: settings.kv_max_bytes };
+    let quota = kv::Quota { keys: settings.kv_max_keys, bytes: settings.kv_max_bytes };
     let database = data.database();
     let cannot_read = || format!("cannot read {}", database.display());
     let store = Store::open(&database, quota).with_context(|| format!("cannot open {}", database.display()))?;
@@ -292,7 +292,7 @@ fn start_gate(
     api: &Arc<Api>,
 ) -> Result<(Gate, Receiver<()>)> {
     let max_connections = registry.context().capacity.connections(settings.limits.max_connections);
-    let limits = Limits { max_connections, ..settings.limits.clone() };
+    let limits = ClientLimits { max_connections, ..settings.limits.clone() };
     let per_plugin = limits.max_connections_per_plugin.of(max_connections);
     let api_queue = api_pool::start(api, registry).context("cannot start the threads of the API")?;
     let attempt = registry.context().attempt.as_ref().filter(|attempt| attempt.has_origin);

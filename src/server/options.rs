@@ -2,7 +2,7 @@
 
 use crate::gate::hosts::{Hosts, OwnName, OwnNames};
 use crate::gate::tls::Sources;
-use crate::gate::{Limits, Listener};
+use crate::gate::{ClientLimits, Listener};
 use crate::http::proxies::Networks;
 use crate::process::check_variable;
 use crate::util::units::{parse_request_time, parse_size, parse_start_time, parse_time};
@@ -95,7 +95,7 @@ pub(crate) struct Serve {
     pub(crate) pass_env: Vec<Names>,
 
     #[command(flatten)]
-    pub(crate) limits: Limits,
+    pub(crate) limits: ClientLimits,
 }
 
 impl Serve {

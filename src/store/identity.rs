@@ -170,11 +170,11 @@ pub(super) fn rotate(
 mod tests {
     use super::*;
     use crate::store::Store;
-    use crate::store::kv::Limits;
+    use crate::store::kv::Quota;
     use std::fs;
 
     fn open_store(path: &Path) -> Result<Store, String> {
-        Store::open(path, Limits { keys: 10, bytes: 1000 }).map_err(|error| error.to_string())
+        Store::open(path, Quota { keys: 10, bytes: 1000 }).map_err(|error| error.to_string())
     }
 
     /// Wherever a change of the identity is broken off, the next start finds one of the two, and the file names it alone.

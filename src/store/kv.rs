@@ -14,7 +14,7 @@ use std::collections::hash_map::Entry as MapEntry;
 
 /// Quota of each plugin's namespace.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
+pub(crate) struct Quota {
     /// Keys.
     pub(crate) keys: u64,
     /// Bytes of keys and values.
@@ -204,18 +204,18 @@ impl Store {
     }
 
     fn kv_write(&self, plugin: &str, write: Write) -> Result<Ticket<Answer, KvError>, KvError> {
-        let (plugin, limits) = (plugin.to_owned(), self.inner.limits);
+        let (plugin, quota) = (plugin.to_owned(), self.inner.quota);
         // A single write changes the database in its last step only; removing expired keys is right in any case.
         Ok(self.begin_change(false, write.frees(), move |transaction| {
-            let WriteOutcome { found, rev, value } = transaction.namespace(&plugin, limits)?.apply(&write)?;
+            let WriteOutcome { found, rev, value } = transaction.namespace(&plugin, quota)?.apply(&write)?;
             Ok(Answer { result: KvResult { found, rev, value, ..KvResult::default() }, body: Vec::new() })
         })?)
     }
 
     fn kv_txn(&self, plugin: &str, writes: Vec<Write>) -> Result<Ticket<Answer, KvError>, KvError> {
-        let (plugin, limits) = (plugin.to_owned(), self.inner.limits);
+        let (plugin, quota) = (plugin.to_owned(), self.inner.quota);
         Ok(self.begin_change(true, writes.iter().all(Write::frees), move |transaction| {
-            let mut namespace = transaction.namespace(&plugin, limits)?;
+            let mut namespace = transaction.namespace(&plugin, quota)?;
             let apply = |(index, write)| namespace.apply(write).map_err(|error| KvError::Txn { index, error: Box::new(error) });
             let outcomes = writes.iter().enumerate().map(apply).collect::<Result<Vec<_>, _>>()?;
             let body = serde_json::to_vec(&outcomes).map_err(|error| KvError::BadRequest(error.to_string()))?;
@@ -376,7 +376,7 @@ pub(super) type Accounts = HashMap<String, Account>;
 struct Namespace<'a> {
     connection: &'a Connection,
     plugin: &'a str,
-    limits: Limits,
+    quota: Quota,
     now: i64,
     account: &'a mut Account,
 }
@@ -390,13 +390,13 @@ struct Entry {
 }
 
 impl Transaction<'_> {
-    fn namespace<'a>(&'a mut self, plugin: &'a str, limits: Limits) -> Result<Namespace<'a>, StoreError> {
+    fn namespace<'a>(&'a mut self, plugin: &'a str, quota: Quota) -> Result<Namespace<'a>, StoreError> {
         let connection = self.connection;
         let account = match self.accounts.entry(plugin.to_owned()) {
             MapEntry::Occupied(account) => account.into_mut(),
             MapEntry::Vacant(place) => place.insert(Account::load(connection, plugin)?),
         };
-        Ok(Namespace { connection, plugin, limits, now: now_ms(), account })
+        Ok(Namespace { connection, plugin, quota, now: now_ms(), account })
     }
 
     /// Writes the changed accounts; call it once, before the commit.
@@ -475,20 +475,20 @@ impl Namespace<'_> {
         ttl_ms.map(|ttl| self.now.saturating_add_unsigned(ttl))
     }
 
-    /// Writes a value under the next revision, within the limits.
+    /// Writes a value under the next revision, within the quota.
     fn put(&mut self, key: &str, value: &[u8], expires_at: Option<i64>, present: Option<&Entry>) -> Result<u64, KvError> {
         let size = (key.len() + value.len()) as u64;
         let old = present.map_or(0, |entry| entry.size);
         let new_key = u64::from(present.is_none());
         let fits = |space: &Self| {
             let Account { keys, bytes, .. } = *space.account;
-            keys + new_key <= space.limits.keys && bytes.saturating_sub(old) + size <= space.limits.bytes
+            keys + new_key <= space.quota.keys && bytes.saturating_sub(old) + size <= space.quota.bytes
         };
         // A change that shrinks the namespace is allowed even if the quota was lowered below its usage.
         if !fits(self) && (size > old || new_key > 0) {
             self.sweep()?;
             if !fits(self) {
-                let Limits { keys, bytes } = self.limits;
+                let Quota { keys, bytes } = self.quota;
                 return Err(KvError::Quota(format!(
                     "the plugin holds {} of {keys} keys and {} of {bytes} bytes",
                     self.account.keys, self.account.bytes
@@ -527,12 +527,12 @@ impl Namespace<'_> {
 }
 
 /// Removes expired keys of all namespaces. Runs in the writer's transaction.
-pub(super) fn sweep_all(transaction: &mut Transaction<'_>, limits: Limits) -> Result<(), StoreError> {
+pub(super) fn sweep_all(transaction: &mut Transaction<'_>, quota: Quota) -> Result<(), StoreError> {
     let connection = transaction.connection;
     let mut statement = connection.prepare_cached("SELECT DISTINCT plugin FROM kv WHERE expires_at <= ?1")?;
     let plugins = statement.query_map([now_ms()], |row| row.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
     for plugin in plugins {
-        transaction.namespace(&plugin, limits)?.sweep()?;
+        transaction.namespace(&plugin, quota)?.sweep()?;
     }
     Ok(())
 }
@@ -556,7 +556,7 @@ mod tests {
 
     fn store(keys: u64, bytes: u64) -> (tempfile::TempDir, Store) {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(&dir.path().join("plugrack.db"), Limits { keys, bytes }).unwrap();
+        let store = Store::open(&dir.path().join("plugrack.db"), Quota { keys, bytes }).unwrap();
         (dir, store)
     }
 
@@ -735,7 +735,7 @@ mod tests {
         assert_eq!(other.result.found, Some(false));
         let id = store.instance_id().unwrap();
         drop(store);
-        let again = Store::open(&dir.path().join("plugrack.db"), Limits { keys: 10, bytes: 10_000 }).unwrap();
+        let again = Store::open(&dir.path().join("plugrack.db"), Quota { keys: 10, bytes: 10_000 }).unwrap();
         assert_eq!(call(&again, r#"{"op":"get","key":"a"}"#, b"").unwrap().body, b"mine");
         assert_eq!(again.instance_id().unwrap(), id);
         assert_eq!(id.get_version_num(), 4);
@@ -758,7 +758,7 @@ mod tests {
         drop(store);
         let path = dir.path().join("plugrack.db");
         Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
-        let refused = |path: &std::path::Path| match Store::open(path, Limits { keys: 1, bytes: 1 }) {
+        let refused = |path: &std::path::Path| match Store::open(path, Quota { keys: 1, bytes: 1 }) {
             Ok(_) => panic!("it was opened"),
             Err(error) => error.to_string(),
         };

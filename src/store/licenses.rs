@@ -169,7 +169,7 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::kv::Limits;
+    use crate::store::kv::Quota;
 
     /// Each step, then the licence and the one before it.
     #[test]
@@ -258,7 +258,7 @@ mod tests {
             let path = home.join("plugrack.db");
             for (step, token, kept) in *steps {
                 // Opened anew each time: all of it is on the disk.
-                let store = Store::open(&path, Limits { keys: 1, bytes: 1 }).unwrap();
+                let store = Store::open(&path, Quota { keys: 1, bytes: 1 }).unwrap();
                 match step {
                     Set(token) => store.set_license("p", token).unwrap(),
                     Try(token, ran) => store.try_license("p", token, *ran).unwrap(),

@@ -29,7 +29,7 @@ pub(crate) use fault::{MaybeFault, StoreError};
 
 use crate::lock::{LockExt, unpoisoned};
 use fault::FaultLog;
-use kv::{Accounts, Limits};
+use kv::{Accounts, Quota};
 
 use presence::Presence;
 use space::Space;
@@ -140,7 +140,7 @@ where
 }
 
 /// Removes expired keys. A failure is harmless: reads hide them, and the next run removes them.
-struct Sweep(Limits);
+struct Sweep(Quota);
 
 impl Task for Sweep {
     fn make(&mut self, transaction: &mut Transaction<'_>) -> Made {
@@ -163,7 +163,7 @@ struct Inner {
     writer: Option<JoinHandle<()>>,
     readers: Mutex<Readers>,
     reader_freed: Condvar,
-    limits: Limits,
+    quota: Quota,
     fault_log: Arc<FaultLog>,
     presence: Arc<Presence>,
     /// Dropped last, see [`Space`].
@@ -220,7 +220,7 @@ impl Store {
     ///
     /// # Errors
     /// The database cannot be opened, or does not belong to the files beside it.
-    pub(crate) fn open(path: &Path, limits: Limits) -> Result<Self, StoreError> {
+    pub(crate) fn open(path: &Path, quota: Quota) -> Result<Self, StoreError> {
         // SQLite places the log beside the target of a symbolic link.
         let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let path = target.as_path();
@@ -240,7 +240,7 @@ impl Store {
             connection,
             path: path.to_owned(),
             queue,
-            limits,
+            quota,
             fault_log: Arc::clone(&fault_log),
             presence: Arc::clone(&presence),
             space: Space::new(path, Arc::clone(&database)),
@@ -265,7 +265,7 @@ impl Store {
             writer,
             readers: Mutex::default(),
             reader_freed: Condvar::new(),
-            limits,
+            quota,
             fault_log,
             presence,
             _database: database,
@@ -419,7 +419,7 @@ struct Writer {
     connection: Connection,
     path: PathBuf,
     queue: Receiver<Order>,
-    limits: Limits,
+    quota: Quota,
     fault_log: Arc<FaultLog>,
     presence: Arc<Presence>,
     space: Space,
@@ -455,7 +455,7 @@ impl Writer {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
             if next.is_none() && Instant::now() >= next_sweep {
-                next = self.write(Change { savepoint: true, frees: true, task: Box::new(Sweep(self.limits)) });
+                next = self.write(Change { savepoint: true, frees: true, task: Box::new(Sweep(self.quota)) });
                 next_sweep = Instant::now() + SWEEP_EVERY;
             }
             let log = u64::from(self.log_pages.load(Ordering::Relaxed)) * self.page_size;
@@ -749,7 +749,7 @@ mod tests {
     fn a_panic_of_the_writer_ends_the_process() {
         if testing::is_alone() {
             let dir = tempfile::tempdir().unwrap();
-            let store = Store::open(&dir.path().join("plugrack.db"), Limits { keys: 1, bytes: 1 }).unwrap();
+            let store = Store::open(&dir.path().join("plugrack.db"), Quota { keys: 1, bytes: 1 }).unwrap();
             // The outcome of a change that nobody waits for is dropped by the writer.
             struct Bomb;
             impl Drop for Bomb {
@@ -771,7 +771,7 @@ mod tests {
     #[test]
     fn a_change_that_panics_fails_and_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(&dir.path().join("plugrack.db"), Limits { keys: 1, bytes: 1 }).unwrap();
+        let store = Store::open(&dir.path().join("plugrack.db"), Quota { keys: 1, bytes: 1 }).unwrap();
         let config = |store: &Store| store.config("p").unwrap().into_iter().map(|(key, _)| key).collect::<Vec<_>>();
         let insert = "INSERT INTO config (plugin, key, value) VALUES ('p', ?1, '1')";
         let panicked: Result<(), StoreError> = store.write(move |connection| {
@@ -786,7 +786,7 @@ mod tests {
     #[test]
     fn many_read_by_a_few_connections_and_one_that_fails_makes_room_for_another() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(&dir.path().join("plugrack.db"), Limits { keys: 1, bytes: 1 }).unwrap();
+        let store = Store::open(&dir.path().join("plugrack.db"), Quota { keys: 1, bytes: 1 }).unwrap();
         let (reading, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let read = |fails: bool| {
             store.read(|connection| {

@@ -10,11 +10,11 @@
 use super::super::http_error::HttpError;
 use super::super::proxies::Networks;
 use super::chunked::{Broken, Decoder};
-use super::request_head::{self, Framing, Head, Limits};
+use super::request_head::{self, Framing, Head, HeadLimits};
 use crate::protocol::message::HOP_BY_HOP;
 
 /// The limits that are usual.
-pub(crate) const LIMITS: Limits = Limits { bytes: 16 * 1024, headers: 64 };
+pub(crate) const LIMITS: HeadLimits = HeadLimits { bytes: 16 * 1024, headers: 64 };
 
 /// Longest input that is also given byte by byte, so that the fuzzer is not slowed down.
 const DRIP: usize = 4 * 1024;
@@ -90,15 +90,15 @@ fn field(line: &[u8]) -> (String, &[u8]) {
 /// Any bytes as a request's head.
 pub(crate) fn head(input: &[u8]) {
     let lot = lot(input);
-    let small = Limits { bytes: lot % (input.len() + 2), headers: lot / 7 % 9 };
-    let none = Limits { bytes: usize::MAX, headers: usize::MAX };
+    let small = HeadLimits { bytes: lot % (input.len() + 2), headers: lot / 7 % 9 };
+    let none = HeadLimits { bytes: usize::MAX, headers: usize::MAX };
     for (number, limits) in [LIMITS, small, none].into_iter().enumerate() {
         head_within(input, limits, lot % 3 == number);
     }
 }
 
-fn head_within(input: &[u8], limits: Limits, byte_by_byte: bool) {
-    let read = |input: &[u8], limits: Limits, searched: &mut usize| {
+fn head_within(input: &[u8], limits: HeadLimits, byte_by_byte: bool) {
+    let read = |input: &[u8], limits: HeadLimits, searched: &mut usize| {
         appended(|out| request_head::read(input, limits, None, searched, out))
     };
     match in_pieces(input, byte_by_byte, |input, searched| read(input, limits, searched)) {
@@ -118,7 +118,7 @@ fn head_within(input: &[u8], limits: Limits, byte_by_byte: bool) {
             assert!(out.len() <= 3 * used + 16, "it has grown by more than what is encoded of it");
             let option = if head.upgrade { "connection: upgrade\r\n" } else { "" };
             let again = [&out[..], option.as_bytes(), b"\r\n"].concat();
-            let wide = Limits { bytes: again.len(), headers: limits.headers.saturating_add(2) };
+            let wide = HeadLimits { bytes: again.len(), headers: limits.headers.saturating_add(2) };
             let keep_alive = true;
             let expected = Head {
                 old: false,
@@ -139,7 +139,7 @@ fn head_within(input: &[u8], limits: Limits, byte_by_byte: bool) {
 }
 
 /// What is said of the request is what the lines of its head say, read plainly. Gives what `Connection` names.
-fn check_fields(head: &Head, input: &[u8], limits: Limits) -> Vec<String> {
+fn check_fields(head: &Head, input: &[u8], limits: HeadLimits) -> Vec<String> {
     let input = input.strip_prefix(b"\r\n").unwrap_or(input);
     let lines = lines(&input[..input.len() - 2], b"\t");
     let fields: Vec<_> = lines[1..].iter().map(|line| field(line)).collect();

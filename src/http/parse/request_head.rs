@@ -36,7 +36,7 @@ const MAX_LENGTH_DIGITS: usize = 19;
 
 /// How large a head may be.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
+pub(crate) struct HeadLimits {
     /// Bytes up to its end, the blank line and what stands before the request line included.
     pub(crate) bytes: usize,
     /// Headers, repeats counted.
@@ -99,7 +99,7 @@ const TOO_MANY: HttpError = HttpError::new(431, "head_too_large", "the request h
 /// `proxies` is given where a trusted proxy has sent the request: those that its `X-Forwarded-For` may name as further ones.
 pub(crate) fn read(
     input: &[u8],
-    limits: Limits,
+    limits: HeadLimits,
     proxies: Option<&Networks>,
     searched: &mut usize,
     out: &mut Vec<u8>,
@@ -209,7 +209,7 @@ fn absolute(target: &[u8]) -> Option<(Option<&[u8]>, &[u8])> {
 fn parse(
     line: &RequestLine<'_>,
     lines: &[u8],
-    limits: Limits,
+    limits: HeadLimits,
     proxies: Option<&Networks>,
     out: &mut Vec<u8>,
 ) -> Result<Head, HttpError> {
@@ -532,11 +532,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const LIMITS: Limits = Limits { bytes: 16 * 1024, headers: 64 };
+    const LIMITS: HeadLimits = HeadLimits { bytes: 16 * 1024, headers: 64 };
 
     type Outcome = Result<Option<(Head, usize, String)>, HttpError>;
 
-    fn read_once(input: &[u8], limits: Limits, searched: &mut usize) -> Outcome {
+    fn read_once(input: &[u8], limits: HeadLimits, searched: &mut usize) -> Outcome {
         let mut out = b"before".to_vec();
         let outcome = read(input, limits, Some(&Networks::default()), searched, &mut out);
         let written = out.strip_prefix(b"before").unwrap();
@@ -550,7 +550,7 @@ mod tests {
     }
 
     /// What comes of the input when it arrives whole, in two pieces cut anywhere, and byte by byte: the same, or this fails.
-    fn read_under(input: &[u8], limits: Limits) -> Outcome {
+    fn read_under(input: &[u8], limits: HeadLimits) -> Outcome {
         let whole = read_once(input, limits, &mut 0);
         for cut in 0..input.len() {
             let mut searched = 0;
@@ -675,7 +675,7 @@ mod tests {
     #[test]
     fn a_head_of_the_limit_is_accepted_and_one_byte_more_is_not() {
         let whole = ["\r\n", &get("A: b\r\n")].concat();
-        let limit = |bytes| read_under(whole.as_bytes(), Limits { bytes, headers: 2 });
+        let limit = |bytes| read_under(whole.as_bytes(), HeadLimits { bytes, headers: 2 });
         for over in [0, 1, 1000] {
             assert_eq!(limit(whole.len() + over).unwrap().unwrap().1, whole.len());
         }
@@ -701,7 +701,7 @@ mod tests {
     fn headers_up_to_the_limit_are_accepted_and_one_more_is_not() {
         let count = |headers: usize, limit| {
             let input = get(&"A: b\r\n".repeat(headers - 1));
-            read_once(input.as_bytes(), Limits { bytes: usize::MAX, headers: limit }, &mut 0)
+            read_once(input.as_bytes(), HeadLimits { bytes: usize::MAX, headers: limit }, &mut 0)
         };
         for limit in [1, 2, FEW_HEADERS, FEW_HEADERS + 1, MAX_HEADERS] {
             assert!(count(limit, limit).unwrap().is_some());
@@ -712,7 +712,7 @@ mod tests {
         assert_eq!(count(MAX_HEADERS + 1, MAX_HEADERS + 1), Err(TOO_MANY));
         // What is left out counts too.
         let input = get(&"Connection: close\r\n".repeat(2));
-        assert_eq!(read_under(input.as_bytes(), Limits { bytes: 1000, headers: 2 }), Err(TOO_MANY));
+        assert_eq!(read_under(input.as_bytes(), HeadLimits { bytes: 1000, headers: 2 }), Err(TOO_MANY));
     }
 
     #[test]

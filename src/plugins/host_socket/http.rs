@@ -5,7 +5,7 @@ use super::{Closed, MAX_REPLIES, Pending, send, wait_for};
 use crate::http::errors;
 use crate::http::framing::{Terms, frame, host_head};
 use crate::http::parse::chunked::{Broken, Decoder};
-use crate::http::parse::request_head::{self, Framing, Limits};
+use crate::http::parse::request_head::{self, Framing, HeadLimits};
 use crate::plugins::connection::RELEASE_AFTER;
 use crate::protocol::message::MAX_BODY;
 use crate::store::Store;
@@ -212,7 +212,7 @@ impl<'a> Reader<'a> {
             }
             Some(_) => {}
         }
-        let limits = Limits { bytes: MAX_HEAD, headers: MAX_HEADERS };
+        let limits = HeadLimits { bytes: MAX_HEAD, headers: MAX_HEADERS };
         let mut canonical = Vec::new();
         let read = request_head::read(received, limits, None, &mut self.searched, &mut canonical)?;
         let Some((head, length)) = read else { return Ok(Some(Next::Incomplete)) };
