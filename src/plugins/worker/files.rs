@@ -1,24 +1,20 @@
 //! A worker of a static site: it answers requests from the files of a directory.
 
-use super::intake::{Next, next};
-use super::pace::Pace;
-use super::stalling::{Stalling, expire};
+use super::intake::serve_each;
+use super::stalling::Stalling;
 use crate::apps::manifest::Run;
 use crate::apps::static_files::{Caller, Site, SiteOptions};
-use crate::plugins::job::Job;
 use crate::plugins::plugin::Plugin;
 use crate::plugins::process_state::ProcessState;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 /// A worker of a static site.
 pub(crate) struct FileWorker {
     plugin: Arc<Plugin>,
     process: Arc<ProcessState>,
     site: Site,
-    pace: Pace,
     /// Whether it stays while it is idle.
     first: bool,
 }
@@ -54,39 +50,14 @@ impl FileWorker {
     pub(crate) fn open(plugin: Arc<Plugin>, process: Arc<ProcessState>, first: bool) -> io::Result<Self> {
         let run = process.run().ok_or(io::ErrorKind::NotFound)?;
         let site = Site::open(&site_options(run))?;
-        Ok(Self { plugin, process, site, pace: Pace::default(), first })
+        Ok(Self { plugin, process, site, first })
     }
 
     /// Serves requests until the plugin is to stop, or the worker is surplus.
-    pub(crate) fn run(mut self) {
-        loop {
-            match next(&self.plugin, &self.process, || self.site.release()) {
-                Next::Job(job) => self.serve(job),
-                Next::Ping if self.first => {}
-                Next::Ping | Next::Stop => return,
-            }
-            if !self.first && self.plugin.is_to_shrink() {
-                return;
-            }
-        }
-    }
-
-    fn serve(&mut self, job: Job) {
-        let now = Instant::now();
-        if now.duration_since(job.arrived()) >= job.time_limit(self.process.request_timeout) {
-            return expire(&self.plugin, &self.process, job);
-        }
-        match job {
-            Job::Http(waiting) => {
-                // None if the client has gone.
-                let Some(request) = waiting.take(now) else { return };
-                let stalling = Stalling::new(&self.plugin, &self.process);
-                let surroundings = Surroundings { plugin: &self.plugin, process: &self.process, stalling: &stalling };
-                self.site.serve(request, &surroundings);
-                stalling.clear();
-                self.pace.measure(&self.plugin, now.elapsed(), 1);
-            }
-            Job::Kv(job) => job.refuse_unsupported(),
-        }
+    pub(crate) fn run(self) {
+        let Self { plugin, process, mut site, first } = self;
+        serve_each((&plugin, &process), first, &mut site, Site::release, |site, request, stalling| {
+            site.serve(request, &Surroundings { plugin: &plugin, process: &process, stalling });
+        });
     }
 }

@@ -1,10 +1,14 @@
 //! What a worker does next: it takes a job from its plugin's queue, or is told to stop.
 
+use super::pace::Pace;
+use super::stalling::{Stalling, expire};
+use crate::http::Request;
 use crate::plugins::connection::RELEASE_AFTER;
 use crate::plugins::job::Job;
 use crate::plugins::plugin::Plugin;
 use crate::plugins::process_state::ProcessState;
 use crossbeam_channel::Select;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -57,6 +61,42 @@ fn next_within(plugin: &Plugin, process: &ProcessState, time: Duration) -> Optio
                 }
             }
             _ => return Some(ready.recv(queue.channel()).map_or(Next::Stop, |job| Next::Job(queue.received(job)))),
+        }
+    }
+}
+
+/// Has `serve` answer one request after another, until the plugin is to stop or the worker, unless it is the `first`, is surplus. For plugins
+/// to which a worker keeps no connection. `release` frees the memory of `server` while it is idle.
+pub(super) fn serve_each<S>(
+    (plugin, process): (&Arc<Plugin>, &Arc<ProcessState>),
+    first: bool,
+    server: &mut S,
+    release: impl Fn(&mut S),
+    serve: impl Fn(&mut S, Request, &Stalling),
+) {
+    let mut pace = Pace::default();
+    loop {
+        let job = match next(plugin, process, || release(server)) {
+            Next::Job(job) => job,
+            Next::Ping if first => continue,
+            Next::Ping | Next::Stop => return,
+        };
+        let now = Instant::now();
+        match job {
+            job if now.duration_since(job.arrived()) >= job.time_limit(process.request_timeout) => expire(plugin, process, job),
+            Job::Kv(job) => job.refuse_unsupported(),
+            Job::Http(waiting) => {
+                // None if the client has gone.
+                if let Some(request) = waiting.take(now) {
+                    let stalling = Stalling::new(plugin, process);
+                    serve(server, request, &stalling);
+                    stalling.clear();
+                    pace.measure(plugin, now.elapsed(), 1);
+                }
+            }
+        }
+        if !first && plugin.is_to_shrink() {
+            return;
         }
     }
 }

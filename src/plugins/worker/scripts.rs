@@ -4,9 +4,8 @@
 //! A request is sent once. Whatever becomes of it, no other script gets it.
 
 use super::files::Surroundings;
-use super::intake::{Next, next};
-use super::pace::Pace;
-use super::stalling::{Stalling, expire};
+use super::intake::serve_each;
+use super::stalling::Stalling;
 use super::{RECONNECT_PAUSE, RECONNECT_TIME, STREAM_IDLE};
 use crate::apps::cgi::Wire;
 use crate::apps::cgi::exchange::Exchange;
@@ -21,7 +20,6 @@ use crate::http::prefix::Mount;
 use crate::http::request::{BodyLength, split_target};
 use crate::http::{HttpError, Request, errors};
 use crate::plugins::context::Owner;
-use crate::plugins::job::Job;
 use crate::plugins::plugin::{CountedStream, Plugin};
 use crate::plugins::process_state::{ProcessState, ScriptStarter};
 use crate::process::{Launch, Pipes, Process, Reach};
@@ -49,7 +47,6 @@ pub(crate) struct ScriptWorker {
     process: Arc<ProcessState>,
     site: Site,
     scripts: Scripts,
-    pace: Pace,
     /// Whether it stays while it is idle.
     first: bool,
 }
@@ -88,50 +85,29 @@ impl ScriptWorker {
             scripts.script = Some(program.to_string_lossy().into_owned());
         }
         let site = Site::open(&files_beside(run))?;
-        Ok(Self { plugin, process, site, scripts, pace: Pace::default(), first })
+        Ok(Self { plugin, process, site, scripts, first })
     }
 
     /// Serves requests until the plugin is to stop, or the worker is surplus.
     pub(crate) fn run(mut self) {
-        loop {
-            match next(&self.plugin, &self.process, || self.site.release()) {
-                Next::Job(job) => self.serve(job),
-                Next::Ping if self.first => {}
-                Next::Ping | Next::Stop => return,
-            }
-            if !self.first && self.plugin.is_to_shrink() {
-                return;
-            }
-        }
+        let (plugin, process, first) = (Arc::clone(&self.plugin), Arc::clone(&self.process), self.first);
+        serve_each((&plugin, &process), first, &mut self, |this| this.site.release(), Self::serve);
     }
 
-    fn serve(&mut self, job: Job) {
-        let now = Instant::now();
-        if now.duration_since(job.arrived()) >= job.time_limit(self.process.request_timeout) {
-            return expire(&self.plugin, &self.process, job);
-        }
-        let waiting = match job {
-            Job::Http(waiting) => waiting,
-            Job::Kv(job) => return job.refuse_unsupported(),
-        };
-        // None if the client has gone.
-        let Some(request) = waiting.take(now) else { return };
-        let stalling = Stalling::new(&self.plugin, &self.process);
+    fn serve(&mut self, request: Request, stalling: &Stalling) {
         self.site.refresh();
         let below = split_target(request.target()).0.get(request.mount..).unwrap_or_default();
         match self.scripts.find(below, |path| self.site.place(path)) {
             Found::Files => {
-                let surroundings = Surroundings { plugin: &self.plugin, process: &self.process, stalling: &stalling };
+                let surroundings = Surroundings { plugin: &self.plugin, process: &self.process, stalling };
                 self.site.serve(request, &surroundings);
             }
             Found::Missing => request.fail(errors::NOT_FOUND),
             Found::Script(_) if request.length == BodyLength::Unknown && self.process.kind() == Kind::FastCgi => {
                 request.fail(errors::LENGTH_REQUIRED);
             }
-            Found::Script(script) => self.run_script(request, &script, &stalling),
+            Found::Script(script) => self.run_script(request, &script, stalling),
         }
-        stalling.clear();
-        self.pace.measure(&self.plugin, now.elapsed(), 1);
     }
 
     /// Has a script answer.
