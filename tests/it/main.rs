@@ -63,4 +63,5 @@ mod tunnels;
 mod updates;
 mod web;
 mod web_faults;
+mod websocket;
 mod why;

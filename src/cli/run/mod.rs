@@ -327,7 +327,9 @@ fn outcome(end: &End, was_ready: bool, command: &[String]) -> Outcome {
     let exit = end.exit;
     let printed: Vec<_> = end.lines.iter().filter_map(|line| Some(line.split_once(' ')?.1.to_owned())).collect();
     let last = printed.iter().rev().find(|line| !line.trim().is_empty());
-    let words = end.reason.strip_prefix(&format!("{exit}: ")).or(last.map(String::as_str));
+    // Of an end that looks like success the supervisor says what `stay` below says.
+    let reason = end.reason.strip_prefix(&format!("{exit}: ")).filter(|_| exit != Exit::Code(0));
+    let words = reason.or(last.map(String::as_str));
     let words = words.map_or_else(|| ", and it has printed nothing".to_owned(), |words| format!(": {words}"));
     let (code, sentence, repeated) = match exit {
         Exit::Code(_) | Exit::Signal(_) | Exit::OutOfMemory | Exit::Unlicensed(_) if was_ready => {
