@@ -27,7 +27,7 @@ pub(crate) enum Target<'a, T> {
     Nothing,
 }
 
-/// Who has a host name.
+/// What a host name leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Named<'a, T> {
     /// A plugin that lists it, or whose id it has.
@@ -81,7 +81,7 @@ impl<T> Routes<T> {
         self.ids.get(id)
     }
 
-    /// Finds who has a host name, which is in lower case. `local` lets `ID.localhost` stand for a plugin that does not list it.
+    /// Resolves a host name, which is in lower case. `local` lets `ID.localhost` stand for a plugin that does not list it.
     pub(crate) fn by_name(&self, name: &str, local: bool) -> Named<'_, T> {
         let by_id = || local_id(name).filter(|_| local).and_then(|id| self.ids.get(id));
         match self.names.get(name).or_else(by_id) {

@@ -40,7 +40,7 @@ fn chunks(body: &[u8], size: usize) -> Vec<u8> {
     out
 }
 
-/// What is said, by name.
+/// The conversations, by name.
 fn talks() -> BTreeMap<String, Talk> {
     let mut talks = BTreeMap::new();
     let mut put = |name: &str, request: Vec<u8>, answer: &[u8], keeps: bool| {

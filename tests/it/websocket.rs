@@ -18,7 +18,7 @@ fn start(fixture: &str, run: &str) -> Server {
     server
 }
 
-/// Runs the client, which checks what comes back.
+/// Runs the client, which checks every reply.
 #[track_caller]
 fn assert_talks(server: &Server, base: &str, host: &str, more: &[&str]) {
     let mut client = command(packages().join("python/bin/python3"));

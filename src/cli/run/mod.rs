@@ -32,7 +32,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// What the host of an attempt logs. What its supervisor has to say of the application is said in other words.
+/// The levels of the log of `run`. The command itself reports what the supervisor would log about the application.
 pub(super) const LOGGED: &str = "warn,plugrack::plugins::supervisor=error";
 
 /// The plugin's id, if the manifest is not saved under another name.

@@ -63,7 +63,7 @@ pub(crate) enum Sent {
     Answered,
 }
 
-/// What came while an answer was due.
+/// What was received where an answer was due.
 pub(crate) enum Received<'a> {
     /// The beginning of the answer.
     Answer(Answer<'a>),
@@ -173,7 +173,7 @@ pub(crate) trait PluginConnection: Sized + Send + 'static {
     /// Checks that nothing came `place`, where nothing was due, and that the connection is open.
     ///
     /// # Errors
-    /// What came; `None` if the plugin has closed the connection.
+    /// The unexpected input, described for the log; `None` if the plugin has closed the connection.
     fn check_quiet(&mut self, place: &str) -> Result<(), Option<String>>;
 
     /// The part of an incomplete message that was received, for messages.

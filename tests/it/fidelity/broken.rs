@@ -90,7 +90,7 @@ fn logged(server: &Server, id: &str) -> Vec<String> {
     log.lines().map(str::to_owned).collect()
 }
 
-/// Sends a request, and gives what came of it and whether the connection can be used on.
+/// Sends a request. Returns its outcome, and whether the connection can take another one.
 fn outcome(wire: &mut Wire, method: &str, name: &str) -> (Gets, bool) {
     wire.send(format!("{method} /broken/{name} HTTP/1.1\r\nhost: app.test\r\n\r\n").as_bytes());
     let heard = hear(wire, method).unwrap_or_else(|| panic!("{name}: no answer"));

@@ -1,4 +1,4 @@
-//! Applications that the host runs: where they listen, how they are stopped and restarted, and what is said of those that do not work.
+//! Applications that the host runs: where they listen, how they stop and restart, and the messages about those that do not work.
 
 use super::sides::{ask, client, hear, manifest};
 use crate::support::{PATIENCE, Server, Site, is_alive, pause, python, range, root, uids, wait_for, wait_within};

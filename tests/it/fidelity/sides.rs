@@ -222,7 +222,7 @@ pub(super) fn hear(wire: &mut Wire, method: &str) -> Option<Heard> {
 /// Sends a request and reads its answer.
 #[track_caller]
 pub(super) fn ask(wire: &mut Wire, request: &[u8]) -> Heard {
-    // Who has answered already may take no more.
+    // A peer that has answered already may read no more.
     wire.send(request);
     let method = String::from_utf8_lossy(request).split(' ').next().unwrap().to_owned();
     hear(wire, &method)
