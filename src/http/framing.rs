@@ -15,6 +15,9 @@ const HEAD_SIZE: usize = 512;
 /// Headers that only the host may send.
 const RESERVED: &str = "x-plugrack";
 
+/// The media type of server-sent events.
+const EVENTS: &[u8] = b"text/event-stream";
+
 /// What the request says about the framing of its answer.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Terms {
@@ -88,6 +91,11 @@ impl ResponseHead {
         }
         Self { status: response.status, lines: head, length }
     }
+}
+
+/// Whether a `content-type` is that of server-sent events.
+pub(crate) fn is_event_stream(content_type: &[u8]) -> bool {
+    content_type.get(..EVENTS.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(EVENTS))
 }
 
 /// Whether a header is one that only the host may send.

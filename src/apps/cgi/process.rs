@@ -4,6 +4,7 @@ use super::{Arrived, Wire};
 use crate::process::Process;
 use crate::process::exit::Exit;
 use crate::process::output::PluginLog;
+use crate::util::send_buffer::SendBuffer;
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 use std::io;
@@ -26,9 +27,7 @@ pub(crate) struct CgiWire {
     /// None once the body has ended, or the script takes no more of it.
     stdin: Option<OwnedFd>,
     stdout: OwnedFd,
-    outgoing: Vec<u8>,
-    /// Number of bytes of it that were sent.
-    sent: usize,
+    outgoing: SendBuffer,
     /// The whole body is in the send buffer.
     complete: bool,
     /// Whether anything was printed.
@@ -56,8 +55,7 @@ impl CgiWire {
             script: Some((process, reap)),
             stdin: Some(stdin),
             stdout,
-            outgoing: Vec::new(),
-            sent: 0,
+            outgoing: SendBuffer::default(),
             complete: false,
             printed: false,
             exit: None,
@@ -81,7 +79,7 @@ impl CgiWire {
 
 impl Wire for CgiWire {
     fn queue_body(&mut self, bytes: &[u8]) {
-        self.outgoing.extend_from_slice(bytes);
+        self.outgoing.bytes().extend_from_slice(bytes);
     }
 
     fn queue_body_end(&mut self) {
@@ -92,21 +90,14 @@ impl Wire for CgiWire {
     }
 
     fn unsent(&self) -> usize {
-        self.outgoing.len() - self.sent
+        self.outgoing.unsent()
     }
 
     fn send_some(&mut self) -> io::Result<()> {
         let Some(stdin) = &self.stdin else { return Err(io::ErrorKind::BrokenPipe.into()) };
-        while self.outgoing.len() > self.sent {
-            match rustix::io::write(stdin, &self.outgoing[self.sent..]) {
-                Ok(n) => self.sent += n,
-                Err(Errno::AGAIN) => return Ok(()),
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
+        if !self.outgoing.send_by(|bytes, _| rustix::io::write(stdin, bytes))? {
+            return Ok(());
         }
-        self.outgoing.clear();
-        self.sent = 0;
         if self.complete {
             self.stdin = None;
         }
@@ -115,7 +106,6 @@ impl Wire for CgiWire {
 
     fn forget_unsent(&mut self) {
         self.outgoing.clear();
-        self.sent = 0;
         self.stdin = None;
     }
 

@@ -9,10 +9,11 @@ use crate::apps::cgi::variables::Variables;
 use crate::apps::cgi::{Arrived, Wire};
 use crate::apps::endpoint::Endpoint;
 use crate::process::output::PluginLog;
+use crate::util::send_buffer::SendBuffer;
 use records::{Decoder, Found};
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::net::RecvFlags;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -25,9 +26,7 @@ const MAX_LINE: usize = 16 * 1024;
 /// A request on a connection of its own.
 pub(crate) struct FastCgiWire {
     stream: OwnedFd,
-    outgoing: Vec<u8>,
-    /// Number of bytes of it that were sent.
-    sent: usize,
+    outgoing: SendBuffer,
     input: Vec<u8>,
     decoder: Decoder,
     log: PluginLog,
@@ -46,10 +45,10 @@ impl FastCgiWire {
     pub(crate) fn open(endpoint: &Endpoint, uid: Option<u32>, variables: &Variables, log: &PluginLog) -> io::Result<Self> {
         let stream = endpoint.connect(uid)?;
         rustix::io::ioctl_fionbio(&stream, true)?;
-        let mut outgoing = Vec::new();
-        records::put_request(&mut outgoing, variables.iter().map(|(name, value)| (&name[..], &value[..])));
+        let mut outgoing = SendBuffer::default();
+        records::put_request(outgoing.bytes(), variables.iter().map(|(name, value)| (&name[..], &value[..])));
         let (input, line, log) = (Vec::new(), Vec::new(), log.clone());
-        Ok(Self { stream, outgoing, sent: 0, input, decoder: Decoder::default(), log, line, status: None })
+        Ok(Self { stream, outgoing, input, decoder: Decoder::default(), log, line, status: None })
     }
 
     /// Passes whole lines of complaints on to the log.
@@ -63,34 +62,23 @@ impl FastCgiWire {
 
 impl Wire for FastCgiWire {
     fn queue_body(&mut self, bytes: &[u8]) {
-        records::put_body(&mut self.outgoing, bytes);
+        records::put_body(self.outgoing.bytes(), bytes);
     }
 
     fn queue_body_end(&mut self) {
-        records::put_body_end(&mut self.outgoing);
+        records::put_body_end(self.outgoing.bytes());
     }
 
     fn unsent(&self) -> usize {
-        self.outgoing.len() - self.sent
+        self.outgoing.unsent()
     }
 
     fn send_some(&mut self) -> io::Result<()> {
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        while self.unsent() > 0 {
-            match rustix::net::send(&self.stream, &self.outgoing[self.sent..], flags) {
-                Ok(n) => self.sent += n,
-                Err(Errno::AGAIN) => return Ok(()),
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        self.forget_unsent();
-        Ok(())
+        self.outgoing.send_to(&self.stream).map(drop)
     }
 
     fn forget_unsent(&mut self) {
         self.outgoing.clear();
-        self.sent = 0;
     }
 
     fn sink(&self) -> Option<BorrowedFd<'_>> {

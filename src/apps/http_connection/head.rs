@@ -1,7 +1,7 @@
 //! The heads of requests to an application and of its responses.
 
 use super::Fault;
-use crate::http::framing::{is_reserved, put_header};
+use crate::http::framing::{is_event_stream, is_reserved, put_header};
 use crate::http::prefix::Mount;
 use crate::http::request::{header_in, split_head, split_target};
 use crate::http::{Request, date};
@@ -9,9 +9,6 @@ use crate::protocol::message::HOP_BY_HOP;
 use memchr::memmem;
 use std::borrow::Cow;
 use std::io::Write;
-
-/// The media type of server-sent events.
-const EVENTS: &[u8] = b"text/event-stream";
 
 /// What the header lines of a response say about its framing.
 pub(in crate::apps) struct Fields {
@@ -59,7 +56,7 @@ impl Fields {
             } else if is("upgrade") {
                 fields.upgrade = Some(value.to_vec());
             } else if is("content-type") {
-                fields.is_events |= value.get(..EVENTS.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(EVENTS));
+                fields.is_events |= is_event_stream(value);
             }
         }
         Ok(fields)

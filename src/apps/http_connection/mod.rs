@@ -15,13 +15,12 @@ use crate::http::parse::chunked::Decoder;
 use crate::http::prefix::Mount;
 use crate::http::request::BodyLength;
 use crate::util::escape;
-use crate::util::threads::timespec;
+use crate::util::send_buffer::{SendBuffer, poll_ready};
 use head::{Fields, begins_interim, begins_well, could_be_response, is_whole_head, response_lines, write_head};
 use rustix::buffer::spare_capacity;
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
-use std::io::{self, IoSlice};
+use rustix::event::PollFlags;
+use rustix::net::RecvFlags;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 use upload::Upload;
@@ -56,11 +55,7 @@ pub(crate) struct HttpConnection {
     stream: Option<OwnedFd>,
     /// Whether the route stays in the path, so that the application's own references are right.
     keeps_route: bool,
-    outgoing: Vec<u8>,
-    /// The body of the last request, kept apart so that a large one is not copied.
-    body: Vec<u8>,
-    /// Number of bytes of both that were sent.
-    sent: usize,
+    outgoing: SendBuffer,
     /// Bytes received; those before `start` were consumed.
     input: Vec<u8>,
     start: usize,
@@ -96,7 +91,7 @@ enum Framing {
     Close,
 }
 
-/// What came instead of bytes.
+/// Why a wait ended before its bytes arrived.
 #[derive(Debug)]
 pub(crate) enum Stopped {
     Deadline,
@@ -133,9 +128,7 @@ impl HttpConnection {
         Self {
             stream: None,
             keeps_route,
-            outgoing: Vec::new(),
-            body: Vec::new(),
-            sent: 0,
+            outgoing: SendBuffer::default(),
             input: Vec::new(),
             start: 0,
             piece: Vec::new(),
@@ -182,17 +175,17 @@ impl HttpConnection {
             self.kept = false;
         }
         self.upgrades = request.upgrade;
-        self.flatten();
         self.sends_chunked = request.length == BodyLength::Unknown && more;
         let length = match request.length {
             BodyLength::Known(length) => request.declares_body.then_some(length),
             BodyLength::Unknown => (!more).then_some(body.len() as u64),
         };
-        write_head(request, length, self.sends_chunked, self.keeps_route, &mut self.outgoing);
+        let out = self.outgoing.bytes();
+        write_head(request, length, self.sends_chunked, self.keeps_route, out);
         if self.sends_chunked {
-            put_chunk(&mut self.outgoing, &body);
+            put_chunk(out, &body);
         } else {
-            self.body = body;
+            self.outgoing.set_tail(body);
         }
     }
 
@@ -200,30 +193,27 @@ impl HttpConnection {
     pub(crate) fn queue_get(&mut self, path: &str) {
         self.requests += 1;
         self.interim = 0;
-        self.flatten();
         let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nuser-agent: plugrack\r\nconnection: close\r\n\r\n");
-        self.outgoing.extend_from_slice(request.as_bytes());
+        self.outgoing.bytes().extend_from_slice(request.as_bytes());
     }
 
     /// Appends a piece of the request's body.
     pub(crate) fn queue_piece(&mut self, piece: &[u8], more: bool) {
-        self.flatten();
+        let out = self.outgoing.bytes();
         if self.sends_chunked {
-            put_chunk(&mut self.outgoing, piece);
+            put_chunk(out, piece);
             if !more {
-                self.outgoing.extend_from_slice(b"0\r\n\r\n");
+                out.extend_from_slice(b"0\r\n\r\n");
             }
         } else {
-            self.outgoing.extend_from_slice(piece);
+            out.extend_from_slice(piece);
         }
     }
 
     /// Sends the rest of the request's body while its answer is received, unless the answer is an error, for which it is not needed. False
     /// if it is not sent.
     pub(crate) fn send_aside(&mut self, body: Body) -> bool {
-        self.flatten();
-        let queued = self.outgoing.split_off(self.sent);
-        self.forget_unsent();
+        let queued = self.outgoing.take_unsent();
         let Some(stream) = self.stream.as_ref().filter(|_| begins_well(&self.input[self.start..])) else { return false };
         self.upload = Upload::start(stream, queued, body, self.sends_chunked).ok();
         self.upload.is_some()
@@ -234,60 +224,28 @@ impl HttpConnection {
         self.kept = false;
     }
 
-    /// Makes the send buffer one vector.
-    fn flatten(&mut self) {
-        self.outgoing.append(&mut self.body);
-    }
-
     /// Number of bytes in the send buffer.
     pub(crate) fn unsent(&self) -> usize {
-        self.outgoing.len() + self.body.len() - self.sent
+        self.outgoing.unsent()
     }
 
     /// Whether no byte of the send buffer was sent.
     pub(crate) fn is_unsent(&self) -> bool {
-        self.sent == 0 && self.unsent() > 0
+        self.outgoing.is_untouched()
     }
 
     /// Sends what the application takes now. True if everything was sent.
     pub(crate) fn send_some(&mut self) -> io::Result<bool> {
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        while self.unsent() > 0 {
-            let stream = self.stream()?;
-            let head = self.outgoing.get(self.sent..).unwrap_or_default();
-            let body = &self.body[self.sent.saturating_sub(self.outgoing.len())..];
-            let sent = if body.is_empty() {
-                rustix::net::send(stream, head, flags)
-            } else {
-                rustix::net::sendmsg(
-                    stream,
-                    &[IoSlice::new(head), IoSlice::new(body)],
-                    &mut SendAncillaryBuffer::default(),
-                    flags,
-                )
-            };
-            match sent {
-                Ok(n) => self.sent += n,
-                Err(Errno::AGAIN) => return Ok(false),
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
+        if self.unsent() == 0 {
+            return Ok(true);
         }
-        self.outgoing.clear();
-        self.body = Vec::new();
-        self.sent = 0;
-        Ok(true)
+        let stream = self.stream.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        self.outgoing.send_to(stream)
     }
 
     /// Waits up to `time` until the stream is ready. A hang-up or an error counts as readable, so that the next read reports it.
     pub(crate) fn poll(&self, interest: PollFlags, time: Duration) -> PollFlags {
-        let Ok(stream) = self.stream() else { return PollFlags::IN };
-        let mut fds = [PollFd::from_borrowed_fd(stream, interest)];
-        match poll(&mut fds, Some(&timespec(time))) {
-            Ok(_) if fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR) => PollFlags::IN,
-            Ok(_) => fds[0].revents(),
-            Err(_) => PollFlags::empty(),
-        }
+        self.stream().map_or(PollFlags::IN, |stream| poll_ready(stream, interest, time))
     }
 
     /// Whether something was received that is not read yet, or the application has closed the connection.
@@ -359,7 +317,7 @@ impl HttpConnection {
                     self.kept = false;
                     match self.receive(RecvFlags::DONTWAIT) {
                         Ok(()) if !self.ended => {
-                            self.forget_unsent();
+                            self.outgoing.clear();
                             Ok(())
                         }
                         _ => Err(error),
@@ -377,13 +335,6 @@ impl HttpConnection {
                 _ => look_up = now + TICK,
             }
         }
-    }
-
-    /// Drops what the application does not take any more.
-    fn forget_unsent(&mut self) {
-        self.outgoing.clear();
-        self.body = Vec::new();
-        self.sent = 0;
     }
 
     /// Waits until [`HttpConnection::has_head`], or the application has closed the connection.
@@ -516,9 +467,7 @@ impl HttpConnection {
             self.start = 0;
             self.input.shrink_to(KEPT);
         }
-        if self.outgoing.is_empty() {
-            self.outgoing.shrink_to(KEPT);
-        }
+        self.outgoing.shrink_to(KEPT);
         self.piece = Vec::new();
     }
 }

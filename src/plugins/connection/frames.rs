@@ -2,25 +2,20 @@
 //! time where needed.
 
 use super::{Answer, Piece, PluginConnection, Received, Sent, TICK, WaitError};
-use crate::apps::endpoint::Endpoint;
 use crate::http::Request;
-use crate::http::framing::ResponseHead;
+use crate::http::framing::{ResponseHead, is_event_stream};
 use crate::http::prefix::Mount;
 use crate::plugins::job::KvJob;
 use crate::plugins::process_state::ProcessState;
 use crate::plugins::worker::{MAX_MISSED_PINGS, Outcome, Worker};
 use crate::protocol::frame::{EncodeError, Frame, FrameReader, ReadError, encode, encode_head};
 use crate::protocol::message::{Data, Message, Response};
-use crate::util::threads::timespec;
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::Errno;
-use rustix::net::{AddressFamily, SendAncillaryBuffer, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
+use crate::util::send_buffer::{SendBuffer, poll_ready};
+use rustix::event::PollFlags;
 use serde::Serialize;
-use std::io::{self, IoSlice, Read};
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// The id of the first message on a connection; on the first connection that is `init`.
@@ -35,9 +30,6 @@ const KEPT: usize = 16 * 1024;
 
 /// Most late pongs on an idle connection. More are a flood.
 const MAX_LATE_PONGS: u32 = MAX_MISSED_PINGS + 1;
-
-/// The media type of server-sent events.
-const EVENTS: &str = "text/event-stream";
 
 /// A connection to a plugin that speaks the plugin protocol.
 pub(crate) struct FrameConnection {
@@ -59,35 +51,9 @@ struct Stream {
 }
 
 impl FrameConnection {
-    /// Connects to the plugin that listens at `path`. If the plugin has a `uid` of its own, the peer must have it too, since the path may
-    /// be a link to another plugin's socket. Fails at once if nobody listens or accepts.
-    pub(crate) fn open(path: &Path, uid: Option<u32>) -> io::Result<Self> {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-        rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-        if uid.is_some_and(|uid| !getsockopt(&socket, PeerCredentials).is_ok_and(|peer| peer.uid() == uid)) {
-            return Err(io::Error::other("another user listens on its socket"));
-        }
-        let stream = UnixStream::from(socket);
-        stream.set_nonblocking(false)?;
-        stream.set_read_timeout(Some(TICK))?;
-        Ok(Self {
-            frames: FrameReader::new(Duplex {
-                stream,
-                outgoing: Vec::new(),
-                body: Vec::new(),
-                sent: 0,
-                yield_at: Instant::now(),
-            }),
-            next_id: FIRST_ID,
-            stream: Stream::default(),
-            maps: false,
-        })
-    }
-
     /// Appends a frame to the send buffer.
     pub(crate) fn queue(&mut self, head: &impl Serialize, body: &[u8]) -> Result<(), EncodeError> {
-        encode(self.frames.stream().frames(), head, body)
+        encode(self.frames.stream().outgoing.bytes(), head, body)
     }
 
     /// Waits for a whole frame, which [`FrameConnection::take`] then returns. Sends the rest of the send buffer meanwhile.
@@ -135,10 +101,15 @@ impl PluginConnection for FrameConnection {
     }
 
     fn connect(process: &ProcessState) -> io::Result<Self> {
-        match &process.endpoint {
-            Endpoint::Unix(path) => Ok(Self { maps: process.rewrites, ..Self::open(path, process.uid)? }),
-            Endpoint::Tcp(_) => Err(io::ErrorKind::Unsupported.into()),
-        }
+        let stream = UnixStream::from(process.endpoint.connect(process.uid)?);
+        stream.set_nonblocking(false)?;
+        stream.set_read_timeout(Some(TICK))?;
+        Ok(Self {
+            frames: FrameReader::new(Duplex { stream, outgoing: SendBuffer::default(), yield_at: Instant::now() }),
+            next_id: FIRST_ID,
+            stream: Stream::default(),
+            maps: process.rewrites,
+        })
     }
 
     fn is_open(&self) -> bool {
@@ -155,12 +126,12 @@ impl PluginConnection for FrameConnection {
 
     fn queue_request(&mut self, request: &Request, id: u64, more: bool, body: Vec<u8>) -> Result<(), EncodeError> {
         let duplex = self.frames.stream();
-        encode_head(duplex.frames(), body.len(), |out| {
+        encode_head(duplex.outgoing.bytes(), body.len(), |out| {
             request.encode(id, more, out);
             Ok(())
         })?;
         // Without a copy.
-        duplex.body = body;
+        duplex.outgoing.set_tail(body);
         Ok(())
     }
 
@@ -173,7 +144,7 @@ impl PluginConnection for FrameConnection {
     }
 
     fn queued(&mut self) -> usize {
-        self.frames.stream().unsent()
+        self.frames.stream().outgoing.unsent()
     }
 
     fn flush(&mut self, deadline: Instant, interrupted: impl Fn() -> bool) -> Result<Sent, WaitError> {
@@ -193,8 +164,7 @@ impl PluginConnection for FrameConnection {
     }
 
     fn is_unsent(&mut self) -> bool {
-        let duplex = self.frames.stream();
-        duplex.sent == 0 && duplex.unsent() > 0
+        self.frames.stream().outgoing.is_untouched()
     }
 
     fn has_answer(&mut self) -> bool {
@@ -319,10 +289,7 @@ impl PluginConnection for FrameConnection {
 
     fn release(&mut self) {
         self.frames.release();
-        let duplex = self.frames.stream();
-        if duplex.outgoing.is_empty() {
-            duplex.outgoing.shrink_to(KEPT);
-        }
+        self.frames.stream().outgoing.shrink_to(KEPT);
     }
 
     fn operate(worker: &mut Worker<Self>, job: KvJob) -> Outcome {
@@ -341,72 +308,31 @@ impl PluginConnection for FrameConnection {
 /// Whether an answer is a stream of server-sent events.
 fn is_events(response: &Response<'_>) -> bool {
     let kind = response.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("content-type"));
-    let is_events = |value: &str| value.get(..EVENTS.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(EVENTS));
-    kind.is_some_and(|(_, value)| is_events(value))
+    kind.is_some_and(|(_, value)| is_event_stream(value.as_bytes()))
 }
 
 /// The stream and its send buffer.
 struct Duplex {
     stream: UnixStream,
-    outgoing: Vec<u8>,
-    /// The body of the last frame, kept apart so that a large one is not copied.
-    body: Vec<u8>,
-    /// Number of bytes of both that were sent.
-    sent: usize,
+    outgoing: SendBuffer,
     /// From this time on reads return `WouldBlock` even while data arrives, so a trickling plugin cannot starve the caller's housekeeping.
     yield_at: Instant,
 }
 
 impl Duplex {
-    /// The send buffer as one vector, to append a frame to it.
-    fn frames(&mut self) -> &mut Vec<u8> {
-        self.outgoing.append(&mut self.body);
-        &mut self.outgoing
-    }
-
-    fn unsent(&self) -> usize {
-        self.outgoing.len() + self.body.len() - self.sent
-    }
-
     /// Sends what the plugin takes now. True if everything was sent.
     fn send_some(&mut self) -> io::Result<bool> {
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        while self.unsent() > 0 {
-            let frames = self.outgoing.get(self.sent..).unwrap_or_default();
-            let body = &self.body[self.sent.saturating_sub(self.outgoing.len())..];
-            let sent = if body.is_empty() {
-                rustix::net::send(&self.stream, frames, flags)
-            } else {
-                let parts = [IoSlice::new(frames), IoSlice::new(body)];
-                rustix::net::sendmsg(&self.stream, &parts, &mut SendAncillaryBuffer::default(), flags)
-            };
-            match sent {
-                Ok(n) => self.sent += n,
-                Err(Errno::AGAIN) => return Ok(false),
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        self.outgoing.clear();
-        self.body = Vec::new();
-        self.sent = 0;
-        Ok(true)
+        self.outgoing.send_to(&self.stream)
     }
 
-    /// Waits up to `time` until the stream is ready. A hang-up or an error counts as readable, so that the next read reports it.
     fn poll(&self, interest: PollFlags, time: Duration) -> PollFlags {
-        let mut fds = [PollFd::new(&self.stream, interest)];
-        match poll(&mut fds, Some(&timespec(time))) {
-            Ok(_) if fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR) => PollFlags::IN,
-            Ok(_) => fds[0].revents(),
-            Err(_) => PollFlags::empty(),
-        }
+        poll_ready(&self.stream, interest, time)
     }
 }
 
 impl Read for Duplex {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let sends = self.unsent() > 0;
+        let sends = self.outgoing.unsent() > 0;
         if sends && !self.send_some()? && !self.poll(PollFlags::IN | PollFlags::OUT, TICK).contains(PollFlags::IN) {
             return Err(io::ErrorKind::WouldBlock.into());
         }

@@ -26,11 +26,11 @@ const MAX_DEPTH: usize = 32;
 const MAX_BATCH: usize = 64 * 1024;
 
 /// Time after which a long answer counts as a stream even if it is no event stream, so that requests do not wait for its end.
-const LONG_STREAM: Duration = Duration::from_secs(15);
+pub(super) const LONG_STREAM: Duration = Duration::from_secs(15);
 
 /// Time for the exit of the process to become known after its connection was lost. If it takes longer, as under load, only the message is
 /// less exact: the request is marked with its process, and no other process gets it.
-const SETTLE_TIME: Duration = Duration::from_millis(250);
+pub(super) const SETTLE_TIME: Duration = Duration::from_millis(250);
 
 impl<C: PluginConnection> Worker<C> {
     /// Sends a request, with other queued ones if they can be pipelined, and passes the answers on to their clients.

@@ -3,6 +3,7 @@
 //!
 //! A request is sent once. Whatever becomes of it, no other script gets it.
 
+use super::exchange::{LONG_STREAM, SETTLE_TIME};
 use super::files::Surroundings;
 use super::intake::serve_each;
 use super::stalling::Stalling;
@@ -34,12 +35,6 @@ use std::time::{Duration, Instant};
 
 /// Interval at which a wait looks after the queue, the client and the process. Deadlines are kept to this precision.
 const TICK: Duration = Duration::from_millis(100);
-
-/// Time after which a long answer counts as a stream even if it is no event stream, as with other plugins.
-const LONG_STREAM: Duration = Duration::from_secs(15);
-
-/// Time for the exit of a process to become known after its connection was lost.
-const SETTLE_TIME: Duration = Duration::from_millis(250);
 
 /// A worker of a plugin whose scripts answer.
 pub(crate) struct ScriptWorker {
