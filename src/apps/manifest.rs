@@ -45,7 +45,7 @@ const ICON: &str = "📦";
 const VERSION: &str = "0";
 
 /// The keys beside the table `run`, which the metadata of the plugin protocol has too.
-const METADATA_KEYS: [&str; 14] = [
+const METADATA_KEYS: [&str; 15] = [
     "id",
     "name",
     "version",
@@ -58,6 +58,7 @@ const METADATA_KEYS: [&str; 14] = [
     "concurrency",
     "protocol",
     "speaks",
+    "origins",
     "below_route",
     "trailing_slash",
 ];

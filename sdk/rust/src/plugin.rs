@@ -57,6 +57,7 @@ impl Plugin {
             author: None,
             homepage: None,
             speaks: Vec::new(),
+            origins: Vec::new(),
         }
         .into()
     }

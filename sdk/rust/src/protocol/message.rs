@@ -52,6 +52,15 @@ pub const MAX_ERROR_CODE: usize = 64;
 /// Longest message of an `error` in bytes: some sentences for people, far less than a head holds.
 pub const MAX_ERROR_MESSAGE: usize = 4096;
 
+/// Credit in bytes that each side of a WebSocket has at the beginning, if the other names none.
+pub const SOCKET_CREDIT: u64 = 64 * 1024;
+
+/// Credit in bytes that a message of a WebSocket takes in addition to its length, so that empty messages are bounded too.
+pub const SOCKET_MESSAGE_COST: u64 = 64;
+
+/// Longest reason of a `ws_close` in bytes (RFC 6455, section 5.5: what a close frame holds beside the code).
+pub const MAX_CLOSE_REASON: usize = 123;
+
 /// Header names that belong to one hop and are never passed through (RFC 9110, section 7.6.1).
 pub const HOP_BY_HOP: [&str; 9] = [
     "connection",
@@ -69,6 +78,12 @@ pub const HOP_BY_HOP: [&str; 9] = [
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl Text<'_> {
+    fn is_empty(text: &Self) -> bool {
+        text.0.is_empty()
+    }
+}
 
 impl Deref for Text<'_> {
     type Target = str;
@@ -118,6 +133,16 @@ pub enum Message<'a> {
     Pong(Pong),
     /// Host to plugin: the last message on a connection.
     Shutdown(Shutdown),
+    /// Host to plugin: a client asks for a WebSocket.
+    SocketOpen(Box<SocketOpen<'a>>),
+    /// Plugin to host: the answer to `ws_open`.
+    SocketAccept(SocketAccept<'a>),
+    /// Either way: a message of a WebSocket.
+    SocketMessage(SocketMessage),
+    /// Either way: room for more messages.
+    SocketCredit(SocketCredit),
+    /// Either way: the end of a WebSocket.
+    SocketClose(SocketClose<'a>),
 }
 
 /// Why a head is not a message.
@@ -151,7 +176,7 @@ pub enum Malformed {
 /// The type of a message that begins with it, as all do that this library writes: it need not be looked for.
 fn leading_type(head: &str) -> Option<&str> {
     let (kind, rest) = head.strip_prefix(r#"{"type":""#)?.split_once('"')?;
-    (rest.starts_with([',', '}']) && kind.bytes().all(|byte| byte.is_ascii_lowercase())).then_some(kind)
+    (rest.starts_with([',', '}']) && kind.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')).then_some(kind)
 }
 
 /// Reads a head as a message, or a part of one.
@@ -223,7 +248,29 @@ fn fields_of(kind: &str) -> &'static [Field] {
     const MESSAGE: Form = Form::TextOf(is_error_message, "a string of 1 to 4096 bytes");
     const ERROR: [Field; 4] =
         [ID, Field::required("code", CODE), Field::required("message", MESSAGE), Field::optional("index", COUNT)];
+    const CREDIT: Field = Field::optional("credit", Form::Integer(0, MAX_ID));
+    const SOCKET_OPEN: [Field; 7] = [
+        ID,
+        Field::required("path", Form::Text),
+        Field::optional("query", Form::Text),
+        Field::required("mount", Form::Text),
+        Field::optional("headers", Form::Pairs),
+        Field::optional("remote", Form::Text),
+        CREDIT,
+    ];
+    const SOCKET_ACCEPT: [Field; 4] =
+        [ID, Field::optional("protocol", Form::Text), Field::optional("headers", Form::Pairs), CREDIT];
+    const SOCKET_MESSAGE: [Field; 2] = [ID, Field::optional("text", Form::Bool)];
+    const SOCKET_CREDIT: [Field; 2] = [ID, Field::required("bytes", Form::Integer(0, MAX_ID))];
+    const CLOSE_REASON: Form = Form::TextOf(is_close_reason, "a string of at most 123 bytes");
+    const SOCKET_CLOSE: [Field; 3] =
+        [ID, Field::optional("code", Form::Integer(1000, 4999)), Field::optional("reason", CLOSE_REASON)];
     match kind {
+        "ws_open" => &SOCKET_OPEN,
+        "ws_accept" => &SOCKET_ACCEPT,
+        "ws_message" => &SOCKET_MESSAGE,
+        "ws_credit" => &SOCKET_CREDIT,
+        "ws_close" => &SOCKET_CLOSE,
         "http" => &HTTP,
         "response" => &RESPONSE,
         "data" => &DATA,
@@ -244,6 +291,11 @@ pub fn is_error_code(code: &str) -> bool {
 /// Whether a string may be the message of an `error`.
 fn is_error_message(message: &str) -> bool {
     (1..=MAX_ERROR_MESSAGE).contains(&message.len())
+}
+
+/// Whether a string may be the reason of a `ws_close`.
+fn is_close_reason(reason: &str) -> bool {
+    reason.len() <= MAX_CLOSE_REASON
 }
 
 /// What is wrong with the fields that belong to an operation's `op`, if anything.
@@ -322,6 +374,16 @@ impl<'a> Message<'a> {
             "init" => Self::Init(read(head)?),
             "ready" => Self::Ready(read(head)?),
             "shutdown" => Self::Shutdown(read(head)?),
+            "ws_open" => Self::SocketOpen(read(head)?),
+            "ws_accept" => Self::SocketAccept(read(head)?),
+            "ws_message" => Self::SocketMessage(read(head)?),
+            "ws_credit" => Self::SocketCredit(read(head)?),
+            "ws_close" => match read::<SocketClose<'_>>(head)? {
+                close if is_close_reason(&close.reason) && close.code.is_none_or(|code| (1000..=4999).contains(&code)) => {
+                    Self::SocketClose(close)
+                }
+                _ => return Err(malformed(head, None)),
+            },
             other => return Err(Malformed::UnknownType(other.chars().take(64).collect())),
         };
         match message.id() {
@@ -345,7 +407,7 @@ impl<'a> Message<'a> {
     /// What the message is called, if there is never a body beside it. What a [`KvResult`] may have depends on the request.
     fn bodiless(&self) -> Option<String> {
         match self {
-            Self::Http(_) | Self::Response(_) | Self::Data(_) | Self::Result(_) => None,
+            Self::Http(_) | Self::Response(_) | Self::Data(_) | Self::Result(_) | Self::SocketMessage(_) => None,
             Self::Kv(kv) => (!matches!(kv.op, KvOp::Set(_) | KvOp::Txn)).then(|| format!("kv {}", kv.op.name())),
             _ => Some(self.kind().to_owned()),
         }
@@ -366,6 +428,11 @@ impl<'a> Message<'a> {
             Self::Ping(_) => "a ping",
             Self::Pong(_) => "a pong",
             Self::Shutdown(_) => "a shutdown message",
+            Self::SocketOpen(_) => "a ws_open message",
+            Self::SocketAccept(_) => "a ws_accept message",
+            Self::SocketMessage(_) => "a ws_message",
+            Self::SocketCredit(_) => "a ws_credit message",
+            Self::SocketClose(_) => "a ws_close message",
         };
         format!("{what} with id {}", self.id())
     }
@@ -385,6 +452,11 @@ impl<'a> Message<'a> {
             Self::Ping(m) => m.id,
             Self::Pong(m) => m.id,
             Self::Shutdown(m) => m.id,
+            Self::SocketOpen(m) => m.id,
+            Self::SocketAccept(m) => m.id,
+            Self::SocketMessage(m) => m.id,
+            Self::SocketCredit(m) => m.id,
+            Self::SocketClose(m) => m.id,
         }
     }
 
@@ -403,6 +475,11 @@ impl<'a> Message<'a> {
             Self::Ping(_) => "ping",
             Self::Pong(_) => "pong",
             Self::Shutdown(_) => "shutdown",
+            Self::SocketOpen(_) => "ws_open",
+            Self::SocketAccept(_) => "ws_accept",
+            Self::SocketMessage(_) => "ws_message",
+            Self::SocketCredit(_) => "ws_credit",
+            Self::SocketClose(_) => "ws_close",
         }
     }
 }
@@ -510,6 +587,98 @@ pub struct Data {
     /// Whether the body ends here before its time, because the plugin has answered already.
     #[serde(default, deserialize_with = "or_default", skip_serializing_if = "std::ops::Not::not")]
     pub aborted: bool,
+}
+
+/// A client asks for a WebSocket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename = "ws_open")]
+pub struct SocketOpen<'a> {
+    /// Names the socket in all further messages.
+    #[serde(deserialize_with = "integer")]
+    pub id: u64,
+    /// What follows the mount, not decoded; begins with `/`.
+    #[serde(borrow)]
+    pub path: Text<'a>,
+    /// What follows the first `?`, not decoded.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub query: Option<Text<'a>>,
+    /// The plugin's route; empty for a request by host name.
+    #[serde(borrow)]
+    pub mount: Text<'a>,
+    /// In order, repeats kept, names in lower case.
+    #[serde(borrow, default, deserialize_with = "or_default")]
+    pub headers: Headers<'a>,
+    /// The client's address, empty when it is not known.
+    #[serde(borrow, default, deserialize_with = "or_default")]
+    pub remote: Text<'a>,
+    /// Credit of the plugin at the beginning, in bytes; [`SOCKET_CREDIT`] if there is none.
+    #[serde(default, deserialize_with = "optional_integer", skip_serializing_if = "Option::is_none")]
+    pub credit: Option<u64>,
+}
+
+/// The answer to [`SocketOpen`]: the plugin takes the socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename = "ws_accept")]
+pub struct SocketAccept<'a> {
+    /// The socket's id.
+    #[serde(deserialize_with = "integer")]
+    pub id: u64,
+    /// The one that was chosen of those that the client has offered.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<Text<'a>>,
+    /// Headers of the response to the client.
+    #[serde(borrow, default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
+    pub headers: Headers<'a>,
+    /// Credit of the host at the beginning, in bytes; [`SOCKET_CREDIT`] if there is none.
+    #[serde(default, deserialize_with = "optional_integer", skip_serializing_if = "Option::is_none")]
+    pub credit: Option<u64>,
+}
+
+/// A whole message of a WebSocket, which is the frame's body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename = "ws_message")]
+pub struct SocketMessage {
+    /// The socket's id.
+    #[serde(deserialize_with = "integer")]
+    pub id: u64,
+    /// Whether it is text in UTF-8, and not binary.
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "std::ops::Not::not")]
+    pub text: bool,
+}
+
+/// Room for more messages of a WebSocket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename = "ws_credit")]
+pub struct SocketCredit {
+    /// The socket's id.
+    #[serde(deserialize_with = "integer")]
+    pub id: u64,
+    /// What is added to the credit of the receiver of this message.
+    #[serde(deserialize_with = "integer")]
+    pub bytes: u64,
+}
+
+/// The end of a WebSocket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename = "ws_close")]
+pub struct SocketClose<'a> {
+    /// The socket's id.
+    #[serde(deserialize_with = "integer")]
+    pub id: u64,
+    /// The code (RFC 6455, section 7.4). From the host, none says that the client gave none; from the plugin, none is 1000.
+    #[serde(default, deserialize_with = "optional_integer", skip_serializing_if = "Option::is_none")]
+    pub code: Option<u16>,
+    /// The reason, for people, of at most [`MAX_CLOSE_REASON`] bytes.
+    #[serde(borrow, default, deserialize_with = "or_default", skip_serializing_if = "Text::is_empty")]
+    pub reason: Text<'a>,
+}
+
+impl SocketClose<'_> {
+    /// Whether a plugin may send this code: those of RFC 6455, section 7.4, that an endpoint sends, and those of applications.
+    #[must_use]
+    pub fn has_code_to_send(&self) -> bool {
+        self.code.is_none_or(|code| matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999))
+    }
 }
 
 /// An operation on the key-value store. The host asks `get`, `set` and `delete`; a plugin may ask any.

@@ -48,6 +48,15 @@ pub const MAX_CONCURRENCY: u32 = 256;
 /// Most message types that [`Metadata::speaks`] names.
 pub const MAX_SPEAKS: usize = 16;
 
+/// What [`Metadata::speaks`] names if the plugin understands the messages of WebSocket.
+pub const WEBSOCKET: &str = "websocket";
+
+/// Most origins that [`Metadata::origins`] lists.
+pub const MAX_ORIGINS: usize = 32;
+
+/// Every origin, in [`Metadata::origins`].
+pub const ANY_ORIGIN: &str = "*";
+
 /// Longest name of a message type in bytes.
 pub const MAX_MESSAGE_TYPE: usize = 32;
 
@@ -58,7 +67,7 @@ pub const RESERVED_ROUTES: [&str; 4] = ["/api", "/admin", "/healthz", "/metrics"
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// The fields, each of its type. What else they must be is for [`Metadata::check`].
-const FIELDS: [Field; 14] = [
+const FIELDS: [Field; 15] = [
     Field::required("id", Form::Text),
     Field::required("name", Form::Text),
     Field::required("version", Form::Text),
@@ -73,6 +82,7 @@ const FIELDS: [Field; 14] = [
     Field::optional("author", Form::Text),
     Field::optional("homepage", Form::Text),
     Field::optional("speaks", Form::Texts),
+    Field::optional("origins", Form::Texts),
 ];
 
 /// Who a plugin is.
@@ -113,9 +123,12 @@ pub struct Metadata {
     /// Where to read more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub homepage: Option<String>,
-    /// Names of the message types beyond protocol 1 that it understands. The host of this version sends none.
+    /// Names of what it understands beyond the messages that every plugin does, such as [`WEBSOCKET`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub speaks: Vec<String>,
+    /// Origins of other sites whose pages may open a WebSocket: `https://app.example.org`, or [`ANY_ORIGIN`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub origins: Vec<String>,
 }
 
 /// What the host does to paths in the headers of a plugin's responses, if the request came by its route.
@@ -265,6 +278,11 @@ impl Metadata {
             require(is_message_type(kind), "speaks", kind, rule)?;
             require(!self.speaks[..at].contains(kind), "speaks", kind, "each message type is named once")?;
         }
+        require(self.origins.len() <= MAX_ORIGINS, "origins", &self.origins.join(", "), "at most 32 origins")?;
+        for origin in &self.origins {
+            let rule = "an origin is scheme://host or scheme://host:port in lower case without a path, or *";
+            require(is_origin(origin), "origins", origin, rule)?;
+        }
         Ok(())
     }
 }
@@ -307,6 +325,18 @@ pub fn is_plugin_id(id: &str) -> bool {
 fn is_message_type(kind: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     kind.len() <= MAX_MESSAGE_TYPE && kind.starts_with(|first: char| first.is_ascii_lowercase()) && kind.bytes().all(allowed)
+}
+
+/// Whether a string is an origin (RFC 6454, section 6.2), or stands for all.
+fn is_origin(origin: &str) -> bool {
+    let is_scheme = |scheme: &str| !scheme.is_empty() && scheme.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
+    let is_place = |place: &str| {
+        !place.is_empty()
+            && place.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-:[]".contains(&byte))
+    };
+    let parts = origin.split_once("://");
+    origin == ANY_ORIGIN
+        || (origin.len() <= MAX_TEXT && parts.is_some_and(|(scheme, place)| is_scheme(scheme) && is_place(place)))
 }
 
 fn is_icon(icon: &str) -> bool {
