@@ -4,6 +4,7 @@ use super::listener::PeerKind;
 use super::min_rate::{Rate, ReadRate};
 use super::stream::Stream;
 use super::tunnel::Tunnel;
+use super::websocket::WebSocket;
 use crate::http::InFlight;
 use crate::http::body::Body;
 use crate::http::body_stream::BodySender;
@@ -46,6 +47,8 @@ pub(super) enum Phase {
     Lingering,
     /// The client and an application speak another protocol through the connection.
     Tunnel,
+    /// The client and a plugin exchange messages through the connection.
+    WebSocket,
 }
 
 /// A client's connection.
@@ -83,6 +86,8 @@ pub(super) struct Connection {
     pub(super) exchange: Option<Exchange>,
     /// What it is connected with, in the phase `Tunnel`.
     pub(super) tunnel: Option<Box<Tunnel>>,
+    /// The client's end of a socket, in the phase `WebSocket`.
+    pub(super) websocket: Option<Box<WebSocket>>,
     /// The plugin's slot that this connection holds while the client reads the rest of an answer.
     pub(super) slot: Option<Slot>,
 }
@@ -204,6 +209,7 @@ impl Connection {
             sent_direct: 0,
             exchange: None,
             tunnel: None,
+            websocket: None,
             slot: None,
         }
     }

@@ -130,8 +130,10 @@ pub(super) struct EventLoop {
     /// How many of them are clients', and how many are being refused.
     clients: usize,
     turned_away: usize,
-    /// How many of them are tunnels.
+    /// How many of them are tunnels, or the sockets of plugins.
     pub(super) tunnels: usize,
+    /// Bytes of messages that these sockets hold.
+    pub(super) socket_memory: u64,
     pub(super) per_address: PerAddress,
     /// Networks of trusted proxies.
     pub(super) proxies: Networks,
@@ -197,6 +199,7 @@ impl EventLoop {
             clients: 0,
             turned_away: 0,
             tunnels: 0,
+            socket_memory: 0,
             per_address: PerAddress::default(),
             proxies,
             in_flight: 0,
@@ -295,7 +298,7 @@ impl EventLoop {
                             // The plugins have ended, so the rest of each answer is in the host. It is sent while there is time.
                             (Phase::Closing | Phase::Lingering, _) => {}
                             (_, Some(exchange)) if exchange.answer.is_some() => {}
-                            (Phase::Idle | Phase::Tunnel, _) => self.close(key),
+                            (Phase::Idle | Phase::Tunnel | Phase::WebSocket, _) => self.close(key),
                             _ => self.refuse(key, errors::STOPPING),
                         }
                     }
@@ -328,6 +331,7 @@ impl EventLoop {
         for connection in self.connections.values_mut().filter(|connection| connection.phase == Phase::Idle) {
             connection.deadline = connection.deadline.map(|deadline| deadline.min(farewell));
         }
+        self.close_sockets();
         self.next_sweep = self.now + SWEEP;
     }
 
@@ -498,6 +502,7 @@ impl EventLoop {
             Some(_) => self.clients -= 1,
         }
         self.tunnels -= usize::from(connection.tunnel.is_some());
+        self.forget_socket(connection.websocket.take());
         self.keep_buffer(connection.input);
         self.keep_buffer(connection.out);
     }
@@ -518,7 +523,7 @@ impl EventLoop {
             let unanswered = self.connections.values().any(|connection| match connection.phase {
                 Phase::Idle | Phase::Head | Phase::Body | Phase::Held => true,
                 Phase::Running => connection.exchange.as_ref().is_some_and(|exchange| exchange.answer.is_none()),
-                Phase::Closing | Phase::Lingering | Phase::Tunnel => false,
+                Phase::Closing | Phase::Lingering | Phase::Tunnel | Phase::WebSocket => false,
             });
             if !unanswered {
                 self.draining = None;
@@ -548,8 +553,8 @@ impl EventLoop {
                 let until = self.now + idle_terms.time(connection);
                 connection.deadline = connection.deadline.map(|deadline| deadline.min(until));
             }
-            // Whoever reads nothing from a tunnel holds up that tunnel alone.
-            let waits_to_send = !connection.is_flushed() && connection.phase != Phase::Tunnel;
+            // Whoever reads nothing from a tunnel or a socket holds up that one alone.
+            let waits_to_send = !connection.is_flushed() && !matches!(connection.phase, Phase::Tunnel | Phase::WebSocket);
             let limits = ReadLimits {
                 patience: self.limits.write_timeout,
                 rate: self.limits.min_rate,
@@ -608,6 +613,7 @@ impl EventLoop {
             Some(Phase::Head) => self.refuse(key, errors::SLOW_HEAD),
             Some(Phase::Held) => self.refuse(key, errors::UNAVAILABLE.retry_after(STARTING_RETRY_AFTER)),
             Some(Phase::Running) => self.refuse(key, errors::NO_ANSWER),
+            Some(Phase::WebSocket) => self.socket_is_due(key),
             _ => self.close(key),
         }
     }

@@ -60,6 +60,14 @@ pub(crate) struct ClientLimits {
     #[arg(long, value_name = "TIME", env = "PLUGRACK_TUNNEL_IDLE", value_parser = parse_request_time)]
     pub(crate) tunnel_idle: Option<Duration>,
 
+    /// Interval at which a client of a WebSocket is pinged; if nothing comes until the next ping, it has gone
+    #[arg(long, value_name = "TIME", env = "PLUGRACK_WEBSOCKET_PING", default_value = "25s", value_parser = parse_time)]
+    pub(crate) websocket_ping: Duration,
+
+    /// Memory for messages of WebSocket that are not whole, or that their clients have not taken; then sockets are closed
+    #[arg(long, value_name = "SIZE", env = "PLUGRACK_WEBSOCKET_MEMORY", default_value = "64MiB", value_parser = parse_size)]
+    pub(crate) websocket_memory: u64,
+
     /// Largest request head: request line and headers
     #[arg(long, value_name = "SIZE", env = "PLUGRACK_MAX_HEAD", default_value = "16KiB", value_parser = parse_head_size)]
     pub(crate) max_head: u64,

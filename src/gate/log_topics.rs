@@ -19,11 +19,13 @@ pub(super) enum LogTopic {
     Resources,
     /// The limit of tunnels is reached.
     Tunnels,
+    /// Messages of WebSocket take too much memory.
+    Sockets,
 }
 
 /// All topics.
-const TOPICS: [LogTopic; 5] =
-    [LogTopic::Connections, LogTopic::Address, LogTopic::Bodies, LogTopic::Resources, LogTopic::Tunnels];
+const TOPICS: [LogTopic; 6] =
+    [LogTopic::Connections, LogTopic::Address, LogTopic::Bodies, LogTopic::Resources, LogTopic::Tunnels, LogTopic::Sockets];
 
 /// The throttles of all topics.
 #[derive(Debug, Default)]
@@ -67,6 +69,7 @@ impl LogTopic {
             Self::Bodies => "no room for bodies",
             Self::Resources => "a lack of files, threads or memory",
             Self::Tunnels => "tunnels refused",
+            Self::Sockets => "no room for messages of WebSocket",
         }
     }
 }

@@ -21,6 +21,7 @@ pub(crate) mod sock_diag;
 pub(crate) mod stream;
 pub(crate) mod tls;
 mod tunnel;
+mod websocket;
 
 pub(crate) use limits::ClientLimits;
 pub(crate) use listener::Listener;

@@ -74,6 +74,7 @@ impl EventLoop {
                 Phase::Closing => self.finish(key),
                 Phase::Lingering => self.discard(key),
                 Phase::Tunnel => self.pump(key),
+                Phase::WebSocket => self.serve_socket(key),
             };
             match step {
                 Step::Again => {}

@@ -20,10 +20,16 @@ impl EventLoop {
     /// Handles a part of an answer, if its request is still under way.
     fn take_part(&mut self, address: Address, part: ResponsePart) {
         let key = KeyData::from_ffi(address.connection).into();
+        let part = match part {
+            // A socket has no request any more.
+            ResponsePart::Socket(what) => return self.take_for_socket(key, what),
+            part => part,
+        };
         let Some(connection) = self.connections.get_mut(key) else { return };
         let Some(exchange) = connection.exchange.as_mut().filter(|exchange| exchange.number == address.request) else { return };
         match part {
-            ResponsePart::Upgraded { begun, bytes, application } => self.open_tunnel(key, begun, &bytes, application),
+            ResponsePart::Upgraded { begun, bytes, other } => self.switch_protocol(key, begun, &bytes, other),
+            ResponsePart::Socket(_) => {}
             ResponsePart::Interim(head) => self.send(key, &head),
             ResponsePart::Begun { begun, bytes, rest } => {
                 let is_whole = rest.is_none();

@@ -9,7 +9,7 @@ use super::log_topics::LogTopic;
 use super::requests::Step;
 use crate::http::errors;
 use crate::http::request_end::Outcome;
-use crate::http::response_channel::Begun;
+use crate::http::response_channel::{Begun, OtherProtocol};
 use crate::system::rlimits;
 use rustix::event::epoll::{self, EventFlags};
 use rustix::fd::OwnedFd;
@@ -89,25 +89,47 @@ impl EventLoop {
         has_room
     }
 
-    /// Makes a connection a tunnel, after the application's response and what followed it.
-    pub(super) fn open_tunnel(&mut self, key: ConnectionKey, begun: Begun, bytes: &[u8], application: OwnedFd) {
+    /// Sends a plugin's response, and what followed it, and connects the client with the plugin by the other protocol.
+    pub(super) fn switch_protocol(&mut self, key: ConnectionKey, begun: Begun, bytes: &[u8], other: OtherProtocol) {
         if !self.has_room_for_tunnel() {
             return self.refuse(key, errors::TUNNELS_FULL);
         }
-        let watched = rustix::io::ioctl_fionbio(&application, true)
-            .and_then(|()| epoll::add(&self.epoll, &application, application_event(key), INCOMING | EventFlags::OUT));
-        if let Err(error) = watched {
-            let explained = rlimits::explain("a tunnel was not opened", &error.into()).0;
-            self.log_topics.hit(LogTopic::Resources, self.now, || explained);
-            return self.refuse(key, errors::NO_ROOM);
+        if let OtherProtocol::Tunnel(application) = &other
+            && !self.watch_application(key, application)
+        {
+            return;
         }
         self.begin_answer(key, begun);
         self.send(key, bytes);
         self.end_exchange(key, Outcome::Complete);
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        // It counts as a tunnel, and not among the requests of its plugin.
+        connection.slot = None;
+        self.tunnels += 1;
+        match other {
+            OtherProtocol::Tunnel(application) => self.open_tunnel(key, application),
+            OtherProtocol::WebSocket { end, credit } => self.open_socket(key, end, credit),
+        }
+        self.drive(key);
+    }
+
+    /// Has events of an application's connection announced. False if the request was refused.
+    fn watch_application(&mut self, key: ConnectionKey, application: &OwnedFd) -> bool {
+        let watched = rustix::io::ioctl_fionbio(application, true)
+            .and_then(|()| epoll::add(&self.epoll, application, application_event(key), INCOMING | EventFlags::OUT));
+        if let Err(error) = watched {
+            let explained = rlimits::explain("a tunnel was not opened", &error.into()).0;
+            self.log_topics.hit(LogTopic::Resources, self.now, || explained);
+            self.refuse(key, errors::NO_ROOM);
+            return false;
+        }
+        true
+    }
+
+    /// Makes a connection a tunnel.
+    fn open_tunnel(&mut self, key: ConnectionKey, application: OwnedFd) {
         let deadline = self.limits.tunnel_idle.map(|idle| self.now + idle);
         let Some(connection) = self.connections.get_mut(key) else { return };
-        // A tunnel counts as such, and not among the requests of its plugin.
-        connection.slot = None;
         connection.phase = Phase::Tunnel;
         connection.deadline = deadline;
         connection.tunnel = Some(Box::new(Tunnel {
@@ -119,8 +141,6 @@ impl EventLoop {
             sent: 0,
             told_application: false,
         }));
-        self.tunnels += 1;
-        self.drive(key);
     }
 
     /// Handles an event of the application's side of a tunnel.

@@ -6,6 +6,7 @@ use super::date;
 use super::error_page;
 use super::framing::{put_header, status_line};
 use super::http_error::HttpError;
+use super::websocket;
 
 /// `retry-after` in seconds if something is full. It usually empties quickly.
 const FULL_RETRY_AFTER: u64 = 1;
@@ -24,6 +25,13 @@ pub(crate) const BAD_BODY: HttpError =
 /// A client speaks plain HTTP to a port that speaks TLS.
 pub(crate) const PLAIN_HTTP: HttpError =
     HttpError::new(400, "https_required", "this port speaks HTTPS: use an address that begins with https://");
+
+/// A client asks for WebSocket without a proper key.
+pub(crate) const WEBSOCKET_KEY: HttpError = HttpError::new(400, "bad_request", "sec-websocket-key must be 16 bytes in base64");
+
+/// A page of another site asks for WebSocket.
+pub(crate) const FOREIGN_ORIGIN: HttpError =
+    HttpError::new(403, "forbidden", "pages of the origin that the request names may not use this plugin by WebSocket");
 
 /// A file of a static site cannot be opened by the host.
 pub(crate) const UNREADABLE: HttpError = HttpError::new(403, "forbidden", "this file cannot be read");
@@ -62,6 +70,9 @@ pub(crate) const RANGE_NOT_SATISFIABLE: HttpError =
 /// The host of the request is neither a plugin's nor one of the host's own (`--only-known-hosts`).
 pub(crate) const MISDIRECTED: HttpError =
     HttpError::new(421, "misdirected_request", "this site does not answer for the host of the request");
+
+/// A client asks for another version of WebSocket.
+pub(crate) const WEBSOCKET_VERSION: HttpError = HttpError::new(426, "upgrade_required", "sec-websocket-version must be 13");
 
 /// The head does not fit in a message to a plugin.
 pub(crate) const HEAD_TOO_LARGE: HttpError =
@@ -162,6 +173,10 @@ pub(crate) fn render(error: HttpError, audience: Option<Audience<'_>>) -> (Vec<u
     }
     if let Some(seconds) = error.retry_after {
         put("retry-after", &seconds.to_string());
+    }
+    if error == WEBSOCKET_VERSION {
+        put("upgrade", "websocket");
+        put("sec-websocket-version", websocket::VERSION);
     }
     if error.status == 405 {
         let methods = match error {

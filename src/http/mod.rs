@@ -18,6 +18,7 @@ pub(crate) mod request_end;
 pub(crate) mod responder;
 pub(crate) mod response_channel;
 pub(crate) mod slots;
+pub(crate) mod websocket;
 
 pub(crate) use http_error::HttpError;
 pub(crate) use in_flight::{InFlight, WaitingRequest};

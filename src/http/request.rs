@@ -308,6 +308,12 @@ impl Request {
         std::str::from_utf8(header_in(&self.head, name)?).ok()
     }
 
+    /// The values of all headers with a name in lower case, if they are UTF-8.
+    pub(crate) fn headers(&self, name: &str) -> impl Iterator<Item = &str> {
+        let lines = header_lines(split_head(&self.head).2).filter(move |(each, _)| *each == name.as_bytes());
+        lines.filter_map(|(_, value)| std::str::from_utf8(value).ok())
+    }
+
     /// Whether the request has no body and changes nothing, so that it may be pipelined and sent again (RFC 9110, section 9.2).
     pub(crate) fn is_safe(&self) -> bool {
         self.method != Method::Other && self.length == BodyLength::Known(0)
@@ -327,7 +333,34 @@ impl Request {
     /// Appends the protocol's `http` message for the plugin as JSON. It is written directly from the head, because every request passes
     /// here.
     pub(crate) fn encode(&self, id: u64, more: bool, out: &mut Vec<u8>) {
-        let (method, target, lines) = split_head(&self.head);
+        out.reserve(self.head.len() + MESSAGE_SIZE);
+        out.extend_from_slice(br#"{"type":"http","id":"#);
+        put_number(out, id);
+        put_field(out, "method", self.method_name().as_bytes());
+        self.encode_fields(|name| matches!(name, b"x-request-id" | b"upgrade"), out);
+        out.extend_from_slice(if more { br#","more":true}"# } else { br#","more":false}"# });
+    }
+
+    /// Appends the protocol's `ws_open` message.
+    pub(crate) fn encode_open(&self, id: u64, credit: u64, out: &mut Vec<u8>) {
+        let is_for_host = |name: &[u8]| {
+            matches!(
+                name,
+                b"x-request-id" | b"upgrade" | b"sec-websocket-key" | b"sec-websocket-version" | b"sec-websocket-extensions"
+            )
+        };
+        out.reserve(self.head.len() + MESSAGE_SIZE);
+        out.extend_from_slice(br#"{"type":"ws_open","id":"#);
+        put_number(out, id);
+        self.encode_fields(is_for_host, out);
+        out.extend_from_slice(br#","credit":"#);
+        put_number(out, credit);
+        out.push(b'}');
+    }
+
+    /// Appends the fields of a message that come from the head, without the headers that `is_left_out` names.
+    fn encode_fields(&self, is_left_out: impl Fn(&[u8]) -> bool, out: &mut Vec<u8>) {
+        let (_, target, lines) = split_head(&self.head);
         let (path, query) = split_target(target);
         let (mount, path) = path.split_at_checked(self.mount).unwrap_or(("", path));
         let path = if path.is_empty() { "/" } else { path };
@@ -335,17 +368,13 @@ impl Request {
         if let Some(address) = self.origin.address {
             put_address(&mut remote, address);
         }
-        out.reserve(self.head.len() + MESSAGE_SIZE);
-        out.extend_from_slice(br#"{"type":"http","id":"#);
-        put_number(out, id);
-        put_field(out, "method", method.as_bytes());
         put_field(out, "path", path.as_bytes());
         if let Some(query) = query {
             put_field(out, "query", query.as_bytes());
         }
         put_field(out, "mount", mount.as_bytes());
         out.extend_from_slice(br#","headers":["#);
-        for (name, value) in header_lines(lines).filter(|(name, _)| !matches!(*name, b"x-request-id" | b"upgrade")) {
+        for (name, value) in header_lines(lines).filter(|(name, _)| !is_left_out(name)) {
             put_header(out, name, value);
         }
         if let (BodyLength::Known(length), true) = (self.length, self.declares_body) {
@@ -363,7 +392,6 @@ impl Request {
         out.pop();
         out.push(b']');
         put_field(out, "remote", &remote);
-        out.extend_from_slice(if more { br#","more":true}"# } else { br#","more":false}"# });
     }
 
     /// The whole body, if it has at most `most` bytes, is one block of memory, and none of it was read.

@@ -5,8 +5,10 @@ use super::direct_writer::Revoked;
 use super::errors::{self, Audience};
 use super::framing::{Framed, ResponseHead, after_piece, frame, put_chunk_size};
 use super::in_flight::InFlight;
-use super::response_channel::{Address, Begun, MAX_WHOLE, PIECE, PieceWriter, ResponseChannel, ResponsePart, Then};
-use rustix::fd::OwnedFd;
+use super::response_channel::{
+    Address, Begun, MAX_WHOLE, OtherProtocol, PIECE, PieceWriter, ResponseChannel, ResponsePart, Then,
+};
+use super::websocket::SocketReturn;
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -78,14 +80,19 @@ impl Responder {
         }
     }
 
-    /// Passes on that an application has switched to another protocol: `bytes` is its response, and what followed it. From here on the
-    /// event loop connects it with the client.
-    pub(crate) fn upgrade(&mut self, bytes: Vec<u8>, application: OwnedFd) {
+    /// The way to the client of a socket that this request asks for.
+    pub(crate) fn socket_return(&self) -> SocketReturn {
+        SocketReturn::new(Arc::clone(&self.channel), self.address)
+    }
+
+    /// Passes on that the plugin has switched to another protocol: `bytes` is its response, and what followed it. From here on the event
+    /// loop connects it with the client.
+    pub(crate) fn upgrade(&mut self, bytes: Vec<u8>, other: OtherProtocol) {
         if matches!(self.state, State::Unanswered) {
             self.in_flight.writer.revoke();
             let framed = Framed { chunked: false, bodiless: true, last: true };
             let begun = Begun { status: 101, at: Instant::now(), framed };
-            self.channel.put(self.address, ResponsePart::Upgraded { begun, bytes, application });
+            self.channel.put(self.address, ResponsePart::Upgraded { begun, bytes, other });
             self.state = State::Over;
         }
     }
@@ -279,6 +286,7 @@ mod tests {
     use super::super::framing::{Terms, status_line};
     use super::super::response_channel::{Next, Responses, response_channel};
     use super::*;
+    use rustix::fd::OwnedFd;
     use std::io::Read;
     use std::os::unix::net::UnixStream;
 

@@ -4,6 +4,7 @@
 //! matches nothing and is dropped.
 
 use super::framing::Framed;
+use super::websocket::{SocketEnd, ToClient};
 use crate::lock::LockExt;
 use crossbeam_channel::{Receiver, Select, Sender, TryRecvError, bounded, unbounded};
 use rustix::event::{EventfdFlags, eventfd};
@@ -45,9 +46,10 @@ pub(crate) struct Begun {
 
 /// A part of an answer. All bytes are as on the wire.
 pub(crate) enum ResponsePart {
-    /// The application has switched to another protocol on this connection to it. `bytes` is the response for the client, and what followed
-    /// it.
-    Upgraded { begun: Begun, bytes: Vec<u8>, application: OwnedFd },
+    /// The plugin has switched to another protocol. `bytes` is the response for the client, and what followed it.
+    Upgraded { begun: Begun, bytes: Vec<u8>, other: OtherProtocol },
+    /// Something for the client of a socket, which has no request any more.
+    Socket(ToClient),
     /// The head of an interim response (1xx).
     Interim(Vec<u8>),
     /// Its beginning, and the channel for the rest, if there is more.
@@ -58,6 +60,14 @@ pub(crate) enum ResponsePart {
     Direct { begun: Begun, unsent: Vec<u8>, then: Then },
     /// There is room for another piece of the request's body.
     BodyRoom,
+}
+
+/// What a client is connected with after a switch to another protocol.
+pub(crate) enum OtherProtocol {
+    /// An application, on this connection to it.
+    Tunnel(OwnedFd),
+    /// A plugin, by messages. `credit` is what the plugin takes of them at first.
+    WebSocket { end: SocketEnd, credit: u64 },
 }
 
 /// How an answer continues that was begun directly.

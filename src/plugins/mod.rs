@@ -15,6 +15,7 @@ pub(crate) mod registry;
 pub(crate) mod restart_policy;
 pub(crate) mod routes;
 pub(crate) mod scaling;
+pub(crate) mod sockets;
 pub(crate) mod start_turns;
 pub(crate) mod supervisor;
 pub(crate) mod worker;

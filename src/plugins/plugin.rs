@@ -12,7 +12,7 @@ use crate::plugins::queue::Queue;
 use crate::plugins::scaling::{Decision, Scaling};
 use crate::process::exit::Exit;
 use crate::process::output::PluginLog;
-use crate::protocol::metadata::Metadata;
+use crate::protocol::metadata::{Metadata, WEBSOCKET};
 use crate::store::limits::LimitsInForce;
 use crate::store::now_ms;
 use crate::util::log_throttle::{LogThrottle, suppressed_note};
@@ -423,10 +423,15 @@ impl Plugin {
         self.log.note(line);
     }
 
+    /// Whether it takes the messages of WebSockets.
+    pub(crate) fn speaks_websocket(&self) -> bool {
+        self.kind() == Kind::Native && self.metadata.speaks.iter().any(|name| name == WEBSOCKET)
+    }
+
     /// Notes in the plugin's log, once, that a client asked for another protocol such as WebSocket, which the plugin does not speak.
     pub(crate) fn note_upgrade(&self) {
         if !self.upgrade_noted.swap(true, Ordering::Relaxed) {
-            self.log.note("a client asked for WebSocket or another protocol, which only applications (kind = \"http\") speak");
+            self.log.note("a client asked for WebSocket or another protocol, which applications (kind = \"http\") speak, and plugins that name websocket in speaks");
         }
     }
 

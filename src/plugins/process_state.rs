@@ -4,6 +4,7 @@ use crate::apps::endpoint::Endpoint;
 use crate::apps::manifest::{Kind, Listen, Manifest, Run};
 use crate::plugins::context::Context;
 use crate::plugins::restart_policy::Work;
+use crate::plugins::sockets::Sockets;
 use crate::process::Bounds;
 use crate::process::exit::Exit;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
@@ -53,6 +54,8 @@ pub(crate) struct ProcessState {
     pub(crate) asked: AtomicBool,
     /// The process has answered a request.
     pub(crate) served: AtomicBool,
+    /// The WebSockets of its clients.
+    pub(crate) sockets: Sockets,
     /// Number of connections that the plugin may not have accepted yet.
     pub(crate) unaccepted: AtomicUsize,
     /// Time for an answer to begin.

@@ -16,6 +16,7 @@ use crate::plugins::launch::{self, Prepared};
 use crate::plugins::plugin::{Admission, Command, End, Plugin, State};
 use crate::plugins::process_state::ProcessState;
 use crate::plugins::restart_policy::Run;
+use crate::plugins::sockets::Sockets;
 use crate::plugins::start_turns::{TURN_CHECK, Turn};
 use crate::plugins::worker::{FileWorker, ScriptWorker, Worker};
 use crate::process::Process;
@@ -137,6 +138,7 @@ impl Supervisor {
             served: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             ended: AtomicBool::new(false),
+            sockets: Sockets::default(),
             unaccepted: AtomicUsize::new(0),
             request_timeout: limits.request_timeout,
         };

@@ -5,7 +5,7 @@ use super::stalling::CLIENT_TICK;
 use super::{Broken, Outcome, STREAM_IDLE, Worker};
 use crate::apps::manifest::Kind;
 use crate::http::request::{BodyLength, Loss, RequestBody};
-use crate::http::response_channel::PIECE;
+use crate::http::response_channel::{OtherProtocol, PIECE};
 use crate::http::{HttpError, Request, WaitingRequest, errors};
 use crate::plugins::connection::{Answer, Piece, PluginConnection, Received, Sent, WaitError};
 use crate::plugins::job::Job;
@@ -53,7 +53,7 @@ impl<C: PluginConnection> Worker<C> {
                 match self.plugin.queue.try_take() {
                     Some(Job::Http(waiting)) => {
                         let Some(request) = waiting.take(begun) else { continue };
-                        if request.is_safe() && !request.alone {
+                        if request.is_safe() && !request.alone && !request.upgrade {
                             self.send(request, Vec::new(), &mut outstanding);
                         } else {
                             self.next_job = WaitingRequest::new(request).map(Job::Http);
@@ -245,7 +245,7 @@ impl<C: PluginConnection> Worker<C> {
                     ProcessState::set_flag(&self.process.served);
                     if let Some((stream, early)) = self.connection.take_stream() {
                         bytes.extend_from_slice(&early);
-                        request.responder.upgrade(bytes, stream);
+                        request.responder.upgrade(bytes, OtherProtocol::Tunnel(stream));
                     }
                     return Err(Broken);
                 }

@@ -25,12 +25,13 @@ pub(crate) use files::{FileWorker, site_options};
 pub(crate) use native::MAX_MISSED_PINGS;
 pub(crate) use scripts::{ScriptWorker, files_beside};
 
-use crate::http::{WaitingRequest, errors};
+use crate::http::{WaitingRequest, errors, websocket};
 use crate::plugins::connection::PluginConnection;
 use crate::plugins::connection::application::ApplicationConnection;
 use crate::plugins::job::Job;
 use crate::plugins::plugin::Plugin;
 use crate::plugins::process_state::{ProcessState, UnacceptedConnection};
+use crate::plugins::sockets::Sockets;
 use crossbeam_channel::RecvTimeoutError;
 use intake::{Next, next};
 use pace::Pace;
@@ -212,6 +213,10 @@ impl<C: PluginConnection> Worker<C> {
             Job::Http(waiting) => {
                 // None if the client has gone.
                 let Some(mut request) = waiting.take(now) else { return Ok(()) };
+                if self.plugin.speaks_websocket() && websocket::is_asked_for(&request) {
+                    Sockets::open(&self.plugin, &self.process, request);
+                    return Ok(());
+                }
                 if !self.can_send(request.is_safe(), now) {
                     self.next_job = WaitingRequest::new(request).map(Job::Http);
                     return Err(Broken);
