@@ -13,7 +13,7 @@ import tools
 import tunnels
 from loads import LOADS, Load
 from peers import CORES, PROXY, Contender, Starter, backlog
-from processes import say
+from processes import ROOT, say
 from report import Section, comparison, ratio_target
 from rounds import measure_loads, stop_contenders
 
@@ -62,8 +62,8 @@ class Fronts(Starter):
                               "user": "user = root" if os.geteuid() == 0 else ""})
         command = [tools.php_fpm(), "--nodaemonize", "--fpm-config", config]
         back = self.back("php-fpm", command + (["--allow-to-run-as-root"] if os.geteuid() == 0 else []), path)
-        scripts = os.path.join(tools.ROOT, "tests/bench/php")
-        return self._both("php-fpm", FASTCGI % (path, scripts), PHP % scripts, loads, path, [back])
+        scripts = os.path.join(ROOT, "tests/bench/php")
+        return self._both("php-fpm", FASTCGI % (PHP_PROCESSES, path, scripts), PHP % scripts, loads, path, [back])
 
     def files(self, loads):
         site = self.room("site")
@@ -135,17 +135,20 @@ time a request of the whole process tree, and memory of the front alone are thos
 MANIFEST = """\
 id = "bench"
 route = "/bench"
-
-[run]
 """
 
 HTTP = """\
+[run]
 kind = "http"
 listen = "unix:%s"
 prefix = "keep"
 """
 
+# With the concurrency that docs/apps.md advises.
 FASTCGI = """\
+concurrency = %d
+
+[run]
 kind = "fastcgi"
 listen = "unix:%s"
 root = "%s"
@@ -153,6 +156,7 @@ script = "index.php"
 """
 
 STATIC = """\
+[run]
 kind = "static"
 root = "%s"
 """
