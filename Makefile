@@ -123,7 +123,7 @@ lib: ## the Rust SDK alone, as a plugin author gets it, without and with licence
 
 ci: lint test docs lib ## all that a change must pass
 
-bench: ## measure beside nginx and others in one interleaved run, 15 minutes; QUICK=1 for a short one, 3
+bench: ## measure beside nginx and others in one interleaved run, 20 minutes; QUICK=1 for a short one, 4
 	$(CARGO) build --release --locked
 	$(CARGO) build --release --locked --package bench-plugin --package bench-chain
 	$(PYTHON) tests/bench/run.py

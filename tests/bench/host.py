@@ -61,6 +61,16 @@ def python_plugin(plugins):
     shutil.copy(os.path.join(ROOT, "sdk/python/plugrack.py"), directory)
 
 
+def application(manifest):
+    """Puts a manifest in place, as the plugin `bench`."""
+    def install(plugins):
+        directory = os.path.join(plugins, "bench")
+        os.mkdir(directory)
+        with open(os.path.join(directory, "plugrack.toml"), "w") as file:
+            file.write(manifest)
+    return install
+
+
 class Host:
     """A host with a data directory of its own, below `directory`. `unix` is the path of its socket, if it listens on one."""
 

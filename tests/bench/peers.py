@@ -6,11 +6,11 @@ through a file, a worker a core. All serve the same paths below their prefix.
 
 import os
 from dataclasses import dataclass, field
-from typing import Callable, List
+from typing import Callable, List, Tuple
 
 import host
 import tools
-from loads import LOADS, check
+from loads import LOADS, Load, check
 from processes import READY_SECONDS, fail, output_of, say, start, tree, wait_for
 from sockets import free_port
 
@@ -30,6 +30,7 @@ class Contender:
     front: Callable
     prefix: str = "/bench"
     peers: List[str] = field(default_factory=list)  # the keys of those it is set against
+    loads: Tuple[Load, ...] = LOADS
 
     @property
     def process(self):
@@ -40,12 +41,64 @@ class Contender:
         return self.key.startswith("plugrack")
 
 
-class Peers:
-    """Starts contenders, each below a directory of its own. Peers are scheduled as the host is, or as `policy` says."""
+class Starter:
+    """Starts contenders and what is behind them, each below a directory of its own."""
 
     def __init__(self, directory, policy, available):
         self.directory, self.policy, self.available = directory, policy, available
         self.skipped = []
+
+    def skip(self, reason):
+        say("bench: left out: " + reason)
+        self.skipped.append(reason)
+
+    def room(self, name):
+        path = os.path.join(self.directory, name)
+        os.mkdir(path)
+        return path
+
+    def log(self, name):
+        return open(os.path.join(self.directory, name + ".log"), "w+b")
+
+    def back(self, name, command, path):
+        """A process that listens on a Unix socket."""
+        log = self.log(os.path.basename(os.path.dirname(path)))
+        process = start(command, log, self.policy)
+        if not wait_for(name, process, log, lambda: os.path.exists(path)):
+            fail("%s did not start within %d s." % (name, READY_SECONDS))
+        return process
+
+    def go_server(self, path):
+        return self.back("the server in Go", [tools.build_go("gopeer"), path], path)
+
+    def nginx(self, key, name, location, path=None, back=(), loads=LOADS):
+        """nginx with this location, before the process that listens on the socket `path`, if there is one."""
+        prefix, port = self.room("nginx-" + key), free_port()
+        config = os.path.join(prefix, "nginx.conf")
+        with open(config, "w") as file:
+            file.write(NGINX % {
+                # As root the workers would drop to a user who cannot reach the sockets in this directory.
+                "user": "user root;" if os.geteuid() == 0 else "",
+                "workers": CORES, "files": FILES, "prefix": prefix, "paths": temporary_paths(prefix),
+                "upstream": UPSTREAM % path if path else "", "port": port, "location": location})
+        command = ["nginx", "-p", prefix, "-c", config]
+        if "-e filename" in output_of("nginx", "-h"):  # since 1.19.5; before, it opens the system's error log as well
+            command += ["-e", os.path.join(prefix, "error.log")]
+        log = self.log("nginx-" + key)
+        process = start(command, log, self.policy)
+        contender = Contender(key, name, port, [process, *back], lambda: tree([process.pid]), loads=loads)
+        return self.checked(contender, log)
+
+    @staticmethod
+    def checked(contender, log):
+        for load in contender.loads:
+            check(contender, load, log)
+        say("bench: %s answers rightly" % contender.name)
+        return contender
+
+
+class Peers(Starter):
+    """The contenders of the loads. Peers are scheduled as the host is, or as `policy` says."""
 
     def start_all(self):
         """All that can be had, checked. What cannot is in `skipped`, with the reason."""
@@ -56,7 +109,7 @@ class Peers:
         if host.supports_unix():
             contenders.append(self._behind_nginx())
         else:
-            self.skipped.append("plugrack behind nginx: this build has no `--listen unix:PATH`")
+            self.skip("plugrack behind nginx: this build has no `--listen unix:PATH`")
         contenders.append(self.server())
         self._if_there("fastcgi", "FastCGI in C", contenders, self._fastcgi)
         self._if_there("go-plugin", "go-plugin", contenders, self._goplugin)
@@ -71,89 +124,55 @@ class Peers:
             made = make()
             contenders += made if isinstance(made, list) else [made]
         else:
-            self.skipped.append("%s: not installed, and could not be" % name)
+            self.skip("%s: not installed, and could not be" % name)
 
     def _plugrack(self):
-        self.host = host.Host(self._room("host"), [host.rust_plugin(), host.python_plugin], self.policy).wait()
+        self.host = host.Host(self.room("host"), [host.rust_plugin(), host.python_plugin], self.policy).wait()
         both = dict(port=self.host.port, processes=[self.host.process], front=self.host.pids)
         peers = ["plugrack-nginx", "go", "fastcgi", "goplugin"]
         rust = Contender("plugrack", "plugrack", peers=peers, **both)
         python = Contender("plugrack-python", "plugrack, Python", prefix="/bench-python", peers=["uwsgi"], **both)
-        return self._checked(rust, self.host.log), self._checked(python, self.host.log)
+        return self.checked(rust, self.host.log), self.checked(python, self.host.log)
 
     def _behind_nginx(self):
-        path = self._room("behind") + "/http.sock"
+        path = self.room("behind") + "/http.sock"
         behind = host.Host(os.path.dirname(path), [host.rust_plugin()], self.policy, unix=path).wait()
-        return self._nginx("plugrack-nginx", "nginx → plugrack", path, PROXY, behind.process)
+        return self.nginx("plugrack-nginx", "nginx → plugrack", PROXY, path, [behind.process])
 
     def server(self):
         """nginx before a small server."""
-        path = self._room("go") + "/http.sock"
-        program = tools.build_go("gopeer") if "go" in self.available else tools.build_rust_peer()
-        name = "Go" if "go" in self.available else "Rust"
-        back = self._back("the server behind nginx", [program, path], path)
-        return self._nginx("go", "nginx → " + name, path, PROXY, back)
+        path = self.room("go") + "/http.sock"
+        if "go" in self.available:
+            name, back = "Go", self.go_server(path)
+        else:
+            name, back = "Rust", self.back("the server in Rust", [tools.build_rust_peer(), path], path)
+        return self.nginx("go", "nginx → " + name, PROXY, path, [back])
 
     def _fastcgi(self):
-        path = self._room("fastcgi") + "/fastcgi.sock"
+        path = self.room("fastcgi") + "/fastcgi.sock"
         program = tools.build_c("fastcgi", "-lfcgi", "-lpthread")
-        back = self._back("FastCGI", [program, path, str(CORES), str(FASTCGI_THREADS)], path)
-        return self._nginx("fastcgi", "nginx → FastCGI in C", path, FASTCGI, back)
+        back = self.back("FastCGI", [program, path, str(CORES), str(FASTCGI_THREADS)], path)
+        return self.nginx("fastcgi", "nginx → FastCGI in C", FASTCGI, path, [back])
 
     def _goplugin(self):
         program, port = tools.build_go("goplugin"), free_port()
-        log = self._log("goplugin")
+        log = self.log("goplugin")
         process = start([program, "127.0.0.1:%d" % port], log, self.policy)
         # The program starts itself again as the plugin: the front is the first alone.
-        return self._checked(Contender("goplugin", "go-plugin", port, [process], lambda: [process.pid]), log)
+        return self.checked(Contender("goplugin", "go-plugin", port, [process], lambda: [process.pid]), log)
 
     def _uwsgi(self):
-        path = self._room("uwsgi") + "/uwsgi.sock"
-        with open("/proc/sys/net/core/somaxconn") as file:
-            backlog = min(4096, int(file.read()))
-        back = self._back("uWSGI", ["uwsgi", "--plugin", "python3", "--socket", path, "--listen", str(backlog), "--master",
-                                    "--processes", str(CORES), "--die-on-term", "--no-orphans", "--disable-logging", "--need-app",
-                                    "--wsgi-file", "tests/bench/wsgi/application.py"], path)
-        return self._nginx("uwsgi", "nginx → uWSGI", path, UWSGI, back)
+        path = self.room("uwsgi") + "/uwsgi.sock"
+        back = self.back("uWSGI", ["uwsgi", "--plugin", "python3", "--socket", path, "--listen", str(backlog()), "--master",
+                                   "--processes", str(CORES), "--die-on-term", "--no-orphans", "--disable-logging", "--need-app",
+                                   "--wsgi-file", "tests/bench/wsgi/application.py"], path)
+        return self.nginx("uwsgi", "nginx → uWSGI", UWSGI, path, [back])
 
-    def _room(self, name):
-        path = os.path.join(self.directory, name)
-        os.mkdir(path)
-        return path
 
-    def _log(self, name):
-        return open(os.path.join(self.directory, name + ".log"), "w+b")
-
-    def _back(self, name, command, path):
-        log = self._log(os.path.basename(os.path.dirname(path)))
-        process = start(command, log, self.policy)
-        if not wait_for(name, process, log, lambda: os.path.exists(path)):
-            fail("%s did not start within %d s." % (name, READY_SECONDS))
-        return process
-
-    def _nginx(self, key, name, path, location, back):
-        prefix, port = self._room("nginx-" + key), free_port()
-        config = os.path.join(prefix, "nginx.conf")
-        with open(config, "w") as file:
-            file.write(NGINX % {
-                # As root the workers would drop to a user who cannot reach the sockets in this directory.
-                "user": "user root;" if os.geteuid() == 0 else "",
-                "workers": CORES, "files": FILES, "prefix": prefix, "paths": temporary_paths(prefix), "socket": path,
-                "port": port, "location": location})
-        command = ["nginx", "-p", prefix, "-c", config]
-        if "-e filename" in output_of("nginx", "-h"):  # since 1.19.5; before, it opens the system's error log as well
-            command += ["-e", os.path.join(prefix, "error.log")]
-        log = self._log("nginx-" + key)
-        process = start(command, log, self.policy)
-        contender = Contender(key, name, port, [process, back], lambda: tree([process.pid]))
-        return self._checked(contender, log)
-
-    @staticmethod
-    def _checked(contender, log):
-        for load in LOADS:
-            check(contender, load, log)
-        say("bench: %s answers rightly" % contender.name)
-        return contender
+def backlog():
+    """How many connections may wait for a server, of those that every point needs."""
+    with open("/proc/sys/net/core/somaxconn") as file:
+        return min(4096, int(file.read()))
 
 
 def temporary_paths(prefix):
@@ -179,11 +198,7 @@ http {
     keepalive_requests 1000000000;
     client_body_buffer_size 128k;
     client_max_body_size 2m;
-    upstream back {
-        server unix:%(socket)s;
-        keepalive 512;
-        keepalive_requests 1000000000;
-    }
+%(upstream)s
     server {
         listen 127.0.0.1:%(port)d backlog=4096;
         location / {
@@ -192,6 +207,13 @@ http {
     }
 }
 """
+
+UPSTREAM = """\
+    upstream back {
+        server unix:%s;
+        keepalive 512;
+        keepalive_requests 1000000000;
+    }"""
 
 PROXY = """\
             proxy_pass http://back;

@@ -6,6 +6,7 @@ import shutil
 from collections import namedtuple
 from statistics import median
 
+import tools
 from loads import LOADS
 from processes import ROOT, fail, output_of
 
@@ -80,6 +81,21 @@ def loads_section(results):
     return Section("Loads", "\n".join(text), _load_targets(results))
 
 
+def comparison(results, ours, peer):
+    """One table of two contenders: a row a point of each load."""
+    def pair(load, connections, field):
+        return "%s / %s" % tuple(_one(results, load, connections, key, field) for key in (ours, peer))
+
+    rows = []
+    for load in results.contenders[ours].loads:
+        for c in results.connections(load.key):
+            ratio = results.ratio(load.key, c, ours, peer)
+            rows.append(["%s, %d" % (load.title, c), *(_one(results, load, c, key, "rate") for key in (ours, peer)),
+                         "%.2f" % ratio if ratio else "–", *(pair(load, c, field) for field in ("p50", "p99", "cpu", "front"))])
+    return table(["load, connections", *(results.contenders[key].name for key in (ours, peer)), "ratio",
+                  "p50 ms", "p99 ms", "CPU µs", "front MiB"], rows)
+
+
 def _rates(results, load, contenders):
     against = {peer: key for key, contender in results.contenders.items() for peer in contender.peers}
 
@@ -106,16 +122,21 @@ def _pair(results, load, connections, key, first, second):
     return "%s / %s" % (_one(results, load, connections, key, first), _one(results, load, connections, key, second))
 
 
+def ratio_target(results, claim, load, key, peer, least, connections=None, field="rate", most=False, limit=None):
+    """That the ratio of two contenders is at least so much, or with `most` at most, at each of these numbers of connections."""
+    ratios = results.ratios(load, key, peer, field, connections)
+    holds = all(ratio <= least if most else ratio >= least for ratio in ratios.values()) if ratios else None
+    measured = _by_connections(ratios)
+    if limit:  # what the same host makes of it with another plugin
+        measured += "; %s %s" % (limit[0], _by_connections(results.ratios(load, limit[1], peer, field, connections)))
+    return Target(claim, measured, holds)
+
+
 def _load_targets(results):
     targets = []
 
-    def at_least(claim, load, key, peer, least, connections=None, field="rate", most=False, limit=None):
-        ratios = results.ratios(load, key, peer, field, connections)
-        holds = all(ratio <= least if most else ratio >= least for ratio in ratios.values()) if ratios else None
-        measured = _by_connections(ratios)
-        if limit:  # what the same host makes of it with another plugin
-            measured += "; %s %s" % (limit[0], _by_connections(results.ratios(load, limit[1], peer, field, connections)))
-        targets.append(Target(claim, measured, holds))
+    def at_least(*claim, **options):
+        targets.append(ratio_target(results, *claim, **options))
 
     for load in LOADS:
         if load.key == "browser":
@@ -148,9 +169,10 @@ def machine(options, rounds, skipped, policy):
     with open("/proc/cpuinfo") as cpuinfo:
         model = re.search(r"^model name\s*: (.*)", cpuinfo.read(), re.MULTILINE)
     versions = [output_of("nginx", "-v").strip(), output_of("wrk", "-v").partition("Copyright")[0].strip()]
-    for command in (("go", "version"), ("uwsgi", "--version")):
+    for name, command in (("go", ("go", "version")), ("uwsgi", ("uwsgi", "--version")),
+                          ("", (tools.PYTHON, "-m", "gunicorn", "--version")), ("", (tools.php_fpm() or "php-fpm", "--version"))):
         try:
-            versions.append(" ".join((command[0], output_of(*command).strip())))
+            versions.append((name + " " + output_of(*command)).strip().split("\n")[0])
         except OSError:
             pass
     lines = [

@@ -2,10 +2,10 @@
 """The benchmark: plugrack beside what else one would put up, in one interleaved run. `make bench`; QUICK=1 for a short one.
 
 It measures the loads of loads.py on the contenders of peers.py in turns, point by point, so that drift of the machine hits
-all alike, and then what grows with plugins, keys and writers, and the moments of a start and a restart. The report goes to
-standard output and to target/bench/report.md, the plot to target/bench/bench.svg; `make bench-docs` puts both into the
-documentation. The exit code is 1 if an answer was wrong, late or missing: then the numbers do not count. A target that was
-missed is only said to be.
+all alike, then applications behind the host and behind nginx likewise, and then what grows with plugins, keys and writers, and
+the moments of a start and a restart. The report goes to standard output and to target/bench/report.md, the plot to
+target/bench/bench.svg; `make bench-docs` puts both into the documentation. The exit code is 1 if an answer was wrong, late or
+missing: then the numbers do not count. A target that was missed is only said to be.
 
 It needs the release build of the host and of tests/bench/plugin, nginx and wrk; a peer that is not installed is left out.
 As root on Debian and its like it installs what is missing.
@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 
+import applications
 import chain
 import growth
 import host
@@ -31,51 +32,13 @@ import plot
 import report
 import store
 import tools
-from loads import LOADS, check, measure
-from processes import ROOT, adopt_orphans, say, stop, stop_all
+from processes import ROOT, adopt_orphans, say, stop_all
+from rounds import measure_loads, stop_contenders
 
 OUT = os.path.join(ROOT, "target", "bench")
-LOAD_SECONDS = 10 * 60  # no round begins that would not be over by then
+LOAD_SECONDS = 10 * 60  # of the loads; see rounds.py
 POLICIES = {"other": os.SCHED_OTHER, "batch": os.SCHED_BATCH}
-PARTS = ("loads", "chain", "plugins", "kv", "writers", "start", "restart", "pipelining")
-
-
-def plan(options):
-    """The points of a round: load, connections, seconds."""
-    for load in LOADS:
-        for connections in load.connections:
-            # In a short run every number for the smallest answer, where the front's own cost shows, and two for the others.
-            if not options.quick or load.key == "hello" or connections in (16, 256):
-                # A thousand downloads at once take their time.
-                yield load, connections, options.seconds * (2 if load.by_bytes and connections > 256 else 1)
-
-
-def measure_loads(contenders, options, faults, remarks):
-    results, begun = report.Results(contenders), time.monotonic()
-    rounds = 0
-    for rounds in range(1, options.rounds + 1):
-        round_begun = time.monotonic()
-        for load, connections, seconds in plan(options):
-            # There and back again: who is measured after whom must not favour anybody.
-            for contender in contenders if rounds % 2 else contenders[::-1]:
-                point, found, silent = measure(contender, load, connections, seconds)
-                where = "%s, %s, %d connections, round %d: " % (contender.name, load.key, connections, rounds)
-                faults += [where + fault for fault in found]
-                if silent:
-                    # A peer that lets some wait has figures that are only better for it, so they may stand.
-                    (faults if contender.is_ours else remarks).append(
-                        "%s%d of the connections received nothing for %.1f s, which wrk does not count" % (where, silent, 0.6 * seconds))
-                if point:
-                    results.add(rounds, load.key, connections, contender.key, point)
-                    say("%s%.0f req/s, p50 %s ms, p99 %s ms, %.1f µs, %.1f MiB"
-                        % (where, point.rate, point.p50, point.p99, point.cpu, point.front))
-        now = time.monotonic()
-        if now + (now - round_begun) > begun + LOAD_SECONDS:
-            break
-    for contender in contenders:
-        for load in LOADS:
-            check(contender, load)
-    return results, rounds
+PARTS = ("loads", "apps", "chain", "plugins", "kv", "writers", "start", "restart", "pipelining")
 
 
 def positive(text):
@@ -114,15 +77,14 @@ def run(options, directory):
         peering = peers.Peers(directory, policy, available)
         contenders = peering.start_all()
         policy, skipped = peering.policy, peering.skipped
-        for reason in skipped:
-            say("bench: left out: " + reason)
-        results, rounds = measure_loads(contenders, options, faults, remarks)
+        results, rounds = measure_loads(contenders, options, LOAD_SECONDS, faults, remarks)
         sections.append(report.loads_section(results))
-        stop(*{process.pid: process for contender in contenders for process in contender.processes}.values())
+        stop_contenders(contenders)
     bench = growth.Bench(directory, policy, options.quick, faults)
-    for part, measured in (("chain", lambda bench: chain.compare(bench, available)), ("plugins", growth.plugins), ("kv", store.sizes),
-                           ("writers", store.writers), ("start", lifecycle.start_up), ("restart", lifecycle.restart),
-                           ("pipelining", pipelining.compare)):
+    for part, measured in (("apps", lambda bench: applications.compare(bench, available, options, remarks, skipped)),
+                           ("chain", lambda bench: chain.compare(bench, available)), ("plugins", growth.plugins),
+                           ("kv", store.sizes), ("writers", store.writers), ("start", lifecycle.start_up),
+                           ("restart", lifecycle.restart), ("pipelining", pipelining.compare)):
         if part in options.part:
             say("bench: " + part)
             sections.append(measured(bench))

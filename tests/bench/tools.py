@@ -1,5 +1,6 @@
 """What the benchmark needs beside the host: installed by apt where that can be done, and the peers built."""
 
+import glob
 import os
 import shutil
 import subprocess
@@ -9,9 +10,17 @@ from processes import ROOT, fail, say
 
 BIN = os.path.join(ROOT, "target", "bench", "bin")
 GOCODE = "/usr/share/gocode"  # where Debian's packages of Go libraries are
+PYTHON = os.path.join(ROOT, "target", "test-packages", "python", "bin", "python3")  # the one that `make test-tools` makes
 
-# What is looked for, and the packages that bring it. Without a needed one nothing can be measured, without another a peer is
-# left out.
+
+
+def php_fpm():
+    """The program, whose name has PHP's version in it; None if there is none."""
+    return next(iter(sorted(glob.glob("/usr/sbin/php-fpm*"))), None)
+
+
+# What is looked for, and the packages of the system that bring it. Without a needed one nothing can be measured, without another a
+# peer or an application is left out.
 NEEDED = {
     "nginx": (lambda: shutil.which("nginx"), ["nginx-light"]),
     "wrk": (lambda: shutil.which("wrk"), ["wrk"]),
@@ -25,6 +34,8 @@ OPTIONAL = {
                 ["gcc", "libc6-dev", "libfcgi-dev"]),
     "uwsgi": (lambda: shutil.which("uwsgi") and os.path.exists("/usr/lib/uwsgi/plugins/python3_plugin.so"),
               ["uwsgi-core", "uwsgi-plugin-python3"]),
+    "php-fpm": (php_fpm, ["php-fpm"]),
+    "gunicorn": (lambda: os.path.exists(os.path.join(os.path.dirname(PYTHON), "gunicorn")), []),
 }
 
 
@@ -32,7 +43,7 @@ def provide():
     """Installs what is missing, if we may. Gives the optional tools that are there."""
     os.environ["PATH"] += ":/usr/local/sbin:/usr/sbin"  # where nginx is, not on every user's PATH
     tools = {**NEEDED, **OPTIONAL}
-    missing = [name for name, (there, _) in tools.items() if not there()]
+    missing = [name for name, (there, packages) in tools.items() if packages and not there()]
     if missing and os.geteuid() == 0 and shutil.which("apt-get"):
         say("bench: installing " + ", ".join(missing))
         _apt("update")

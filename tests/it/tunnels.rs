@@ -1,8 +1,9 @@
 //! Tunnels between a client and an application, after a switch to another protocol.
 
 use crate::support::{Server, Site, copy_program, pause, root, wait_for, write_file};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -12,14 +13,35 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A host with the application at `/t`.
 fn host(arguments: &[&str]) -> Server {
     let site = Site::new().args(arguments);
-    let directory = site.plugins().join("t");
-    fs::create_dir_all(&directory).unwrap();
-    copy_program(root().join("tests/fixtures/tunnel_app.py"), directory.join("app.py"));
-    let manifest = b"id = \"t\"\nroute = \"/t\"\n\n[run]\nkind = \"http\"\ncommand = [\"./app.py\"]\n";
-    write_file(&directory.join("plugrack.toml"), manifest, 0o644);
+    install(&site, "t");
     let server = site.start();
     server.wait_state("t", "ready");
     server
+}
+
+/// Installs the application at the route of this name.
+fn install(site: &Site, id: &str) {
+    let directory = site.plugins().join(id);
+    fs::create_dir_all(&directory).unwrap();
+    copy_program(root().join("tests/fixtures/tunnel_app.py"), directory.join("app.py"));
+    install_version(site, id, "1.0.0");
+}
+
+/// Writes the manifest of an application that is installed.
+fn install_version(site: &Site, id: &str, version: &str) {
+    let manifest = format!(
+        "id = \"{id}\"\nroute = \"/{id}\"\nversion = \"{version}\"\n\n\
+         [run]\nkind = \"http\"\ncommand = [\"./app.py\"]\nopen-files = 2048\n"
+    );
+    write_file(&site.plugins().join(id).join("plugrack.toml"), manifest.as_bytes(), 0o644);
+}
+
+/// Lets the tests have so many open files, which is more than many systems let a process have at first.
+fn allow_open_files(number: u64) {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_some_and(|current| current < number) {
+        setrlimit(Resource::Nofile, Rlimit { current: Some(number), ..limit }).unwrap();
+    }
 }
 
 /// A client that has asked for the protocol `raw` at a path of the application.
@@ -132,10 +154,11 @@ fn an_upgrade_that_is_refused_or_not_asked_for_is_none() {
 
 #[test]
 fn tunnels_cost_no_thread_and_hold_up_no_request() {
-    let server = host(&["--max-connections", "1100", "--max-connections-per-address", "1100", "--max-tunnels", "600"]);
+    allow_open_files(4096);
+    let server = host(&["--max-connections", "1200", "--max-connections-per-address", "1200", "--max-tunnels", "1100"]);
     tunnel(&server, "/echo");
     let before = threads(&server);
-    let mut clients: Vec<_> = (0..500).map(|_| tunnel(&server, "/echo")).collect();
+    let mut clients: Vec<_> = (0..1000).map(|_| tunnel(&server, "/echo")).collect();
     for client in &mut clients {
         assert_echoes(client, b"one of many");
     }
@@ -196,6 +219,89 @@ fn a_restart_of_the_plugin_and_the_stop_of_the_host_end_tunnels() {
     assert_echoes(&mut client, b"ping");
     server.stop();
     client.read_to_end(&mut rest).ok();
+}
+
+#[test]
+fn ten_thousand_messages_stay_in_order_beside_a_client_that_reads_nothing_and_changes_of_another_plugin() {
+    let site = Site::new();
+    install(&site, "t");
+    install(&site, "u");
+    let server = site.start();
+    server.wait_state("t", "ready");
+    server.wait_state("u", "ready");
+    let _silent = tunnel(&server, "/flood");
+    let mut client = tunnel(&server, "/echo");
+    std::thread::scope(|scope| {
+        let changes = scope.spawn(|| {
+            server.cli(&["restart", "u"]);
+            install_version(server.site(), "u", "2.0.0");
+            assert_eq!(server.cli(&["rescan"]), "changed: u\n");
+        });
+        let mut batch = 0;
+        while batch < 100 || !changes.is_finished() {
+            let messages: String = (0..100).map(|number| format!("message {number} of {batch}\n")).collect();
+            assert_echoes(&mut client, messages.as_bytes());
+            batch += 1;
+        }
+        changes.join().unwrap();
+    });
+    assert_eq!(server.plugin("u")["version"], "2.0.0");
+}
+
+#[test]
+fn a_restart_and_an_update_end_tunnels_under_load_and_those_whose_clients_read_nothing() {
+    let server = host(&[]);
+    let update = || {
+        install_version(server.site(), "t", "2.0.0");
+        server.cli(&["rescan"]);
+    };
+    let restart = || {
+        server.cli(&["restart", "t"]);
+    };
+    for change in [&restart as &(dyn Fn() + Sync), &update] {
+        let mut silent = tunnel(&server, "/flood");
+        let mut client = tunnel(&server, "/echo");
+        assert_echoes(&mut client, b"before the change");
+        std::thread::scope(|scope| {
+            let change = scope.spawn(change);
+            let (sent, got) = talk_to_the_end(&mut client);
+            assert!(sent.starts_with(&got), "{} bytes were sent, and {} other bytes came back", sent.len(), got.len());
+            change.join().unwrap();
+        });
+        let mut rest = Vec::new();
+        read_to_the_end(&mut silent, &mut rest);
+        assert!(rest.iter().all(|&byte| byte == b'x'));
+        assert_echoes(&mut tunnel(&server, "/echo"), b"a new one");
+    }
+}
+
+/// Sends messages through a tunnel until it ends: what was sent and what came back.
+fn talk_to_the_end(client: &mut TcpStream) -> (Vec<u8>, Vec<u8>) {
+    let (mut sent, mut got, mut buffer) = (Vec::new(), Vec::new(), [0; 4096]);
+    for number in 0.. {
+        let message = format!("message {number}\n");
+        sent.extend_from_slice(message.as_bytes());
+        if client.write_all(message.as_bytes()).is_err() {
+            break;
+        }
+        match client.read(&mut buffer) {
+            Ok(0) => return (sent, got),
+            Ok(n) => got.extend_from_slice(&buffer[..n]),
+            Err(error) => {
+                assert_ne!(error.kind(), ErrorKind::WouldBlock, "the tunnel neither passes bytes nor ends");
+                return (sent, got);
+            }
+        }
+    }
+    read_to_the_end(client, &mut got);
+    (sent, got)
+}
+
+/// Reads until a tunnel has ended or was reset.
+fn read_to_the_end(client: &mut TcpStream, got: &mut Vec<u8>) {
+    if let Err(error) = client.read_to_end(got) {
+        assert_ne!(error.kind(), ErrorKind::WouldBlock, "the tunnel does not end");
+    }
 }
 
 #[test]

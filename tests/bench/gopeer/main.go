@@ -39,6 +39,30 @@ func echo(w http.ResponseWriter, r *http.Request) {
 	put(w, "application/octet-stream", body)
 }
 
+// tunnel switches to a protocol of its own and sends back what it gets. Fronts pass on what follows as they do with WebSocket.
+func tunnel(w http.ResponseWriter, r *http.Request) {
+	if r.Header.Get("Upgrade") != "echo" {
+		http.Error(w, "no upgrade", http.StatusUpgradeRequired)
+		return
+	}
+	connection, buffered, err := w.(http.Hijacker).Hijack()
+	if err != nil {
+		return
+	}
+	defer connection.Close()
+	connection.Write([]byte("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"))
+	buffer := make([]byte, 64<<10)
+	for {
+		n, err := buffered.Read(buffer)
+		if err != nil {
+			return
+		}
+		if _, err := connection.Write(buffer[:n]); err != nil {
+			return
+		}
+	}
+}
+
 func main() {
 	if len(os.Args) != 2 {
 		log.Fatal("usage: bench-gopeer SOCKET")
@@ -49,6 +73,7 @@ func main() {
 	}
 	http.HandleFunc("/bench/hello", func(w http.ResponseWriter, _ *http.Request) { put(w, "text/plain; charset=utf-8", hello) })
 	http.HandleFunc("/bench/echo", echo)
+	http.HandleFunc("/bench/tunnel", tunnel)
 	http.HandleFunc("/bench/mib", func(w http.ResponseWriter, _ *http.Request) { put(w, "application/octet-stream", mib) })
 	log.Fatal(http.Serve(listener, nil))
 }
