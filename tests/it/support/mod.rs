@@ -5,6 +5,7 @@ pub(crate) mod http;
 pub(crate) mod siege;
 pub(crate) mod strain;
 pub(crate) mod tls;
+pub(crate) mod websocket;
 
 use http::{Client, Reply};
 use serde_json::{Value, json};
