@@ -117,7 +117,7 @@ impl ToPlugin {
     pub(crate) fn size(&self) -> usize {
         match self {
             Self::Open(frame) => frame.len(),
-            Self::Message { bytes, .. } => bytes.len() + SOCKET_MESSAGE_COST as usize,
+            Self::Message { bytes, .. } => usize::try_from(cost(bytes.len())).unwrap_or(usize::MAX),
             Self::Credit(_) | Self::Close(_) => 0,
         }
     }

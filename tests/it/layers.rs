@@ -33,7 +33,8 @@ const LONG: [(&str, &str); 10] = [
 ];
 
 /// Long files of the protocol's crate, whose texts are part of the documentation.
-const LONG_PROTOCOL: [&str; 2] = ["sdk/rust/src/protocol/message.rs", "sdk/rust/src/license.rs"];
+const LONG_PROTOCOL: [&str; 3] =
+    ["sdk/rust/src/protocol/message.rs", "sdk/rust/src/protocol/metadata.rs", "sdk/rust/src/license.rs"];
 
 /// The room of a file, by the order of the rooms: the loose files stand above all.
 fn room(rooms: &[&str], file: &str) -> usize {

@@ -122,7 +122,7 @@ fn the_table_of_limits_is_that_of_the_source() {
     use From::{Constant, Setting};
     const MESSAGE: &str = "protocol/message.rs";
     const STORE_HTTP: &str = "plugins/host_socket/http.rs";
-    let rows: [(&str, &[(As, From)]); 39] = [
+    let rows: [(&str, &[(As, From)]); 44] = [
         ("head of a frame | 1–@ bytes | fixed", &[(Number, Constant(MESSAGE, "MAX_HEAD"))]),
         ("body of a frame | 0–@ bytes | fixed", &[(Number, Constant(MESSAGE, "MAX_BODY"))]),
         ("`id` of a message | 0 … 2^53−1 | fixed", &[]),
@@ -176,6 +176,17 @@ fn the_table_of_limits_is_that_of_the_source() {
         ),
         ("time from `shutdown` to SIGTERM | @ s | fixed", &[(Seconds, Constant("plugins/supervisor/mod.rs", "SHUTDOWN_TIME"))]),
         ("time from SIGTERM to SIGKILL | @ s | fixed", &[(Seconds, Constant("plugins/supervisor/mod.rs", "TERMINATE_TIME"))]),
+        ("message of a WebSocket | 0–@ bytes | fixed", &[(Number, Constant(MESSAGE, "MAX_BODY"))]),
+        (
+            "credit of a WebSocket at the beginning | @ bytes | `credit` in `ws_open` and `ws_accept`",
+            &[(Number, Constant(MESSAGE, "SOCKET_CREDIT"))],
+        ),
+        ("body of a response that refuses a WebSocket | @ bytes | fixed", &[(Number, Constant(MESSAGE, "MAX_INLINE_BODY"))]),
+        ("time for a client to answer a close frame | @ s | fixed", &[(Seconds, Constant("gate/websocket.rs", "CLOSE_TIME"))]),
+        (
+            "time between two pings to the client of a WebSocket | @ s | `--websocket-ping`",
+            &[(Number, Setting("PLUGRACK_WEBSOCKET_PING"))],
+        ),
         (
             "connections of a plugin to the host socket | @ | fixed",
             &[(Number, Constant("plugins/host_socket/mod.rs", "MAX_CONNECTIONS"))],
@@ -335,6 +346,11 @@ fn the_tables_of_messages_are_those_of_the_source() {
         ("### response", "RESPONSE"),
         ("### data", "DATA"),
         ("### error", "ERROR"),
+        ("### ws_open", "SOCKET_OPEN"),
+        ("### ws_accept", "SOCKET_ACCEPT"),
+        ("### ws_message", "SOCKET_MESSAGE"),
+        ("### Credit", "SOCKET_CREDIT"),
+        ("### ws_close", "SOCKET_CLOSE"),
     ] {
         assert_eq!(columns(heading), fields(list), "{heading}");
     }

@@ -98,7 +98,7 @@ impl SocketConnection {
     }
 
     /// Asks the plugin whether it takes a socket. Gives the client back if the connection has ended.
-    pub(super) fn open(&self, opening: Opening) -> Result<(), Opening> {
+    pub(super) fn open(&self, opening: Box<Opening>) -> Result<(), Box<Opening>> {
         let mut table = self.table.locked();
         if table.ended {
             return Err(opening);
@@ -114,7 +114,7 @@ impl SocketConnection {
             return Ok(());
         }
         table.last_id = id;
-        table.openings.insert(id, Box::new(opening));
+        table.openings.insert(id, opening);
         self.queue.put(id, ToPlugin::Open(frame));
         Ok(())
     }

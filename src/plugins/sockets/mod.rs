@@ -26,7 +26,7 @@ impl Sockets {
             Err(error) => return request.fail(error),
         };
         ProcessState::set_flag(&process.asked);
-        let opening = Opening { deadline: request.arrived + process.request_timeout, request, accept_key };
+        let opening = Box::new(Opening { deadline: request.arrived + process.request_timeout, request, accept_key });
         let mut current = process.sockets.0.locked();
         let opening = match &*current {
             Some(connection) => match connection.open(opening) {

@@ -150,10 +150,14 @@ impl<S: Read + Write> Socket<S> {
         Some((start[0], payload))
     }
 
-    /// The next text message.
+    /// The next text message. Answers pings before it.
     #[track_caller]
     pub(crate) fn hear(&mut self) -> String {
-        let (first, payload) = self.receive().unwrap();
+        let (mut first, mut payload) = self.receive().unwrap();
+        while first == FIN | PING {
+            self.send(FIN | PONG, &payload);
+            (first, payload) = self.receive().unwrap();
+        }
         assert_eq!(first, FIN | TEXT, "{payload:?}");
         String::from_utf8(payload).unwrap()
     }

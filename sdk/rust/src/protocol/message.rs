@@ -248,7 +248,6 @@ fn fields_of(kind: &str) -> &'static [Field] {
     const MESSAGE: Form = Form::TextOf(is_error_message, "a string of 1 to 4096 bytes");
     const ERROR: [Field; 4] =
         [ID, Field::required("code", CODE), Field::required("message", MESSAGE), Field::optional("index", COUNT)];
-    const CREDIT: Field = Field::optional("credit", Form::Integer(0, MAX_ID));
     const SOCKET_OPEN: [Field; 7] = [
         ID,
         Field::required("path", Form::Text),
@@ -256,10 +255,14 @@ fn fields_of(kind: &str) -> &'static [Field] {
         Field::required("mount", Form::Text),
         Field::optional("headers", Form::Pairs),
         Field::optional("remote", Form::Text),
-        CREDIT,
+        Field::optional("credit", Form::Integer(0, MAX_ID)),
     ];
-    const SOCKET_ACCEPT: [Field; 4] =
-        [ID, Field::optional("protocol", Form::Text), Field::optional("headers", Form::Pairs), CREDIT];
+    const SOCKET_ACCEPT: [Field; 4] = [
+        ID,
+        Field::optional("protocol", Form::Text),
+        Field::optional("headers", Form::Pairs),
+        Field::optional("credit", Form::Integer(0, MAX_ID)),
+    ];
     const SOCKET_MESSAGE: [Field; 2] = [ID, Field::optional("text", Form::Bool)];
     const SOCKET_CREDIT: [Field; 2] = [ID, Field::required("bytes", Form::Integer(0, MAX_ID))];
     const CLOSE_REASON: Form = Form::TextOf(is_close_reason, "a string of at most 123 bytes");
