@@ -6,9 +6,10 @@ use super::operation::{Operation, Outcome};
 use super::request::Request;
 use super::response::IntoResponse;
 use super::server::{Handlers, InitHandler, KvHandler, Server};
+use super::websocket::{self, Close, HandlerResult, IntoOpening, Message, Socket};
 use super::{Error, log};
 use crate::protocol::message::PROTOCOL_VERSION;
-use crate::protocol::metadata::{BelowRoute, Metadata, TrailingSlash};
+use crate::protocol::metadata::{BelowRoute, Metadata, TrailingSlash, WEBSOCKET};
 use rustix::process::{Resource, getrlimit};
 use std::io::Write;
 use std::os::unix::net::UnixListener;
@@ -31,6 +32,7 @@ pub struct Plugin {
     metadata: Metadata,
     init: Box<InitHandler>,
     kv: Box<KvHandler>,
+    websocket: websocket::Handlers,
     #[cfg(feature = "license")]
     licensed: Option<super::licensed::Licensed>,
 }
@@ -78,6 +80,14 @@ impl Plugin {
     #[must_use]
     pub fn hosts(mut self, names: &[&str]) -> Self {
         self.metadata.host = names.iter().map(|&name| name.to_owned()).collect();
+        self
+    }
+
+    /// Origins of other sites whose pages may open a WebSocket of the plugin: `https://app.example.org`, or `*` for all. Without
+    /// them only the plugin's own pages may.
+    #[must_use]
+    pub fn origins(mut self, origins: &[&str]) -> Self {
+        self.metadata.origins = origins.iter().map(|&origin| origin.to_owned()).collect();
         self
     }
 
@@ -179,6 +189,60 @@ impl Plugin {
         self
     }
 
+    /// Called for each message of a WebSocket, text or binary. The host passes [WebSockets](websocket) to a plugin that has this
+    /// handler or one of the two below.
+    ///
+    /// If the handler fails or panics, its socket is closed with the code 1011, and the reason goes to the plugin's log.
+    ///
+    /// ```no_run
+    /// # use plugrack_sdk::Plugin;
+    /// # let plugin = Plugin::new("a", "A", "1", "a", "/a");
+    /// plugin.on_websocket(|socket, message| socket.send(message));
+    /// ```
+    #[must_use]
+    pub fn on_websocket<R: HandlerResult>(mut self, handler: impl Fn(&Socket, Message) -> R + Send + Sync + 'static) -> Self {
+        self.websocket.message = Some(Box::new(move |socket, message| handler(socket, message).into_result()));
+        self.speaks_websocket()
+    }
+
+    /// Called when a client asks for a WebSocket, to accept or refuse it; [`IntoOpening`] has what it may return. Without this
+    /// handler every socket is accepted.
+    ///
+    /// ```no_run
+    /// # use plugrack_sdk::{Plugin, Response};
+    /// # let plugin = Plugin::new("a", "A", "1", "a", "/a");
+    /// plugin.on_websocket_open(|socket| match socket.header("cookie") {
+    ///     Some(_) => None,
+    ///     None => Some(Response::text("log in first\n").status(403)),
+    /// });
+    /// ```
+    #[must_use]
+    pub fn on_websocket_open<R: IntoOpening>(mut self, handler: impl Fn(&Socket) -> R + Send + Sync + 'static) -> Self {
+        self.websocket.open = Some(Box::new(move |socket| handler(socket).into_opening()));
+        self.speaks_websocket()
+    }
+
+    /// Called once for each WebSocket that was accepted, after its last message: the client or the plugin has closed it, or the
+    /// client has gone.
+    ///
+    /// ```no_run
+    /// # use plugrack_sdk::Plugin;
+    /// # let plugin = Plugin::new("a", "A", "1", "a", "/a");
+    /// plugin.on_websocket_close(|socket, close| eprintln!("{socket:?} is closed: {close:?}"));
+    /// ```
+    #[must_use]
+    pub fn on_websocket_close<R: HandlerResult>(mut self, handler: impl Fn(&Socket, Close) -> R + Send + Sync + 'static) -> Self {
+        self.websocket.close = Some(Box::new(move |socket, close| handler(socket, close).into_result()));
+        self.speaks_websocket()
+    }
+
+    fn speaks_websocket(mut self) -> Self {
+        if !self.metadata.speaks.iter().any(|kind| kind == WEBSOCKET) {
+            self.metadata.speaks.push(WEBSOCKET.to_owned());
+        }
+        self
+    }
+
     /// Runs the plugin as the host has called it, and gives what `main` returns: with `--metadata` it prints its metadata;
     /// otherwise it answers requests with `handler` until the host tells it to stop.
     ///
@@ -202,14 +266,16 @@ impl Plugin {
 
     /// Serves the connections of a socket until the host tells the plugin to stop.
     pub(super) fn serve_on<R: IntoResponse>(
-        self,
+        mut self,
         listener: UnixListener,
         handler: impl Fn(&mut Request<'_>) -> R + Send + Sync + 'static,
     ) -> ExitCode {
         let http = Box::new(move |request: &mut Request<'_>| handler(request).into_response());
         let concurrency = self.metadata.concurrency;
+        let workers = websocket::Workers::new(worker_threads(getrlimit(Resource::Data).current, concurrency));
+        let websocket = std::mem::take(&mut self.websocket);
         let (init, kv) = self.start();
-        match Server::new(concurrency, Handlers { init, kv, http }) {
+        match Server::new(concurrency, Handlers { init, kv, http, websocket }, workers) {
             Ok(server) => server.run(listener),
             Err(error) => {
                 log(format_args!("cannot watch connections: {error}"));
@@ -252,12 +318,22 @@ fn default_concurrency(memory: Option<u64>) -> u32 {
     room.and_then(|room| u32::try_from(room).ok()).map_or(DEFAULT_CONCURRENCY, |room| room.clamp(1, DEFAULT_CONCURRENCY))
 }
 
+/// How many threads call handlers of WebSockets at most: as many as the concurrency, where memory has room for them beside those of
+/// requests.
+fn worker_threads(memory: Option<u64>, concurrency: u32) -> usize {
+    let kept = MEMORY_KEPT + u64::from(concurrency) * MEMORY_FOR_ONE;
+    let room = memory.map(|memory| memory.saturating_sub(kept) / MEMORY_FOR_ONE);
+    let threads = room.map_or(u64::from(concurrency), |room| room.min(u64::from(concurrency)));
+    usize::try_from(threads).unwrap_or(usize::MAX).max(1)
+}
+
 impl From<Metadata> for Plugin {
     fn from(metadata: Metadata) -> Self {
         Self {
             metadata,
             init: Box::new(|_| Ok(())),
             kv: Box::new(|context, operation| operation.perform(context.kv())),
+            websocket: websocket::Handlers::default(),
             #[cfg(feature = "license")]
             licensed: None,
         }
