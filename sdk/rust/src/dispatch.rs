@@ -22,7 +22,7 @@ pub(super) fn serve(slot: &Slot, connection: &mut Connection) -> Result<(), End>
             (Message::Init(init), _) => server.init(*init, connection)?,
             (Message::Http(message), Some(context)) => http(server, context, connection, *message)?,
             (Message::Kv(message), Some(context)) => kv(server, context, connection, &message)?,
-            (Message::SocketOpen(open), Some(context)) if is_first && server.handlers.websocket.are_any() => {
+            (Message::SocketOpen(open), Some(context)) if is_first && server.handlers.websocket.any() => {
                 slot.carries_sockets();
                 return websocket::serve(server, context, connection, *open);
             }

@@ -28,7 +28,7 @@
 //!
 //! A plugin that is to have WebSockets names their handlers, see [`websocket`].
 //!
-//! A proprietary plugin is [`licensed`](Plugin::licensed), which needs the feature `license`; [`Context::granted`] has what its
+//! A proprietary plugin is licensed by `Plugin::licensed`, which needs the feature `license`; `Context::granted` has what its
 //! licence grants.
 //!
 //! Standard output and standard error both go to the plugin's log.

@@ -70,6 +70,9 @@ impl Plugin {
     /// A request that the host has given up makes room for another, also while its handler still runs. So at most twice this number
     /// of handlers run. With 1 the next handler is called once the one before has returned; only a stream that was given up may still
     /// run beside it, until it notices its [`Cancellation`](super::Cancellation).
+    ///
+    /// The handlers of [WebSockets](websocket) run on as many threads more, which are started as they are needed. With 1 they take
+    /// turns with all others; only a stream of a response runs beside them.
     #[must_use]
     pub fn concurrency(mut self, connections: u32) -> Self {
         self.metadata.concurrency = connections;
@@ -361,6 +364,22 @@ mod tests {
     }
 
     #[test]
+    fn handlers_of_websockets_have_as_many_threads_as_the_concurrency_where_memory_has_room_for_them() {
+        const MIB: u64 = 1 << 20;
+        for (memory, concurrency, expected) in [
+            (None, 16, 16),
+            (None, 256, 256),
+            (None, 0, 1),
+            (Some(u64::MAX), 4, 4),
+            (Some(64 * MIB), 8, 8),
+            (Some(64 * MIB), 12, 4),
+        ] {
+            assert_eq!(worker_threads(memory, concurrency), expected, "{memory:?} {concurrency}");
+        }
+        assert_eq!(worker_threads(Some(32 * MIB), default_concurrency(Some(32 * MIB))), 1);
+    }
+
+    #[test]
     fn metadata_is_what_the_host_takes() {
         let plugin = Plugin::new("probe", "Probe", "1.0.0", "🔬", "/probe");
         let plugin = plugin.concurrency(4);
@@ -373,6 +392,18 @@ mod tests {
         let metadata = Metadata::parse(named.checked_metadata().unwrap().as_bytes()).unwrap();
         assert_eq!((metadata.route, &*metadata.host), (None, &["probe.example".to_owned(), "*.probe.example".to_owned()][..]));
         assert_eq!((metadata.below_route, metadata.trailing_slash), (BelowRoute::Rewrite, TrailingSlash::Redirect));
+        assert!(metadata.speaks.is_empty() && metadata.origins.is_empty());
+        let speaking = Plugin::new("probe", "Probe", "1.0.0", "🔬", "/probe").origins(&["https://app.example", "*"]);
+        let speaking = speaking.on_websocket_open(|_| ()).on_websocket(|_, _| ()).on_websocket_close(|_, _| ());
+        let metadata = Metadata::parse(speaking.checked_metadata().unwrap().as_bytes()).unwrap();
+        assert_eq!((metadata.speaks, metadata.origins), (vec![WEBSOCKET.into()], vec!["https://app.example".into(), "*".into()]));
+        for one in [
+            Plugin::new("probe", "Probe", "1", "🔬", "/probe").on_websocket(|_, _| ()),
+            Plugin::new("probe", "Probe", "1", "🔬", "/probe").on_websocket_open(|_| ()),
+            Plugin::new("probe", "Probe", "1", "🔬", "/probe").on_websocket_close(|_, _| ()),
+        ] {
+            assert_eq!(one.metadata.speaks, [WEBSOCKET]);
+        }
         let refused = Plugin::new("Probe", "Probe", "1.0.0", "🔬", "/probe").checked_metadata().unwrap_err();
         assert!(refused.to_string().contains("id"), "{refused}");
     }

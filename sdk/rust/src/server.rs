@@ -109,7 +109,7 @@ impl State {
 impl Server {
     pub(super) fn new(concurrency: u32, handlers: Handlers, workers: websocket::Workers) -> io::Result<Self> {
         Ok(Self {
-            spare: usize::from(handlers.websocket.are_any()),
+            spare: usize::from(handlers.websocket.any()),
             handlers,
             workers,
             concurrency: usize::try_from(concurrency).unwrap_or(usize::MAX),
@@ -141,7 +141,7 @@ impl Server {
             log(format_args!("cannot watch connections: {error}"));
             watcher.fail(ExitCode::FAILURE);
         });
-        let working = if server.handlers.websocket.are_any() { server.workers.start(&server) } else { Ok(()) };
+        let working = if server.handlers.websocket.any() { server.workers.start(&server) } else { Ok(()) };
         if let Err(error) = flushing.and(accepting).and(watching).and(working) {
             log(format_args!("cannot start a thread: {error}"));
             return ExitCode::FAILURE;

@@ -1,9 +1,10 @@
 //! The plugin's handlers for sockets, and what follows from how they end.
 
 use super::message::{Close, Message, SendError};
-use super::opening::{Acceptance, Opening};
+use super::opening::Opening;
 use super::socket::{Event, Socket};
 use crate::dispatch::reason;
+use crate::protocol::frame::EncodeError;
 use crate::response::{Body, Response};
 use crate::server::Server;
 use crate::{Error, log};
@@ -26,8 +27,8 @@ pub(crate) struct Handlers {
 }
 
 impl Handlers {
-    /// Whether the plugin has to do with sockets at all.
-    pub(crate) fn are_any(&self) -> bool {
+    /// Whether there are any, so that the plugin has to do with sockets at all.
+    pub(crate) fn any(&self) -> bool {
         self.open.is_some() || self.message.is_some() || self.close.is_some()
     }
 }
@@ -57,7 +58,11 @@ impl<E: Into<Error>> HandlerResult for Result<(), E> {
 pub(super) fn handle(server: &Arc<Server>, socket: &Socket) {
     let handlers = &server.handlers.websocket;
     match socket.next() {
-        Some(Event::Open) => open(server, socket),
+        Some(Event::Open) => {
+            if let Some(handler) = &handlers.open {
+                open(server, socket, handler);
+            }
+        }
         Some(Event::Message(message)) => {
             let cost = message.cost();
             if let Some(handler) = &handlers.message
@@ -80,12 +85,8 @@ pub(super) fn handle(server: &Arc<Server>, socket: &Socket) {
 }
 
 /// Asks the open handler, and answers the host.
-fn open(server: &Arc<Server>, socket: &Socket) {
-    let opening = match &server.handlers.websocket.open {
-        Some(handler) => call(server, || handler(socket)?.checked(socket)),
-        None => Ok(Acceptance::new().into()),
-    };
-    let answered = match opening {
+fn open(server: &Arc<Server>, socket: &Socket, handler: &OpenHandler) {
+    let answered = match call(server, || handler(socket)?.checked(socket)) {
         Ok(Opening::Accept(acceptance)) => socket.accept(acceptance),
         Ok(Opening::Refuse(response)) => refuse(socket, response),
         Err(failure) => {
@@ -100,7 +101,7 @@ fn open(server: &Arc<Server>, socket: &Socket) {
     }
 }
 
-fn refuse(socket: &Socket, response: Response) -> Result<(), crate::protocol::frame::EncodeError> {
+fn refuse(socket: &Socket, response: Response) -> Result<(), EncodeError> {
     let Response { status, headers, body } = response;
     // A checked refusal has no other.
     let body = if let Body::Bytes(body) = &body { &**body } else { &[] };

@@ -78,7 +78,8 @@ impl Workers {
         while let Some(socket) = self.next(idle_time) {
             handlers::handle(server, &socket);
             if socket.is_ready_again() {
-                self.push(server, socket);
+                // This thread goes on with what is ready, so none has to be found.
+                self.state.locked().ready.push_back(socket);
             }
         }
     }
