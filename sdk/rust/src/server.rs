@@ -185,7 +185,8 @@ impl Server {
     }
 
     /// Waits until fewer connections are open than the plugin's concurrency allows. A connection that the host has closed does not
-    /// count, even while its handler still runs. All handlers together are at most twice the concurrency.
+    /// count, even while its handler still runs. All handlers of requests together are at most twice the concurrency, and one more on
+    /// the connection that was accepted in case it is the one for WebSockets.
     fn wait_for_capacity(&self, overload: &mut Throttle) {
         let (places, most) = (self.concurrency + self.spare, 2 * self.concurrency + self.spare);
         let at_limit = |state: &mut State| state.live() < places && state.connections.len() >= most;

@@ -2,6 +2,7 @@
 
 use super::*;
 use std::thread;
+use std::time::Duration;
 
 /// What the host is answered when it asks for a socket of this path.
 fn asked(peer: &mut Peer, id: u64, path: &str) -> (Value, Vec<u8>) {
@@ -270,6 +271,9 @@ fn with_a_concurrency_of_one_no_two_handlers_run_at_the_same_time() {
 fn a_handler_that_waits_for_credit_with_a_concurrency_of_one_ends_before_another_begins() {
     let (running, mut first, mut peer, told) = sending_twice(1);
     first.send(&http(7, "GET", "/"), b"");
+    first.0.stream().set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    assert!(first.0.read().is_err(), "the handler that waits has to end first");
+    first.0.stream().set_read_timeout(Some(PATIENCE)).unwrap();
     peer.send(&credit(5, 1000), b"");
     peer.receive_text(5, "second");
     assert_eq!(told.recv_timeout(PATIENCE).unwrap(), Ok(()));
