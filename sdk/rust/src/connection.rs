@@ -133,6 +133,11 @@ impl Connection {
         }
     }
 
+    /// The stream below, for a thread that writes to it by itself.
+    pub(super) fn stream(&mut self) -> Arc<UnixStream> {
+        Arc::clone(&self.reader.stream().stream)
+    }
+
     pub(super) fn ended(&self) -> &Arc<AtomicBool> {
         &self.ended
     }

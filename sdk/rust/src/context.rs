@@ -2,6 +2,7 @@
 
 use super::cancel::Signal;
 use super::kv::Kv;
+use super::websocket::{self, Message, Registry, SendError, Socket};
 #[cfg(feature = "license")]
 use crate::license::{self, License};
 use crate::protocol::message::{HostInfo, Init};
@@ -19,6 +20,7 @@ pub struct Context(Arc<Inner>);
 struct Inner {
     init: Init,
     kv: Kv,
+    sockets: Registry,
     #[cfg(feature = "license")]
     granted: std::sync::OnceLock<License>,
     stopping: AtomicBool,
@@ -32,6 +34,7 @@ impl Context {
         Self(Arc::new(Inner {
             init,
             kv,
+            sockets: Registry::default(),
             #[cfg(feature = "license")]
             granted: std::sync::OnceLock::new(),
             stopping: AtomicBool::new(false),
@@ -103,6 +106,37 @@ impl Context {
     #[must_use]
     pub fn kv(&self) -> &Kv {
         &self.0.kv
+    }
+
+    /// The WebSockets that are open, in no order.
+    #[must_use]
+    pub fn sockets(&self) -> Vec<Socket> {
+        self.0.sockets.all()
+    }
+
+    /// Sends a message to all open WebSockets, and gives the number of those that it was sent to. It waits for nobody: a socket that
+    /// has no credit left is closed with the code 1013, so that its client connects again and does not miss a message silently.
+    ///
+    /// # Errors
+    /// When the message is over 1 MiB.
+    pub fn broadcast(&self, message: impl Into<Message>) -> Result<usize, SendError> {
+        self.broadcast_to(&self.sockets(), message)
+    }
+
+    /// The same for these sockets. Those that are closed get nothing.
+    ///
+    /// # Errors
+    /// When the message is over 1 MiB.
+    pub fn broadcast_to<'a>(
+        &self,
+        sockets: impl IntoIterator<Item = &'a Socket>,
+        message: impl Into<Message>,
+    ) -> Result<usize, SendError> {
+        websocket::broadcast(sockets, message.into())
+    }
+
+    pub(super) fn registry(&self) -> &Registry {
+        &self.0.sockets
     }
 
     /// Whether the host has asked the plugin to stop. Work without an end should then come to one: 3 s after asking, the host

@@ -7,19 +7,25 @@ use super::kv::KvError;
 use super::operation::Operation;
 use super::request::{BodyError, Request};
 use super::response::Response;
-use super::server::Server;
-use super::{Error, log};
+use super::server::{Server, Slot};
+use super::{Error, log, websocket};
 use crate::protocol::message::{Failure, Http, Kv, Message, Pong, is_error_code};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Serves a connection until it is over.
-pub(super) fn serve(server: &Server, connection: &mut Connection) -> Result<(), End> {
+pub(super) fn serve(slot: &Slot, connection: &mut Connection) -> Result<(), End> {
+    let server = &slot.server;
     let mut head = Vec::new();
+    let mut is_first = true;
     loop {
         match (connection.receive(&mut head)?, server.context()) {
             (Message::Init(init), _) => server.init(*init, connection)?,
             (Message::Http(message), Some(context)) => http(server, context, connection, *message)?,
             (Message::Kv(message), Some(context)) => kv(server, context, connection, &message)?,
+            (Message::SocketOpen(open), Some(context)) if is_first && server.handlers.websocket.any() => {
+                slot.carries_sockets();
+                return websocket::serve(server, context, connection, *open);
+            }
             (Message::Ping(ping), Some(_)) => connection.send(&Pong { id: ping.id }, &[])?,
             (Message::Shutdown(_), Some(context)) => {
                 context.stop();
@@ -27,6 +33,7 @@ pub(super) fn serve(server: &Server, connection: &mut Connection) -> Result<(), 
             }
             (message, _) => return Err(End::Fault(format!("{} is out of place", message.kind()))),
         }
+        is_first = false;
     }
 }
 
@@ -46,6 +53,12 @@ fn failed(request: &Request<'_>, error: &Error) -> Response {
     if let Some(too_large @ BodyError::TooLarge(_)) = error.downcast_ref() {
         return Response::text(too_large.to_string()).status(413);
     }
+    log(format_args!("{} {}: {}", request.method(), request.path(), reason(error)));
+    Response::internal_error()
+}
+
+/// An error with all that has led to it, for the plugin's log.
+pub(super) fn reason(error: &Error) -> String {
     let mut reason = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
@@ -53,8 +66,7 @@ fn failed(request: &Request<'_>, error: &Error) -> Response {
         reason.push_str(&error.to_string());
         source = error.source();
     }
-    log(format_args!("{} {}: {reason}", request.method(), request.path()));
-    Response::internal_error()
+    reason
 }
 
 fn kv(server: &Server, context: &Context, connection: &mut Connection, message: &Kv) -> Result<(), End> {

@@ -26,7 +26,9 @@
 //! as soon as nobody waits for the answer any more. A request that the host has given up makes room for another, also while its
 //! handler still runs; at most twice the [concurrency](Plugin::concurrency) handlers run.
 //!
-//! A proprietary plugin is [`licensed`](Plugin::licensed), which needs the feature `license`; [`Context::granted`] has what its
+//! A plugin that is to have WebSockets names their handlers, see [`websocket`].
+//!
+//! A proprietary plugin is licensed by `Plugin::licensed`, which needs the feature `license`; `Context::granted` has what its
 //! licence grants.
 //!
 //! Standard output and standard error both go to the plugin's log.
@@ -57,6 +59,7 @@ mod response;
 mod server;
 #[cfg(test)]
 mod tests;
+pub mod websocket;
 
 pub use cancel::Cancellation;
 pub use context::{Context, Refusal};

@@ -33,7 +33,7 @@ impl Outbox {
 
     /// Sends them.
     pub(super) fn flush(&self) -> io::Result<()> {
-        self.flush_with(&[])
+        if self.frames().is_empty() { Ok(()) } else { self.flush_with(&[]) }
     }
 
     /// Sends them, and then bytes that are better not copied behind them.
@@ -46,7 +46,7 @@ impl Outbox {
 }
 
 /// Writes one behind the other, at once where the host takes it: it wakes once.
-fn write_both(mut stream: &UnixStream, first: &[u8], second: &[u8]) -> io::Result<()> {
+pub(super) fn write_both(mut stream: &UnixStream, first: &[u8], second: &[u8]) -> io::Result<()> {
     let written = match stream.write_vectored(&[IoSlice::new(first), IoSlice::new(second)]) {
         Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
         written => written?,

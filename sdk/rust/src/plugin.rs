@@ -6,9 +6,10 @@ use super::operation::{Operation, Outcome};
 use super::request::Request;
 use super::response::IntoResponse;
 use super::server::{Handlers, InitHandler, KvHandler, Server};
+use super::websocket::{self, Close, HandlerResult, IntoOpening, Message, Socket};
 use super::{Error, log};
 use crate::protocol::message::PROTOCOL_VERSION;
-use crate::protocol::metadata::{BelowRoute, Metadata, TrailingSlash};
+use crate::protocol::metadata::{BelowRoute, Metadata, TrailingSlash, WEBSOCKET};
 use rustix::process::{Resource, getrlimit};
 use std::io::Write;
 use std::os::unix::net::UnixListener;
@@ -31,6 +32,7 @@ pub struct Plugin {
     metadata: Metadata,
     init: Box<InitHandler>,
     kv: Box<KvHandler>,
+    websocket: websocket::Handlers,
     #[cfg(feature = "license")]
     licensed: Option<super::licensed::Licensed>,
 }
@@ -68,6 +70,9 @@ impl Plugin {
     /// A request that the host has given up makes room for another, also while its handler still runs. So at most twice this number
     /// of handlers run. With 1 the next handler is called once the one before has returned; only a stream that was given up may still
     /// run beside it, until it notices its [`Cancellation`](super::Cancellation).
+    ///
+    /// The handlers of [WebSockets](websocket) run on as many threads more, which are started as they are needed. With 1 they take
+    /// turns with all others; only a stream of a response runs beside them.
     #[must_use]
     pub fn concurrency(mut self, connections: u32) -> Self {
         self.metadata.concurrency = connections;
@@ -78,6 +83,14 @@ impl Plugin {
     #[must_use]
     pub fn hosts(mut self, names: &[&str]) -> Self {
         self.metadata.host = names.iter().map(|&name| name.to_owned()).collect();
+        self
+    }
+
+    /// Origins of other sites whose pages may open a WebSocket of the plugin: `https://app.example.org`, or `*` for all. Without
+    /// them only the plugin's own pages may.
+    #[must_use]
+    pub fn origins(mut self, origins: &[&str]) -> Self {
+        self.metadata.origins = origins.iter().map(|&origin| origin.to_owned()).collect();
         self
     }
 
@@ -179,6 +192,60 @@ impl Plugin {
         self
     }
 
+    /// Called for each message of a WebSocket, text or binary. The host passes [WebSockets](websocket) to a plugin that has this
+    /// handler or one of the two below.
+    ///
+    /// If the handler fails or panics, its socket is closed with the code 1011, and the reason goes to the plugin's log.
+    ///
+    /// ```no_run
+    /// # use plugrack_sdk::Plugin;
+    /// # let plugin = Plugin::new("a", "A", "1", "a", "/a");
+    /// plugin.on_websocket(|socket, message| socket.send(message));
+    /// ```
+    #[must_use]
+    pub fn on_websocket<R: HandlerResult>(mut self, handler: impl Fn(&Socket, Message) -> R + Send + Sync + 'static) -> Self {
+        self.websocket.message = Some(Box::new(move |socket, message| handler(socket, message).into_result()));
+        self.speaks_websocket()
+    }
+
+    /// Called when a client asks for a WebSocket, to accept or refuse it; [`IntoOpening`] has what it may return. Without this
+    /// handler every socket is accepted.
+    ///
+    /// ```no_run
+    /// # use plugrack_sdk::{Plugin, Response};
+    /// # let plugin = Plugin::new("a", "A", "1", "a", "/a");
+    /// plugin.on_websocket_open(|socket| match socket.header("cookie") {
+    ///     Some(_) => None,
+    ///     None => Some(Response::text("log in first\n").status(403)),
+    /// });
+    /// ```
+    #[must_use]
+    pub fn on_websocket_open<R: IntoOpening>(mut self, handler: impl Fn(&Socket) -> R + Send + Sync + 'static) -> Self {
+        self.websocket.open = Some(Box::new(move |socket| handler(socket).into_opening()));
+        self.speaks_websocket()
+    }
+
+    /// Called once for each WebSocket that was accepted, after its last message: the client or the plugin has closed it, or the
+    /// client has gone.
+    ///
+    /// ```no_run
+    /// # use plugrack_sdk::Plugin;
+    /// # let plugin = Plugin::new("a", "A", "1", "a", "/a");
+    /// plugin.on_websocket_close(|socket, close| eprintln!("{socket:?} is closed: {close:?}"));
+    /// ```
+    #[must_use]
+    pub fn on_websocket_close<R: HandlerResult>(mut self, handler: impl Fn(&Socket, Close) -> R + Send + Sync + 'static) -> Self {
+        self.websocket.close = Some(Box::new(move |socket, close| handler(socket, close).into_result()));
+        self.speaks_websocket()
+    }
+
+    fn speaks_websocket(mut self) -> Self {
+        if !self.metadata.speaks.iter().any(|kind| kind == WEBSOCKET) {
+            self.metadata.speaks.push(WEBSOCKET.to_owned());
+        }
+        self
+    }
+
     /// Runs the plugin as the host has called it, and gives what `main` returns: with `--metadata` it prints its metadata;
     /// otherwise it answers requests with `handler` until the host tells it to stop.
     ///
@@ -202,14 +269,16 @@ impl Plugin {
 
     /// Serves the connections of a socket until the host tells the plugin to stop.
     pub(super) fn serve_on<R: IntoResponse>(
-        self,
+        mut self,
         listener: UnixListener,
         handler: impl Fn(&mut Request<'_>) -> R + Send + Sync + 'static,
     ) -> ExitCode {
         let http = Box::new(move |request: &mut Request<'_>| handler(request).into_response());
         let concurrency = self.metadata.concurrency;
+        let workers = websocket::Workers::new(worker_threads(getrlimit(Resource::Data).current, concurrency));
+        let websocket = std::mem::take(&mut self.websocket);
         let (init, kv) = self.start();
-        match Server::new(concurrency, Handlers { init, kv, http }) {
+        match Server::new(concurrency, Handlers { init, kv, http, websocket }, workers) {
             Ok(server) => server.run(listener),
             Err(error) => {
                 log(format_args!("cannot watch connections: {error}"));
@@ -252,12 +321,22 @@ fn default_concurrency(memory: Option<u64>) -> u32 {
     room.and_then(|room| u32::try_from(room).ok()).map_or(DEFAULT_CONCURRENCY, |room| room.clamp(1, DEFAULT_CONCURRENCY))
 }
 
+/// How many threads call handlers of WebSockets at most: as many as the concurrency, where memory has room for them beside those of
+/// requests.
+fn worker_threads(memory: Option<u64>, concurrency: u32) -> usize {
+    let kept = MEMORY_KEPT + u64::from(concurrency) * MEMORY_FOR_ONE;
+    let room = memory.map(|memory| memory.saturating_sub(kept) / MEMORY_FOR_ONE);
+    let threads = room.map_or(u64::from(concurrency), |room| room.min(u64::from(concurrency)));
+    usize::try_from(threads).unwrap_or(usize::MAX).max(1)
+}
+
 impl From<Metadata> for Plugin {
     fn from(metadata: Metadata) -> Self {
         Self {
             metadata,
             init: Box::new(|_| Ok(())),
             kv: Box::new(|context, operation| operation.perform(context.kv())),
+            websocket: websocket::Handlers::default(),
             #[cfg(feature = "license")]
             licensed: None,
         }
@@ -285,6 +364,22 @@ mod tests {
     }
 
     #[test]
+    fn handlers_of_websockets_have_as_many_threads_as_the_concurrency_where_memory_has_room_for_them() {
+        const MIB: u64 = 1 << 20;
+        for (memory, concurrency, expected) in [
+            (None, 16, 16),
+            (None, 256, 256),
+            (None, 0, 1),
+            (Some(u64::MAX), 4, 4),
+            (Some(64 * MIB), 8, 8),
+            (Some(64 * MIB), 12, 4),
+        ] {
+            assert_eq!(worker_threads(memory, concurrency), expected, "{memory:?} {concurrency}");
+        }
+        assert_eq!(worker_threads(Some(32 * MIB), default_concurrency(Some(32 * MIB))), 1);
+    }
+
+    #[test]
     fn metadata_is_what_the_host_takes() {
         let plugin = Plugin::new("probe", "Probe", "1.0.0", "🔬", "/probe");
         let plugin = plugin.concurrency(4);
@@ -297,6 +392,18 @@ mod tests {
         let metadata = Metadata::parse(named.checked_metadata().unwrap().as_bytes()).unwrap();
         assert_eq!((metadata.route, &*metadata.host), (None, &["probe.example".to_owned(), "*.probe.example".to_owned()][..]));
         assert_eq!((metadata.below_route, metadata.trailing_slash), (BelowRoute::Rewrite, TrailingSlash::Redirect));
+        assert!(metadata.speaks.is_empty() && metadata.origins.is_empty());
+        let speaking = Plugin::new("probe", "Probe", "1.0.0", "🔬", "/probe").origins(&["https://app.example", "*"]);
+        let speaking = speaking.on_websocket_open(|_| ()).on_websocket(|_, _| ()).on_websocket_close(|_, _| ());
+        let metadata = Metadata::parse(speaking.checked_metadata().unwrap().as_bytes()).unwrap();
+        assert_eq!((metadata.speaks, metadata.origins), (vec![WEBSOCKET.into()], vec!["https://app.example".into(), "*".into()]));
+        for one in [
+            Plugin::new("probe", "Probe", "1", "🔬", "/probe").on_websocket(|_, _| ()),
+            Plugin::new("probe", "Probe", "1", "🔬", "/probe").on_websocket_open(|_| ()),
+            Plugin::new("probe", "Probe", "1", "🔬", "/probe").on_websocket_close(|_, _| ()),
+        ] {
+            assert_eq!(one.metadata.speaks, [WEBSOCKET]);
+        }
         let refused = Plugin::new("Probe", "Probe", "1.0.0", "🔬", "/probe").checked_metadata().unwrap_err();
         assert!(refused.to_string().contains("id"), "{refused}");
     }

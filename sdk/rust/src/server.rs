@@ -8,13 +8,13 @@ use super::operation::{Operation, Outcome};
 use super::outbox::Flusher;
 use super::request::Request;
 use super::response::Response;
-use super::{Error, dispatch, log};
+use super::{Error, dispatch, log, websocket};
 use crate::lock::{LockExt, unpoisoned};
 use crate::protocol::message::{Failure, Init, Ready};
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::io::Errno;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -60,12 +60,17 @@ pub(super) struct Handlers {
     pub(super) init: Box<InitHandler>,
     pub(super) kv: Box<KvHandler>,
     pub(super) http: Box<HttpHandler>,
+    pub(super) websocket: websocket::Handlers,
 }
 
 /// What the connections of a plugin share.
 pub(super) struct Server {
     pub(super) handlers: Handlers,
+    /// The threads that call the handlers of WebSockets.
+    pub(super) workers: websocket::Workers,
     concurrency: usize,
+    /// Connections that are accepted beyond the concurrency: one, if it may be the one for WebSockets, which shows in its first message.
+    spare: usize,
     /// Held while a handler runs, where handlers need not be safe to run side by side.
     turn: Mutex<()>,
     /// Whether `init` has come, which it does once.
@@ -87,6 +92,8 @@ struct State {
     connections: HashMap<u64, Arc<AtomicBool>>,
     /// How many of them the host has closed. Their threads still run, busy in a handler.
     abandoned: usize,
+    /// The connections that carry WebSockets. They are none of the others, and take no place from them.
+    socket_connections: HashSet<u64>,
     next_number: u64,
     /// How to exit, where that does not wait for the connections to end.
     failed: Option<ExitCode>,
@@ -100,9 +107,11 @@ impl State {
 }
 
 impl Server {
-    pub(super) fn new(concurrency: u32, handlers: Handlers) -> io::Result<Self> {
+    pub(super) fn new(concurrency: u32, handlers: Handlers, workers: websocket::Workers) -> io::Result<Self> {
         Ok(Self {
+            spare: usize::from(handlers.websocket.any()),
             handlers,
+            workers,
             concurrency: usize::try_from(concurrency).unwrap_or(usize::MAX),
             turn: Mutex::default(),
             initialized: AtomicBool::new(false),
@@ -132,15 +141,23 @@ impl Server {
             log(format_args!("cannot watch connections: {error}"));
             watcher.fail(ExitCode::FAILURE);
         });
-        if let Err(error) = flushing.and(accepting).and(watching) {
+        let working = if server.handlers.websocket.any() { server.workers.start(&server) } else { Ok(()) };
+        if let Err(error) = flushing.and(accepting).and(watching).and(working) {
             log(format_args!("cannot start a thread: {error}"));
             return ExitCode::FAILURE;
         }
-        let stopped = |state: &State| state.live() == 0 && server.context().is_some_and(Context::is_stopping);
+        let served = |state: &State| state.live() == 0 && state.socket_connections.is_empty();
+        let stopped = |state: &State| served(state) && server.context().is_some_and(Context::is_stopping);
         let waited = server.changed.wait_while(server.lock(), |state| state.failed.is_none() && !stopped(state));
         let ending = |state: &mut State| state.failed.is_none() && state.abandoned > 0;
+        let deadline = Instant::now() + ABANDONED_TIME;
         let (state, _) = unpoisoned(server.changed.wait_timeout_while(unpoisoned(waited), ABANDONED_TIME, ending));
-        state.failed.unwrap_or(ExitCode::SUCCESS)
+        let failed = state.failed;
+        drop(state);
+        if failed.is_none() {
+            server.workers.wait_until_idle(deadline.saturating_duration_since(Instant::now()));
+        }
+        failed.unwrap_or(ExitCode::SUCCESS)
     }
 
     /// Accepts connections for ever, each once [`Server::wait_for_capacity`] allows it. A want of files, memory or threads is waited out.
@@ -168,20 +185,22 @@ impl Server {
     }
 
     /// Waits until fewer connections are open than the plugin's concurrency allows. A connection that the host has closed does not
-    /// count, even while its handler still runs. All handlers together are at most twice the concurrency.
+    /// count, even while its handler still runs. All handlers of requests together are at most twice the concurrency, and one more on
+    /// the connection that was accepted in case it is the one for WebSockets.
     fn wait_for_capacity(&self, overload: &mut Throttle) {
-        let at_limit = |state: &mut State| state.live() < self.concurrency && state.connections.len() >= 2 * self.concurrency;
+        let (places, most) = (self.concurrency + self.spare, 2 * self.concurrency + self.spare);
+        let at_limit = |state: &mut State| state.live() < places && state.connections.len() >= most;
         loop {
-            let full = |state: &mut State| state.live() >= self.concurrency;
+            let full = |state: &mut State| state.live() >= places;
             let state = unpoisoned(self.changed.wait_while(self.lock(), full));
             let (mut state, _) = unpoisoned(self.changed.wait_timeout_while(state, ABANDONED_PATIENCE, at_limit));
             if !at_limit(&mut state) {
                 return;
             }
-            let (abandoned, limit) = (state.abandoned, 2 * self.concurrency);
+            let abandoned = state.abandoned;
             overload.log(format_args!(
                 "no connection is accepted until a handler ends: {abandoned} handlers still run for requests that the host has given \
-                 up, and at most {limit} handlers run at once; handlers that wait should use Request::cancelled_within"
+                 up, and at most {most} handlers run at once; handlers that wait should use Request::cancelled_within"
             ));
             drop(self.changed.wait_while(state, at_limit));
         }
@@ -281,7 +300,7 @@ impl Server {
 }
 
 /// Held by a thread that the plugin needs. A panic of it ends the plugin, which would only seem to run without it.
-struct Vital(Arc<Server>);
+pub(super) struct Vital(pub(super) Arc<Server>);
 
 impl Drop for Vital {
     fn drop(&mut self) {
@@ -297,13 +316,13 @@ fn is_shortage(error: &io::Error) -> bool {
 
 /// Logs an error that repeats at most once in [`SAY_EVERY`], with how often it came meanwhile.
 #[derive(Default)]
-struct Throttle {
+pub(super) struct Throttle {
     next: Option<Instant>,
     suppressed: u64,
 }
 
 impl Throttle {
-    fn log(&mut self, line: std::fmt::Arguments<'_>) {
+    pub(super) fn log(&mut self, line: std::fmt::Arguments<'_>) {
         let now = Instant::now();
         if self.next.is_some_and(|next| now < next) {
             self.suppressed += 1;
@@ -318,8 +337,8 @@ impl Throttle {
 }
 
 /// A connection's record among those being served. It is removed when this is dropped, so also when a stream panics.
-struct Slot {
-    server: Arc<Server>,
+pub(super) struct Slot {
+    pub(super) server: Arc<Server>,
     number: u64,
     ended: Arc<AtomicBool>,
 }
@@ -335,6 +354,18 @@ impl Slot {
         Self { server: Arc::clone(server), number, ended }
     }
 
+    /// Records that the connection is the one for WebSockets: it takes no place from the connections for requests.
+    pub(super) fn carries_sockets(&self) {
+        let mut state = self.server.lock();
+        state.connections.remove(&self.number);
+        if self.ended.load(Ordering::Acquire) {
+            state.abandoned -= 1;
+        }
+        state.socket_connections.insert(self.number);
+        drop(state);
+        self.server.changed.notify_all();
+    }
+
     fn serve(self, stream: UnixStream) {
         // The stream is closed before the record is removed: locals go first.
         let stream = Arc::new(stream);
@@ -343,7 +374,7 @@ impl Slot {
         let events = EventFlags::ONESHOT;
         let watched = epoll::add(&self.server.epoll, &*stream, EventData::new_u64(self.number), events).is_ok();
         let mut connection = Connection::new(Arc::clone(&stream), Arc::clone(&self.server.flusher), Arc::clone(&self.ended));
-        if let Err(End::Fault(reason)) = dispatch::serve(&self.server, &mut connection) {
+        if let Err(End::Fault(reason)) = dispatch::serve(&self, &mut connection) {
             log(format_args!("a connection is closed: {reason}"));
             // What was answered before the fault may still be wanted.
             drop(connection.flush());
@@ -358,9 +389,11 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         let mut state = self.server.lock();
-        state.connections.remove(&self.number);
-        if self.ended.load(Ordering::Acquire) {
-            state.abandoned -= 1;
+        if !state.socket_connections.remove(&self.number) {
+            state.connections.remove(&self.number);
+            if self.ended.load(Ordering::Acquire) {
+                state.abandoned -= 1;
+            }
         }
         drop(state);
         self.server.changed.notify_all();
@@ -377,8 +410,9 @@ mod tests {
             init: Box::new(|_| Ok(())),
             kv: Box::new(|_, _| Err(KvError::refused("denied", "no keys"))),
             http: Box::new(|_| Ok(Response::text(""))),
+            websocket: websocket::Handlers::default(),
         };
-        let server = Arc::new(Server::new(1, handlers).unwrap());
+        let server = Arc::new(Server::new(1, handlers, websocket::Workers::new(1)).unwrap());
         for panics in [false, true] {
             let held = Vital(Arc::clone(&server));
             let body = move || assert!(!panics, "while {} connections are open", held.0.lock().live());

@@ -1,6 +1,7 @@
 //! The SDK against a host that speaks raw frames.
 
 mod cancel;
+mod websocket;
 
 use super::{BodyError, Error, Kv, KvError, ListOp, Operation, Outcome, Plugin, Refusal, Request, Response, SetOptions, Write};
 use crate::protocol::frame::{FrameReader, ReadError, encode};
