@@ -51,7 +51,7 @@ const BODY_LIMIT = 1048576; // what reading a whole body takes unless told other
 const LIST_PAGE = 1000;
 const SOCKET_CREDIT = 65536; // bytes of messages that each side of a WebSocket may send at first
 const MESSAGE_COST = 64; // bytes of credit that a message takes beside its length, so that empty ones are bounded too
-const MAX_BACKLOG = 1048576; // bytes that may wait on one WebSocket before the next send, for credit or for the host to read
+const MAX_BACKLOG = 4194304; // bytes that may wait on one WebSocket before its next send: four messages of the largest size
 const MAX_CLOSE_REASON = 123; // bytes: what a close frame holds beside the code (RFC 6455, section 5.5)
 const CONCURRENCY = 16; // requests at once unless told otherwise, so that a few streams leave room for others
 const SHORTAGE_PAUSE = 100; // until the next try where files or memory have run out
@@ -1036,7 +1036,7 @@ class ClientSocket {
    * promise resolves when the message is sent to the host, and rejects with `SocketClosed` if the socket is closed before that.
    * A rejection that nobody awaits does not end the process.
    *
-   * Messages are sent in the order of the calls, also where nobody awaits them. While 1 MiB or more waits on the socket, the next
+   * Messages are sent in the order of the calls, also where nobody awaits them. While 4 MiB or more wait on the socket, the next
    * `send` rejects with the code `backlog` and closes the socket with 1013, so that its client misses no message silently.
    *
    * @param {string | Uint8Array} message

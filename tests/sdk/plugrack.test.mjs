@@ -7,7 +7,7 @@ import { once } from 'node:events';
 import { cpSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
-import { after, before, describe } from 'node:test';
+import { after, before, describe, test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
 import { FrameDecoder, LicenseError, Plugin, encodeFrame, fromNode, isSigned, splitToken, verifyLicense } from '../../sdk/node/plugrack.mjs';
 import { GOLDEN, INSTANCE, MIB, Process, ROOT, Wire, check, frame, http, startPlugin, withId } from './fake_host.mjs';
