@@ -359,6 +359,7 @@ describe('WebSockets', () => {
     wire.send({ type: 'ws_credit', id: 1, bytes: 1 });
     assert.deepEqual(await received(wire), [wsText(1), 'c']);
     assert.equal((await wire.receive()).head.type, 'ws_credit');
+    await plugin.logged('sent c\n');
     assert.match(plugin.log, /sent a\nsent b\nsent c\n$/);
 
     await accepted(wire, 3, '/', { credit: 0 });
@@ -435,7 +436,7 @@ describe('WebSockets', () => {
     assert.equal((await wire.receive()).head.code, 1013);
     assert.equal((await wire.receive()).head.type, 'ws_credit');
     await exchange(wire, 3, 'tell-gone', 'x');
-    assert.equal(count(plugin, 'told 1\n'), 2);
+    await loggedTimes(plugin, 'told 1\n', 2);
     assert.doesNotMatch(plugin.log, /Error/, 'that send was rejected is no error of the handler');
   });
 
