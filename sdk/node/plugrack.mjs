@@ -1145,7 +1145,6 @@ class Channel {
     this.#accept();
     this.#link.write(encodeFrame({ type: 'ws_close', id: this.#id, code, reason: reason || undefined }));
     this.#left = true;
-    this.#inbox.length = 0;
     this.#shut();
   }
 
@@ -1156,7 +1155,7 @@ class Channel {
     if (!this.#accepted) return 'came before the socket was accepted';
     if (this.#allowance <= 0) return 'came without credit';
     this.#allowance -= cost;
-    if (!this.#left) this.#inbox.push({ message, cost });
+    this.#inbox.push({ message, cost });
     this.#arrived?.();
     return null;
   }

@@ -18,7 +18,7 @@ export const MIB = 1048576;
 export const INSTANCE = '5f0c3f0e-3d3b-4c0a-9a43-3d5d1f1f7a10';
 
 /** A test that fails rather than hangs. */
-export const check = (name, body) => test(name, { timeout: 10_000 }, body);
+export const check = (name, body) => test(name, { timeout: 30_000 }, body);
 
 export function frame(head, body = '') {
   const headBytes = Buffer.from(typeof head === 'string' ? head : JSON.stringify(head));

@@ -219,10 +219,14 @@ describe('WebSockets', () => {
       await accepted(connection, 7);
       assert.equal(await connection.call(head, body), null, name);
     }
+    const early = await plugin.connect();
+    early.send(wsOpen(7, '/held-open'));
+    assert.equal(await early.call({ type: 'ws_message', id: 7 }), null, 'a message before the acceptance');
+    await plugin.logged('protocol error: a ws_message with id 7 came before the socket was accepted\n');
     await exchange(wire, 1, 'echo still here', 'still here');
     assert.equal(await first.text('/'), 'answer');
     await loggedTimes(plugin, 'close / 1006 "" false false\n', frames.length + out.length);
-    assert.equal(count(plugin, 'protocol error: '), frames.length + out.length);
+    assert.equal(count(plugin, 'protocol error: '), frames.length + out.length + 1);
   });
 
   check('before ready, on a connection for requests, and for a plugin without handlers they are out of place', async (t) => {
@@ -396,13 +400,27 @@ describe('WebSockets', () => {
   });
 
   check('a host that does not read holds up the sends, within their credit', async (t) => {
-    const { plugin, wire } = await withSockets(t);
+    const { plugin, first, wire } = await withSockets(t);
+    const three = async () => {
+      wire.send(wsText(1), `three ${MIB}`);
+      await plugin.logged('sent a\n');
+      assert.equal(await first.text('/'), 'answer');
+    };
     await accepted(wire, 1, '/', { credit: 64 * MIB });
-    wire.send(wsText(1), `three ${MIB}`);
-    await plugin.logged('sent a\n');
-    assert.equal(count(plugin, 'sent c'), 0);
-    for (const first of ['a', 'b', 'c']) assert.equal((await received(wire))[1][0], first);
+    await accepted(wire, 2);
+    await three();
+    await plugin.logged('http end 1\n');
+    assert.equal(count(plugin, 'sent b'), 0);
+    for (const letter of 'abc') assert.equal((await received(wire))[1][0], letter);
+    assert.equal((await wire.receive()).head.type, 'ws_credit');
     await plugin.logged('sent c\n');
+
+    // A broadcast waits for nobody, and comes behind what waits.
+    await three();
+    wire.send(wsText(2), 'tell last');
+    await plugin.logged('told 2\n');
+    for (const letter of 'abc') assert.equal((await received(wire))[1][0], letter);
+    for (const id of [1, 2]) assert.deepEqual(await received(wire), [wsText(id), 'last']);
   });
 
   check('broadcast sends to all or some, waits for nobody, and closes a socket that has no credit with 1013', async (t) => {
@@ -522,15 +540,16 @@ describe('WebSockets', () => {
     await accepted(wire, 1);
     wire.send(wsText(1), 'close [4000,"é"]');
     // These cross the close.
-    wire.send(wsText(1), 'echo dropped');
+    wire.send(wsText(1), 'dropped');
     wire.send({ type: 'ws_credit', id: 1, bytes: 5 });
     assert.deepEqual(await received(wire), [{ type: 'ws_close', id: 1, code: 4000, reason: 'é' }, '']);
-    wire.send(wsText(1), 'echo dropped');
+    wire.send(wsText(1), 'dropped');
     await plugin.logged('closed false 0\n');
     await accepted(wire, 2);
     assert.equal(count(plugin, 'close /'), 0);
     wire.send({ type: 'ws_close', id: 1, code: 4000 });
     await plugin.logged('close / 4000 "" false false\n');
+    assert.equal(count(plugin, 'got string'), 0);
 
     wire.send(wsText(2), 'close []');
     assert.deepEqual(await received(wire), [{ type: 'ws_close', id: 2, code: 1000 }, '']);
@@ -642,6 +661,29 @@ describe('WebSockets', () => {
       'begin 1', 'end 1', 'begin 2', 'end 2', 'SocketClosed closed the WebSocket is closed false',
       'close /waiting 1006 "" false false', 'close /running 1006 "" false false', 'close /closed 1012 "" false false',
     ]));
+  });
+
+  check('shutdown waits for a handler, also for one whose connection was lost', async (t) => {
+    const { plugin, first, wire } = await withSockets(t);
+    await accepted(wire, 1);
+    wire.send(wsText(1), 'hold 1');
+    await plugin.logged('holding 1\n');
+    wire.send({ type: 'shutdown', id: 1 });
+    let ended = false;
+    const end = wire.receive().then((frame) => ((ended = true), frame));
+    assert.equal(await first.text('/'), 'answer');
+    assert.equal(ended, false);
+    plugin.child.kill('SIGUSR2');
+    assert.equal(await end, null);
+
+    const lost = await plugin.connect();
+    await accepted(lost, 1);
+    lost.send(wsText(1), 'running 1');
+    await plugin.logged('begin 1\n');
+    lost.close();
+    assert.equal(await first.call({ type: 'shutdown', id: 2 }), null);
+    assert.equal(await plugin.exit, 0);
+    assert.match(plugin.log, /end 1\nclose \/ 1006 "" false false\n$/);
   });
 
   check('the end of the connection is 1006 for each socket, and another connection goes on', async (t) => {
