@@ -22,6 +22,10 @@
  *
  *     plugin.onHttp(fromNode(app));
  *
+ * A plugin with a handler for WebSocket messages gets those of its clients, whole and in order:
+ *
+ *     plugin.onWebSocket(async (socket, message) => socket.send(`You said: ${message}`));
+ *
  * A proprietary plugin is given the public keys of its vendor, and its own release date. Its licence is then checked before
  * `onInit` runs, which finds in `context.granted` what the licence grants; where it does not hold, the plugin says what to do
  * and ends:
@@ -45,6 +49,10 @@ const MAX_QUEUED = 1048576; // received and not yet handled, on one connection
 const COPY_BELOW = 16384; // up to here copying a body beside its head is cheaper than a vectored write
 const BODY_LIMIT = 1048576; // what reading a whole body takes unless told otherwise
 const LIST_PAGE = 1000;
+const SOCKET_CREDIT = 65536; // bytes of messages that each side of a WebSocket may send at first
+const MESSAGE_COST = 64; // bytes of credit that a message takes beside its length, so that empty ones are bounded too
+const MAX_BACKLOG = 4194304; // bytes that may wait on one WebSocket before its next send: four messages of the largest size
+const MAX_CLOSE_REASON = 123; // bytes: what a close frame holds beside the code (RFC 6455, section 5.5)
 const CONCURRENCY = 16; // requests at once unless told otherwise, so that a few streams leave room for others
 const SHORTAGE_PAUSE = 100; // until the next try where files or memory have run out
 const ABANDONED_PATIENCE = 500; // new connections wait this long for abandoned handlers before the log says so
@@ -63,7 +71,8 @@ const LONE_SURROGATE = /\p{Surrogate}/u;
 /**
  * An error with a code. The host's refusals arrive as one; one thrown by an `onKv` handler reaches the operator.
  * Besides the host's codes the SDK uses `disconnected` (the host's socket is gone, and whether an outstanding write
- * was made is unknown), `too_large` (it does not fit a frame, and is not sent) and `protocol_error`.
+ * was made is unknown), `too_large` (it does not fit a frame, and is not sent), `closed` and `backlog` (of a WebSocket's `send`)
+ * and `protocol_error`.
  */
 export class PluginError extends Error {
   name = 'PluginError';
@@ -112,7 +121,7 @@ export class LicenseError extends Refuse {
   }
 }
 
-/** Thrown by an `onHttp` handler: answers with this status and the message as plain text. */
+/** Thrown by an `onHttp` or `onWebSocketOpen` handler: answers with this status and the message as plain text. */
 export class HttpError extends Error {
   name = 'HttpError';
 
@@ -123,6 +132,15 @@ export class HttpError extends Error {
   constructor(status, message) {
     super(message);
     this.status = status;
+  }
+}
+
+/** What `send` of a WebSocket rejects with: the socket is closed, and the message was not sent. */
+export class SocketClosed extends PluginError {
+  name = 'SocketClosed';
+
+  constructor() {
+    super('closed', 'the WebSocket is closed');
   }
 }
 
@@ -245,6 +263,7 @@ export class FrameDecoder {
 const TEXT = [(value) => typeof value === 'string', 'a string'];
 const FLAG = [(value) => typeof value === 'boolean', 'true or false'];
 const COUNT = [(value) => Number.isInteger(value) && value >= 0, 'an integer that is not negative'];
+const CREDIT = [(value) => Number.isSafeInteger(value) && value >= 0, 'an integer from 0 to 9007199254740991'];
 const PAIRS = [
   (value) => Array.isArray(value) && value.every((pair) => Array.isArray(pair) && pair.length === 2 && TEXT[0](pair[0]) && TEXT[0](pair[1])),
   'an array of [name, value] pairs',
@@ -264,8 +283,18 @@ const FIELDS = {
     },
     { index: COUNT },
   ],
+  ws_open: [{ path: TEXT, mount: TEXT }, { query: TEXT, headers: PAIRS, remote: TEXT, credit: CREDIT }],
+  ws_message: [{}, { text: FLAG }],
+  ws_credit: [{ bytes: CREDIT }, {}],
+  ws_close: [
+    {},
+    {
+      code: [(value) => Number.isInteger(value) && value >= 1000 && value <= 4999, 'an integer from 1000 to 4999'],
+      reason: [(value) => TEXT[0](value) && Buffer.byteLength(value) <= MAX_CLOSE_REASON, 'a string of at most 123 bytes'],
+    },
+  ],
 };
-const WITH_BODY = new Set(['http', 'response', 'data', 'result']);
+const WITH_BODY = new Set(['http', 'response', 'data', 'result', 'ws_message']);
 const OPS_WITHOUT_BODY = new Set(['get', 'delete', 'incr', 'list']);
 
 /** Says what is wrong with a message, if anything: a field that is not of its form, or a body beside a message that has none. */
@@ -655,7 +684,8 @@ class Connection {
   /**
    * @param {import('node:net').Socket} socket
    * @param {{handlers: object, license: (context: object) => License | null, connections: Set<Connection>, capacity: Capacity,
-   *   initialized: boolean, ready: boolean, stopping: boolean}} session what the connections of a process share
+   *   speaks: string[], sockets: {open: Set<ClientSocket>, running: number}, initialized: boolean, ready: boolean,
+   *   stopping: boolean}} session what the connections of a process share
    */
   constructor(socket, session) {
     this.#socket = socket;
@@ -678,6 +708,9 @@ class Connection {
 
   async #serveWithinCapacity() {
     const { capacity, connections } = this.#session;
+    while (!this.#closed && this.#queue.length === 0) await this.#change();
+    // The connection for WebSockets is beside those for requests, and never waits for them.
+    if (this.#queue[0]?.head.type === 'ws_open') return this.#serveSockets();
     while (!this.#closed && capacity.mustWait()) await this.#change();
     if (this.#closed) return;
     this.#served = true;
@@ -693,9 +726,9 @@ class Connection {
   }
 
   #exitIfStopped() {
-    const { stopping, connections, capacity } = this.#session;
+    const { stopping, connections, capacity, sockets } = this.#session;
     if (!stopping || connections.size > 0) return;
-    if (capacity.abandoned === 0) process.exit(0);
+    if (capacity.abandoned + sockets.running === 0) process.exit(0);
     setTimeout(process.exit, ABANDONED_TIME, 0);
   }
 
@@ -786,6 +819,30 @@ class Connection {
         default:
           return this.#reject(`${type} is out of place`);
       }
+    }
+  }
+
+  /** Serves the connection for WebSockets. Each socket has ended and its handlers have returned when this resolves. */
+  async #serveSockets() {
+    const session = this.#session;
+    if (!session.ready || !session.speaks.includes('websocket')) return this.#reject('ws_open is out of place');
+    const link = new SocketLink(this.#socket, session);
+    try {
+      for (let frame; (frame = await this.#next()); ) {
+        if (frame.head.type === 'shutdown') {
+          await link.finish();
+          session.stopping = true;
+          this.#socket.destroySoon(); // once what was sent is written
+          return;
+        }
+        link.take(frame);
+      }
+    } catch (error) {
+      if (error.code !== 'protocol_error') throw error;
+      this.#reject(error.message);
+    } finally {
+      await link.finish();
+      this.#exitIfStopped();
     }
   }
 
@@ -892,6 +949,477 @@ class Connection {
     if (frame?.head.type === 'data' && frame.head.id === id) return frame;
     if (frame) this.#reject(`${named(frame.head)} came where data with id ${id} was due`);
     throw abortError('the connection ended in a body');
+  }
+}
+
+// WebSockets -----------------------------------------------------------------------------------------------------------
+
+const HEADER_NAME = /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/;
+const HEADER_VALUE = /^[\t\x20-\x7e\x80-\xff]*$/;
+const tellOfBacklog = throttled('closed a WebSocket with 1013');
+
+/** A message as it is sent. Its bytes are a copy, so that the caller may use its own again. */
+function parcelOf(message) {
+  const body = Buffer.from(toBytes(message));
+  if (body.length > MAX_BODY) throw new RangeError(`a message of a WebSocket has ${body.length} bytes, over ${MAX_BODY}`);
+  return { text: typeof message === 'string', body };
+}
+
+/** What a message takes of the credit. */
+function costOf(body) {
+  return body.length + MESSAGE_COST;
+}
+
+/** Whether a plugin may close a socket with this code (RFC 6455, section 7.4). */
+function isCloseCode(code) {
+  const within = (first, last) => code >= first && code <= last;
+  return Number.isInteger(code) && (within(1000, 1003) || within(1007, 1014) || within(3000, 4999));
+}
+
+/** A WebSocket of a client, with the request that has opened it. */
+class ClientSocket {
+  #channel;
+  #params;
+
+  /** @param {ClientSocket} socket */
+  static channelOf(socket) {
+    return socket.#channel;
+  }
+
+  constructor(head, channel) {
+    /** What follows the mount, not decoded; begins with `/`. */
+    this.path = head.path;
+    /** What follows the `?`, not decoded; empty where there is none. */
+    this.query = head.query ?? '';
+    /** The plugin's route; empty for a request by host name. */
+    this.mount = head.mount;
+    this.headers = new HeaderList(head.headers ?? []);
+    /** The client's address; empty when it is not known. */
+    this.remote = head.remote ?? '';
+    /**
+     * The subprotocols that the client offers, in its order of preference.
+     *
+     * @type {string[]}
+     */
+    this.protocols = (this.headers.get('sec-websocket-protocol') ?? '').split(',').map((each) => each.trim()).filter(Boolean);
+    this.#channel = channel;
+  }
+
+  /** The query, decoded: a URLSearchParams. */
+  get params() {
+    return (this.#params ??= new URLSearchParams(this.query));
+  }
+
+  /**
+   * The subprotocol that the plugin has chosen, or null. An `onWebSocketOpen` handler sets it to one of `protocols`.
+   *
+   * @returns {string | null}
+   */
+  get protocol() {
+    return this.#channel.protocol;
+  }
+
+  set protocol(value) {
+    if (value != null && !this.protocols.includes(value)) {
+      throw new RangeError(`the client does not offer the subprotocol ${JSON.stringify(value)}`);
+    }
+    this.#channel.choose(value ?? null);
+  }
+
+  /** Whether the socket was accepted, and neither side has closed it. */
+  get isOpen() {
+    return this.#channel.isOpen;
+  }
+
+  /**
+   * Sends a message: a string as text, bytes as binary. It waits for credit, which the host returns as the client reads. The
+   * promise resolves when the message is sent to the host, and rejects with `SocketClosed` if the socket is closed before that.
+   * A rejection that nobody awaits does not end the process.
+   *
+   * Messages are sent in the order of the calls, also where nobody awaits them. While 4 MiB or more wait on the socket, the next
+   * `send` rejects with the code `backlog` and closes the socket with 1013, so that its client misses no message silently.
+   *
+   * @param {string | Uint8Array} message
+   * @returns {Promise<void>}
+   * @throws {RangeError} at once: it has more than 1 MiB
+   * @throws {TypeError} at once: it is neither a string nor bytes
+   */
+  send(message) {
+    return this.#channel.send(parcelOf(message));
+  }
+
+  /**
+   * Closes the socket; does nothing where it is closed. What was sent before reaches the client first; a `send` that still waits
+   * rejects. Messages that are not handled yet, or arrive afterwards, are dropped. The `onWebSocketClose` handler is called when
+   * the client has answered.
+   *
+   * @param {number} [code] 1000 to 1003, 1007 to 1014, or 3000 to 4999 for the plugin's own
+   * @param {string} [reason] for people, at most 123 bytes
+   * @throws {RangeError} the code or the reason is out of bounds
+   */
+  close(code = 1000, reason = '') {
+    if (!isCloseCode(code)) {
+      throw new RangeError(`a WebSocket is closed with a code of 1000-1003, 1007-1014 or 3000-4999, not ${describe(code)}`);
+    }
+    const bytes = Buffer.from(reason);
+    if (bytes.length > MAX_CLOSE_REASON) throw new RangeError(`the reason has ${bytes.length} bytes, over ${MAX_CLOSE_REASON}`);
+    this.#channel.close(code, bytes.toString()); // through bytes, since half a surrogate pair is not Unicode
+  }
+}
+
+/** A WebSocket as the SDK sees it: its state, its credit in both directions, and its handlers one after another. */
+class Channel {
+  #id;
+  #link;
+  #session;
+  #protocol = null;
+  #accepted = false;
+  #closed = false; // nothing more is sent
+  #refused = false;
+  #left = false; // closed by the plugin, so what arrives is for nobody
+  #end = null; // code and reason, once nothing more arrives
+  #credit; // that the host has given
+  #allowance = SOCKET_CREDIT; // credit that the host has
+  #held = []; // frames for after the acceptance
+  #waiting = []; // sends
+  #backlog = 0; // what they cost
+  #inbox = []; // messages to handle
+  #arrived = null; // wakes who waits for a message or the end
+
+  /**
+   * @param {object} head of the `ws_open`
+   * @param {SocketLink} link
+   * @param {object} session
+   */
+  constructor(head, link, session) {
+    this.#id = head.id;
+    this.#credit = head.credit ?? SOCKET_CREDIT;
+    this.#link = link;
+    this.#session = session;
+    this.socket = new ClientSocket(head, this);
+  }
+
+  get protocol() {
+    return this.#protocol;
+  }
+
+  choose(protocol) {
+    if (this.#accepted) throw new Error('the subprotocol of a WebSocket is chosen before it is accepted, in onWebSocketOpen');
+    this.#protocol = protocol;
+  }
+
+  get isOpen() {
+    return this.#accepted && !this.#closed;
+  }
+
+  // From the plugin.
+
+  send(parcel) {
+    if (this.#closed) return quietly(Promise.reject(new SocketClosed()));
+    if (this.#backlog >= MAX_BACKLOG) {
+      const message = `${this.#backlog} bytes wait to be sent to its client, over ${MAX_BACKLOG}: await each socket.send`;
+      tellOfBacklog({ message });
+      this.close(1013, 'the client reads too slowly');
+      return quietly(Promise.reject(new PluginError('backlog', message)));
+    }
+    this.#backlog += costOf(parcel.body);
+    const sent = new Promise((resolve, reject) => this.#waiting.push({ parcel, resolve, reject }));
+    this.flush();
+    return quietly(sent);
+  }
+
+  /** Sends a message now, or closes the socket; returns whether it was sent. */
+  post(parcel) {
+    if (this.#closed) return false;
+    this.flush(true);
+    if (this.#credit > 0) {
+      this.#write(parcel);
+      return true;
+    }
+    this.close(1013, 'the client reads too slowly');
+    return false;
+  }
+
+  close(code, reason = '') {
+    if (this.#closed) return;
+    this.#accept();
+    this.#link.write(encodeFrame({ type: 'ws_close', id: this.#id, code, reason: reason || undefined }));
+    this.#left = true;
+    this.#shut();
+  }
+
+  // From the host.
+
+  /** Takes a message; returns what is wrong with it, if anything. */
+  receive(message, cost) {
+    if (!this.#accepted) return 'came before the socket was accepted';
+    if (this.#allowance <= 0) return 'came without credit';
+    this.#allowance -= cost;
+    this.#inbox.push({ message, cost });
+    this.#arrived?.();
+    return null;
+  }
+
+  addCredit(bytes) {
+    this.#credit += bytes;
+    this.flush();
+  }
+
+  /** Nothing more arrives. The handlers of what has arrived run all the same. */
+  end(code, reason) {
+    this.#end ??= { code, reason };
+    this.#shut();
+    this.#arrived?.();
+  }
+
+  // Sending.
+
+  /** Sends what waits, as far as the credit goes and, unless `all` of it is to go, the connection takes more. */
+  flush(all = false) {
+    while (this.#waiting.length > 0 && this.#credit > 0) {
+      if (this.#accepted && !all && this.#link.isFull) {
+        this.#link.block(this);
+        return;
+      }
+      const { parcel, resolve } = this.#waiting.shift();
+      this.#backlog -= costOf(parcel.body);
+      this.#write(parcel);
+      resolve();
+    }
+    // There is no more credit before the acceptance: a handler that awaits it would wait for itself.
+    if (this.#waiting.length > 0) this.#accept();
+  }
+
+  #write({ text, body }) {
+    this.#credit -= costOf(body);
+    const parts = encodeFrame({ type: 'ws_message', id: this.#id, text: text || undefined }, body);
+    if (this.#accepted) this.#link.write(parts);
+    else this.#held.push(parts);
+  }
+
+  #accept() {
+    if (this.#accepted || this.#closed) return;
+    this.#accepted = true;
+    this.#session.sockets.open.add(this.socket);
+    this.#link.write(encodeFrame({ type: 'ws_accept', id: this.#id, protocol: this.#protocol ?? undefined }));
+    for (const parts of this.#held.splice(0)) this.#link.write(parts);
+  }
+
+  #shut() {
+    this.#closed = true;
+    this.#session.sockets.open.delete(this.socket);
+    this.#held.length = 0;
+    for (const { reject } of this.#waiting.splice(0)) reject(new SocketClosed());
+  }
+
+  // The handlers.
+
+  /** Calls the handlers in order, and resolves when the last one has settled. */
+  async run() {
+    const { sockets } = this.#session;
+    sockets.running++;
+    try {
+      if (!(await this.#decide())) return;
+      for (;;) {
+        const next = this.#inbox.shift();
+        if (next) await this.#handle(next);
+        else if (this.#end) break;
+        else await new Promise((resolve) => (this.#arrived = resolve));
+      }
+      await this.#call('socketClose', this.#end.code, this.#end.reason);
+    } finally {
+      sockets.running--;
+    }
+  }
+
+  /** Accepts or refuses the socket. Resolves to whether the other handlers are to be called. */
+  async #decide() {
+    const { handlers, capacity } = this.#session;
+    if (!handlers.socketOpen) {
+      this.#accept();
+      return true;
+    }
+    try {
+      const result = await capacity.inTurn(() => {
+        if (!this.#end) return handlers.socketOpen(this.socket);
+        this.#refused = true; // the client has gone before the turn came
+      });
+      if (result instanceof Reply) this.#refuse(result);
+    } catch (error) {
+      this.#answerFailure(error);
+    }
+    this.#accept();
+    return !this.#refused;
+  }
+
+  #refuse({ status, headers, body }) {
+    if (this.#accepted) throw new Error('a WebSocket cannot be refused after its close, or after a send beyond its credit');
+    if (!Number.isInteger(status) || status < 300 || status > 599) {
+      throw new RangeError(`a WebSocket is refused with a status of 300 to 599, not ${status}`);
+    }
+    if (!(body instanceof Uint8Array)) throw new TypeError('a WebSocket is refused with a body that is whole, not a stream');
+    const fault = headers.find(([name, value]) => !HEADER_NAME.test(name) || !HEADER_VALUE.test(value));
+    if (fault) throw new TypeError(`the header ${JSON.stringify(fault[0])} is not of the form that HTTP has`);
+    const parts = encodeFrame({ type: 'response', id: this.#id, status, headers }, body);
+    if (!this.#closed) this.#link.write(parts);
+    this.#refused = true;
+    this.#shut();
+  }
+
+  /** Answers for an `onWebSocketOpen` handler that has thrown. */
+  #answerFailure(error) {
+    if (this.#accepted || (this.#closed && error instanceof SocketClosed)) {
+      this.#fail(error);
+      return;
+    }
+    try {
+      this.#refuse(failure(error, { aborted: this.#closed }));
+    } catch (fault) {
+      this.#refuse(failure(fault, { aborted: this.#closed }));
+    }
+  }
+
+  async #handle({ message, cost }) {
+    await this.#call('socketMessage', message);
+    if (this.#closed) return;
+    this.#allowance += cost;
+    this.#link.write(encodeFrame({ type: 'ws_credit', id: this.#id, bytes: cost }));
+  }
+
+  async #call(name, ...values) {
+    const { handlers, capacity } = this.#session;
+    try {
+      await capacity.inTurn(() => {
+        if (name === 'socketClose' || !this.#left) return handlers[name](this.socket, ...values);
+      });
+    } catch (error) {
+      this.#fail(error);
+    }
+  }
+
+  /** A handler has failed. That its client has gone meanwhile is no failure. */
+  #fail(error) {
+    if (this.#closed && error instanceof SocketClosed) return;
+    console.error(error);
+    this.close(1011);
+  }
+}
+
+/** A promise whose rejection concerns only who awaits it. */
+function quietly(promise) {
+  promise.catch(() => {});
+  return promise;
+}
+
+/** The connection for all WebSockets: it hands what the host sends to their channels, and takes what they send. */
+class SocketLink {
+  #stream;
+  #session;
+  #utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
+  #channels = new Map(); // by id, up to the end of each
+  #runs = new Set(); // of the channels whose handlers are not through
+  #blocked = new Set(); // channels that wait for the stream to take more
+  #corked = false;
+
+  /**
+   * @param {import('node:net').Socket} stream
+   * @param {object} session
+   */
+  constructor(stream, session) {
+    this.#stream = stream;
+    this.#session = session;
+    stream.on('drain', () => this.#unblock());
+  }
+
+  get isFull() {
+    return this.#stream.writableNeedDrain;
+  }
+
+  /** Notes a channel that has credit, to be flushed when the stream takes more. */
+  block(channel) {
+    this.#blocked.add(channel);
+  }
+
+  #unblock() {
+    for (const channel of [...this.#blocked]) {
+      if (this.isFull) return;
+      this.#blocked.delete(channel);
+      channel.flush();
+    }
+  }
+
+  /** Writes a frame. Those of one turn of the event loop go out together. */
+  write(parts) {
+    if (this.#stream.destroyed) return;
+    if (!this.#corked) {
+      this.#corked = true;
+      this.#stream.cork();
+      process.nextTick(() => {
+        this.#corked = false;
+        this.#stream.uncork();
+      });
+    }
+    for (const part of parts) this.#stream.write(part);
+  }
+
+  /**
+   * Takes a frame from the host.
+   *
+   * @throws {PluginError} `protocol_error`
+   */
+  take({ head, body }) {
+    const { type, id } = head;
+    const channel = this.#channels.get(id);
+    // A client may go away while the answer that refuses it is on its way: then this concerns nobody.
+    if (type === 'ws_close' && !channel) return;
+    if (!FIELDS[type] || !type.startsWith('ws_') || (type === 'ws_open') !== !channel) {
+      throw new PluginError('protocol_error', `${named(head)} is out of place`);
+    }
+    switch (type) {
+      case 'ws_open':
+        this.#open(head);
+        break;
+      case 'ws_message':
+        this.#message(channel, head, body);
+        break;
+      case 'ws_credit':
+        channel.addCredit(head.bytes);
+        break;
+      case 'ws_close':
+        this.#channels.delete(id);
+        channel.end(head.code, head.reason ?? '');
+        break;
+    }
+  }
+
+  #open(head) {
+    const channel = new Channel(head, this, this.#session);
+    this.#channels.set(head.id, channel);
+    const run = channel.run().finally(() => {
+      this.#runs.delete(run);
+      this.#channels.delete(head.id); // as one that was refused
+    });
+    this.#runs.add(run);
+  }
+
+  #message(channel, head, body) {
+    let message = body;
+    if (head.text) {
+      try {
+        message = this.#utf8.decode(body);
+      } catch {
+        throw new PluginError('protocol_error', `the text of ${named(head)} is not UTF-8`);
+      }
+    }
+    const fault = channel.receive(message, costOf(body));
+    if (fault) throw new PluginError('protocol_error', `${named(head)} ${fault}`);
+  }
+
+  /** Ends each socket that the host has not closed, and resolves when all handlers have returned. */
+  async finish() {
+    for (const channel of this.#channels.values()) channel.end(1006, '');
+    this.#channels.clear();
+    await Promise.all(this.#runs);
   }
 }
 
@@ -1459,6 +1987,10 @@ function show(text) {
  * it throws, or rejects with, is logged and answered with 500. A body that comes in several frames must be read before the answer
  * begins: the rest is dropped then, and the answer of a listener that goes on reading is cut.
  *
+ * There are no `upgrade` events, so a library that serves WebSocket on a server of node:http, such as `ws`, gets no connection:
+ * `plugin.onWebSocket` takes its place beside the listener. To run such a library unchanged, make the program an application
+ * (`kind = "http"` in its manifest, docs/apps.md).
+ *
  * @param {(req: import('node:http').IncomingMessage, res: import('node:http').ServerResponse) => unknown} app
  * @returns {(request: HttpRequest) => Promise<Reply>}
  */
@@ -1778,6 +2310,7 @@ export class Plugin {
   #metadata;
   #handlers;
   #license;
+  #open = new Set(); // the WebSockets
 
   /** The plugin's key-value store. */
   kv = new Kv();
@@ -1797,14 +2330,17 @@ export class Plugin {
    * @param {string} [metadata.description]
    * @param {string} [metadata.author]
    * @param {string} [metadata.homepage]
-   * @param {string[]} [metadata.speaks] the message types beyond protocol 1 that the plugin understands
+   * @param {string[]} [metadata.speaks] the message types beyond protocol 1 that the plugin understands; `websocket` is added
+   *   where there is a handler for WebSockets
+   * @param {string[]} [metadata.origins] origins of other sites whose pages may open a WebSocket, such as
+   *   `https://app.example.org`, or `*` for all
    * @param {Record<string, string> | null} [metadata.licenseKeys] for a plugin that runs only with a licence: the vendor's public
    *   keys by their names, as for `verifyLicense`
    * @param {string | null} [metadata.releaseDate] of this release, which the licence must cover: `YYYY-MM-DD`
    */
   constructor({
     id, name, version, icon, route, host, belowRoute, trailingSlash, concurrency = CONCURRENCY, description, author, homepage,
-    speaks, licenseKeys = null, releaseDate = null,
+    speaks, origins, licenseKeys = null, releaseDate = null,
   }) {
     if (licenseKeys !== null) {
       readKeyring(licenseKeys); // a slip of the author shows at once, not on a customer's machine
@@ -1814,13 +2350,23 @@ export class Plugin {
       licenseKeys && verifyLicense(license, { keyring: licenseKeys, pluginId: id, instanceId, releaseDate, notBeforeTime });
     this.#metadata = {
       id, name, version, icon, route, host, below_route: belowRoute, trailing_slash: trailingSlash, protocol: PROTOCOL,
-      concurrency, description, author, homepage, speaks,
+      concurrency, description, author, homepage, speaks, origins,
     };
     this.#handlers = {
       init: () => {},
       http: () => new Reply('not found\n', { status: 404 }),
       kv: (operation) => this.kv.perform(operation),
+      socketOpen: null,
+      socketMessage: () => {},
+      socketClose: () => {},
     };
+  }
+
+  #handleSockets(name, handler) {
+    this.#handlers[name] = handler;
+    const { speaks = [] } = this.#metadata;
+    if (!speaks.includes('websocket')) this.#metadata.speaks = [...speaks, 'websocket'];
+    return this;
   }
 
   /**
@@ -1864,6 +2410,73 @@ export class Plugin {
   }
 
   /**
+   * Sets what handles the messages of WebSockets: a string for text, a Buffer for binary. The handlers of one socket are called
+   * one after another, in the order of the messages. Those of different sockets run side by side, unless `concurrency` is 1. A
+   * client is held up while 64 KiB of its messages wait for their handler.
+   *
+   * An error that a handler throws is logged, and closes the socket with 1011. A `SocketClosed` of a socket whose client has gone
+   * is not logged. With `concurrency` 1 a handler that awaits `send` holds up all others until its client reads: `broadcast` waits
+   * for nobody.
+   *
+   * @param {(socket: ClientSocket, message: string | Buffer) => unknown} handler
+   * @returns {this}
+   */
+  onWebSocket(handler) {
+    return this.#handleSockets('socketMessage', handler);
+  }
+
+  /**
+   * Sets what decides about a new WebSocket; without it each is accepted. The handler refuses the socket by returning a `Reply`
+   * with a status of 300 to 599 and a whole body of at most 1 MiB, or by throwing an `HttpError`. Any other error is logged, and
+   * refuses it with 500. Whatever else the handler returns, the socket is accepted. It may set `socket.protocol`.
+   *
+   * What the handler sends is held until the socket is accepted. A `send` beyond the credit (at first 64 KiB) accepts it at once,
+   * since there is no more credit before. So does `socket.close`. From then on it cannot be refused.
+   *
+   * @param {(socket: ClientSocket) => unknown} handler
+   * @returns {this}
+   */
+  onWebSocketOpen(handler) {
+    return this.#handleSockets('socketOpen', handler);
+  }
+
+  /**
+   * Sets what is called once at the end of each WebSocket that was not refused, after the handlers of its messages. The code is
+   * that of the close frame, undefined if the client gave none, or 1006 if client or host went away without one.
+   *
+   * @param {(socket: ClientSocket, code: number | undefined, reason: string) => unknown} handler
+   * @returns {this}
+   */
+  onWebSocketClose(handler) {
+    return this.#handleSockets('socketClose', handler);
+  }
+
+  /**
+   * The WebSockets that are open now.
+   *
+   * @returns {ClientSocket[]}
+   */
+  get sockets() {
+    return [...this.#open];
+  }
+
+  /**
+   * Sends a message to many WebSockets and waits for none. A socket that has no credit left is closed with 1013, so that its
+   * client connects again instead of missing the message. One that is closed is passed over.
+   *
+   * @param {string | Uint8Array} message
+   * @param {Iterable<ClientSocket>} [to] all that are open unless given
+   * @returns {number} how many sockets it was sent to
+   * @throws {RangeError} it has more than 1 MiB
+   */
+  broadcast(message, to = this.#open) {
+    const parcel = parcelOf(message);
+    let count = 0;
+    for (const socket of [...to]) if (ClientSocket.channelOf(socket).post(parcel)) count++;
+    return count;
+  }
+
+  /**
    * Does what the process was started for: prints the metadata and exits, or serves until the host shuts the plugin down.
    * SIGTERM keeps its default, which is to end the process at once.
    */
@@ -1878,8 +2491,9 @@ export class Plugin {
       process.exit(EXIT_USAGE);
     }
     const capacity = new Capacity(this.#metadata.concurrency);
-    const state = { connections: new Set(), capacity, initialized: false, ready: false, stopping: false };
-    const session = { handlers: this.#handlers, license: this.#license, ...state };
+    const sockets = { open: this.#open, running: 0 };
+    const state = { connections: new Set(), capacity, sockets, initialized: false, ready: false, stopping: false };
+    const session = { handlers: this.#handlers, license: this.#license, speaks: this.#metadata.speaks ?? [], ...state };
     listen(path, (socket) => new Connection(socket, session));
   }
 }
