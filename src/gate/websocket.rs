@@ -136,7 +136,8 @@ impl WebSocket {
             return Turn::Lost;
         }
         self.note_unsent(connection.unsent());
-        if connection.unsent() >= MAX_UNSENT || self.credit <= 0 || !self.plugin.has_room() {
+        let is_read = self.is_closing || (self.credit > 0 && self.plugin.has_room());
+        if connection.unsent() >= MAX_UNSENT || !is_read {
             return Turn::Wait;
         }
         let mut wire = Wire::new(connection);
@@ -174,8 +175,11 @@ impl WebSocket {
     fn pass_on(&mut self, text: bool, bytes: Bytes) -> Turn {
         // What follows the message in the buffer is small.
         self.partial = 0;
-        self.credit -= cost(bytes.len());
-        self.plugin.message(text, bytes);
+        // Of a socket that closes, what the plugin does not take is dropped, so that the client's close frame is reached.
+        if self.credit > 0 {
+            self.credit -= cost(bytes.len());
+            self.plugin.message(text, bytes);
+        }
         Turn::Again
     }
 

@@ -305,7 +305,7 @@ fn fields(list: &str) -> BTreeSet<[String; 3]> {
         let kind = match (kind, form) {
             (Some(kind), _) => ["array of strings", "string", "boolean", "integer", "array of pairs"][kind],
             (None, form) if form.starts_with("COUNT") || form.starts_with("SIGNED") => "integer",
-            (None, form) if ["Word", "CODE", "MESSAGE"].iter().any(|kind| form.starts_with(kind)) => "string",
+            (None, form) if ["Word", "CODE", "MESSAGE", "CLOSE_REASON"].iter().any(|kind| form.starts_with(kind)) => "string",
             (None, form) => panic!("{list} has a field of the form {form}"),
         };
         [name.trim_matches('"').to_owned(), kind.to_owned(), required.to_owned()]

@@ -6,6 +6,7 @@ use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::json;
 use std::fs;
 use std::path::Path;
+use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
@@ -18,12 +19,20 @@ fn start(language: &str) -> Server {
 }
 
 fn start_with(language: &str, site: Site) -> Server {
-    let dir = site.plugins().join("meeting");
+    install(&site, "meeting", language, meeting);
+    let server = site.start();
+    server.wait_state("meeting", "ready");
+    server
+}
+
+/// Installs a fixture that there is in each language; `built` is the one in Rust.
+pub(crate) fn install(site: &Site, fixture: &str, language: &str, built: impl Fn() -> PathBuf) {
+    let dir = site.plugins().join(fixture);
     fs::create_dir(&dir).unwrap();
     match language {
-        "rust" => copy_program(meeting(), dir.join("plugin")),
+        "rust" => copy_program(built(), dir.join("plugin")),
         extension => {
-            let program = fs::read(root().join(format!("tests/fixtures/meeting.{extension}"))).unwrap();
+            let program = fs::read(root().join(format!("tests/fixtures/{fixture}.{extension}"))).unwrap();
             write_file(&dir.join("plugin"), &program, 0o755);
             // Node wants to be told that it is a module.
             let folder = root().join(if extension == "py" { "sdk/python" } else { "sdk/node" });
@@ -32,12 +41,10 @@ fn start_with(language: &str, site: Site) -> Server {
         }
     }
     if language == "mjs" {
-        fs::rename(dir.join("plugin"), dir.join("meeting.mjs")).unwrap();
-        std::os::unix::fs::symlink("meeting.mjs", dir.join("plugin")).unwrap();
+        let name = format!("{fixture}.mjs");
+        fs::rename(dir.join("plugin"), dir.join(&name)).unwrap();
+        std::os::unix::fs::symlink(name, dir.join("plugin")).unwrap();
     }
-    let server = site.start();
-    server.wait_state("meeting", "ready");
-    server
 }
 
 /// So many requests that are answered only once all of them are being handled.

@@ -1,9 +1,10 @@
 //! WebSocket for plugins that speak the plugin protocol: the host speaks with the clients, and a raw plugin gets messages.
 
 use crate::bridges::packages;
+use crate::sdk_concurrency::install;
 use crate::support::tls::Authority;
 use crate::support::websocket::{BINARY, CLOSE, CONTINUATION, FIN, PING, PONG, Socket, TEXT, closing, frame, head};
-use crate::support::{Server, Site, command, copy_program, pause, root, wait_for};
+use crate::support::{Server, Site, command, copy_program, echo_socket, pause, root, wait_for};
 use std::fs;
 use std::io::Write;
 use std::net::Shutdown;
@@ -58,6 +59,30 @@ fn an_independent_client_talks_to_a_plugin() {
     assert_talks(&server, &python, "websocket_client.py", &format!("ws://{local}"), &local);
     server.wait_logged("s", &["closed with 3001 bye", "closed with 4001 as you like"]);
     assert_talks(&server, "node", "websocket_client.cjs", &format!("ws://{address}/s"), &address.to_string());
+}
+
+#[test]
+fn a_plugin_of_each_sdk_talks_to_an_independent_client() {
+    for language in ["rust", "py", "mjs"] {
+        let site = Site::new();
+        install(&site, "echo_socket", language, echo_socket);
+        let server = site.start();
+        server.wait_state("s", "ready");
+        let address = server.address();
+        let python = packages().join("python/bin/python3").display().to_string();
+        for (program, client) in [(&*python, "websocket_client.py"), ("node", "websocket_client.cjs")] {
+            assert_talks(&server, program, client, &format!("ws://{address}/s"), &address.to_string());
+        }
+        let mut open = echo(&server);
+        let pid = server.plugin("s")["process"]["pid"].as_i64().unwrap();
+        server.cli(&["restart", "s"]);
+        assert_eq!(open.closed().0, 1012, "{language}");
+        server.wait_restarted("s", pid);
+        echo(&server).assert_echoes("again");
+        assert!(!server.cli(&["logs", "s"]).contains("protocol error"), "{}", server.cli(&["logs", "s"]));
+        let log = server.cli(&["show", "s"]);
+        assert!(!log.contains("signal"), "{language}: {log}");
+    }
 }
 
 #[test]

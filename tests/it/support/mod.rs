@@ -132,6 +132,12 @@ pub(crate) fn cancelled() -> PathBuf {
     BUILT.get_or_init(|| built(&["--example", "cancelled"], "examples/cancelled")).clone()
 }
 
+/// The plugin in `tests/fixtures/echo_socket.rs`, built.
+pub(crate) fn echo_socket() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| built(&["--example", "echo_socket"], "examples/echo_socket")).clone()
+}
+
 fn built(what: &[&str], file: &str) -> PathBuf {
     let target = binary().parent().and_then(Path::parent).unwrap();
     let build = cargo().args(["build", "--quiet"]).args(what).arg("--target-dir").arg(target).status();
