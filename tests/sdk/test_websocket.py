@@ -1,14 +1,16 @@
 """WebSockets of the Python SDK, by raw frames from a small host. The plugins are real processes, as in test_plugrack.py."""
 
+import base64
+import hashlib
 import json
 import socket
 import threading
 import time
 import unittest
 import unittest.mock
+from urllib.parse import urlencode
 
 import test_plugrack as base
-from test_wsgi import PACKAGES
 
 plugrack = base.plugrack
 COST = 64  # bytes of credit that a message takes beside its length
@@ -965,6 +967,90 @@ class ConcurrencyTest(TestCase):
         for thread in threads:
             thread.join()
         self.assertEqual(order, [0, 1, 2, 3, 4])
+
+
+# ---- The example -----------------------------------------------------------------------------------------------------
+
+class ChatTest(TestCase):
+    def enter(self, store):
+        process, first = self.start(base.EXAMPLES / "chat" / "plugin", store)
+        return process, first, self.sockets(process)
+
+    def join(self, connection, number, name):
+        connection.accepted("/socket", number, query=urlencode({"name": name}))
+        (history,) = connection.messages(1, number)
+        return json.loads(history)["history"]
+
+    def told(self, connection, count):
+        """So many messages, whichever socket they are for: who is told what whom said."""
+        found = []
+        while len(found) < count:
+            head, body = connection.receive()
+            if head["type"] == "ws_message":
+                message = json.loads(body)["message"]
+                found.append((head["id"], message["name"], message["text"]))
+        return sorted(found)
+
+    def test_the_page(self):
+        _, first, _ = self.enter(self.store())
+        head, body = first.get("/")
+        self.assertEqual((head["status"], dict(head["headers"])["content-type"]), (200, "text/html; charset=utf-8"))
+        self.assertIn(b'<label for="name">', body)
+        self.assertNotIn(b"<script", body)
+        head, body = first.get("/", query=urlencode({"name": "<Ada>"}))
+        self.assertIn("&lt;Ada&gt;:</label>".encode(), body)
+        script = body.decode().split('<script type="module">')[1].split("</script>")[0]
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        self.assertIn(f"script-src 'sha256-{digest}'", dict(head["headers"])["content-security-policy"])
+        self.assertEqual([first.get(path)[0]["status"] for path in ("/socket", "/x")], [404, 404])
+        self.assertEqual(first.get("/", method="POST")[0]["status"], 405)
+
+    def test_what_one_says_all_are_told(self):
+        process, _, connection = self.enter(self.store())
+        self.assertEqual(self.join(connection, 1, " Ada "), [])
+        connection.say("  grüß dich\n ", 1)
+        self.assertEqual(self.told(connection, 1), [(1, "Ada", "grüß dich")])
+        self.assertEqual([(each["name"], each["text"]) for each in self.join(connection, 2, "Bob")], [("Ada", "grüß dich")])
+        connection.say(" ", 1)
+        connection.say("<b>", 2)
+        self.assertEqual(self.told(connection, 2), [(1, "Bob", "<b>"), (2, "Bob", "<b>")])
+        connection.say(b"\0", 2)
+        connection.say("x" * 1001, 1)
+        closed = {}
+        while len(closed) < 2:
+            head = connection.receive()[0]
+            if head["type"] == "ws_close":
+                closed[head["id"]] = head["code"]
+        self.assertEqual(closed, {1: 1009, 2: 1003})
+        for number, query in ((3, ""), (4, "name=+"), (5, "name=" + "x" * 31)):
+            connection.open("/socket", number, query=query)
+            self.assertEqual(connection.receive()[0]["status"], 400)
+        connection.open("/elsewhere", 6, query="name=x")
+        self.assertEqual(connection.receive()[0]["status"], 404)
+        self.assertNotIn("Traceback", process.log())
+
+    def test_the_last_messages_are_kept(self):
+        store = self.store()
+        store.values["message/zzz"] = (b"the operator's", 1, None)
+        process, _, connection = self.enter(store)
+        self.join(connection, 1, "Ada")
+        for number in range(60):
+            connection.say(str(number), 1)
+            self.assertEqual(self.told(connection, 1), [(1, "Ada", str(number))])
+        self.assertEqual(len(store.values), 51)
+        process.kill()
+        process, _, connection = self.enter(store)
+        self.assertIn("message/zzz is no message", process.log())
+        self.assertEqual([each["text"] for each in self.join(connection, 1, "Bob")], [str(number) for number in range(10, 60)])
+
+    def test_the_conversation_goes_on_while_the_store_is_full(self):
+        store = self.store()
+        process, _, connection = self.enter(store)
+        self.join(connection, 1, "Ada")
+        store.perform = lambda head, body: ({"type": "error", "code": "no_space", "message": "the disk is full"}, b"")
+        connection.say("hello", 1)
+        self.assertEqual(self.told(connection, 1), [(1, "Ada", "hello")])
+        self.assertIn("a message is not kept: no_space: the disk is full", process.log())
 
 
 if __name__ == "__main__":
