@@ -840,9 +840,9 @@ class WebSocket:
             head = {"type": "ws_close", "id": self._id, "code": code}
             if reason:
                 head["reason"] = reason
-            self._put(head)
             self._closing = True
             self._plugin._forget_socket(self)
+            self._put(head)
         self._wake()
 
     def _send(self, body: bytes, is_text: bool) -> bool:
@@ -885,19 +885,20 @@ class WebSocket:
     def _answer(self, headers: Iterable[Tuple[str, str]] = ()) -> None:
         if self._accepted:
             return
+        head: Dict[str, Any] = {"type": "ws_accept", "id": self._id}
+        if self._protocol is not None:
+            head["protocol"] = self._protocol
+        if headers:
+            head["headers"] = headers
+            _encode_before(head, b"")  # raises Error where no frame holds them, before anything has changed
+        self._accepted = True
+        if self.is_open:
+            self._plugin._know_socket(self)  # before the host can know it
         if not self._ended:
-            head: Dict[str, Any] = {"type": "ws_accept", "id": self._id}
-            if self._protocol is not None:
-                head["protocol"] = self._protocol
-            if headers:
-                head["headers"] = headers
             self._connection.send(head)
             for each in self._held:
                 self._connection.send(*each)
-        self._accepted = True
         self._held.clear()
-        if self.is_open:
-            self._plugin._know_socket(self)
 
     def _refuse(self, status: int, headers: List[Tuple[str, str]], body: bytes) -> None:
         if not _is_integer_within(status, 300, 599):
@@ -1675,14 +1676,14 @@ def _malformed(error: ValueError) -> LicenseError:
 
 # ---- The plugin ------------------------------------------------------------------------------------------------------
 
-def _default_concurrency(memory: int) -> int:
-    """How many requests to serve at once in a process of at most so many bytes of data."""
+def _default_concurrency(memory: int, threads: int = 1) -> int:
+    """How many requests to serve at once in a process of at most so many bytes of data, with so many threads for each."""
     if memory == resource.RLIM_INFINITY:
         return _CONCURRENCY
     stack = threading.stack_size() or resource.getrlimit(resource.RLIMIT_STACK)[0]
     if stack == resource.RLIM_INFINITY:
         stack = _STACK
-    return max(1, min(_CONCURRENCY, (memory - _MEMORY_KEPT) // max(stack, 1)))
+    return max(1, min(_CONCURRENCY, (memory - _MEMORY_KEPT) // (threads * max(stack, 1))))
 
 
 class _Throttle:
@@ -1768,8 +1769,9 @@ class Plugin:
                  description: Optional[str] = None, author: Optional[str] = None,
                  homepage: Optional[str] = None, speaks: Optional[List[str]] = None, origins: Optional[List[str]] = None,
                  license_keys: Optional[Mapping[str, str]] = None, release_date: Optional[str] = None) -> None:
-        if concurrency is None:
-            concurrency = _default_concurrency(resource.getrlimit(resource.RLIMIT_DATA)[0])
+        self._memory = None if concurrency is not None else resource.getrlimit(resource.RLIMIT_DATA)[0]  # which decides on it
+        if self._memory is not None:
+            concurrency = _default_concurrency(self._memory)
         self.metadata = _fields(id=id, name=name, version=version, icon=icon, route=route, protocol=1,
                                 host=host, below_route=below_route, trailing_slash=trailing_slash,
                                 concurrency=concurrency, description=description, author=author, homepage=homepage,
@@ -1785,11 +1787,9 @@ class Plugin:
         self._handle_http: Callable[[Request], Any] = lambda request: (404, "not found\n")
         self._handle_init: Callable[[Context], Any] = lambda context: None
         self._handle_kv: Callable[[str, str, bytes], Any] = self._kv_in_store
-        # With one connection handlers need not be safe to run side by side, not even beside one that was given up.
-        self._turn: Any = _Turns() if concurrency == 1 else contextlib.nullcontext()
+        self._prepare_handlers()
         self._socket_handlers: Dict[str, Callable[..., Any]] = {}  # "open", "message" and "close", those that there are
         self._socket_application: Optional[_ASGI] = None  # in place of these
-        self._workers = _Workers(int(concurrency))
         self._sockets_lock = threading.Lock()
         self._open_sockets: Dict[WebSocket, None] = {}  # those that are accepted and not closed, in order; under the lock
         self._ready = False
@@ -1804,6 +1804,12 @@ class Plugin:
         self._ended = threading.Event()
         self._shortage = _Throttle()
         self._overload = _Throttle()
+
+    def _prepare_handlers(self) -> None:
+        concurrency = int(self.metadata["concurrency"])
+        # With one connection handlers need not be safe to run side by side, not even beside one that was given up.
+        self._turn: Any = _Turns() if concurrency == 1 else contextlib.nullcontext()
+        self._workers = _Workers(concurrency)  # those of sockets
 
     def http(self, handler: _Handler) -> _Handler:
         """Decorator: `handler(request)` answers the HTTP requests.
@@ -1858,6 +1864,9 @@ class Plugin:
         speaks = self.metadata.get("speaks", [])
         if "websocket" not in speaks:
             self.metadata["speaks"] = [*speaks, "websocket"]
+        if handlers and self._memory is not None:
+            self.metadata["concurrency"] = _default_concurrency(self._memory, threads=2)
+            self._prepare_handlers()
 
     @property
     def sockets(self) -> List[WebSocket]:
@@ -2029,10 +2038,11 @@ class Plugin:
         concurrency = int(self.metadata["concurrency"])
         limit = 2 * concurrency
         with self._changed:
-            requests = [wire for wire in self._connections.values() if not wire.carries_sockets]
-            abandoned = sum(wire.ended for wire in requests)
+            # The connection for WebSockets counts only while handlers still run for one that has ended.
+            counted = [wire for wire in self._connections.values() if wire.ended or not wire.carries_sockets]
+            abandoned = self._abandoned
             is_new = not self._at_limit
-            self._at_limit = len(requests) >= limit and len(requests) - abandoned < concurrency
+            self._at_limit = len(counted) >= limit and len(counted) - abandoned < concurrency
             if not self._at_limit:
                 return None
             if is_new and self._poll:
@@ -2839,6 +2849,7 @@ class _ASGISocketCall:
             self._socket.close(1011 if failure else 1000)
         else:
             self.refuse(500, _PLAIN_TEXT, b"internal error\n")
+        failure = None  # no circle of a traceback and this frame: it would keep generators open
 
     def _scope(self, state: Dict[str, Any]) -> _Message:
         scope = _scope(self._socket, state)

@@ -218,11 +218,11 @@ class Sockets(base.Connection):
         self.send({"type": "shutdown", "id": 99})
 
     def messages(self, count, number=7):
-        """So many messages of one socket; what else comes for it is credit."""
+        """So many messages of one socket; what else comes is credit."""
         found = []
         while len(found) < count:
             head, body = self.receive()
-            assert head["id"] == number and head["type"] in ("ws_message", "ws_credit"), head
+            assert head["type"] == "ws_credit" or (head["type"], head["id"]) == ("ws_message", number), head
             if head["type"] == "ws_message":
                 found.append(body.decode() if head["text"] else body)
         return found
@@ -474,6 +474,35 @@ class SocketTest(TestCase):
         self.assertNotIn("no connection is accepted", process.log())
         sockets.say("hello")
         self.assertEqual(sockets.messages(1), ["hello"])
+
+    def test_a_bounded_memory_has_room_for_the_threads_of_sockets(self):
+        fields = {"id": "a", "name": "A", "version": "1", "icon": "a", "route": "/a"}
+        memory = 128 * base.MIB
+        with unittest.mock.patch.object(plugrack.resource, "getrlimit", lambda which: (
+                (memory if which == plugrack.resource.RLIMIT_DATA else 8 * base.MIB), -1)):
+            plugin = plugrack.Plugin(**fields)
+            self.assertEqual(plugin.metadata["concurrency"], 10)
+            plugin.websocket_open(lambda socket: None)
+            plugin.websocket(lambda socket, message: None)
+            self.assertEqual(plugin.metadata["concurrency"], 5)
+            plugin = plugrack.Plugin(**fields, concurrency=10)
+            plugin.websocket(lambda socket, message: None)
+            self.assertEqual(plugin.metadata["concurrency"], 10)
+
+    def test_a_connection_that_has_ended_counts_while_its_handlers_run(self):
+        process, first, connection = self.begin(1)
+        connection.accepted("/gated")
+        connection.say("hello")
+        self.until_logged(process, "begun hello")
+        other = self.sockets(process)
+        other.open("/echo")
+        for each in (first, connection, other):
+            each.close()
+        another = process.connect()
+        another.send({"type": "ping", "id": 1})
+        self.eventually(lambda: "no connection is accepted until a handler ends: 2 handlers still run" in process.log())
+        self.go(process)
+        self.assertEqual(another.receive()[0], {"type": "pong", "id": 1})
 
     def test_a_connection_without_any_thread_for_handlers_is_closed(self):
         workers = plugrack._Workers(2)
