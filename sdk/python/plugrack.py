@@ -959,7 +959,7 @@ def _payload(message: Union[str, bytes]) -> Tuple[bytes, bool]:
     """A message's bytes, and whether it is text."""
     if not isinstance(message, (str, bytes, bytearray, memoryview)):
         raise TypeError(f"a message is str or bytes, got {type(message).__name__}")
-    body = _bytes(message)  # type: ignore[arg-type]
+    body = _bytes(message)
     if len(body) > _MAX_BODY:
         raise ValueError(f"a message of {len(body)} bytes; a WebSocket takes at most {_MAX_BODY}")
     return body, isinstance(message, str)
@@ -1161,8 +1161,8 @@ class _Mailbox:
                 self._socket.close(1011)
             self._socket._accept()
         with self._lock:
-            self._scheduled = bool(self._events)
-        if self._scheduled:
+            goes_on = self._scheduled = bool(self._events)
+        if goes_on:
             self._plugin._workers.put(self)  # behind the others
         else:
             self._connection.count_busy(-1)
@@ -1197,7 +1197,6 @@ class _Mailbox:
         handler = self._plugin._socket_handlers.get("close")
         if handler and self._socket._accepted:
             handler(self._socket, code, reason)
-
 
 
 # ---- The store -------------------------------------------------------------------------------------------------------
