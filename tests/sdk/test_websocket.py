@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import random
 import socket
 import threading
 import time
@@ -186,6 +187,45 @@ import plugrack
 plugin = plugrack.Plugin(id="bench", name="Bench", version="1.0.0", icon="q", route="/bench", concurrency=2)
 
 HANDLERS
+plugin.run()
+'''
+
+
+RANDOM = r'''
+import random
+import plugrack
+
+plugin = plugrack.Plugin(id="bench", name="Bench", version="1.0.0", icon="r", route="/bench", concurrency=CONCURRENCY)
+
+@plugin.websocket_open
+def opened(socket):
+    socket.count = 0
+    if socket.query == "refuse":
+        return 403, "no"
+    if socket.query == "fail":
+        raise ValueError("on purpose")
+    if socket.query == "greet":
+        socket.send("hello")
+
+@plugin.websocket
+def said(socket, message):
+    assert int(message) == socket.count, f"{message} came after {socket.count} messages"
+    socket.count += 1
+    what = random.random()
+    if what < 0.02:
+        socket.close(4000)
+    elif what < 0.04:
+        raise ValueError("on purpose")
+    elif what < 0.06:
+        plugin.broadcast("all")
+    else:
+        socket.send(message)
+
+@plugin.websocket_close
+def closed(socket, code, reason):
+    assert not socket.is_open
+    print("closed", socket.path)
+
 plugin.run()
 '''
 
@@ -996,6 +1036,72 @@ class ConcurrencyTest(TestCase):
         for thread in threads:
             thread.join()
         self.assertEqual(order, [0, 1, 2, 3, 4])
+
+
+class RandomTest(TestCase):
+    def converse(self, connection, choose):
+        """Open, use and close sockets at random, within the credit of each; returns the paths of those that were accepted."""
+        lock, ended = threading.Lock(), threading.Event()
+        known, accepted = {}, set()
+
+        def read():
+            for head, body in iter(connection.receive, None):
+                with lock:
+                    kind, number, each = head["type"], head["id"], known.get(head["id"])
+                    if kind == "ws_accept":
+                        accepted.add(f"/{number}")
+                    elif kind == "response":
+                        known.pop(number, None)
+                    elif each and kind == "ws_credit":
+                        each["credit"] += head["bytes"]
+                    elif each and kind == "ws_message":
+                        each["owed"] += len(body) + COST
+            ended.set()
+        reader = threading.Thread(target=read)
+        reader.start()
+        opened = 0
+        for _ in range(5000):
+            with lock:
+                step, number = choose.random(), choose.choice(list(known) or [0])
+                if step < 0.05 or not known:
+                    opened += 1
+                    known[opened] = {"credit": CREDIT, "owed": 0, "said": 0}
+                    connection.open(f"/{opened}", opened, query=choose.choice(["", "", "", "refuse", "fail", "greet"]),
+                                    credit=choose.choice([0, 1, CREDIT, 2**40]))
+                    continue
+                each = known[number]
+                if step < 0.08:
+                    del known[number]
+                    connection.hang_up(number, code=1000)
+                elif f"/{number}" in accepted and step < 0.6 and each["credit"] > 0:
+                    message = str(each["said"])
+                    each["said"] += 1
+                    each["credit"] -= len(message) + COST
+                    connection.say(message, number)
+                elif f"/{number}" in accepted:
+                    connection.credit(each["owed"] + choose.choice([0, COST, 1000]), number)
+                    each["owed"] = 0
+        with lock:
+            for number in known:
+                connection.hang_up(number, code=1001)
+        connection.shutdown()
+        self.assertTrue(ended.wait(base.PATIENCE))
+        reader.join()
+        return accepted
+
+    def test_each_socket_has_its_messages_in_order_and_one_end(self):
+        for seed, concurrency in enumerate((1, 3, 16)):
+            process, first, connection = self.begin(concurrency, RANDOM)
+            accepted = self.converse(connection, random.Random(seed))
+            first.send({"type": "shutdown", "id": 99})
+            self.assertEqual(process.wait(), 0)
+            lines = process.log().splitlines()
+            ends = [line.split()[1] for line in lines if line.startswith("closed ")]
+            self.assertEqual(len(ends), len(set(ends)), "each has one end")
+            self.assertLessEqual(accepted, set(ends))
+            self.assertTrue(ends)
+            self.assertLessEqual({line for line in lines if line.split(":")[0].endswith("Error")}, {"ValueError: on purpose"})
+            self.assertNotIn("broke the protocol", process.log())
 
 
 # ---- The example -----------------------------------------------------------------------------------------------------
