@@ -44,6 +44,8 @@ run: examples ## build everything, put the examples in place, run the host
 	@echo "    curl -N http://$(LISTEN)/clock/events"
 	@echo "    ./target/release/plugrack --data $(DATA) list"
 	@echo
+	@echo "and in two windows of a browser: http://$(LISTEN)/chat"
+	@echo
 	@command -v node >/dev/null || echo "(node is not installed, so the example clock will be refused)"
 	@echo "(the examples licensed-rust and licensed-python wait for a licence: docs/licensing.md)"
 	@echo "Ctrl-C stops it; what it keeps is in $(DATA)."
@@ -57,10 +59,10 @@ examples: ## build everything, put the examples in $(DATA)/plugins
 	@mkdir -p $(DATA)/plugins
 	@cp target/release/hello $(DATA)/plugins/hello.new && mv $(DATA)/plugins/hello.new $(DATA)/plugins/hello
 	@cp target/release/licensed-rust $(DATA)/plugins/licensed-rust.new && mv $(DATA)/plugins/licensed-rust.new $(DATA)/plugins/licensed-rust
-	@for example in notes clock counter licensed-python; do \
+	@for example in notes chat clock counter licensed-python; do \
 		mkdir -p $(DATA)/plugins/$$example && cp -R plugins-examples/$$example/. $(DATA)/plugins/$$example/ || exit 1; \
 	done
-	@for example in notes licensed-python; do cp sdk/python/plugrack.py $(DATA)/plugins/$$example/ || exit 1; done
+	@for example in notes chat licensed-python; do cp sdk/python/plugrack.py $(DATA)/plugins/$$example/ || exit 1; done
 	@cp sdk/node/plugrack.mjs $(DATA)/plugins/clock/
 
 release: ## one statically linked executable, $(DIST)/plugrack, and the example hello likewise

@@ -36,6 +36,17 @@ A WSGI or ASGI application, such as one of Flask or FastAPI, is the plugin's han
 
     plugin.http(plugrack.wsgi(app))
 
+A WebSocket is an object to send to. Each message of its client calls the handler:
+
+    @plugin.websocket
+    def said(socket, message):
+        plugin.broadcast(f"{socket.params.get('name')}: {message}")
+
+The handlers of one socket run one after the other, those of several side by side, at most `concurrency` of them beside the
+handlers of requests. With `concurrency` 1 no two handlers run at the same time, whatever they handle; only the stream of an
+answer may run beside them. `socket.send` waits while the client reads slowly, and its handler with it; `plugin.broadcast`
+waits for nobody.
+
 A proprietary plugin is given the public keys of its vendor, and its own release date. Its licence is then checked before
 the `init` handler runs, which finds in `context.granted` what the licence grants; where it does not hold, the plugin
 says what to do and ends. This, and only this, needs the package `cryptography`:
@@ -75,14 +86,17 @@ from urllib.parse import parse_qsl, unquote, unquote_to_bytes, urlsplit
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["Plugin", "Context", "Request", "Response", "Headers", "Store", "Entry", "License", "verify_license", "wsgi", "asgi",
-           "Error", "Conflict", "Refuse", "LicenseError", "HTTPError", "Disconnected"]
+__all__ = ["Plugin", "Context", "Request", "Response", "Headers", "WebSocket", "Store", "Entry", "License", "verify_license",
+           "wsgi", "asgi", "Error", "Conflict", "Refuse", "LicenseError", "HTTPError", "Disconnected", "SocketClosed"]
 
 _LENGTHS = struct.Struct(">II")
 _MAX_HEAD = 65_536
 _MAX_BODY = 1_048_576
 _MAX_ID = 2**53 - 1
 _MAX_ERROR_MESSAGE = 4096  # bytes
+_SOCKET_CREDIT = 65_536  # bytes of messages that each side may send on a new WebSocket, as the protocol has it
+_MESSAGE_COST = 64  # bytes of credit that a message takes beside its length
+_MAX_REASON = 123  # bytes of the reason in a close frame
 _RECEIVE = 98_304  # what a request with a body of 64 KiB comes in at once
 _STORE_CONNECTIONS = 32  # of the 64 that the host allows a plugin
 _CONCURRENCY = 16  # requests at once unless told otherwise, so that a few streams leave room for others
@@ -258,12 +272,13 @@ _TEXT = (lambda value: isinstance(value, str), "a string")
 _FLAG = (lambda value: value is True or value is False, "true or false")
 _COUNT = (lambda value: _is_integer_within(value, 0, 2**64 - 1), "an integer from 0 to 18446744073709551615")
 _SIGNED = (lambda value: _is_integer_within(value, -2**63, 2**63 - 1), "an integer of 64 bits")
+_CREDIT = (lambda value: _is_integer_within(value, 0, _MAX_ID), f"an integer from 0 to {_MAX_ID}")
+_PAIRS = (_is_pairs, "an array of [name, value] pairs")
 _FIELDS: Dict[str, Tuple[Tuple[str, bool, Callable[[Any], bool], str], ...]] = {
     "init": (("config", True, lambda value: isinstance(value, dict), "an object"),
              ("instance_id", True, *_TEXT), ("plugin_id", True, *_TEXT), ("license", False, *_TEXT)),
     "http": (("method", True, *_TEXT), ("path", True, *_TEXT), ("query", False, *_TEXT), ("mount", True, *_TEXT),
-             ("headers", False, _is_pairs, "an array of [name, value] pairs"), ("remote", False, *_TEXT),
-             ("more", False, *_FLAG)),
+             ("headers", False, *_PAIRS), ("remote", False, *_TEXT), ("more", False, *_FLAG)),
     "data": (("more", False, *_FLAG), ("aborted", False, *_FLAG)),
     "kv": (("op", True, *_TEXT),),
     "result": (("found", False, *_FLAG), ("rev", False, *_COUNT), ("value", False, *_SIGNED),
@@ -272,8 +287,16 @@ _FIELDS: Dict[str, Tuple[Tuple[str, bool, Callable[[Any], bool], str], ...]] = {
               ("message", True, lambda value: isinstance(value, str) and 0 < len(value.encode()) <= _MAX_ERROR_MESSAGE,
                "a string of 1 to 4096 bytes"),
               ("index", False, *_COUNT)),
+    "ws_open": (("path", True, *_TEXT), ("query", False, *_TEXT), ("mount", True, *_TEXT), ("headers", False, *_PAIRS),
+                ("remote", False, *_TEXT), ("credit", False, *_CREDIT)),
+    "ws_message": (("text", False, *_FLAG),),
+    "ws_credit": (("bytes", True, *_CREDIT),),
+    "ws_close": (("code", False, lambda value: _is_integer_within(value, 1000, 4999), "an integer from 1000 to 4999"),
+                 ("reason", False, lambda value: isinstance(value, str) and len(value.encode()) <= _MAX_REASON,
+                  f"a string of at most {_MAX_REASON} bytes")),
 }
-_INTEGERS = {"result": ("rev", "value", "expires_in_ms"), "error": ("index",)}
+_INTEGERS = {"result": ("rev", "value", "expires_in_ms"), "error": ("index",), "ws_open": ("credit",), "ws_credit": ("bytes",),
+             "ws_close": ("code",)}
 
 
 def _check_message(head: Dict[str, Any], body_size: int) -> None:
@@ -290,7 +313,7 @@ def _check_message(head: Dict[str, Any], body_size: int) -> None:
                 raise _ProtocolError(f"{kind}.{name} is missing: it must be {form}")
         elif not is_of_form(head[name]):
             raise _ProtocolError(f"{kind}.{name} must be {form}, got {_to_json(head[name])[:40]}")
-    if body_size and kind not in ("http", "data", "response", "result"):
+    if body_size and kind not in ("http", "data", "response", "result", "ws_message"):
         if kind != "kv":
             raise _ProtocolError(f"{kind} must have no body, got {body_size} bytes")
         if head["op"] in ("get", "delete", "incr", "list"):
@@ -322,6 +345,8 @@ class _Wire:
         self.cancelled = threading.Event()  # for the requests on this connection
         self.ended = False  # whether `_notice_ends` has counted it as abandoned
         self.on_end: Optional[Callable[[], None]] = None  # called when that happens; never waits
+        self.is_new = True  # whether no message has come
+        self.carries_sockets = False  # whether it carries WebSockets in place of requests
 
     def send(self, head: Mapping[str, Any], body: bytes = b"") -> None:
         """Puts a frame behind those to be sent. They go out together: before anything more is waited for, or in a moment."""
@@ -351,18 +376,18 @@ class _Wire:
         while True:
             found = self._parse(0)
             if found:
-                head, start, end = found
-                body = b""
-                if end > start:
-                    with memoryview(self._buffer) as buffer, buffer[start:end] as part:
-                        body = bytes(part)
-                del self._buffer[:end]
-                self._seen = 0
-                if self._unsent:
-                    _flusher.watch(self)
-                return head, body
+                return self._take(*found)
             self.flush()
             self._receive()
+
+    def read_now(self) -> Optional[Tuple[Dict[str, Any], bytes]]:
+        """The next frame, or None while it is not all there. Never blocks. Raises Disconnected at the end of the stream."""
+        while True:
+            found = self._parse(0)
+            if found:
+                return self._take(*found)
+            if not self._receive(socket.MSG_DONTWAIT):
+                return None
 
     def shutdown_waits(self) -> bool:
         """Whether a `shutdown` stands behind what is under way. Never blocks, and looks at each frame once."""
@@ -404,6 +429,34 @@ class _Wire:
 
     def fileno(self) -> int:
         return self._sock.fileno()
+
+    def _take(self, head: Dict[str, Any], start: int, end: int) -> Tuple[Dict[str, Any], bytes]:
+        """Head and body of the first frame of the buffer, which is removed."""
+        body = b""
+        if end > start:
+            with memoryview(self._buffer) as buffer, buffer[start:end] as part:
+                body = bytes(part)
+        del self._buffer[:end]
+        self._seen = 0
+        if self._unsent:
+            _flusher.watch(self)
+        return head, body
+
+    def send_now(self, data: bytearray) -> None:
+        """Send from the beginning of the data what the socket takes at once, and remove it. Raises Disconnected."""
+        try:
+            del data[:self._sock.send(data, socket.MSG_DONTWAIT)]
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            raise Disconnected(str(error)) from None
+
+    def end(self) -> None:
+        """End the stream in both directions, for the host to see. `close` still follows."""
+        try:
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # it has ended by itself
 
     def _receive(self, flags: int = 0) -> bool:
         try:
@@ -688,6 +741,462 @@ def _begin(result: Any, method: str) -> Tuple[Response, Tuple[bytes, bool], Opti
         return result, (result.body, False), None
     parts = result._parts(method)
     return result, next(parts), parts
+
+
+# ---- WebSocket -------------------------------------------------------------------------------------------------------
+
+class SocketClosed(ConnectionError):
+    """Raised by `WebSocket.send`: the socket is closed, whoever has closed it. Its own handlers may let it pass."""
+
+    def __init__(self, closed: WebSocket) -> None:
+        super().__init__("the WebSocket is closed")
+        self.socket = closed
+
+
+class WebSocket:
+    """A WebSocket of a client. Its methods may be called from any thread, and it may be given attributes of your own."""
+
+    path: str  #: what follows the mount, not decoded; begins with "/"
+    query: Optional[str]  #: what follows the "?", not decoded; None where there is no "?"
+    mount: str  #: the plugin's route, "" for a socket by host name
+    headers: Headers  #: those of the request that asks for the socket
+    remote: str  #: the client's address, "" when it is not known
+    protocols: List[str]  #: the subprotocols that the client offers, in its order
+
+    def __init__(self, connection: _Sockets, head: Mapping[str, Any]) -> None:
+        self.path = head["path"]
+        self.query = head.get("query")
+        self.mount = head["mount"]
+        self.headers = Headers(map(tuple, head.get("headers", ())))
+        self.remote = head.get("remote", "")
+        offered = ",".join(self.headers.get_all("sec-websocket-protocol")).split(",")
+        self.protocols = [name.strip() for name in offered if name.strip()]
+        self._id = head["id"]
+        self._connection = connection
+        self._plugin = connection.plugin
+        application = self._plugin._socket_application
+        self._calls: Union[_Mailbox, _ASGISocketCall] = (
+            _ASGISocketCall(application, self) if application else _Mailbox(connection, self))
+        self._changed = threading.Condition(threading.Lock())
+        # These are changed under the lock of `_changed`, and so is what is sent for the socket.
+        self._protocol: Optional[str] = None
+        self._accepted = False
+        self._closing = False  # whether the plugin has closed it
+        self._ended = False  # whether the host knows it no more
+        self._held: List[Tuple[Dict[str, Any], bytes]] = []  # what is to be sent once it is accepted
+        self._credit = head.get("credit", _SOCKET_CREDIT)  # bytes of messages that may be sent
+        self._host_credit = _SOCKET_CREDIT  # and those that the host may send
+
+    @property
+    def params(self) -> Dict[str, str]:
+        """The query's parameters, decoded; of a repeated one the first."""
+        return _first_values(self.query or "")
+
+    @property
+    def protocol(self) -> Optional[str]:
+        """The subprotocol that is spoken. A `websocket_open` handler may set it to one of `protocols`."""
+        return self._protocol
+
+    @protocol.setter
+    def protocol(self, name: Optional[str]) -> None:
+        if name is not None and name not in self.protocols:
+            raise ValueError(f"the client offers no subprotocol {name!r}, only {self.protocols}")
+        with self._changed:
+            if self._accepted:
+                raise RuntimeError("the socket has been accepted: its subprotocol is set before that")
+            self._protocol = name
+
+    @property
+    def is_open(self) -> bool:
+        """Whether messages can be sent."""
+        return not (self._closing or self._ended)
+
+    def send(self, message: Union[str, bytes]) -> None:
+        """Send a message, str as text and bytes as binary, of at most 1 MiB.
+
+        Waits while there is no credit, since the client reads slowly, and as long as the socket is open. Raises SocketClosed
+        once it is closed, or when the plugin is to stop.
+        """
+        body, is_text = _payload(message)
+        with self._changed:
+            while not self._send(body, is_text):
+                self._answer()  # before that no credit comes
+                self._changed.wait()  # for credit, the end of the socket or of its connection, or the plugin's stop
+
+    def close(self, code: int = 1000, reason: str = "") -> None:
+        """Close the socket, after all that was sent. Does nothing if it is closed.
+
+        `code` is 1000–1003, 1007–1014 or 3000–4999, `reason` at most 123 bytes of UTF-8. From now on no message reaches the
+        handler. The `websocket_close` handler is called when the client has closed its side.
+        """
+        if type(code) is not int or not (1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999):
+            raise ValueError(f"a WebSocket is closed with a code of 1000-1003, 1007-1014 or 3000-4999, got {code!r}")
+        size = len(reason.encode())
+        if size > _MAX_REASON:
+            raise ValueError(f"a reason of {size} bytes; a close frame holds {_MAX_REASON}")
+        with self._changed:
+            if not self.is_open:
+                return
+            head = {"type": "ws_close", "id": self._id, "code": code}
+            if reason:
+                head["reason"] = reason
+            self._closing = True
+            self._plugin._forget_socket(self)
+            self._put(head)
+        self._wake()
+
+    def _send(self, body: bytes, is_text: bool) -> bool:
+        """Send a message if there is credit, with the lock held; returns whether there was. Raises SocketClosed."""
+        if not self.is_open:
+            raise SocketClosed(self)
+        if self._credit <= 0:
+            if self._plugin.stopping.is_set():
+                raise SocketClosed(self)
+            return False
+        self._credit -= len(body) + _MESSAGE_COST
+        self._put({"type": "ws_message", "id": self._id, "text": is_text}, body)
+        return True
+
+    def _put(self, head: Dict[str, Any], body: bytes = b"") -> None:
+        if self._accepted:
+            self._connection.send(head, body)
+        else:
+            self._held.append((head, body))
+
+    def _try_send(self, body: bytes, is_text: bool) -> bool:
+        with self._changed:
+            return self._send(body, is_text)
+
+    def _send_or_close(self, body: bytes, is_text: bool) -> bool:
+        """Send a message if there is credit, and close the socket if there is none; returns whether it was sent."""
+        try:
+            if self._try_send(body, is_text):
+                return True
+        except SocketClosed:
+            return False
+        self.close(1013, "the client reads too slowly")
+        return False
+
+    def _accept(self, headers: Iterable[Tuple[str, str]] = ()) -> None:
+        """Accept the socket, unless it is accepted or refused."""
+        with self._changed:
+            self._answer(list(headers))
+
+    def _answer(self, headers: Iterable[Tuple[str, str]] = ()) -> None:
+        if self._accepted:
+            return
+        head: Dict[str, Any] = {"type": "ws_accept", "id": self._id}
+        if self._protocol is not None:
+            head["protocol"] = self._protocol
+        if headers:
+            head["headers"] = headers
+            _encode_before(head, b"")  # raises Error where no frame holds them, before anything has changed
+        self._accepted = True
+        if self.is_open:
+            self._plugin._know_socket(self)  # before the host can know it
+        if not self._ended:
+            self._connection.send(head)
+            for each in self._held:
+                self._connection.send(*each)
+        self._held.clear()
+
+    def _refuse(self, status: int, headers: List[Tuple[str, str]], body: bytes) -> None:
+        if not _is_integer_within(status, 300, 599):
+            raise ValueError(f"a WebSocket is refused with a status of 300 to 599, got {status!r}")
+        with self._changed:
+            if self._accepted:
+                raise RuntimeError("the socket was accepted, since all its credit was used up before it was refused")
+            if not self._ended:
+                self._connection.send({"type": "response", "id": self._id, "status": status, "headers": headers}, body)
+            self._ended = True
+            self._held.clear()
+        self._connection.forget(self._id)
+
+    def _return_credit(self, size: int) -> None:
+        """Tell the host that so many bytes of messages have been dealt with."""
+        with self._changed:
+            if self.is_open:
+                self._host_credit += size
+                self._connection.send({"type": "ws_credit", "id": self._id, "bytes": size})
+
+    def _wake(self) -> None:
+        """Have those who wait for credit look again."""
+        with self._changed:
+            self._changed.notify_all()
+        self._calls.writable()
+
+    # In the thread that reads the connection.
+
+    def _receive(self, body: bytes, is_text: bool) -> None:
+        size = len(body) + _MESSAGE_COST
+        with self._changed:
+            if not self._accepted:
+                raise _ProtocolError(f"ws_message with id {self._id} came before the socket was accepted")
+            if self._host_credit <= 0:
+                raise _ProtocolError(f"ws_message with id {self._id} came without credit")
+            self._host_credit -= size
+        try:
+            message: Union[str, bytes] = body.decode() if is_text else body
+        except UnicodeDecodeError:
+            raise _ProtocolError(f"ws_message with id {self._id} is text that is not UTF-8") from None
+        self._calls.received(message, size)
+
+    def _receive_credit(self, size: int) -> None:
+        with self._changed:
+            self._credit += size
+        self._wake()
+
+    def _end(self, code: Optional[int], reason: str) -> None:
+        """The host says nothing more about the socket, or there is no host any more."""
+        with self._changed:
+            self._ended = True
+            self._plugin._forget_socket(self)
+        self._wake()
+        self._calls.closed(code, reason)
+
+
+def _payload(message: Union[str, bytes]) -> Tuple[bytes, bool]:
+    """A message's bytes, and whether it is text."""
+    if not isinstance(message, (str, bytes, bytearray, memoryview)):
+        raise TypeError(f"a message is str or bytes, got {type(message).__name__}")
+    body = _bytes(message)
+    if len(body) > _MAX_BODY:
+        raise ValueError(f"a message of {len(body)} bytes; a WebSocket takes at most {_MAX_BODY}")
+    return body, isinstance(message, str)
+
+
+class _Sockets:
+    """The host's connection for WebSockets, from its first `ws_open` to its end.
+
+    One thread reads it, and sends what the connection has not taken at once. So nobody waits for the host, and credit is
+    read whatever handlers do. What is unsent is bounded by the credit that the host has given.
+    """
+
+    def __init__(self, plugin: Plugin, wire: _Wire) -> None:
+        self.plugin = plugin
+        self._wire = wire
+        self._sockets: Dict[int, WebSocket] = {}  # those that the host may still say something about
+        self._lock = threading.Lock()  # of these
+        self._unsent = bytearray()
+        self._waits = False  # whether the thread waits for room to send
+        self._over = False
+        self._poll = select.epoll()
+        self._idle = threading.Condition(threading.Lock())
+        self._busy = 0  # sockets with handlers that are still to be called; under the lock of `_idle`
+
+    def send(self, head: Mapping[str, Any], body: bytes = b"") -> None:
+        """Send a frame, behind those that are still unsent. Never waits."""
+        start = _encode_before(head, body)
+        with self._lock:
+            if self._over:
+                return
+            is_first = not self._unsent
+            self._unsent += start
+            self._unsent += body
+            if is_first:
+                self._send_more()
+
+    def serve(self, head: Dict[str, Any]) -> None:
+        """Serve the connection, which has begun with this message. Returns when it has ended and every handler has returned."""
+        try:
+            self._poll.register(self._wire.fileno(), select.EPOLLIN)
+            goes_on = self._take(head, b"")
+            while goes_on:
+                frame = self._wire.read_now()
+                if frame:
+                    goes_on = self._take(*frame)
+                else:
+                    self._poll.poll()
+                    with self._lock:
+                        if self._unsent:
+                            self._send_more()
+        except Disconnected:
+            pass
+        except _ProtocolError as error:
+            _log.error("the host broke the protocol, so the connection for WebSockets is closed: %s", error)
+            self._wire.end()
+        except Exception:
+            _log.exception("the connection for WebSockets is closed")
+            self._wire.end()
+        finally:
+            for each in list(self._sockets.values()):
+                each._end(1006, "")
+            with self._idle:
+                self._idle.wait_for(lambda: self._busy == 0)  # the host bounds the time for this, as for requests
+            with self._lock:
+                self._over = True
+            self._poll.close()
+
+    def forget(self, number: int) -> None:
+        self._sockets.pop(number, None)
+
+    def count_busy(self, change: int) -> None:
+        with self._idle:
+            self._busy += change
+            if self._busy == 0:
+                self._idle.notify()
+
+    def _send_more(self) -> None:
+        """Send what the connection takes, and have the thread send the rest. With the lock held."""
+        try:
+            self._wire.send_now(self._unsent)
+        except Disconnected:
+            self._unsent.clear()  # the thread finds out likewise
+        if bool(self._unsent) != self._waits:
+            self._waits = not self._waits
+            self._poll.modify(self._wire.fileno(), select.EPOLLIN | select.EPOLLOUT if self._waits else select.EPOLLIN)
+
+    def _take(self, head: Dict[str, Any], body: bytes) -> bool:
+        """Deal with one message of the host, without waiting; returns whether the connection goes on."""
+        kind, number = head["type"], head["id"]
+        known = self._sockets.get(number)
+        if kind == "shutdown":
+            self.plugin._stop()
+            return False
+        if kind == "ws_open":
+            if known:
+                raise _ProtocolError(f"{_named(head)} came while this socket is open")
+            self._sockets[number] = new = WebSocket(self, head)
+            new._calls.opened()
+        elif kind == "ws_close":
+            if known:  # or else it has just been refused
+                self.forget(number)
+                known._end(head.get("code"), head.get("reason", ""))
+        elif kind not in ("ws_message", "ws_credit"):
+            raise _ProtocolError(f"a message of type {kind!r} came where those of WebSockets are due")
+        elif not known:
+            raise _ProtocolError(f"{_named(head)} came, and there is no such socket")
+        elif kind == "ws_message":
+            known._receive(body, head.get("text", False))
+        else:
+            known._receive_credit(head["bytes"])
+        return True
+
+
+class _Workers:
+    """Threads that call the handlers of sockets: at most so many, started as they are needed."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._ready: queue.SimpleQueue[_Mailbox] = queue.SimpleQueue()
+        self._lock = threading.Lock()  # of these
+        self._threads = 0
+        self._spare = 0  # threads that wait for a mailbox, less the mailboxes that wait for a thread
+
+    def start_one(self) -> None:
+        """Have at least one thread. Raises RuntimeError or MemoryError where none can be had."""
+        with self._lock:
+            if self._threads == 0:
+                self._start()
+                self._spare += 1
+
+    def put(self, mailbox: _Mailbox) -> None:
+        """Have a thread handle the next event of a mailbox."""
+        with self._lock:
+            self._spare -= 1
+            if self._spare < 0 and self._threads < self._most:
+                try:
+                    self._start()
+                    self._spare += 1
+                except (RuntimeError, MemoryError):
+                    pass  # those that run get to it
+        self._ready.put(mailbox)
+
+    def _start(self) -> None:
+        threading.Thread(target=self._run, name="websocket", daemon=True).start()
+        self._threads += 1
+
+    def _run(self) -> None:
+        while True:
+            self._ready.get().handle_next()
+            with self._lock:
+                self._spare += 1
+
+
+class _Mailbox:
+    """What has happened to a socket and is still to be handled, in order. Bounded by the credit that the host was given."""
+
+    def __init__(self, connection: _Sockets, owner: WebSocket) -> None:
+        self._connection = connection
+        self._plugin = connection.plugin
+        self._socket = owner
+        self._lock = threading.Lock()  # of these
+        self._events: Deque[Tuple[Callable[..., None], Tuple[Any, ...]]] = collections.deque()
+        self._scheduled = False  # whether it waits for a worker, or has one
+
+    # In the thread that reads the connection.
+
+    def opened(self) -> None:
+        self._add(self._open)
+
+    def received(self, message: Union[str, bytes], size: int) -> None:
+        self._add(self._message, message, size)
+
+    def closed(self, code: Optional[int], reason: str) -> None:
+        self._add(self._close, code, reason)
+
+    def writable(self) -> None:
+        """Those who wait to send do so in `WebSocket.send`."""
+
+    def _add(self, event: Callable[..., None], *arguments: Any) -> None:
+        with self._lock:
+            self._events.append((event, arguments))
+            if self._scheduled:
+                return
+            self._scheduled = True
+        self._connection.count_busy(+1)
+        self._plugin._workers.put(self)
+
+    # In a worker.
+
+    def handle_next(self) -> None:
+        with self._lock:
+            event, arguments = self._events.popleft()
+        try:
+            with self._plugin._turn:
+                event(*arguments)
+        except BaseException as error:  # also SystemExit, which would end the worker
+            if not (isinstance(error, SocketClosed) and error.socket is self._socket):
+                _log.error("the %s handler failed for the WebSocket at %s", event.__name__[1:], self._socket.path, exc_info=error)
+                self._socket.close(1011)
+            self._socket._accept()
+        with self._lock:
+            goes_on = self._scheduled = bool(self._events)
+        if goes_on:
+            self._plugin._workers.put(self)  # behind the others
+        else:
+            self._connection.count_busy(-1)
+
+    def _open(self) -> None:
+        if self._socket._ended:
+            return  # the client has gone meanwhile
+        handler = self._plugin._socket_handlers.get("open")
+        try:
+            answer = handler(self._socket) if handler else None
+        except HTTPError as error:
+            answer = error.status, f"{error}\n"
+        if answer is None:
+            self._socket._accept()
+            return
+        response, (body, _), parts = _begin(answer, "GET")
+        if parts:
+            with closing(parts):
+                for part, _ in parts:
+                    body += part
+                    if len(body) > _MAX_BODY:
+                        raise ValueError(f"a WebSocket is refused with at most {_MAX_BODY} bytes")
+        self._socket._refuse(response.status, response.headers, body)
+
+    def _message(self, message: Union[str, bytes], size: int) -> None:
+        handler = self._plugin._socket_handlers.get("message")
+        if handler and not self._socket._closing:
+            handler(self._socket, message)
+        self._socket._return_credit(size)
+
+    def _close(self, code: Optional[int], reason: str) -> None:
+        handler = self._plugin._socket_handlers.get("close")
+        if handler and self._socket._accepted:
+            handler(self._socket, code, reason)
 
 
 # ---- The store -------------------------------------------------------------------------------------------------------
@@ -1166,14 +1675,14 @@ def _malformed(error: ValueError) -> LicenseError:
 
 # ---- The plugin ------------------------------------------------------------------------------------------------------
 
-def _default_concurrency(memory: int) -> int:
-    """How many requests to serve at once in a process of at most so many bytes of data."""
+def _default_concurrency(memory: int, threads: int = 1) -> int:
+    """How many requests to serve at once in a process of at most so many bytes of data, with so many threads for each."""
     if memory == resource.RLIM_INFINITY:
         return _CONCURRENCY
     stack = threading.stack_size() or resource.getrlimit(resource.RLIMIT_STACK)[0]
     if stack == resource.RLIM_INFINITY:
         stack = _STACK
-    return max(1, min(_CONCURRENCY, (memory - _MEMORY_KEPT) // max(stack, 1)))
+    return max(1, min(_CONCURRENCY, (memory - _MEMORY_KEPT) // (threads * max(stack, 1))))
 
 
 class _Throttle:
@@ -1192,6 +1701,32 @@ class _Throttle:
         self._next = now + _SAY_EVERY
         self._suppressed = 0
         _log.error(message + more, reason)
+
+
+class _Turns:
+    """A lock that goes to those who wait for it in the order in which they came: a flood of messages delays no request."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # of these
+        self._taken = False
+        self._waiting: Deque[threading.Lock] = collections.deque()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._taken:
+                self._taken = True
+                return
+            turn = threading.Lock()
+            turn.acquire()
+            self._waiting.append(turn)
+        turn.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().release()
+            else:
+                self._taken = False
 
 
 class Context(NamedTuple):
@@ -1217,7 +1752,7 @@ class Plugin:
     The arguments are the fields of the metadata. A plugin has a `route`, names in `host`, or both. `concurrency` is how many
     connections, and so requests at a time, the host may have open: 1 to 256. With 1 handlers need not be safe to run side by
     side. Unless given it is 16, or as many as there is room for where the operator has bounded the plugin's memory
-    (`--plugin-memory`).
+    (`--plugin-memory`). `origins` are other sites whose pages may open a WebSocket, such as `https://app.example.org`, or `*`.
 
     `license_keys` is for a plugin that runs only with a licence: the vendor's public keys, by their names. `release_date`
     (`YYYY-MM-DD`) is that of this release, which the licence must cover. Both are as for `verify_license`.
@@ -1231,14 +1766,15 @@ class Plugin:
                  host: Optional[List[str]] = None, below_route: Optional[str] = None, trailing_slash: Optional[str] = None,
                  concurrency: Optional[int] = None,
                  description: Optional[str] = None, author: Optional[str] = None,
-                 homepage: Optional[str] = None, speaks: Optional[List[str]] = None, license_keys: Optional[Mapping[str, str]] = None,
-                 release_date: Optional[str] = None) -> None:
-        if concurrency is None:
-            concurrency = _default_concurrency(resource.getrlimit(resource.RLIMIT_DATA)[0])
+                 homepage: Optional[str] = None, speaks: Optional[List[str]] = None, origins: Optional[List[str]] = None,
+                 license_keys: Optional[Mapping[str, str]] = None, release_date: Optional[str] = None) -> None:
+        self._memory = None if concurrency is not None else resource.getrlimit(resource.RLIMIT_DATA)[0]  # which decides on it
+        if self._memory is not None:
+            concurrency = _default_concurrency(self._memory)
         self.metadata = _fields(id=id, name=name, version=version, icon=icon, route=route, protocol=1,
                                 host=host, below_route=below_route, trailing_slash=trailing_slash,
                                 concurrency=concurrency, description=description, author=author, homepage=homepage,
-                                speaks=speaks)
+                                speaks=speaks, origins=origins)
         if license_keys is not None:
             _read_keyring(license_keys)  # a slip of the author shows at once, not on a customer's machine
             _read_release_date(release_date)
@@ -1250,8 +1786,11 @@ class Plugin:
         self._handle_http: Callable[[Request], Any] = lambda request: (404, "not found\n")
         self._handle_init: Callable[[Context], Any] = lambda context: None
         self._handle_kv: Callable[[str, str, bytes], Any] = self._kv_in_store
-        # With one connection handlers need not be safe to run side by side, not even beside one that was given up.
-        self._turn: Any = threading.Lock() if concurrency == 1 else contextlib.nullcontext()
+        self._prepare_handlers()
+        self._socket_handlers: Dict[str, Callable[..., Any]] = {}  # "open", "message" and "close", those that there are
+        self._socket_application: Optional[_ASGI] = None  # in place of these
+        self._sockets_lock = threading.Lock()
+        self._open_sockets: Dict[WebSocket, None] = {}  # those that are accepted and not closed, in order; under the lock
         self._ready = False
         self._changed = threading.Condition(threading.Lock())
         # These are changed under the lock of `_changed`.
@@ -1265,6 +1804,12 @@ class Plugin:
         self._shortage = _Throttle()
         self._overload = _Throttle()
 
+    def _prepare_handlers(self) -> None:
+        concurrency = int(self.metadata["concurrency"])
+        # With one connection handlers need not be safe to run side by side, not even beside one that was given up.
+        self._turn: Any = _Turns() if concurrency == 1 else contextlib.nullcontext()
+        self._workers = _Workers(concurrency)  # those of sockets
+
     def http(self, handler: _Handler) -> _Handler:
         """Decorator: `handler(request)` answers the HTTP requests.
 
@@ -1276,6 +1821,66 @@ class Plugin:
         """
         self._handle_http = handler
         return handler
+
+    def websocket(self, handler: _Handler) -> _Handler:
+        """Decorator: `handler(socket, message)` gets each message of a client, text as str and binary as bytes.
+
+        An exception is logged, and the socket is closed with 1011. `SocketClosed` for the socket itself may pass.
+
+        `plugin.websocket(plugrack.asgi(app))` gives all sockets to an application, which then opens and closes them too. An
+        object that `asgi` has returned may be the handler for HTTP as well.
+        """
+        if isinstance(handler, _ASGI):
+            self._speak_websocket(application=handler)
+        else:
+            self._speak_websocket(message=handler)
+        return handler
+
+    def websocket_open(self, handler: _Handler) -> _Handler:
+        """Decorator: `handler(socket)` decides on a new socket. Without such a handler all are accepted.
+
+        If it returns None, the socket is accepted. Anything else is an answer, as that of an `http` handler, by which the
+        socket is refused: with a status of 300 to 599, as in `return 403, "members only"`. HTTPError does the same. The
+        handler may set `socket.protocol`. What it sends goes out when the socket is accepted, which is when it returns. One
+        that sends more than there is credit for accepts the socket by that.
+        """
+        self._speak_websocket(open=handler)
+        return handler
+
+    def websocket_close(self, handler: _Handler) -> _Handler:
+        """Decorator: `handler(socket, code, reason)` is called once for each socket that was accepted, after its last message.
+
+        `code` is None if the client gave none. 1006 says that the client, or the host, has gone without a word.
+        """
+        self._speak_websocket(close=handler)
+        return handler
+
+    def _speak_websocket(self, application: Optional[_ASGI] = None, **handlers: Callable[..., Any]) -> None:
+        self._socket_handlers.update(handlers)
+        self._socket_application = application or self._socket_application
+        if self._socket_application and self._socket_handlers:
+            raise ValueError("an ASGI application handles sockets by itself: the plugin can have no other handler for them")
+        speaks = self.metadata.get("speaks", [])
+        if "websocket" not in speaks:
+            self.metadata["speaks"] = [*speaks, "websocket"]
+        if handlers and self._memory is not None:
+            self.metadata["concurrency"] = _default_concurrency(self._memory, threads=2)
+            self._prepare_handlers()
+
+    @property
+    def sockets(self) -> List[WebSocket]:
+        """The sockets that are open now, the oldest first."""
+        with self._sockets_lock:
+            return list(self._open_sockets)
+
+    def broadcast(self, message: Union[str, bytes], to: Optional[Iterable[WebSocket]] = None) -> int:
+        """Send a message to all open sockets, or to these, and wait for none. Returns to how many it was sent.
+
+        A socket without credit, since its client reads too slowly, is closed with 1013: the client connects again, in place
+        of missing a message without knowing.
+        """
+        body, is_text = _payload(message)
+        return sum(each._send_or_close(body, is_text) for each in (self.sockets if to is None else to))
 
     def init(self, handler: _Handler) -> _Handler:
         """Decorator: `handler(context)` is called once before any request; the host gives it 10 s.
@@ -1294,6 +1899,14 @@ class Plugin:
         """
         self._handle_kv = handler
         return handler
+
+    def _know_socket(self, accepted: WebSocket) -> None:
+        with self._sockets_lock:
+            self._open_sockets[accepted] = None
+
+    def _forget_socket(self, closed: WebSocket) -> None:
+        with self._sockets_lock:
+            self._open_sockets.pop(closed, None)
 
     def run(self) -> NoReturn:
         """Be the plugin: print the metadata if called with `--metadata`, else serve until the host shuts it down.
@@ -1424,9 +2037,11 @@ class Plugin:
         concurrency = int(self.metadata["concurrency"])
         limit = 2 * concurrency
         with self._changed:
+            # The connection for WebSockets counts only while handlers still run for one that has ended.
+            counted = [wire for wire in self._connections.values() if wire.ended or not wire.carries_sockets]
             abandoned = self._abandoned
             is_new = not self._at_limit
-            self._at_limit = len(self._connections) >= limit and len(self._connections) - abandoned < concurrency
+            self._at_limit = len(counted) >= limit and len(counted) - abandoned < concurrency
             if not self._at_limit:
                 return None
             if is_new and self._poll:
@@ -1443,6 +2058,8 @@ class Plugin:
         with self._changed:
             for wire in self._connections.values():
                 wire.cancelled.set()
+        for each in self.sockets:
+            each._wake()
 
     def _end_if_stopped(self) -> None:
         with self._changed:
@@ -1471,6 +2088,7 @@ class Plugin:
     def _serve_message(self, wire: _Wire, head: Dict[str, Any], body: bytes) -> bool:
         """Handle one message; returns whether the connection goes on."""
         kind, number = head["type"], head["id"]
+        is_first, wire.is_new = wire.is_new, False
         if (kind == "init") == self._ready:
             raise _ProtocolError(f"{kind} is out of place")
         if kind == "http":
@@ -1483,6 +2101,9 @@ class Plugin:
             return self._serve_init(wire, head)
         elif kind == "shutdown":
             self._stop()
+            return False
+        elif kind == "ws_open" and is_first and "websocket" in self.metadata.get("speaks", ()):
+            self._serve_sockets(wire, head)
             return False
         else:
             raise _ProtocolError(f"a message of type {kind!r}")
@@ -1510,6 +2131,20 @@ class Plugin:
         self._ready = True
         wire.send({"type": "ready", "id": head["id"]})
         return True
+
+    def _serve_sockets(self, wire: _Wire, head: Dict[str, Any]) -> None:
+        with self._changed:
+            wire.carries_sockets = True
+        if self._socket_application:
+            self._socket_application.start()
+        else:
+            try:
+                self._workers.start_one()
+            except (RuntimeError, MemoryError) as error:
+                self._shortage.error("cannot start a thread for WebSockets, and closes their connection: %s",
+                                     error or "out of memory")
+                return
+        _Sockets(self, wire).serve(head)
 
     def _licensed(self, context: Context) -> Context:
         if self._license_keys is None:
@@ -1673,7 +2308,7 @@ class _ByApplication:
         self.serve = serve
 
 
-def _authority(request: Request) -> Tuple[str, str, int]:
+def _authority(request: Union[Request, WebSocket]) -> Tuple[str, str, int]:
     """Scheme, name and port by which the client has called the server."""
     scheme = request.headers.get("x-forwarded-proto") or "http"
     try:
@@ -1828,22 +2463,31 @@ class _WSGIInput(io.RawIOBase):
 _Message = MutableMapping[str, Any]
 _ASGIApp = Callable[[_Message, Callable[[], Awaitable[_Message]], Callable[[_Message], Awaitable[None]]], Awaitable[None]]
 
+_PLAIN_TEXT = [("content-type", "text/plain; charset=utf-8")]
+_TOO_MANY_CALLS = b"too many requests are still being worked on\n"
+
 _applications: List[_ASGI] = []  # those of the process, which start and stop with the plugin
 
 
 def asgi(app: _ASGIApp) -> Callable[[Request], Any]:
     """A handler that answers with an ASGI 3 application, such as one of Starlette, FastAPI or Django.
 
-        plugin.http(plugrack.asgi(app))
+        site = plugrack.asgi(app)
+        plugin.http(site)
+        plugin.websocket(site)  # if the application has WebSockets
 
     A handler may also call it for some requests, and answer others by itself. The application runs on one event loop, in a
     thread of its own. Its lifespan starts after the `init` handler and before the first request: where it fails, the plugin
     does not start. Its shutdown has 1.5 s. `root_path` is the plugin's route. A body that comes in several frames must be read
     before the first piece of the answer: `receive` gives `http.disconnect` from then on.
+
+    Calls for WebSockets run on the same loop, beside each other and beside requests whatever the plugin's `concurrency` is.
+    `send` waits while the client reads slowly, and raises SocketClosed, which is an OSError, once the socket is closed. The
+    extension `websocket.http.response` refuses a socket with an answer, of at most 1 MiB.
     """
     bridge = _ASGI(app)
     _applications.append(bridge)
-    return lambda request: _ByApplication(bridge.serve)
+    return bridge
 
 
 class _ASGI:
@@ -1855,10 +2499,13 @@ class _ASGI:
         self._thread: Optional[threading.Thread] = None
         self._outcome: queue.SimpleQueue[Optional[BaseException]] = queue.SimpleQueue()  # of the start
         self._state: Dict[str, Any] = {}  # what the lifespan leaves for the requests
-        self._tasks: Set[asyncio.Task[None]] = set()
+        self._tasks: Set[asyncio.Task[None]] = set()  # the calls, but not those whose sockets are open
         # Made on the loop's thread.
         self.loop: asyncio.AbstractEventLoop
         self._stopping: asyncio.Event
+
+    def __call__(self, request: Request) -> _ByApplication:
+        return _ByApplication(self.serve)
 
     def start(self) -> None:
         """Start the application unless it runs. Raises what keeps it from that.
@@ -1893,8 +2540,8 @@ class _ASGI:
     def serve(self, request: Request, answer: _Answer) -> None:
         self.start()
         if len(self._tasks) >= _MAX_CALLS:
-            answer.begin(503, [("content-type", "text/plain; charset=utf-8"), ("retry-after", "1")])
-            answer.send(b"too many requests are still being worked on\n", False)
+            answer.begin(503, [*_PLAIN_TEXT, ("retry-after", "1")])
+            answer.send(_TOO_MANY_CALLS, False)
             return
         call = _ASGICall(self, request, dict(self._state))
         wire = request._wire
@@ -1909,9 +2556,20 @@ class _ASGI:
 
     def _begin(self, call: _ASGICall) -> None:
         call.enter()
-        task = self.loop.create_task(call.run(self._app))
+        self.count(self.loop.create_task(call.run(self._app)))
+
+    def count(self, task: asyncio.Task[None]) -> None:
+        """Count a call until it is done. On the loop."""
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def begin_socket(self, call: _ASGISocketCall) -> None:
+        """Call the application for a socket. On the loop."""
+        if len(self._tasks) >= _MAX_CALLS:
+            call.enter(None)
+            call.refuse(503, [*_PLAIN_TEXT, ("retry-after", "1")], _TOO_MANY_CALLS)
+        else:
+            call.enter(self.loop.create_task(call.run(self._app, dict(self._state))))
 
     def _run_loop(self) -> None:
         import asyncio
@@ -2038,7 +2696,8 @@ class _ASGICall:
 
     async def run(self, app: _ASGIApp) -> None:
         try:
-            await app(self._scope(), self._receive, self._send)
+            scope = {"type": "http", "method": self._request.method.upper(), **_scope(self._request, self._state)}
+            await app(scope, self._receive, self._send)
         except BaseException as error:  # also SystemExit, which would end the loop
             self._failure = error
         if self._complete:
@@ -2052,27 +2711,6 @@ class _ASGICall:
     def end(self) -> None:
         self._over.set()
         self._wake()
-
-    def _scope(self) -> _Message:
-        request = self._request
-        scheme, name, port = _authority(request)
-        root_path = request.mount.rstrip("/")
-        raw_path = root_path + request.path
-        return {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.4"},
-            "http_version": "1.1",
-            "method": request.method.upper(),
-            "scheme": scheme,
-            "path": unquote(raw_path),
-            "raw_path": raw_path.encode(),
-            "query_string": (request.query or "").encode(),
-            "root_path": root_path,
-            "headers": [(name.encode("latin-1"), value.encode("latin-1")) for name, value in request.headers],
-            "client": (request.remote, 0) if request.remote else None,
-            "server": (name, port),
-            "state": self._state,
-        }
 
     async def _receive(self) -> _Message:
         async with self._receiving:
@@ -2129,8 +2767,7 @@ class _ASGICall:
         if kind == "http.response.start":
             if self._head:
                 raise RuntimeError("http.response.start was sent twice")
-            headers = [(bytes(name).decode("latin-1"), bytes(value).decode("latin-1")) for name, value in message.get("headers", ())]
-            self._head = int(message["status"]), headers
+            self._head = int(message["status"]), _decode_headers(message)
         elif kind != "http.response.body":
             raise ValueError(f"an http response has no message {kind!r}")
         elif not self._head:
@@ -2151,6 +2788,154 @@ class _ASGICall:
                 self.end()
 
 
+class _ASGISocketCall:
+    """One call of an ASGI application for a WebSocket: a task on the loop, which the connection's thread tells what comes."""
+
+    def __init__(self, bridge: _ASGI, owner: WebSocket) -> None:
+        self._bridge = bridge
+        self._socket = owner
+        self._connected = False  # whether the application has received websocket.connect
+        self._refused = False
+        self._refusal: Optional[Tuple[int, List[Tuple[str, str]]]] = None  # the head of an answer that refuses the socket
+        self._refusal_body = bytearray()
+        self._events: Deque[Tuple[_Message, int]] = collections.deque()  # each with the credit that it takes, which bounds them
+        # Made on the loop's thread.
+        self._came: asyncio.Event  # an event
+        self._room: asyncio.Event  # credit, or the end of the socket
+        self._task: Optional[asyncio.Task[None]]
+
+    # In the thread that reads the connection; `writable` in any.
+
+    def opened(self) -> None:
+        self._bridge.call(self._bridge.begin_socket, self)
+
+    def received(self, message: Union[str, bytes], size: int) -> None:
+        data, text = (None, message) if isinstance(message, str) else (message, None)
+        self._bridge.call(self._add, {"type": "websocket.receive", "bytes": data, "text": text}, size)
+
+    def closed(self, code: Optional[int], reason: str) -> None:
+        self._bridge.call(self._end, 1005 if code is None else code, reason)  # 1005 stands for no code
+
+    def writable(self) -> None:
+        self._bridge.call(lambda: self._room.set())
+
+    # On the loop.
+
+    def enter(self, task: Optional[asyncio.Task[None]]) -> None:
+        import asyncio
+        self._came = asyncio.Event()
+        self._room = asyncio.Event()
+        self._task = task
+
+    def refuse(self, status: int, headers: List[Tuple[str, str]], body: bytes) -> None:
+        self._socket._refuse(status, headers, body)
+        self._refused = True
+        self._end(1006, "")
+
+    async def run(self, app: _ASGIApp, state: Dict[str, Any]) -> None:
+        import asyncio
+        failure: Optional[BaseException] = None
+        try:
+            await app(self._scope(state), self._receive, self._send)
+        except BaseException as error:  # also SystemExit, which would end the loop
+            failure = error
+        answered = self._socket._accepted or self._refused
+        if not answered and not failure and not self._socket._ended:
+            failure = RuntimeError("the application returned before it accepted or closed the socket")
+        if failure and not isinstance(failure, asyncio.CancelledError) and not _is_by_disconnect(failure):
+            _log.error("the application failed for the WebSocket at %s", self._socket.path, exc_info=failure)
+        if answered:
+            self._socket.close(1011 if failure else 1000)
+        else:
+            self.refuse(500, _PLAIN_TEXT, b"internal error\n")
+        failure = None  # no circle of a traceback and this frame: it would keep generators open
+
+    def _scope(self, state: Dict[str, Any]) -> _Message:
+        scope = _scope(self._socket, state)
+        scope["scheme"] = "wss" if scope["scheme"] == "https" else "ws"
+        return {"type": "websocket", "subprotocols": list(self._socket.protocols), "extensions": {"websocket.http.response": {}},
+                **scope}
+
+    def _add(self, message: _Message, size: int) -> None:
+        self._events.append((message, size))
+        self._came.set()
+
+    def _end(self, code: int, reason: str) -> None:
+        self._add({"type": "websocket.disconnect", "code": code, "reason": reason}, 0)
+        if self._task and not self._task.done():
+            self._bridge.count(self._task)
+
+    async def _receive(self) -> _Message:
+        if not self._connected:
+            self._connected = True
+            return {"type": "websocket.connect"}
+        while not self._events:
+            self._came.clear()
+            await self._came.wait()
+        message, size = self._events[0]
+        if message["type"] != "websocket.disconnect":  # which is received again by those who ask again
+            self._events.popleft()
+            self._socket._return_credit(size)
+        return message
+
+    async def _send(self, message: _Message) -> None:
+        kind = message["type"]
+        owner = self._socket
+        if kind == "websocket.send":
+            if not owner._accepted:
+                raise RuntimeError("websocket.send was sent before websocket.accept")
+            text = message.get("text")
+            body, is_text = _payload(message["bytes"] if text is None else text)
+            while not owner._try_send(body, is_text):
+                self._room.clear()
+                await self._room.wait()
+        elif kind == "websocket.close" and owner._accepted:
+            owner.close(message.get("code", 1000), message.get("reason") or "")
+        elif owner._accepted or self._refused or self._refusal and kind != "websocket.http.response.body":
+            raise RuntimeError(f"{kind} was sent after the answer to the client")
+        elif kind == "websocket.accept":
+            owner.protocol = message.get("subprotocol")
+            owner._accept(_decode_headers(message))
+        elif kind == "websocket.close":
+            self.refuse(403, _PLAIN_TEXT, b"forbidden\n")
+        elif kind == "websocket.http.response.start":
+            self._refusal = int(message["status"]), _decode_headers(message)
+        elif kind != "websocket.http.response.body":
+            raise ValueError(f"a WebSocket has no message {kind!r}")
+        elif not self._refusal:
+            raise RuntimeError("websocket.http.response.body was sent before websocket.http.response.start")
+        else:
+            self._refusal_body += message.get("body", b"")
+            if len(self._refusal_body) > _MAX_BODY:
+                raise ValueError(f"a WebSocket is refused with at most {_MAX_BODY} bytes")
+            if not message.get("more_body", False):
+                self.refuse(*self._refusal, bytes(self._refusal_body))
+
+
+def _scope(request: Union[Request, WebSocket], state: Dict[str, Any]) -> _Message:
+    """What the scopes of requests and of sockets have in common."""
+    scheme, name, port = _authority(request)
+    root_path = request.mount.rstrip("/")
+    raw_path = root_path + request.path
+    return {
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "http_version": "1.1",
+        "scheme": scheme,
+        "path": unquote(raw_path),
+        "raw_path": raw_path.encode(),
+        "query_string": (request.query or "").encode(),
+        "root_path": root_path,
+        "headers": [(name.encode("latin-1"), value.encode("latin-1")) for name, value in request.headers],
+        "client": (request.remote, 0) if request.remote else None,
+        "server": (name, port),
+        "state": state,
+    }
+
+
+def _decode_headers(message: _Message) -> List[Tuple[str, str]]:
+    return [(bytes(name).decode("latin-1"), bytes(value).decode("latin-1")) for name, value in message.get("headers", ())]
+
+
 def _settle(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
@@ -2160,7 +2945,7 @@ def _is_by_disconnect(error: Optional[BaseException]) -> bool:
     """Whether an application ended because its client had gone."""
     seen: Set[int] = set()
     while error and id(error) not in seen:
-        if isinstance(error, Disconnected):
+        if isinstance(error, (Disconnected, SocketClosed)):
             return True
         seen.add(id(error))
         error = error.__cause__ or error.__context__

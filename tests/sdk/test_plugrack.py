@@ -581,7 +581,7 @@ class FrameTest(TestCase):
 
 class LifeTest(TestCase):
     def test_metadata_of_the_examples(self):
-        for name in ("notes", "counter", "licensed-python"):
+        for name in ("chat", "notes", "counter", "licensed-python"):
             with self.subTest(name):
                 shutil.copy(str(EXAMPLES / name / "plugin"), str(self.directory))
                 shutil.copy(str(SDK), str(self.directory))
