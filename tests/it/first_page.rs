@@ -91,9 +91,10 @@ fn serve(mut stream: TcpStream, seen: &Mutex<Vec<String>>, cut: &AtomicUsize) {
                 true
             }
             ("/endless", _) => {
-                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\nconnection: close\r\n\r\n");
-                let piece = BROKEN.repeat(100);
-                while stream.write_all(piece.as_bytes()).is_ok() {}
+                let mut piece = b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\nconnection: close\r\n\r\n".to_vec();
+                while stream.write_all(&piece).is_ok() {
+                    piece = BROKEN.repeat(100).into_bytes();
+                }
                 cut.fetch_add(1, Ordering::SeqCst);
                 return;
             }
