@@ -99,6 +99,8 @@ fn strip_start<'t>(text: &'t str, start: &str) -> Option<&'t str> {
 mod tests {
     use super::*;
 
+    use proptest::prelude::*;
+
     const PLACE: Place<'_> = Place { route: "/wiki", host: "h.example:8080" };
 
     /// The links that are found: element, attribute and path.
@@ -142,6 +144,20 @@ mod tests {
             "<a href=/>Start</a>",
         ] {
             assert_eq!(found(page), Vec::<String>::new(), "{page}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_page(page in prop::collection::vec(prop_oneof![
+            3 => prop::sample::select(&b"<>/=\"'!-&#;x? \n"[..]),
+            1 => any::<u8>(),
+        ], 0..300)) {
+            // Cut anywhere, as the limit of a page does it.
+            for end in [page.len(), page.len() / 2] {
+                let outside = PLACE.outside(&page[..end], |_, _| false);
+                prop_assert!(outside.examples.len() <= outside.count.min(MAX_EXAMPLES));
+            }
         }
     }
 

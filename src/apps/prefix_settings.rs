@@ -21,7 +21,7 @@ const SETTINGS: [Setting; 9] = [
         cure: "tell gunicorn its prefix by env = { SCRIPT_NAME = \"{route}\" } and prefix = \"keep\"",
     },
     Setting {
-        programs: &["uvicorn", "hypercorn", "fastapi"],
+        programs: &["uvicorn", "hypercorn", "daphne", "fastapi"],
         mark: "--root-path",
         cure: "give the command the arguments --root-path {route}",
     },
@@ -32,7 +32,7 @@ const SETTINGS: [Setting; 9] = [
         cure: "wrap the application: app.wsgi_app = ProxyFix(app.wsgi_app, x_prefix=1)",
     },
     Setting {
-        programs: &["manage.py", "daphne"],
+        programs: &["manage.py"],
         mark: "FORCE_SCRIPT_NAME",
         cure: "set FORCE_SCRIPT_NAME and STATIC_URL in the settings of Django",
     },
