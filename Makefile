@@ -136,7 +136,7 @@ bench-docs: ## put the report of the last `make bench` into docs/
 # The tests of the Node SDK need node 18 or later, those of licences in Python the package cryptography, those of a supervised
 # host runit, those of the web its clients, a browser among them, and two proxies, those of slow clients slowhttptest, those of FastCGI php-cgi and php-fpm, the counts of instructions valgrind; what is missing is installed where we may.
 # Applications, and the bridges of the SDKs to WSGI, ASGI and node:http, are tested with packages from PyPI and npm, installed once below
-# target, and with Go, and Sinatra under puma from Debian.
+# target (Node-RED is 100 MB of them, and takes 20 s), and with Go, Sinatra under puma, DokuWiki and cgit from Debian.
 test-tools:
 	@missing=; \
 	for tool in node:nodejs npm:npm runsv:runit curl:curl wget:wget openssl:openssl ab:apache2-utils wrk:wrk h2load:nghttp2-client \
@@ -146,6 +146,8 @@ test-tools:
 	done; \
 	php -m 2>/dev/null | grep -qx curl || missing="$$missing php-curl"; \
 	ls /usr/sbin/php-fpm* >/dev/null 2>&1 || missing="$$missing php-fpm"; \
+	test -d /usr/share/dokuwiki || missing="$$missing dokuwiki"; \
+	test -x /usr/lib/cgit/cgit.cgi || missing="$$missing cgit"; \
 	ruby -e 'require "sinatra/base"' 2>/dev/null || missing="$$missing ruby-sinatra"; \
 	$(PYTHON) -c 'import cryptography' 2>/dev/null || missing="$$missing python3-cryptography"; \
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
@@ -153,7 +155,7 @@ test-tools:
 		missing="$$missing python3-requests python3-httpx"; \
 	test -z "$$missing" || { \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-			apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
 		else \
 			echo "make test needs:$$missing. Install it (Debian: apt install$$missing; node must be 18 or later)" >&2; exit 1; \
 		fi; }

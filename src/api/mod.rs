@@ -1,5 +1,6 @@
 //! The operator's API, under `/api`: JSON, for the holder of the token. See `docs/operations.md`.
 
+mod first_page;
 pub(crate) mod operator_socket;
 mod settings;
 pub(crate) mod view;
@@ -29,6 +30,7 @@ use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::io::Read;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant, SystemTime};
 use subtle::ConstantTimeEq;
 
@@ -59,6 +61,8 @@ pub(crate) struct Api {
     token: String,
     /// The URL of the host, if it has one.
     base: Option<String>,
+    /// Number of requests for first pages.
+    first_pages: AtomicU64,
 }
 
 /// An answer.
@@ -146,7 +150,7 @@ struct Call<'a> {
 impl Api {
     /// Creates the API of a registry. `base` is the URL of the host, if it has one.
     pub(crate) fn new(registry: Arc<Registry>, token: String, base: Option<String>) -> Self {
-        Self { registry, token, base }
+        Self { registry, token, base, first_pages: AtomicU64::new(1) }
     }
 
     /// Checks token, path and method, so that the body of an invalid request need not be sent.
@@ -205,6 +209,7 @@ impl Api {
             ("GET", ["gone"]) => Ok(Reply::ok(&json!({"gone": self.registry.left_behind()?}))),
             ("DELETE", ["gone", id]) => self.forget(id),
             ("POST", ["plugins", id, "adopt"]) => self.adopt(id, &call.body),
+            ("GET", ["plugins", id]) if call.flag("first_page")? => self.show_with_first_page(id),
             ("GET", ["plugins", id]) => self.show(id),
             ("POST", ["plugins", id, verb @ ("start" | "stop" | "restart" | "enable" | "disable")]) => self.command(id, verb),
             ("GET", ["plugins", id, "logs"]) => self.logs(id, call),
@@ -270,6 +275,17 @@ impl Api {
         view::one(&self.registry, id, self.base.as_deref())?
             .map(|plugin| Reply::ok(&plugin))
             .ok_or_else(|| no_plugin(&self.registry, id))
+    }
+
+    /// Shows a plugin, and requests its first page to check the links.
+    fn show_with_first_page(&self, id: &str) -> Handled {
+        let base = self.base.as_deref();
+        let shown = view::one(&self.registry, id, base)?;
+        let mut shown = shown.ok_or_else(|| no_plugin(&self.registry, id))?;
+        if let Some((_, Entry::Accepted { plugin, .. })) = self.registry.find(id) {
+            shown.first_page = first_page::check(&self.registry, &plugin, base, &self.first_pages);
+        }
+        Ok(Reply::ok(&shown))
     }
 
     /// Deletes the data of a plugin that is gone.

@@ -1,5 +1,6 @@
 //! Plugins in the form of the API.
 
+use super::first_page::FirstPage;
 use crate::http::request_end::TrafficCounts;
 use crate::license::{Claims, unverified};
 use crate::licensing::status::{LicenseStatus, license_status, shown};
@@ -98,6 +99,9 @@ pub(crate) struct Details {
     url: Option<String>,
     /// What the operator can do to make it run; empty if there is nothing to do.
     advice: String,
+    /// The check of its first page, if that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) first_page: Option<FirstPage>,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_end: Option<LastEnd>,
     /// The latest events, newest first.
@@ -160,6 +164,7 @@ pub(crate) fn one(registry: &Registry, id: &str, base: Option<&str>) -> Result<O
                 metadata: Some(plugin.metadata.clone()),
                 url: base.and_then(|base| url(base, &plugin.metadata)),
                 advice,
+                first_page: None,
                 last_end,
                 events,
             }
@@ -181,6 +186,7 @@ pub(crate) fn one(registry: &Registry, id: &str, base: Option<&str>) -> Result<O
                 metadata: None,
                 url: None,
                 advice,
+                first_page: None,
                 last_end: (!rejected.printed.is_empty()).then_some(end),
                 events,
             }

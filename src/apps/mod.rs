@@ -6,5 +6,7 @@ pub(crate) mod endpoint;
 pub(crate) mod fastcgi;
 pub(crate) mod http_connection;
 pub(crate) mod manifest;
+pub(crate) mod page_links;
+pub(crate) mod prefix_settings;
 pub(crate) mod probe;
 pub(crate) mod static_files;

@@ -54,7 +54,7 @@ pub(super) fn show(console: &Console, ids: &[String]) -> Result<()> {
     let first = ids.first();
     console.each(
         ids,
-        |id| Ok(api.call("GET", &format!("/plugins/{}", segment(id)), b"")?),
+        |id| Ok(api.call("GET", &format!("/plugins/{}?first_page=true", segment(id)), b"")?),
         |_, _| Ok(()),
         |id, plugin| {
             let before = if ids.len() == 1 {
@@ -227,6 +227,7 @@ fn details(plugin: &Value, now: i64) -> String {
             ("next try", wait(&plugin["retry_at"], now)),
             ("what to do", text(&plugin["advice"])),
             ("reason", why),
+            ("first page", text(&plugin["first_page"]["advice"])),
         ],
     );
     let memory = if process["memory"].is_null() { String::new() } else { memory(&process["memory"], " ") };

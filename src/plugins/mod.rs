@@ -8,6 +8,7 @@ pub(crate) mod host_names;
 pub(crate) mod host_socket;
 pub(crate) mod job;
 pub(crate) mod launch;
+pub(crate) mod page_request;
 pub(crate) mod plugin;
 pub(crate) mod process_state;
 pub(crate) mod queue;

@@ -22,6 +22,7 @@ mod durability;
 mod failed_requests;
 mod fastcgi;
 mod fidelity;
+mod first_page;
 mod frames;
 mod gate_limits;
 mod gone_clients;

@@ -1,9 +1,10 @@
 //! Applications of the frameworks that people use, and whole applications by others, by the manifests of docs/apps.md.
 
 use crate::bridges::packages;
-use crate::docs::section_block;
+use crate::docs::{blocks_in, section_block};
 use crate::support::http::{Client, Reply};
 use crate::support::{Server, Site, command, copy_dir, python, root, wait_for};
+use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -114,6 +115,7 @@ impl Rack {
             }
         });
         assert_eq!(self.server.plugin(&app.id)["process"]["failed"], 0);
+        self.has_fine_links(&app.id);
         let local = App {
             host: format!("{}.localhost", self.id),
             base: String::new(),
@@ -128,6 +130,13 @@ impl Rack {
             assert_eq!(processes(self.server.site(), &app.id), Vec::<String>::new());
             assert_eq!(app.get(path).status, 503);
         }
+    }
+
+    /// The check of its first page finds nothing.
+    #[track_caller]
+    fn has_fine_links(&self, id: &str) {
+        let shown: Value = serde_json::from_str(&self.server.cli(&["show", id, "--json"])).unwrap();
+        assert_eq!(shown["first_page"]["result"], "fine", "{:#}", shown["first_page"]);
     }
 
     /// Another version takes the place of the first while requests arrive, and none of them is held.
@@ -234,9 +243,10 @@ fn text_between<'t>(text: &'t str, before: &str, after: &str) -> &'t str {
     rest.split_once(after).unwrap().0
 }
 
-/// The `PATH` of plugins, with the packages from PyPI.
+/// The `PATH` of plugins, with the packages from PyPI and npm.
 fn path() -> String {
-    format!("{}:{}", packages().join("python/bin").display(), std::env::var("PATH").unwrap())
+    let [python, node] = ["python/bin", "node/node_modules/.bin"].map(|dir| packages().join(dir).display().to_string());
+    format!("{python}:{node}:{}", std::env::var("PATH").unwrap())
 }
 
 /// Fails with what to do if a program that comes from Debian is missing.
@@ -389,7 +399,7 @@ fn djangos_admin_has_its_styles_and_lets_people_log_in() {
         let security = "    'django.middleware.security.SecurityMiddleware',\n";
         let with_static = format!("{security}    'whitenoise.middleware.WhiteNoiseMiddleware',\n");
         let text = text.replacen(security, &with_static, 1);
-        let text = text.replacen("ALLOWED_HOSTS = []", "ALLOWED_HOSTS = ['localhost', '.localhost.example']", 1);
+        let text = text.replacen("ALLOWED_HOSTS = []", "ALLOWED_HOSTS = ['localhost', '127.0.0.1', '.localhost.example']", 1);
         let prefix =
             "import os\nFORCE_SCRIPT_NAME = os.environ.get('SCRIPT_NAME', '')\nSTATIC_URL = FORCE_SCRIPT_NAME + '/static/'\n";
         fs::write(settings, format!("{text}\n{prefix}")).unwrap();
@@ -479,4 +489,177 @@ fn radicale_keeps_calendars() {
         assert!(listed.text().contains(&format!("<href>{}/ada/work/one.ics</href>", app.base)), "{}", listed.text());
     }
     rack.lives("/.web/", Some("Listening on"));
+}
+
+/// A flow that answers `/hello`, tells the editor of it, redirects from `/go` with a cookie, and counts the bytes of `/upload`.
+fn flow() -> Value {
+    // Without a place in the editor, a node is one of settings.
+    let node = |id: &str, kind: &str, more: Value, to: &[&str]| {
+        let mut node = json!({"id": id, "type": kind, "z": "tab", "x": 100, "y": 100, "wires": [to]});
+        let Value::Object(more) = more else { panic!("{more}") };
+        node.as_object_mut().unwrap().extend(more);
+        node
+    };
+    let http_in = |id: &str, method: &str, to: &str| {
+        node(id, "http in", json!({"url": format!("/{id}"), "method": method, "upload": false}), &[to])
+    };
+    let function = |id: &str, code: &str, to: &[&str]| {
+        node(id, "function", json!({"func": format!("{code}; return msg"), "outputs": 1}), to)
+    };
+    json!([
+        {"id": "tab", "type": "tab", "label": "Flow"},
+        http_in("hello", "get", "greet"),
+        function("greet", "msg.payload = 'Hello from the flow'", &["answer", "tell"]),
+        http_in("go", "get", "redirect"),
+        function("redirect", "msg.statusCode = 303; msg.headers = {location: '/hello'}; msg.cookies = {name: 'Ada'}", &["answer"]),
+        http_in("upload", "post", "count"),
+        function("count", "msg.payload = String(msg.payload.length)", &["answer"]),
+        node("answer", "http response", json!({}), &[]),
+        node("tell", "debug", json!({"active": true, "tosidebar": true, "complete": "payload"}), &[]),
+    ])
+}
+
+#[test]
+fn node_red_deploys_a_flow_and_its_editor_hears_of_it() {
+    needs("node");
+    let rack = Rack::start("Node-RED", |_| {});
+    for app in rack.both() {
+        let editor = app.get("/");
+        let style = text_between(editor.text(), "href=\"red/style", "\"");
+        assert_eq!(app.get(&format!("/red/style{style}")).status, 200);
+        let flow = flow().to_string();
+        let deployed = app.request("POST", "/flows", &[("content-type", "application/json")], flow.as_bytes());
+        assert_eq!(deployed.status, 204, "{deployed:?}");
+        // The answer to a deployment comes before its nodes have started.
+        wait_for("the flow", || (app.get("/hello").text() == "Hello from the flow").then_some(()));
+        let go = app.get("/go");
+        assert_eq!((go.status, app.path_of(go.header("location").unwrap())), (303, "/hello"));
+        assert_eq!(app.cookie(&go, "name"), "name=Ada");
+        let uploaded = app.request("POST", "/upload", &[("content-type", "application/octet-stream")], &vec![b'x'; UPLOAD]);
+        assert_eq!(uploaded.text(), UPLOAD.to_string());
+        // The socket of the editor, by a client that is not ours.
+        let mut client = command(packages().join("python/bin/python3"));
+        let address = rack.server.address().to_string();
+        client.arg(root().join("tests/fixtures/node_red_client.py")).args([&app.host, &app.base, &address]);
+        let output = client.output().unwrap();
+        let [out, err] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text).into_owned());
+        assert!(output.status.success() && out == "all is well\n", "{out}{err}");
+    }
+    rack.lives("/settings", Some("Server now running at"));
+}
+
+#[test]
+fn dokuwiki_lets_people_log_in_edit_a_page_and_upload_a_file() {
+    needs("php-cgi");
+    let from = Path::new("/usr/share/dokuwiki");
+    assert!(from.is_dir(), "there is no {}: `make test-tools` installs what tests run", from.display());
+    let rack = Rack::start("DokuWiki", |dir| {
+        // As its own archive has it: the package keeps parts of it elsewhere, one of which only root can read.
+        let program = dir.join("dokuwiki");
+        fs::create_dir(&program).unwrap();
+        let copy =
+            "tar -C /usr/share/dokuwiki -ch --exclude=./lib/plugins/testing --exclude=./bin --exclude=./install.php . | tar -x";
+        prepare(&program, "sh", &["-c", copy], &[]);
+        let blocks: Vec<String> = blocks_in("docs/apps.md", "php");
+        let block = |part: &str| blocks.iter().find(|block| block.contains(part)).unwrap();
+        fs::write(program.join("inc/preload.php"), block("DOKU_CONF")).unwrap();
+        let (plugins, id) = (dir.parent().unwrap(), dir.file_name().unwrap());
+        let own = plugins.parent().unwrap().join("plugin-data").join(id);
+        for parts in ["attic", "cache", "index", "locks", "log", "media", "media_attic", "media_meta", "meta", "pages", "tmp"] {
+            fs::create_dir_all(own.join("data").join(parts)).unwrap();
+        }
+        let conf = own.join("conf");
+        fs::create_dir(&conf).unwrap();
+        for file in fs::read_dir("/etc/dokuwiki").unwrap().map(|entry| entry.unwrap().path()) {
+            let name = file.file_name().unwrap();
+            // The others are what the administrator of the machine has set.
+            if file.extension().is_some_and(|extension| extension == "conf" || extension == "php") && !is_local(&file) {
+                fs::copy(&file, conf.join(name)).unwrap();
+            }
+        }
+        let account = format!("{}\n$conf['useacl'] = 1;\n", block("savedir"));
+        fs::write(conf.join("local.protected.php"), account).unwrap();
+        fs::write(conf.join("acl.auth.php"), "* @ALL 1\n* @user 8\n").unwrap();
+        // The MD5 of the password.
+        fs::write(conf.join("users.auth.php"), "ada:cf17fb8e2ae2ab9eea4b85d2dd490361:Ada:ada@example.org:user\n").unwrap();
+    });
+    for app in rack.both() {
+        let start = app.get("/");
+        assert_eq!((start.status, app.path_of(start.header("location").unwrap())), (302, "/doku.php?id=start"));
+        let page = app.get("/doku.php?id=start");
+        let style = text_between(page.text(), "rel=\"stylesheet\" href=\"", "\"").replace("&amp;", "&");
+        let style = app.get(app.path_of(&style));
+        assert!(style.header("content-type").is_some_and(|kind| kind.starts_with("text/css")), "{style:?}");
+        let edit = "/doku.php?id=start&do=edit";
+        assert!(!app.get(edit).text().contains("name=\"wikitext\" class=\"edit\" cols"), "only for those who have logged in");
+        let session = app.cookie(&app.get("/doku.php?id=start"), "DokuWiki");
+        let form = "do=login&id=start&u=ada&p=enchantress&sectok=";
+        let logged_in = app.post_form("/doku.php?id=start", &session, form);
+        assert_eq!(logged_in.status, 302, "{logged_in:?}");
+        let name =
+            logged_in.all("set-cookie").iter().find_map(|cookie| cookie.split('=').next().filter(|name| name.starts_with("DW")));
+        let cookies = format!("{session}; {}", app.cookie(&logged_in, name.unwrap()));
+        let editor = app.request("GET", edit, &[("cookie", &cookies)], b"");
+        let token = text_between(editor.text(), "name=\"sectok\" value=\"", "\"");
+        let form = format!("wikitext=Written by Ada&sectok={token}&id=start&rev=0&prefix=.&suffix=&do[save]=1&summary=first");
+        let saved = app.post_form("/doku.php?id=start", &cookies, &form.replace(' ', "+"));
+        assert_eq!((saved.status, app.path_of(saved.header("location").unwrap())), (302, "/doku.php?id=start"));
+        assert!(app.get("/doku.php?id=start").text().contains("Written by Ada"));
+        let upload = format!("/lib/exe/ajax.php?call=mediaupload&qqfile=large.zip&mediaid=large.zip&ns=&sectok={token}");
+        let headers = [("cookie", cookies.as_str()), ("content-type", "application/octet-stream")];
+        let uploaded = app.request("POST", &upload, &headers, &vec![b'x'; UPLOAD]);
+        assert_eq!(uploaded.json()["success"], true, "{uploaded:?}");
+        assert_eq!(app.get("/lib/exe/fetch.php?media=large.zip").body.len(), UPLOAD);
+        // Pages and accounts are no files of the site.
+        for path in ["/data/pages/start.txt", "/conf/users.auth.php"] {
+            assert_eq!(app.get(path).status, 302, "{path}");
+        }
+    }
+    rack.lives("/doku.php?id=start", Some("plugrack: starting"));
+}
+
+/// Whether a file of DokuWiki's settings is one that an installation makes.
+fn is_local(file: &Path) -> bool {
+    let name = file.file_name().unwrap().to_str().unwrap();
+    ["local", "acl.auth", "users.auth", "apache", "lighttpd", "preload"].iter().any(|start| name.starts_with(start))
+}
+
+#[test]
+fn cgit_shows_a_repository_and_lets_people_clone_it() {
+    needs("git");
+    assert!(Path::new("/usr/lib/cgit/cgit.cgi").is_file(), "there is no cgit: `make test-tools` installs what tests run");
+    let rack = Rack::start("cgit", |dir| {
+        fs::write(dir.join("cgitrc"), section_block("docs/apps.md", "cgit", "ini")).unwrap();
+        let (plugins, id) = (dir.parent().unwrap(), dir.file_name().unwrap());
+        let files = blocks_in("docs/apps.md", "toml").into_iter().find(|block| block.contains("id = \"cgit-files\"")).unwrap();
+        fs::create_dir_all(plugins.join("cgit-files")).unwrap();
+        fs::write(plugins.join("cgit-files/plugrack.toml"), files).unwrap();
+        let repositories = plugins.parent().unwrap().join("plugin-data").join(id).join("repositories");
+        fs::create_dir_all(&repositories).unwrap();
+        let make = "git init -q -b main work && cd work && echo 'all the notes' > README && git add README &&\
+            git -c user.name=Ada -c user.email=ada@example.org commit -q -m 'The first notes' && git clone -q --bare . ../notes.git";
+        prepare(&repositories, "sh", &["-c", make], &[]);
+        fs::remove_dir_all(repositories.join("work")).unwrap();
+    });
+    rack.server.wait_state("cgit-files", "ready");
+    for app in rack.both() {
+        let list = app.get("/");
+        let repository = app.path_of(text_between(list.text(), "toplevel-repo'><a href='", "'"));
+        assert_eq!(repository, "/notes.git/");
+        let commit = app.get("/notes.git/commit/");
+        assert!(commit.text().contains("The first notes"), "{commit:?}");
+        let file = app.get(app.path_of(text_between(commit.text(), "<td class='add'><a href='", "'")));
+        assert!(file.status == 200, "{file:?}");
+        assert!(app.get("/notes.git/plain/README").text().contains("all the notes"));
+        if !app.base.is_empty() {
+            let style = rack.server.get(text_between(list.text(), "rel='stylesheet' type='text/css' href='", "'"));
+            assert!(style.header("content-type").is_some_and(|kind| kind.starts_with("text/css")), "{style:?}");
+        }
+        let copy = rack.server.site().data().join(format!("copy-of-{}", app.id));
+        let url = format!("http://{}{}/notes.git", rack.server.address(), app.base);
+        let host = format!("http.extraHeader=Host: {}", app.host);
+        prepare(rack.server.site().data(), "git", &["-c", &host, "clone", "-q", &url, copy.to_str().unwrap()], &[]);
+        assert_eq!(fs::read_to_string(copy.join("README")).unwrap(), "all the notes\n");
+    }
+    rack.lives("/notes.git/log/", None);
 }
