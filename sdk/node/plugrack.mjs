@@ -44,6 +44,7 @@ const PROTOCOL = 1;
 const PREFIX = 8; // the two lengths before each frame
 const MAX_HEAD = 65536;
 const MAX_BODY = 1048576;
+const MAX_REFUSAL = 65536; // body of a response that refuses a WebSocket
 const MAX_ERROR_MESSAGE = 4096;
 const MAX_QUEUED = 1048576; // received and not yet handled, on one connection
 const COPY_BELOW = 16384; // up to here copying a body beside its head is cheaper than a vectored write
@@ -1258,6 +1259,7 @@ class Channel {
       throw new RangeError(`a WebSocket is refused with a status of 300 to 599, not ${status}`);
     }
     if (!(body instanceof Uint8Array)) throw new TypeError('a WebSocket is refused with a body that is whole, not a stream');
+    if (body.length > MAX_REFUSAL) throw new RangeError(`a WebSocket is refused with ${body.length} bytes, over ${MAX_REFUSAL}`);
     const fault = headers.find(([name, value]) => !HEADER_NAME.test(name) || !HEADER_VALUE.test(value));
     if (fault) throw new TypeError(`the header ${JSON.stringify(fault[0])} is not of the form that HTTP has`);
     const parts = encodeFrame({ type: 'response', id: this.#id, status, headers }, body);

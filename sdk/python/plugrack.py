@@ -92,6 +92,7 @@ __all__ = ["Plugin", "Context", "Request", "Response", "Headers", "WebSocket", "
 _LENGTHS = struct.Struct(">II")
 _MAX_HEAD = 65_536
 _MAX_BODY = 1_048_576
+_MAX_REFUSAL = 65_536  # body of a response that refuses a WebSocket
 _MAX_ID = 2**53 - 1
 _MAX_ERROR_MESSAGE = 4096  # bytes
 _SOCKET_CREDIT = 65_536  # bytes of messages that each side may send on a new WebSocket, as the protocol has it
@@ -900,9 +901,18 @@ class WebSocket:
                 self._connection.send(*each)
         self._held.clear()
 
+    def _fail(self) -> None:
+        """A handler has failed: the client gets 500, or where it has the socket already, the code 1011."""
+        if self._accepted or self._closing:
+            self.close(1011)
+        else:
+            self._refuse(500, _PLAIN_TEXT, b"internal error\n")
+
     def _refuse(self, status: int, headers: List[Tuple[str, str]], body: bytes) -> None:
         if not _is_integer_within(status, 300, 599):
             raise ValueError(f"a WebSocket is refused with a status of 300 to 599, got {status!r}")
+        if len(body) > _MAX_REFUSAL:
+            raise ValueError(f"a WebSocket is refused with at most {_MAX_REFUSAL} bytes")
         with self._changed:
             if self._accepted:
                 raise RuntimeError("the socket was accepted, since all its credit was used up before it was refused")
@@ -1158,7 +1168,7 @@ class _Mailbox:
         except BaseException as error:  # also SystemExit, which would end the worker
             if not (isinstance(error, SocketClosed) and error.socket is self._socket):
                 _log.error("the %s handler failed for the WebSocket at %s", event.__name__[1:], self._socket.path, exc_info=error)
-                self._socket.close(1011)
+                self._socket._fail()
             self._socket._accept()
         with self._lock:
             goes_on = self._scheduled = bool(self._events)
@@ -1183,8 +1193,8 @@ class _Mailbox:
             with closing(parts):
                 for part, _ in parts:
                     body += part
-                    if len(body) > _MAX_BODY:
-                        raise ValueError(f"a WebSocket is refused with at most {_MAX_BODY} bytes")
+                    if len(body) > _MAX_REFUSAL:
+                        break
         self._socket._refuse(response.status, response.headers, body)
 
     def _message(self, message: Union[str, bytes], size: int) -> None:
@@ -1842,7 +1852,7 @@ class Plugin:
         If it returns None, the socket is accepted. Anything else is an answer, as that of an `http` handler, by which the
         socket is refused: with a status of 300 to 599, as in `return 403, "members only"`. HTTPError does the same. The
         handler may set `socket.protocol`. What it sends goes out when the socket is accepted, which is when it returns. One
-        that sends more than there is credit for accepts the socket by that.
+        that sends more than there is credit for accepts the socket by that. An exception refuses it with 500.
         """
         self._speak_websocket(open=handler)
         return handler

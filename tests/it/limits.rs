@@ -181,7 +181,7 @@ fn the_table_of_limits_is_that_of_the_source() {
             "credit of a WebSocket at the beginning | @ bytes | `credit` in `ws_open` and `ws_accept`",
             &[(Number, Constant(MESSAGE, "SOCKET_CREDIT"))],
         ),
-        ("body of a response that refuses a WebSocket | @ bytes | fixed", &[(Number, Constant(MESSAGE, "MAX_INLINE_BODY"))]),
+        ("body of a response that refuses a WebSocket | @ bytes | fixed", &[(Number, Constant(MESSAGE, "MAX_REFUSAL"))]),
         ("time for a client to answer a close frame | @ s | fixed", &[(Seconds, Constant("gate/websocket.rs", "CLOSE_TIME"))]),
         (
             "time between two pings to the client of a WebSocket | @ s | `--websocket-ping`",

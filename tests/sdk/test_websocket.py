@@ -579,16 +579,15 @@ class OpenTest(TestCase):
         self.assertNotIn("close", process.log())
         self.assertNotIn("Traceback", process.log())
 
-    def test_what_is_no_refusal_closes_the_socket_with_1011(self):
+    def test_what_is_no_refusal_is_answered_with_500(self):
         process, _, connection = self.begin()
         for number, (path, said) in enumerate((("/success", "a WebSocket is refused with a status of 300 to 599, got 200"),
-                           ("/wrong", "a response's body cannot be bool"), ("/endless", "is refused with at most 1048576 bytes"),
+                           ("/wrong", "a response's body cannot be bool"), ("/endless", "is refused with at most 65536 bytes"),
                            ("/fails", "ValueError: in open"), ("/exits", "SystemExit: 3"))):
             with self.subTest(path):
-                connection.accepted(path, number)
-                self.assertEqual(connection.receive()[0], {"type": "ws_close", "id": number, "code": 1011})
-                connection.hang_up(number, code=1011)
-                self.eventually(lambda: f"close {path} 1011" in process.log())
+                connection.open(path, number)
+                head, body = connection.receive()
+                self.assertEqual((head["type"], head["id"], head["status"], body), ("response", number, 500, b"internal error\n"))
                 self.assertIn(f"the open handler failed for the WebSocket at {path}\nTraceback", process.log())
                 self.assertIn(said, process.log())
 

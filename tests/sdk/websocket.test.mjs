@@ -473,7 +473,7 @@ describe('WebSockets', () => {
       '/status': 'RangeError: a WebSocket is refused with a status of 300 to 599, not 200\n',
       '/stream': 'TypeError: a WebSocket is refused with a body that is whole, not a stream\n',
       '/header': 'TypeError: the header "x-bad" is not of the form that HTTP has\n',
-      '/large': "a frame's body has 1048577 bytes, over 1048576\n",
+      '/large': 'RangeError: a WebSocket is refused with 1048577 bytes, over 65536\n',
     };
     for (const [path, log] of Object.entries(failures)) {
       assert.deepEqual(await refused(path), ['response', 500, [text], 'internal error\n']);

@@ -10,7 +10,7 @@ use crate::plugins::plugin::{Plugin, STARTING_RETRY_AFTER};
 use crate::plugins::process_state::{ProcessState, UnacceptedConnection};
 use crate::protocol::frame::{Frame, FrameReader, ReadError, encode, encode_head};
 use crate::protocol::message::{
-    Failure, MAX_INLINE_BODY, Message, Response, SOCKET_CREDIT, Shutdown, SocketAccept, SocketClose, SocketCredit, SocketMessage,
+    Failure, MAX_REFUSAL, Message, Response, SOCKET_CREDIT, Shutdown, SocketAccept, SocketClose, SocketCredit, SocketMessage,
 };
 use crate::util::threads::small_thread;
 use crossbeam_channel::{Receiver, Sender, after, bounded, never, select};
@@ -207,8 +207,8 @@ impl SocketConnection {
             Ok(_) if response.status < 300 => {
                 Some(format!("a response that refuses a socket has a status of 300-599, got {}", response.status))
             }
-            Ok(_) if size > MAX_INLINE_BODY => {
-                Some(format!("the body of a response that refuses a socket has at most {MAX_INLINE_BODY} bytes, got {size}"))
+            Ok(_) if size > MAX_REFUSAL => {
+                Some(format!("the body of a response that refuses a socket has at most {MAX_REFUSAL} bytes, got {size}"))
             }
             Ok(_) => None,
         };

@@ -58,6 +58,9 @@ pub const SOCKET_CREDIT: u64 = 64 * 1024;
 /// Credit in bytes that a message of a WebSocket takes in addition to its length, so that empty messages are bounded too.
 pub const SOCKET_MESSAGE_COST: u64 = 64;
 
+/// Largest body of a response that refuses a WebSocket, in bytes. The host sends it to the client in one part.
+pub const MAX_REFUSAL: usize = 64 * 1024;
+
 /// Longest reason of a `ws_close` in bytes (RFC 6455, section 5.5: what a close frame holds beside the code).
 pub const MAX_CLOSE_REASON: usize = 123;
 

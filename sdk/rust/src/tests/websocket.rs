@@ -4,7 +4,7 @@ mod handlers;
 
 use super::{PATIENCE, Peer, Running, bytes, http, invalid_frames, plugin, spawn};
 use crate::protocol::frame::encode;
-use crate::protocol::message::MAX_BODY;
+use crate::protocol::message::{MAX_BODY, MAX_REFUSAL};
 use crate::websocket::{Acceptance, Close, CloseError, Message, Opening, SendError, Socket};
 use crate::{Error, Plugin, Request, Response};
 use serde_json::{Value, json};

@@ -2,7 +2,7 @@
 
 use super::socket::Socket;
 use crate::Error;
-use crate::protocol::message::MAX_BODY;
+use crate::protocol::message::MAX_REFUSAL;
 use crate::response::{Body, Response};
 use std::io::Read;
 use std::ops::RangeInclusive;
@@ -127,11 +127,16 @@ impl Opening {
                     Body::Stream(reader) => {
                         let mut bytes = Vec::new();
                         // One byte more tells a body that is too large.
-                        reader.take(MAX_BODY as u64 + 1).read_to_end(&mut bytes)?;
+                        reader.take(MAX_REFUSAL as u64 + 1).read_to_end(&mut bytes)?;
                         bytes.into()
                     }
                     Body::Events(_) => return Err("a response that refuses a socket cannot be a stream of events".into()),
                 };
+                if body.len() > MAX_REFUSAL {
+                    return Err(
+                        format!("the body of a response that refuses a socket is over the limit of {MAX_REFUSAL} bytes").into()
+                    );
+                }
                 Ok(Self::Refuse(Response { status, headers, body: Body::Bytes(body) }))
             }
         }

@@ -20,7 +20,7 @@ fn an_open_handler_accepts_or_refuses() {
             "/huge" => Acceptance::new().header("x-a", "a".repeat(70_000)).into(),
             "/members" => Response::text("members only\n").status(403).into(),
             "/moved" => Response::new(302).header("location", "/").into(),
-            "/file" => Response::stream("a/b", std::io::Cursor::new(bytes(MAX_BODY))).status(404).into(),
+            "/file" => Response::stream("a/b", std::io::Cursor::new(bytes(MAX_REFUSAL))).status(404).into(),
             "/long" => Response::stream("a/b", std::io::repeat(0)).status(404).into(),
             "/events" => Response::events([vec![0]]).status(404).into(),
             "/fine" => Response::text("fine").into(),
@@ -37,7 +37,7 @@ fn an_open_handler_accepts_or_refuses() {
     assert_eq!(asked(&mut peer, 3, "/members"), members);
     let moved = json!({"type": "response", "id": 4, "status": 302, "headers": [["location", "/"]], "more": false});
     assert_eq!(asked(&mut peer, 4, "/moved"), (moved, vec![]));
-    assert!(asked(&mut peer, 5, "/file") == (response(5, 404, "a/b"), bytes(MAX_BODY)));
+    assert!(asked(&mut peer, 5, "/file") == (response(5, 404, "a/b"), bytes(MAX_REFUSAL)));
     for (id, path) in (6..).zip(["/foreign", "/huge", "/long", "/events", "/fine", "/panics", "/fails"]) {
         let error = (response(id, 500, "text/plain; charset=utf-8"), b"internal error".to_vec());
         assert_eq!(asked(&mut peer, id, path), error, "{path}");
