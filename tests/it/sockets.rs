@@ -2,6 +2,7 @@
 
 use crate::bridges::packages;
 use crate::sdk_concurrency::install;
+use crate::support::browser::Browser;
 use crate::support::tls::Authority;
 use crate::support::websocket::{BINARY, CLOSE, CONTINUATION, FIN, PING, PONG, Socket, TEXT, closing, frame, head};
 use crate::support::{Server, Site, command, copy_program, echo_socket, pause, root, wait_for};
@@ -83,6 +84,43 @@ fn a_plugin_of_each_sdk_talks_to_an_independent_client() {
         let log = server.cli(&["show", "s"]);
         assert!(!log.contains("signal"), "{language}: {log}");
     }
+}
+
+/// Waits until a page shows a text.
+#[track_caller]
+fn wait_shown(browser: &mut Browser, text: &str) {
+    wait_for(text, || browser.text().contains(text).then_some(()));
+}
+
+#[test]
+fn the_chat_example_connects_browsers_and_keeps_what_was_said() {
+    const SAY: &str = "document.querySelector('#text').value = 'good ☕ morning'; document.querySelector('form').requestSubmit()";
+    let server = Site::new().example("chat").start();
+    server.wait_state("chat", "ready");
+    let page = |name: &str| format!("http://{}/chat?name={name}", server.address());
+    let [mut ada, mut bob] = [(); 2].map(|()| Browser::start(&[]));
+    for (browser, name) in [(&mut ada, "ada"), (&mut bob, "bob")] {
+        browser.open(&page(name));
+        wait_for("a socket", || (browser.evaluate("document.querySelector('[role=status]').textContent") == "").then_some(()));
+    }
+    ada.evaluate(SAY);
+    for browser in [&mut ada, &mut bob] {
+        wait_shown(browser, "good ☕ morning");
+    }
+    // The browser connects again by itself, and sees what was said before.
+    let pid = server.plugin("chat")["process"]["pid"].as_i64().unwrap();
+    server.cli(&["restart", "chat"]);
+    server.wait_restarted("chat", pid);
+    let ready = "document.querySelector('[role=status]').textContent == '' && document.querySelectorAll('li').length";
+    wait_for("the history", || (bob.evaluate(ready) == 1).then_some(()));
+    bob.evaluate(&SAY.replace("morning", "evening"));
+    wait_shown(&mut ada, "good ☕ evening");
+    // What RFC 6455 asks of a server, as a browser sees it: no name without a name, and the right code at the end.
+    let code =
+        "new Promise((tell) => { const socket = new WebSocket(new URL('socket', location.href).href.replace('http', 'ws'));
+        socket.addEventListener('close', ({ code }) => tell(code)) })";
+    assert_eq!(ada.evaluate(code), 1006);
+    assert!(!server.cli(&["logs", "chat"]).contains("Traceback"));
 }
 
 #[test]
