@@ -19,7 +19,7 @@ pub(crate) fn packages() -> PathBuf {
 }
 
 /// A host with one plugin, whose Python and Node have the packages.
-fn start(id: &str, name: &str, program: &str) -> Server {
+pub(crate) fn start(id: &str, name: &str, program: &str) -> Server {
     let site = Site::new();
     let dir = site.plugins().join(id);
     fs::create_dir(&dir).unwrap();

@@ -1,6 +1,6 @@
 //! WebSocket for plugins that speak the plugin protocol: the host speaks with the clients, and a raw plugin gets messages.
 
-use crate::bridges::packages;
+use crate::bridges::{self, packages};
 use crate::sdk_concurrency::install;
 use crate::support::browser::Browser;
 use crate::support::tls::Authority;
@@ -84,6 +84,19 @@ fn a_plugin_of_each_sdk_talks_to_an_independent_client() {
         let log = server.cli(&["show", "s"]);
         assert!(!log.contains("signal"), "{language}: {log}");
     }
+}
+
+#[test]
+fn an_application_of_starlette_has_sockets_through_the_asgi_bridge() {
+    let program = fs::read_to_string(root().join("tests/fixtures/bridge_asgi_websocket.py")).unwrap();
+    let server = bridges::start("s", "plugin", &program);
+    let address = server.address();
+    let python = packages().join("python/bin/python3").display().to_string();
+    for (program, client) in [(&*python, "websocket_client.py"), ("node", "websocket_client.cjs")] {
+        assert_talks(&server, program, client, &format!("ws://{address}/s"), &address.to_string());
+    }
+    server.wait_logged("s", &["closed with 3001"]);
+    assert_eq!(server.get("/s/").text(), "a page");
 }
 
 /// Waits until a page shows a text.
