@@ -9,6 +9,7 @@ use super::response_channel::{
     Address, Begun, MAX_WHOLE, OtherProtocol, PIECE, PieceWriter, ResponseChannel, ResponsePart, Then,
 };
 use super::websocket::SocketReturn;
+use rustix::fd::BorrowedFd;
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,6 +24,8 @@ pub(crate) struct Responder {
     channel: Arc<ResponseChannel>,
     address: Address,
     state: State,
+    /// Whether a file follows the bytes that are sent next.
+    file_follows: bool,
 }
 
 enum State {
@@ -38,7 +41,7 @@ enum State {
 impl Responder {
     /// The responder of a request.
     pub(crate) fn new(in_flight: Arc<InFlight>, channel: Arc<ResponseChannel>, address: Address) -> Self {
-        Self { in_flight, channel, address, state: State::Unanswered }
+        Self { in_flight, channel, address, state: State::Unanswered, file_follows: false }
     }
 
     /// The request's state.
@@ -114,6 +117,40 @@ impl Responder {
     /// Waits until another piece can be sent without waiting for the client; false if that takes longer than `time`.
     pub(crate) fn has_room_within(&self, time: Duration) -> bool {
         if let State::Pieces(writer, _) = &self.state { writer.has_room_within(time) } else { true }
+    }
+
+    /// Sends the head and the beginning of a body of `length` bytes, the rest of which are in a file.
+    ///
+    /// # Errors
+    /// The client has gone.
+    pub(crate) fn begin_file(&mut self, status: u16, head: Vec<u8>, length: u64, body: &[u8]) -> io::Result<()> {
+        self.file_follows = true;
+        self.begin(status, head, Some(length), body, false)
+    }
+
+    /// Whether [`Responder::send_file`] can be tried.
+    pub(crate) fn takes_file(&self) -> bool {
+        matches!(&self.state, State::Direct(begun) if !begun.framed.chunked && !begun.framed.bodiless)
+    }
+
+    /// Sends bytes of a file directly to the client, as many as it takes at once; the `last` complete the answer. Returns their number, or
+    /// none if they have to be read and sent as a piece.
+    pub(crate) fn send_file(&mut self, file: BorrowedFd<'_>, offset: u64, length: usize, last: bool) -> Option<usize> {
+        let State::Direct(begun) = self.state else { return None };
+        let sent = self.in_flight.writer.send_file(file, offset, length, last)?;
+        if last && sent == length {
+            self.state = State::Over;
+            self.end_direct(begun, Vec::new());
+        }
+        Some(sent)
+    }
+
+    /// Waits until the client takes more of a file, but not longer than `time`.
+    pub(crate) fn wait_for_client(&self, time: Duration) {
+        if !self.in_flight.writer.has_room_within(time) {
+            // While the client takes nothing, the event loop holds it to the least rate.
+            self.channel.wake();
+        }
     }
 
     /// Sends another piece of the body; the `last` completes the answer.
@@ -250,15 +287,10 @@ impl Responder {
     /// what follows.
     fn send_direct(&mut self, begun: Begun, parts: [&[u8]; 3], last: bool) -> Result<(), Revoked> {
         let total: usize = parts.iter().map(|part| part.len()).sum();
-        let sent = self.in_flight.writer.send(&parts, last)?;
+        let sent = self.in_flight.writer.send(&parts, last, std::mem::take(&mut self.file_follows))?;
         let unsent = if sent < total { parts.concat().split_off(sent) } else { Vec::new() };
         if last {
-            let is_sent = unsent.is_empty();
-            self.channel.put_quietly(self.address, ResponsePart::Direct { begun, unsent, then: Then::Ended });
-            // The event loop need not be woken if nothing depends on it.
-            if !is_sent || begun.framed.last || self.in_flight.writer.is_awaited() {
-                self.channel.wake();
-            }
+            self.end_direct(begun, unsent);
         } else if unsent.is_empty() {
             self.state = State::Direct(begun);
         } else {
@@ -267,6 +299,16 @@ impl Responder {
             self.state = State::Pieces(writer, begun.framed);
         }
         Ok(())
+    }
+
+    /// Hands the end of an answer to the event loop, with what the client did not take of it.
+    fn end_direct(&self, begun: Begun, unsent: Vec<u8>) {
+        let is_sent = unsent.is_empty();
+        self.channel.put_quietly(self.address, ResponsePart::Direct { begun, unsent, then: Then::Ended });
+        // The event loop need not be woken if nothing depends on it.
+        if !is_sent || begun.framed.last || self.in_flight.writer.is_awaited() {
+            self.channel.wake();
+        }
     }
 }
 

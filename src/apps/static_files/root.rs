@@ -6,7 +6,7 @@
 use super::conditional::Version;
 use crate::http::HttpError;
 use crate::http::errors;
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, openat, openat2, stat};
 use rustix::io::{Errno, pread};
 use std::io;
@@ -160,6 +160,12 @@ impl File {
             let now = version(&found);
             now.modified != self.version.modified && now.size <= self.version.size
         })
+    }
+}
+
+impl AsFd for File {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
     }
 }
 
