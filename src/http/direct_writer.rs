@@ -2,6 +2,9 @@
 //!
 //! The event loop grants the socket with a request, and writes nothing to it until the grant ends: when the answer has been sent, when the
 //! client did not take all of a write, or when the event loop revokes it because the request was cancelled.
+//!
+//! A file may be sent without a copy, and without the end of the grant when the client does not take all of it: then the worker waits, since
+//! the event loop must not touch a file, which may be on a slow disk.
 
 use super::framing::Terms;
 use crate::lock::LockExt;

@@ -328,7 +328,7 @@ mod tests {
     use super::super::framing::{Terms, status_line};
     use super::super::response_channel::{Next, Responses, response_channel};
     use super::*;
-    use rustix::fd::OwnedFd;
+    use rustix::fd::{AsFd, OwnedFd};
     use std::io::Read;
     use std::os::unix::net::UnixStream;
 
@@ -508,6 +508,52 @@ mod tests {
         let at = direct.windows(4).position(|end| end == b"\r\n\r\n").unwrap() + 4;
         assert!(at < direct.len());
         assert_eq!([&direct[at..], &got[..]].concat(), body);
+    }
+
+    #[test]
+    fn a_file_goes_straight_as_far_as_its_client_takes_it_and_its_end_completes_the_answer() {
+        let bench = bench(false);
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[b'f'; 1_000_000]).unwrap();
+        let mut responder = bench.responder();
+        responder.begin_file(200, status_line(200), 1_000_003, b"abc").unwrap();
+        assert!(matches!(bench.take(), Some(ResponsePart::Direct { then: Then::Direct, .. })));
+        let sent = responder.send_file(file.as_fd(), 0, 1_000_000, true).unwrap();
+        assert!(sent > 0 && sent < 1_000_000 && bench.in_flight.writer.is_full(), "{sent}");
+        assert_eq!(responder.send_file(file.as_fd(), sent as u64, 1_000_000 - sent, true), Some(0));
+        bench.sleep();
+        responder.wait_for_client(Duration::from_millis(1));
+        assert!(bench.was_woken() && bench.take().is_none());
+        // Nothing is there behind the end of the file.
+        assert_eq!(responder.send_file(file.as_fd(), 1_000_000, 1, false), None);
+
+        let (mut at, mut client) = (sent, bench.client.try_clone().unwrap());
+        while at < 1_000_000 {
+            std::io::copy(&mut (&mut client).take(50_000), &mut io::sink()).unwrap();
+            at += responder.send_file(file.as_fd(), at as u64, 1_000_000 - at, true).unwrap();
+        }
+        assert!(!bench.in_flight.writer.is_full());
+        assert_eq!(bench.ended(), (PLAIN, Vec::new()));
+        assert_eq!(responder.send_file(file.as_fd(), 0, 1, true), None);
+        assert!(bench.in_flight.writer.sent() > 1_000_003 && bench.got().ends_with('f'));
+    }
+
+    #[test]
+    fn no_file_goes_straight_where_bytes_do_not_or_chunks_are_needed() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(10).unwrap();
+        let revoked = bench(false);
+        let mut responder = revoked.begin(Some(10), b"", false);
+        revoked.in_flight.cancel();
+        assert_eq!(responder.send_file(file.as_fd(), 0, 10, true), None);
+        assert!(!revoked.got().contains('\0'));
+
+        let chunked = bench(false);
+        assert!(!chunked.begin(None, b"", false).takes_file());
+        let by_channel = bench(false);
+        by_channel.in_flight.writer.revoke();
+        assert!(!by_channel.begin(Some(10), b"", false).takes_file());
+        assert!(bench(false).begin(Some(10), b"", false).takes_file());
     }
 
     #[test]

@@ -54,6 +54,7 @@ mod sdk;
 mod sdk_concurrency;
 mod slow_clients;
 mod slow_readers;
+mod static_sites;
 mod store_faults;
 mod store_http;
 mod streaming;

@@ -1,7 +1,7 @@
 //! Sends a file, or a part of it, with back-pressure.
 
 use super::Caller;
-use super::root::File;
+use super::root::{BECAME_SHORTER, File};
 use crate::http::response_channel::{MAX_AHEAD, MAX_WHOLE, PIECE};
 use crate::http::{Request, errors};
 use rustix::fd::AsFd;
@@ -81,7 +81,6 @@ fn first_piece(length: u64) -> usize {
 /// Why the answer is incomplete, other than by its client.
 fn send_rest(request: &mut Request, file: &File, mut offset: u64, mut left: u64, caller: &dyn Caller) -> Result<(), String> {
     const INTERRUPTED: &str = "the plugin is to stop";
-    const REWRITTEN: &str = "the file was rewritten";
     let mut turn = Instant::now();
     while left > 0 {
         if request.responder.is_cancelled() {
@@ -96,8 +95,8 @@ fn send_rest(request: &mut Request, file: &File, mut offset: u64, mut left: u64,
         if request.responder.takes_file() {
             let stretch = left.min(STRETCH);
             let is_last = stretch == left;
-            if is_last && file.was_rewritten() {
-                return Err(REWRITTEN.to_owned());
+            if is_last && let Some(change) = file.change() {
+                return Err(change.to_owned());
             }
             let length = usize::try_from(stretch).unwrap_or(usize::MAX);
             if let Some(sent) = request.responder.send_file(file.as_fd(), offset, length, is_last) {
@@ -126,14 +125,16 @@ fn send_rest(request: &mut Request, file: &File, mut offset: u64, mut left: u64,
         let n = usize::try_from(left).map_or(PIECE, |left| left.min(PIECE));
         match file.read_at(&mut piece[..n], offset) {
             Ok(read) if read == n => {}
-            Ok(_) => return Err("the file became shorter".to_owned()),
+            Ok(_) => return Err(BECAME_SHORTER.to_owned()),
             Err(error) => return Err(format!("the file cannot be read ({error})")),
         }
         offset += n as u64;
         left -= n as u64;
         // The last piece completes the answer, so a mixture of two versions must be found before it.
-        if left == 0 && file.was_rewritten() {
-            return Err(REWRITTEN.to_owned());
+        if left == 0
+            && let Some(change) = file.change()
+        {
+            return Err(change.to_owned());
         }
         if request.responder.filled(piece, n, left == 0).is_err() {
             return Ok(());
