@@ -157,7 +157,7 @@ fn a_download_under_way_gets_the_old_file_to_its_end_when_another_takes_its_plac
 
 #[test]
 fn a_client_that_goes_in_the_middle_leaves_nothing_behind() {
-    let server = serve(&["--write-timeout", "1h"], LARGE);
+    let server = serve(&["--write-timeout", "5m"], LARGE);
     assert_eq!(server.get("/p/small").text(), "small");
     let leave = |number: usize| {
         let mut client = server.client();
