@@ -163,7 +163,7 @@ fn a_client_that_goes_in_the_middle_leaves_nothing_behind() {
         let mut client = server.client();
         ask(&mut client);
         client.bytes(number * MIB / 4);
-        if number % 2 == 0 {
+        if number.is_multiple_of(2) {
             client.reset();
         }
     };
