@@ -249,6 +249,12 @@ impl Connection {
         self.unsent() == 0 && !self.stream.is_unsent()
     }
 
+    /// Whether more could be sent if the client took it.
+    pub(super) fn waits_to_send(&self) -> bool {
+        let in_flight = || self.exchange.as_ref().and_then(|exchange| exchange.in_flight.as_ref());
+        !self.is_flushed() || in_flight().is_some_and(|in_flight| in_flight.writer.is_full())
+    }
+
     /// Whether an answer that has begun has been sent completely.
     pub(super) fn is_done(&self) -> bool {
         self.is_flushed() && self.exchange.as_ref().is_none_or(|exchange| exchange.answer.is_none())

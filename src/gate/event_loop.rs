@@ -554,7 +554,7 @@ impl EventLoop {
                 connection.deadline = connection.deadline.map(|deadline| deadline.min(until));
             }
             // Whoever reads nothing from a tunnel or a socket holds up that one alone.
-            let waits_to_send = !connection.is_flushed() && !matches!(connection.phase, Phase::Tunnel | Phase::WebSocket);
+            let waits_to_send = connection.waits_to_send() && !matches!(connection.phase, Phase::Tunnel | Phase::WebSocket);
             let limits = ReadLimits {
                 patience: self.limits.write_timeout,
                 rate: self.limits.min_rate,

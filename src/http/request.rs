@@ -336,8 +336,9 @@ impl Request {
         out.reserve(self.head.len() + MESSAGE_SIZE);
         out.extend_from_slice(br#"{"type":"http","id":"#);
         put_number(out, id);
-        put_field(out, "method", self.method_name().as_bytes());
-        self.encode_fields(|name| matches!(name, b"x-request-id" | b"upgrade"), out);
+        let (method, target, lines) = split_head(&self.head);
+        put_field(out, "method", method.as_bytes());
+        self.encode_fields(target, lines, |name| matches!(name, b"x-request-id" | b"upgrade"), out);
         out.extend_from_slice(if more { br#","more":true}"# } else { br#","more":false}"# });
     }
 
@@ -352,15 +353,15 @@ impl Request {
         out.reserve(self.head.len() + MESSAGE_SIZE);
         out.extend_from_slice(br#"{"type":"ws_open","id":"#);
         put_number(out, id);
-        self.encode_fields(is_for_host, out);
+        let (_, target, lines) = split_head(&self.head);
+        self.encode_fields(target, lines, is_for_host, out);
         out.extend_from_slice(br#","credit":"#);
         put_number(out, credit);
         out.push(b'}');
     }
 
-    /// Appends the fields of a message that come from the head, without the headers that `is_left_out` names.
-    fn encode_fields(&self, is_left_out: impl Fn(&[u8]) -> bool, out: &mut Vec<u8>) {
-        let (_, target, lines) = split_head(&self.head);
+    /// Appends the fields of a message that come from the target and the header lines, without the headers that `is_left_out` names.
+    fn encode_fields(&self, target: &str, lines: &[u8], is_left_out: impl Fn(&[u8]) -> bool, out: &mut Vec<u8>) {
         let (path, query) = split_target(target);
         let (mount, path) = path.split_at_checked(self.mount).unwrap_or(("", path));
         let path = if path.is_empty() { "/" } else { path };

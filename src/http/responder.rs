@@ -9,6 +9,7 @@ use super::response_channel::{
     Address, Begun, MAX_WHOLE, OtherProtocol, PIECE, PieceWriter, ResponseChannel, ResponsePart, Then,
 };
 use super::websocket::SocketReturn;
+use rustix::fd::BorrowedFd;
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,6 +24,8 @@ pub(crate) struct Responder {
     channel: Arc<ResponseChannel>,
     address: Address,
     state: State,
+    /// Whether a file follows the bytes that are sent next.
+    file_follows: bool,
 }
 
 enum State {
@@ -38,7 +41,7 @@ enum State {
 impl Responder {
     /// The responder of a request.
     pub(crate) fn new(in_flight: Arc<InFlight>, channel: Arc<ResponseChannel>, address: Address) -> Self {
-        Self { in_flight, channel, address, state: State::Unanswered }
+        Self { in_flight, channel, address, state: State::Unanswered, file_follows: false }
     }
 
     /// The request's state.
@@ -114,6 +117,40 @@ impl Responder {
     /// Waits until another piece can be sent without waiting for the client; false if that takes longer than `time`.
     pub(crate) fn has_room_within(&self, time: Duration) -> bool {
         if let State::Pieces(writer, _) = &self.state { writer.has_room_within(time) } else { true }
+    }
+
+    /// Sends the head and the beginning of a body of `length` bytes, the rest of which are in a file.
+    ///
+    /// # Errors
+    /// The client has gone.
+    pub(crate) fn begin_file(&mut self, status: u16, head: Vec<u8>, length: u64, body: &[u8]) -> io::Result<()> {
+        self.file_follows = true;
+        self.begin(status, head, Some(length), body, false)
+    }
+
+    /// Whether [`Responder::send_file`] can be tried.
+    pub(crate) fn takes_file(&self) -> bool {
+        matches!(&self.state, State::Direct(begun) if !begun.framed.chunked && !begun.framed.bodiless)
+    }
+
+    /// Sends bytes of a file directly to the client, as many as it takes at once; the `last` complete the answer. Returns their number, or
+    /// none if they have to be read and sent as a piece.
+    pub(crate) fn send_file(&mut self, file: BorrowedFd<'_>, offset: u64, length: usize, last: bool) -> Option<usize> {
+        let State::Direct(begun) = self.state else { return None };
+        let sent = self.in_flight.writer.send_file(file, offset, length, last)?;
+        if last && sent == length {
+            self.state = State::Over;
+            self.end_direct(begun, Vec::new());
+        }
+        Some(sent)
+    }
+
+    /// Waits until the client takes more of a file, but not longer than `time`.
+    pub(crate) fn wait_for_client(&self, time: Duration) {
+        if !self.in_flight.writer.has_room_within(time) {
+            // While the client takes nothing, the event loop holds it to the least rate.
+            self.channel.wake();
+        }
     }
 
     /// Sends another piece of the body; the `last` completes the answer.
@@ -250,15 +287,10 @@ impl Responder {
     /// what follows.
     fn send_direct(&mut self, begun: Begun, parts: [&[u8]; 3], last: bool) -> Result<(), Revoked> {
         let total: usize = parts.iter().map(|part| part.len()).sum();
-        let sent = self.in_flight.writer.send(&parts, last)?;
+        let sent = self.in_flight.writer.send(&parts, last, std::mem::take(&mut self.file_follows))?;
         let unsent = if sent < total { parts.concat().split_off(sent) } else { Vec::new() };
         if last {
-            let is_sent = unsent.is_empty();
-            self.channel.put_quietly(self.address, ResponsePart::Direct { begun, unsent, then: Then::Ended });
-            // The event loop need not be woken if nothing depends on it.
-            if !is_sent || begun.framed.last || self.in_flight.writer.is_awaited() {
-                self.channel.wake();
-            }
+            self.end_direct(begun, unsent);
         } else if unsent.is_empty() {
             self.state = State::Direct(begun);
         } else {
@@ -267,6 +299,16 @@ impl Responder {
             self.state = State::Pieces(writer, begun.framed);
         }
         Ok(())
+    }
+
+    /// Hands the end of an answer to the event loop, with what the client did not take of it.
+    fn end_direct(&self, begun: Begun, unsent: Vec<u8>) {
+        let is_sent = unsent.is_empty();
+        self.channel.put_quietly(self.address, ResponsePart::Direct { begun, unsent, then: Then::Ended });
+        // The event loop need not be woken if nothing depends on it.
+        if !is_sent || begun.framed.last || self.in_flight.writer.is_awaited() {
+            self.channel.wake();
+        }
     }
 }
 
@@ -286,7 +328,7 @@ mod tests {
     use super::super::framing::{Terms, status_line};
     use super::super::response_channel::{Next, Responses, response_channel};
     use super::*;
-    use rustix::fd::OwnedFd;
+    use rustix::fd::{AsFd, OwnedFd};
     use std::io::Read;
     use std::os::unix::net::UnixStream;
 
@@ -466,6 +508,52 @@ mod tests {
         let at = direct.windows(4).position(|end| end == b"\r\n\r\n").unwrap() + 4;
         assert!(at < direct.len());
         assert_eq!([&direct[at..], &got[..]].concat(), body);
+    }
+
+    #[test]
+    fn a_file_goes_straight_as_far_as_its_client_takes_it_and_its_end_completes_the_answer() {
+        let bench = bench(false);
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[b'f'; 1_000_000]).unwrap();
+        let mut responder = bench.responder();
+        responder.begin_file(200, status_line(200), 1_000_003, b"abc").unwrap();
+        assert!(matches!(bench.take(), Some(ResponsePart::Direct { then: Then::Direct, .. })));
+        let sent = responder.send_file(file.as_fd(), 0, 1_000_000, true).unwrap();
+        assert!(sent > 0 && sent < 1_000_000 && bench.in_flight.writer.is_full(), "{sent}");
+        assert_eq!(responder.send_file(file.as_fd(), sent as u64, 1_000_000 - sent, true), Some(0));
+        bench.sleep();
+        responder.wait_for_client(Duration::from_millis(1));
+        assert!(bench.was_woken() && bench.take().is_none());
+        // Nothing is there behind the end of the file.
+        assert_eq!(responder.send_file(file.as_fd(), 1_000_000, 1, false), None);
+
+        let (mut at, mut client) = (sent, bench.client.try_clone().unwrap());
+        while at < 1_000_000 {
+            std::io::copy(&mut (&mut client).take(50_000), &mut io::sink()).unwrap();
+            at += responder.send_file(file.as_fd(), at as u64, 1_000_000 - at, true).unwrap();
+        }
+        assert!(!bench.in_flight.writer.is_full());
+        assert_eq!(bench.ended(), (PLAIN, Vec::new()));
+        assert_eq!(responder.send_file(file.as_fd(), 0, 1, true), None);
+        assert!(bench.in_flight.writer.sent() > 1_000_003 && bench.got().ends_with('f'));
+    }
+
+    #[test]
+    fn no_file_goes_straight_where_bytes_do_not_or_chunks_are_needed() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(10).unwrap();
+        let revoked = bench(false);
+        let mut responder = revoked.begin(Some(10), b"", false);
+        revoked.in_flight.cancel();
+        assert_eq!(responder.send_file(file.as_fd(), 0, 10, true), None);
+        assert!(!revoked.got().contains('\0'));
+
+        let chunked = bench(false);
+        assert!(!chunked.begin(None, b"", false).takes_file());
+        let by_channel = bench(false);
+        by_channel.in_flight.writer.revoke();
+        assert!(!by_channel.begin(Some(10), b"", false).takes_file());
+        assert!(bench(false).begin(Some(10), b"", false).takes_file());
     }
 
     #[test]

@@ -24,6 +24,9 @@ pub(crate) const PIECE: usize = 64 * 1024;
 /// Capacity of an answer's channel in pieces.
 const PIECES: usize = 4;
 
+/// Bytes of an answer in pieces that the event loop takes without waiting for the client: a full channel, and the piece that is being sent.
+pub(crate) const MAX_AHEAD: u64 = ((PIECES + 1) * PIECE) as u64;
+
 /// Buffers kept for further large answers: new memory from the system costs more than filling it.
 const SPARES: usize = 32;
 

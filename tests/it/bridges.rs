@@ -19,7 +19,12 @@ pub(crate) fn packages() -> PathBuf {
 }
 
 /// A host with one plugin, whose Python and Node have the packages.
-pub(crate) fn start(id: &str, name: &str, program: &str) -> Server {
+fn start(id: &str, name: &str, program: &str) -> Server {
+    start_with(id, name, program, &[])
+}
+
+/// The same with these fixtures beside the program.
+pub(crate) fn start_with(id: &str, name: &str, program: &str, fixtures: &[&str]) -> Server {
     let site = Site::new();
     let dir = site.plugins().join(id);
     fs::create_dir(&dir).unwrap();
@@ -30,6 +35,9 @@ pub(crate) fn start(id: &str, name: &str, program: &str) -> Server {
     for sdk in ["python/plugrack.py", "node/plugrack.mjs"] {
         let sdk = root().join("sdk").join(sdk);
         fs::copy(&sdk, dir.join(sdk.file_name().unwrap())).unwrap();
+    }
+    for fixture in fixtures {
+        fs::copy(root().join("tests/fixtures").join(fixture), dir.join(fixture)).unwrap();
     }
     symlink(packages().join("node/node_modules"), dir.join("node_modules")).unwrap();
     let path = format!("{}:{}", packages().join("python/bin").display(), std::env::var("PATH").unwrap());

@@ -56,6 +56,7 @@ mod sdk_concurrency;
 mod slow_clients;
 mod slow_readers;
 mod sockets;
+mod static_sites;
 mod store_faults;
 mod store_http;
 mod streaming;

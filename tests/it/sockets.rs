@@ -89,7 +89,7 @@ fn a_plugin_of_each_sdk_talks_to_an_independent_client() {
 #[test]
 fn an_application_of_starlette_has_sockets_through_the_asgi_bridge() {
     let program = fs::read_to_string(root().join("tests/fixtures/bridge_asgi_websocket.py")).unwrap();
-    let server = bridges::start("s", "plugin", &program);
+    let server = bridges::start_with("s", "plugin", &program, &["websocket_app.py"]);
     let address = server.address();
     let python = packages().join("python/bin/python3").display().to_string();
     for (program, client) in [(&*python, "websocket_client.py"), ("node", "websocket_client.cjs")] {

@@ -6,9 +6,10 @@
 use super::conditional::Version;
 use crate::http::HttpError;
 use crate::http::errors;
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, openat, openat2, stat};
 use rustix::io::{Errno, pread};
+use std::cmp::Ordering;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -31,6 +32,9 @@ const FILE: OFlags = OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::NOCTTY
 
 /// Why devices, sockets and FIFOs are not served.
 const SPECIAL: &str = "it is neither a file nor a directory";
+
+/// How a file has changed that ends before the bytes that are to be sent.
+pub(super) const BECAME_SHORTER: &str = "the file became shorter";
 
 /// The root directory.
 pub(super) struct Root {
@@ -154,12 +158,20 @@ impl File {
         Ok(filled)
     }
 
-    /// Whether the file was rewritten since it was opened. One that only grew was not: the bytes that were there are sent.
-    pub(super) fn was_rewritten(&self) -> bool {
-        fstat(&self.descriptor).is_ok_and(|found| {
-            let now = version(&found);
-            now.modified != self.version.modified && now.size <= self.version.size
-        })
+    /// How the file has changed in place since it was opened. One that only grew has not: the bytes that were there are sent.
+    pub(super) fn change(&self) -> Option<&'static str> {
+        let now = version(&fstat(&self.descriptor).ok()?);
+        match now.size.cmp(&self.version.size) {
+            Ordering::Less => Some(BECAME_SHORTER),
+            Ordering::Equal if now.modified != self.version.modified => Some("the file was rewritten"),
+            _ => None,
+        }
+    }
+}
+
+impl AsFd for File {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
     }
 }
 

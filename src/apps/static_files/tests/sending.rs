@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_large_file_comes_whole_by_the_channel_and_by_the_socket() {
+fn a_large_file_comes_whole_by_the_channel() {
     let fixture = Fixture::new();
     for length in [128 * 1024, 128 * 1024 + 1, 1024 * 1024, 3_000_001] {
         let sent = content(length);
@@ -12,20 +12,89 @@ fn a_large_file_comes_whole_by_the_channel_and_by_the_socket() {
         assert!(got.complete && got.body == sent, "{length}");
         assert_eq!(got.header("content-length"), Some(&*length.to_string()));
     }
-    let sent = content(3_000_001);
+    assert!(fixture.lines().is_empty());
+}
+
+/// Sends a file to a client with this socket, which reads its answer while the file is sent. Returns the body that came by the socket and
+/// then by the channel, and whether it was complete.
+fn sent_directly(fixture: &Fixture, read: impl FnOnce(&mut UnixStream, &mut Vec<u8>) + Send) -> (Vec<u8>, bool) {
     let (socket, mut client) = UnixStream::pair().unwrap();
-    let got = fixture.exchange("/large", Some(socket), |exchange| {
-        let (status, mut rest, pieces) = exchange.begun();
-        assert!(status == 200 && Exchange::rest(&pieces.unwrap(), &mut rest));
-        exchange.in_flight.writer.revoke();
-        let mut direct = Vec::new();
-        client.read_to_end(&mut direct).unwrap();
-        direct.extend_from_slice(&rest);
-        direct
+    let (mut got, complete) = fixture.exchange("/large", Some(socket), |exchange| {
+        std::thread::scope(|scope| {
+            let take = move || {
+                let mut got = Vec::new();
+                read(&mut client, &mut got);
+                client.read_to_end(&mut got).unwrap();
+                got
+            };
+            let reader = std::thread::Builder::new().name("reader".into()).spawn_scoped(scope, take).unwrap();
+            let (mut rest, mut complete) = (Vec::new(), true);
+            match exchange.taken() {
+                Some(ResponsePart::Direct { unsent, then: Then::Pieces(pieces), .. }) => {
+                    rest = unsent;
+                    complete = Exchange::rest(&pieces, &mut rest);
+                }
+                Some(ResponsePart::Direct { unsent, then: Then::Ended, .. }) => rest = unsent,
+                _ => complete = false,
+            }
+            // The client then sees the end.
+            exchange.in_flight.writer.revoke();
+            ([reader.join().unwrap(), rest].concat(), complete)
+        })
     });
     let end = got.windows(4).position(|end| end == b"\r\n\r\n").unwrap() + 4;
-    assert!(got[end..] == sent);
+    (got.split_off(end), complete)
+}
+
+#[test]
+fn a_large_file_goes_straight_to_a_client_however_slowly_it_reads() {
+    let fixture = Fixture::new();
+    let sent = content(3_000_001);
+    fixture.write("large", &sent);
+    let (body, complete) = sent_directly(&fixture, |_, _| {});
+    assert!(complete && body == sent);
+    let (body, complete) = sent_directly(&fixture, |client, got| {
+        let mut bytes = [0; 40_000];
+        for _ in 0..10 {
+            let turns = fixture.log.turns.load(Ordering::SeqCst);
+            wait_for_turns(&fixture, turns + 1);
+            client.read_exact(&mut bytes).unwrap();
+            got.extend_from_slice(&bytes);
+        }
+    });
+    assert!(complete && body == sent);
     assert!(fixture.lines().is_empty());
+}
+
+#[test]
+fn an_answer_that_goes_straight_is_cut_when_its_file_changes() {
+    let fixture = Fixture::new();
+    let path = fixture.path("large");
+    let shorten = || fs::File::options().append(true).open(&path).unwrap().set_len(2_000_000).unwrap();
+    let rewrite = || {
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, b"!", 2_500_000).unwrap();
+    };
+    let changes: [(&(dyn Fn() + Sync), _); 2] = [(&shorten, "the file became shorter"), (&rewrite, "the file was rewritten")];
+    for (change, why) in changes {
+        fixture.write("large", content(3_000_001));
+        let (body, complete) = sent_directly(&fixture, |_, _| {
+            wait_for_turns(&fixture, fixture.log.turns.load(Ordering::SeqCst) + 1);
+            change();
+        });
+        assert!(!complete && body.len() < 3_000_001, "{why}: {}", body.len());
+        let lines = fixture.lines();
+        assert!(lines[0].ends_with(&format!("the answer was cut short: {why}")), "{lines:?}");
+    }
+}
+
+/// Waits until the worker has had so many turns while it waits for its client.
+fn wait_for_turns(fixture: &Fixture, turns: usize) {
+    let start = Instant::now();
+    while fixture.log.turns.load(Ordering::SeqCst) < turns {
+        assert!(start.elapsed() < PATIENCE);
+        std::thread::yield_now();
+    }
 }
 
 #[test]
@@ -102,13 +171,7 @@ fn a_file_that_shrinks_before_the_first_byte_is_an_error() {
 fn a_client_that_takes_nothing_lets_the_worker_have_its_turns_and_be_interrupted() {
     let fixture = Fixture::new();
     fixture.write("large", content(2 << 20));
-    let wait = |turns: usize| {
-        let start = Instant::now();
-        while fixture.log.turns.load(Ordering::SeqCst) < turns {
-            assert!(start.elapsed() < PATIENCE);
-            std::thread::yield_now();
-        }
-    };
+    let wait = |turns| wait_for_turns(&fixture, turns);
     let complete = fixture.exchange("/large", None, |exchange| {
         wait(2);
         fixture.log.interrupts.store(true, Ordering::SeqCst);
