@@ -259,7 +259,7 @@ impl Plugin {
             update_refused: None,
         };
         let manifest = found.manifest.as_ref().and_then(|manifest| manifest.as_ref().ok()).map(Arc::clone);
-        let is_native = manifest.as_ref().is_none_or(|manifest| manifest.run.kind == Kind::Native);
+        let batches = manifest.as_ref().is_none_or(|manifest| matches!(manifest.run.kind, Kind::Native | Kind::Http));
         let queue = Arc::new(Queue::new(&metadata.id, metadata.concurrency as usize));
         Self {
             metadata,
@@ -274,7 +274,7 @@ impl Plugin {
             traffic: Traffic::default(),
             answered: AtomicU64::new(0),
             failed: AtomicU64::new(0),
-            scaling: Scaling::new(is_native),
+            scaling: Scaling::new(batches),
             streams: AtomicUsize::new(0),
             upgrade_noted: AtomicBool::new(false),
             streams_full: Mutex::default(),

@@ -3,6 +3,7 @@
 //! It is opened for a request and not in advance: an application that serves one connection at a time would wait on an idle one.
 
 use super::{Answer, Piece, PluginConnection, Received, Sent, TICK, WaitError};
+use crate::apps::endpoint::Endpoint;
 use crate::apps::http_connection::{Head, HttpConnection, Stopped};
 use crate::apps::manifest::Prefix;
 use crate::http::Request;
@@ -13,6 +14,7 @@ use crate::plugins::process_state::ProcessState;
 use crate::plugins::worker::{Outcome, Worker};
 use crate::protocol::frame::EncodeError;
 use rustix::event::PollFlags;
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -21,12 +23,24 @@ use std::time::{Duration, Instant};
 /// (gunicorn), and a request that cannot be repeated would be lost if it came at that moment.
 const REPLACE_AFTER: Duration = Duration::from_secs(1);
 
-/// A connection to an application.
+/// Connections to an application. Each carries one request at a time, so that no application has to understand pipelining, and a worker
+/// that sends several requests at once uses one for each.
 pub(crate) struct ApplicationConnection {
+    /// The connection whose answer is due, or on which the next request is sent.
     http: HttpConnection,
-    next_id: u64,
-    /// When the last request was sent.
+    /// When its last request was sent.
     asked: Instant,
+    /// Those whose answers are due after that, in order.
+    behind: VecDeque<(HttpConnection, Instant)>,
+    /// Those without a request. The last is used first.
+    idle: Vec<(HttpConnection, Instant)>,
+    /// Number of requests under way.
+    under_way: usize,
+    /// Where further ones are opened.
+    endpoint: Endpoint,
+    uid: Option<u32>,
+    keeps_route: bool,
+    next_id: u64,
     /// Whether references in responses are mapped to the route.
     maps: bool,
 }
@@ -34,6 +48,31 @@ pub(crate) struct ApplicationConnection {
 impl ApplicationConnection {
     fn keeps_route(process: &ProcessState) -> bool {
         process.run().is_some_and(|run| run.prefix == Prefix::Keep)
+    }
+
+    fn over(http: HttpConnection, process: &ProcessState) -> Self {
+        Self {
+            http,
+            asked: Instant::now(),
+            behind: VecDeque::new(),
+            idle: Vec::new(),
+            under_way: 0,
+            endpoint: process.endpoint().clone(),
+            uid: process.listener_uid(),
+            keeps_route: Self::keeps_route(process),
+            next_id: 0,
+            maps: process.rewrites,
+        }
+    }
+
+    /// Takes an idle connection that the application has not closed.
+    fn take_idle(&mut self) -> Option<(HttpConnection, Instant)> {
+        while let Some((mut http, asked)) = self.idle.pop() {
+            if asked.elapsed() < REPLACE_AFTER && !http.holds_bytes() && http.read_now().is_ok_and(|read| !read) {
+                return Some((http, asked));
+            }
+        }
+        None
     }
 }
 
@@ -48,19 +87,17 @@ impl From<Stopped> for WaitError {
 }
 
 impl PluginConnection for ApplicationConnection {
-    const PIPELINES: bool = false;
+    const PIPELINES: bool = true;
     const ON_DEMAND: bool = true;
     const HAS_IDS: bool = false;
 
     fn prepare(process: &ProcessState) -> io::Result<Self> {
-        let keeps_route = Self::keeps_route(process);
-        Ok(Self { http: HttpConnection::closed(keeps_route), next_id: 0, asked: Instant::now(), maps: process.rewrites })
+        Ok(Self::over(HttpConnection::closed(Self::keeps_route(process)), process))
     }
 
     fn connect(process: &ProcessState) -> io::Result<Self> {
-        let keeps_route = Self::keeps_route(process);
-        let http = HttpConnection::open(process.endpoint(), process.listener_uid(), keeps_route)?;
-        Ok(Self { http, next_id: 0, asked: Instant::now(), maps: process.rewrites })
+        let http = HttpConnection::open(process.endpoint(), process.listener_uid(), Self::keeps_route(process))?;
+        Ok(Self::over(http, process))
     }
 
     fn is_open(&self) -> bool {
@@ -69,6 +106,17 @@ impl PluginConnection for ApplicationConnection {
 
     fn close(&mut self) {
         self.http.close();
+        self.behind.clear();
+        self.idle.clear();
+        self.under_way = 0;
+    }
+
+    fn make_room(&mut self) -> bool {
+        let next = self.take_idle().or_else(|| {
+            let opened = HttpConnection::open(&self.endpoint, self.uid, self.keeps_route);
+            opened.ok().map(|http| (http, Instant::now()))
+        });
+        next.map(|next| self.idle.push(next)).is_some()
     }
 
     fn next_id(&mut self) -> u64 {
@@ -77,8 +125,22 @@ impl PluginConnection for ApplicationConnection {
     }
 
     fn queue_request(&mut self, request: &Request, _id: u64, more: bool, body: Vec<u8>) -> Result<(), EncodeError> {
-        self.http.queue_request(request, more, body);
-        self.asked = Instant::now();
+        let is_whole = !more && body.is_empty();
+        let now = Instant::now();
+        self.under_way += 1;
+        if self.under_way == 1 {
+            self.http.queue_request(request, more, body);
+            self.asked = now;
+        } else if let Some((mut http, _)) = self.idle.pop() {
+            http.queue_request(request, more, body);
+            // If this fails, so does the wait for the answer.
+            http.send_some().ok();
+            self.behind.push_back((http, now));
+            return Ok(());
+        }
+        if is_whole {
+            self.http.send_some().ok();
+        }
         Ok(())
     }
 
@@ -209,8 +271,20 @@ impl PluginConnection for ApplicationConnection {
         })
     }
 
-    fn is_kept(&self) -> bool {
-        self.http.is_kept()
+    fn finish(&mut self) -> bool {
+        self.under_way = self.under_way.saturating_sub(1);
+        let is_kept = self.http.is_kept();
+        let next = match self.behind.pop_front() {
+            None if is_kept => return true,
+            None => self.take_idle(),
+            behind => behind,
+        };
+        let Some((next, asked)) = next else { return false };
+        let ended = (std::mem::replace(&mut self.http, next), std::mem::replace(&mut self.asked, asked));
+        if is_kept {
+            self.idle.push(ended);
+        }
+        true
     }
 
     fn take_stream(&mut self) -> Option<(OwnedFd, Vec<u8>)> {
@@ -218,6 +292,7 @@ impl PluginConnection for ApplicationConnection {
     }
 
     fn release(&mut self) {
+        self.idle.clear();
         self.http.release();
     }
 

@@ -197,8 +197,13 @@ pub(crate) trait PluginConnection: Sized + Send + 'static {
     /// Returns the part of the body of the answer with this id that [`PluginConnection::wait_piece`] has received.
     fn take_piece(&mut self, id: u64) -> Result<Piece<'_>, WaitError>;
 
-    /// Whether the connection can take another request after a complete answer.
-    fn is_kept(&self) -> bool;
+    /// Prepares for a request behind those under way. False if there is no room for one.
+    fn make_room(&mut self) -> bool {
+        true
+    }
+
+    /// Ends a complete answer. Whether the connection can be used for the answers behind it, or else for another request.
+    fn finish(&mut self) -> bool;
 
     /// Gives up the socket after a switch to another protocol, with what was received behind the response.
     fn take_stream(&mut self) -> Option<(OwnedFd, Vec<u8>)>;

@@ -49,7 +49,7 @@ impl<C: PluginConnection> Worker<C> {
         if first.length == BodyLength::Known(0) {
             let depth = if C::PIPELINES && first.is_safe() && !first.alone { self.depth() } else { 1 };
             self.send(first, Vec::new(), &mut outstanding);
-            while outstanding.len() < depth && self.connection.queued() < MAX_BATCH {
+            while outstanding.len() < depth && self.connection.queued() < MAX_BATCH && self.connection.make_room() {
                 match self.plugin.queue.try_take() {
                     Some(Job::Http(waiting)) => {
                         let Some(request) = waiting.take(begun) else { continue };
@@ -97,7 +97,9 @@ impl<C: PluginConnection> Worker<C> {
         match self.pace.get() {
             Some(pace) if pace < QUICK => {
                 let connections = self.plugin.scaling.connections.load(Ordering::Relaxed).max(1);
-                (1 + self.plugin.queue.len() / connections).min(MAX_DEPTH)
+                // Where each request takes a connection of its own to the application, all of them are no more than it may have.
+                let most = if C::HAS_IDS { MAX_DEPTH } else { (self.plugin.metadata.concurrency as usize / connections).max(1) };
+                (1 + self.plugin.queue.len() / connections).min(MAX_DEPTH).min(most)
             }
             _ => 1,
         }
@@ -238,7 +240,7 @@ impl<C: PluginConnection> Worker<C> {
                     delivered.ok();
                     let followed = followed || (!C::HAS_IDS && self.connection.holds_bytes());
                     let quiet = !followed || self.is_quiet(&format!("behind the answer to {}", request.name()));
-                    return if alone && quiet && self.connection.is_kept() { Ok(()) } else { Err(Broken) };
+                    return if alone && quiet && self.connection.finish() { Ok(()) } else { Err(Broken) };
                 }
                 Ok(Received::Interim(head)) => request.responder.interim(head),
                 Ok(Received::Upgraded(mut bytes)) => {
@@ -281,7 +283,7 @@ impl<C: PluginConnection> Worker<C> {
         };
         let relayed = self.relay(&mut request, id, events);
         // After a stream with requests behind it, late answers to them may arrive, so the connection is replaced.
-        if alone && behind.is_empty() && self.connection.is_kept() { relayed } else { Err(Broken) }
+        if alone && behind.is_empty() && self.connection.finish() { relayed } else { Err(Broken) }
     }
 
     /// The connection was lost before the answer to a request began.
