@@ -202,6 +202,28 @@ pub(crate) trait PluginConnection: Sized + Send + 'static {
         true
     }
 
+    /// Closes connections without a request, but for so many.
+    fn keep_idle(&mut self, _most: usize) {}
+
+    /// Waits up to `time` for the answer to any request under way, unless there is one alone. Makes it the next to be taken, and returns the
+    /// place of its request among them. None if none has come.
+    fn bring_forward(&mut self, _time: Duration) -> Option<usize> {
+        Some(0)
+    }
+
+    /// Makes the answer to the request at this place the next to be taken.
+    fn bring(&mut self, _at: usize) {}
+
+    /// Gives up the requests behind the current one. False if answers to them may still arrive on this connection.
+    fn drop_behind(&mut self) -> bool {
+        false
+    }
+
+    /// Gives up the current request, whose connection is not usable. False if the others under way are lost with it, or there are none.
+    fn drop_current(&mut self) -> bool {
+        false
+    }
+
     /// Ends a complete answer. Whether the connection can be used for the answers behind it, or else for another request.
     fn finish(&mut self) -> bool;
 
