@@ -120,6 +120,15 @@ impl Scaling {
         Self { idle, connections, stalled, growing, shrinking, pace, batches, created: Instant::now(), blocking_until }
     }
 
+    /// Number of workers that share the time in which they are answered. An application answers several requests in the time for one, and
+    /// with many workers that time shows how many they are rather than how quick it is.
+    pub(crate) fn side_by_side(&self) -> u32 {
+        let [idle, connections, stalled] =
+            [&self.idle, &self.connections, &self.stalled].map(|count| count.load(Ordering::Relaxed));
+        let at_work = connections.saturating_sub(idle + stalled).max(1);
+        if self.batches == Batches::Apart { u32::try_from(at_work).unwrap_or(u32::MAX) } else { 1 }
+    }
+
     /// Records the recent average time for a request.
     pub(crate) fn set_pace(&self, pace: Duration) {
         self.pace.store(u64::try_from(pace.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
@@ -216,6 +225,18 @@ mod tests {
             let (waiting, idle, most, pace, blocking, processors) = (50, 0, 64, FAST, false, 2);
             let stats = Stats { waiting, idle, connections, stalled, most, pace, blocking, processors, batches: Batches::Apart };
             assert_eq!(decide(&stats), expected, "{stats:?}");
+        }
+    }
+
+    #[test]
+    fn the_workers_of_an_application_share_the_time_of_its_answers() {
+        for (batches, expected) in [(Batches::Apart, 5), (Batches::Pipelined, 1), (Batches::None, 1)] {
+            let scaling = Scaling::new(batches);
+            assert_eq!(scaling.side_by_side(), 1);
+            scaling.connections.store(10, Ordering::Relaxed);
+            scaling.idle.store(3, Ordering::Relaxed);
+            scaling.stalled.store(2, Ordering::Relaxed);
+            assert_eq!(scaling.side_by_side(), expected);
         }
     }
 

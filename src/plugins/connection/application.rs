@@ -83,13 +83,23 @@ impl ApplicationConnection {
     /// Takes an idle connection that is quiet and open. All of them are looked at in one system call.
     fn take_idle(&mut self) -> Option<Lane> {
         if self.quiet.is_empty() && !self.idle.is_empty() {
-            self.idle.retain(|lane| lane.asked.elapsed() < REPLACE_AFTER && !lane.http.holds_bytes());
+            self.doubt_idle();
+            self.idle.retain(|lane| !lane.http.holds_bytes());
             let idle: Vec<_> = self.idle.iter().map(|lane| &lane.http).collect();
             let mut ready = poll_all(&idle, Duration::ZERO).into_iter();
             self.idle.retain(|_| ready.next() == Some(false));
             self.quiet.append(&mut self.idle);
         }
         self.quiet.pop()
+    }
+
+    /// Has idle connections looked at once more before they are used, and closes those that are too old to be used.
+    fn doubt_idle(&mut self) {
+        self.idle.append(&mut self.quiet);
+        if !self.idle.is_empty() {
+            let now = Instant::now();
+            self.idle.retain(|lane| now.duration_since(lane.asked) < REPLACE_AFTER);
+        }
     }
 
     /// The connections with requests under way.
@@ -181,6 +191,7 @@ impl PluginConnection for ApplicationConnection {
         let Some(next) = self.behind.pop_front() else { return false };
         self.current = next;
         self.under_way -= 1;
+        self.doubt_idle();
         true
     }
 
@@ -335,22 +346,18 @@ impl PluginConnection for ApplicationConnection {
     fn finish(&mut self) -> bool {
         self.under_way = self.under_way.saturating_sub(1);
         let is_kept = self.current.http.is_kept();
-        if self.under_way == 0 {
-            self.idle.append(&mut self.quiet);
-            // Others may use what the application can take.
-            self.idle.retain(|lane| lane.asked.elapsed() < REPLACE_AFTER);
-        }
         let next = match self.behind.pop_front() {
-            None if is_kept => return true,
+            None if is_kept => None,
             None => self.take_idle(),
             behind => behind,
         };
-        let Some(next) = next else { return false };
-        let ended = std::mem::replace(&mut self.current, next);
-        if is_kept {
-            self.idle.push(ended);
+        self.doubt_idle();
+        if let Some(next) = next {
+            let ended = std::mem::replace(&mut self.current, next);
+            self.idle.extend(is_kept.then_some(ended));
+            return true;
         }
-        true
+        is_kept
     }
 
     fn take_stream(&mut self) -> Option<(OwnedFd, Vec<u8>)> {

@@ -71,8 +71,12 @@ impl<C: PluginConnection> Worker<C> {
         let mut sent = outstanding.len();
         while let Some((id, request)) = self.take_due(&mut outstanding) {
             let deadline = given.unwrap_or(request.arrived + timeout);
+            let taken = Instant::now();
             if self.answer(id, request, deadline, &mut outstanding).is_err()
-                && (self.process.ended.load(Ordering::Relaxed) || !self.connection.drop_current())
+                && (self.process.ended.load(Ordering::Relaxed)
+                    // Others may be lost too, and each would take as long.
+                    || taken.elapsed() >= CLIENT_TICK
+                    || !self.connection.drop_current())
             {
                 self.requeue(outstanding);
                 if C::ON_DEMAND {
