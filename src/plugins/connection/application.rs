@@ -174,6 +174,10 @@ impl PluginConnection for ApplicationConnection {
         Some(at)
     }
 
+    fn has_another(&self) -> bool {
+        self.current.ready || self.behind.iter().any(|lane| lane.ready)
+    }
+
     fn bring(&mut self, at: usize) {
         if let Some(chosen) = at.checked_sub(1).and_then(|at| self.behind.remove(at)) {
             let first = std::mem::replace(&mut self.current, chosen);

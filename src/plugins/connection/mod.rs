@@ -211,6 +211,11 @@ pub(crate) trait PluginConnection: Sized + Send + 'static {
         Some(0)
     }
 
+    /// Whether another answer is known to have come, which [`PluginConnection::bring_forward`] finds without a system call.
+    fn has_another(&self) -> bool {
+        false
+    }
+
     /// Makes the answer to the request at this place the next to be taken.
     fn bring(&mut self, _at: usize) {}
 

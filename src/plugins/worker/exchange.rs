@@ -85,7 +85,9 @@ impl<C: PluginConnection> Worker<C> {
                 }
                 return Err(Broken);
             }
-            if !C::HAS_IDS && is_batch && sent < MAX_SENT && self.next_job.is_none() && !outstanding.is_empty() {
+            // Once the worker would have to wait.
+            let is_free = self.next_job.is_none() && !outstanding.is_empty() && !self.connection.has_another();
+            if !C::HAS_IDS && is_batch && is_free && sent < MAX_SENT {
                 sent += self.send_more(Instant::now(), &mut outstanding);
             }
         }
