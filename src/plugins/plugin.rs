@@ -9,7 +9,7 @@ use crate::lock::LockExt;
 use crate::plugins::discovery::{self, Fingerprint, Found};
 use crate::plugins::job::Job;
 use crate::plugins::queue::Queue;
-use crate::plugins::scaling::{Decision, Scaling};
+use crate::plugins::scaling::{Batches, Decision, Scaling};
 use crate::process::exit::Exit;
 use crate::process::output::PluginLog;
 use crate::protocol::metadata::{Metadata, WEBSOCKET};
@@ -259,7 +259,11 @@ impl Plugin {
             update_refused: None,
         };
         let manifest = found.manifest.as_ref().and_then(|manifest| manifest.as_ref().ok()).map(Arc::clone);
-        let is_native = manifest.as_ref().is_none_or(|manifest| manifest.run.kind == Kind::Native);
+        let batches = match manifest.as_ref().map_or(Kind::Native, |manifest| manifest.run.kind) {
+            Kind::Native => Batches::Pipelined,
+            Kind::Http => Batches::Apart,
+            _ => Batches::None,
+        };
         let queue = Arc::new(Queue::new(&metadata.id, metadata.concurrency as usize));
         Self {
             metadata,
@@ -274,7 +278,7 @@ impl Plugin {
             traffic: Traffic::default(),
             answered: AtomicU64::new(0),
             failed: AtomicU64::new(0),
-            scaling: Scaling::new(is_native),
+            scaling: Scaling::new(batches),
             streams: AtomicUsize::new(0),
             upgrade_noted: AtomicBool::new(false),
             streams_full: Mutex::default(),

@@ -4,15 +4,19 @@
 //!
 //! Requests that were taken and re-queued, because a connection was lost or they have not expired yet, are kept in front of the channel by
 //! time of arrival. So the oldest request is always taken first.
+//!
+//! Workers wait on a list of the queue's own. The last to begin waiting is woken first: its memory and its connection are the freshest, and
+//! surplus workers stay idle. The channel would wake them in turn, and under its lock, for which the woken worker would wait at once.
 
 use crate::http::HttpError;
 use crate::lock::LockExt;
 use crate::plugins::job::Job;
 use crate::util::log_throttle::{LogThrottle, suppressed_note};
-use crossbeam_channel::{Receiver, SendError, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, SendError, Sender, unbounded};
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::thread::{self, Thread};
 use std::time::Instant;
 
 /// Capacity of the queue for each connection that the plugin may have.
@@ -32,8 +36,10 @@ pub(crate) struct Queue {
     front: Mutex<VecDeque<Job>>,
     /// Their number, readable without the lock.
     in_front: AtomicUsize,
-    /// Wakes a worker that waits on the channel when a request is re-queued.
-    wake: (Sender<()>, Receiver<()>),
+    /// Workers that wait.
+    sleepers: Mutex<Vec<Thread>>,
+    /// Their number, readable without the lock.
+    asleep: AtomicUsize,
     /// The queue of the plugin that has replaced this one.
     successor: OnceLock<Arc<Queue>>,
     /// Throttles the warning that the queue is full.
@@ -45,8 +51,8 @@ impl Queue {
     pub(crate) fn new(id: &str, concurrency: usize) -> Self {
         let capacity = (concurrency * CAPACITY_PER_CONNECTION).min(MAX_CAPACITY);
         let (sender, receiver) = unbounded();
-        let (front, in_front, successor, full) = Default::default();
-        Self { id: id.to_owned(), capacity, sender, receiver, front, in_front, wake: bounded(1), successor, full }
+        let (front, in_front, sleepers, asleep, successor, full) = Default::default();
+        Self { id: id.to_owned(), capacity, sender, receiver, front, in_front, sleepers, asleep, successor, full }
     }
 
     /// Appends a request. Threads that do so at the same moment may exceed the capacity by their number.
@@ -65,7 +71,9 @@ impl Queue {
             self.warn_full();
             return Err(job);
         }
-        self.sender.send(job).map_err(|SendError(job)| job)
+        self.sender.send(job).map_err(|SendError(job)| job)?;
+        self.wake_one();
+        Ok(())
     }
 
     /// Warns that the queue is full, at most once a minute.
@@ -81,27 +89,57 @@ impl Queue {
         }
     }
 
-    /// The channel on which workers wait. A worker must pass each request received here through [`Queue::received`].
-    pub(crate) fn channel(&self) -> &Receiver<Job> {
-        &self.receiver
-    }
-
-    /// Signals re-queued requests to workers.
-    pub(crate) fn wake(&self) -> &Receiver<()> {
-        &self.wake.1
-    }
-
-    /// Exchanges a request received from the channel for an older one, if one was re-queued.
-    pub(crate) fn received(&self, job: Job) -> Job {
-        if self.in_front.load(Ordering::SeqCst) == 0 {
-            return job;
+    /// Takes the next request, and waits for it until the deadline. None then, or when it `is_over`, of which [`Queue::wake_all`] tells those
+    /// that wait.
+    pub(crate) fn take_by(&self, deadline: Instant, is_over: impl Fn() -> bool) -> Option<Job> {
+        let this = thread::current();
+        loop {
+            let late = Instant::now() >= deadline;
+            let job = if is_over() { None } else { self.try_take() };
+            if job.is_some() || late || is_over() {
+                return job;
+            }
+            {
+                let mut sleepers = self.sleepers.locked();
+                sleepers.push(this.clone());
+                self.asleep.store(sleepers.len(), Ordering::Relaxed);
+            }
+            // Either whoever puts a request into the queue sees this worker on the list, or this worker sees the request.
+            fence(Ordering::SeqCst);
+            if self.len() == 0 && !is_over() {
+                thread::park_timeout(deadline.saturating_duration_since(Instant::now()));
+            }
+            let mut sleepers = self.sleepers.locked();
+            let at = sleepers.iter().rposition(|sleeper| sleeper.id() == this.id());
+            at.map(|at| sleepers.remove(at));
+            self.asleep.store(sleepers.len(), Ordering::Relaxed);
+            drop(sleepers);
+            if at.is_none() && is_over() {
+                // It was woken for a request, which is left to another.
+                self.wake_one();
+            }
         }
-        let mut front = self.lock();
-        // Another worker may have taken it.
-        let Some(first) = front.pop_front() else { return job };
-        front.push_back(job);
-        self.note_front(&front);
-        first
+    }
+
+    /// Wakes a worker that waits, if there is one.
+    fn wake_one(&self) {
+        fence(Ordering::SeqCst);
+        if self.asleep.load(Ordering::Relaxed) > 0 {
+            let mut sleepers = self.sleepers.locked();
+            let sleeper = sleepers.pop();
+            self.asleep.store(sleepers.len(), Ordering::Relaxed);
+            // The woken worker takes the lock.
+            drop(sleepers);
+            sleeper.inspect(Thread::unpark);
+        }
+    }
+
+    /// Wakes all workers that wait.
+    pub(crate) fn wake_all(&self) {
+        fence(Ordering::SeqCst);
+        while self.asleep.load(Ordering::Relaxed) > 0 {
+            self.wake_one();
+        }
     }
 
     /// Takes the next request, if one waits.
@@ -193,8 +231,7 @@ impl Queue {
     fn note_front(&self, front: &VecDeque<Job>) {
         self.in_front.store(front.len(), Ordering::SeqCst);
         if !front.is_empty() {
-            // If the channel is full, a worker is already woken.
-            self.wake.0.try_send(()).ok();
+            self.wake_one();
         }
     }
 
@@ -209,7 +246,12 @@ mod tests {
     use crate::http::errors;
     use crate::plugins::job::{KvFailure, KvJob, KvReply};
     use crate::protocol::message::KvOp;
+    use crossbeam_channel::bounded;
+    use std::sync::atomic::AtomicBool;
     use std::time::Duration;
+
+    /// Longer than a test may take.
+    const LONG: Duration = Duration::from_secs(60);
 
     /// A request for a key, and where its answer goes.
     fn job(key: &str) -> (Job, Receiver<KvReply>) {
@@ -273,13 +315,51 @@ mod tests {
         queue.put_back(second);
         queue.put_back(first);
         assert_eq!(queue.len(), CAPACITY_PER_CONNECTION + 2);
-        // A worker on the channel is woken, and gets the oldest request whichever it receives.
-        assert_eq!(queue.wake().recv_timeout(Duration::ZERO), Ok(()));
-        let received = queue.channel().try_recv().unwrap();
-        assert_eq!(key(&received), "2");
-        assert_eq!(key(&queue.received(received)), "0");
+        assert_eq!(queue.take_by(Instant::now(), || false).as_ref().map(key), Some("0"));
         assert!(queue.push(job("c").0).is_err());
         assert_eq!(taken(&queue)[..3], ["1", "2", "3"]);
+    }
+
+    /// Workers that wait on a queue until it is over, and what they have taken.
+    fn workers(queue: &Arc<Queue>, count: usize, over: &Arc<AtomicBool>) -> (Vec<thread::JoinHandle<()>>, Receiver<String>) {
+        let (tell, taken) = unbounded();
+        let worker = || {
+            let (queue, over, tell) = (Arc::clone(queue), Arc::clone(over), tell.clone());
+            let work = move || {
+                while let Some(job) = queue.take_by(Instant::now() + LONG, || over.load(Ordering::SeqCst)) {
+                    tell.send(key(&job).to_owned()).unwrap();
+                }
+            };
+            thread::Builder::new().name("worker".into()).spawn(work).unwrap()
+        };
+        ((0..count).map(|_| worker()).collect(), taken)
+    }
+
+    #[test]
+    fn every_request_wakes_a_worker_that_waits_and_all_are_told_when_it_is_over() {
+        let (queue, over) = (Arc::new(Queue::new("p", 16)), Arc::default());
+        let (workers, taken) = workers(&queue, 3, &over);
+        for number in 0..1000 {
+            let job = job(&number.to_string()).0;
+            if number % 3 == 0 {
+                queue.put_back(job);
+            } else {
+                assert!(queue.push(job).is_ok());
+            }
+            assert_eq!(taken.recv_timeout(LONG), Ok(number.to_string()));
+        }
+        over.store(true, Ordering::SeqCst);
+        queue.wake_all();
+        workers.into_iter().for_each(|worker| worker.join().unwrap());
+        assert_eq!(queue.asleep.load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn who_waits_until_a_deadline_is_not_left_on_the_list() {
+        let queue = Queue::new("p", 1);
+        assert!(queue.take_by(Instant::now() + Duration::from_millis(10), || false).is_none());
+        assert!(queue.take_by(Instant::now() + LONG, || true).is_none());
+        assert!(queue.sleepers.locked().is_empty());
     }
 
     #[test]

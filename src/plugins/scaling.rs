@@ -46,8 +46,19 @@ pub(crate) struct Stats {
     pub(crate) blocking: bool,
     /// Processors that the host may use.
     pub(crate) processors: usize,
-    /// Whether a connection takes requests before it has answered others.
-    pub(crate) pipelined: bool,
+    /// Which requests a worker sends before it has answered others.
+    pub(crate) batches: Batches,
+}
+
+/// Which requests a worker sends before it has answered others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Batches {
+    /// None.
+    None,
+    /// Safe ones, each on a connection of its own. All others occupy a worker each.
+    Apart,
+    /// Safe ones, on one connection.
+    Pipelined,
 }
 
 /// What to do about a plugin's connections.
@@ -64,7 +75,9 @@ pub(crate) enum Decision {
 /// Decides whether a plugin has too few connections or too many.
 pub(crate) fn decide(stats: &Stats) -> Decision {
     let needed = match stats {
-        Stats { pipelined: false, processors, .. } => UNPIPELINED_CONNECTIONS * processors,
+        Stats { batches: Batches::None, processors, .. } | Stats { batches: Batches::Apart, blocking: true, processors, .. } => {
+            UNPIPELINED_CONNECTIONS * processors
+        }
         Stats { blocking: true, .. } | Stats { processors: MANY_PROCESSORS.., .. } => BLOCKING_CONNECTIONS,
         _ => 1,
     };
@@ -94,17 +107,26 @@ pub(crate) struct Scaling {
     pub(crate) shrinking: AtomicBool,
     /// Average time for a request, in microseconds.
     pace: AtomicU64,
-    pipelined: bool,
+    batches: Batches,
     created: Instant,
     /// Until when the plugin counts as blocking, in milliseconds after `created`.
     blocking_until: AtomicU64,
 }
 
 impl Scaling {
-    /// The counts of a plugin that has no connection, and whose requests may be `pipelined`.
-    pub(crate) fn new(pipelined: bool) -> Self {
+    /// The counts of a plugin that has no connection.
+    pub(crate) fn new(batches: Batches) -> Self {
         let (idle, connections, stalled, growing, shrinking, pace, blocking_until) = Default::default();
-        Self { idle, connections, stalled, growing, shrinking, pace, pipelined, created: Instant::now(), blocking_until }
+        Self { idle, connections, stalled, growing, shrinking, pace, batches, created: Instant::now(), blocking_until }
+    }
+
+    /// Number of workers that share the time in which they are answered. An application answers several requests in the time for one, and
+    /// with many workers that time shows how many they are rather than how quick it is.
+    pub(crate) fn side_by_side(&self) -> u32 {
+        let [idle, connections, stalled] =
+            [&self.idle, &self.connections, &self.stalled].map(|count| count.load(Ordering::Relaxed));
+        let at_work = connections.saturating_sub(idle + stalled).max(1);
+        if self.batches == Batches::Apart { u32::try_from(at_work).unwrap_or(u32::MAX) } else { 1 }
     }
 
     /// Records the recent average time for a request.
@@ -133,7 +155,7 @@ impl Scaling {
             pace,
             blocking,
             processors: *PROCESSORS,
-            pipelined: self.pipelined,
+            batches: self.batches,
         })
     }
 }
@@ -171,7 +193,8 @@ mod tests {
             (50, 0, 1, 0, QUICK / 2, false, 2, Decision::Stay),
             (0, 8, 8, 0, QUICK / 2, false, 2, Decision::Stay),
         ] {
-            let stats = Stats { waiting, idle, connections, stalled, most: 8, pace, blocking, processors, pipelined: true };
+            let stats =
+                Stats { waiting, idle, connections, stalled, most: 8, pace, blocking, processors, batches: Batches::Pipelined };
             assert_eq!(decide(&stats), expected, "{stats:?}");
         }
     }
@@ -187,14 +210,39 @@ mod tests {
             (0, 4, FAST, Decision::Stay),
         ] {
             let (idle, stalled, blocking) = (0, 0, false);
-            let stats = Stats { waiting, idle, connections, stalled, most: 64, pace, blocking, processors: 2, pipelined: false };
+            let stats =
+                Stats { waiting, idle, connections, stalled, most: 64, pace, blocking, processors: 2, batches: Batches::None };
+            assert_eq!(decide(&stats), expected, "{stats:?}");
+            // An application too, while it gets requests that are not sent in batches.
+            let stats = Stats { blocking: true, batches: Batches::Apart, ..stats };
             assert_eq!(decide(&stats), expected, "{stats:?}");
         }
     }
 
     #[test]
+    fn a_quick_application_that_only_gets_safe_requests_has_one_connection_that_moves() {
+        for (connections, stalled, expected) in [(1, 0, Decision::Stay), (1, 1, Decision::Grow), (2, 0, Decision::Shrink)] {
+            let (waiting, idle, most, pace, blocking, processors) = (50, 0, 64, FAST, false, 2);
+            let stats = Stats { waiting, idle, connections, stalled, most, pace, blocking, processors, batches: Batches::Apart };
+            assert_eq!(decide(&stats), expected, "{stats:?}");
+        }
+    }
+
+    #[test]
+    fn the_workers_of_an_application_share_the_time_of_its_answers() {
+        for (batches, expected) in [(Batches::Apart, 5), (Batches::Pipelined, 1), (Batches::None, 1)] {
+            let scaling = Scaling::new(batches);
+            assert_eq!(scaling.side_by_side(), 1);
+            scaling.connections.store(10, Ordering::Relaxed);
+            scaling.idle.store(3, Ordering::Relaxed);
+            scaling.stalled.store(2, Ordering::Relaxed);
+            assert_eq!(scaling.side_by_side(), expected);
+        }
+    }
+
+    #[test]
     fn the_decision_uses_the_counters() {
-        let scaling = Scaling::new(true);
+        let scaling = Scaling::new(Batches::Pipelined);
         scaling.connections.store(1, Ordering::Relaxed);
         scaling.set_pace(SLOW);
         assert_eq!((scaling.decide(1, 8), scaling.decide(1, 1)), (Decision::Grow, Decision::Stay));

@@ -1,7 +1,8 @@
 //! The body of a response as it arrives.
 
-use super::{Fault, Framing, HttpConnection, PIECE, Stopped};
+use super::{Fault, Framing, HttpConnection, PIECE, Stopped, TICK};
 use crate::http::parse::chunked;
+use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use std::time::Instant;
@@ -39,6 +40,7 @@ impl HttpConnection {
     ) -> Result<Option<usize>, Stopped> {
         let Framing::Length(left) = self.framing else { return Ok(None) };
         let most = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
+        let mut is_slow = false;
         let n = loop {
             if self.holds_bytes() {
                 let n = most.min(self.input.len() - self.start);
@@ -48,6 +50,9 @@ impl HttpConnection {
             }
             // Straight into the buffer, which spares a copy.
             if self.send_some().is_ok_and(|sent| sent) {
+                if is_slow {
+                    self.poll(PollFlags::IN, TICK);
+                }
                 let stream = self.stream().map_err(Stopped::Lost)?;
                 match rustix::net::recv(stream, &mut buffer[..most], RecvFlags::empty()) {
                     Ok((_, 0)) => {
@@ -57,7 +62,7 @@ impl HttpConnection {
                     Ok((n, _)) => break n,
                     Err(Errno::AGAIN | Errno::INTR) if interrupted() => return Err(Stopped::Interrupted),
                     Err(Errno::AGAIN | Errno::INTR) if Instant::now() >= deadline => return Err(Stopped::Deadline),
-                    Err(Errno::AGAIN | Errno::INTR) => {}
+                    Err(Errno::AGAIN | Errno::INTR) => is_slow = true,
                     Err(error) => return Err(Stopped::Lost(error.into())),
                 }
             } else if self.wait(deadline, &interrupted, |this| this.holds_bytes().then_some(()))?.is_none() {

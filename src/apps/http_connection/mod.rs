@@ -16,9 +16,10 @@ use crate::http::prefix::Mount;
 use crate::http::request::BodyLength;
 use crate::util::escape;
 use crate::util::send_buffer::{SendBuffer, poll_ready};
+use crate::util::threads::timespec;
 use head::{Fields, begins_interim, begins_well, could_be_response, is_whole_head, response_lines, write_head};
 use rustix::buffer::spare_capacity;
-use rustix::event::PollFlags;
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::RecvFlags;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -27,6 +28,9 @@ use upload::Upload;
 
 /// Interval at which a wait calls `interrupted`. Deadlines are kept to this precision.
 const TICK: Duration = Duration::from_millis(100);
+
+/// Time after which a wait calls `interrupted` for the first time: whoever waits longer holds up others.
+const SLOW: Duration = Duration::from_millis(10);
 
 /// Largest head of a response in bytes, as in nginx with all its buffers.
 pub(crate) const MAX_HEAD: usize = 64 * 1024;
@@ -148,7 +152,7 @@ impl HttpConnection {
     pub(crate) fn open(endpoint: &Endpoint, uid: Option<u32>, keeps_route: bool) -> io::Result<Self> {
         let stream = endpoint.connect(uid)?;
         rustix::io::ioctl_fionbio(&stream, false)?;
-        rustix::net::sockopt::set_socket_timeout(&stream, rustix::net::sockopt::Timeout::Recv, Some(TICK))?;
+        rustix::net::sockopt::set_socket_timeout(&stream, rustix::net::sockopt::Timeout::Recv, Some(SLOW))?;
         Ok(Self { stream: Some(stream), ..Self::closed(keeps_route) })
     }
 
@@ -298,6 +302,7 @@ impl HttpConnection {
     ) -> Result<Option<T>, Stopped> {
         // An application that sends byte by byte must not keep the caller from looking up.
         let mut look_up = Instant::now() + TICK;
+        let mut is_slow = false;
         loop {
             if let Some(value) = ready(self) {
                 return Ok(Some(value));
@@ -306,7 +311,11 @@ impl HttpConnection {
                 return Ok(None);
             }
             let received = match self.send_some() {
-                // A blocking read of at most a tick.
+                Ok(true) if is_slow => {
+                    self.poll(PollFlags::IN, TICK);
+                    self.receive(RecvFlags::DONTWAIT)
+                }
+                // A blocking read, of a short time.
                 Ok(true) => self.receive(RecvFlags::empty()),
                 Ok(false) if self.poll(PollFlags::IN | PollFlags::OUT, TICK).contains(PollFlags::IN) => {
                     self.receive(RecvFlags::DONTWAIT)
@@ -325,6 +334,7 @@ impl HttpConnection {
                 }
             };
             let now = Instant::now();
+            is_slow = received.is_err();
             match received {
                 Ok(()) if now < look_up => {}
                 Err(error) if !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
@@ -470,6 +480,17 @@ impl HttpConnection {
         self.outgoing.shrink_to(KEPT);
         self.piece = Vec::new();
     }
+}
+
+/// Waits up to `time` until something has arrived on any of these connections, and says of each whether it has. One that is lost counts as
+/// such.
+pub(crate) fn poll_all(connections: &[&HttpConnection], time: Duration) -> Vec<bool> {
+    let streams: io::Result<Vec<BorrowedFd<'_>>> = connections.iter().map(|connection| connection.stream()).collect();
+    // What is not open has nothing to wait for.
+    let Ok(streams) = streams else { return vec![true; connections.len()] };
+    let mut fds: Vec<_> = streams.iter().map(|stream| PollFd::new(stream, PollFlags::IN)).collect();
+    let polled = poll(&mut fds, Some(&timespec(time))).is_ok();
+    fds.iter().map(|fd| polled && !fd.revents().is_empty()).collect()
 }
 
 /// Appends a chunk of a request's body; nothing if it is empty, since that would end the body.

@@ -279,7 +279,7 @@ impl PluginConnection for FrameConnection {
         }
     }
 
-    fn is_kept(&self) -> bool {
+    fn finish(&mut self) -> bool {
         true
     }
 

@@ -197,8 +197,40 @@ pub(crate) trait PluginConnection: Sized + Send + 'static {
     /// Returns the part of the body of the answer with this id that [`PluginConnection::wait_piece`] has received.
     fn take_piece(&mut self, id: u64) -> Result<Piece<'_>, WaitError>;
 
-    /// Whether the connection can take another request after a complete answer.
-    fn is_kept(&self) -> bool;
+    /// Prepares for a request behind those under way. False if there is no room for one.
+    fn make_room(&mut self) -> bool {
+        true
+    }
+
+    /// Closes connections without a request, but for so many.
+    fn keep_idle(&mut self, _most: usize) {}
+
+    /// Waits up to `time` for the answer to any request under way, unless there is one alone. Makes it the next to be taken, and returns the
+    /// place of its request among them. None if none has come.
+    fn bring_forward(&mut self, _time: Duration) -> Option<usize> {
+        Some(0)
+    }
+
+    /// Whether another answer is known to have come, which [`PluginConnection::bring_forward`] finds without a system call.
+    fn has_another(&self) -> bool {
+        false
+    }
+
+    /// Makes the answer to the request at this place the next to be taken.
+    fn bring(&mut self, _at: usize) {}
+
+    /// Gives up the requests behind the current one. False if answers to them may still arrive on this connection.
+    fn drop_behind(&mut self) -> bool {
+        false
+    }
+
+    /// Gives up the current request, whose connection is not usable. False if the others under way are lost with it, or there are none.
+    fn drop_current(&mut self) -> bool {
+        false
+    }
+
+    /// Ends a complete answer. Whether the connection can be used for the answers behind it, or else for another request.
+    fn finish(&mut self) -> bool;
 
     /// Gives up the socket after a switch to another protocol, with what was received behind the response.
     fn take_stream(&mut self) -> Option<(OwnedFd, Vec<u8>)>;

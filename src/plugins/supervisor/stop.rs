@@ -46,6 +46,7 @@ impl Supervisor {
     fn stopping(&mut self, mut running: Running, terminate_at: Instant, admission: Admission, why: &str, then: Then) {
         running.state.stopping.store(true, Ordering::SeqCst);
         running.stop = None;
+        self.plugin.queue.wake_all();
         let (number, is_drained) = (running.state.number, self.plugin.scaling.connections.load(Ordering::SeqCst) == 0);
         self.phase = Phase::Stopping { running, terminate_at: Some(terminate_at), kill_at: terminate_at + TERMINATE_TIME, then };
         self.enter(State::Stopping, admission, "stopping", why);
@@ -132,6 +133,7 @@ impl Supervisor {
         state.stopping.store(true, Ordering::Relaxed);
         state.ended.store(true, Ordering::Relaxed);
         drop(stop);
+        self.plugin.queue.wake_all();
         let Some(process) = process else {
             // If something stays, the next start removes it.
             drop(self.remove_run());

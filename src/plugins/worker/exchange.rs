@@ -15,11 +15,18 @@ use crate::protocol::message::MAX_INLINE_BODY;
 use std::cell::OnceCell;
 use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Most requests that are pipelined.
 const MAX_DEPTH: usize = 32;
+
+/// Requests that are sent as connections become free, before the worker looks up for whatever else it has to do.
+const MAX_SENT: usize = 256;
+
+/// Time after which requests without an answer hold up others, for which another worker is then asked.
+const SLOW: Duration = Duration::from_millis(10);
 
 /// Bytes of pipelined requests after which no more are added: less than a socket's buffer holds, so that the write never waits for a
 /// plugin that itself waits to be read.
@@ -38,8 +45,9 @@ impl<C: PluginConnection> Worker<C> {
         let begun = Instant::now();
         let timeout = self.process.request_timeout;
         let mut outstanding = VecDeque::with_capacity(1);
-        let mut given = None;
+        let (mut given, mut is_batch) = (None, false);
         ProcessState::set_flag(&self.process.asked);
+        self.connection.keep_idle(self.share() - 1);
         if !first.is_safe() {
             self.plugin.scaling.note_blocking();
         }
@@ -47,25 +55,10 @@ impl<C: PluginConnection> Worker<C> {
             self.plugin.note_upgrade();
         }
         if first.length == BodyLength::Known(0) {
-            let depth = if C::PIPELINES && first.is_safe() && !first.alone { self.depth() } else { 1 };
+            is_batch = C::PIPELINES && first.is_safe() && !first.alone && !first.upgrade;
             self.send(first, Vec::new(), &mut outstanding);
-            while outstanding.len() < depth && self.connection.queued() < MAX_BATCH {
-                match self.plugin.queue.try_take() {
-                    Some(Job::Http(waiting)) => {
-                        let Some(request) = waiting.take(begun) else { continue };
-                        if request.is_safe() && !request.alone && !request.upgrade {
-                            self.send(request, Vec::new(), &mut outstanding);
-                        } else {
-                            self.next_job = WaitingRequest::new(request).map(Job::Http);
-                            break;
-                        }
-                    }
-                    Some(job) => {
-                        self.next_job = Some(job);
-                        break;
-                    }
-                    None => break,
-                }
+            if is_batch {
+                self.send_more(begun, &mut outstanding);
             }
         } else {
             match first.take_whole_body(MAX_INLINE_BODY) {
@@ -75,10 +68,16 @@ impl<C: PluginConnection> Worker<C> {
             // The client may be slow to send the body, so the plugin's time limit starts after it.
             given = Some(Instant::now() + timeout);
         }
-        let sent = outstanding.len();
-        while let Some((id, request)) = outstanding.pop_front() {
+        let mut sent = outstanding.len();
+        while let Some((id, request)) = self.take_due(&mut outstanding) {
             let deadline = given.unwrap_or(request.arrived + timeout);
-            if self.answer(id, request, deadline, &mut outstanding).is_err() {
+            let taken = Instant::now();
+            if self.answer(id, request, deadline, &mut outstanding).is_err()
+                && (self.process.ended.load(Ordering::Relaxed)
+                    // Others may be lost too, and each would take as long.
+                    || taken.elapsed() >= CLIENT_TICK
+                    || !self.connection.drop_current())
+            {
                 self.requeue(outstanding);
                 if C::ON_DEMAND {
                     // An application may close its connection after each response.
@@ -86,20 +85,99 @@ impl<C: PluginConnection> Worker<C> {
                 }
                 return Err(Broken);
             }
+            // Once the worker would have to wait.
+            let is_free = self.next_job.is_none() && !outstanding.is_empty() && !self.connection.has_another();
+            if !C::HAS_IDS && is_batch && is_free && sent < MAX_SENT {
+                sent += self.send_more(Instant::now(), &mut outstanding);
+            }
         }
         self.last_answer = Instant::now();
         self.pace.measure(&self.plugin, self.last_answer.duration_since(begun), sent);
         Ok(())
     }
 
-    /// The number of requests to pipeline.
-    fn depth(&self) -> usize {
+    /// Sends further requests of the queue, if they can be pipelined, and returns their number.
+    fn send_more(&mut self, now: Instant, outstanding: &mut VecDeque<(u64, Request)>) -> usize {
+        let (before, depth) = (outstanding.len(), self.depth(outstanding.len()));
+        while outstanding.len() < depth && self.connection.queued() < MAX_BATCH && self.connection.make_room() {
+            match self.plugin.queue.try_take() {
+                Some(Job::Http(waiting)) => {
+                    let Some(request) = waiting.take(now) else { continue };
+                    if request.is_safe() && !request.alone && !request.upgrade {
+                        self.send(request, Vec::new(), outstanding);
+                    } else {
+                        self.next_job = WaitingRequest::new(request).map(Job::Http);
+                        break;
+                    }
+                }
+                Some(job) => {
+                    self.next_job = Some(job);
+                    break;
+                }
+                None => break,
+            }
+        }
+        outstanding.len() - before
+    }
+
+    /// The number of requests to have under way, given those that are.
+    fn depth(&self, under_way: usize) -> usize {
         match self.pace.get() {
             Some(pace) if pace < QUICK => {
-                let connections = self.plugin.scaling.connections.load(Ordering::Relaxed).max(1);
-                (1 + self.plugin.queue.len() / connections).min(MAX_DEPTH)
+                let each = self.plugin.queue.len() / self.workers();
+                (under_way + each).min(if C::HAS_IDS { MAX_DEPTH } else { MAX_DEPTH.min(self.share()) })
             }
             _ => 1,
+        }
+    }
+
+    fn workers(&self) -> usize {
+        self.plugin.scaling.connections.load(Ordering::Relaxed).max(1)
+    }
+
+    /// Most connections of this worker, where each request takes one of its own: those of all workers are no more than the plugin may have.
+    fn share(&self) -> usize {
+        (self.plugin.metadata.concurrency as usize / self.workers()).max(1)
+    }
+
+    /// Takes the request whose answer is dealt with next: the first to which one has come, where each has a connection of its own. Meanwhile
+    /// drops those whose client has gone, and fails those whose time is over.
+    fn take_due(&mut self, outstanding: &mut VecDeque<(u64, Request)>) -> Option<(u64, Request)> {
+        let timeout = self.process.request_timeout;
+        let mut time = SLOW;
+        while outstanding.len() > 1 {
+            if let Some(at) = self.connection.bring_forward(time) {
+                return outstanding.remove(at);
+            }
+            time = CLIENT_TICK;
+            if self.stalling.stall() {
+                break;
+            }
+            let is_over =
+                |(_, request): &(u64, Request)| request.responder.is_cancelled() || request.arrived.elapsed() >= timeout;
+            while outstanding.len() > 1
+                && let Some(at) = outstanding.iter().position(is_over)
+            {
+                self.connection.bring(at);
+                if let Some((_, request)) = outstanding.remove(at)
+                    && !request.responder.is_cancelled()
+                {
+                    let why = self.describe_loss(&WaitError::Deadline, timeout, "its answer began");
+                    self.fail(request, errors::TIMEOUT, &why, Ok(())).ok();
+                }
+                // The end of its connection tells the application that nobody waits for the answer.
+                self.connection.drop_current();
+            }
+        }
+        outstanding.pop_front()
+    }
+
+    /// Re-queues the requests behind one whose answer takes long, where each has a connection of its own.
+    fn let_go(&mut self, behind: &mut VecDeque<(u64, Request)>) {
+        if !C::HAS_IDS && !behind.is_empty() {
+            self.connection.drop_behind();
+            self.requeue(std::mem::take(behind));
+            self.plugin.ask_to_grow();
         }
     }
 
@@ -205,11 +283,11 @@ impl<C: PluginConnection> Worker<C> {
             match self.wait_answer(&request, deadline, !behind.is_empty()) {
                 Ok(()) => {}
                 // The end of its connection tells the plugin that nobody waits for the answer.
-                Err(_) if behind.is_empty() && request.responder.is_cancelled() => return Err(Broken),
+                Err(_) if (behind.is_empty() || !C::HAS_IDS) && request.responder.is_cancelled() => return Err(Broken),
                 Err(WaitError::Interrupted) if !behind.is_empty() && !self.process.ended.load(Ordering::Relaxed) => {
-                    // Another connection may serve them long before. This one is closed afterwards, because their first answers may
-                    // still arrive on it.
-                    alone = false;
+                    // Another connection may serve them long before. This one is closed afterwards, if their first answers may still
+                    // arrive on it.
+                    alone &= self.connection.drop_behind();
                     self.requeue(std::mem::take(behind));
                     self.plugin.ask_to_grow();
                     continue;
@@ -229,7 +307,7 @@ impl<C: PluginConnection> Worker<C> {
                         self.plugin.log.note(&format!("{name}: {}; it was sent once more, and answered", loss.why));
                     }
                     let begun = request.responder.answer(head, first, rest, more);
-                    let delivered = self.pass_rest(&mut request, rest, !more, begun)?;
+                    let delivered = self.pass_rest(&mut request, rest, !more, begun, behind)?;
                     if more {
                         delivered.map_err(|_| Broken)?;
                         break events;
@@ -238,7 +316,7 @@ impl<C: PluginConnection> Worker<C> {
                     delivered.ok();
                     let followed = followed || (!C::HAS_IDS && self.connection.holds_bytes());
                     let quiet = !followed || self.is_quiet(&format!("behind the answer to {}", request.name()));
-                    return if alone && quiet && self.connection.is_kept() { Ok(()) } else { Err(Broken) };
+                    return if alone && quiet && self.connection.finish() { Ok(()) } else { Err(Broken) };
                 }
                 Ok(Received::Interim(head)) => request.responder.interim(head),
                 Ok(Received::Upgraded(mut bytes)) => {
@@ -279,9 +357,9 @@ impl<C: PluginConnection> Worker<C> {
                 Err(error) => return self.connection_lost(request, &error),
             }
         };
-        let relayed = self.relay(&mut request, id, events);
+        let relayed = self.relay(&mut request, id, events, behind);
         // After a stream with requests behind it, late answers to them may arrive, so the connection is replaced.
-        if alone && behind.is_empty() && self.connection.is_kept() { relayed } else { Err(Broken) }
+        if alone && (behind.is_empty() || !C::HAS_IDS) && self.connection.finish() { relayed } else { Err(Broken) }
     }
 
     /// The connection was lost before the answer to a request began.
@@ -341,17 +419,27 @@ impl<C: PluginConnection> Worker<C> {
         rest: usize,
         last: bool,
         delivered: io::Result<()>,
+        behind: &mut VecDeque<(u64, Request)>,
     ) -> Result<io::Result<()>, Broken> {
         if rest > 0 {
             self.plugin.scaling.note_blocking();
         }
-        let (mut left, mut delivered) = (rest, delivered);
+        let (mut left, mut delivered, until) = (rest, delivered, Instant::now() + CLIENT_TICK);
         while left > 0 {
+            if !C::HAS_IDS && !behind.is_empty() && (Instant::now() >= until || !request.responder.has_room_within(CLIENT_TICK)) {
+                self.let_go(behind);
+            }
             let mut buffer = request.responder.buffer();
-            let interrupted = || self.stalling.stall() || request.responder.is_cancelled();
+            let waits = !C::HAS_IDS && !behind.is_empty();
+            let is_long = || waits && Instant::now() >= until;
+            let interrupted = || self.stalling.stall() || is_long() || request.responder.is_cancelled();
             let n = match self.connection.read_rest(&mut buffer, Instant::now() + STREAM_IDLE, interrupted) {
                 Ok(n) => n,
                 Err(_) if request.responder.is_cancelled() => return Err(Broken),
+                Err(WaitError::Interrupted) if is_long() && !self.process.ended.load(Ordering::Relaxed) => {
+                    self.let_go(behind);
+                    continue;
+                }
                 Err(wait_error) => return self.cut_lost(request, &wait_error).map(Ok),
             };
             left -= n;
@@ -362,23 +450,32 @@ impl<C: PluginConnection> Worker<C> {
     }
 
     /// Passes on the rest of an answer that streams.
-    fn relay(&mut self, request: &mut Request, id: u64, events: bool) -> Outcome {
+    fn relay(&mut self, request: &mut Request, id: u64, events: bool, behind: &mut VecDeque<(u64, Request)>) -> Outcome {
         self.pace = Pace::default();
         let begun = Instant::now();
         // An event stream does not end. Other streams usually do, so requests wait for them at first.
-        let counted = OnceCell::new();
+        let (plugin, counted) = (Arc::clone(&self.plugin), OnceCell::new());
         let count = || {
             if events || begun.elapsed() >= LONG_STREAM {
-                counted.get_or_init(|| self.plugin.count_stream());
+                counted.get_or_init(|| plugin.count_stream());
             }
         };
         count();
         self.stalling.stall();
-        let ending = || events && self.process.stopping.load(Ordering::Relaxed);
+        let process = Arc::clone(&self.process);
+        let ending = || events && process.stopping.load(Ordering::Relaxed);
         loop {
+            if !C::HAS_IDS
+                && !behind.is_empty()
+                && (events || begun.elapsed() >= CLIENT_TICK || !request.responder.has_room_within(CLIENT_TICK))
+            {
+                self.let_go(behind);
+            }
+            let waits = !C::HAS_IDS && !behind.is_empty();
+            let is_long = || waits && begun.elapsed() >= CLIENT_TICK;
             let interrupted = || {
                 count();
-                self.stalling.stall() || ending() || request.responder.is_cancelled()
+                self.stalling.stall() || ending() || is_long() || request.responder.is_cancelled()
             };
             let waited = self.connection.wait_piece(Instant::now() + STREAM_IDLE, interrupted);
             if request.responder.is_cancelled() {
@@ -390,8 +487,13 @@ impl<C: PluginConnection> Worker<C> {
                 request.responder.piece(&[], true).ok();
                 return Err(Broken);
             }
-            if let Err(wait_error) = waited {
-                return self.cut_lost(request, &wait_error);
+            match waited {
+                Ok(()) => {}
+                Err(WaitError::Interrupted) if is_long() && !self.process.ended.load(Ordering::Relaxed) => {
+                    self.let_go(behind);
+                    continue;
+                }
+                Err(wait_error) => return self.cut_lost(request, &wait_error),
             }
             let (mut rest, more) = match self.connection.take_piece(id) {
                 Ok(Piece::Data { bytes, more }) => (bytes, more),

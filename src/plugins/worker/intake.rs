@@ -7,7 +7,6 @@ use crate::plugins::connection::RELEASE_AFTER;
 use crate::plugins::job::Job;
 use crate::plugins::plugin::Plugin;
 use crate::plugins::process_state::ProcessState;
-use crossbeam_channel::Select;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -32,36 +31,16 @@ pub(super) fn next(plugin: &Plugin, process: &ProcessState, release: impl FnOnce
         return Next::Job(job);
     }
     plugin.scaling.idle.fetch_add(1, Ordering::Relaxed);
-    let next = next_within(plugin, process, RELEASE_AFTER).or_else(|| {
+    let (now, is_over) = (Instant::now(), || process.stopping.load(Ordering::SeqCst));
+    let job = plugin.queue.take_by(now + RELEASE_AFTER, is_over).or_else(|| {
         release();
-        next_within(plugin, process, PING_AFTER - RELEASE_AFTER)
+        plugin.queue.take_by(now + PING_AFTER, is_over)
     });
     plugin.scaling.idle.fetch_sub(1, Ordering::Relaxed);
-    next.unwrap_or(Next::Ping)
-}
-
-/// Waits up to `time` for a request or the order to stop.
-fn next_within(plugin: &Plugin, process: &ProcessState, time: Duration) -> Option<Next> {
-    let (queue, deadline) = (&plugin.queue, Instant::now() + time);
-    let mut select = Select::new();
-    select.recv(queue.channel());
-    let woken = select.recv(queue.wake());
-    let stop = select.recv(&process.stop);
-    loop {
-        let ready = select.select_deadline(deadline).ok()?;
-        match ready.index() {
-            index if index == stop => {
-                ready.recv(&process.stop).ok();
-                return Some(Next::Stop);
-            }
-            index if index == woken => {
-                ready.recv(queue.wake()).ok();
-                if let Some(job) = queue.try_take() {
-                    return Some(Next::Job(job));
-                }
-            }
-            _ => return Some(ready.recv(queue.channel()).map_or(Next::Stop, |job| Next::Job(queue.received(job)))),
-        }
+    match job {
+        Some(job) => Next::Job(job),
+        None if is_over() => Next::Stop,
+        None => Next::Ping,
     }
 }
 

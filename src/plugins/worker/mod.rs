@@ -246,7 +246,8 @@ impl<C: PluginConnection> Worker<C> {
         if (repeatable && !rested) || self.is_quiet("on an idle connection") {
             return true;
         }
-        if !repeatable {
+        // Where a connection is opened for the request, the end of the process shows by that.
+        if !repeatable && !C::ON_DEMAND {
             self.process.ends_within(UNSENT_SETTLE_TIME);
         }
         false

@@ -26,7 +26,7 @@ impl Pace {
         if elapsed >= LONG {
             plugin.scaling.note_blocking();
         }
-        if let Some(each) = elapsed.checked_div(count) {
+        if let Some(each) = elapsed.checked_div(count.saturating_mul(plugin.scaling.side_by_side())) {
             let weight = count.min(MEMORY / 2);
             let pace = self.0.map_or(each, |pace| (pace * (MEMORY - weight) + each * weight) / MEMORY);
             self.0 = Some(pace);

@@ -6,7 +6,7 @@ use crate::support::{PATIENCE, Server, Site, command, pause, wait_for};
 use std::fs;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// An application that waits for a sign at each step, and the end that gives it.
 fn on_signs(play: impl Fn(&mut Wire, &Head, &dyn Fn()) -> bool + Send + Sync + 'static) -> (App, Sender<()>) {
@@ -505,4 +505,51 @@ fn a_client_that_goes_ends_the_connection_to_the_application() {
         assert_eq!(ask(&mut client(&server), &get("/ok")).text(), "ok /ok");
         app.seen();
     }
+}
+
+/// A quick application is sent several requests at once, each on a connection of its own.
+#[test]
+fn requests_that_are_sent_together_are_sent_once_and_answered_without_the_slow_ones() {
+    let (app, sign) = on_signs(|wire, _, wait| {
+        wait();
+        wire.send(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nslow")
+    });
+    let server = host_before(&app, &[]);
+    let mut wires: Vec<Wire> = (0..30).map(|_| client(&server)).collect();
+    for round in 0..6 {
+        for wire in &mut wires {
+            assert_eq!(ask(wire, &get("/ok")).status(), 200);
+        }
+        app.seen();
+        let (slow, quick) = wires.split_at_mut(2);
+        assert!(slow.iter_mut().all(|wire| wire.send(&get("/slow"))));
+        assert!(quick.iter_mut().all(|wire| wire.send(&get("/ok"))));
+        quick.iter_mut().for_each(|wire| assert_eq!(hear(wire, "GET").unwrap().status(), 200, "{round}"));
+        if round % 2 == 1 {
+            // Its client goes, and the other still gets its answer.
+            slow[0] = client(&server);
+            pause(Duration::from_millis(300));
+        }
+        (0..2).for_each(|_| sign.send(()).unwrap());
+        let left = if round % 2 == 1 { &mut slow[1..] } else { slow };
+        left.iter_mut().for_each(|wire| assert_eq!(hear(wire, "GET").unwrap().text(), "slow", "{round}"));
+        assert_eq!(app.seen().len(), wires.len(), "{round}");
+    }
+}
+
+/// The connection of the last request is then too old to be used again.
+#[test]
+fn a_post_after_a_pause_is_sent_at_once() {
+    let app = App::start(|_, _| false);
+    let server = host_before(&app, &[]);
+    let mut wire = client(&server);
+    let mut quickest = PATIENCE;
+    for _ in 0..5 {
+        let begun = Instant::now();
+        assert_eq!(ask(&mut wire, &post("/ok")).status(), 200);
+        quickest = quickest.min(begun.elapsed());
+        pause(Duration::from_millis(1100));
+    }
+    // It took 100 ms at least, had the host waited for the end of the process.
+    assert!(quickest < Duration::from_millis(90), "{quickest:?}");
 }
