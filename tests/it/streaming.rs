@@ -229,6 +229,8 @@ fn a_plugin_that_dies_while_it_receives_is_502() {
     begin(&mut client, "/p/upload", &format!("content-length: {}", 5 * MIB));
     let mut blocks = blocks(5 * MIB);
     blocks.by_ref().take(8).for_each(|block| client.send(&block));
+    // Before the plugin has the request, the next process would get it.
+    wait_for("the upload to begin", || server.site().data().join("plugin-data/p/uploading").exists().then_some(()));
     assert!(command("kill").args(["-9", &before.to_string()]).status().unwrap().success());
     wait_for("the plugin's end", || (!is_alive(before)).then_some(()));
     offer(&mut client, blocks);

@@ -536,20 +536,3 @@ fn requests_that_are_sent_together_are_sent_once_and_answered_without_the_slow_o
         assert_eq!(app.seen().len(), wires.len(), "{round}");
     }
 }
-
-/// The connection of the last request is then too old to be used again.
-#[test]
-fn a_post_after_a_pause_is_sent_at_once() {
-    let app = App::start(|_, _| false);
-    let server = host_before(&app, &[]);
-    let mut wire = client(&server);
-    let mut quickest = PATIENCE;
-    for _ in 0..5 {
-        let begun = Instant::now();
-        assert_eq!(ask(&mut wire, &post("/ok")).status(), 200);
-        quickest = quickest.min(begun.elapsed());
-        pause(Duration::from_millis(1100));
-    }
-    // It took 100 ms at least, had the host waited for the end of the process.
-    assert!(quickest < Duration::from_millis(90), "{quickest:?}");
-}
