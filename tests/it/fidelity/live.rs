@@ -6,7 +6,7 @@ use crate::support::{PATIENCE, Server, Site, command, pause, wait_for};
 use std::fs;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// An application that waits for a sign at each step, and the end that gives it.
 fn on_signs(play: impl Fn(&mut Wire, &Head, &dyn Fn()) -> bool + Send + Sync + 'static) -> (App, Sender<()>) {
