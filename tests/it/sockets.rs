@@ -559,12 +559,14 @@ fn messages_that_never_become_whole_have_bounded_memory() {
     for socket in &mut sockets {
         assert_eq!(socket.hear(), "/echo test");
         socket.send(BINARY, &half);
-        socket.send(FIN | PING, b"there?");
-        match socket.receive().unwrap() {
-            (first, _) if first == FIN | PONG => {}
-            (first, payload) => {
+        // The first pong may go out with what was read of the message, before its size is looked at.
+        for _ in 0..2 {
+            socket.stream.write_all(&frame(FIN | PING, b"there?")).unwrap_or_default();
+            let (first, payload) = socket.receive().unwrap();
+            if first != FIN | PONG {
                 assert_eq!((first, u16::from_be_bytes(*payload.first_chunk().unwrap())), (FIN | CLOSE, 1013));
                 refused += 1;
+                break;
             }
         }
     }

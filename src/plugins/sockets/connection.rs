@@ -52,6 +52,8 @@ struct Open {
     back: SocketReturn,
     /// What the plugin may still send.
     credit: i64,
+    /// Whether the plugin has broken the protocol, so that the socket is being closed.
+    has_failed: bool,
 }
 
 /// The sockets by their ids.
@@ -163,7 +165,7 @@ impl SocketConnection {
                     return Err(fault);
                 }
             }
-        } else if let Some(open) = table.open.get_mut(&id) {
+        } else if let Some(open) = table.open.get_mut(&id).filter(|open| !open.has_failed) {
             match message {
                 Message::SocketMessage(message) => self.message(message, frame.body, open),
                 Message::SocketCredit(more) => open.back.put(ToClient::Credit(more.bytes)),
@@ -171,7 +173,7 @@ impl SocketConnection {
                 other => return Err(format!("{} is out of place", other.named())),
             }
         }
-        // Otherwise the plugin does not know yet that the socket has ended.
+        // Otherwise the plugin does not know yet that the socket ends.
         Ok(())
     }
 
@@ -185,7 +187,7 @@ impl SocketConnection {
                 let end = SocketEnd::new(accept.id, Arc::clone(&self.queue), back.clone());
                 let credit = accept.credit.unwrap_or(SOCKET_CREDIT);
                 request.responder.upgrade(head, OtherProtocol::WebSocket { end, credit });
-                Some(Open { back, credit: 0_i64.saturating_add_unsigned(SOCKET_CREDIT) })
+                Some(Open { back, credit: 0_i64.saturating_add_unsigned(SOCKET_CREDIT), has_failed: false })
             }
             Err(fault) => {
                 self.fail(opening, &format!("protocol error: {fault}"));
@@ -235,7 +237,7 @@ impl SocketConnection {
     }
 
     /// The plugin closes a socket.
-    fn close(&self, close: &SocketClose<'_>, open: &Open) {
+    fn close(&self, close: &SocketClose<'_>, open: &mut Open) {
         if close.has_code_to_send() {
             let code = close.code.unwrap_or(NORMAL);
             open.back.put(ToClient::Close(Closing { code: Some(code), reason: close.reason.to_string() }));
@@ -246,7 +248,8 @@ impl SocketConnection {
     }
 
     /// Has a socket closed because the plugin breaks the protocol on it. The event loop then ends it here as well.
-    fn fail_socket(&self, id: u64, fault: &str, open: &Open) {
+    fn fail_socket(&self, id: u64, fault: &str, open: &mut Open) {
+        open.has_failed = true;
         self.plugin.note_failed(&format!("protocol error: {fault} (the socket with id {id})"));
         open.back.put(ToClient::Fail(FAULT));
     }
