@@ -263,11 +263,11 @@ impl SocketConnection {
     /// The connection has ended.
     fn end(&self, why: &str) {
         self.break_off();
-        let is_expected = self.process.stopping.load(Ordering::Relaxed);
-        let (openings, open) = {
+        let (is_expected, openings, open) = {
             let mut table = self.table.locked();
-            table.ended = true;
-            (std::mem::take(&mut table.openings), std::mem::take(&mut table.open))
+            // After `close_all` no more were taken.
+            let is_expected = std::mem::replace(&mut table.ended, true);
+            (is_expected, std::mem::take(&mut table.openings), std::mem::take(&mut table.open))
         };
         if !is_expected {
             self.plugin.log.note(&format!("the connection for WebSocket has ended, and {} sockets with it: {why}", open.len()));
@@ -302,6 +302,10 @@ impl SocketConnection {
                     Err(_) => return,
                 },
                 recv(stop) -> _ => {
+                    if self.process.ended.load(Ordering::Acquire) {
+                        // It has ended by itself, which the reader is about to see.
+                        return self.break_off();
+                    }
                     stops_at = Some(Instant::now() + CLOSE_TIME);
                     self.close_all();
                 },
