@@ -46,8 +46,6 @@ pub(super) struct WebSocket {
     counted: u64,
     /// Whether the client has sent or taken anything since the last ping.
     heard: bool,
-    /// Whether a close frame was sent.
-    is_closing: bool,
 }
 
 /// How a step on a socket has ended.
@@ -126,8 +124,12 @@ impl WebSocket {
             partial: 0,
             counted: 0,
             heard: true,
-            is_closing: false,
         }
+    }
+
+    /// Whether a close frame was sent or received.
+    fn is_closing(&self) -> bool {
+        !self.context.can_write()
     }
 
     /// Sends what waits, returns credit to the plugin, and takes one frame or message from the client.
@@ -136,7 +138,7 @@ impl WebSocket {
             return Turn::Lost;
         }
         self.note_unsent(connection.unsent());
-        let is_read = self.is_closing || (self.credit > 0 && self.plugin.has_room());
+        let is_read = self.is_closing() || (self.credit > 0 && self.plugin.has_room());
         if connection.unsent() >= MAX_UNSENT || !is_read {
             return Turn::Wait;
         }
@@ -202,17 +204,13 @@ impl WebSocket {
     }
 
     fn send_close(&mut self, connection: &mut Connection, code: CloseCode, reason: &str) -> Result<(), Error> {
-        self.is_closing = true;
         let reason = Utf8Bytes::from(&reason[..reason.floor_char_boundary(MAX_CLOSE_REASON)]);
         self.context.close(&mut Wire::new(connection), Some(CloseFrame { code, reason }))
     }
 
     /// Sends a message of the plugin. False if the connection is lost.
-    fn send(&mut self, connection: &mut Connection, text: bool, bytes: Bytes) -> bool {
-        let cost = u64::try_from(cost(bytes.len())).unwrap_or(u64::MAX);
-        let message = if text { Utf8Bytes::try_from(bytes).map(Message::Text) } else { Ok(Message::Binary(bytes)) };
-        let Ok(message) = message else { return true };
-        self.owed += cost;
+    fn send(&mut self, connection: &mut Connection, message: Message) -> bool {
+        self.owed += u64::try_from(cost(message.len())).unwrap_or(u64::MAX);
         let sent = self.context.write(&mut Wire::new(connection), message);
         self.note_unsent(connection.unsent());
         // Nothing is sent behind a close frame.
@@ -281,8 +279,8 @@ impl EventLoop {
         let Some(mut socket) = connection.websocket.take() else { return };
         let mut is_lost = false;
         match what {
-            ToClient::Message { text, bytes } => {
-                is_lost = !socket.send(connection, text, bytes);
+            ToClient::Message(message) => {
+                is_lost = !socket.send(connection, message);
                 self.socket_memory = socket.count(self.socket_memory);
                 if socket.unsent > MAX_UNSENT && self.is_socket_memory_used_up() {
                     // It would not read a close frame either.
@@ -319,7 +317,7 @@ impl EventLoop {
     pub(super) fn socket_is_due(&mut self, key: ConnectionKey) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         let Some(mut socket) = connection.websocket.take() else { return };
-        if socket.is_closing || !std::mem::take(&mut socket.heard) {
+        if socket.is_closing() || !std::mem::take(&mut socket.heard) {
             connection.websocket = Some(socket);
             return self.close(key);
         }

@@ -15,7 +15,7 @@ use base64::engine::general_purpose::STANDARD;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use tungstenite::Bytes;
+use tungstenite::{Bytes, Message};
 
 /// The version of the protocol (RFC 6455, section 4.1).
 pub(crate) const VERSION: &str = "13";
@@ -36,10 +36,11 @@ const FEW_WAITING: usize = MOST_WAITING / 2;
 /// The code of a socket whose client has gone without a close frame.
 pub(crate) const GONE: u16 = 1006;
 
-/// Whether a client asks for WebSocket.
+/// Whether a request for another protocol asks for WebSocket.
 pub(crate) fn is_asked_for(request: &Request) -> bool {
-    let protocols = request.header("upgrade").filter(|_| request.upgrade);
-    protocols.is_some_and(|protocols| protocols.split(',').any(|protocol| protocol.trim().eq_ignore_ascii_case("websocket")))
+    request
+        .header("upgrade")
+        .is_some_and(|protocols| protocols.split(',').any(|protocol| protocol.trim().eq_ignore_ascii_case("websocket")))
 }
 
 /// Checks the client's part of the handshake, and returns the value of `sec-websocket-accept`.
@@ -70,8 +71,7 @@ pub(crate) fn is_origin_allowed(request: &Request, origins: &[String]) -> bool {
     let host = forwarded.or(request.header("host")).unwrap_or_default().to_ascii_lowercase();
     origin.split_once("://").is_some_and(|(scheme, place)| {
         let port = if scheme == "https" { ":443" } else { ":80" };
-        let named = |place: &str| place.strip_suffix(port).unwrap_or(place).to_owned();
-        named(place) == named(&host)
+        place.strip_suffix(port).unwrap_or(place) == host.strip_suffix(port).unwrap_or(&host)
     })
 }
 
@@ -125,8 +125,8 @@ impl ToPlugin {
 
 /// What goes to a client, through the event loop.
 pub(crate) enum ToClient {
-    /// A message of the plugin; text is valid UTF-8.
-    Message { text: bool, bytes: Bytes },
+    /// A message of the plugin.
+    Message(Message),
     /// The plugin has taken messages of this cost.
     Credit(u64),
     /// The plugin closes the socket, and is told of the client's reply.

@@ -9,6 +9,8 @@ use crate::process::Bounds;
 use crate::process::exit::Exit;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use std::ffi::OsString;
+use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -66,6 +68,16 @@ impl ProcessState {
     /// Where it listens.
     pub(crate) fn endpoint(&self) -> &Endpoint {
         self.found.get().unwrap_or(&self.endpoint)
+    }
+
+    /// Connects to a process that speaks the plugin protocol, by a blocking stream.
+    ///
+    /// # Errors
+    /// Nobody listens there, or takes a connection now.
+    pub(crate) fn connect(&self) -> io::Result<UnixStream> {
+        let stream = UnixStream::from(self.endpoint.connect(self.uid)?);
+        stream.set_nonblocking(false)?;
+        Ok(stream)
     }
 
     /// How the manifest says that it runs, if the plugin has one.

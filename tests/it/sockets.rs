@@ -218,9 +218,8 @@ fn the_plugin_sees_the_request_and_gives_the_response_its_headers() {
 #[test]
 fn a_plugin_refuses_a_socket_by_a_response() {
     let server = host(&["--request-timeout", "1s"]);
-    let upgrade = "GET /s/refuse HTTP/1.1";
     let mut socket = server.socket_with("/s/refuse", "");
-    assert_eq!(socket.status(), 403, "{upgrade}");
+    assert_eq!(socket.status(), 403);
     let mut body = [0; 13];
     std::io::Read::read_exact(&mut socket.stream, &mut body).unwrap();
     assert_eq!(&body, b"members only\n");
@@ -289,18 +288,11 @@ fn messages_of_every_form_arrive_whole() {
         assert_eq!(socket.hear(), n.to_string());
     }
     sender.join().unwrap();
-    // What comes with the request is not lost.
+    // A message that is sent behind the request is not lost.
     let stream = std::net::TcpStream::connect(server.address()).unwrap();
     let mut early = crate::support::websocket::request("/s/echo", "").into_bytes();
     early.extend(frame(FIN | TEXT, b"at once"));
-    let mut socket = Socket { stream, head: String::new() };
-    socket.send_raw(&early);
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        let mut byte = [0];
-        std::io::Read::read_exact(&mut socket.stream, &mut byte).unwrap();
-        head.push(byte[0]);
-    }
+    let mut socket = Socket::ask_by(stream, &early);
     assert_eq!([socket.hear(), socket.hear()], ["/echo test", "at once"]);
 }
 
@@ -433,16 +425,12 @@ fn the_end_of_the_plugins_connection_ends_its_sockets_and_others_are_opened() {
     }
     echo(&server).assert_echoes("again");
     // The end of the process.
+    let pid = server.plugin("s")["process"]["pid"].as_i64().unwrap();
     let mut other = echo(&server);
     let mut socket = server.socket("/s/exit-later");
     socket.say("go");
     assert_eq!((socket.closed().0, other.closed().0), (1011, 1011));
-    let pid = server.plugin("s")["process"]["pid"].as_i64();
-    wait_for("the next process", || {
-        let plugin = server.plugin("s");
-        (plugin["status"]["state"] == "ready" && plugin["process"]["pid"].as_i64() != pid || plugin["state"] == "ready")
-            .then_some(())
-    });
+    server.wait_restarted("s", pid);
     assert_eq!(server.socket_with("/s/exit", "").status(), 502);
 }
 

@@ -9,7 +9,7 @@ use crate::plugins::job::KvJob;
 use crate::plugins::process_state::ProcessState;
 use crate::plugins::worker::{MAX_MISSED_PINGS, Outcome, Worker};
 use crate::protocol::frame::{EncodeError, Frame, FrameReader, ReadError, encode, encode_head};
-use crate::protocol::message::{Data, Message, Response};
+use crate::protocol::message::{Data, Failure, Message, Response};
 use crate::util::send_buffer::{SendBuffer, poll_ready};
 use rustix::event::PollFlags;
 use serde::Serialize;
@@ -101,8 +101,7 @@ impl PluginConnection for FrameConnection {
     }
 
     fn connect(process: &ProcessState) -> io::Result<Self> {
-        let stream = UnixStream::from(process.endpoint.connect(process.uid)?);
-        stream.set_nonblocking(false)?;
+        let stream = process.connect()?;
         stream.set_read_timeout(Some(TICK))?;
         Ok(Self {
             frames: FrameReader::new(Duplex { stream, outgoing: SendBuffer::default(), yield_at: Instant::now() }),
@@ -234,7 +233,7 @@ impl PluginConnection for FrameConnection {
                 return Ok(Received::Answer(Answer { head, first: frame.body, rest, more, events: is_events(&response) }));
             }
             Ok(Message::Error(error)) if error.id == id && rest == 0 => {
-                return Ok(Received::Error(format!("the plugin answered with the error {}: {}", error.code, error.message)));
+                return Ok(Received::Error(answered_with(&error)));
             }
             // The frame is whole, so the expected answer can follow it.
             Ok(other) if other.id() < id && rest == 0 => return Ok(Received::Late(other.named())),
@@ -303,6 +302,11 @@ impl PluginConnection for FrameConnection {
     fn shut_down(worker: Worker<Self>) {
         worker.shut_down();
     }
+}
+
+/// Says which error the plugin has answered with.
+pub(crate) fn answered_with(error: &Failure) -> String {
+    format!("the plugin answered with the error {}: {}", error.code, error.message)
 }
 
 /// Whether an answer is a stream of server-sent events.

@@ -1,4 +1,4 @@
-//! The connection for the sockets of a process. One thread reads frames from it, and another writes to it what comes through the queue.
+//! The connection for the sockets of a process. One thread reads frames from it, and another sends what is in the queue.
 
 use crate::http::framing::ResponseHead;
 use crate::http::prefix::Mount;
@@ -6,11 +6,12 @@ use crate::http::response_channel::OtherProtocol;
 use crate::http::websocket::{Closing, GONE, SocketEnd, SocketQueue, SocketReturn, ToClient, ToPlugin, cost, offered_protocols};
 use crate::http::{HttpError, Request, errors};
 use crate::lock::LockExt;
+use crate::plugins::connection::frames::answered_with;
 use crate::plugins::plugin::{Plugin, STARTING_RETRY_AFTER};
 use crate::plugins::process_state::{ProcessState, UnacceptedConnection};
 use crate::protocol::frame::{Frame, FrameReader, ReadError, encode, encode_head};
 use crate::protocol::message::{
-    Failure, MAX_REFUSAL, Message, Response, SOCKET_CREDIT, Shutdown, SocketAccept, SocketClose, SocketCredit, SocketMessage,
+    MAX_REFUSAL, Message, Response, SOCKET_CREDIT, Shutdown, SocketAccept, SocketClose, SocketCredit, SocketMessage,
 };
 use crate::util::threads::small_thread;
 use crossbeam_channel::{Receiver, Sender, after, bounded, never, select};
@@ -21,7 +22,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use tungstenite::Bytes;
+use tungstenite::Message::{Binary, Text};
+use tungstenite::{Bytes, Utf8Bytes};
 
 /// Interval at which it is checked whether clients that wait for the plugin's answer have gone, or have waited too long.
 const TICK: Duration = Duration::from_millis(100);
@@ -80,8 +82,7 @@ impl SocketConnection {
     /// Opens the connection, and starts its threads.
     pub(super) fn start(plugin: &Arc<Plugin>, process: &Arc<ProcessState>) -> io::Result<Arc<Self>> {
         let unaccepted = UnacceptedConnection::new(process);
-        let stream = UnixStream::from(process.endpoint.connect(process.uid)?);
-        stream.set_nonblocking(false)?;
+        let stream = process.connect()?;
         stream.set_write_timeout(Some(WRITE_TIME))?;
         let (queue, queued) = SocketQueue::new();
         let (plugin, process) = (Arc::clone(plugin), Arc::clone(process));
@@ -158,7 +159,7 @@ impl SocketConnection {
             match message {
                 Message::SocketAccept(accept) => table.open.extend(self.accept(&accept, *opening).map(|open| (id, open))),
                 Message::Response(response) => self.refuse(&response, frame.body, *opening),
-                Message::Error(failure) => self.fail(*opening, &told(&failure)),
+                Message::Error(failure) => self.fail(*opening, &answered_with(&failure)),
                 other => {
                     let fault = format!("{} came where the answer to ws_open was due", other.named());
                     self.fail(*opening, &format!("protocol error: {fault}"));
@@ -225,15 +226,18 @@ impl SocketConnection {
 
     /// The plugin sends a message to a client.
     fn message(&self, message: SocketMessage, body: &[u8], open: &mut Open) {
-        let fault = if open.credit <= 0 {
-            "a message came without credit"
-        } else if message.text && std::str::from_utf8(body).is_err() {
-            "a text message is not UTF-8"
-        } else {
-            open.credit -= cost(body.len());
-            return open.back.put(ToClient::Message { text: message.text, bytes: Bytes::copy_from_slice(body) });
-        };
-        self.fail_socket(message.id, fault, open);
+        if open.credit <= 0 {
+            return self.fail_socket(message.id, "a message came without credit", open);
+        }
+        let bytes = Bytes::copy_from_slice(body);
+        let whole = if message.text { Utf8Bytes::try_from(bytes).map(Text) } else { Ok(Binary(bytes)) };
+        match whole {
+            Ok(whole) => {
+                open.credit -= cost(body.len());
+                open.back.put(ToClient::Message(whole));
+            }
+            Err(_) => self.fail_socket(message.id, "a text message is not UTF-8", open),
+        }
     }
 
     /// The plugin closes a socket.
@@ -288,7 +292,7 @@ impl SocketConnection {
 
     // --- To the plugin --------------------------------------------------------------------------------------
 
-    /// Sends what comes through the queue, until the connection ends or the process is to stop.
+    /// Sends what is put into the queue, until the connection ends or the process is to stop.
     fn write(&self, queue: &Receiver<(u64, ToPlugin)>, ended: &Receiver<()>) {
         let mut batch = Batch::default();
         // When the connection ends at the latest, once the process is to stop.
@@ -415,11 +419,6 @@ struct Batch {
 /// The code of an end without a particular reason (RFC 6455, section 7.4.1).
 const NORMAL: u16 = 1000;
 
-/// An error that the plugin has answered with.
-fn told(failure: &Failure) -> String {
-    format!("the plugin answered with the error {}: {}", failure.code, failure.message)
-}
-
 /// The response that tells a client that it has its socket.
 ///
 /// # Errors
@@ -429,11 +428,11 @@ fn response_head(accept: &SocketAccept<'_>, opening: &Opening, rewrites: bool) -
         let name = name.to_ascii_lowercase();
         name != "content-length" && !name.starts_with("sec-websocket-")
     });
-    // Its status is that of no response with a body, so that the rules for headers alone count.
-    let response = Response { id: accept.id, status: 204, headers: headers.cloned().collect(), more: false };
+    // No plugin may answer 101 by itself, so the rules for headers are those of another response without a body.
+    let mut response = Response { id: accept.id, status: 204, headers: headers.cloned().collect(), more: false };
     response.check(0, false).map_err(|bad| bad.to_string())?;
+    response.status = 101;
     let lines = ResponseHead::of(&response, rewrites.then(|| Mount::of(&opening.request))).lines;
-    let headers = lines.iter().position(|byte| *byte == b'\n').map_or(&lines[..], |end| &lines[end + 1..]);
     let protocol = match &accept.protocol {
         Some(chosen) if offered_protocols(&opening.request).any(|offered| *offered == **chosen) => {
             format!("sec-websocket-protocol: {}\r\n", &**chosen)
@@ -442,8 +441,6 @@ fn response_head(accept: &SocketAccept<'_>, opening: &Opening, rewrites: bool) -
         None => String::new(),
     };
     let accept_key = &opening.accept_key;
-    let begin = format!(
-        "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-accept: {accept_key}\r\n{protocol}"
-    );
-    Ok([begin.as_bytes(), headers, b"\r\n"].concat())
+    let end = format!("connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-accept: {accept_key}\r\n{protocol}\r\n");
+    Ok([&lines[..], end.as_bytes()].concat())
 }

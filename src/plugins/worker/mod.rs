@@ -213,7 +213,7 @@ impl<C: PluginConnection> Worker<C> {
             Job::Http(waiting) => {
                 // None if the client has gone.
                 let Some(mut request) = waiting.take(now) else { return Ok(()) };
-                if self.plugin.speaks_websocket() && websocket::is_asked_for(&request) {
+                if request.upgrade && self.plugin.speaks_websocket() && websocket::is_asked_for(&request) {
                     Sockets::open(&self.plugin, &self.process, request);
                     return Ok(());
                 }

@@ -95,8 +95,13 @@ impl Socket {
 
 impl<S: Read + Write> Socket<S> {
     /// Asks for a socket on a connection, and reads the head of the answer.
-    pub(crate) fn ask(mut stream: S, path: &str, headers: &str) -> Self {
-        stream.write_all(request(path, headers).as_bytes()).unwrap();
+    pub(crate) fn ask(stream: S, path: &str, headers: &str) -> Self {
+        Self::ask_by(stream, request(path, headers).as_bytes())
+    }
+
+    /// The same by these bytes.
+    pub(crate) fn ask_by(mut stream: S, request: &[u8]) -> Self {
+        stream.write_all(request).unwrap();
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             let mut byte = [0];

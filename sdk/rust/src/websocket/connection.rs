@@ -1,4 +1,4 @@
-//! The connection for all sockets: one thread reads it and hands out what comes, and never waits for a handler.
+//! The connection for all sockets: one thread reads its messages and passes them on, and never waits for a handler.
 
 use super::message::{Close, Message};
 use super::opening::Acceptance;
@@ -77,7 +77,7 @@ struct Reading<'a> {
 }
 
 impl Reading<'_> {
-    /// Hands out what comes, until the host tells the connection to end.
+    /// Passes messages on, until the host tells the connection to end.
     fn read(&mut self, connection: &mut Connection) -> Result<(), End> {
         let mut head = Vec::new();
         loop {

@@ -56,7 +56,7 @@ struct Queue {
     parts: Vec<Part>,
     /// Whether the writer ends once all is written.
     is_closing: bool,
-    /// Whether the writer has ended, and what comes is dropped.
+    /// Whether the writer has ended. Further messages are dropped.
     is_over: bool,
 }
 

@@ -308,7 +308,7 @@ impl Socket {
         }
     }
 
-    /// Whether there is more to handle. If not, the next event finds a thread anew.
+    /// Whether there is more to handle. If not, the next event is given to any free thread.
     pub(super) fn is_ready_again(&self) -> bool {
         let mut state = self.lock();
         state.is_scheduled = !state.events.is_empty();
